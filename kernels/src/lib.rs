@@ -1,0 +1,8 @@
+//! Kernels on GGUF quantization blocks.
+#![cfg_attr(not(any(test, feature = "std")), no_std)]
+
+pub mod block;
+pub mod view;
+
+pub use block::DType;
+pub use view::{QMatrix, ViewError};

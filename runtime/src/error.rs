@@ -1,0 +1,82 @@
+//! One error type for the whole runtime. The kind is the stable part: exit codes and the C ABI map it.
+
+use std::fmt;
+
+/// What went wrong, in the classes a caller can act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Reading or writing failed in the operating system.
+    Io,
+    /// A file is not what its format demands (cut, flipped bits, foreign, lying about sizes).
+    Corrupt,
+    /// The format is right, but this version can't handle what it holds.
+    Unsupported,
+    /// An argument or setting is out of range or contradicts another.
+    Misuse,
+    /// The memory plan exceeds the budget.
+    DoesNotFit,
+    /// Training or evaluation data is malformed, or leaves nothing to train on.
+    BadData,
+    /// An adapter and a model (or tokenizer) do not belong together.
+    BaseMismatch,
+    /// A NaN or infinity appeared where none may be.
+    NonFinite,
+    /// Another process holds the output.
+    Busy,
+    /// The caller asked to stop.
+    Cancelled,
+    /// The gate did not promote.
+    GateRefused,
+}
+
+/// An error: its kind, and a message that names file, place and remedy.
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+}
+
+/// The runtime's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of a kind with a message for people.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error { kind, message: message.into() }
+    }
+
+    /// An operating system error while doing `what` (for example "opening models/a.gguf").
+    pub fn io(what: impl fmt::Display, source: std::io::Error) -> Self {
+        Error { kind: ErrorKind::Io, message: format!("{what}: {source}") }
+    }
+
+    /// The class of the error.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The message for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The same error with the place it happened in put before it.
+    #[must_use]
+    pub fn at(self, place: impl fmt::Display) -> Self {
+        Error { kind: self.kind, message: format!("{place}: {}", self.message) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.message)
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,17 @@
+//! Engraft's runtime: loads a quantized GGUF model without copying it, plans memory, trains a LoRA
+//! adapter inside the plan, evaluates and generates. See ARCHITECTURE.md for the rooms and the one
+//! way data takes through them.
+#![deny(unsafe_code)]
+
+pub mod adapter;
+pub mod data;
+pub mod error;
+pub mod generate;
+pub mod model;
+pub mod nn;
+pub mod plan;
+pub mod reference;
+pub mod storage;
+pub mod train;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,11 @@
+//! From a GGUF file to validated views: the file map, the parser, the hyperparameters, the weights,
+//! the tokenizer and the chat template.
+
+pub mod chat;
+pub mod config;
+pub mod gguf;
+pub mod map;
+pub mod tokenizer;
+pub mod weights;
+
+pub use config::{ModelConfig, Proj};

@@ -1,0 +1,2 @@
+//! Engraft.
+fn main() {}
