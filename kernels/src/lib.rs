@@ -1,8 +1,31 @@
-//! Kernels on GGUF quantization blocks.
+//! Kernels on GGUF quantization blocks: matrix products forward and to the input, rank-r products,
+//! normalization, rotary embedding, attention, SwiGLU, cross-entropy and AdamW.
+//!
+//! [`Kernels`] is the safe entry: it asserts every shape once, splits the work over its thread pool
+//! by outputs, and runs the kernels of the instruction set it was made for. Kernels know no layers,
+//! files or errors; wrong shapes are bugs of the caller and panic.
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
+pub mod acts;
 pub mod block;
+mod dispatch;
+#[allow(missing_docs, reason = "work items whose fields carry the formulas' names")]
+mod generic;
+#[cfg(feature = "std")]
+mod kernels;
+#[cfg(feature = "std")]
+pub mod pool;
+pub mod scalar;
 pub mod view;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;
 
+pub use acts::{QuantActs, QuantActsMut, acts_words};
 pub use block::DType;
+pub use dispatch::Isa;
+pub use generic::adamw::AdamWStep;
+pub use generic::gemm::{LowRank, Rows};
+pub use generic::rows::SoftmaxState;
+#[cfg(feature = "std")]
+pub use kernels::{AttnShape, Kernels, NnOp, NtOp, attention_scratch_words, gemm_scratch_words};
 pub use view::{QMatrix, ViewError};

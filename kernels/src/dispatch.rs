@@ -1,0 +1,214 @@
+//! Instruction sets as tokens, and the table of kernels compiled for each.
+//!
+//! An [`Isa`] other than scalar can only be had from [`Isa::detect`] or [`Isa::available`], which ask
+//! the CPU, so holding one proves that its table may run.
+
+use crate::acts::RowTarget;
+use crate::block::DType;
+use crate::generic::adamw::AdamWStep;
+use crate::generic::attention::{Head, HeadGrad};
+use crate::generic::gemm::{NnItem, NtItem};
+use crate::generic::rows::SoftmaxState;
+
+/// The kernels of one instruction set. Every function may only run on a CPU that has it.
+#[allow(missing_docs, reason = "each field is named after the generic function it holds")]
+#[derive(Clone, Copy)]
+pub struct Table {
+    pub nt_strip: usize,
+    pub nt_item: unsafe fn(&NtItem<'_>, usize, &mut [f32]),
+    pub nn_item: unsafe fn(&NnItem<'_>, usize, &mut [f32]),
+    pub dot_nt: unsafe fn(f32, &[f32], usize, usize, &[f32], usize, &mut [f32]),
+    pub outer_tn: unsafe fn(&[f32], &[f32], usize, usize, usize, usize, usize, *mut f32, bool),
+    pub quantize_row: unsafe fn(&[f32], RowTarget),
+    pub rmsnorm_row: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    pub rmsnorm_bwd_row: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]),
+    pub rope_head: unsafe fn(&mut [f32], &[f32], &[f32], f32),
+    pub swiglu: unsafe fn(&[f32], &[f32], &mut [f32]),
+    pub swiglu_bwd: unsafe fn(&mut [f32], &mut [f32], &[f32]),
+    pub ce_chunk_row: unsafe fn(&mut [f32], usize, usize, &mut SoftmaxState) -> f32,
+    pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
+    pub scale: unsafe fn(f32, &mut [f32]),
+    pub attention: unsafe fn(&Head, &mut [f32]),
+    pub attention_bwd: unsafe fn(&Head, &HeadGrad, &mut [f32]),
+    pub attention_decode: unsafe fn(&Head, &mut [f32]),
+    pub adamw: unsafe fn(&mut [f32], &[f32], &mut [f32], &mut [f32], &AdamWStep),
+    pub unpack: unsafe fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]),
+    pub dequant: unsafe fn(DType, &[u8], usize, &mut [f32]),
+}
+
+/// Compiles the generic algorithms for one ISA: functions with its target features, and their table.
+macro_rules! isa_table {
+    ($table:ident, $simd:ty, $features:literal, $unpack:path, $dequant:path) => {
+        mod $table {
+            use super::*;
+            use crate::generic::simd::Simd;
+            use crate::generic::{adamw, attention, gemm, rows, skinny};
+            type S = $simd;
+            const NV: usize = S::NV;
+            const FMR: usize = S::F32_MR;
+
+            isa_table!(@wrap $features,
+                nt_item(it: &NtItem<'_>, n0: usize, scratch: &mut [f32]) => gemm::nt_item::<S, FMR, { S::I8_MR }, NV>;
+                nn_item(it: &NnItem<'_>, c0: usize, scratch: &mut [f32]) => gemm::nn_item::<S, FMR, NV>;
+                dot_nt(s: f32, x: &[f32], rows: usize, k: usize, p: &[f32], r: usize, h: &mut [f32])
+                    => skinny::dot_nt::<S, { S::DOT_TR }>;
+                outer_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, n0: usize, cols: usize, out: *mut f32, acc: bool)
+                    => skinny::outer_tn::<S, FMR, NV>;
+                quantize_row(x: &[f32], t: RowTarget) => rows::quantize_row::<S>;
+                rmsnorm_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) => rows::rmsnorm_row::<S>;
+                rmsnorm_bwd_row(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) => rows::rmsnorm_bwd_row::<S>;
+                rope_head(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) => rows::rope_head::<S>;
+                swiglu(g: &[f32], u: &[f32], h: &mut [f32]) => rows::swiglu::<S>;
+                swiglu_bwd(g: &mut [f32], u: &mut [f32], dh: &[f32]) => rows::swiglu_bwd::<S>;
+                axpy(a: f32, x: &[f32], y: &mut [f32]) => rows::axpy::<S>;
+                scale(a: f32, y: &mut [f32]) => rows::scale::<S>;
+                attention(h: &Head, scratch: &mut [f32]) => attention::forward::<S, FMR, NV>;
+                attention_bwd(h: &Head, g: &HeadGrad, scratch: &mut [f32]) => attention::backward::<S, FMR, NV>;
+                attention_decode(h: &Head, scratch: &mut [f32]) => attention::decode::<S>;
+                adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep) => adamw::adamw::<S>;
+            );
+
+            #[target_feature(enable = $features)]
+            unsafe fn ce_chunk_row(l: &mut [f32], first: usize, target: usize, st: &mut SoftmaxState) -> f32 {
+                // SAFETY: the caller holds the token of this ISA and keeps the callee's contract.
+                unsafe { rows::ce_chunk_row::<S>(l, first, target, st) }
+            }
+
+            pub(super) static TABLE: Table = Table {
+                nt_strip: S::NV * S::LANES,
+                nt_item, nn_item, dot_nt, outer_tn, quantize_row, rmsnorm_row, rmsnorm_bwd_row, rope_head,
+                swiglu, swiglu_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, adamw,
+                unpack: $unpack,
+                dequant: $dequant,
+            };
+        }
+    };
+    (@wrap $features:literal, $($name:ident($($arg:ident: $ty:ty),*) => $f:path;)*) => {
+        $(
+            #[target_feature(enable = $features)]
+            unsafe fn $name($($arg: $ty),*) {
+                // SAFETY: the caller holds the token of this ISA and keeps the callee's contract.
+                unsafe { $f($($arg),*) }
+            }
+        )*
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::*;
+    use crate::scalar::decode;
+    use crate::x86_64::{avx2, avx512};
+
+    isa_table!(avx2_table, avx2::Avx2, "avx2,fma,f16c", decode::unpack, decode::dequantize);
+    isa_table!(avxvnni_table, avx2::AvxVnni, "avx2,fma,f16c,avxvnni", decode::unpack, decode::dequantize);
+    isa_table!(
+        avx512_table,
+        avx512::Avx512,
+        "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
+        decode::unpack,
+        decode::dequantize
+    );
+
+    pub(super) fn table(isa: Isa) -> Option<&'static Table> {
+        match isa.0 {
+            Kind::Scalar => None,
+            Kind::Avx2 => Some(&avx2_table::TABLE),
+            Kind::AvxVnni => Some(&avxvnni_table::TABLE),
+            Kind::Avx512 => Some(&avx512_table::TABLE),
+        }
+    }
+
+    #[cfg(feature = "std")]
+    pub(super) fn present(kind: Kind) -> bool {
+        use std::is_x86_feature_detected as has;
+        let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+        match kind {
+            Kind::Scalar => true,
+            Kind::Avx2 => avx2,
+            Kind::AvxVnni => avx2 && has!("avxvnni"),
+            Kind::Avx512 => {
+                avx2 && has!("avx512f")
+                    && has!("avx512bw")
+                    && has!("avx512vl")
+                    && has!("avx512dq")
+                    && has!("avx512vnni")
+            }
+        }
+    }
+}
+
+/// The instruction sets of this architecture, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// An instruction set that this CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Kind);
+
+impl Isa {
+    /// Plain Rust, everywhere.
+    pub const SCALAR: Isa = Isa(Kind::Scalar);
+
+    const ALL: &'static [Isa] = &[
+        Isa(Kind::Scalar),
+        #[cfg(target_arch = "x86_64")]
+        Isa(Kind::Avx2),
+        #[cfg(target_arch = "x86_64")]
+        Isa(Kind::AvxVnni),
+        #[cfg(target_arch = "x86_64")]
+        Isa(Kind::Avx512),
+    ];
+
+    /// The instruction sets this CPU has, weakest first.
+    #[cfg(feature = "std")]
+    pub fn available() -> impl DoubleEndedIterator<Item = Isa> {
+        Isa::ALL.iter().copied().filter(|i| {
+            #[cfg(target_arch = "x86_64")]
+            return x86::present(i.0);
+            #[cfg(not(target_arch = "x86_64"))]
+            return i.0 == Kind::Scalar;
+        })
+    }
+
+    /// The strongest instruction set this CPU has.
+    #[cfg(feature = "std")]
+    pub fn detect() -> Isa {
+        Isa::available().next_back().unwrap_or(Isa::SCALAR)
+    }
+
+    /// The available instruction set of that name.
+    #[cfg(feature = "std")]
+    pub fn from_name(name: &str) -> Option<Isa> {
+        Isa::available().find(|i| i.name() == name)
+    }
+
+    /// Its name, as `--isa` takes it.
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+        }
+    }
+
+    /// Its kernels; none for scalar, whose specification is called directly.
+    pub fn table(self) -> Option<&'static Table> {
+        #[cfg(target_arch = "x86_64")]
+        return x86::table(self);
+        #[cfg(not(target_arch = "x86_64"))]
+        return None;
+    }
+}

@@ -1,0 +1,296 @@
+//! Causal attention of one head of one sequence, forward and backward, through the f32 tile.
+//!
+//! A block of query rows meets all keys it may see; only that block's probabilities exist at a time,
+//! so the extra memory is O(keys). The backward recomputes them from the saved log-sum-exp.
+
+use super::rows::{dot, exp_sum, max};
+use super::simd::Simd;
+use super::tile::{f32_tile, store_tile};
+
+/// Query rows handled at once.
+pub const Q_BLOCK: usize = 24;
+
+/// One head of one sequence. Row strides are in elements; `q`, `k`, `v` point at the head's first
+/// element of the first row.
+#[derive(Clone, Copy)]
+pub struct Head {
+    /// Query rows.
+    pub t: usize,
+    /// Keys before the first query row (a filled cache); row i sees keys `0..=past + i`.
+    pub past: usize,
+    /// Elements per head.
+    pub hd: usize,
+    /// 1/√hd.
+    pub scale: f32,
+    pub q: *const f32,
+    pub q_row: usize,
+    pub k: *const f32,
+    pub v: *const f32,
+    pub kv_row: usize,
+    /// Output, stride `q_row`.
+    pub o: *mut f32,
+    /// `[t]` log-sum-exp of the scaled scores; null when not wanted.
+    pub lse: *mut f32,
+}
+
+/// Gradients of one head: `dq` has stride `q_row`; `dk` and `dv` are `[keys, hd]` of this head alone.
+#[derive(Clone, Copy)]
+pub struct HeadGrad {
+    pub d_o: *const f32,
+    pub dq: *mut f32,
+    pub dk: *mut f32,
+    pub dv: *mut f32,
+}
+
+const fn round_up(n: usize, to: usize) -> usize {
+    n.div_ceil(to) * to
+}
+
+/// f32 words of scratch for a head with `keys` keys (the widest ISA's padding).
+pub const fn scratch_words(keys: usize, hd: usize, backward: bool) -> usize {
+    let (kp, hp) = (round_up(keys, 32), round_up(hd, 32));
+    let forward = kp * hd + kp * hp + Q_BLOCK * kp;
+    if backward { forward + kp * hd + Q_BLOCK * kp + 2 * Q_BLOCK * hp + 64 } else { forward + 64 }
+}
+
+/// Packs rows `[n, hd]` as strips of NR rows, transposed: strip s is `[hd][NR]`, zero-padded.
+#[inline(always)]
+unsafe fn pack_transposed(src: *const f32, row: usize, n: usize, hd: usize, nr: usize, dst: &mut [f32]) {
+    for s in 0..n.div_ceil(nr) {
+        for j in 0..nr {
+            let r = s * nr + j;
+            for i in 0..hd {
+                // SAFETY: the caller's rows; padding rows are not read.
+                dst[(s * hd + i) * nr + j] = if r < n { unsafe { *src.add(r * row + i) } } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// Copies rows `[n, hd]` to a row length of `hp`, zero-padded.
+#[inline(always)]
+unsafe fn pack_rows(src: *const f32, row: usize, n: usize, hd: usize, hp: usize, dst: &mut [f32]) {
+    for r in 0..n {
+        // SAFETY: the caller's rows.
+        let s = unsafe { core::slice::from_raw_parts(src.add(r * row), hd) };
+        dst[r * hp..r * hp + hd].copy_from_slice(s);
+        dst[r * hp + hd..(r + 1) * hp].fill(0.0);
+    }
+}
+
+/// out[rows, keys] = a[rows, hd] · packed strips.
+#[inline(always)]
+unsafe fn rows_by_strips<S: Simd, const MR: usize, const NV: usize>(
+    a: *const f32,
+    a_row: usize,
+    rows: usize,
+    strips: &[f32],
+    hd: usize,
+    keys: usize,
+    out: &mut [f32],
+    out_row: usize,
+) {
+    let nr = NV * S::LANES;
+    // SAFETY: the caller's rows; strips cover the keys, out rows are padded to whole strips.
+    unsafe {
+        for m0 in (0..rows).step_by(MR) {
+            let n = MR.min(rows - m0);
+            let ap: [*const f32; MR] = core::array::from_fn(|m| a.add((m0 + m.min(n - 1)) * a_row));
+            for s in 0..keys.div_ceil(nr) {
+                let mut acc = [[S::zero(); NV]; MR];
+                f32_tile::<S, MR, NV>(&mut acc, hd, &ap, 1, strips.as_ptr().add(s * hd * nr), nr);
+                store_tile::<S, MR, NV>(
+                    &acc,
+                    n,
+                    nr,
+                    out.as_mut_ptr().add(m0 * out_row + s * nr),
+                    out_row,
+                    false,
+                );
+            }
+        }
+    }
+}
+
+/// dst[rows, hd] (+)= a · b[keys, hp], with a[m][k] at `a + m·a_row + k·a_step`.
+#[inline(always)]
+unsafe fn rows_by_rows<S: Simd, const MR: usize, const NV: usize>(
+    a: *const f32,
+    a_row: usize,
+    a_step: usize,
+    rows: usize,
+    keys: usize,
+    b: &[f32],
+    hd: usize,
+    hp: usize,
+    dst: *mut f32,
+    dst_row: usize,
+    accumulate: bool,
+) {
+    let nr = NV * S::LANES;
+    // SAFETY: the caller's rows; b rows are padded to hp, a multiple of the strip.
+    unsafe {
+        for m0 in (0..rows).step_by(MR) {
+            let n = MR.min(rows - m0);
+            let ap: [*const f32; MR] = core::array::from_fn(|m| a.add((m0 + m.min(n - 1)) * a_row));
+            for c in (0..hd).step_by(nr) {
+                let mut acc = [[S::zero(); NV]; MR];
+                f32_tile::<S, MR, NV>(&mut acc, keys, &ap, a_step, b.as_ptr().add(c), hp);
+                store_tile::<S, MR, NV>(
+                    &acc,
+                    n,
+                    nr.min(hd - c),
+                    dst.add(m0 * dst_row + c),
+                    dst_row,
+                    accumulate,
+                );
+            }
+        }
+    }
+}
+
+/// Forward of one head.
+///
+/// # Safety
+/// Pointers cover the shapes; the head's output and lse are written by this call alone; the scratch
+/// has [`scratch_words`]; S's features are present.
+#[inline(always)]
+pub unsafe fn forward<S: Simd, const MR: usize, const NV: usize>(h: &Head, scratch: &mut [f32]) {
+    let nr = NV * S::LANES;
+    let keys = h.past + h.t;
+    let (kp, hp) = (round_up(keys, nr), round_up(h.hd, nr));
+    let (kt, rest) = scratch.split_at_mut(kp * h.hd);
+    let (vp, rest) = rest.split_at_mut(keys * hp);
+    // SAFETY: the caller's contract.
+    unsafe {
+        pack_transposed(h.k, h.kv_row, keys, h.hd, nr, kt);
+        pack_rows(h.v, h.kv_row, keys, h.hd, hp, vp);
+        for i0 in (0..h.t).step_by(Q_BLOCK) {
+            let rows = Q_BLOCK.min(h.t - i0);
+            let seen = h.past + i0 + rows;
+            let p = &mut rest[..rows * kp];
+            rows_by_strips::<S, MR, NV>(h.q.add(i0 * h.q_row), h.q_row, rows, kt, h.hd, seen, p, kp);
+            for r in 0..rows {
+                let own = h.past + i0 + r + 1;
+                let row = &mut p[r * kp..r * kp + seen];
+                let top = max::<S>(&row[..own]) * h.scale;
+                let sum = exp_sum::<S>(&mut row[..own], h.scale, top);
+                super::rows::scale::<S>(1.0 / sum, &mut row[..own]);
+                row[own..].fill(0.0);
+                if !h.lse.is_null() {
+                    *h.lse.add(i0 + r) = top + libm::logf(sum);
+                }
+            }
+            let o = h.o.add(i0 * h.q_row);
+            rows_by_rows::<S, MR, NV>(p.as_ptr(), kp, 1, rows, seen, vp, h.hd, hp, o, h.q_row, false);
+        }
+    }
+}
+
+/// Backward of one head; `h.o` and `h.lse` hold the forward's results.
+///
+/// # Safety
+/// As for [`forward`]; `g`'s outputs are written by this call alone.
+#[inline(always)]
+pub unsafe fn backward<S: Simd, const MR: usize, const NV: usize>(
+    h: &Head,
+    g: &HeadGrad,
+    scratch: &mut [f32],
+) {
+    let nr = NV * S::LANES;
+    let keys = h.past + h.t;
+    let (kp, hp) = (round_up(keys, nr), round_up(h.hd, nr));
+    let (kt, rest) = scratch.split_at_mut(kp * h.hd);
+    let (vt, rest) = rest.split_at_mut(kp * h.hd);
+    let (kr, rest) = rest.split_at_mut(keys * hp);
+    let (qr, rest) = rest.split_at_mut(Q_BLOCK * hp);
+    let (dor, rest) = rest.split_at_mut(Q_BLOCK * hp);
+    let (p, ds) = rest.split_at_mut(Q_BLOCK * kp);
+    // SAFETY: the caller's contract.
+    unsafe {
+        pack_transposed(h.k, h.kv_row, keys, h.hd, nr, kt);
+        pack_transposed(h.v, h.kv_row, keys, h.hd, nr, vt);
+        pack_rows(h.k, h.kv_row, keys, h.hd, hp, kr);
+        for i in 0..keys * h.hd {
+            *g.dk.add(i) = 0.0;
+            *g.dv.add(i) = 0.0;
+        }
+        for i0 in (0..h.t).step_by(Q_BLOCK) {
+            let rows = Q_BLOCK.min(h.t - i0);
+            let seen = h.past + i0 + rows;
+            let (q, d_o) = (h.q.add(i0 * h.q_row), g.d_o.add(i0 * h.q_row));
+            pack_rows(q, h.q_row, rows, h.hd, hp, qr);
+            pack_rows(d_o, h.q_row, rows, h.hd, hp, dor);
+            // P = exp(scale·Q·Kᵀ − lse); dP = dO·Vᵀ; dS = P∘(dP − Σ dO∘O)·scale
+            rows_by_strips::<S, MR, NV>(q, h.q_row, rows, kt, h.hd, seen, p, kp);
+            rows_by_strips::<S, MR, NV>(d_o, h.q_row, rows, vt, h.hd, seen, ds, kp);
+            for r in 0..rows {
+                let own = h.past + i0 + r + 1;
+                let at = (i0 + r) * h.q_row;
+                let o = core::slice::from_raw_parts(h.o.add(at).cast_const(), h.hd);
+                let d = dot::<S>(o, core::slice::from_raw_parts(g.d_o.add(at), h.hd));
+                exp_sum::<S>(&mut p[r * kp..r * kp + own], h.scale, *h.lse.add(i0 + r));
+                p[r * kp + own..r * kp + seen].fill(0.0);
+                softmax_bwd::<S>(&p[r * kp..r * kp + own], d, h.scale, &mut ds[r * kp..r * kp + own]);
+                ds[r * kp + own..r * kp + seen].fill(0.0);
+            }
+            rows_by_rows::<S, MR, NV>(
+                ds.as_ptr(),
+                kp,
+                1,
+                rows,
+                seen,
+                kr,
+                h.hd,
+                hp,
+                g.dq.add(i0 * h.q_row),
+                h.q_row,
+                false,
+            );
+            rows_by_rows::<S, MR, NV>(ds.as_ptr(), 1, kp, seen, rows, qr, h.hd, hp, g.dk, h.hd, true);
+            rows_by_rows::<S, MR, NV>(p.as_ptr(), 1, kp, seen, rows, dor, h.hd, hp, g.dv, h.hd, true);
+        }
+    }
+}
+
+/// ds = p∘(ds − d)·scale.
+#[inline(always)]
+unsafe fn softmax_bwd<S: Simd>(p: &[f32], d: f32, scale: f32, ds: &mut [f32]) {
+    // SAFETY: equal lengths; S's features are present.
+    unsafe {
+        let mut i = 0;
+        while i + S::LANES <= p.len() {
+            let q = ds.as_mut_ptr().add(i);
+            let t = S::mul(S::sub(S::load(q), S::splat(d)), S::splat(scale));
+            S::store(q, S::mul(S::load(p.as_ptr().add(i)), t));
+            i += S::LANES;
+        }
+        for j in i..p.len() {
+            ds[j] = p[j] * (ds[j] - d) * scale;
+        }
+    }
+}
+
+/// Attention of a single query row over `keys` cached keys, without packing.
+///
+/// # Safety
+/// As for [`forward`] with `t == 1`; the scratch has `keys` words.
+#[inline(always)]
+pub unsafe fn decode<S: Simd>(h: &Head, scratch: &mut [f32]) {
+    let keys = h.past + 1;
+    let p = &mut scratch[..keys];
+    // SAFETY: the caller's contract.
+    unsafe {
+        let q = core::slice::from_raw_parts(h.q, h.hd);
+        for (j, s) in p.iter_mut().enumerate() {
+            *s = dot::<S>(q, core::slice::from_raw_parts(h.k.add(j * h.kv_row), h.hd));
+        }
+        let top = max::<S>(p) * h.scale;
+        let sum = exp_sum::<S>(p, h.scale, top);
+        let o = core::slice::from_raw_parts_mut(h.o, h.hd);
+        o.fill(0.0);
+        for (j, w) in p.iter().enumerate() {
+            super::rows::axpy::<S>(*w / sum, core::slice::from_raw_parts(h.v.add(j * h.kv_row), h.hd), o);
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Operations on one row or one run of elements: norm, quantization, rope, SwiGLU, cross-entropy.
+
+use super::simd::{Simd, exp};
+use crate::acts::RowTarget;
+
+/// Runs `body` over whole vectors of `0..n`; the caller handles the rest from the returned index.
+macro_rules! vectors {
+    ($s:ty, $n:expr, $i:ident, $body:block) => {{
+        let mut $i = 0;
+        while $i + <$s>::LANES <= $n {
+            $body
+            $i += <$s>::LANES;
+        }
+        $i
+    }};
+}
+
+/// Σ x².
+#[inline(always)]
+unsafe fn sum_squares<S: Simd>(x: &[f32]) -> f32 {
+    // SAFETY: loads stay below x.len().
+    unsafe {
+        let mut acc = S::zero();
+        let done = vectors!(S, x.len(), i, {
+            let v = S::load(x.as_ptr().add(i));
+            acc = S::fma(v, v, acc);
+        });
+        S::sum(acc) + x[done..].iter().map(|v| v * v).sum::<f32>()
+    }
+}
+
+/// y = x / sqrt(mean(x²) + eps) · w.
+///
+/// # Safety
+/// Equal lengths; S's features are present.
+#[inline(always)]
+pub unsafe fn rmsnorm_row<S: Simd>(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let inv = 1.0 / libm::sqrtf(sum_squares::<S>(x) / x.len() as f32 + eps);
+        let done = vectors!(S, x.len(), i, {
+            let v = S::mul(S::load(x.as_ptr().add(i)), S::splat(inv));
+            S::store(y.as_mut_ptr().add(i), S::mul(v, S::load(w.as_ptr().add(i))));
+        });
+        for i in done..x.len() {
+            y[i] = x[i] * inv * w[i];
+        }
+    }
+}
+
+/// dx += d rmsnorm(x)·w / dx applied to dy: inv·(w∘dy) − x·inv³/d·Σ(w∘dy∘x).
+///
+/// # Safety
+/// Equal lengths; S's features are present.
+#[inline(always)]
+pub unsafe fn rmsnorm_bwd_row<S: Simd>(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let d = x.len() as f32;
+        let inv = 1.0 / libm::sqrtf(sum_squares::<S>(x) / d + eps);
+        let mut acc = S::zero();
+        let done = vectors!(S, x.len(), i, {
+            let g = S::mul(S::load(dy.as_ptr().add(i)), S::load(w.as_ptr().add(i)));
+            acc = S::fma(g, S::load(x.as_ptr().add(i)), acc);
+        });
+        let mut dot = S::sum(acc);
+        for i in done..x.len() {
+            dot += dy[i] * w[i] * x[i];
+        }
+        let c = -inv * inv * inv / d * dot;
+        vectors!(S, x.len(), i, {
+            let g = S::mul(S::load(dy.as_ptr().add(i)), S::load(w.as_ptr().add(i)));
+            let t = S::fma(g, S::splat(inv), S::load(dx.as_ptr().add(i)));
+            S::store(dx.as_mut_ptr().add(i), S::fma(S::load(x.as_ptr().add(i)), S::splat(c), t));
+        });
+        for i in done..x.len() {
+            dx[i] += dy[i] * w[i] * inv + x[i] * c;
+        }
+    }
+}
+
+/// Quantizes one row to int8 in blocks of 32: scale = max|x| / 127, codes rounded to nearest even.
+///
+/// # Safety
+/// `x.len()` is a multiple of 32, `t` is that row's storage; S's features are present.
+#[inline(always)]
+pub unsafe fn quantize_row<S: Simd>(x: &[f32], t: RowTarget) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        for b in 0..x.len() / 32 {
+            let p = x.as_ptr().add(b * 32);
+            let mut top = S::zero();
+            for i in (0..32).step_by(S::LANES) {
+                top = S::max(top, S::abs(S::load(p.add(i))));
+            }
+            let amax = S::hmax(top);
+            let scale = amax / 127.0;
+            let inv = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+            let codes = t.codes.add(b * 32);
+            let mut half = [0.0f32; 2];
+            for h in 0..2 {
+                let mut acc = S::zero();
+                for i in (h * 16..h * 16 + 16).step_by(S::LANES) {
+                    let q = S::round(S::mul(S::load(p.add(i)), S::splat(inv)));
+                    S::store_i8(codes.add(i), q);
+                    acc = S::add(acc, q);
+                }
+                half[h] = S::sum(acc);
+            }
+            *t.scale.add(b) = scale;
+            for h in 0..2 {
+                *t.bias_sum16.add(2 * b + h) = scale * half[h];
+                *t.start16.add(2 * b + h) = -128 * half[h] as i32;
+            }
+            *t.bias_sum32.add(b) = scale * (half[0] + half[1]);
+            *t.start32.add(b) = -128 * (half[0] + half[1]) as i32;
+        }
+    }
+}
+
+/// Rotates interleaved pairs of one head's first `2·cos.len()` elements; `sign` −1 rotates back.
+///
+/// # Safety
+/// `x` has at least `2·cos.len()` elements; S's features are present.
+#[inline(always)]
+pub unsafe fn rope_head<S: Simd>(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let half = cos.len();
+        let done = vectors!(S, half, i, {
+            let p = x.as_mut_ptr().add(2 * i);
+            let (a, b) = S::deinterleave(S::load(p), S::load(p.add(S::LANES)));
+            let c = S::load(cos.as_ptr().add(i));
+            let s = S::mul(S::load(sin.as_ptr().add(i)), S::splat(sign));
+            let ra = S::sub(S::mul(a, c), S::mul(b, s));
+            let rb = S::fma(a, s, S::mul(b, c));
+            let (lo, hi) = S::interleave(ra, rb);
+            S::store(p, lo);
+            S::store(p.add(S::LANES), hi);
+        });
+        for i in done..half {
+            let (a, b, c, s) = (x[2 * i], x[2 * i + 1], cos[i], sin[i] * sign);
+            x[2 * i] = a * c - b * s;
+            x[2 * i + 1] = a * s + b * c;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn sigmoid<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: S's features are present.
+    unsafe {
+        let e = exp::<S>(S::sub(S::zero(), x));
+        S::div(S::splat(1.0), S::add(S::splat(1.0), e))
+    }
+}
+
+/// h = silu(g)·u = g·σ(g)·u.
+///
+/// # Safety
+/// Equal lengths; S's features are present.
+#[inline(always)]
+pub unsafe fn swiglu<S: Simd>(g: &[f32], u: &[f32], h: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let done = vectors!(S, g.len(), i, {
+            let gv = S::load(g.as_ptr().add(i));
+            let s = S::mul(gv, sigmoid::<S>(gv));
+            S::store(h.as_mut_ptr().add(i), S::mul(s, S::load(u.as_ptr().add(i))));
+        });
+        tail::<S, _>(done, g.len(), |i| {
+            let mut b = [[0.0f32; 16]; 3];
+            (b[0][0], b[1][0]) = (g[i], u[i]);
+            let gv = S::load(b[0].as_ptr());
+            let s = S::mul(gv, sigmoid::<S>(gv));
+            S::store(b[2].as_mut_ptr(), S::mul(s, S::load(b[1].as_ptr())));
+            h[i] = b[2][0];
+        });
+    }
+}
+
+/// Calls `f` for the indices left over by whole vectors.
+#[inline(always)]
+fn tail<S: Simd, F: FnMut(usize)>(from: usize, to: usize, mut f: F) {
+    for i in from..to {
+        f(i);
+    }
+}
+
+/// (dg, du) of silu(g)·u.
+#[inline(always)]
+unsafe fn swiglu_grad<S: Simd>(g: S::F, u: S::F, dh: S::F) -> (S::F, S::F) {
+    // SAFETY: S's features are present.
+    unsafe {
+        let s = sigmoid::<S>(g);
+        let silu = S::mul(g, s);
+        // silu' = σ + silu·(1 − σ)
+        let slope = S::fma(silu, S::sub(S::splat(1.0), s), s);
+        (S::mul(S::mul(dh, u), slope), S::mul(dh, silu))
+    }
+}
+
+/// In place g → dg, u → du for h = silu(g)·u, given dh.
+///
+/// # Safety
+/// Equal lengths; S's features are present.
+#[inline(always)]
+pub unsafe fn swiglu_bwd<S: Simd>(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let done = vectors!(S, dh.len(), i, {
+            let (gp, up) = (g.as_mut_ptr().add(i), u.as_mut_ptr().add(i));
+            let (dg, du) = swiglu_grad::<S>(S::load(gp), S::load(up), S::load(dh.as_ptr().add(i)));
+            S::store(gp, dg);
+            S::store(up, du);
+        });
+        tail::<S, _>(done, dh.len(), |i| {
+            let mut b = [[0.0f32; 16]; 3];
+            (b[0][0], b[1][0], b[2][0]) = (g[i], u[i], dh[i]);
+            let (dg, du) =
+                swiglu_grad::<S>(S::load(b[0].as_ptr()), S::load(b[1].as_ptr()), S::load(b[2].as_ptr()));
+            S::store(b[0].as_mut_ptr(), dg);
+            S::store(b[1].as_mut_ptr(), du);
+            (g[i], u[i]) = (b[0][0], b[1][0]);
+        });
+    }
+}
+
+/// y += a·x.
+///
+/// # Safety
+/// Equal lengths; S's features are present.
+#[inline(always)]
+pub unsafe fn axpy<S: Simd>(a: f32, x: &[f32], y: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let done = vectors!(S, x.len(), i, {
+            let v = S::fma(S::splat(a), S::load(x.as_ptr().add(i)), S::load(y.as_ptr().add(i)));
+            S::store(y.as_mut_ptr().add(i), v);
+        });
+        for i in done..x.len() {
+            y[i] += a * x[i];
+        }
+    }
+}
+
+/// y = a·y.
+///
+/// # Safety
+/// S's features are present.
+#[inline(always)]
+pub unsafe fn scale<S: Simd>(a: f32, y: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let done = vectors!(S, y.len(), i, {
+            let p = y.as_mut_ptr().add(i);
+            S::store(p, S::mul(S::splat(a), S::load(p)));
+        });
+        for v in &mut y[done..] {
+            *v *= a;
+        }
+    }
+}
+
+/// Largest element; −∞ for an empty run.
+///
+/// # Safety
+/// S's features are present.
+#[inline(always)]
+pub unsafe fn max<S: Simd>(x: &[f32]) -> f32 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut top = S::splat(f32::NEG_INFINITY);
+        let done = vectors!(S, x.len(), i, {
+            top = S::max(S::load(x.as_ptr().add(i)), top);
+        });
+        x[done..].iter().fold(S::hmax(top), |a, b| a.max(*b))
+    }
+}
+
+/// x = e^(x·c − m) in place; returns the sum.
+///
+/// # Safety
+/// S's features are present.
+#[inline(always)]
+pub unsafe fn exp_sum<S: Simd>(x: &mut [f32], c: f32, m: f32) -> f32 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut acc = S::zero();
+        let done = vectors!(S, x.len(), i, {
+            let p = x.as_mut_ptr().add(i);
+            let e = exp::<S>(S::fma(S::load(p), S::splat(c), S::splat(-m)));
+            acc = S::add(acc, e);
+            S::store(p, e);
+        });
+        let mut total = S::sum(acc);
+        for i in done..x.len() {
+            let mut b = [x[i]; 16];
+            S::store(b.as_mut_ptr(), exp::<S>(S::fma(S::load(b.as_ptr()), S::splat(c), S::splat(-m))));
+            x[i] = b[0];
+            total += b[0];
+        }
+        total
+    }
+}
+
+/// The dot product of two runs.
+///
+/// # Safety
+/// Equal lengths; S's features are present.
+#[inline(always)]
+pub unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut acc = S::zero();
+        let done = vectors!(S, a.len(), i, {
+            acc = S::fma(S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)), acc);
+        });
+        let mut s = S::sum(acc);
+        for i in done..a.len() {
+            s += a[i] * b[i];
+        }
+        s
+    }
+}
+
+/// State of the running softmax of one row over vocabulary chunks.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftmaxState {
+    /// Largest logit so far.
+    pub max: f32,
+    /// Σ e^(logit − max) so far.
+    pub sum: f32,
+    /// The target's logit, once its chunk came.
+    pub target: f32,
+}
+
+/// Folds one chunk of a row's logits into its state; logits become e^(logit − max), and the factor by
+/// which everything accumulated before must be multiplied is returned.
+///
+/// This is the online softmax of Milakov & Gimelshein (arXiv 1805.02867) over the vocabulary.
+///
+/// # Safety
+/// S's features are present.
+#[inline(always)]
+pub unsafe fn ce_chunk_row<S: Simd>(
+    logits: &mut [f32],
+    first_id: usize,
+    target: usize,
+    st: &mut SoftmaxState,
+) -> f32 {
+    if let Some(l) = target.checked_sub(first_id).and_then(|i| logits.get(i)) {
+        st.target = *l;
+    }
+    // SAFETY: the caller's contract.
+    unsafe {
+        let top = max::<S>(logits).max(st.max);
+        let factor = if st.max == f32::NEG_INFINITY {
+            0.0
+        } else {
+            let mut b = [st.max - top; 16];
+            S::store(b.as_mut_ptr(), exp::<S>(S::load(b.as_ptr())));
+            b[0]
+        };
+        st.sum = st.sum * factor + exp_sum::<S>(logits, 1.0, top);
+        st.max = top;
+        factor
+    }
+}

@@ -1,0 +1,672 @@
+//! The safe entry points.
+
+use core::ops::Range;
+use core::slice::from_raw_parts_mut;
+
+use crate::acts::{QuantActs, QuantActsMut};
+use crate::dispatch::{Isa, Table};
+use crate::generic::adamw::AdamWStep;
+use crate::generic::attention::{self, Head, HeadGrad};
+use crate::generic::gemm::{self, LowRank, NN_STRIP, NnItem, NtItem, Rows};
+use crate::generic::rows::SoftmaxState;
+use crate::generic::skinny::DOT_ROWS;
+use crate::pool::Pool;
+use crate::scalar;
+use crate::view::QMatrix;
+
+/// Elements per item of elementwise work.
+const RUN: usize = 16 * 1024;
+
+/// The kernels of one instruction set on one thread pool.
+pub struct Kernels {
+    isa: Isa,
+    table: Option<&'static Table>,
+    pool: Pool,
+}
+
+/// One forward product: y[m, n] (+)= x · Wᵀ (+ h·b).
+pub struct NtOp<'a> {
+    /// `[m, k]`.
+    pub x: Rows<'a>,
+    /// `[n, k]`.
+    pub w: QMatrix<'a>,
+    /// Adds h `[m, r]` · b `[r, n]`.
+    pub low: Option<LowRank<'a>>,
+    /// `[m, n]`.
+    pub y: &'a mut [f32],
+    /// Adds to y instead of overwriting it.
+    pub accumulate: bool,
+}
+
+/// One summand of an input gradient: dy · W (+ h·b).
+#[derive(Clone, Copy)]
+pub struct NnOp<'a> {
+    /// `[m, n]`.
+    pub dy: &'a [f32],
+    /// `[n, k]`.
+    pub w: QMatrix<'a>,
+    /// Adds h `[m, r]` · b `[r, k]`.
+    pub low: Option<LowRank<'a>>,
+}
+
+/// Shape of an attention over one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct AttnShape {
+    /// Query rows.
+    pub t: usize,
+    /// Cached keys before them.
+    pub past: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key/value heads.
+    pub n_kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+}
+
+/// f32 words of scratch per thread for products with rows of `k` elements and rank `rank`.
+pub fn gemm_scratch_words(k: usize, rank: usize) -> usize {
+    gemm::scratch_words(k, rank)
+}
+
+/// f32 words of scratch per thread for attention over `keys` keys.
+pub fn attention_scratch_words(keys: usize, head_dim: usize, backward: bool) -> usize {
+    attention::scratch_words(keys, head_dim, backward)
+}
+
+/// A pointer that items of one job share; each writes its own part.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+// SAFETY: only handed to items that write disjoint parts, as each use below states.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// The part `range` of the shared slice.
+    ///
+    /// # Safety
+    /// The range lies within the slice and no other item uses it meanwhile.
+    #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's contract")]
+    unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        // SAFETY: the caller's contract.
+        unsafe { from_raw_parts_mut(self.0.add(range.start), range.len()) }
+    }
+}
+
+/// Each worker's own stretch of the caller's scratch.
+struct Scratch(Shared<f32>, usize);
+
+impl Scratch {
+    fn new(words: &mut [f32], threads: usize, needed: usize) -> Scratch {
+        let each = words.len() / threads;
+        assert!(each >= needed, "scratch of {each} words per thread, {needed} needed");
+        Scratch(Shared(words.as_mut_ptr()), each)
+    }
+
+    #[allow(clippy::mut_from_ref, reason = "each worker asks for its own stretch only")]
+    fn of(&self, worker: usize) -> &mut [f32] {
+        // SAFETY: `new` split the exclusive borrow evenly over the pool's threads, a worker runs one
+        // item at a time, and each item asks once.
+        unsafe { self.0.part(worker * self.1..(worker + 1) * self.1) }
+    }
+}
+
+impl Kernels {
+    /// Kernels for the CPU's strongest instruction set on `threads` threads.
+    pub fn detect(threads: usize) -> Kernels {
+        Kernels::with_isa(Isa::detect(), threads)
+    }
+
+    /// Kernels for one available instruction set.
+    pub fn with_isa(isa: Isa, threads: usize) -> Kernels {
+        Kernels { isa, table: isa.table(), pool: Pool::new(threads) }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Quantizes x `[m, k]` to int8 into `words` (at least `acts_words(m, k)`).
+    pub fn quantize<'a>(&self, x: &[f32], m: usize, k: usize, words: &'a mut [f32]) -> QuantActs<'a> {
+        assert_eq!(x.len(), m * k);
+        let mut acts = QuantActsMut::new(words, m, k);
+        let Some(t) = self.table else {
+            scalar::ops::quantize_row(x, acts.codes, acts.scale);
+            fill_sums(&mut acts);
+            return acts.freeze();
+        };
+        let target = Shared(&mut acts.target());
+        self.pool.run(m, |r, _| {
+            let target = &target;
+            // SAFETY: the ISA is present; row r is within the storage and this item's alone.
+            unsafe { (t.quantize_row)(&x[r * k..(r + 1) * k], (*target.0).row(r, k)) }
+        });
+        acts.freeze()
+    }
+
+    /// Runs forward products of m rows; all of them share the pool at once.
+    pub fn qgemm_nt(&self, m: usize, ops: &mut [NtOp<'_>], scratch: &mut [f32]) {
+        let Some(t) = self.table else {
+            return ops.iter_mut().for_each(|op| scalar_nt(m, op));
+        };
+        let mut starts = [0usize; 9];
+        let mut needed = 0;
+        assert!(ops.len() < starts.len());
+        for (i, op) in ops.iter().enumerate() {
+            check_nt(m, op);
+            starts[i + 1] = starts[i] + op.w.rows().div_ceil(t.nt_strip);
+            needed = needed.max(gemm::scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
+        }
+        let scratch = Scratch::new(scratch, self.threads(), needed);
+        let total = starts[ops.len()];
+        let ys: [Shared<f32>; 8] = core::array::from_fn(|i| {
+            Shared(ops.get_mut(i).map_or(core::ptr::null_mut(), |o| o.y.as_mut_ptr()))
+        });
+        let ops = &*ops;
+        self.pool.run(total, |item, worker| {
+            let which = (0..ops.len()).rfind(|i| starts[*i] <= item).unwrap_or(0);
+            let op = &ops[which];
+            let y = &ys[which];
+            let it = NtItem {
+                m,
+                x: op.x,
+                w: op.w,
+                low: op.low,
+                y: y.0,
+                accumulate: op.accumulate,
+                unpack: t.unpack,
+                dequant: t.dequant,
+            };
+            // SAFETY: shapes were checked, items own disjoint strips of y, the scratch is this
+            // worker's, and the ISA is present.
+            unsafe { (t.nt_item)(&it, (item - starts[which]) * t.nt_strip, scratch.of(worker)) }
+        });
+    }
+
+    /// dx[m, k] (+)= Σ over `ops` of dy·W (+ h·b).
+    pub fn qgemm_nn(
+        &self,
+        m: usize,
+        ops: &[NnOp<'_>],
+        dx: &mut [f32],
+        accumulate: bool,
+        scratch: &mut [f32],
+    ) {
+        let Some(first) = ops.first() else { return };
+        let k = first.w.cols();
+        assert_eq!(dx.len(), m * k);
+        for op in ops {
+            assert_eq!((op.dy.len(), op.w.cols()), (m * op.w.rows(), k));
+            check_low(m, k, op.low);
+        }
+        let Some(t) = self.table else {
+            for (i, op) in ops.iter().enumerate() {
+                scalar::ops::qgemm_nn(op.dy, m, &op.w, dx, accumulate || i > 0);
+                if let Some(l) = op.low {
+                    scalar::ops::add_low_rank(l.h, m, l.b, l.rank, k, dx);
+                }
+            }
+            return;
+        };
+        let rank = ops.iter().map(|o| o.low.map_or(0, |l| l.rank)).max().unwrap_or(0);
+        let scratch = Scratch::new(scratch, self.threads(), gemm::scratch_words(k, rank));
+        let out = Shared(dx.as_mut_ptr());
+        self.pool.run(k.div_ceil(NN_STRIP), |item, worker| {
+            let out = &out;
+            for (i, op) in ops.iter().enumerate() {
+                let it = NnItem {
+                    m,
+                    dy: op.dy,
+                    w: op.w,
+                    low: op.low,
+                    dx: out.0,
+                    accumulate: accumulate || i > 0,
+                    dequant: t.dequant,
+                };
+                // SAFETY: as in `qgemm_nt`: this item owns its strip of dx for all summands.
+                unsafe { (t.nn_item)(&it, item * NN_STRIP, scratch.of(worker)) }
+            }
+        });
+    }
+
+    /// h[m, r] = s · x[m, k] · p[r, k]ᵀ.
+    pub fn skinny_nt(&self, s: f32, x: &[f32], m: usize, k: usize, p: &[f32], r: usize, h: &mut [f32]) {
+        assert!(x.len() == m * k && p.len() == r * k && h.len() == m * r);
+        let Some(t) = self.table else {
+            return scalar::ops::skinny_nt(s, x, m, k, p, r, h);
+        };
+        let h = Shared(h.as_mut_ptr());
+        self.pool.run(m.div_ceil(DOT_ROWS), |item, _| {
+            let rows = item * DOT_ROWS..m.min((item + 1) * DOT_ROWS);
+            // SAFETY: items own disjoint rows of h; shapes were checked; the ISA is present.
+            unsafe {
+                let out = h.part(rows.start * r..rows.end * r);
+                (t.dot_nt)(s, &x[rows.start * k..rows.end * k], rows.len(), k, p, r, out);
+            }
+        });
+    }
+
+    /// out[r, n] (+)= p[m, r]ᵀ · q[m, n].
+    pub fn skinny_tn(
+        &self,
+        p: &[f32],
+        q: &[f32],
+        m: usize,
+        r: usize,
+        n: usize,
+        out: &mut [f32],
+        accumulate: bool,
+    ) {
+        assert!(p.len() == m * r && q.len() == m * n && out.len() == r * n);
+        let Some(t) = self.table else {
+            return scalar::ops::skinny_tn(p, q, m, r, n, out, accumulate);
+        };
+        const COLS: usize = 64;
+        let out = Shared(out.as_mut_ptr());
+        self.pool.run(n.div_ceil(COLS), |item, _| {
+            let out = &out;
+            let n0 = item * COLS;
+            // SAFETY: items own disjoint columns of out; shapes were checked; the ISA is present.
+            unsafe { (t.outer_tn)(p, q, m, r, n, n0, COLS.min(n - n0), out.0, accumulate) }
+        });
+    }
+
+    /// y[m, d] = rmsnorm(x)·w, row by row.
+    pub fn rmsnorm(&self, x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+        let d = w.len();
+        assert!(x.len() == y.len() && x.len().is_multiple_of(d));
+        let f = self.table.map(|t| t.rmsnorm_row);
+        self.rows(d, y, |r, row| match f {
+            // SAFETY: equal lengths; the ISA is present.
+            Some(f) => unsafe { f(&x[r * d..(r + 1) * d], w, eps, row) },
+            None => scalar::ops::rmsnorm_row(&x[r * d..(r + 1) * d], w, eps, row),
+        });
+    }
+
+    /// dx += gradient of [`Kernels::rmsnorm`] at x, applied to dy.
+    pub fn rmsnorm_bwd(&self, x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+        let d = w.len();
+        assert!(x.len() == dy.len() && x.len() == dx.len() && x.len().is_multiple_of(d));
+        let f = self.table.map(|t| t.rmsnorm_bwd_row);
+        self.rows(d, dx, |r, row| {
+            let at = r * d..(r + 1) * d;
+            match f {
+                // SAFETY: equal lengths; the ISA is present.
+                Some(f) => unsafe { f(&x[at.clone()], w, eps, &dy[at], row) },
+                None => scalar::ops::rmsnorm_bwd_row(&x[at.clone()], w, eps, &dy[at], row),
+            }
+        });
+    }
+
+    /// Rotates every head of x `[m, heads·hd]`; row r uses `table[pos(r)]`: cosines then sines.
+    pub fn rope(
+        &self,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        cos_sin: &[f32],
+        half: usize,
+        pos: impl Fn(usize) -> usize + Sync,
+        back: bool,
+    ) {
+        assert!(2 * half <= head_dim && x.len().is_multiple_of(heads * head_dim));
+        let f = self.table.map(|t| t.rope_head);
+        let sign = if back { -1.0 } else { 1.0 };
+        self.rows(heads * head_dim, x, |r, row| {
+            let (cos, sin) = cos_sin[pos(r) * 2 * half..][..2 * half].split_at(half);
+            for head in row.chunks_exact_mut(head_dim) {
+                match f {
+                    // SAFETY: the head has 2·half elements at least; the ISA is present.
+                    Some(f) => unsafe { f(head, cos, sin, sign) },
+                    None => scalar::ops::rope_head(head, cos, sin, sign),
+                }
+            }
+        });
+    }
+
+    /// h = silu(g)·u.
+    pub fn swiglu(&self, g: &[f32], u: &[f32], h: &mut [f32]) {
+        assert!(g.len() == h.len() && u.len() == h.len());
+        let f = self.table.map(|t| t.swiglu);
+        self.rows(RUN, h, |i, out| {
+            let at = i * RUN..i * RUN + out.len();
+            match f {
+                // SAFETY: equal lengths; the ISA is present.
+                Some(f) => unsafe { f(&g[at.clone()], &u[at], out) },
+                None => scalar::ops::swiglu(&g[at.clone()], &u[at], out),
+            }
+        });
+    }
+
+    /// In place g → dg, u → du of h = silu(g)·u.
+    pub fn swiglu_bwd(&self, g: &mut [f32], u: &mut [f32], dh: &[f32]) {
+        assert!(g.len() == dh.len() && u.len() == dh.len());
+        let f = self.table.map(|t| t.swiglu_bwd);
+        let u = Shared(u.as_mut_ptr());
+        self.rows(RUN, g, |i, g| {
+            let at = i * RUN..i * RUN + g.len();
+            // SAFETY: runs are disjoint and of equal lengths.
+            let u = unsafe { u.part(at.clone()) };
+            match f {
+                // SAFETY: equal lengths; the ISA is present.
+                Some(f) => unsafe { f(g, u, &dh[at]) },
+                None => scalar::ops::swiglu_bwd(g, u, &dh[at]),
+            }
+        });
+    }
+
+    /// y += a·x.
+    pub fn axpy(&self, a: f32, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len());
+        let f = self.table.map(|t| t.axpy);
+        self.rows(RUN, y, |i, y| {
+            let x = &x[i * RUN..i * RUN + y.len()];
+            match f {
+                // SAFETY: equal lengths; the ISA is present.
+                Some(f) => unsafe { f(a, x, y) },
+                None => y.iter_mut().zip(x).for_each(|(y, x)| *y += a * x),
+            }
+        });
+    }
+
+    /// Folds the logits `[m, chunk]` of vocabulary rows `first_id..` into each row's running softmax.
+    ///
+    /// Logits become e^(logit − max). Where the running maximum grew, row r of `dx` (if any) is
+    /// rescaled to it.
+    pub fn ce_chunk(
+        &self,
+        logits: &mut [f32],
+        chunk: usize,
+        first_id: usize,
+        targets: &[u32],
+        state: &mut [SoftmaxState],
+        dx: Option<&mut [f32]>,
+    ) {
+        let m = targets.len();
+        assert!(logits.len() == m * chunk && state.len() == m);
+        let d = dx.as_ref().map_or(0, |x| x.len() / m.max(1));
+        let dx = dx.map(|x| Shared(x.as_mut_ptr()));
+        let state = Shared(state.as_mut_ptr());
+        self.rows(chunk, logits, |r, row| {
+            // SAFETY: row r of state and dx is this item's alone.
+            let (st, dx) =
+                unsafe { (&mut state.part(r..r + 1)[0], dx.as_ref().map(|x| x.part(r * d..(r + 1) * d))) };
+            let factor = match self.table {
+                // SAFETY: the ISA is present.
+                Some(t) => unsafe { (t.ce_chunk_row)(row, first_id, targets[r] as usize, st) },
+                None => scalar::ops::ce_chunk_row(row, first_id, targets[r] as usize, st),
+            };
+            match (dx, self.table) {
+                (Some(dx), _) if factor == 1.0 || dx.is_empty() => {}
+                // SAFETY: the ISA is present.
+                (Some(dx), Some(t)) => unsafe { (t.scale)(factor, dx) },
+                (Some(dx), None) => dx.iter_mut().for_each(|v| *v *= factor),
+                (None, _) => {}
+            }
+        });
+    }
+
+    /// Causal attention of one sequence: o `[t, heads·hd]` from q alike and k, v `[past + t, kv·hd]`.
+    ///
+    /// `lse` `[heads, t]`, if any, receives the log-sum-exp that the backward needs.
+    pub fn attention(
+        &self,
+        s: AttnShape,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        o: &mut [f32],
+        lse: Option<&mut [f32]>,
+        scratch: &mut [f32],
+    ) {
+        self.check_attention(&s, q, k, v, o);
+        let keys = s.past + s.t;
+        if let Some(l) = &lse {
+            assert_eq!(l.len(), s.n_heads * s.t);
+        }
+        let Some(t) = self.table else {
+            return scalar_attention(&s, q, k, v, o, lse);
+        };
+        let lse = Shared(lse.map_or(core::ptr::null_mut(), |l| l.as_mut_ptr()));
+        let o = Shared(o.as_mut_ptr());
+        let needed = if s.t == 1 { keys } else { attention::scratch_words(keys, s.head_dim, false) };
+        let scratch = Scratch::new(scratch, self.threads(), needed);
+        self.pool.run(s.n_heads, |i, worker| {
+            let (o, lse) = (&o, &lse);
+            let mut h = head(&s, i, q, k, v, o.0);
+            if !lse.0.is_null() {
+                // SAFETY: lse has n_heads·t elements.
+                h.lse = unsafe { lse.0.add(i * s.t) };
+            }
+            let scratch = scratch.of(worker);
+            let f = if s.t == 1 && h.lse.is_null() { t.attention_decode } else { t.attention };
+            // SAFETY: shapes were checked, head i writes its own columns and lse, the ISA is present.
+            unsafe { f(&h, scratch) }
+        });
+    }
+
+    /// Gradients of [`Kernels::attention`] (with `past == 0`): dq `[t, heads·hd]`, dk and dv
+    /// `[t, kv·hd]`, from d_o and the forward's o and lse. `per_head` holds `2·heads·t·hd` words.
+    pub fn attention_bwd(
+        &self,
+        s: AttnShape,
+        (q, k, v): (&[f32], &[f32], &[f32]),
+        (o, lse, d_o): (&[f32], &[f32], &[f32]),
+        (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
+        per_head: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        self.check_attention(&s, q, k, v, o);
+        let (t, hd) = (s.t, s.head_dim);
+        assert!(s.past == 0 && d_o.len() == o.len() && dq.len() == q.len());
+        assert!(dk.len() == k.len() && dv.len() == v.len() && lse.len() == s.n_heads * t);
+        assert!(per_head.len() >= 2 * s.n_heads * t * hd);
+        let Some(table) = self.table else {
+            scalar_attention_bwd(&s, (q, k, v), (o, lse, d_o), dq, per_head);
+            self.sum_heads(&s, per_head, 0, dk);
+            return self.sum_heads(&s, per_head, 1, dv);
+        };
+        let needed = attention::scratch_words(t, hd, true);
+        let scratch = Scratch::new(scratch, self.threads(), needed);
+        let (dq, heads) = (Shared(dq.as_mut_ptr()), Shared(per_head.as_mut_ptr()));
+        self.pool.run(s.n_heads, |i, worker| {
+            let (dq, heads) = (&dq, &heads);
+            let mut h = head(&s, i, q, k, v, o.as_ptr().cast_mut());
+            h.lse = lse[i * t..].as_ptr().cast_mut();
+            // SAFETY: offsets lie within buffers whose lengths were checked; o and lse are only read;
+            // head i writes its own columns of dq and its own part of per_head; the ISA is present.
+            unsafe {
+                let g = HeadGrad {
+                    d_o: d_o.as_ptr().add(i * hd),
+                    dq: dq.0.add(i * hd),
+                    dk: heads.0.add(2 * i * t * hd),
+                    dv: heads.0.add((2 * i + 1) * t * hd),
+                };
+                (table.attention_bwd)(&h, &g, scratch.of(worker));
+            }
+        });
+        self.sum_heads(&s, per_head, 0, dk);
+        self.sum_heads(&s, per_head, 1, dv);
+    }
+
+    /// Adds the query heads' parts of one kv head in ascending order.
+    fn sum_heads(&self, s: &AttnShape, per_head: &[f32], which: usize, out: &mut [f32]) {
+        let (t, hd, group) = (s.t, s.head_dim, s.n_heads / s.n_kv_heads);
+        self.rows(s.n_kv_heads * hd, out, |r, row| {
+            for (kv, dst) in row.chunks_exact_mut(hd).enumerate() {
+                dst.fill(0.0);
+                for h in kv * group..(kv + 1) * group {
+                    let src = &per_head[((2 * h + which) * t + r) * hd..][..hd];
+                    dst.iter_mut().zip(src).for_each(|(d, s)| *d += s);
+                }
+            }
+        });
+    }
+
+    /// AdamW on all parameters at once.
+    pub fn adamw(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {
+        assert!(p.len() == g.len() && p.len() == m.len() && p.len() == v.len());
+        let (ms, vs) = (Shared(m.as_mut_ptr()), Shared(v.as_mut_ptr()));
+        self.rows(RUN, p, |i, p| {
+            let at = i * RUN..i * RUN + p.len();
+            // SAFETY: runs are disjoint and within the moments.
+            let (m, v) = unsafe { (ms.part(at.clone()), vs.part(at.clone())) };
+            match self.table {
+                // SAFETY: equal lengths; the ISA is present.
+                Some(t) => unsafe { (t.adamw)(p, &g[at], m, v, step) },
+                None => scalar::ops::adamw(p, &g[at], m, v, step),
+            }
+        });
+    }
+
+    /// Decodes row `r` of w to f32.
+    pub fn dequantize_row(&self, w: &QMatrix<'_>, r: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), w.cols());
+        match self.table {
+            // SAFETY: out is one whole row; the ISA is present.
+            Some(t) => unsafe { (t.dequant)(w.dtype(), w.row(r), 0, out) },
+            None => scalar::decode::dequantize(w.dtype(), w.row(r), 0, out),
+        }
+    }
+
+    /// Splits `data` in runs of `len` (the last may be shorter) and calls `f(index, run)` for each.
+    pub fn rows(&self, len: usize, data: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+        let total = data.len();
+        let items = total.div_ceil(len);
+        // Small work costs less than waking the pool.
+        if total <= 4096 {
+            return data.chunks_mut(len).enumerate().for_each(|(i, run)| f(i, run));
+        }
+        // Several rows an item, so that taking an item costs little beside it.
+        let per = (4096 / len).clamp(1, 64);
+        let data = Shared(data.as_mut_ptr());
+        self.pool.run(items.div_ceil(per), |item, _| {
+            for i in item * per..items.min((item + 1) * per) {
+                // SAFETY: runs are disjoint and within data.
+                f(i, unsafe { data.part(i * len..total.min((i + 1) * len)) });
+            }
+        });
+    }
+
+    fn check_attention(&self, s: &AttnShape, q: &[f32], k: &[f32], v: &[f32], o: &[f32]) {
+        assert!(s.t > 0 && s.n_kv_heads > 0 && s.n_heads.is_multiple_of(s.n_kv_heads));
+        assert!(q.len() == s.t * s.n_heads * s.head_dim && o.len() == q.len());
+        assert!(k.len() == (s.past + s.t) * s.n_kv_heads * s.head_dim && v.len() == k.len());
+    }
+}
+
+fn check_low(m: usize, n: usize, low: Option<LowRank<'_>>) {
+    if let Some(l) = low {
+        assert!(l.h.len() == m * l.rank && l.b.len() == l.rank * n);
+    }
+}
+
+fn check_nt(m: usize, op: &NtOp<'_>) {
+    let (n, k) = (op.w.rows(), op.w.cols());
+    assert_eq!(op.y.len(), m * n);
+    match op.x {
+        Rows::F32(x) => assert_eq!(x.len(), m * k),
+        Rows::Int8(a) => {
+            assert!(!op.w.dtype().is_float(), "int8 products need block weights");
+            assert!(a.codes.len() == m * k && a.scale.len() == m * k / 32);
+            assert!(a.start16.len() == m * k / 16 && a.start32.len() == m * k / 32);
+            assert!(a.bias_sum16.len() == m * k / 16 && a.bias_sum32.len() == m * k / 32);
+        }
+    }
+    check_low(m, n, op.low);
+}
+
+fn scalar_nt(m: usize, op: &mut NtOp<'_>) {
+    check_nt(m, op);
+    match op.x {
+        Rows::F32(x) => scalar::ops::qgemm_nt(x, m, &op.w, op.y, op.accumulate),
+        Rows::Int8(a) => scalar::ops::qgemm_nt_int8(&a, m, &op.w, op.y, op.accumulate),
+    }
+    if let Some(l) = op.low {
+        scalar::ops::add_low_rank(l.h, m, l.b, l.rank, op.w.rows(), op.y);
+    }
+}
+
+fn fill_sums(a: &mut QuantActsMut<'_>) {
+    for (i, half) in a.codes.chunks_exact(16).enumerate() {
+        let sum: i32 = half.iter().map(|c| i32::from(*c)).sum();
+        a.start16[i] = -128 * sum;
+        a.bias_sum16[i] = a.scale[i / 2] * sum as f32;
+    }
+    for i in 0..a.start32.len() {
+        a.start32[i] = a.start16[2 * i] + a.start16[2 * i + 1];
+        a.bias_sum32[i] = a.scale[i] * (a.start32[i] / -128) as f32;
+    }
+    debug_assert!(a.k.is_multiple_of(32));
+}
+
+/// Head `i` of a checked attention.
+fn head(s: &AttnShape, i: usize, q: &[f32], k: &[f32], v: &[f32], o: *mut f32) -> Head {
+    let hd = s.head_dim;
+    let kv = i / (s.n_heads / s.n_kv_heads) * hd;
+    Head {
+        t: s.t,
+        past: s.past,
+        hd,
+        scale: 1.0 / libm::sqrtf(hd as f32),
+        q: q[i * hd..].as_ptr(),
+        q_row: s.n_heads * hd,
+        k: k[kv..].as_ptr(),
+        v: v[kv..].as_ptr(),
+        kv_row: s.n_kv_heads * hd,
+        // The offset stays within o, which is as long as q.
+        o: o.wrapping_add(i * hd),
+        lse: core::ptr::null_mut(),
+    }
+}
+
+/// Strides and the kv offset of head `i`.
+fn head_rows(s: &AttnShape, i: usize) -> (scalar::ops::HeadRows, usize) {
+    let (q_row, kv_row) = (s.n_heads * s.head_dim, s.n_kv_heads * s.head_dim);
+    let rows = scalar::ops::HeadRows { t: s.t, past: s.past, hd: s.head_dim, q_row, kv_row };
+    (rows, i / (s.n_heads / s.n_kv_heads) * s.head_dim)
+}
+
+fn scalar_attention(
+    s: &AttnShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    o: &mut [f32],
+    mut lse: Option<&mut [f32]>,
+) {
+    for i in 0..s.n_heads {
+        let (rows, kv) = head_rows(s, i);
+        let at = i * s.head_dim;
+        let lse = lse.as_deref_mut().map(|l| &mut l[i * s.t..(i + 1) * s.t]);
+        scalar::ops::attention(rows, &q[at..], &k[kv..], &v[kv..], &mut o[at..], lse);
+    }
+}
+
+fn scalar_attention_bwd(
+    s: &AttnShape,
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    (o, lse, d_o): (&[f32], &[f32], &[f32]),
+    dq: &mut [f32],
+    per_head: &mut [f32],
+) {
+    let part = s.t * s.head_dim;
+    for (i, grads) in per_head.chunks_exact_mut(2 * part).take(s.n_heads).enumerate() {
+        let (rows, kv) = head_rows(s, i);
+        let at = i * s.head_dim;
+        let (dk, dv) = grads.split_at_mut(part);
+        scalar::ops::attention_bwd(
+            rows,
+            (&q[at..], &k[kv..], &v[kv..]),
+            (&o[at..], &lse[i * s.t..], &d_o[at..]),
+            (&mut dq[at..], dk, dv),
+        );
+    }
+}

@@ -1,0 +1,255 @@
+//! The operations as their formulas read.
+
+use super::decode::dequantize;
+use crate::acts::QuantActs;
+use crate::generic::adamw::AdamWStep;
+use crate::generic::rows::SoftmaxState;
+use crate::view::QMatrix;
+
+/// Visits W[r, c] for all elements in row order, decoding 32 at a time.
+fn for_each_weight(w: &QMatrix<'_>, mut f: impl FnMut(usize, usize, f32)) {
+    let mut buf = [0.0f32; 32];
+    for r in 0..w.rows() {
+        for c0 in (0..w.cols()).step_by(32) {
+            let n = 32.min(w.cols() - c0);
+            dequantize(w.dtype(), w.row(r), c0, &mut buf[..n]);
+            for i in 0..n {
+                f(r, c0 + i, buf[i]);
+            }
+        }
+    }
+}
+
+/// y[m, n] (+)= x[m, k] · W[n, k]ᵀ.
+pub fn qgemm_nt(x: &[f32], m: usize, w: &QMatrix<'_>, y: &mut [f32], accumulate: bool) {
+    let (n, k) = (w.rows(), w.cols());
+    if !accumulate {
+        y[..m * n].fill(0.0);
+    }
+    for_each_weight(w, |r, c, v| {
+        for t in 0..m {
+            y[t * n + r] += x[t * k + c] * v;
+        }
+    });
+}
+
+/// The same for quantized activations: x[i] = scale[i/32]·code[i].
+pub fn qgemm_nt_int8(x: &QuantActs<'_>, m: usize, w: &QMatrix<'_>, y: &mut [f32], accumulate: bool) {
+    let (n, k) = (w.rows(), w.cols());
+    if !accumulate {
+        y[..m * n].fill(0.0);
+    }
+    for_each_weight(w, |r, c, v| {
+        for t in 0..m {
+            let s = x.scale[(t * k + c) / 32];
+            y[t * n + r] += s * f32::from(x.codes[t * k + c]) * v;
+        }
+    });
+}
+
+/// dx[m, k] (+)= dy[m, n] · W[n, k].
+pub fn qgemm_nn(dy: &[f32], m: usize, w: &QMatrix<'_>, dx: &mut [f32], accumulate: bool) {
+    let (n, k) = (w.rows(), w.cols());
+    if !accumulate {
+        dx[..m * k].fill(0.0);
+    }
+    for_each_weight(w, |r, c, v| {
+        for t in 0..m {
+            dx[t * k + c] += dy[t * n + r] * v;
+        }
+    });
+}
+
+/// y[m, n] += h[m, r] · b[r, n].
+pub fn add_low_rank(h: &[f32], m: usize, b: &[f32], r: usize, n: usize, y: &mut [f32]) {
+    for t in 0..m {
+        for j in 0..r {
+            for i in 0..n {
+                y[t * n + i] += h[t * r + j] * b[j * n + i];
+            }
+        }
+    }
+}
+
+/// h[m, r] = s · x[m, k] · p[r, k]ᵀ.
+pub fn skinny_nt(s: f32, x: &[f32], m: usize, k: usize, p: &[f32], r: usize, h: &mut [f32]) {
+    for t in 0..m {
+        for j in 0..r {
+            let dot: f32 = (0..k).map(|i| x[t * k + i] * p[j * k + i]).sum();
+            h[t * r + j] = s * dot;
+        }
+    }
+}
+
+/// out[r, n] (+)= p[m, r]ᵀ · q[m, n].
+pub fn skinny_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, out: &mut [f32], accumulate: bool) {
+    for j in 0..r {
+        for i in 0..n {
+            let dot: f32 = (0..m).map(|t| p[t * r + j] * q[t * n + i]).sum();
+            out[j * n + i] = if accumulate { out[j * n + i] + dot } else { dot };
+        }
+    }
+}
+
+/// Quantizes one row to int8 in blocks of 32 (scale = max|x| / 127).
+pub fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
+    for (b, block) in x.chunks_exact(32).enumerate() {
+        let amax = block.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+        scale[b] = amax / 127.0;
+        let inv = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+        for (i, v) in block.iter().enumerate() {
+            codes[b * 32 + i] = libm::rintf(v * inv) as i8;
+        }
+    }
+}
+
+/// y = x / sqrt(mean(x²) + eps) · w.
+pub fn rmsnorm_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    let inv = inverse_rms(x, eps);
+    for i in 0..x.len() {
+        y[i] = x[i] * inv * w[i];
+    }
+}
+
+/// dx += inv·(w∘dy) − x·inv³/d·Σ(w∘dy∘x).
+pub fn rmsnorm_bwd_row(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+    let inv = inverse_rms(x, eps);
+    let dot: f32 = (0..x.len()).map(|i| w[i] * dy[i] * x[i]).sum();
+    let c = -inv * inv * inv / x.len() as f32 * dot;
+    for i in 0..x.len() {
+        dx[i] += dy[i] * w[i] * inv + x[i] * c;
+    }
+}
+
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+    1.0 / libm::sqrtf(mean + eps)
+}
+
+/// Rotates interleaved pairs: (a, b) → (a·cos − b·sin, a·sin + b·cos); sign −1 rotates back.
+pub fn rope_head(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    for i in 0..cos.len() {
+        let (a, b, c, s) = (x[2 * i], x[2 * i + 1], cos[i], sin[i] * sign);
+        x[2 * i] = a * c - b * s;
+        x[2 * i + 1] = a * s + b * c;
+    }
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + libm::expf(-x))
+}
+
+/// h = g·σ(g)·u.
+pub fn swiglu(g: &[f32], u: &[f32], h: &mut [f32]) {
+    for i in 0..g.len() {
+        h[i] = g[i] * sigmoid(g[i]) * u[i];
+    }
+}
+
+/// In place g → dg, u → du.
+pub fn swiglu_bwd(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
+    for i in 0..g.len() {
+        let s = sigmoid(g[i]);
+        let silu = g[i] * s;
+        g[i] = dh[i] * u[i] * (s + silu * (1.0 - s));
+        u[i] = dh[i] * silu;
+    }
+}
+
+/// One chunk of the running softmax; see [`crate::generic::rows::ce_chunk_row`].
+pub fn ce_chunk_row(logits: &mut [f32], first_id: usize, target: usize, st: &mut SoftmaxState) -> f32 {
+    if let Some(l) = target.checked_sub(first_id).and_then(|i| logits.get(i)) {
+        st.target = *l;
+    }
+    let top = logits.iter().fold(st.max, |a, b| a.max(*b));
+    let factor = if st.max == f32::NEG_INFINITY { 0.0 } else { libm::expf(st.max - top) };
+    st.sum *= factor;
+    for l in logits.iter_mut() {
+        *l = libm::expf(*l - top);
+        st.sum += *l;
+    }
+    st.max = top;
+    factor
+}
+
+/// Strides of one head's rows within wider matrices.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadRows {
+    /// Query rows.
+    pub t: usize,
+    /// Keys before the first query row.
+    pub past: usize,
+    /// Elements per head.
+    pub hd: usize,
+    /// Elements from one query (or output) row to the next.
+    pub q_row: usize,
+    /// Elements from one key (or value) row to the next.
+    pub kv_row: usize,
+}
+
+impl HeadRows {
+    fn scale(&self) -> f32 {
+        1.0 / libm::sqrtf(self.hd as f32)
+    }
+
+    fn score(&self, q: &[f32], k: &[f32], i: usize, j: usize) -> f32 {
+        (0..self.hd).map(|e| q[i * self.q_row + e] * k[j * self.kv_row + e]).sum::<f32>() * self.scale()
+    }
+}
+
+/// One head's causal attention; slices start at the head's first element.
+pub fn attention(s: HeadRows, q: &[f32], k: &[f32], v: &[f32], o: &mut [f32], mut lse: Option<&mut [f32]>) {
+    for i in 0..s.t {
+        let own = s.past + i;
+        let top = (0..=own).map(|j| s.score(q, k, i, j)).fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = (0..=own).map(|j| libm::expf(s.score(q, k, i, j) - top)).sum();
+        if let Some(l) = lse.as_deref_mut() {
+            l[i] = top + libm::logf(sum);
+        }
+        let row = &mut o[i * s.q_row..i * s.q_row + s.hd];
+        row.fill(0.0);
+        for j in 0..=own {
+            let p = libm::expf(s.score(q, k, i, j) - top) / sum;
+            for e in 0..s.hd {
+                row[e] += p * v[j * s.kv_row + e];
+            }
+        }
+    }
+}
+
+/// Gradients of [`attention`]: dq has the stride of q, dk and dv are `[keys, hd]` of this head alone.
+pub fn attention_bwd(
+    s: HeadRows,
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    (o, lse, d_o): (&[f32], &[f32], &[f32]),
+    (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
+) {
+    dk.fill(0.0);
+    dv.fill(0.0);
+    for i in 0..s.t {
+        let at = i * s.q_row;
+        let d: f32 = (0..s.hd).map(|e| o[at + e] * d_o[at + e]).sum();
+        dq[at..at + s.hd].fill(0.0);
+        for j in 0..=s.past + i {
+            let p = libm::expf(s.score(q, k, i, j) - lse[i]);
+            let dp: f32 = (0..s.hd).map(|e| d_o[at + e] * v[j * s.kv_row + e]).sum();
+            let ds = p * (dp - d) * s.scale();
+            for e in 0..s.hd {
+                dq[at + e] += ds * k[j * s.kv_row + e];
+                dk[j * s.hd + e] += ds * q[at + e];
+                dv[j * s.hd + e] += p * d_o[at + e];
+            }
+        }
+    }
+}
+
+/// AdamW on one run.
+pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep) {
+    for i in 0..p.len() {
+        let g = g[i] * s.grad_scale;
+        m[i] = s.beta1 * m[i] + (1.0 - s.beta1) * g;
+        v[i] = s.beta2 * v[i] + (1.0 - s.beta2) * g * g;
+        let step = m[i] * s.correct1 / (libm::sqrtf(v[i] * s.correct2) + s.eps);
+        p[i] = p[i] * (1.0 - s.lr * s.weight_decay) - s.lr * step;
+    }
+}

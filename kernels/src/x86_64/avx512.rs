@@ -1,0 +1,168 @@
+//! AVX-512 (F, BW, VL, DQ) with VNNI.
+
+use core::arch::x86_64::*;
+
+use crate::block::DType;
+use crate::generic::simd::{CodeClass, Simd};
+
+/// AVX-512 F, BW, VL, DQ and VNNI.
+#[derive(Clone, Copy)]
+pub struct Avx512;
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    const LANES: usize = 16;
+    const F32_MR: usize = 12;
+    const I8_MR: usize = 6;
+    const NV: usize = 2;
+    const DOT_TR: usize = 4;
+
+    fn class(dtype: DType) -> CodeClass {
+        CodeClass { offset: 128, acc16: 0, bias: dtype.has_bias(), start_at_sum: true }
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        // SAFETY: AVX-512 by the trait's contract; the same holds for each block below.
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: see zero; p is readable for 16 f32.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        // SAFETY: see zero; p is writable for 16 f32.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_abs_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn round(a: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: __m512) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), n) }
+    }
+    #[inline(always)]
+    unsafe fn sum(a: __m512) -> f32 {
+        // SAFETY: see zero.
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn hmax(a: __m512) -> f32 {
+        // SAFETY: see zero.
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn deinterleave(a: __m512, b: __m512) -> (__m512, __m512) {
+        // SAFETY: see zero.
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+            (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn interleave(even: __m512, odd: __m512) -> (__m512, __m512) {
+        // SAFETY: see zero.
+        unsafe {
+            let lo = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let hi = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            (_mm512_permutex2var_ps(even, lo, odd), _mm512_permutex2var_ps(even, hi, odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> __m512i {
+        // SAFETY: see zero.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(a: __m512i) -> __m512 {
+        // SAFETY: see zero.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: __m512) {
+        // SAFETY: see zero; p is writable for 16 bytes.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_quads<const MR: usize, const NV: usize, const ACC16: usize>(
+        acc: &mut [[__m512i; NV]; MR],
+        q: usize,
+        codes: *const u8,
+        x: &[*const i8; MR],
+    ) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            for i in 0..q {
+                let row = codes.add(i * NV * 64);
+                let mut w = [_mm512_setzero_si512(); NV];
+                for v in 0..NV {
+                    w[v] = _mm512_loadu_si512(row.add(v * 64).cast());
+                }
+                for m in 0..MR {
+                    let xv = _mm512_set1_epi32(x[m].add(i * 4).cast::<i32>().read_unaligned());
+                    for v in 0..NV {
+                        acc[m][v] = _mm512_dpbusd_epi32(acc[m][v], w[v], xv);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! One test body per operation, run for every instruction set of this CPU against the scalar
+//! specification, and with 1, 2 and 4 threads for identical bits.
+
+mod common;
+
+use common::{Rng, assert_close, random_bytes, view};
+use engraft_kernels::{
+    AdamWStep, AttnShape, DType, Isa, Kernels, LowRank, NnOp, NtOp, Rows, SoftmaxState, acts_words,
+    attention_scratch_words, gemm_scratch_words,
+};
+
+/// Runs `f` on the scalar specification and on each ISA with 1, 2 and 4 threads; results of one ISA
+/// must be the same bits, and close to the specification.
+fn on_every_isa(what: &str, tol: f32, f: impl Fn(&Kernels) -> Vec<f32>) {
+    let spec = f(&Kernels::with_isa(Isa::SCALAR, 1));
+    for isa in Isa::available() {
+        let one = f(&Kernels::with_isa(isa, 1));
+        assert_close(&format!("{what} on {}", isa.name()), &one, &spec, tol);
+        for threads in [2, 4] {
+            let more = f(&Kernels::with_isa(isa, threads));
+            let same = one.iter().zip(&more).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{what} on {} differs with {threads} threads", isa.name());
+        }
+    }
+}
+
+fn gemm_scratch(k: &Kernels, cols: usize, rank: usize) -> Vec<f32> {
+    vec![0.0; k.threads() * gemm_scratch_words(cols, rank)]
+}
+
+/// (m, n, k) that divide no tile, that divide all, and the single row of decoding.
+const SHAPES: [(usize, usize, usize); 5] =
+    [(1, 40, 256), (3, 33, 256), (13, 64, 512), (24, 96, 256), (7, 5, 768)];
+
+fn forward(
+    k: &Kernels,
+    int8: bool,
+    dtype: DType,
+    (m, n, cols): (usize, usize, usize),
+    rank: usize,
+) -> Vec<f32> {
+    let mut rng = Rng(7);
+    let bytes = random_bytes(dtype, n, cols, &mut rng);
+    let w = view(dtype, n, cols, &bytes);
+    let (x, h, b) = (rng.vec(m * cols), rng.vec(m * rank), rng.vec(rank * n));
+    let mut y = rng.vec(m * n);
+    let mut words = vec![0.0; acts_words(m, cols)];
+    let rows = if int8 { Rows::Int8(k.quantize(&x, m, cols, &mut words)) } else { Rows::F32(&x) };
+    let low = (rank > 0).then_some(LowRank { h: &h, b: &b, rank });
+    let op = NtOp { x: rows, w, low, y: &mut y, accumulate: rank > 0 };
+    k.qgemm_nt(m, &mut [op], &mut gemm_scratch(k, cols, rank));
+    y
+}
+
+#[test]
+fn forward_product_f32() {
+    for dtype in DType::ALL {
+        for shape in SHAPES {
+            for rank in [0, 3] {
+                let what = format!("{} {shape:?} rank {rank}", dtype.name());
+                on_every_isa(&what, 2e-5, |k| forward(k, false, dtype, shape, rank));
+            }
+        }
+    }
+    on_every_isa("F32 with a width of no block", 2e-5, |k| forward(k, false, DType::F32, (5, 17, 172), 2));
+}
+
+#[test]
+fn forward_product_int8() {
+    for dtype in DType::ALL.into_iter().filter(|d| !d.is_float()) {
+        for shape in SHAPES {
+            for rank in [0, 8] {
+                let what = format!("int8 {} {shape:?} rank {rank}", dtype.name());
+                on_every_isa(&what, 3e-5, |k| forward(k, true, dtype, shape, rank));
+            }
+        }
+    }
+}
+
+/// The integer tiles must not saturate: the largest codes of both signs, in all pairs.
+#[test]
+fn forward_product_int8_extremes() {
+    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q5_1, DType::Q6_K, DType::IQ4_NL] {
+        for fill in [0x00u8, 0x7f, 0x80, 0xff] {
+            on_every_isa(&format!("{} filled with {fill:#x}", dtype.name()), 3e-5, |k| {
+                let (m, n, cols) = (4, 32, 256);
+                let mut bytes = random_bytes(dtype, n, cols, &mut Rng(3));
+                for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+                    let (from, to) = if dtype == DType::Q6_K {
+                        (0, 192)
+                    } else {
+                        (dtype.block_bytes() - 16, dtype.block_bytes())
+                    };
+                    let from = if dtype == DType::Q8_0 { 2 } else { from };
+                    block[from..to].fill(fill);
+                }
+                let x: Vec<f32> = (0..m * cols).map(|i| if (i / 3) % 2 == 0 { 1.0 } else { -1.0 }).collect();
+                let mut words = vec![0.0; acts_words(m, cols)];
+                let rows = Rows::Int8(k.quantize(&x, m, cols, &mut words));
+                let mut y = vec![0.0; m * n];
+                let op = NtOp {
+                    x: rows,
+                    w: view(dtype, n, cols, &bytes),
+                    low: None,
+                    y: &mut y,
+                    accumulate: false,
+                };
+                k.qgemm_nt(m, &mut [op], &mut gemm_scratch(k, cols, 0));
+                y
+            });
+        }
+    }
+}
+
+#[test]
+fn input_gradient() {
+    for dtype in DType::ALL {
+        for (m, n, cols) in SHAPES.into_iter().chain([(4, 300, 256)]) {
+            for rank in [0, 3] {
+                on_every_isa(&format!("nn {} {m}×{n}×{cols} rank {rank}", dtype.name()), 2e-5, |k| {
+                    let mut rng = Rng(11);
+                    let bytes = random_bytes(dtype, n, cols, &mut rng);
+                    let other = random_bytes(DType::F32, 9, cols, &mut rng);
+                    let (dy, dy2) = (rng.vec(m * n), rng.vec(m * 9));
+                    let (h, b) = (rng.vec(m * rank), rng.vec(rank * cols));
+                    let low = (rank > 0).then_some(LowRank { h: &h, b: &b, rank });
+                    let ops = [
+                        NnOp { dy: &dy, w: view(dtype, n, cols, &bytes), low },
+                        NnOp { dy: &dy2, w: view(DType::F32, 9, cols, &other), low: None },
+                    ];
+                    let mut dx = rng.vec(m * cols);
+                    k.qgemm_nn(m, &ops, &mut dx, rank > 0, &mut gemm_scratch(k, cols, rank));
+                    dx
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn rank_r_products() {
+    for (m, k_len, r) in [(1, 64, 1), (5, 172, 3), (33, 576, 8), (20, 65, 16)] {
+        on_every_isa(&format!("skinny_nt {m}×{k_len} rank {r}"), 1e-5, |k| {
+            let mut rng = Rng(5);
+            let (x, p) = (rng.vec(m * k_len), rng.vec(r * k_len));
+            let mut h = vec![0.0; m * r];
+            k.skinny_nt(0.5, &x, m, k_len, &p, r, &mut h);
+            h
+        });
+        for accumulate in [false, true] {
+            on_every_isa(&format!("skinny_tn {m}×{k_len} rank {r}"), 1e-5, |k| {
+                let mut rng = Rng(6);
+                let (p, q) = (rng.vec(m * r), rng.vec(m * k_len));
+                let mut out = rng.vec(r * k_len);
+                k.skinny_tn(&p, &q, m, r, k_len, &mut out, accumulate);
+                out
+            });
+        }
+    }
+}
+
+#[test]
+fn quantized_activations() {
+    on_every_isa("quantize", 0.0, |k| {
+        let (m, cols) = (9, 96);
+        let mut x = Rng(1).vec(m * cols);
+        x[..32].fill(0.0);
+        let mut words = vec![0.0; acts_words(m, cols)];
+        let a = k.quantize(&x, m, cols, &mut words);
+        let ints = a.start16.iter().chain(a.start32).map(|v| *v as f32);
+        let sums = a.bias_sum16.iter().chain(a.bias_sum32);
+        a.codes
+            .iter()
+            .map(|c| f32::from(*c))
+            .chain(a.scale.iter().copied())
+            .chain(ints)
+            .chain(sums.copied())
+            .collect()
+    });
+}
+
+#[test]
+fn norms_and_elementwise() {
+    for d in [8, 64, 100, 576] {
+        on_every_isa(&format!("rmsnorm {d}"), 1e-5, |k| {
+            let mut rng = Rng(2);
+            let (x, w, dy) = (rng.vec(13 * d), rng.vec(d), rng.vec(13 * d));
+            let (mut y, mut dx) = (vec![0.0; 13 * d], rng.vec(13 * d));
+            k.rmsnorm(&x, &w, 1e-5, &mut y);
+            k.rmsnorm_bwd(&x, &w, 1e-5, &dy, &mut dx);
+            y.into_iter().chain(dx).collect()
+        });
+    }
+    for n in [1, 37, 20_000] {
+        on_every_isa(&format!("swiglu {n}"), 1e-5, |k| {
+            let mut rng = Rng(3);
+            let wide = |v: Vec<f32>| v.into_iter().map(|x| x * 30.0).collect::<Vec<f32>>();
+            let (mut g, mut u, dh) = (wide(rng.vec(n)), rng.vec(n), rng.vec(n));
+            let mut h = vec![0.0; n];
+            k.swiglu(&g, &u, &mut h);
+            k.swiglu_bwd(&mut g, &mut u, &dh);
+            k.axpy(0.25, &u, &mut h);
+            g.into_iter().chain(u).chain(h).collect()
+        });
+    }
+}
+
+#[test]
+fn rope_turns_and_turns_back() {
+    for (heads, hd, half) in [(3, 64, 32), (2, 8, 4), (4, 16, 3)] {
+        on_every_isa(&format!("rope {heads}×{hd}/{half}"), 1e-6, |k| {
+            let mut rng = Rng(4);
+            let x = rng.vec(70 * heads * hd);
+            let table: Vec<f32> = (0..70)
+                .flat_map(|p| {
+                    let angle = move |i: usize| p as f32 * 0.1 / (1 + i) as f32;
+                    (0..half).map(move |i| angle(i).cos()).chain((0..half).map(move |i| angle(i).sin()))
+                })
+                .collect();
+            let mut turned = x.clone();
+            k.rope(&mut turned, heads, hd, &table, half, |r| r, false);
+            let mut back = turned.clone();
+            k.rope(&mut back, heads, hd, &table, half, |r| r, true);
+            assert_close("rope and back", &back, &x, 1e-5);
+            turned
+        });
+    }
+}
+
+#[test]
+fn attention_forward_and_backward() {
+    for (t, past, heads, kv, hd) in
+        [(1, 0, 2, 1, 8), (7, 0, 4, 2, 16), (50, 0, 3, 1, 64), (5, 40, 2, 2, 40), (1, 33, 4, 2, 64)]
+    {
+        let s = AttnShape { t, past, n_heads: heads, n_kv_heads: kv, head_dim: hd };
+        on_every_isa(&format!("attention {s:?}"), 2e-5, |k| {
+            let mut rng = Rng(8);
+            let (nq, nk) = (t * heads * hd, (past + t) * kv * hd);
+            let (q, key, val) = (rng.vec(nq), rng.vec(nk), rng.vec(nk));
+            let mut scratch = vec![0.0; k.threads() * attention_scratch_words(past + t, hd, true)];
+            let (mut o, mut lse) = (vec![0.0; nq], vec![0.0; heads * t]);
+            k.attention(s, &q, &key, &val, &mut o, None, &mut scratch);
+            let without = o.clone();
+            k.attention(s, &q, &key, &val, &mut o, Some(&mut lse), &mut scratch);
+            assert_close("with and without lse", &o, &without, 1e-5);
+            if past > 0 {
+                return o;
+            }
+            let d_o = rng.vec(nq);
+            let (mut dq, mut dk, mut dv) = (vec![0.0; nq], vec![0.0; nk], vec![0.0; nk]);
+            let mut per_head = vec![0.0; 2 * nq];
+            k.attention_bwd(
+                s,
+                (&q, &key, &val),
+                (&o, &lse, &d_o),
+                (&mut dq, &mut dk, &mut dv),
+                &mut per_head,
+                &mut scratch,
+            );
+            o.into_iter().chain(lse).chain(dq).chain(dk).chain(dv).collect()
+        });
+    }
+}
+
+/// The backward against central differences of the forward, in the specification itself.
+#[test]
+fn attention_backward_is_the_derivative() {
+    let s = AttnShape { t: 5, past: 0, n_heads: 2, n_kv_heads: 1, head_dim: 4 };
+    let k = Kernels::with_isa(Isa::SCALAR, 1);
+    let mut rng = Rng(9);
+    let mut qkv = [rng.vec(40), rng.vec(20), rng.vec(20)];
+    let d_o = rng.vec(40);
+    let loss = |x: &[Vec<f32>; 3]| -> f64 {
+        let mut o = vec![0.0; 40];
+        k.attention(s, &x[0], &x[1], &x[2], &mut o, None, &mut []);
+        o.iter().zip(&d_o).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let (mut o, mut lse) = (vec![0.0; 40], vec![0.0; 10]);
+    k.attention(s, &qkv[0], &qkv[1], &qkv[2], &mut o, Some(&mut lse), &mut []);
+    let mut g = [vec![0.0; 40], vec![0.0; 20], vec![0.0; 20]];
+    let [dq, dk, dv] = &mut g;
+    k.attention_bwd(s, (&qkv[0], &qkv[1], &qkv[2]), (&o, &lse, &d_o), (dq, dk, dv), &mut [0.0; 80], &mut []);
+    for part in 0..3 {
+        for i in 0..qkv[part].len() {
+            let x0 = qkv[part][i];
+            qkv[part][i] = x0 + 1e-2;
+            let up = loss(&qkv);
+            qkv[part][i] = x0 - 1e-2;
+            let down = loss(&qkv);
+            qkv[part][i] = x0;
+            let slope = ((up - down) / 2e-2) as f32;
+            assert!(
+                (slope - g[part][i]).abs() < 2e-3,
+                "part {part} element {i}: {} against {slope}",
+                g[part][i]
+            );
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_in_chunks() {
+    on_every_isa("cross-entropy", 1e-5, |k| {
+        let (m, vocab, chunk, d) = (5, 100, 33, 12);
+        let mut rng = Rng(10);
+        let logits: Vec<f32> = rng.vec(m * vocab).into_iter().map(|v| v * 8.0).collect();
+        let targets: Vec<u32> = (0..m as u32).map(|i| i * 23).collect();
+        let start = SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 };
+        let mut state = vec![start; m];
+        let mut dx = vec![1.0f32; m * d];
+        for first in (0..vocab).step_by(chunk) {
+            let n = chunk.min(vocab - first);
+            let mut part: Vec<f32> = (0..m).flat_map(|r| logits[r * vocab + first..][..n].to_vec()).collect();
+            k.ce_chunk(&mut part, n, first, &targets, &mut state, Some(&mut dx));
+        }
+        let loss = state.iter().map(|s| s.max + s.sum.ln() - s.target);
+        let plain: Vec<f32> = (0..m)
+            .map(|r| {
+                let row = &logits[r * vocab..][..vocab];
+                row.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln() as f32 - row[targets[r] as usize]
+            })
+            .collect();
+        let loss: Vec<f32> = loss.collect();
+        assert_close("loss", &loss, &plain, 1e-5);
+        loss.into_iter().chain(dx).collect()
+    });
+}
+
+#[test]
+fn adamw_step() {
+    on_every_isa("adamw", 1e-6, |k| {
+        let n = 40_003;
+        let mut rng = Rng(12);
+        let (mut p, g, mut m) = (rng.vec(n), rng.vec(n), rng.vec(n));
+        let mut v: Vec<f32> = rng.vec(n).into_iter().map(f32::abs).collect();
+        let s = AdamWStep {
+            lr: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            correct1: 1.3,
+            correct2: 2.0,
+            grad_scale: 0.7,
+        };
+        k.adamw(&mut p, &g, &mut m, &mut v, &s);
+        p.into_iter().chain(m).chain(v).collect()
+    });
+}
