@@ -66,6 +66,16 @@ impl<'a> QMatrix<'a> {
         self.bytes
     }
 
+    /// Rows `from..to` as a matrix of their own.
+    ///
+    /// # Panics
+    /// If the range is out of order or out of range.
+    #[must_use]
+    pub fn rows_range(&self, from: usize, to: usize) -> QMatrix<'a> {
+        let n = self.row_bytes();
+        QMatrix { rows: to - from, bytes: &self.bytes[from * n..to * n], ..*self }
+    }
+
     /// The stored bytes of row `r`.
     ///
     /// # Panics

@@ -1,1 +1,94 @@
-//! (being written)
+//! The network on slices: each block's forward and backward side by side, and the head with its loss.
+//!
+//! Nothing here allocates, logs or fails: shapes were parsed before, buffers come from the arena, and
+//! every gradient writes the buffer of the value it belongs to as soon as that value was used last.
+
+pub mod block;
+pub mod head;
+pub mod linear;
+pub mod rope;
+
+use std::ops::Range;
+
+use engraft_kernels::Kernels;
+
+use crate::model::ModelConfig;
+
+/// How matrix products treat their left operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Activations in int8 blocks of 32 wherever the weights are quantized blocks.
+    Int8,
+    /// f32 throughout; the weights' exact values.
+    F32,
+}
+
+/// What every function of this room needs to know.
+#[derive(Clone, Copy)]
+pub struct Ctx<'a> {
+    /// The kernels and their threads.
+    pub kernels: &'a Kernels,
+    /// The model's shapes.
+    pub config: &'a ModelConfig,
+    /// Cosines and sines per position; see [`rope::table`].
+    pub rope: &'a [f32],
+    /// How products are computed.
+    pub precision: Precision,
+}
+
+/// The rows of a micro-batch: sequences one after another, without padding.
+#[derive(Clone, Copy)]
+pub struct RowMap<'a> {
+    /// Row range of each sequence.
+    pub seqs: &'a [Range<usize>],
+    /// Position of each row within its sequence.
+    pub pos: &'a [u32],
+}
+
+impl RowMap<'_> {
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.pos.len()
+    }
+}
+
+/// One projection's adapter: y += scale·(x·Aᵀ)·Bᵀ.
+#[derive(Clone, Copy)]
+pub struct Pair<'a> {
+    /// A `[r, in]`.
+    pub a: &'a [f32],
+    /// Bᵀ `[r, out]`: along `out`, as every product reads it.
+    pub bt: &'a [f32],
+    /// r.
+    pub rank: usize,
+    /// alpha / r.
+    pub scale: f32,
+}
+
+/// The adapter of one block, by projection.
+pub type BlockPairs<'a> = [Option<Pair<'a>>; 7];
+
+/// Gradients of one projection's adapter, shaped as [`Pair`].
+pub struct PairGrad<'a> {
+    /// dA `[r, in]`, added to.
+    pub a: &'a mut [f32],
+    /// dBᵀ `[r, out]`, added to.
+    pub bt: &'a mut [f32],
+}
+
+/// Gradients of one block's adapter.
+pub type BlockPairGrads<'a> = [Option<PairGrad<'a>>; 7];
+
+/// Dropout on the adapter's branch: which element is dropped is a function of these numbers alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// Probability to drop, 0 to switch off.
+    pub p: f32,
+    /// Differs for each seed, step, micro-batch and block.
+    pub key: u64,
+}
+
+impl Dropout {
+    /// No dropout.
+    pub const OFF: Dropout = Dropout { p: 0.0, key: 0 };
+}

@@ -1,0 +1,377 @@
+//! One transformer block. The forward reads:
+//!
+//! ```text
+//! n1 = rmsnorm(x)·w1          q, k, v = n1·Wqᵀ, n1·Wkᵀ, n1·Wvᵀ;  q, k = rope(q), rope(k)
+//! x2 = x + attention(q, k, v)·Woᵀ
+//! n2 = rmsnorm(x2)·w2         g, u = n2·Wgᵀ, n2·Wuᵀ;  h = silu(g)∘u
+//! y  = x2 + h·Wdᵀ
+//! ```
+//!
+//! Training keeps only x of each block; the backward runs the forward again up to h and then walks
+//! these lines from the last to the first.
+
+use engraft_kernels::{AttnShape, acts_words, attention_scratch_words, gemm_scratch_words};
+
+use super::linear::{self, Linear, LinearGrad, LinearScratch};
+use super::{BlockPairGrads, BlockPairs, Ctx, Dropout, PairGrad, RowMap};
+use crate::model::weights::FrozenBlock;
+use crate::model::{ModelConfig, Proj};
+
+/// f32 words of each buffer of a block for M rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockWords {
+    d: usize,
+    q: usize,
+    kv: usize,
+    /// Holds M×ff, and the query-wide gradients that reuse it.
+    wide: usize,
+    lse: usize,
+    per_head: usize,
+    low: usize,
+    acts: usize,
+    kernel: usize,
+    dropped: usize,
+}
+
+impl BlockWords {
+    /// For `m` rows in sequences of at most `seq`, adapters of rank `rank`, and `threads` threads.
+    pub fn new(c: &ModelConfig, m: usize, seq: usize, rank: usize, threads: usize, dropout: bool, train: bool) -> Self {
+        let widest = c.d_ff.max(c.d_q()).max(c.d_model);
+        let blocks = |k: usize| if k.is_multiple_of(32) { acts_words(m, k) } else { 0 };
+        let kernel = gemm_scratch_words(widest, rank).max(attention_scratch_words(seq, c.head_dim, train));
+        BlockWords {
+            d: m * c.d_model,
+            q: m * c.d_q(),
+            kv: m * c.d_kv(),
+            wide: m * c.d_ff.max(c.d_q()).max(2 * c.d_kv()),
+            lse: if train { m * c.n_heads } else { 0 },
+            per_head: if train { 2 * seq * c.d_q() } else { 0 },
+            low: m * rank,
+            acts: blocks(c.d_model).max(blocks(c.d_q())).max(blocks(c.d_ff)),
+            kernel: kernel * threads,
+            dropped: if dropout { m * widest } else { 0 },
+        }
+    }
+
+    /// Words of activations in all.
+    pub fn activations(&self) -> usize {
+        3 * self.d + 2 * self.q + 2 * self.kv + 3 * self.wide + self.lse + self.per_head + 10 * self.low
+            + self.acts + self.dropped
+    }
+
+    /// Words of kernel scratch in all.
+    pub fn kernel(&self) -> usize {
+        self.kernel
+    }
+}
+
+/// The buffers of one block, reused by every block.
+pub struct BlockBufs {
+    n1: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    att: Vec<f32>,
+    lse: Vec<f32>,
+    x2: Vec<f32>,
+    n2: Vec<f32>,
+    g: Vec<f32>,
+    u: Vec<f32>,
+    h: Vec<f32>,
+    per_head: Vec<f32>,
+    low: [Vec<f32>; 7],
+    dlow: Vec<f32>,
+    acts: Vec<f32>,
+    dropped: Vec<f32>,
+    /// The kernels' scratch; the head borrows it too.
+    pub kernel: Vec<f32>,
+}
+
+impl BlockBufs {
+    /// Allocates what `words` says.
+    pub fn new(w: &BlockWords) -> BlockBufs {
+        let z = |n: usize| vec![0.0f32; n];
+        BlockBufs {
+            n1: z(w.d),
+            q: z(w.q),
+            k: z(w.kv),
+            v: z(w.kv),
+            att: z(w.q),
+            lse: z(w.lse),
+            x2: z(w.d),
+            n2: z(w.d),
+            g: z(w.wide),
+            u: z(w.wide),
+            h: z(w.wide),
+            per_head: z(w.per_head),
+            low: std::array::from_fn(|_| z(w.low)),
+            dlow: z(3 * w.low),
+            acts: z(w.acts),
+            dropped: z(w.dropped),
+            kernel: z(w.kernel),
+        }
+    }
+}
+
+/// Keys and values of earlier positions of one sequence, `[capacity, kv·hd]` each.
+pub struct KvLayer<'a> {
+    /// Keys, rotated.
+    pub k: &'a mut [f32],
+    /// Values.
+    pub v: &'a mut [f32],
+    /// Positions filled before this call.
+    pub past: usize,
+}
+
+/// Where the attention finds keys and values.
+pub enum Keys<'a> {
+    /// In this batch alone.
+    Batch,
+    /// In a cache (of a single sequence), to which this batch is appended.
+    Cache(KvLayer<'a>),
+}
+
+/// Runs the block up to h (everything but the last product).
+fn forward_to_h(
+    ctx: &Ctx<'_>,
+    w: &FrozenBlock<'_>,
+    pairs: &BlockPairs<'_>,
+    rows: RowMap<'_>,
+    x: &[f32],
+    b: &mut BlockBufs,
+    keys: Keys<'_>,
+    dropout: Dropout,
+) {
+    let (c, m) = (ctx.config, rows.rows());
+    let (md, mq, mkv, mf) = (m * c.d_model, m * c.d_q(), m * c.d_kv(), m * c.d_ff);
+    let [lq, lk, lv, lo, lg, lu, _] = &mut b.low;
+    let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
+    ctx.kernels.rmsnorm(x, w.attn_norm, c.rms_eps, &mut b.n1[..md]);
+    let lin = |p: Proj, h, y, accumulate| Linear { w: w.proj(p), pair: pairs[p as usize], h, y, accumulate };
+    linear::forward(
+        ctx,
+        m,
+        &b.n1[..md],
+        &mut [
+            lin(Proj::Q, lq, &mut b.q[..mq], false),
+            lin(Proj::K, lk, &mut b.k[..mkv], false),
+            lin(Proj::V, lv, &mut b.v[..mkv], false),
+        ],
+        dropout.at(0),
+        &mut scratch,
+    );
+    let half = c.rope_dim / 2;
+    let pos = |r: usize| rows.pos[r] as usize;
+    ctx.kernels.rope(&mut b.q[..mq], c.n_heads, c.head_dim, ctx.rope, half, pos, false);
+    ctx.kernels.rope(&mut b.k[..mkv], c.n_kv_heads, c.head_dim, ctx.rope, half, pos, false);
+    attention(ctx, rows, &b.q, &b.k, &b.v, &mut b.att, &mut b.lse, keys, scratch.kernel);
+    b.x2[..md].copy_from_slice(x);
+    linear::forward(
+        ctx,
+        m,
+        &b.att[..mq],
+        &mut [lin(Proj::O, lo, &mut b.x2[..md], true)],
+        dropout.at(1),
+        &mut scratch,
+    );
+    ctx.kernels.rmsnorm(&b.x2[..md], w.ffn_norm, c.rms_eps, &mut b.n2[..md]);
+    linear::forward(
+        ctx,
+        m,
+        &b.n2[..md],
+        &mut [lin(Proj::Gate, lg, &mut b.g[..mf], false), lin(Proj::Up, lu, &mut b.u[..mf], false)],
+        dropout.at(2),
+        &mut scratch,
+    );
+    ctx.kernels.swiglu(&b.g[..mf], &b.u[..mf], &mut b.h[..mf]);
+}
+
+fn attention(
+    ctx: &Ctx<'_>,
+    rows: RowMap<'_>,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    att: &mut [f32],
+    lse: &mut [f32],
+    keys: Keys<'_>,
+    scratch: &mut [f32],
+) {
+    let c = ctx.config;
+    let (dq, dkv) = (c.d_q(), c.d_kv());
+    let shape = |t: usize, past: usize| attn_shape(c, t, past);
+    match keys {
+        Keys::Cache(cache) => {
+            let (t, past) = (rows.rows(), cache.past);
+            cache.k[past * dkv..(past + t) * dkv].copy_from_slice(&k[..t * dkv]);
+            cache.v[past * dkv..(past + t) * dkv].copy_from_slice(&v[..t * dkv]);
+            let (k, v) = (&cache.k[..(past + t) * dkv], &cache.v[..(past + t) * dkv]);
+            ctx.kernels.attention(shape(t, past), &q[..t * dq], k, v, &mut att[..t * dq], None, scratch);
+        }
+        Keys::Batch => {
+            for s in rows.seqs {
+                let (qs, ks) = (s.start * dq..s.end * dq, s.start * dkv..s.end * dkv);
+                let keep = lse.get_mut(s.start * c.n_heads..s.end * c.n_heads);
+                let (k, v) = (&k[ks.clone()], &v[ks]);
+                ctx.kernels.attention(shape(s.len(), 0), &q[qs.clone()], k, v, &mut att[qs], keep, scratch);
+            }
+        }
+    }
+}
+
+fn attn_shape(c: &ModelConfig, t: usize, past: usize) -> AttnShape {
+    AttnShape { t, past, n_heads: c.n_heads, n_kv_heads: c.n_kv_heads, head_dim: c.head_dim }
+}
+
+/// y = block(x), both `[m, d]`.
+pub fn forward(
+    ctx: &Ctx<'_>,
+    w: &FrozenBlock<'_>,
+    pairs: &BlockPairs<'_>,
+    rows: RowMap<'_>,
+    x: &[f32],
+    y: &mut [f32],
+    b: &mut BlockBufs,
+    keys: Keys<'_>,
+    dropout: Dropout,
+) {
+    let (c, m) = (ctx.config, rows.rows());
+    forward_to_h(ctx, w, pairs, rows, x, b, keys, dropout);
+    y.copy_from_slice(&b.x2[..m * c.d_model]);
+    let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
+    let pair = pairs[Proj::Down as usize];
+    let down = Linear { w: w.proj(Proj::Down), pair, h: &mut b.low[6], y, accumulate: true };
+    linear::forward(ctx, m, &b.h[..m * c.d_ff], &mut [down], dropout.at(3), &mut scratch);
+}
+
+/// In place dy → dx for the block whose input was x; adds to the adapter's gradients.
+///
+/// `want_dx` false leaves dy meaningless: nothing below the first trained block needs it.
+pub fn backward(
+    ctx: &Ctx<'_>,
+    w: &FrozenBlock<'_>,
+    pairs: &BlockPairs<'_>,
+    grads: BlockPairGrads<'_>,
+    rows: RowMap<'_>,
+    x: &[f32],
+    dy: &mut [f32],
+    b: &mut BlockBufs,
+    dropout: Dropout,
+    want_dx: bool,
+) {
+    forward_to_h(ctx, w, pairs, rows, x, b, Keys::Batch, dropout);
+    let [gq, gk, gv, go, gg, gu, gd] = grads;
+    mlp_backward(ctx, w, pairs, [gg, gu, gd], rows.rows(), dy, b, dropout);
+    attention_backward(ctx, w, pairs, [gq, gk, gv, go], rows, x, dy, b, dropout, want_dx);
+}
+
+/// dy → dx2 through y = x2 + (silu(g)∘u)·Wdᵀ.
+fn mlp_backward(
+    ctx: &Ctx<'_>,
+    w: &FrozenBlock<'_>,
+    pairs: &BlockPairs<'_>,
+    [gg, gu, gd]: [Option<PairGrad<'_>>; 3],
+    m: usize,
+    dy: &mut [f32],
+    b: &mut BlockBufs,
+    dropout: Dropout,
+) {
+    let c = ctx.config;
+    let (md, mf) = (m * c.d_model, m * c.d_ff);
+    let [.., lg, lu, ld] = &mut b.low;
+    let mut s = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
+    let part = m * pairs.iter().flatten().map(|p| p.rank).max().unwrap_or(0);
+    let (d0, d1) = b.dlow.split_at_mut(part);
+    // y = x2 + h·Wdᵀ, whose rank-r input the forward above did not come to
+    if let Some(p) = pairs[Proj::Down as usize] {
+        linear::rank_input(ctx, m, &b.h[..mf], &p, ld, dropout.at(3), s.dropped);
+    }
+    let mut down = [grad(w, pairs, Proj::Down, ld, d0, dy, gd)];
+    linear::backward_pairs(ctx, m, &b.h[..mf], &mut down, dropout.at(3), &mut s);
+    linear::backward_input(ctx, m, &down, &mut b.h[..mf], dropout.at(3), &mut s);
+    // h = silu(g)∘u
+    ctx.kernels.swiglu_bwd(&mut b.g[..mf], &mut b.u[..mf], &b.h[..mf]);
+    // g, u = n2·Wgᵀ, n2·Wuᵀ
+    let mut both = [
+        grad(w, pairs, Proj::Gate, lg, d0, &b.g[..mf], gg),
+        grad(w, pairs, Proj::Up, lu, d1, &b.u[..mf], gu),
+    ];
+    linear::backward_pairs(ctx, m, &b.n2[..md], &mut both, dropout.at(2), &mut s);
+    linear::backward_input(ctx, m, &both, &mut b.n2[..md], dropout.at(2), &mut s);
+    // n2 = rmsnorm(x2)·w2
+    ctx.kernels.rmsnorm_bwd(&b.x2[..md], w.ffn_norm, c.rms_eps, &b.n2[..md], dy);
+}
+
+/// dx2 → dx through x2 = x + attention(rope(q), rope(k), v)·Woᵀ.
+fn attention_backward(
+    ctx: &Ctx<'_>,
+    w: &FrozenBlock<'_>,
+    pairs: &BlockPairs<'_>,
+    [gq, gk, gv, go]: [Option<PairGrad<'_>>; 4],
+    rows: RowMap<'_>,
+    x: &[f32],
+    dy: &mut [f32],
+    b: &mut BlockBufs,
+    dropout: Dropout,
+    want_dx: bool,
+) {
+    let (c, m) = (ctx.config, rows.rows());
+    let (md, mq, mkv) = (m * c.d_model, m * c.d_q(), m * c.d_kv());
+    let mut s = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
+    let part = m * pairs.iter().flatten().map(|p| p.rank).max().unwrap_or(0);
+    let (d0, rest) = b.dlow.split_at_mut(part);
+    let (d1, d2) = rest.split_at_mut(part);
+    // x2 = x + att·Woᵀ; h is free and takes d(att)
+    let mut o = [grad(w, pairs, Proj::O, &b.low[3], d0, dy, go)];
+    linear::backward_pairs(ctx, m, &b.att[..mq], &mut o, dropout.at(1), &mut s);
+    linear::backward_input(ctx, m, &o, &mut b.h[..mq], dropout.at(1), &mut s);
+    // att = attention(q, k, v); g takes dq, u takes dk and dv
+    let (dq, (dk, dv)) = (&mut b.g[..mq], b.u[..2 * mkv].split_at_mut(mkv));
+    for seq in rows.seqs {
+        let (qs, ks) = (seq.start * c.d_q()..seq.end * c.d_q(), seq.start * c.d_kv()..seq.end * c.d_kv());
+        let lse = &b.lse[seq.start * c.n_heads..seq.end * c.n_heads];
+        ctx.kernels.attention_bwd(
+            attn_shape(c, seq.len(), 0),
+            (&b.q[qs.clone()], &b.k[ks.clone()], &b.v[ks.clone()]),
+            (&b.att[qs.clone()], lse, &b.h[qs.clone()]),
+            (&mut dq[qs], &mut dk[ks.clone()], &mut dv[ks]),
+            &mut b.per_head,
+            s.kernel,
+        );
+    }
+    let pos = |r: usize| rows.pos[r] as usize;
+    ctx.kernels.rope(dq, c.n_heads, c.head_dim, ctx.rope, c.rope_dim / 2, pos, true);
+    ctx.kernels.rope(dk, c.n_kv_heads, c.head_dim, ctx.rope, c.rope_dim / 2, pos, true);
+    // q, k, v = n1·Wqᵀ, n1·Wkᵀ, n1·Wvᵀ
+    let [lq, lk, lv, ..] = &b.low;
+    let mut qkv = [
+        grad(w, pairs, Proj::Q, lq, d0, dq, gq),
+        grad(w, pairs, Proj::K, lk, d1, dk, gk),
+        grad(w, pairs, Proj::V, lv, d2, dv, gv),
+    ];
+    linear::backward_pairs(ctx, m, &b.n1[..md], &mut qkv, dropout.at(0), &mut s);
+    if want_dx {
+        linear::backward_input(ctx, m, &qkv, &mut b.n1[..md], dropout.at(0), &mut s);
+        // n1 = rmsnorm(x)·w1
+        ctx.kernels.rmsnorm_bwd(x, w.attn_norm, c.rms_eps, &b.n1[..md], dy);
+    }
+}
+
+fn grad<'a>(
+    w: &FrozenBlock<'a>,
+    pairs: &BlockPairs<'a>,
+    p: Proj,
+    h: &'a [f32],
+    dh: &'a mut [f32],
+    dy: &'a [f32],
+    grad: Option<PairGrad<'a>>,
+) -> LinearGrad<'a> {
+    LinearGrad { w: w.proj(p), pair: pairs[p as usize], h, dh, dy, grad }
+}
+
+impl Dropout {
+    /// The dropout of one of the block's four inputs.
+    fn at(self, input: u64) -> Dropout {
+        Dropout { p: self.p, key: self.key.wrapping_mul(4).wrapping_add(input).wrapping_mul(8) }
+    }
+}

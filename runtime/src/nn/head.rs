@@ -1,0 +1,190 @@
+//! The head with its loss: final norm, logits, cross-entropy, and the gradient of all three, in chunks
+//! of the vocabulary.
+//!
+//! The softmax runs online over the chunks, and its gradient Σ_v softmax_v·W_v is accumulated beside it
+//! with the same rescaling, so no logit is computed twice and never more than rows × chunk exist.
+
+use engraft_kernels::{NnOp, NtOp, QMatrix, Rows, SoftmaxState, acts_words, gemm_scratch_words};
+
+use super::{Ctx, Precision};
+use crate::model::ModelConfig;
+
+/// Vocabulary rows of one chunk.
+pub const VOCAB_CHUNK: usize = 1024;
+
+/// f32 words of the head's buffers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadWords {
+    rows: usize,
+    d: usize,
+    chunk: usize,
+    acts: usize,
+    kernel: usize,
+    train: bool,
+}
+
+impl HeadWords {
+    /// For at most `rows` rows that carry a loss.
+    pub fn new(c: &ModelConfig, rows: usize, threads: usize, train: bool) -> Self {
+        let acts = if c.d_model.is_multiple_of(32) { acts_words(rows, c.d_model) } else { 0 };
+        let kernel = gemm_scratch_words(c.d_model, 0) * threads;
+        HeadWords { rows, d: c.d_model, chunk: VOCAB_CHUNK.min(c.vocab), acts, kernel, train }
+    }
+
+    /// Words in all, the kernels' scratch (borrowed from the block's) left out.
+    pub fn total(&self) -> usize {
+        let grads = if self.train { self.rows * self.d } else { 0 };
+        2 * self.rows * self.d + grads + self.rows * self.chunk + self.acts + 5 * self.rows
+    }
+
+    /// Words of kernel scratch that the head needs of the block's.
+    pub fn kernel(&self) -> usize {
+        self.kernel
+    }
+}
+
+/// The head's buffers.
+pub struct HeadBufs {
+    /// Rows of x that carry a loss, and their norm.
+    x: Vec<f32>,
+    n: Vec<f32>,
+    dn: Vec<f32>,
+    logits: Vec<f32>,
+    acts: Vec<f32>,
+    state: Vec<SoftmaxState>,
+    targets: Vec<u32>,
+    at: Vec<u32>,
+}
+
+impl HeadBufs {
+    /// Allocates what `words` says.
+    pub fn new(w: &HeadWords) -> HeadBufs {
+        let empty = SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 };
+        HeadBufs {
+            x: vec![0.0; w.rows * w.d],
+            n: vec![0.0; w.rows * w.d],
+            dn: vec![0.0; if w.train { w.rows * w.d } else { 0 }],
+            logits: vec![0.0; w.rows * w.chunk],
+            acts: vec![0.0; w.acts],
+            state: vec![empty; w.rows],
+            targets: Vec::with_capacity(w.rows),
+            at: Vec::with_capacity(w.rows),
+        }
+    }
+}
+
+/// The frozen weights of the head.
+pub struct HeadWeights<'a> {
+    /// `[d]`.
+    pub norm: &'a [f32],
+    /// `[V, d]`.
+    pub w: QMatrix<'a>,
+}
+
+/// Sum of the cross-entropies (nats) and number of the rows that carry a target (≠ `u32::MAX`).
+///
+/// x is `[m, d]`. With `dx` (zeroed here), the gradient of the sum is written there. `each` sees
+/// (row, loss).
+pub fn loss(
+    ctx: &Ctx<'_>,
+    w: &HeadWeights<'_>,
+    x: &[f32],
+    targets: &[u32],
+    mut dx: Option<&mut [f32]>,
+    b: &mut HeadBufs,
+    kernel: &mut [f32],
+    mut each: impl FnMut(usize, f64),
+) -> (f64, usize) {
+    let d = w.norm.len();
+    gather(x, targets, d, b);
+    let r = b.targets.len();
+    if let Some(dx) = dx.as_deref_mut() {
+        dx.fill(0.0);
+    }
+    if r == 0 {
+        return (0.0, 0);
+    }
+    let train = dx.is_some();
+    ctx.kernels.rmsnorm(&b.x[..r * d], w.norm, ctx.config.rms_eps, &mut b.n[..r * d]);
+    run_chunks(ctx, w, r, train, b, kernel);
+    let mut sum = 0.0;
+    for (i, s) in b.state[..r].iter().enumerate() {
+        let loss = f64::from(s.max) + f64::from(s.sum).ln() - f64::from(s.target);
+        each(b.at[i] as usize, loss);
+        sum += loss;
+    }
+    if let Some(dx) = dx {
+        finish_gradient(ctx, w, r, b, dx);
+    }
+    (sum, r)
+}
+
+/// Copies the rows with a target to the front of the buffers.
+fn gather(x: &[f32], targets: &[u32], d: usize, b: &mut HeadBufs) {
+    b.targets.clear();
+    b.at.clear();
+    for (i, t) in targets.iter().enumerate().filter(|(_, t)| **t != u32::MAX) {
+        let r = b.targets.len();
+        b.x[r * d..(r + 1) * d].copy_from_slice(&x[i * d..(i + 1) * d]);
+        b.targets.push(*t);
+        b.at.push(i as u32);
+    }
+}
+
+/// Logits, running softmax and Σ e^(logit − max)·W, chunk by chunk.
+fn run_chunks(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, train: bool, b: &mut HeadBufs, kernel: &mut [f32]) {
+    let (d, vocab) = (w.norm.len(), w.w.rows());
+    b.state[..r].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
+    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
+    let acts = int8.then(|| ctx.kernels.quantize(&b.n[..r * d], r, d, &mut b.acts));
+    for first in (0..vocab).step_by(VOCAB_CHUNK) {
+        let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
+        let logits = &mut b.logits[..r * part.rows()];
+        let rows = acts.map_or(Rows::F32(&b.n[..r * d]), Rows::Int8);
+        let op = NtOp { x: rows, w: part, low: None, y: logits, accumulate: false };
+        ctx.kernels.qgemm_nt(r, &mut [op], kernel);
+        let dn = train.then_some(&mut b.dn[..r * d]);
+        ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
+        if train {
+            let op = NnOp { dy: logits, w: part, low: None };
+            ctx.kernels.qgemm_nn(r, &[op], &mut b.dn[..r * d], first > 0, kernel);
+        }
+    }
+}
+
+/// dn = dn/Σ − W_target, then through the norm into dx.
+fn finish_gradient(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, b: &mut HeadBufs, dx: &mut [f32]) {
+    let d = w.norm.len();
+    let (state, targets, spare) = (&b.state, &b.targets, &mut b.n);
+    ctx.kernels.rows(d, &mut spare[..r * d], |i, row| {
+        ctx.kernels.dequantize_row(&w.w, targets[i] as usize, row);
+    });
+    let target_rows = &b.n;
+    ctx.kernels.rows(d, &mut b.dn[..r * d], |i, row| {
+        let inv = 1.0 / state[i].sum;
+        for (v, t) in row.iter_mut().zip(&target_rows[i * d..]) {
+            *v = *v * inv - t;
+        }
+    });
+    let n = &mut b.n[..r * d];
+    n.fill(0.0);
+    ctx.kernels.rmsnorm_bwd(&b.x[..r * d], w.norm, ctx.config.rms_eps, &b.dn[..r * d], n);
+    for (i, at) in b.at.iter().enumerate() {
+        let at = *at as usize;
+        dx[at * d..(at + 1) * d].copy_from_slice(&n[i * d..(i + 1) * d]);
+    }
+}
+
+/// Logits `[V]` of one row of x.
+pub fn logits(ctx: &Ctx<'_>, w: &HeadWeights<'_>, x: &[f32], b: &mut HeadBufs, kernel: &mut [f32], out: &mut [f32]) {
+    let d = w.norm.len();
+    ctx.kernels.rmsnorm(x, w.norm, ctx.config.rms_eps, &mut b.n[..d]);
+    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
+    let rows = if int8 {
+        Rows::Int8(ctx.kernels.quantize(&b.n[..d], 1, d, &mut b.acts))
+    } else {
+        Rows::F32(&b.n[..d])
+    };
+    let op = NtOp { x: rows, w: w.w, low: None, y: out, accumulate: false };
+    ctx.kernels.qgemm_nt(1, &mut [op], kernel);
+}

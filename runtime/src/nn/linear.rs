@@ -1,0 +1,194 @@
+//! Linear layers with an adapter: forward and backward.
+
+use engraft_kernels::{Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows};
+
+use super::{Ctx, Dropout, Pair, PairGrad, Precision};
+
+/// One linear layer's part in a product that shares its input with others.
+pub struct Linear<'a> {
+    /// Frozen weights `[out, in]`.
+    pub w: QMatrix<'a>,
+    /// Its adapter, if any.
+    pub pair: Option<Pair<'a>>,
+    /// Receives s·x·Aᵀ `[m, r]` (kept for the backward).
+    pub h: &'a mut [f32],
+    /// `[m, out]`.
+    pub y: &'a mut [f32],
+    /// Adds to y, which then holds the residual.
+    pub accumulate: bool,
+}
+
+/// Scratch of the linear layers.
+pub struct LinearScratch<'a> {
+    /// Quantized activations, `acts_words(m, k)`.
+    pub acts: &'a mut [f32],
+    /// The kernels' own.
+    pub kernel: &'a mut [f32],
+    /// `[m, k]` for dropout; empty where it is off.
+    pub dropped: &'a mut [f32],
+}
+
+/// y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ for up to three layers that share x `[m, k]`.
+pub fn forward(
+    ctx: &Ctx<'_>,
+    m: usize,
+    x: &[f32],
+    layers: &mut [Linear<'_>],
+    dropout: Dropout,
+    scratch: &mut LinearScratch<'_>,
+) {
+    let k = x.len() / m;
+    for (i, l) in layers.iter_mut().enumerate() {
+        if let Some(p) = l.pair {
+            rank_input(ctx, m, x, &p, l.h, Dropout { key: dropout.key + i as u64, ..dropout }, scratch.dropped);
+        }
+    }
+    let any_blocks = layers.iter().any(|l| !l.w.dtype().is_float());
+    let acts = (ctx.precision == Precision::Int8 && any_blocks)
+        .then(|| ctx.kernels.quantize(x, m, k, scratch.acts));
+    let mut ops = layers.iter_mut().map(|l| nt_op(l, m, x, acts));
+    match (ops.next(), ops.next(), ops.next()) {
+        (Some(a), Some(b), Some(c)) => ctx.kernels.qgemm_nt(m, &mut [a, b, c], scratch.kernel),
+        (Some(a), Some(b), None) => ctx.kernels.qgemm_nt(m, &mut [a, b], scratch.kernel),
+        (Some(a), None, _) => ctx.kernels.qgemm_nt(m, &mut [a], scratch.kernel),
+        (None, ..) => {}
+    }
+}
+
+/// h = s·x·Aᵀ.
+pub fn rank_input(
+    ctx: &Ctx<'_>,
+    m: usize,
+    x: &[f32],
+    p: &Pair<'_>,
+    h: &mut [f32],
+    dropout: Dropout,
+    buf: &mut [f32],
+) {
+    let x = dropped(ctx.kernels, x, buf, dropout, 0);
+    ctx.kernels.skinny_nt(p.scale, x, m, x.len() / m, p.a, p.rank, &mut h[..m * p.rank]);
+}
+
+fn nt_op<'a>(l: &'a mut Linear<'_>, m: usize, x: &'a [f32], acts: Option<QuantActs<'a>>) -> NtOp<'a> {
+    let rows = match acts {
+        Some(a) if !l.w.dtype().is_float() => Rows::Int8(a),
+        _ => Rows::F32(x),
+    };
+    let low = l.pair.map(|p| LowRank { h: &l.h[..m * p.rank], b: p.bt, rank: p.rank });
+    NtOp { x: rows, w: l.w, low, y: l.y, accumulate: l.accumulate }
+}
+
+/// One linear layer's part in the backward of layers that share their input.
+pub struct LinearGrad<'a> {
+    /// Frozen weights `[out, in]`.
+    pub w: QMatrix<'a>,
+    /// Its adapter.
+    pub pair: Option<Pair<'a>>,
+    /// s·x·Aᵀ of the forward `[m, r]`.
+    pub h: &'a [f32],
+    /// Receives s·dy·B `[m, r]`.
+    pub dh: &'a mut [f32],
+    /// `[m, out]`.
+    pub dy: &'a [f32],
+    /// The adapter's gradients.
+    pub grad: Option<PairGrad<'a>>,
+}
+
+/// Adds to the adapters' gradients: dB = s·dyᵀ·(x·Aᵀ), dA = (s·dy·B)ᵀ·x. Uses x before it is lost.
+pub fn backward_pairs(
+    ctx: &Ctx<'_>,
+    m: usize,
+    x: &[f32],
+    layers: &mut [LinearGrad<'_>],
+    dropout: Dropout,
+    scratch: &mut LinearScratch<'_>,
+) {
+    let k = x.len() / m;
+    for (i, l) in layers.iter_mut().enumerate() {
+        let (Some(p), Some(g)) = (l.pair, l.grad.as_mut()) else { continue };
+        let out = l.dy.len() / m;
+        ctx.kernels.skinny_nt(p.scale, l.dy, m, out, p.bt, p.rank, &mut l.dh[..m * p.rank]);
+        ctx.kernels.skinny_tn(&l.h[..m * p.rank], l.dy, m, p.rank, out, g.bt, true);
+        let x = dropped(ctx.kernels, x, scratch.dropped, dropout, i);
+        ctx.kernels.skinny_tn(&l.dh[..m * p.rank], x, m, p.rank, k, g.a, true);
+    }
+}
+
+/// dx = Σ dy·W + (s·dy·B)·A over the layers, after [`backward_pairs`].
+pub fn backward_input(
+    ctx: &Ctx<'_>,
+    m: usize,
+    layers: &[LinearGrad<'_>],
+    dx: &mut [f32],
+    dropout: Dropout,
+    scratch: &mut LinearScratch<'_>,
+) {
+    let fused = dropout.p == 0.0;
+    let op = |l: &LinearGrad<'_>| -> NnOp<'_> {
+        let low = l.pair.filter(|_| fused).map(|p| LowRank { h: &l.dh[..m * p.rank], b: p.a, rank: p.rank });
+        NnOp { dy: l.dy, w: l.w, low }
+    };
+    match layers {
+        [a] => ctx.kernels.qgemm_nn(m, &[op(a)], dx, false, scratch.kernel),
+        [a, b] => ctx.kernels.qgemm_nn(m, &[op(a), op(b)], dx, false, scratch.kernel),
+        [a, b, c] => ctx.kernels.qgemm_nn(m, &[op(a), op(b), op(c)], dx, false, scratch.kernel),
+        _ => unreachable!("at most three layers share an input"),
+    }
+    if !fused {
+        for (i, l) in layers.iter().enumerate() {
+            add_dropped_branch(ctx, m, l, dx, dropout, i, scratch.dropped);
+        }
+    }
+}
+
+/// dx += mask∘((s·dy·B)·A)/(1 − p).
+fn add_dropped_branch(
+    ctx: &Ctx<'_>,
+    m: usize,
+    l: &LinearGrad<'_>,
+    dx: &mut [f32],
+    dropout: Dropout,
+    which: usize,
+    branch: &mut [f32],
+) {
+    let Some(p) = l.pair else { return };
+    let k = dx.len() / m;
+    let branch = &mut branch[..m * k];
+    ctx.kernels.rows(k, branch, |t, row| {
+        row.fill(0.0);
+        for (j, a) in p.a.chunks_exact(k).enumerate() {
+            let h = l.dh[t * p.rank + j];
+            row.iter_mut().zip(a).for_each(|(r, a)| *r += h * a);
+        }
+        drop_row(row, t, dropout, which);
+    });
+    ctx.kernels.axpy(1.0, branch, dx);
+}
+
+/// x with dropped elements zero and the others scaled by 1/(1 − p); x itself where dropout is off.
+fn dropped<'a>(k: &Kernels, x: &'a [f32], buf: &'a mut [f32], d: Dropout, which: usize) -> &'a [f32] {
+    if d.p == 0.0 {
+        return x;
+    }
+    const RUN: usize = 4096;
+    let buf = &mut buf[..x.len()];
+    buf.copy_from_slice(x);
+    k.rows(RUN, buf, |r, row| drop_run(row, r * RUN, d, which));
+    buf
+}
+
+fn drop_row(row: &mut [f32], r: usize, d: Dropout, which: usize) {
+    let first = r * row.len();
+    drop_run(row, first, d, which);
+}
+
+/// Applies the mask of elements `first..`; element i's fate is a hash of (key, layer, i).
+fn drop_run(run: &mut [f32], first: usize, d: Dropout, which: usize) {
+    let keep = 1.0 / (1.0 - d.p);
+    let limit = (f64::from(d.p) * (1u64 << 32) as f64) as u64;
+    let key = crate::rng::mix(d.key.wrapping_add(which as u64));
+    for (i, v) in run.iter_mut().enumerate() {
+        let hash = crate::rng::mix(key.wrapping_add((first + i) as u64)) >> 32;
+        *v = if hash < limit { 0.0 } else { *v * keep };
+    }
+}
