@@ -1,1 +1,180 @@
-//! (being written)
+//! Where a model's bytes live: a read-only file map, or memory where a map is impossible or unwanted.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use memmap2::{Mmap, MmapOptions};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The bytes of one file, and a label that names it in errors.
+///
+/// A mapped file costs no private memory: its pages are clean, and the system drops them under
+/// pressure. Nothing here ever writes to them.
+pub struct Map {
+    label: String,
+    path: Option<PathBuf>,
+    source: Source,
+}
+
+enum Source {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+    Static(&'static [u8]),
+}
+
+impl Map {
+    /// Maps the regular file at `path`, read-only and private.
+    ///
+    /// The file must not be truncated while the map lives: the system answers a read behind the new
+    /// end with SIGBUS, which a library can't turn into an error. Changed bytes, on the other hand,
+    /// can at worst change numbers: every later read of metadata checks again.
+    ///
+    /// # Errors
+    /// `Io` when the file is missing or unreadable, `Misuse` for a directory or a device, `Corrupt`
+    /// for an empty file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Map> {
+        let path = path.as_ref();
+        let (file, _) = open_regular(path)?;
+        // SAFETY: the map is only ever read, through `&[u8]`. Another process may change the file's
+        // bytes meanwhile; no type here has invalid bit patterns, each string is checked for UTF-8 at
+        // each reading, and all ranges are checked against the length of the map, which is fixed.
+        // Truncation raises SIGBUS, which ends the process before a wrong value is seen.
+        #[allow(unsafe_code, reason = "mapping a file is unsafe by nature; the reason is above")]
+        let mapped = unsafe { MmapOptions::new().map_copy_read_only(&file) };
+        let mapped = mapped.map_err(|e| {
+            Error::io(format_args!("mapping {} (reading it with --no-mmap may help)", path.display()), e)
+        })?;
+        if mapped.is_empty() {
+            return Err(empty(path));
+        }
+        Ok(Map::new(path, Source::Mapped(mapped)))
+    }
+
+    /// Reads the whole regular file at `path` into private memory (`--no-mmap`).
+    ///
+    /// # Errors
+    /// As [`Map::open`]; also `DoesNotFit` when the memory can't be had.
+    pub fn read(path: impl AsRef<Path>) -> Result<Map> {
+        let path = path.as_ref();
+        let (file, len) = open_regular(path)?;
+        let does_not_fit = || {
+            let p = path.display();
+            Error::new(
+                ErrorKind::DoesNotFit,
+                format!("{p}: no memory for its {len} bytes; map it instead (without --no-mmap)"),
+            )
+        };
+        let mut bytes = Vec::new();
+        let capacity = usize::try_from(len).map_err(|_| does_not_fit())?;
+        bytes.try_reserve_exact(capacity).map_err(|_| does_not_fit())?;
+        // A file that grows meanwhile is cut at the length it was planned with.
+        file.take(len)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(format_args!("reading {}", path.display()), e))?;
+        if bytes.is_empty() {
+            return Err(empty(path));
+        }
+        Ok(Map::new(path, Source::Owned(bytes)))
+    }
+
+    /// Bytes that are part of the program, such as the embedded demonstration model.
+    pub fn from_static(label: impl Into<String>, bytes: &'static [u8]) -> Map {
+        Map { label: label.into(), path: None, source: Source::Static(bytes) }
+    }
+
+    /// Bytes already in memory.
+    pub fn from_vec(label: impl Into<String>, bytes: Vec<u8>) -> Map {
+        Map { label: label.into(), path: None, source: Source::Owned(bytes) }
+    }
+
+    fn new(path: &Path, source: Source) -> Map {
+        Map { label: path.display().to_string(), path: Some(path.to_path_buf()), source }
+    }
+
+    /// All bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.source {
+            Source::Mapped(m) => m,
+            Source::Owned(v) => v,
+            Source::Static(s) => s,
+        }
+    }
+
+    /// The file's path, if the bytes came from a file.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The name that errors give this file.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Bytes that stay evictable file pages (a map, or a part of the program).
+    pub fn mapped_bytes(&self) -> usize {
+        match &self.source {
+            Source::Mapped(m) => m.len(),
+            Source::Static(s) => s.len(),
+            Source::Owned(_) => 0,
+        }
+    }
+
+    /// Bytes of private memory held.
+    pub fn private_bytes(&self) -> usize {
+        match &self.source {
+            Source::Owned(v) => v.capacity(),
+            Source::Mapped(_) | Source::Static(_) => 0,
+        }
+    }
+
+    /// Asks the system to begin reading the whole file, since a model is used whole in each step.
+    /// Only a hint: a refusal changes speed alone, so it is logged and not an error.
+    pub fn prefetch(&self) {
+        #[cfg(unix)]
+        if let Source::Mapped(m) = &self.source
+            && let Err(e) = m.advise(memmap2::Advice::WillNeed)
+        {
+            log::debug!("{}: no read-ahead: {e}", self.label);
+        }
+    }
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match &self.source {
+            Source::Mapped(_) => "mapped",
+            Source::Owned(_) => "owned",
+            Source::Static(_) => "static",
+        };
+        write!(f, "Map({}, {} bytes {how})", self.label, self.as_bytes().len())
+    }
+}
+
+/// Opens `path` if it is a regular file with content; gives its length in bytes.
+///
+/// The type is looked at before opening, since opening a FIFO would wait for a writer.
+fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let place = path.display();
+    let opening = |e| Error::io(format_args!("opening {place}"), e);
+    let kind = fs::metadata(path).map_err(opening)?.file_type();
+    if kind.is_dir() {
+        return Err(Error::new(ErrorKind::Misuse, format!("{place} is a directory; name a file in it")));
+    }
+    if !kind.is_file() {
+        return Err(Error::new(ErrorKind::Misuse, format!("{place} is no regular file; copy it into one")));
+    }
+    let file = File::open(path).map_err(opening)?;
+    let len = file.metadata().map_err(opening)?.len();
+    if len == 0 {
+        return Err(empty(path));
+    }
+    Ok((file, len))
+}
+
+fn empty(path: &Path) -> Error {
+    let place = path.display();
+    Error::new(ErrorKind::Corrupt, format!("{place} is empty; a download may have failed: fetch it again"))
+}

@@ -1,1 +1,220 @@
-//! (being written)
+//! A model file opened for use: validated hyperparameters, and views of weights that stay in the map.
+
+mod digest;
+mod hparams;
+mod layout;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use engraft_kernels::{DType, QMatrix};
+use half::{bf16, f16};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::config::{ModelConfig, Proj};
+use crate::model::gguf::{Gguf, TensorInfo};
+use crate::model::map::Map;
+
+use layout::Layout;
+
+/// A llama-architecture model in a GGUF file. Immutable; share it between threads by reference.
+///
+/// Private memory: the description of the file, and the norm vectors as f32 (some hundred KiB). The
+/// matrices are views of the map.
+#[derive(Debug)]
+pub struct ModelFile {
+    map: Map,
+    gguf: Gguf,
+    config: ModelConfig,
+    layout: Layout,
+    /// `[1 + 2·n_layers, d_model]`: the output norm, then attention and MLP norm of each block.
+    norms: Vec<f32>,
+    /// `[rope_dim / 2]`: divisors of the rotary frequencies.
+    rope_freqs: Option<Vec<f32>>,
+    digest: OnceLock<[u8; 32]>,
+}
+
+/// The frozen weights of a whole model, as views of the file.
+#[derive(Clone, Debug)]
+pub struct FrozenModel<'m> {
+    /// Shapes and constants.
+    pub config: &'m ModelConfig,
+    /// `[vocab, d_model]`.
+    pub token_embd: QMatrix<'m>,
+    /// The head, `[vocab, d_model]`; the embedding itself when the model ties them.
+    pub output: QMatrix<'m>,
+    /// Weight of the RMSNorm before the head, `[d_model]`.
+    pub output_norm: &'m [f32],
+    /// Divisors of the rotary frequencies (Llama 3's long-context scaling), `[rope_dim / 2]`.
+    pub rope_freqs: Option<&'m [f32]>,
+    /// The transformer blocks in order.
+    pub blocks: Vec<FrozenBlock<'m>>,
+}
+
+/// The frozen weights of one transformer block.
+#[derive(Clone, Copy, Debug)]
+pub struct FrozenBlock<'m> {
+    /// Weight of the RMSNorm before attention, `[d_model]`.
+    pub attn_norm: &'m [f32],
+    /// Weight of the RMSNorm before the MLP, `[d_model]`.
+    pub ffn_norm: &'m [f32],
+    /// The projections, in the order of [`Proj::ALL`]; shapes `[out, in]` as [`Proj::shape`] gives them.
+    pub proj: [QMatrix<'m>; 7],
+}
+
+impl<'m> FrozenBlock<'m> {
+    /// The matrix of one projection, `[out, in]`.
+    pub fn proj(&self, proj: Proj) -> QMatrix<'m> {
+        self.proj[proj as usize]
+    }
+}
+
+impl ModelFile {
+    /// Maps and validates the model at `path`.
+    ///
+    /// # Errors
+    /// Those of [`Map::open`] and [`ModelFile::from_map`].
+    pub fn open(path: impl AsRef<Path>) -> Result<ModelFile> {
+        ModelFile::from_map(Map::open(path)?)
+    }
+
+    /// Validates the model in `map`.
+    ///
+    /// # Errors
+    /// `Corrupt` where the file breaks the format or contradicts itself, `Unsupported` where it is a
+    /// model (or part of one) that can't be run here, `NonFinite` for a NaN or infinity in a norm.
+    pub fn from_map(map: Map) -> Result<ModelFile> {
+        let gguf = Gguf::parse(map.as_bytes(), map.label())?;
+        let config = hparams::read(&gguf, map.as_bytes())?;
+        let layout = Layout::of(&gguf, &config)?;
+        let mut norms = Vec::with_capacity((1 + 2 * config.n_layers) * config.d_model);
+        for index in layout.norms() {
+            floats_into(&mut norms, &gguf, index, map.as_bytes())?;
+        }
+        let mut rope_freqs = None;
+        if let Some(index) = layout.rope_freqs {
+            let mut freqs = Vec::with_capacity(config.rope_dim / 2);
+            floats_into(&mut freqs, &gguf, index, map.as_bytes())?;
+            if freqs.iter().any(|&f| f <= 0.0) {
+                return Err(gguf.error(ErrorKind::Corrupt, "rope_freqs.weight holds a divisor of 0 or below"));
+            }
+            rope_freqs = Some(freqs);
+        }
+        map.prefetch();
+        Ok(ModelFile { map, gguf, config, layout, norms, rope_freqs, digest: OnceLock::new() })
+    }
+
+    /// Shapes and constants.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The validated description of the file, with its metadata.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// The file's bytes, for the array getters of [`Gguf`].
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_bytes()
+    }
+
+    /// The name that errors give the file.
+    pub fn label(&self) -> &str {
+        self.map.label()
+    }
+
+    /// The file's path, unless the model came from memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.map.path()
+    }
+
+    /// Bytes of the file that are mapped (clean, evictable), as opposed to read into memory.
+    pub fn mapped_bytes(&self) -> usize {
+        self.map.mapped_bytes()
+    }
+
+    /// Bytes of private memory held for weights: the norms, and the file itself when it is not mapped.
+    pub fn private_bytes(&self) -> usize {
+        let floats = self.norms.capacity() + self.rope_freqs.as_ref().map_or(0, Vec::capacity);
+        floats * size_of::<f32>() + self.map.private_bytes()
+    }
+
+    /// All weights as views. Allocates the list of blocks; [`ModelFile::block`] allocates nothing.
+    pub fn view(&self) -> FrozenModel<'_> {
+        let token_embd = self.matrix(self.layout.token_embd);
+        FrozenModel {
+            config: &self.config,
+            token_embd,
+            output: self.layout.output.map_or(token_embd, |index| self.matrix(index)),
+            output_norm: self.norm(0),
+            rope_freqs: self.rope_freqs.as_deref(),
+            blocks: (0..self.config.n_layers).map(|l| self.block(l)).collect(),
+        }
+    }
+
+    /// The weights of block `l`, as views.
+    ///
+    /// # Panics
+    /// If `l` is not below `n_layers`.
+    pub fn block(&self, l: usize) -> FrozenBlock<'_> {
+        FrozenBlock {
+            attn_norm: self.norm(1 + 2 * l),
+            ffn_norm: self.norm(2 + 2 * l),
+            proj: self.layout.blocks[l].proj.map(|index| self.matrix(index)),
+        }
+    }
+
+    /// SHA-256 of what an adapter depends on: every tensor (name, type, extents, bytes), the
+    /// hyperparameters, and the metadata under `tokenizer.`. Independent of the order of the metadata,
+    /// of padding, and of names and licences. Computed at the first call, which reads the whole file.
+    pub fn digest(&self) -> [u8; 32] {
+        *self.digest.get_or_init(|| digest::compute(&self.gguf, &self.config, self.map.as_bytes()))
+    }
+
+    fn norm(&self, i: usize) -> &[f32] {
+        let d = self.config.d_model;
+        &self.norms[i * d..(i + 1) * d]
+    }
+
+    fn matrix(&self, index: usize) -> QMatrix<'_> {
+        let t = &self.gguf.tensors()[index];
+        // The parser derived the range from this very type and shape.
+        QMatrix::new(t.dtype, t.rows(), t.cols(), &self.map.as_bytes()[t.range.clone()])
+            .expect("a validated tensor's range has the size of its shape")
+    }
+}
+
+/// Appends a float tensor's elements as f32; refuses block types, NaN and infinities.
+fn floats_into(out: &mut Vec<f32>, gguf: &Gguf, index: usize, bytes: &[u8]) -> Result<()> {
+    let t = &gguf.tensors()[index];
+    let start = out.len();
+    let bytes = &bytes[t.range.clone()];
+    match t.dtype {
+        DType::F32 => {
+            out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+        }
+        DType::F16 => {
+            out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()));
+        }
+        DType::BF16 => {
+            out.extend(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()));
+        }
+        _ => return Err(not_float(gguf, t)),
+    }
+    match out[start..].iter().position(|v| !v.is_finite()) {
+        Some(i) => {
+            let message =
+                format!("tensor {}: element {i} is {}; the model is broken", t.name, out[start + i]);
+            Err(gguf.error(ErrorKind::NonFinite, message))
+        }
+        None => Ok(()),
+    }
+}
+
+fn not_float(gguf: &Gguf, t: &TensorInfo) -> Error {
+    gguf.error(
+        ErrorKind::Unsupported,
+        format!("tensor {} is of type {}; a vector must be F32, F16 or BF16", t.name, t.dtype.name()),
+    )
+}
