@@ -259,7 +259,12 @@ impl<R: Read> Source<R> {
     }
 
     /// Streams a part of any size through `give` and checks it; returns its checksum.
-    fn stream(&mut self, bytes: u64, part: Part, mut give: impl FnMut(&[u8])) -> Result<u32, Error<R::Error>> {
+    fn stream(
+        &mut self,
+        bytes: u64,
+        part: Part,
+        mut give: impl FnMut(&[u8]),
+    ) -> Result<u32, Error<R::Error>> {
         let mut crc = Crc32c::new();
         self.take(bytes, |piece| {
             crc.update(piece);
@@ -284,7 +289,7 @@ impl<R: Read> Source<R> {
     fn check_crc(&mut self, computed: u32, part: Part) -> Result<u32, Error<R::Error>> {
         let mut stored = [0; CRC_BYTES];
         self.exact(&mut stored)?;
-                self.seal.update(&stored);
+        self.seal.update(&stored);
         if u32_at(&stored, 0) != computed {
             return Err(Error::Damaged(part));
         }

@@ -6,8 +6,8 @@ use serde::Serialize;
 use crate::crc32c::Crc32c;
 use crate::error::{Error, Part};
 use crate::layout::{
-    CHUNK_BYTES, Element, HEADER_BYTES_MAX, Meta, Preamble, SECTIONS_MAX, Section, encode_footer, frame_bytes,
-    has_duplicate_names,
+    CHUNK_BYTES, Element, HEADER_BYTES_MAX, Meta, Preamble, SECTIONS_MAX, Section, encode_footer,
+    frame_bytes, has_duplicate_names,
 };
 
 /// Writes a frame: begin with the section table, append each section's elements in its order (in as
@@ -36,7 +36,8 @@ impl<'s, W: Write> Writer<'s, W> {
         header: &H,
         sections: &'s [Section],
     ) -> Result<Self, Error<W::Error>> {
-        let header = postcard::to_allocvec(header).map_err(|_| Error::Misuse("header is not serializable"))?;
+        let header =
+            postcard::to_allocvec(header).map_err(|_| Error::Misuse("header is not serializable"))?;
         if header.len() > HEADER_BYTES_MAX {
             return Err(Error::Limit(Part::Header));
         }
