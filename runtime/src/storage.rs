@@ -1,1 +1,543 @@
-//! (being written)
+//! Everything durable goes through here: a small trait over files and directories, its
+//! implementation on disk, and the one way to put a file in place.
+//!
+//! The trait has exactly the steps at which a device can fail (create, write, sync, rename, sync of
+//! the directory, read, remove, list), so that tests put faults below the code that must survive
+//! them.
+
+use std::fs;
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use engraft_codec::{Crc32c, embedded_io};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A file being written.
+pub trait StorageFile: Write {
+    /// Makes the content durable. After a failure the file must be abandoned, never synced again:
+    /// the system may have marked its lost pages clean.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A file being read.
+pub trait Source: Read + Seek {}
+
+impl<T: Read + Seek> Source for T {}
+
+/// An opened file and its length.
+pub struct Opened {
+    /// The content, at its first byte.
+    pub source: Box<dyn Source>,
+    /// Bytes of the file when it was opened.
+    pub bytes: u64,
+}
+
+/// Files and directories, as far as durable output needs them.
+pub trait Storage {
+    /// Creates a file that must not exist (not even as a symbolic link), readable and writable by
+    /// its owner only.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, and those of the system.
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn StorageFile>>;
+
+    /// Opens a regular file for reading.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidInput` for anything but a regular file, and those of the system.
+    fn open(&self, path: &Path) -> io::Result<Opened>;
+
+    /// Renames a file, replacing `to`, in one step.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Makes creations, renames and removals in a directory durable.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// The names in a directory, sorted. Names that are not UTF-8 are none of ours and left out.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+
+    /// Creates one directory, accessible to its owner only.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, and those of the system.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Whether the path is a directory (or a link to one).
+    fn is_dir(&self, path: &Path) -> bool;
+}
+
+/// A file that was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// End of the names of files that are not committed yet.
+const TEMP_SUFFIX: &str = ".engraft-tmp";
+/// Files written per commit when a sync fails: the first, and one more under a new name.
+const ATTEMPTS_MAX: usize = 2;
+/// Bytes gathered before a write reaches the system.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Puts a file called `name` into `dir`, whole or not at all: temporary file in the same directory →
+/// sync → rename → sync of the directory → read back and compare. Only then it returns Ok. Whatever
+/// fails, an older file of that name stays whole. When a sync fails, the file is abandoned and
+/// `write` is called once more, for another.
+///
+/// # Errors
+/// [`ErrorKind::Misuse`] when `name` is no plain file name, [`ErrorKind::Io`],
+/// [`ErrorKind::Corrupt`] when the file reads back differently, and the errors of `write`.
+pub fn commit(
+    storage: &dyn Storage,
+    dir: &Path,
+    name: &str,
+    mut write: impl FnMut(&mut dyn Write) -> Result<()>,
+) -> Result<Committed> {
+    if !is_plain_name(name) {
+        return Err(Error::new(ErrorKind::Misuse, format!("{name:?} is not a plain file name")));
+    }
+    let path = dir.join(name);
+    let mut attempt = 1;
+    loop {
+        match commit_once(storage, dir, name, &path, &mut write) {
+            Err(Failure::Sync(_)) if attempt < ATTEMPTS_MAX => attempt += 1,
+            Err(Failure::Sync(error) | Failure::Other(error)) => return Err(error),
+            Ok(bytes) => return Ok(Committed { path, bytes }),
+        }
+    }
+}
+
+/// Removes the temporary files that a crash left in `dir`. For the holder of the directory's lock
+/// only: another writer's file in the making would go too.
+///
+/// # Errors
+/// [`ErrorKind::Io`].
+pub fn remove_stray_files(storage: &dyn Storage, dir: &Path) -> Result<usize> {
+    let names = storage.list(dir).map_err(|e| Error::io(format!("listing {}", dir.display()), e))?;
+    let stray: Vec<_> = names.iter().filter(|n| n.starts_with('.') && n.ends_with(TEMP_SUFFIX)).collect();
+    for name in &stray {
+        let path = dir.join(name);
+        storage.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), e))?;
+    }
+    Ok(stray.len())
+}
+
+/// Creates a directory and those above it, each durable in its parent. Those that exist keep their
+/// permissions.
+///
+/// # Errors
+/// [`ErrorKind::Io`].
+pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    if dir.as_os_str().is_empty() || storage.is_dir(dir) {
+        return Ok(());
+    }
+    let parent = dir.parent().unwrap_or(Path::new(""));
+    create_dir_all(storage, parent)?;
+    match storage.create_dir(dir) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && storage.is_dir(dir) => return Ok(()),
+        Err(e) => return Err(Error::io(format!("creating directory {}", dir.display()), e)),
+    }
+    storage.sync_dir(parent).map_err(|e| Error::io(format!("syncing the parent of {}", dir.display()), e))
+}
+
+/// Why one attempt failed: a failed sync allows another file, everything else is final.
+enum Failure {
+    Sync(Error),
+    Other(Error),
+}
+
+fn commit_once(
+    storage: &dyn Storage,
+    dir: &Path,
+    name: &str,
+    path: &Path,
+    write: &mut dyn FnMut(&mut dyn Write) -> Result<()>,
+) -> std::result::Result<u64, Failure> {
+    let other = |doing: &str, e| Failure::Other(Error::io(format!("{doing} {}", path.display()), e));
+    let (temp, file) = create_temp(storage, dir, name).map_err(|e| other("creating", e))?;
+    let written = write_synced(file, path, write).and_then(|sum| {
+        storage.rename(&temp, path).map_err(|e| other("renaming into place", e))?;
+        Ok(sum)
+    });
+    let sum = match written {
+        Ok(sum) => sum,
+        Err(failure) => {
+            // Best effort: the failure itself matters more, and `remove_stray_files` comes after it.
+            let _ = storage.remove(&temp);
+            return Err(failure);
+        }
+    };
+    let synced = storage.sync_dir(dir);
+    synced
+        .map_err(|e| Failure::Sync(Error::io(format!("syncing the directory of {}", path.display()), e)))?;
+    let read = read_back(storage, path).map_err(|e| other("reading back", e))?;
+    if read != sum {
+        let message = format!("{}: reads back differently than written; check the device", path.display());
+        return Err(Failure::Other(Error::new(ErrorKind::Corrupt, message)));
+    }
+    Ok(sum.bytes)
+}
+
+fn write_synced(
+    file: Box<dyn StorageFile>,
+    path: &Path,
+    write: &mut dyn FnMut(&mut dyn Write) -> Result<()>,
+) -> std::result::Result<Sum, Failure> {
+    let io = |doing: &str, e| Error::io(format!("{doing} {}", path.display()), e);
+    let mut tally =
+        Tally { inner: BufWriter::with_capacity(BUFFER_BYTES, file), crc: Crc32c::new(), bytes: 0 };
+    write(&mut tally).map_err(Failure::Other)?;
+    let sum = Sum { bytes: tally.bytes, crc: tally.crc.finish() };
+    let unbuffered = tally.inner.into_inner().map_err(io::IntoInnerError::into_error);
+    let mut file = unbuffered.map_err(|e| Failure::Other(io("writing", e)))?;
+    file.sync().map_err(|e| Failure::Sync(io("syncing", e)))?;
+    Ok(sum)
+}
+
+/// A new file under a name that no other process or thread uses.
+fn create_temp(storage: &dyn Storage, dir: &Path, name: &str) -> io::Result<(PathBuf, Box<dyn StorageFile>)> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!(".{name}.{}-{n}{TEMP_SUFFIX}", std::process::id()));
+        match storage.create_new(&path) {
+            // Left by an earlier process of the same id.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+            Ok(file) => return Ok((path, file)),
+        }
+    }
+}
+
+fn read_back(storage: &dyn Storage, path: &Path) -> io::Result<Sum> {
+    let mut source = storage.open(path)?.source;
+    let mut sum = Tally { inner: io::sink(), crc: Crc32c::new(), bytes: 0 };
+    io::copy(&mut source, &mut sum)?;
+    Ok(Sum { bytes: sum.bytes, crc: sum.crc.finish() })
+}
+
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let one = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
+    one && parts.next().is_none() && !name.contains(['/', '\\', ':', '\0'])
+}
+
+#[derive(PartialEq, Eq)]
+struct Sum {
+    bytes: u64,
+    crc: u32,
+}
+
+/// Counts and sums what passes through.
+struct Tally<W> {
+    inner: W,
+    crc: Crc32c,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Tally<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.crc.update(&bytes[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk;
+
+impl StorageFile for fs::File {
+    fn sync(&mut self) -> io::Result<()> {
+        // On Apple systems the standard library asks for F_FULLFSYNC here.
+        self.sync_all()
+    }
+}
+
+impl Storage for Disk {
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        Ok(Box::new(options.open(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Opened> {
+        // Asked before opening: opening a pipe would wait for its other end.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        let file = fs::File::open(path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Opened { source: Box::new(file), bytes })
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        // Windows has no such call; its rename goes through the file system's journal.
+        if cfg!(windows) {
+            return Ok(());
+        }
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        fs::File::open(dir)?.sync_all()
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            names.extend(entry?.file_name().into_string());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        #[cfg_attr(not(unix), allow(unused_mut, reason = "modes exist on Unix only"))]
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(dir)
+    }
+
+    fn is_dir(&self, path: &Path) -> bool {
+        path.is_dir()
+    }
+}
+
+/// A standard reader or writer as the codec's I/O traits want it; interrupted calls are repeated.
+#[derive(Debug)]
+pub struct StdIo<T>(pub T);
+
+/// A standard I/O error as the codec's I/O traits want it.
+#[derive(Debug)]
+pub struct StdIoError(pub io::Error);
+
+impl std::fmt::Display for StdIoError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for StdIoError {}
+
+impl embedded_io::Error for StdIoError {
+    fn kind(&self) -> embedded_io::ErrorKind {
+        match self.0.kind() {
+            io::ErrorKind::NotFound => embedded_io::ErrorKind::NotFound,
+            io::ErrorKind::PermissionDenied => embedded_io::ErrorKind::PermissionDenied,
+            io::ErrorKind::InvalidInput => embedded_io::ErrorKind::InvalidInput,
+            io::ErrorKind::WriteZero => embedded_io::ErrorKind::WriteZero,
+            _ => embedded_io::ErrorKind::Other,
+        }
+    }
+}
+
+impl<T> embedded_io::ErrorType for StdIo<T> {
+    type Error = StdIoError;
+}
+
+impl<T: Read> embedded_io::Read for StdIo<T> {
+    fn read(&mut self, out: &mut [u8]) -> std::result::Result<usize, StdIoError> {
+        repeat_interrupted(|| self.0.read(out))
+    }
+}
+
+impl<T: Write> embedded_io::Write for StdIo<T> {
+    fn write(&mut self, bytes: &[u8]) -> std::result::Result<usize, StdIoError> {
+        repeat_interrupted(|| self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> std::result::Result<(), StdIoError> {
+        repeat_interrupted(|| self.0.flush())
+    }
+}
+
+fn repeat_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> std::result::Result<T, StdIoError> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map_err(StdIoError),
+        }
+    }
+}
+
+/// The runtime's error for a frame's, naming its file.
+pub fn frame_error(path: &Path, error: engraft_codec::Error<StdIoError>) -> Error {
+    let kind = match error {
+        engraft_codec::Error::Io(_) | engraft_codec::Error::WriteZero => ErrorKind::Io,
+        engraft_codec::Error::Version { .. } => ErrorKind::Unsupported,
+        engraft_codec::Error::Limit(_) | engraft_codec::Error::Misuse(_) => ErrorKind::Misuse,
+        _ => ErrorKind::Corrupt,
+    };
+    Error::new(kind, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// The disk, with the k-th fallible call failing.
+    struct FailAt {
+        left: RefCell<usize>,
+    }
+
+    impl FailAt {
+        fn step(&self) -> io::Result<()> {
+            let mut left = self.left.borrow_mut();
+            if *left == 0 {
+                return Ok(());
+            }
+            *left -= 1;
+            if *left == 0 { Err(io::Error::other("injected")) } else { Ok(()) }
+        }
+    }
+
+    impl Storage for FailAt {
+        fn create_new(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+            self.step()?;
+            Disk.create_new(path)
+        }
+        fn open(&self, path: &Path) -> io::Result<Opened> {
+            self.step()?;
+            Disk.open(path)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.step()?;
+            Disk.rename(from, to)
+        }
+        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+            self.step()?;
+            Disk.sync_dir(dir)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            Disk.remove(path)
+        }
+        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+            Disk.list(dir)
+        }
+        fn create_dir(&self, dir: &Path) -> io::Result<()> {
+            Disk.create_dir(dir)
+        }
+        fn is_dir(&self, path: &Path) -> bool {
+            Disk.is_dir(path)
+        }
+    }
+
+    fn put(storage: &dyn Storage, dir: &Path, name: &str, content: &[u8]) -> Result<Committed> {
+        commit(storage, dir, name, |w| w.write_all(content).map_err(|e| Error::io("writing", e)))
+    }
+
+    #[test]
+    fn a_commit_replaces_the_file_and_leaves_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&Disk, dir.path(), "a", b"old").unwrap();
+        let done = put(&Disk, dir.path(), "a", b"newer").unwrap();
+        assert_eq!(done, Committed { path: dir.path().join("a"), bytes: 5 });
+        assert_eq!(fs::read(done.path).unwrap(), b"newer");
+        assert_eq!(Disk.list(dir.path()).unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn the_old_file_or_the_new_is_whole_whatever_call_fails() {
+        for k in 1..=4 {
+            let dir = tempfile::tempdir().unwrap();
+            put(&Disk, dir.path(), "a", b"old").unwrap();
+            let failing = FailAt { left: RefCell::new(k) };
+            let result = put(&failing, dir.path(), "a", b"new");
+            // The third call syncs the directory, which a second file repairs; the others are final.
+            assert_eq!(result.is_ok(), k == 3, "call {k}");
+            let content = fs::read(dir.path().join("a")).unwrap();
+            assert_eq!(content, if k < 3 { b"old" } else { b"new" }, "call {k}");
+            assert_eq!(Disk.list(dir.path()).unwrap(), ["a"], "call {k}");
+        }
+    }
+
+    #[test]
+    fn a_failing_content_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |w: &mut dyn Write| {
+            w.write_all(b"half").unwrap();
+            Err(Error::new(ErrorKind::NonFinite, "NaN"))
+        };
+        assert_eq!(commit(&Disk, dir.path(), "a", refused).unwrap_err().kind(), ErrorKind::NonFinite);
+        assert!(Disk.list(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn names_stay_inside_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["", ".", "..", "../a", "a/b", "/a", "a\\b", "c:a", "a/"] {
+            assert_eq!(put(&Disk, dir.path(), name, b"x").unwrap_err().kind(), ErrorKind::Misuse, "{name:?}");
+        }
+        assert!(Disk.list(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn stray_files_go_and_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".a.1-0.engraft-tmp", "a", ".hidden", "b.engraft-tmp"] {
+            fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        assert_eq!(remove_stray_files(&Disk, dir.path()).unwrap(), 1);
+        assert_eq!(Disk.list(dir.path()).unwrap(), [".hidden", "a", "b.engraft-tmp"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn owner_only_and_links_are_replaced_not_followed() {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("x/y");
+        create_dir_all(&Disk, &dir).unwrap();
+        create_dir_all(&Disk, &dir).unwrap();
+        assert_eq!((mode(&dir), mode(dir.parent().unwrap())), (0o700, 0o700));
+
+        let outside = root.path().join("outside");
+        fs::write(&outside, b"mine").unwrap();
+        std::os::unix::fs::symlink(&outside, dir.join("a")).unwrap();
+        put(&Disk, &dir, "a", b"new").unwrap();
+        assert_eq!(fs::read(&outside).unwrap(), b"mine");
+        assert_eq!(mode(&dir.join("a")), 0o600);
+        assert_eq!(Disk.open(&dir).err().unwrap().kind(), io::ErrorKind::InvalidInput);
+    }
+}

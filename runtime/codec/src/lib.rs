@@ -1,2 +1,47 @@
-//! (being written)
+//! The on-disk frame of Engraft's adapters and checkpoints.
+//!
+//! A frame is one file: what it is, a small postcard header, raw tensors, and a footer, each under
+//! its own CRC32C. It is written in one pass from slices, without a buffer of the file's size, and
+//! read in two: [`Frame::verify`] checks every byte before anything is handed out, then
+//! [`Frame::sections`] reads the tensors into the caller's memory and checks them again.
+//!
+//! # Layout
+//! Every number is little-endian on every machine; floats are IEEE 754 bit patterns.
+//!
+//! | part | bytes | content |
+//! |---|---|---|
+//! | preamble | 80 | magic `ENGRAFT\x1a`, frame version u16, header schema u16, kind 4 letters, generation u64, file bytes u64, base digest 32, header bytes u32, sections u32, zero u32, CRC u32 |
+//! | header | n + 4 | postcard of the kind's own header (at most 1 MiB), CRC u32 |
+//! | table | 32·sections + 4 | per section: name 20 (ASCII, zero-padded), element u32, count u64; CRC u32 |
+//! | sections | bytes + 4 each | elements without padding, CRC u32 |
+//! | footer | 32 | seal u32, generation u64, file bytes u64, magic `\x1aTFARGNE`, CRC u32 |
+//!
+//! Each CRC covers its own part; the seal is the CRC32C of all the CRCs before it, so parts of two
+//! good files do not make a third.
+//!
+//! # Versions
+//! Magic, length and CRC of the preamble never change, so any reader can tell a newer file
+//! ([`Error::Version`]) from a damaged one ([`Error::Damaged`]). The frame version counts changes of
+//! this layout; a reader takes the versions it knows and refuses the others. The schema counts
+//! changes of a kind's header and sections and belongs to the crate that defines the kind.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod crc32c;
+mod error;
+mod layout;
+mod reader;
+mod writer;
+
+pub use crc32c::Crc32c;
+pub use error::{Error, Part};
+pub use layout::{
+    DIGEST_BYTES, Element, FRAME_VERSION, HEADER_BYTES_MAX, Kind, Meta, NAME_BYTES_MAX, SECTIONS_MAX, Section,
+};
+pub use reader::{Frame, Sections};
+pub use writer::Writer;
+
+/// The I/O traits that frames are written to and read from, in the version used here.
+pub use embedded_io;

@@ -1,0 +1,154 @@
+//! The parameters of an adapter, and the base model they belong to.
+
+use std::fmt::Write as _;
+
+use super::config::{Layout, LoraConfig, shapes};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::ModelConfig;
+
+/// Which base model an adapter belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseIdentity {
+    /// SHA-256 that identifies the base's weights, quantization and tokenizer.
+    pub digest: [u8; 32],
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Model width.
+    pub d_model: usize,
+    /// Transformer blocks.
+    pub n_layers: usize,
+    /// Rows of the token embedding.
+    pub vocab: usize,
+}
+
+impl BaseIdentity {
+    /// The identity of a model with this digest.
+    pub fn new(digest: [u8; 32], model: &ModelConfig) -> BaseIdentity {
+        BaseIdentity {
+            digest,
+            architecture: model.architecture.clone(),
+            d_model: model.d_model,
+            n_layers: model.n_layers,
+            vocab: model.vocab,
+        }
+    }
+}
+
+/// How an adapter was trained: for people, nothing is decided by it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainedWith {
+    /// The base's own name (`general.name`).
+    pub base_name: String,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Tokens that the loss was taken on.
+    pub tokens: u64,
+    /// Seed of initial values, order and dropout.
+    pub seed: u64,
+    /// Held-out loss of the base alone, nats per token.
+    pub valid_loss_before: Option<f32>,
+    /// Held-out loss with the adapter, nats per token.
+    pub valid_loss_after: Option<f32>,
+}
+
+/// A LoRA adapter in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// What is adapted.
+    pub config: LoraConfig,
+    /// Where each pair lies in `theta`.
+    pub layout: Layout,
+    /// All parameters, `layout.len()` of them.
+    pub theta: Vec<f32>,
+    /// The base it belongs to.
+    pub base: BaseIdentity,
+    /// How it was trained.
+    pub meta: TrainedWith,
+}
+
+impl Adapter {
+    /// An adapter that changes nothing yet: A ~ U(−1/√in, 1/√in), which is Kaiming's uniform
+    /// initialization with a = √5, and B = 0. `uniform` gives numbers in [0, 1); it is asked once
+    /// per element of A, in the order of θ.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] when `config` does not fit `model`.
+    pub fn init(
+        model: &ModelConfig,
+        config: &LoraConfig,
+        base_digest: [u8; 32],
+        uniform: &mut dyn FnMut() -> f32,
+    ) -> Result<Adapter> {
+        let LoraConfig { rank, alpha, dropout, targets, layers } = config;
+        let config = LoraConfig::new(model, *rank, *alpha, *dropout, targets, layers)?;
+        let layout = Layout::new(model, &config);
+        let mut theta = vec![0.0; layout.len()];
+        for (_, _, slot) in layout.slots() {
+            let bound = 1.0 / (slot.inputs as f32).sqrt();
+            for a in &mut theta[slot.a] {
+                *a = (2.0 * uniform() - 1.0) * bound;
+            }
+        }
+        let base = BaseIdentity::new(base_digest, model);
+        Ok(Adapter { config, layout, theta, base, meta: TrainedWith::default() })
+    }
+
+    /// Checks that the adapter belongs to the model with this digest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BaseMismatch`].
+    pub fn check_base(&self, digest: &[u8; 32], model: &ModelConfig) -> Result<()> {
+        if self.base.digest != *digest {
+            let message = format!(
+                "the adapter was trained on another base: {} ({}), and this model is {}; use the GGUF file \
+                 it was trained on, or train again on this one",
+                short_hex(&self.base.digest),
+                self.base_name(),
+                short_hex(digest)
+            );
+            return Err(Error::new(ErrorKind::BaseMismatch, message));
+        }
+        self.check_shapes(model)
+    }
+
+    /// Checks only that the adapter's shapes are the model's: what must hold even where the user has
+    /// overridden the digest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BaseMismatch`].
+    pub fn check_shapes(&self, model: &ModelConfig) -> Result<()> {
+        let here = BaseIdentity::new(self.base.digest, model);
+        let same_shapes = self.layout.shapes().eq(shapes(model, &self.config.targets));
+        if self.base == here && same_shapes {
+            return Ok(());
+        }
+        let describe = |b: &BaseIdentity| {
+            format!(
+                "{:?}, width {}, {} layers, vocabulary {}",
+                b.architecture, b.d_model, b.n_layers, b.vocab
+            )
+        };
+        let message = format!(
+            "the adapter's shapes are not this model's: it was trained on {}, and this is {}{}; use its own base",
+            describe(&self.base),
+            describe(&here),
+            if same_shapes { "" } else { " (projections of other sizes)" }
+        );
+        Err(Error::new(ErrorKind::BaseMismatch, message))
+    }
+
+    /// The base's name, quoted: it comes from a file.
+    fn base_name(&self) -> String {
+        if self.meta.base_name.is_empty() { "unnamed".into() } else { format!("{:?}", self.meta.base_name) }
+    }
+}
+
+/// The first 6 bytes of a digest in hexadecimal: enough for a person to tell two apart.
+pub fn short_hex(digest: &[u8; 32]) -> String {
+    let mut out = String::with_capacity(12);
+    for byte in &digest[..6] {
+        // Writing to a String does not fail.
+        let _ = write!(out, "{byte:02x}");
+    }
+    out
+}

@@ -1,0 +1,330 @@
+//! `adapter.engraft`: what was saved is what is loaded, and anything else is refused by kind.
+
+use std::fs;
+use std::path::Path;
+
+use engraft_codec::embedded_io::{ErrorKind as IoKind, ErrorType, Write};
+use engraft_codec::{Element, Kind, Meta, Section, Writer};
+use engraft_runtime::ErrorKind;
+use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, Layout, LoraConfig, Precision};
+use engraft_runtime::model::{ModelConfig, Proj};
+use engraft_runtime::storage::{Disk, Storage};
+
+fn model(d_model: usize, n_layers: usize) -> ModelConfig {
+    ModelConfig {
+        architecture: "llama".into(),
+        vocab: 100,
+        d_model,
+        n_layers,
+        n_heads: 3,
+        n_kv_heads: 1,
+        head_dim: d_model / 3,
+        d_ff: d_model * 2,
+        rope_dim: d_model / 3,
+        rope_base: 10_000.0,
+        rope_scale: 1.0,
+        rms_eps: 1e-5,
+        context_len: 128,
+        tied: true,
+    }
+}
+
+/// The shapes of SmolLM2-135M.
+fn smollm2() -> ModelConfig {
+    ModelConfig { n_heads: 9, n_kv_heads: 3, head_dim: 64, d_ff: 1536, vocab: 49152, ..model(576, 30) }
+}
+
+/// Uniform numbers in [0, 1) of a small generator.
+fn uniform(mut state: u64) -> impl FnMut() -> f32 {
+    move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    }
+}
+
+fn adapter() -> Adapter {
+    let model = model(12, 4);
+    let config = LoraConfig::new(&model, 2, 8.0, 0.05, &[Proj::V, Proj::Q, Proj::Down], &[3, 1, 3]).unwrap();
+    let mut adapter = Adapter::init(&model, &config, [7; 32], &mut uniform(1)).unwrap();
+    let mut b = uniform(2);
+    for (_, _, slot) in adapter.layout.clone().slots() {
+        adapter.theta[slot.b].fill_with(|| b() - 0.5);
+    }
+    adapter.meta.base_name = "toy".into();
+    adapter.meta.steps = 300;
+    adapter.meta.valid_loss_after = Some(1.25);
+    adapter
+}
+
+fn save(adapter: &Adapter, dir: &Path, precision: Precision) -> Vec<u8> {
+    let committed = adapter.save(&Disk, dir, precision).unwrap();
+    let bytes = fs::read(&committed.path).unwrap();
+    assert_eq!(bytes.len() as u64, committed.bytes);
+    bytes
+}
+
+fn load_bytes(dir: &Path, bytes: &[u8]) -> Result<Adapter, engraft_runtime::Error> {
+    let path = dir.join("candidate");
+    fs::write(&path, bytes).unwrap();
+    Adapter::load(&path)
+}
+
+#[test]
+fn f32_round_trips_exactly_from_file_and_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = adapter();
+    save(&adapter, dir.path(), Precision::F32);
+    assert_eq!(Adapter::load(dir.path()).unwrap(), adapter);
+    assert_eq!(Adapter::load(&dir.path().join(ADAPTER_FILE)).unwrap(), adapter);
+    assert_eq!(Disk.list(dir.path()).unwrap(), [ADAPTER_FILE]);
+}
+
+#[test]
+fn f16_round_trips_to_its_rounding() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = adapter();
+    save(&adapter, dir.path(), Precision::F16);
+    let loaded = Adapter::load(dir.path()).unwrap();
+    assert_eq!(loaded.config, adapter.config);
+    assert_eq!((&loaded.layout, &loaded.base), (&adapter.layout, &adapter.base));
+    assert_eq!(loaded.theta.len(), adapter.theta.len());
+    for (a, b) in adapter.theta.iter().zip(&loaded.theta) {
+        assert!((a - b).abs() <= a.abs() / 2048.0 + 6e-8, "{a} {b}");
+    }
+}
+
+#[test]
+fn initial_values_follow_the_formula() {
+    let model = model(12, 4);
+    let config = LoraConfig::new(&model, 4, 8.0, 0.0, &Proj::ALL, &[0, 1, 2, 3]).unwrap();
+    assert_eq!(config.scale(), 2.0);
+    let adapter = Adapter::init(&model, &config, [7; 32], &mut uniform(3)).unwrap();
+    let mut largest = 0.0_f32;
+    for (_, proj, slot) in adapter.layout.slots() {
+        let bound = 1.0 / (proj.shape(&model).1 as f32).sqrt();
+        assert!(adapter.theta[slot.b].iter().all(|b| *b == 0.0));
+        for a in &adapter.theta[slot.a] {
+            largest = largest.max(a.abs() / bound);
+        }
+    }
+    assert!(largest > 0.98 && largest <= 1.0, "{largest}");
+}
+
+#[test]
+fn layout_is_layers_then_projections_then_a_then_b() {
+    let model = model(12, 4);
+    let config = LoraConfig::new(&model, 2, 8.0, 0.0, &[Proj::Down, Proj::K], &[3, 1]).unwrap();
+    let layout = Layout::new(&model, &config);
+    // K: in 12, out 4; Down: in 24, out 12.
+    assert_eq!(layout.block_len(), 2 * (12 + 4) + 2 * (24 + 12));
+    assert_eq!((layout.len(), layout.block(0), layout.block(3)), (208, None, Some(104..208)));
+    let slot = layout.slot(3, Proj::Down).unwrap();
+    assert_eq!((slot.a, slot.b, slot.inputs, slot.outputs), (136..184, 184..208, 24, 12));
+    assert_eq!(layout.slot(3, Proj::Q), None);
+    assert_eq!(layout.slot_in_block(Proj::Down).unwrap().a, 32..80);
+    let mut next = 0;
+    for (layer, proj, slot) in layout.slots() {
+        assert_eq!(layout.slot(layer, proj), Some(slot.clone()));
+        assert_eq!((slot.a.start, slot.a.end), (next, slot.b.start));
+        next = slot.b.end;
+    }
+    assert_eq!(next, layout.len());
+}
+
+#[test]
+fn settings_out_of_range_are_misuse() {
+    let model = model(12, 4);
+    let q = [Proj::Q];
+    let kind = |rank, alpha, dropout, targets: &[Proj], layers: &[usize]| {
+        LoraConfig::new(&model, rank, alpha, dropout, targets, layers).map_err(|e| e.kind()).err()
+    };
+    assert_eq!(kind(256, 1.0, 0.0, &q, &[0]), None);
+    for (rank, alpha, dropout) in
+        [(0, 1.0, 0.0), (257, 1.0, 0.0), (8, 0.0, 0.0), (8, f32::NAN, 0.0), (8, 1.0, 1.0), (8, 1.0, f32::NAN)]
+    {
+        assert_eq!(kind(rank, alpha, dropout, &q, &[0]), Some(ErrorKind::Misuse), "{rank} {alpha} {dropout}");
+    }
+    assert_eq!(kind(8, 1.0, 0.0, &[], &[0]), Some(ErrorKind::Misuse));
+    assert_eq!(kind(8, 1.0, 0.0, &q, &[]), Some(ErrorKind::Misuse));
+    assert_eq!(kind(8, 1.0, 0.0, &q, &[4]), Some(ErrorKind::Misuse));
+}
+
+#[test]
+fn every_cut_and_a_flip_in_every_byte_is_corrupt() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = save(&adapter(), dir.path(), Precision::F16);
+    assert!(load_bytes(dir.path(), &good).is_ok());
+    for at in 0..good.len() {
+        let cut = load_bytes(dir.path(), &good[..at]).unwrap_err();
+        assert_eq!(cut.kind(), ErrorKind::Corrupt, "cut to {at}: {cut}");
+        let mut flipped = good.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let error = load_bytes(dir.path(), &flipped).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "flip in {at}: {error}");
+        assert!(error.message().contains("candidate"), "{error}");
+    }
+}
+
+#[test]
+fn foreign_and_missing_files_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(load_bytes(dir.path(), b"GGUF and more").unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(load_bytes(dir.path(), b"").unwrap_err().kind(), ErrorKind::Corrupt);
+    let missing = Adapter::load(dir.path()).unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::Io);
+    assert!(missing.message().contains(ADAPTER_FILE), "{missing}");
+}
+
+#[test]
+fn another_base_is_refused_with_both_digests() {
+    let adapter = adapter();
+    let here = model(12, 4);
+    adapter.check_base(&[7; 32], &here).unwrap();
+    let error = adapter.check_base(&[0xab; 32], &here).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BaseMismatch);
+    for part in ["070707070707", "abababababab", "train again", "toy"] {
+        assert!(error.message().contains(part), "{error}");
+    }
+    for other in [model(12, 5), model(24, 4), ModelConfig { d_ff: 30, ..model(12, 4) }] {
+        let error = adapter.check_base(&[7; 32], &other).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BaseMismatch, "{error}");
+    }
+}
+
+#[test]
+fn nonfinite_parameters_are_never_saved() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut adapter = adapter();
+        adapter.theta[17] = bad;
+        let error = adapter.save(&Disk, dir.path(), Precision::F32).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NonFinite);
+        assert!(error.message().contains("17"), "{error}");
+        assert!(Disk.list(dir.path()).unwrap().is_empty());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut large = adapter();
+    large.theta[0] = 1e6;
+    assert_eq!(large.save(&Disk, dir.path(), Precision::F16).unwrap_err().kind(), ErrorKind::NonFinite);
+    large.save(&Disk, dir.path(), Precision::F32).unwrap();
+}
+
+#[test]
+fn contradicting_parts_are_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let spoil: [fn(&mut Adapter); 4] = [
+        |a| a.theta.truncate(5),
+        |a| a.config.rank = 3,
+        |a| a.config.targets[1] = Proj::K,
+        |a| a.base.digest = [0; 32],
+    ];
+    for edit in spoil {
+        let mut adapter = adapter();
+        edit(&mut adapter);
+        assert_eq!(adapter.save(&Disk, dir.path(), Precision::F32).unwrap_err().kind(), ErrorKind::Misuse);
+    }
+}
+
+/// Frames with right checksums and wrong content: only validation stands in their way.
+#[test]
+fn whole_frames_with_wrong_content_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = Forged::default();
+    assert!(load_bytes(dir.path(), &good.bytes()).is_ok(), "positive control");
+    let wrong: [(&str, fn(&mut Forged)); 13] = [
+        ("NaN", |f| f.theta[3] = f32::NAN),
+        ("infinity", |f| f.theta[3] = f32::INFINITY),
+        ("too few", |f| f.theta.truncate(47)),
+        ("no digest", |f| f.meta.base_digest = [0; 32]),
+        ("checkpoint", |f| f.meta.kind = Kind::CHECKPOINT),
+        ("rank 0", |f| f.rank = 0),
+        ("rank 257", |f| f.rank = 257),
+        ("alpha", |f| f.alpha = f32::NAN),
+        ("unknown projection", |f| f.targets[0].0 = 7),
+        ("zero shape", |f| f.targets[0].1 = 0),
+        ("huge shape", |f| f.targets[0].1 = u32::MAX),
+        ("layer beyond the model", |f| f.layers[0] = 4),
+        ("layer twice", |f| f.layers.push(1)),
+    ];
+    for (what, edit) in wrong {
+        let mut forged = Forged::default();
+        edit(&mut forged);
+        let error = load_bytes(dir.path(), &forged.bytes()).expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
+    }
+    let newer = Forged { meta: Meta { schema: 2, ..good.meta }, ..Forged::default() };
+    assert_eq!(load_bytes(dir.path(), &newer.bytes()).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+/// An adapter file written past the runtime's own checks: rank 2 on q (12 × 12) of layer 1 of 4.
+struct Forged {
+    meta: Meta,
+    rank: u32,
+    alpha: f32,
+    targets: Vec<(u8, u32, u32)>,
+    layers: Vec<u32>,
+    theta: Vec<f32>,
+}
+
+impl Default for Forged {
+    fn default() -> Self {
+        let meta = Meta { kind: Kind::ADAPTER, schema: 1, generation: 0, base_digest: [7; 32] };
+        let targets = vec![(0, 12, 12)];
+        Forged { meta, rank: 2, alpha: 8.0, targets, layers: vec![1], theta: vec![0.5; 48] }
+    }
+}
+
+impl Forged {
+    /// The header is a tuple of the file's own fields: postcard encodes it like the struct.
+    fn bytes(&self) -> Vec<u8> {
+        let model = ("llama", 12u32, 4u32, 100u32);
+        let lora = (self.rank, self.alpha, 0.0f32, &self.targets, &self.layers);
+        let trained = ("toy", 1u64, 2u64, 3u64, None::<f32>, None::<f32>);
+        let sections = [Section::new("theta", Element::F32, self.theta.len() as u64).unwrap()];
+        let header = (model, lora, trained);
+        let mut writer = Writer::begin(Bytes(Vec::new()), &self.meta, &header, &sections).unwrap();
+        writer.f32(&self.theta).unwrap();
+        writer.finish().unwrap().0
+    }
+}
+
+struct Bytes(Vec<u8>);
+
+impl ErrorType for Bytes {
+    type Error = IoKind;
+}
+
+impl Write for Bytes {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoKind> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> Result<(), IoKind> {
+        Ok(())
+    }
+}
+
+#[test]
+fn f16_of_rank_2_on_q_and_v_of_smollm2_is_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = smollm2();
+    let layers: Vec<usize> = (0..30).collect();
+    let config = LoraConfig::new(&model, 2, 4.0, 0.0, &[Proj::Q, Proj::V], &layers).unwrap();
+    let adapter = Adapter::init(&model, &config, [7; 32], &mut uniform(5)).unwrap();
+    // 30 layers of 2·(576 + 576) for q and 2·(576 + 192) for v.
+    assert_eq!(adapter.theta.len(), 115_200);
+    let bytes = save(&adapter, dir.path(), Precision::F16);
+    assert!(bytes.len() < 2 * 115_200 + 512, "{} bytes", bytes.len());
+}
+
+#[cfg(unix)]
+#[test]
+fn files_and_directories_are_the_owners_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("adapters/mine");
+    save(&adapter(), &dir, Precision::F32);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&dir), mode(&dir.join(ADAPTER_FILE))), (0o700, 0o600));
+}
