@@ -11,6 +11,7 @@ pub mod model;
 pub mod nn;
 pub mod plan;
 pub mod reference;
+pub mod rng;
 pub mod storage;
 pub mod train;
 
