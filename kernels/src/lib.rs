@@ -2,6 +2,7 @@
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
 pub mod block;
+pub mod scalar;
 pub mod view;
 
 pub use block::DType;
