@@ -10,17 +10,75 @@ use engraft_kernels::scalar::decode as scalar;
 
 type Unpack = fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]);
 type Dequantize = fn(DType, &[u8], usize, &mut [f32]);
+type DotRows = fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]);
 
 /// One implementation of the decoding operations.
 struct Isa {
     name: &'static str,
     unpack: Unpack,
     dequantize: Dequantize,
+    dot_rows: DotRows,
 }
 
 /// Every implementation that this CPU can run.
 fn isas() -> Vec<Isa> {
-    vec![Isa { name: "scalar", unpack: scalar::unpack, dequantize: scalar::dequantize }]
+    let mut isas = vec![Isa {
+        name: "scalar",
+        unpack: scalar::unpack,
+        dequantize: scalar::dequantize,
+        dot_rows: scalar::dot_rows,
+    }];
+    #[cfg(target_arch = "x86_64")]
+    isas.extend(x86_64::isas());
+    isas
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64 {
+    use engraft_kernels::DType;
+    use engraft_kernels::x86_64::{decode, dot};
+
+    use super::{DotRows, Isa};
+
+    /// The versions that this CPU can run, with a loud notice for each that it can't.
+    pub(super) fn isas() -> Vec<Isa> {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        let versions: [(&str, bool, DotRows); 2] = [
+            ("avx2", avx2, dot_rows_avx2),
+            ("avxvnni", avx2 && is_x86_feature_detected!("avxvnni"), dot_rows_avxvnni),
+        ];
+        let mut found = Vec::new();
+        for (name, present, dot_rows) in versions {
+            if present {
+                found.push(Isa { name, unpack, dequantize, dot_rows });
+            } else {
+                eprintln!("SKIPPED: this CPU lacks what {name} needs");
+            }
+        }
+        found
+    }
+
+    fn unpack(dtype: DType, row: &[u8], start: usize, codes: &mut [i8], scale: &mut [f32], bias: &mut [f32]) {
+        // SAFETY: reached only through `isas`, which detected the features.
+        unsafe { decode::unpack_avx2(dtype, row, start, codes, scale, bias) }
+    }
+
+    fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+        // SAFETY: reached only through `isas`, which detected the features.
+        unsafe { decode::dequantize_avx2(dtype, row, start, out) }
+    }
+
+    fn dot_rows_avx2(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: reached only through `isas`, which detected the features.
+        unsafe { dot::dot_rows_avx2(dtype, rows, xq, xd, xs, out) }
+    }
+
+    fn dot_rows_avxvnni(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: reached only through `isas`, which detected the features.
+        unsafe { dot::dot_rows_avxvnni(dtype, rows, xq, xd, xs, out) }
+    }
 }
 
 /// A small generator (splitmix64), so that every case is reproducible from its seed.
@@ -231,6 +289,105 @@ fn a_flipped_bit_is_noticed() {
             (through_codes(scalar, dtype, &row, 0, 256), through_codes(scalar, dtype, &other, 0, 256));
         assert_ne!(a, b, "{}", dtype.name());
     }
+}
+
+/// Activations in the form that dot products take: codes, scale per 32, scaled sums per group.
+struct Activations {
+    xq: Vec<i8>,
+    xd: Vec<f32>,
+    xs: Vec<f32>,
+}
+
+/// Codes over the whole of −127..=127, with runs of the extremes so that sums reach their bounds.
+fn random_activations(dtype: DType, cols: usize, random: &mut Random) -> Activations {
+    let code = |random: &mut Random, k: usize| match k / 64 % 4 {
+        0 => 127,
+        1 => -127,
+        _ => (random.next() as i8).max(-127),
+    };
+    let xq: Vec<i8> = (0..cols).map(|k| code(random, k)).collect();
+    let xd: Vec<f32> = (0..cols / 32).map(|_| random.normal() / 100.0).collect();
+    let group = dtype.group_len();
+    let sum = |(g, xq): (usize, &[i8])| xd[g * group / 32] * xq.iter().map(|&x| x as f32).sum::<f32>();
+    let xs = xq.chunks(group).enumerate().map(sum).collect();
+    Activations { xq, xd, xs }
+}
+
+/// Blocks as a quantizer makes them: scales of ordinary size, codes anywhere, extremes included.
+fn ordinary_row(dtype: DType, cols: usize, random: &mut Random) -> Vec<u8> {
+    let mut row = random_row(dtype, cols, random);
+    for (i, block) in row.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+        if i % 3 == 1 {
+            // Every bit set, or none: the greatest and the least code of any layout.
+            block.fill(if i % 2 == 0 { 0xff } else { 0 });
+        }
+        if i % 3 == 1 && dtype == DType::Q8_0 {
+            block.fill(0x80);
+        }
+        for &at in f16_fields(dtype) {
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(random.normal() / 16.0).to_le_bytes());
+        }
+    }
+    row
+}
+
+#[test]
+fn dot_products_follow_the_dequantized_weights() {
+    let mut random = Random(6);
+    for isa in isas() {
+        for dtype in DType::ALL.into_iter().filter(is_block) {
+            for (cols, rows) in [(0, 2), (32, 1), (96, 3), (256, 4), (576, 5), (768, 7), (1536, 9)] {
+                let Some(row_bytes) = dtype.row_bytes(cols) else { continue };
+                let bytes: Vec<u8> = (0..rows).flat_map(|_| ordinary_row(dtype, cols, &mut random)).collect();
+                assert_eq!(bytes.len(), rows * row_bytes);
+                let x = random_activations(dtype, cols, &mut random);
+                let mut out = vec![f32::NAN; rows];
+                (isa.dot_rows)(dtype, &bytes, &x.xq, &x.xd, &x.xs, &mut out);
+                for (r, &out) in out.iter().enumerate() {
+                    let mut w = vec![0.0; cols];
+                    scalar::dequantize(dtype, &bytes[r * row_bytes..][..row_bytes], 0, &mut w);
+                    let term = |k: usize| w[k] as f64 * x.xd[k / 32] as f64 * x.xq[k] as f64;
+                    let (sum, size) = (0..cols).map(term).fold((0.0, 0.0), |(s, n), t| (s + t, n + t.abs()));
+                    // Integer sums are exact, so only some additions round, relative to their terms.
+                    let error = (out as f64 - sum).abs();
+                    let what = format!("{} {} {rows}×{cols} row {r}", isa.name, dtype.name());
+                    assert!(error <= 2e-6 * size, "{what}: {out}, not {sum} (of {size})");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rows_dot_product_does_not_depend_on_its_neighbours() {
+    let mut random = Random(7);
+    let (rows, cols) = (11, 768);
+    for isa in isas() {
+        for dtype in DType::ALL.into_iter().filter(is_block) {
+            let bytes: Vec<u8> = (0..rows).flat_map(|_| ordinary_row(dtype, cols, &mut random)).collect();
+            let x = random_activations(dtype, cols, &mut random);
+            let mut all = vec![0.0; rows];
+            (isa.dot_rows)(dtype, &bytes, &x.xq, &x.xd, &x.xs, &mut all);
+            for (row, &expected) in bytes.chunks_exact(bytes.len() / rows).zip(&all) {
+                let mut one = [0.0];
+                (isa.dot_rows)(dtype, row, &x.xq, &x.xd, &x.xs, &mut one);
+                assert_eq!(one[0].to_bits(), expected.to_bits(), "{} {}", isa.name, dtype.name());
+            }
+        }
+    }
+}
+
+/// The bound of the dot product test is tight enough to notice one code that is off by one.
+#[test]
+fn an_off_by_one_code_is_noticed() {
+    let mut random = Random(8);
+    let x = random_activations(DType::Q4_0, 576, &mut random);
+    let row = ordinary_row(DType::Q4_0, 576, &mut random);
+    let mut w = vec![0.0; 576];
+    scalar::dequantize(DType::Q4_0, &row, 0, &mut w);
+    let size: f64 = (0..576).map(|k| (w[k] * x.xd[k / 32] * x.xq[k] as f32).abs() as f64).sum();
+    let step = half::f16::from_le_bytes([row[0], row[1]]).to_f32();
+    assert!((step * x.xd[0] * x.xq[0] as f32).abs() as f64 > 100.0 * 2e-6 * size);
 }
 
 #[test]

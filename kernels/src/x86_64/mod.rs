@@ -1,0 +1,4 @@
+//! x86-64 versions of the operations, a file per step.
+
+pub mod decode;
+pub mod dot;
