@@ -97,17 +97,22 @@ macro_rules! isa_table {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
-    use crate::scalar::decode;
-    use crate::x86_64::{avx2, avx512};
+    use crate::x86_64::{avx2, avx512, decode};
 
-    isa_table!(avx2_table, avx2::Avx2, "avx2,fma,f16c", decode::unpack, decode::dequantize);
-    isa_table!(avxvnni_table, avx2::AvxVnni, "avx2,fma,f16c,avxvnni", decode::unpack, decode::dequantize);
+    isa_table!(avx2_table, avx2::Avx2, "avx2,fma,f16c", decode::unpack_avx2, decode::dequantize_avx2);
+    isa_table!(
+        avxvnni_table,
+        avx2::AvxVnni,
+        "avx2,fma,f16c,avxvnni",
+        decode::unpack_avx2,
+        decode::dequantize_avx2
+    );
     isa_table!(
         avx512_table,
         avx512::Avx512,
         "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
-        decode::unpack,
-        decode::dequantize
+        decode::unpack_avx2,
+        decode::dequantize_avx2
     );
 
     pub(super) fn table(isa: Isa) -> Option<&'static Table> {

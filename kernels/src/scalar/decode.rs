@@ -323,13 +323,13 @@ fn six_bits_q4_k(words: [u32; 3], index: usize) -> (u32, u32) {
 /// # Panics
 /// If `dtype` is a float type or a length differs from this.
 pub fn dot_row(dtype: DType, row: &[u8], xq: &[i8], xd: &[f32], xs: &[f32]) -> f32 {
-    assert_dot(dtype, row, xq, xd, xs);
+    assert_dot(dtype, row, xq, xd, xs, 1);
     let group = dtype.group_len();
     let groups = CHUNK / group;
+    let biases = if dtype.has_bias() { groups } else { 0 };
     let mut sum = 0.0;
     for (i, xq) in xq.chunks_exact(CHUNK).enumerate() {
         let (mut codes, mut scale, mut bias) = ([0; CHUNK], [0.0; 2], [0.0; 2]);
-        let biases = if dtype.has_bias() { groups } else { 0 };
         unpack(dtype, row, i * CHUNK, &mut codes, &mut scale[..groups], &mut bias[..biases]);
         for g in 0..groups {
             let span = g * group..(g + 1) * group;
@@ -344,11 +344,24 @@ pub fn dot_row(dtype: DType, row: &[u8], xq: &[i8], xd: &[f32], xs: &[f32]) -> f
     sum
 }
 
-/// The rules of [`dot_row`]'s arguments, for every ISA's version of it.
+/// [`dot_row`] of `out.len()` rows that lie one after the other in `rows`.
+///
+/// # Panics
+/// If `dtype` is a float type or a length differs from this.
+pub fn dot_rows(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+    assert_dot(dtype, rows, xq, xd, xs, out.len());
+    let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
+    for (r, out) in out.iter_mut().enumerate() {
+        *out = dot_row(dtype, &rows[r * bytes..][..bytes], xq, xd, xs);
+    }
+}
+
+/// The rules of [`dot_rows`]'s arguments, for every ISA's version of it.
 #[track_caller]
-pub(crate) fn assert_dot(dtype: DType, row: &[u8], xq: &[i8], xd: &[f32], xs: &[f32]) {
+pub(crate) fn assert_dot(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], count: usize) {
     assert!(!dtype.is_float(), "{} has no codes", dtype.name());
-    assert_eq!(dtype.row_bytes(xq.len()), Some(row.len()), "row: as many elements as xq");
+    let bytes = dtype.row_bytes(xq.len()).and_then(|bytes| bytes.checked_mul(count));
+    assert_eq!(bytes, Some(rows.len()), "rows: as many elements as xq in each");
     assert_eq!(xd.len(), xq.len() / CHUNK, "xd: one per 32 elements");
     if dtype.has_bias() {
         assert_eq!(xs.len(), xq.len() / dtype.group_len(), "xs: one per {} elements", dtype.group_len());

@@ -90,7 +90,7 @@ impl LoraConfig {
 pub struct Slot {
     /// A, [rank, inputs] row-major.
     pub a: Range<usize>,
-    /// B, [outputs, rank] row-major.
+    /// Bᵀ, [rank, outputs] row-major: every product reads B along its outputs.
     pub b: Range<usize>,
     /// Rank r.
     pub rank: usize,
@@ -101,7 +101,7 @@ pub struct Slot {
 }
 
 /// The order of all parameters in one flat vector θ: for each adapted layer ascending, for each
-/// adapted projection in storage order, A then B. A layer's parameters are one contiguous block.
+/// adapted projection in storage order, A then Bᵀ. A layer's parameters are one contiguous block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     layers: Vec<usize>,

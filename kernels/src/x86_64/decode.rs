@@ -1,0 +1,428 @@
+//! AVX2 decoding of stored blocks; semantics and panics are those of [`crate::scalar::decode`].
+//!
+//! Per-type functions take the type as a constant (`T`, ggml's id), so each type becomes its own
+//! machine code and the `match` in it disappears. A *chunk* is 32 elements, one 256-bit register of
+//! codes; every type's chunks can be decoded on their own.
+
+use core::arch::x86_64::*;
+
+use crate::block::DType;
+use crate::scalar::decode::{CHUNK, IQ4_LEVELS, assert_range, assert_unpack};
+
+/// Calls `$function::<T>(arguments)` for the constant `T` of a block type.
+macro_rules! with_block_type {
+    ($dtype:expr, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
+        match $dtype {
+            DType::Q4_0 => $function::<{ DType::Q4_0.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q4_1 => $function::<{ DType::Q4_1.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q5_0 => $function::<{ DType::Q5_0.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q5_1 => $function::<{ DType::Q5_1.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q8_0 => $function::<{ DType::Q8_0.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q2_K => $function::<{ DType::Q2_K.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q3_K => $function::<{ DType::Q3_K.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q4_K => $function::<{ DType::Q4_K.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q5_K => $function::<{ DType::Q5_K.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q6_K => $function::<{ DType::Q6_K.ggml_id() } $(, $r)?>($($argument),*),
+            DType::IQ4_NL => $function::<{ DType::IQ4_NL.ggml_id() } $(, $r)?>($($argument),*),
+            DType::IQ4_XS => $function::<{ DType::IQ4_XS.ggml_id() } $(, $r)?>($($argument),*),
+            DType::F32 | DType::F16 | DType::BF16 => unreachable!("asserted to be a block type"),
+        }
+    };
+}
+pub(crate) use with_block_type;
+
+/// [`crate::scalar::decode::unpack`] with AVX2.
+///
+/// # Panics
+/// As the scalar version.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn unpack_avx2(
+    dtype: DType,
+    row: &[u8],
+    start: usize,
+    codes: &mut [i8],
+    scale: &mut [f32],
+    bias: &mut [f32],
+) {
+    assert_unpack(dtype, row, start, codes, scale, bias);
+    with_block_type!(dtype, unpack_type(row, start, codes, scale, bias))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_type<const T: u32>(
+    row: &[u8],
+    start: usize,
+    codes: &mut [i8],
+    scale: &mut [f32],
+    bias: &mut [f32],
+) {
+    let groups = CHUNK / of(T).group_len();
+    let (mut at, mut left) = (start / CHUNK, codes.as_chunks_mut::<CHUNK>().0);
+    while !left.is_empty() {
+        let (block, first, n) = block_part::<T>(row, at, left.len());
+        let done = codes_done(at, start) * groups;
+        let Scales { scale: s, bias: b } = block_scales::<T>(block);
+        scale[done..][..n * groups].copy_from_slice(&to_array(s)[first * groups..][..n * groups]);
+        if of(T).has_bias() {
+            bias[done..][..n * groups].copy_from_slice(&to_array(b)[first * groups..][..n * groups]);
+        }
+        let (now, later) = left.split_at_mut(n);
+        if n == chunks_per_block(T) {
+            // The whole block: a constant trip count, so the loop unrolls and shifts become immediate.
+            for j in 0..chunks_per_block(T) {
+                store256(signed::<T>(block, j), &mut now[j]);
+            }
+        } else {
+            for (j, out) in now.iter_mut().enumerate() {
+                store256(signed::<T>(block, first + j), out);
+            }
+        }
+        (at, left) = (at + n, later);
+    }
+}
+
+/// [`crate::scalar::decode::dequantize`] with AVX2 and F16C.
+///
+/// # Panics
+/// As the scalar version.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn dequantize_avx2(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+    assert_range(dtype, row, start, out.len());
+    match dtype {
+        DType::F32 => crate::scalar::decode::dequantize(dtype, row, start, out),
+        DType::F16 => dequantize_f16(row, start, out),
+        DType::BF16 => dequantize_bf16(row, start, out),
+        _ => with_block_type!(dtype, dequantize_type(row, start, out)),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dequantize_type<const T: u32>(row: &[u8], start: usize, out: &mut [f32]) {
+    let (mut at, mut left) = (start / CHUNK, out.as_chunks_mut::<CHUNK>().0);
+    while !left.is_empty() {
+        let (block, first, n) = block_part::<T>(row, at, left.len());
+        let scales = block_scales::<T>(block);
+        let (now, later) = left.split_at_mut(n);
+        if n == chunks_per_block(T) {
+            for j in 0..chunks_per_block(T) {
+                dequantize_chunk::<T>(block, j, &scales, &mut now[j]);
+            }
+        } else {
+            for (j, out) in now.iter_mut().enumerate() {
+                dequantize_chunk::<T>(block, first + j, &scales, out);
+            }
+        }
+        (at, left) = (at + n, later);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn dequantize_chunk<const T: u32>(block: &[u8], j: usize, scales: &Scales, out: &mut [f32; CHUNK]) {
+    let codes = signed::<T>(block, j);
+    let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
+    let quarters = [low, _mm_srli_si128::<8>(low), high, _mm_srli_si128::<8>(high)];
+    for (q, (quarter, out)) in quarters.into_iter().zip(out.as_chunks_mut::<8>().0).enumerate() {
+        let group = if of(T).group_len() == 16 { 2 * j + q / 2 } else { j };
+        let lane = _mm256_set1_epi32(group as i32 % 8);
+        let scale = _mm256_permutevar8x32_ps(scales.scale[group / 8], lane);
+        let floats = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(quarter));
+        // scale · code is exact, so fused and separate rounding agree.
+        let values = if of(T).has_bias() {
+            let bias = _mm256_permutevar8x32_ps(scales.bias[group / 8], lane);
+            _mm256_fmadd_ps(scale, floats, bias)
+        } else {
+            _mm256_mul_ps(scale, floats)
+        };
+        store_floats(values, out);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dequantize_f16(row: &[u8], start: usize, out: &mut [f32]) {
+    let (wide, rest) = out.as_chunks_mut::<8>();
+    for (out, bytes) in wide.iter_mut().zip(row[2 * start..].as_chunks::<16>().0) {
+        store_floats(_mm256_cvtph_ps(load128(bytes, 0)), out);
+    }
+    crate::scalar::decode::dequantize(DType::F16, row, start + 8 * wide.len(), rest);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dequantize_bf16(row: &[u8], start: usize, out: &mut [f32]) {
+    let (wide, rest) = out.as_chunks_mut::<8>();
+    for (out, bytes) in wide.iter_mut().zip(row[2 * start..].as_chunks::<16>().0) {
+        let bits = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load128(bytes, 0)));
+        store_floats(_mm256_castsi256_ps(bits), out);
+    }
+    crate::scalar::decode::dequantize(DType::BF16, row, start + 8 * wide.len(), rest);
+}
+
+/// The type with ggml id `t`; evaluated at compile time.
+pub(crate) const fn of(t: u32) -> DType {
+    DType::from_ggml(t).expect("a type's own id")
+}
+
+const fn chunks_per_block(t: u32) -> usize {
+    of(t).block_len() / CHUNK
+}
+
+/// Chunks of the output that lie before chunk `at` of the row.
+fn codes_done(at: usize, start: usize) -> usize {
+    at - start / CHUNK
+}
+
+/// The block that holds chunk `at` of the row, the chunk's place in it, and how many of the `left`
+/// chunks it holds from there.
+#[inline]
+fn block_part<const T: u32>(row: &[u8], at: usize, left: usize) -> (&[u8], usize, usize) {
+    let per_block = chunks_per_block(T);
+    let block = &row[at / per_block * of(T).block_bytes()..][..of(T).block_bytes()];
+    let first = at % per_block;
+    (block, first, left.min(per_block - first))
+}
+
+/// What is added to the stored bits' number to make it non-negative; see [`unsigned`].
+pub(crate) const fn offset(t: u32) -> u8 {
+    match of(t) {
+        DType::Q4_0 => 8,
+        DType::Q5_0 => 16,
+        DType::Q3_K => 4,
+        DType::Q6_K => 32,
+        DType::Q8_0 | DType::IQ4_NL | DType::IQ4_XS => 128,
+        _ => 0,
+    }
+}
+
+/// Exact signed codes of chunk `j` of a block.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn signed<const T: u32>(block: &[u8], j: usize) -> __m256i {
+    match of(T) {
+        DType::Q8_0 => load256(block, 2),
+        DType::IQ4_NL => levels(nibbles(load128(block, 2)), 0),
+        DType::IQ4_XS => levels(nibbles(load128(block, 8 + 16 * j)), 0),
+        _ if offset(T) == 0 => unsigned::<T>(block, j),
+        _ => _mm256_sub_epi8(unsigned::<T>(block, j), _mm256_set1_epi8(offset(T) as i8)),
+    }
+}
+
+/// Unsigned codes of chunk `j` of a block: the exact code plus `offset(T)`.
+///
+/// Layouts are explained at the scalar functions of the same types.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn unsigned<const T: u32>(block: &[u8], j: usize) -> __m256i {
+    match of(T) {
+        DType::Q4_0 => nibbles(load128(block, 2)),
+        DType::Q4_1 => nibbles(load128(block, 4)),
+        DType::Q5_0 => _mm256_or_si256(nibbles(load128(block, 6)), fifth_bits(block, 2)),
+        DType::Q5_1 => _mm256_or_si256(nibbles(load128(block, 8)), fifth_bits(block, 4)),
+        DType::Q2_K => bits(load256(block, 16 + 32 * (j / 4)), 2 * (j % 4), 3),
+        DType::Q3_K => {
+            let low = bits(load256(block, 32 + 32 * (j / 4)), 2 * (j % 4), 3);
+            _mm256_or_si256(low, bit(load256(block, 0), j, 4))
+        }
+        DType::Q4_K => bits(load256(block, 16 + 32 * (j / 2)), 4 * (j % 2), 15),
+        DType::Q5_K => {
+            let low = bits(load256(block, 48 + 32 * (j / 2)), 4 * (j % 2), 15);
+            _mm256_or_si256(low, bit(load256(block, 16), j, 16))
+        }
+        DType::Q6_K => {
+            let low = bits(load256(block, 64 * (j / 4) + 32 * (j % 2)), 4 * (j % 4 / 2), 15);
+            let high = bits(load256(block, 128 + 32 * (j / 4)), 2 * (j % 4), 3);
+            _mm256_or_si256(low, _mm256_slli_epi16::<4>(high))
+        }
+        DType::IQ4_NL => levels(nibbles(load128(block, 2)), offset(T)),
+        DType::IQ4_XS => levels(nibbles(load128(block, 8 + 16 * j)), offset(T)),
+        _ => _mm256_xor_si256(load256(block, 2), _mm256_set1_epi8(offset(T) as i8)),
+    }
+}
+
+/// Low nibbles in the lower half, high nibbles in the upper.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn nibbles(bytes: __m128i) -> __m256i {
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// `bytes >> shift & mask`, byte by byte; `mask` must not reach bits shifted in from a neighbour.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn bits(bytes: __m256i, shift: usize, mask: i8) -> __m256i {
+    let shifted = _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
+    _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
+}
+
+/// `value` in each byte whose bit `index` is set, 0 elsewhere.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn bit(bytes: __m256i, index: usize, value: i8) -> __m256i {
+    let mask = _mm256_set1_epi8((1u8 << index) as i8);
+    let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, mask), mask);
+    _mm256_and_si256(set, _mm256_set1_epi8(value))
+}
+
+/// 16 in byte k when bit k of the 32-bit word at `at` is set.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn fifth_bits(block: &[u8], at: usize) -> __m256i {
+    let word = i32::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
+    // Byte k of the result gets byte k / 8 of the word, then its own bit k % 8 is singled out.
+    let spread = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    let mask = _mm256_set1_epi64x(0x8040201008040201u64 as i64);
+    let bytes = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), spread), mask);
+    _mm256_and_si256(_mm256_cmpeq_epi8(bytes, mask), _mm256_set1_epi8(16))
+}
+
+/// IQ4 levels of nibble values, plus `offset`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn levels(nibbles: __m256i, offset: u8) -> __m256i {
+    let table = IQ4_LEVELS.map(|level| (level as u8).wrapping_add(offset));
+    let table = _mm256_broadcastsi128_si256(load128(&table, 0));
+    _mm256_shuffle_epi8(table, nibbles)
+}
+
+/// Scales and biases of up to 16 groups, in order.
+#[derive(Clone, Copy)]
+pub(crate) struct Scales {
+    pub(crate) scale: [__m256; 2],
+    pub(crate) bias: [__m256; 2],
+}
+
+/// All scales (and biases) of one block. For 32-element blocks every lane is the same.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn block_scales<const T: u32>(block: &[u8]) -> Scales {
+    let zero = _mm256_setzero_ps();
+    let [first, second] = match of(T) {
+        DType::Q2_K => [80, 82],
+        DType::Q3_K => [108, 108],
+        DType::Q6_K => [208, 208],
+        _ => [0, 2],
+    };
+    let (d, m) = (half_at(block, first), half_at(block, second));
+    match of(T) {
+        DType::Q4_1 | DType::Q5_1 => Scales { scale: [d; 2], bias: [m; 2] },
+        DType::Q2_K => {
+            let (both, low) = (load128(block, 0), _mm_set1_epi8(15));
+            let scale = bytes_times(_mm_and_si128(both, low), d);
+            let minus = _mm256_sub_ps(zero, m);
+            let min = bytes_times(_mm_and_si128(_mm_srli_epi16::<4>(both), low), minus);
+            Scales { scale, bias: min }
+        }
+        DType::Q4_K | DType::Q5_K => {
+            let (scale, min) = six_bits_q4_k(block);
+            let pair = bytes_times(_mm_set_epi64x(min as i64, scale as i64), _mm256_set1_ps(1.0));
+            let bias = _mm256_mul_ps(pair[1], _mm256_sub_ps(zero, m));
+            Scales { scale: [_mm256_mul_ps(pair[0], d), zero], bias: [bias, zero] }
+        }
+        DType::Q3_K => Scales { scale: bytes_times(six_bits_q3_k(block), d), bias: [zero; 2] },
+        DType::Q6_K => Scales { scale: bytes_times(load128(block, 192), d), bias: [zero; 2] },
+        DType::IQ4_XS => {
+            let scale = _mm256_mul_ps(_mm256_cvtepi32_ps(six_bits_iq4_xs(block)), d);
+            Scales { scale: [scale, zero], bias: [zero; 2] }
+        }
+        _ => Scales { scale: [d; 2], bias: [zero; 2] },
+    }
+}
+
+/// Sixteen signed bytes as floats, times `d`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn bytes_times(bytes: __m128i, d: __m256) -> [__m256; 2] {
+    [bytes, _mm_srli_si128::<8>(bytes)]
+        .map(|bytes| _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), d))
+}
+
+/// The eight scales and eight mins of Q4_K and Q5_K, a byte each.
+#[inline]
+fn six_bits_q4_k(block: &[u8]) -> (u64, u64) {
+    let word = |at: usize| u32::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
+    let (scales, mins, lows) = (word(4), word(8), word(12));
+    let upper = |word: u32| (word >> 2) & 0x3030_3030;
+    let join = |low: u32, high: u32| (low & 0x3f3f_3f3f) as u64 | (high as u64) << 32;
+    (join(scales, lows & 0x0f0f_0f0f | upper(scales)), join(mins, lows >> 4 & 0x0f0f_0f0f | upper(mins)))
+}
+
+/// The sixteen scales of Q3_K, a signed byte each.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn six_bits_q3_k(block: &[u8]) -> __m128i {
+    let word = |at: usize| u32::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
+    let (low, high) = (word(96) as u64 | (word(100) as u64) << 32, word(104));
+    let nibbles = _mm_set_epi64x((low >> 4) as i64, low as i64);
+    let high = _mm_srlv_epi32(_mm_set1_epi32(high as i32), _mm_set_epi32(6, 4, 2, 0));
+    let high = _mm_slli_epi16::<4>(_mm_and_si128(high, _mm_set1_epi8(3)));
+    let both = _mm_or_si128(_mm_and_si128(nibbles, _mm_set1_epi8(15)), high);
+    _mm_sub_epi8(both, _mm_set1_epi8(32))
+}
+
+/// The eight scales of IQ4_XS.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn six_bits_iq4_xs(block: &[u8]) -> __m256i {
+    let low = i32::from_le_bytes(*block[4..].first_chunk().expect("inside the block"));
+    let high = u16::from_le_bytes(*block[2..].first_chunk().expect("inside the block"));
+    let low = _mm256_srlv_epi32(_mm256_set1_epi32(low), _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
+    let shifts = _mm256_set_epi32(14, 12, 10, 8, 6, 4, 2, 0);
+    let high = _mm256_srlv_epi32(_mm256_set1_epi32(high as i32), shifts);
+    let low = _mm256_and_si256(low, _mm256_set1_epi32(15));
+    let high = _mm256_slli_epi32::<4>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
+    _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32))
+}
+
+/// The f16 at `at`, in every lane.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn half_at(block: &[u8], at: usize) -> __m256 {
+    let bits = u16::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
+    _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits as i32)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn load128(bytes: &[u8], at: usize) -> __m128i {
+    let bytes: &[u8; 16] = bytes[at..].first_chunk().expect("inside the block");
+    // SAFETY: the reference covers the 16 bytes read; loadu needs no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn load256(bytes: &[u8], at: usize) -> __m256i {
+    let bytes: &[u8; 32] = bytes[at..].first_chunk().expect("inside the block");
+    // SAFETY: the reference covers the 32 bytes read; loadu needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn store256(value: __m256i, out: &mut [i8; CHUNK]) {
+    // SAFETY: the reference covers the 32 bytes written; storeu needs no alignment.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), value) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn store_floats(value: __m256, out: &mut [f32; 8]) {
+    // SAFETY: the reference covers the eight floats written; storeu needs no alignment.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), value) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn to_array(pair: [__m256; 2]) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    let (halves, _) = out.as_chunks_mut::<8>();
+    store_floats(pair[0], &mut halves[0]);
+    store_floats(pair[1], &mut halves[1]);
+    out
+}

@@ -1,0 +1,239 @@
+//! Dot products of stored rows with one vector of int8 activations: decoding by one token is a
+//! read of every weight once, so codes are expanded in registers and never written.
+//!
+//! Semantics and panics are those of [`crate::scalar::decode::dot_rows`]. Sums of products are exact
+//! integers per group; only the order of the float additions differs between versions. A row's
+//! result does not depend on which rows are computed beside it.
+//!
+//! A *tile* is 256 elements: one block of the K types and IQ4_XS, eight blocks of the others.
+
+use core::arch::x86_64::*;
+
+use super::decode::{Scales, block_scales, of, offset, signed, unsigned, with_block_type};
+use crate::block::DType;
+use crate::scalar::decode::{CHUNK, assert_dot};
+
+const TILE: usize = 256;
+
+/// Chunks in a tile.
+const CHUNKS: usize = TILE / CHUNK;
+
+/// Defines `$public` and its per-type kernel for one instruction set. A macro, since a function's
+/// instruction set can't be a generic parameter.
+macro_rules! dot_rows {
+    ($(#[$doc:meta])* $features:literal, $public:ident, $kernel:ident, $chunk_dot:ident) => {
+        $(#[$doc])*
+        #[target_feature(enable = $features)]
+        pub unsafe fn $public(
+            dtype: DType,
+            rows: &[u8],
+            xq: &[i8],
+            xd: &[f32],
+            xs: &[f32],
+            out: &mut [f32],
+        ) {
+            assert_dot(dtype, rows, xq, xd, xs, out.len());
+            let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
+            let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
+            let (fours, ones) = out.as_chunks_mut::<4>();
+            for (i, out) in fours.iter_mut().enumerate() {
+                let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
+                *out = with_block_type!(dtype, $kernel::<4>(rows, xq, xd, xs));
+            }
+            for (i, out) in ones.iter_mut().enumerate() {
+                [*out] = with_block_type!(dtype, $kernel::<1>([row(4 * fours.len() + i)], xq, xd, xs));
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        fn $kernel<const T: u32, const R: usize>(
+            rows: [&[u8]; R],
+            xq: &[i8],
+            xd: &[f32],
+            xs: &[f32],
+        ) -> [f32; R] {
+            let mut sums = [_mm256_setzero_ps(); R];
+            let tile_bytes = TILE / of(T).block_len() * of(T).block_bytes();
+            let (x_tiles, x_rest) = xq.as_chunks::<TILE>();
+            for (t, x) in x_tiles.iter().enumerate() {
+                let tiles = rows.map(|row| &row[t * tile_bytes..][..tile_bytes]);
+                let mut factors = [[_mm256_setzero_ps(); 2]; R];
+                for r in 0..R {
+                    let scales = tile_scales::<T>(tiles[r]);
+                    factors[r] = with_activation_scales::<T>(scales.scale, &xd[t * CHUNKS..]);
+                    sums[r] = add_biases::<T>(sums[r], scales.bias, xs, t);
+                }
+                for j in 0..CHUNKS {
+                    let x = load_codes(&x.as_chunks::<CHUNK>().0[j]);
+                    for r in 0..R {
+                        let (block, j_in_block) = block_of_tile::<T>(tiles[r], j);
+                        let dots = _mm256_cvtepi32_ps($chunk_dot::<T>(block, j_in_block, x));
+                        sums[r] = _mm256_fmadd_ps(dots, factor_of_chunk::<T>(factors[r], j), sums[r]);
+                    }
+                }
+            }
+            // What is left of a row of 32-element blocks.
+            let done = x_tiles.len() * CHUNKS;
+            for (i, x) in x_rest.as_chunks::<CHUNK>().0.iter().enumerate() {
+                let (c, x) = (done + i, load_codes(x));
+                let xd = _mm256_set1_ps(xd[c]);
+                for r in 0..R {
+                    let block = &rows[r][c * of(T).block_bytes()..][..of(T).block_bytes()];
+                    let Scales { scale, bias } = block_scales::<T>(block);
+                    let dots = _mm256_cvtepi32_ps($chunk_dot::<T>(block, 0, x));
+                    sums[r] = _mm256_fmadd_ps(dots, _mm256_mul_ps(scale[0], xd), sums[r]);
+                    if of(T).has_bias() {
+                        let xs = _mm256_zextps128_ps256(_mm_set_ss(xs[c]));
+                        sums[r] = _mm256_fmadd_ps(bias[0], xs, sums[r]);
+                    }
+                }
+            }
+            sums.map(|sum| horizontal_sum(sum))
+        }
+    };
+}
+
+dot_rows! {
+    /// [`crate::scalar::decode::dot_rows`] with AVX2.
+    ///
+    /// # Panics
+    /// As the scalar version.
+    ///
+    /// # Safety
+    /// The CPU has AVX2, FMA and F16C.
+    "avx2,fma,f16c", dot_rows_avx2, dot_kernel_avx2, chunk_dot_avx2
+}
+
+dot_rows! {
+    /// [`crate::scalar::decode::dot_rows`] with AVX-VNNI (256-bit).
+    ///
+    /// # Panics
+    /// As the scalar version.
+    ///
+    /// # Safety
+    /// The CPU has AVX2, FMA, F16C and AVX-VNNI.
+    "avx2,fma,f16c,avxvnni", dot_rows_avxvnni, dot_kernel_avxvnni, chunk_dot_avxvnni
+}
+
+/// Σ code · x of chunk `j`, in eight lanes of four neighbours each. `x` lies in −127..=127.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn chunk_dot_avx2<const T: u32>(block: &[u8], j: usize, x: __m256i) -> __m256i {
+    let pairs = if offset(T) == 128 {
+        // Full-range codes: |code| · ±x sums to at most 2 · 128 · 127, just inside i16.
+        let codes = signed::<T>(block, j);
+        _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes))
+    } else {
+        // At most six bits: no saturation. The offset's product is shared by all rows.
+        let pairs = _mm256_maddubs_epi16(unsigned::<T>(block, j), x);
+        let shift = _mm256_maddubs_epi16(_mm256_set1_epi8(offset(T) as i8), x);
+        if offset(T) == 0 { pairs } else { _mm256_sub_epi16(pairs, shift) }
+    };
+    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+}
+
+/// As [`chunk_dot_avx2`].
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+fn chunk_dot_avxvnni<const T: u32>(block: &[u8], j: usize, x: __m256i) -> __m256i {
+    let zero = _mm256_setzero_si256();
+    let dots = _mm256_dpbusd_avx_epi32(zero, unsigned::<T>(block, j), x);
+    let shift = _mm256_dpbusd_avx_epi32(zero, _mm256_set1_epi8(offset(T) as i8), x);
+    if offset(T) == 0 { dots } else { _mm256_sub_epi32(dots, shift) }
+}
+
+/// The block of a tile that holds its chunk `j`, and the chunk's place in the block.
+#[inline]
+fn block_of_tile<const T: u32>(tile: &[u8], j: usize) -> (&[u8], usize) {
+    match of(T).block_len() {
+        TILE => (tile, j),
+        _ => (&tile[j * of(T).block_bytes()..][..of(T).block_bytes()], 0),
+    }
+}
+
+/// Scales and biases of a tile's 8 or 16 groups.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn tile_scales<const T: u32>(tile: &[u8]) -> Scales {
+    if of(T).block_len() == TILE {
+        return block_scales::<T>(tile);
+    }
+    let zero = _mm256_setzero_ps();
+    let scale = [halves_of_blocks::<T>(tile, 0), zero];
+    let bias = if of(T).has_bias() { halves_of_blocks::<T>(tile, 2) } else { zero };
+    Scales { scale, bias: [bias, zero] }
+}
+
+/// The f16 at `at` of each of a tile's eight blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn halves_of_blocks<const T: u32>(tile: &[u8], at: usize) -> __m256 {
+    let half = |j: usize| {
+        let bytes = tile[j * of(T).block_bytes() + at..].first_chunk().expect("inside the tile");
+        i16::from_le_bytes(*bytes)
+    };
+    let halves = _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7));
+    _mm256_cvtph_ps(halves)
+}
+
+/// Each group's scale times the scale of its activations (`xd`: one per chunk from the tile on).
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn with_activation_scales<const T: u32>(scale: [__m256; 2], xd: &[f32]) -> [__m256; 2] {
+    let xd = load_floats(xd);
+    if of(T).group_len() == 32 {
+        return [_mm256_mul_ps(scale[0], xd), scale[1]];
+    }
+    let low = _mm256_permutevar8x32_ps(xd, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+    let high = _mm256_permutevar8x32_ps(xd, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
+    [_mm256_mul_ps(scale[0], low), _mm256_mul_ps(scale[1], high)]
+}
+
+/// Adds `bias · xs` of tile `t`'s groups to `sum`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_biases<const T: u32>(sum: __m256, bias: [__m256; 2], xs: &[f32], t: usize) -> __m256 {
+    match (of(T).has_bias(), of(T).group_len()) {
+        (false, _) => sum,
+        (true, 32) => _mm256_fmadd_ps(bias[0], load_floats(&xs[8 * t..]), sum),
+        (true, _) => {
+            let sum = _mm256_fmadd_ps(bias[0], load_floats(&xs[16 * t..]), sum);
+            _mm256_fmadd_ps(bias[1], load_floats(&xs[16 * t + 8..]), sum)
+        }
+    }
+}
+
+/// The factor of each lane of chunk `j`'s integer sums: lanes 0–3 are its first 16 elements.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn factor_of_chunk<const T: u32>(factors: [__m256; 2], j: usize) -> __m256 {
+    if of(T).group_len() == 32 {
+        return _mm256_permutevar8x32_ps(factors[0], _mm256_set1_epi32(j as i32));
+    }
+    let lanes = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    let lanes = _mm256_add_epi32(lanes, _mm256_set1_epi32(2 * (j % 4) as i32));
+    _mm256_permutevar8x32_ps(factors[j / 4], lanes)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn horizontal_sum(v: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load_codes(codes: &[i8; CHUNK]) -> __m256i {
+    // SAFETY: the reference covers the 32 bytes read; loadu needs no alignment.
+    unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load_floats(floats: &[f32]) -> __m256 {
+    let floats: &[f32; 8] = floats.first_chunk().expect("eight of the tile");
+    // SAFETY: the reference covers the eight floats read; loadu needs no alignment.
+    unsafe { _mm256_loadu_ps(floats.as_ptr()) }
+}
