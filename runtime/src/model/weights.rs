@@ -140,15 +140,34 @@ impl ModelFile {
         floats * size_of::<f32>() + self.map.private_bytes()
     }
 
+    /// The token embedding, `[vocab, d_model]`.
+    pub fn token_embd(&self) -> QMatrix<'_> {
+        self.matrix(self.layout.token_embd)
+    }
+
+    /// The head, `[vocab, d_model]`; the embedding itself when the model ties them.
+    pub fn output(&self) -> QMatrix<'_> {
+        self.matrix(self.layout.output.unwrap_or(self.layout.token_embd))
+    }
+
+    /// Weight of the RMSNorm before the head, `[d_model]`.
+    pub fn output_norm(&self) -> &[f32] {
+        self.norm(0)
+    }
+
+    /// Divisors of the rotary frequencies, `[rope_dim / 2]`, where the model has them.
+    pub fn rope_freqs(&self) -> Option<&[f32]> {
+        self.rope_freqs.as_deref()
+    }
+
     /// All weights as views. Allocates the list of blocks; [`ModelFile::block`] allocates nothing.
     pub fn view(&self) -> FrozenModel<'_> {
-        let token_embd = self.matrix(self.layout.token_embd);
         FrozenModel {
             config: &self.config,
-            token_embd,
-            output: self.layout.output.map_or(token_embd, |index| self.matrix(index)),
-            output_norm: self.norm(0),
-            rope_freqs: self.rope_freqs.as_deref(),
+            token_embd: self.token_embd(),
+            output: self.output(),
+            output_norm: self.output_norm(),
+            rope_freqs: self.rope_freqs(),
             blocks: (0..self.config.n_layers).map(|l| self.block(l)).collect(),
         }
     }

@@ -88,8 +88,8 @@ pub struct BlockBufs {
 }
 
 impl BlockBufs {
-    /// Allocates what `words` says.
-    pub fn new(w: &BlockWords) -> BlockBufs {
+    /// Allocates what the words say; `kernel` is the scratch of everything that shares these buffers.
+    pub fn new(w: &BlockWords, kernel: usize) -> BlockBufs {
         let z = |n: usize| vec![0.0f32; n];
         BlockBufs {
             n1: z(w.d),
@@ -108,7 +108,7 @@ impl BlockBufs {
             dlow: z(3 * w.low),
             acts: z(w.acts),
             dropped: z(w.dropped),
-            kernel: z(w.kernel),
+            kernel: z(kernel),
         }
     }
 }
@@ -147,15 +147,14 @@ fn forward_to_h(
     let [lq, lk, lv, lo, lg, lu, _] = &mut b.low;
     let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
     ctx.kernels.rmsnorm(x, w.attn_norm, c.rms_eps, &mut b.n1[..md]);
-    let lin = |p: Proj, h, y, accumulate| Linear { w: w.proj(p), pair: pairs[p as usize], h, y, accumulate };
     linear::forward(
         ctx,
         m,
         &b.n1[..md],
         &mut [
-            lin(Proj::Q, lq, &mut b.q[..mq], false),
-            lin(Proj::K, lk, &mut b.k[..mkv], false),
-            lin(Proj::V, lv, &mut b.v[..mkv], false),
+            layer(w, pairs, Proj::Q, lq, &mut b.q[..mq], false),
+            layer(w, pairs, Proj::K, lk, &mut b.k[..mkv], false),
+            layer(w, pairs, Proj::V, lv, &mut b.v[..mkv], false),
         ],
         dropout.at(0),
         &mut scratch,
@@ -170,7 +169,7 @@ fn forward_to_h(
         ctx,
         m,
         &b.att[..mq],
-        &mut [lin(Proj::O, lo, &mut b.x2[..md], true)],
+        &mut [layer(w, pairs, Proj::O, lo, &mut b.x2[..md], true)],
         dropout.at(1),
         &mut scratch,
     );
@@ -179,7 +178,7 @@ fn forward_to_h(
         ctx,
         m,
         &b.n2[..md],
-        &mut [lin(Proj::Gate, lg, &mut b.g[..mf], false), lin(Proj::Up, lu, &mut b.u[..mf], false)],
+        &mut [layer(w, pairs, Proj::Gate, lg, &mut b.g[..mf], false), layer(w, pairs, Proj::Up, lu, &mut b.u[..mf], false)],
         dropout.at(2),
         &mut scratch,
     );
@@ -239,8 +238,7 @@ pub fn forward(
     forward_to_h(ctx, w, pairs, rows, x, b, keys, dropout);
     y.copy_from_slice(&b.x2[..m * c.d_model]);
     let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
-    let pair = pairs[Proj::Down as usize];
-    let down = Linear { w: w.proj(Proj::Down), pair, h: &mut b.low[6], y, accumulate: true };
+    let down = layer(w, pairs, Proj::Down, &mut b.low[6], y, true);
     linear::forward(ctx, m, &b.h[..m * c.d_ff], &mut [down], dropout.at(3), &mut scratch);
 }
 
@@ -355,6 +353,17 @@ fn attention_backward(
         // n1 = rmsnorm(x)·w1
         ctx.kernels.rmsnorm_bwd(x, w.attn_norm, c.rms_eps, &b.n1[..md], dy);
     }
+}
+
+fn layer<'a>(
+    w: &FrozenBlock<'a>,
+    pairs: &BlockPairs<'a>,
+    p: Proj,
+    h: &'a mut [f32],
+    y: &'a mut [f32],
+    accumulate: bool,
+) -> Linear<'a> {
+    Linear { w: w.proj(p), pair: pairs[p as usize], h, y, accumulate }
 }
 
 fn grad<'a>(

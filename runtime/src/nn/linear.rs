@@ -124,14 +124,11 @@ pub fn backward_input(
     scratch: &mut LinearScratch<'_>,
 ) {
     let fused = dropout.p == 0.0;
-    let op = |l: &LinearGrad<'_>| -> NnOp<'_> {
-        let low = l.pair.filter(|_| fused).map(|p| LowRank { h: &l.dh[..m * p.rank], b: p.a, rank: p.rank });
-        NnOp { dy: l.dy, w: l.w, low }
-    };
+    let op = |i: usize| nn_op(&layers[i], m, fused);
     match layers {
-        [a] => ctx.kernels.qgemm_nn(m, &[op(a)], dx, false, scratch.kernel),
-        [a, b] => ctx.kernels.qgemm_nn(m, &[op(a), op(b)], dx, false, scratch.kernel),
-        [a, b, c] => ctx.kernels.qgemm_nn(m, &[op(a), op(b), op(c)], dx, false, scratch.kernel),
+        [_] => ctx.kernels.qgemm_nn(m, &[op(0)], dx, false, scratch.kernel),
+        [_, _] => ctx.kernels.qgemm_nn(m, &[op(0), op(1)], dx, false, scratch.kernel),
+        [_, _, _] => ctx.kernels.qgemm_nn(m, &[op(0), op(1), op(2)], dx, false, scratch.kernel),
         _ => unreachable!("at most three layers share an input"),
     }
     if !fused {
@@ -139,6 +136,11 @@ pub fn backward_input(
             add_dropped_branch(ctx, m, l, dx, dropout, i, scratch.dropped);
         }
     }
+}
+
+fn nn_op<'a>(l: &'a LinearGrad<'_>, m: usize, fused: bool) -> NnOp<'a> {
+    let low = l.pair.filter(|_| fused).map(|p| LowRank { h: &l.dh[..m * p.rank], b: p.a, rank: p.rank });
+    NnOp { dy: l.dy, w: l.w, low }
 }
 
 /// dx += mask∘((s·dy·B)·A)/(1 − p).

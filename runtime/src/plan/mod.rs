@@ -1,1 +1,189 @@
-//! (being written)
+//! The memory plan: what training will hold, in closed formulas, before anything is allocated.
+//!
+//! This room sees integers only. A budget that the plan exceeds is refused with a setting that fits.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::ModelConfig;
+use crate::nn::block::BlockWords;
+use crate::nn::head::HeadWords;
+use crate::nn::rope;
+
+/// What a training run asks for, as far as memory depends on it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Request {
+    /// Sequences per micro-batch.
+    pub batch: usize,
+    /// Tokens per sequence at most.
+    pub seq: usize,
+    /// Adapter parameters.
+    pub params: usize,
+    /// Largest rank of a projection.
+    pub rank: usize,
+    /// Adapted blocks, counted from the first adapted one to the last block of the model: those whose
+    /// inputs must be kept.
+    pub kept_blocks: usize,
+    /// Worker threads.
+    pub threads: usize,
+    /// Whether dropout is on.
+    pub dropout: bool,
+    /// Tokens of training and validation data held in memory, with their masks.
+    pub data_tokens: usize,
+    /// Rows (examples) of that data.
+    pub data_rows: usize,
+    /// Heap of the tokenizer while it prepares the data, before training starts.
+    pub tokenizer_bytes: usize,
+    /// Private bytes of the opened model (norms; the whole file where it is not mapped).
+    pub model_bytes: usize,
+    /// Bytes of the model file in the map.
+    pub mapped_bytes: usize,
+}
+
+/// One pool of the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Its name, as `plan --json` prints it.
+    pub name: &'static str,
+    /// Its size.
+    pub bytes: usize,
+}
+
+/// Bytes per pool, and in all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Private memory while training, pool by pool.
+    pub pools: Vec<Pool>,
+    /// The largest private memory of the process: the sum of `pools`.
+    pub private_bytes: usize,
+    /// Clean pages of the model file, which the system can evict.
+    pub mapped_bytes: usize,
+}
+
+/// Private memory of the process itself: its relocated data, stacks, allocator overhead.
+const PROCESS_BYTES: usize = 3 << 20;
+/// Stack and bookkeeping per worker thread.
+const THREAD_BYTES: usize = 64 << 10;
+/// Bytes per data token: its id and its mask.
+const TOKEN_BYTES: usize = 5;
+/// Bytes per data row beside its tokens.
+const ROW_BYTES: usize = 64;
+
+/// Words of everything the arena holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArenaWords {
+    /// θ, gradient, and the two moments each.
+    pub params: usize,
+    /// Saved inputs: one `[rows, d]` per kept block, and one for what enters the head.
+    pub saved: usize,
+    /// Block buffers.
+    pub block: BlockWords,
+    /// Head buffers.
+    pub head: HeadWords,
+    /// Rotary table.
+    pub rope: usize,
+    /// Rows of the largest micro-batch.
+    pub rows: usize,
+    /// Kernel scratch, shared by block and head.
+    pub kernel: usize,
+}
+
+impl ArenaWords {
+    /// The arena of a request.
+    pub fn new(c: &ModelConfig, r: &Request) -> ArenaWords {
+        let rows = r.batch * r.seq;
+        let block = BlockWords::new(c, rows, r.seq, r.rank, r.threads, r.dropout, true);
+        let head = HeadWords::new(c, rows, r.threads, true);
+        ArenaWords {
+            params: r.params,
+            saved: (r.kept_blocks + 1) * rows * c.d_model,
+            rope: rope::table_words(c, r.seq),
+            rows,
+            kernel: block.kernel().max(head.kernel()),
+            block,
+            head,
+        }
+    }
+}
+
+impl MemoryPlan {
+    /// The plan of a request.
+    pub fn new(c: &ModelConfig, r: &Request) -> MemoryPlan {
+        let w = ArenaWords::new(c, r);
+        let f = size_of::<f32>();
+        let row_state = w.rows * (c.d_model * f + 3 * f);
+        let data = r.data_tokens * TOKEN_BYTES + r.data_rows * ROW_BYTES;
+        let arena = f * (4 * w.params + w.saved + w.block.activations() + w.head.total() + w.kernel + w.rope) + row_state;
+        // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
+        let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
+        let pools = vec![
+            Pool { name: "adapter", bytes: f * w.params },
+            Pool { name: "gradients", bytes: f * w.params },
+            Pool { name: "moments", bytes: 2 * f * w.params },
+            Pool { name: "saved_inputs", bytes: f * w.saved },
+            Pool { name: "block_activations", bytes: f * w.block.activations() + row_state },
+            Pool { name: "head_chunk", bytes: f * w.head.total() },
+            Pool { name: "kernel_scratch", bytes: f * w.kernel },
+            Pool { name: "rotary_table", bytes: f * w.rope },
+            Pool { name: "data", bytes: data },
+            Pool { name: "tokenizer", bytes: tokenizer },
+            Pool { name: "model_norms", bytes: r.model_bytes },
+            Pool { name: "process", bytes: PROCESS_BYTES + r.threads * THREAD_BYTES },
+        ];
+        let private_bytes = pools.iter().map(|p| p.bytes).sum();
+        MemoryPlan { pools, private_bytes, mapped_bytes: r.mapped_bytes }
+    }
+
+    /// Refuses the plan when it exceeds `budget` bytes, naming what would fit.
+    ///
+    /// # Errors
+    /// `DoesNotFit` with the largest sequence (then batch) that fits.
+    pub fn check(&self, c: &ModelConfig, r: &Request, budget: usize) -> Result<()> {
+        if self.private_bytes <= budget {
+            return Ok(());
+        }
+        let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
+        let hint = if r.batch > 1 && fits(&Request { batch: 1, ..*r }) {
+            let batch = (1..r.batch).rfind(|b| fits(&Request { batch: *b, ..*r })).unwrap_or(1);
+            format!("--batch-size {batch} fits (was {})", r.batch)
+        } else {
+            let shorter = |s: &usize| fits(&Request { batch: 1, seq: *s, ..*r });
+            match (16..r.seq).step_by(16).filter(shorter).last() {
+                Some(s) => format!("--batch-size 1 --max-seq-length {s} fits (was {} and {})", r.batch, r.seq),
+                None => self.smaller_adapter(c, r, budget),
+            }
+        };
+        Err(Error::new(
+            ErrorKind::DoesNotFit,
+            format!(
+                "the plan needs {} of private memory, the budget is {}; {hint}",
+                mib(self.private_bytes),
+                mib(budget)
+            ),
+        ))
+    }
+
+    /// The hint where no sequence length helps alone.
+    fn smaller_adapter(&self, c: &ModelConfig, r: &Request, budget: usize) -> String {
+        let with_rank = |rank: usize, seq: usize| Request {
+            rank,
+            seq,
+            batch: 1,
+            params: r.params / r.rank.max(1) * rank,
+            ..*r
+        };
+        let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
+        for rank in (1..r.rank).rev() {
+            for seq in (16..=r.seq).rev().step_by(16) {
+                if fits(&with_rank(rank, seq)) {
+                    return format!("--rank {rank} --batch-size 1 --max-seq-length {seq} fits");
+                }
+            }
+        }
+        let least = MemoryPlan::new(c, &with_rank(1, 16)).private_bytes;
+        format!("no setting of this model fits; the smallest (rank 1, sequence 16) needs {}", mib(least))
+    }
+}
+
+/// Bytes as MiB for people.
+pub fn mib(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}

@@ -1,1 +1,11 @@
-//! (being written)
+//! Training: the chain of blocks, the optimizer's step, the schedule, and the trainer that owns them.
+
+pub mod chain;
+pub mod optim;
+pub mod schedule;
+pub mod trainer;
+
+pub use chain::{Chain, Evaluated};
+pub use optim::AdamW;
+pub use schedule::Schedule;
+pub use trainer::{StepReport, TrainOptions, Trainer};

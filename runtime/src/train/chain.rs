@@ -1,0 +1,207 @@
+//! The chain: embedding, blocks forward keeping only their inputs, head with loss, blocks backward in
+//! reverse. A plain loop over slices of one arena: no tape, no allocation.
+
+use std::sync::Arc;
+
+use engraft_kernels::Kernels;
+
+use crate::adapter::Layout;
+use crate::data::Batch;
+use crate::model::weights::ModelFile;
+use crate::model::{ModelConfig, Proj};
+use crate::nn::block::{self, BlockBufs, Keys};
+use crate::nn::head::{self, HeadBufs, HeadWeights};
+use crate::nn::{BlockPairGrads, BlockPairs, Ctx, Dropout, Pair, PairGrad, Precision, RowMap, rope};
+use crate::plan::ArenaWords;
+
+/// A model with the buffers to run micro-batches through it.
+pub struct Chain {
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
+    precision: Precision,
+    words: ArenaWords,
+    rope: Vec<f32>,
+    /// `[kept + 1, rows, d]`: inputs of the blocks from `first_kept`, then of the head.
+    saved: Vec<f32>,
+    /// The running gradient `[rows, d]`.
+    dx: Vec<f32>,
+    pos: Vec<u32>,
+    block: BlockBufs,
+    head: HeadBufs,
+}
+
+/// The adapter as the chain reads it.
+#[derive(Clone, Copy)]
+pub struct AdapterView<'a> {
+    /// Where each pair lies.
+    pub layout: &'a Layout,
+    /// All parameters.
+    pub theta: &'a [f32],
+    /// alpha / r.
+    pub scale: f32,
+}
+
+/// What a pass over a micro-batch gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Evaluated {
+    /// Sum of cross-entropies, nats.
+    pub loss_sum: f64,
+    /// Targets.
+    pub targets: usize,
+}
+
+impl Chain {
+    /// Allocates the arena.
+    pub fn new(model: Arc<ModelFile>, kernels: Arc<Kernels>, precision: Precision, words: ArenaWords) -> Chain {
+        let c = model.config();
+        let mut table = vec![0.0; words.rope];
+        rope::table(c, model.rope_freqs(), &mut table);
+        Chain {
+            rope: table,
+            saved: vec![0.0; words.saved],
+            dx: vec![0.0; words.rows * c.d_model],
+            pos: Vec::with_capacity(words.rows),
+            block: BlockBufs::new(&words.block, words.kernel),
+            head: HeadBufs::new(&words.head),
+            precision,
+            words,
+            kernels,
+            model,
+        }
+    }
+
+    /// The model's shapes.
+    pub fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    /// Rows that one micro-batch may have.
+    pub fn rows(&self) -> usize {
+        self.words.rows
+    }
+
+    /// Loss of a micro-batch; `each` sees (row, loss) of every target.
+    pub fn evaluate(
+        &mut self,
+        adapter: Option<AdapterView<'_>>,
+        batch: &Batch,
+        each: impl FnMut(usize, f64),
+    ) -> Evaluated {
+        self.forward(adapter, batch, Dropout::OFF, self.model.config().n_layers);
+        self.head_loss(batch, 0, false, each)
+    }
+
+    /// Loss of a micro-batch, and its gradient added to `grads` (shaped as θ).
+    pub fn accumulate(
+        &mut self,
+        adapter: AdapterView<'_>,
+        batch: &Batch,
+        dropout: Dropout,
+        grads: &mut [f32],
+    ) -> Evaluated {
+        let first = adapter.layout.layers()[0];
+        self.forward(Some(adapter), batch, dropout, first);
+        let result = self.head_loss(batch, self.config().n_layers - first, true, |_, _| {});
+        self.backward(adapter, batch, dropout, grads, first);
+        result
+    }
+
+    /// Runs all blocks; the inputs of blocks from `first_kept` on stay in `saved`.
+    fn forward(&mut self, adapter: Option<AdapterView<'_>>, batch: &Batch, dropout: Dropout, first_kept: usize) {
+        let c = self.model.config();
+        let (rows, d) = (batch.ids.len(), c.d_model);
+        assert!(rows <= self.words.rows, "a micro-batch of {rows} rows in an arena for {}", self.words.rows);
+        self.pos.clear();
+        self.pos.extend(batch.seqs.iter().flat_map(|s| 0..s.len() as u32));
+        let embedding = self.model.token_embd();
+        let kernels = &*self.kernels;
+        kernels.rows(d, &mut self.saved[..rows * d], |r, row| {
+            kernels.dequantize_row(&embedding, batch.ids[r] as usize, row);
+        });
+        let ctx = Ctx { kernels, config: c, rope: &self.rope, precision: self.precision };
+        let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
+        for l in 0..c.n_layers {
+            // Blocks below the first kept one pass their output through slot 0 and the dx buffer.
+            let at = l.saturating_sub(first_kept) * rows * d;
+            let (x, y) = self.saved.split_at_mut(at + rows * d);
+            let (x, kept) = (&mut x[at..], l >= first_kept);
+            let y = if kept { &mut y[..rows * d] } else { &mut self.dx[..rows * d] };
+            let pairs = pairs(adapter, l);
+            block::forward(
+                &ctx, &self.model.block(l), &pairs, map, x, y, &mut self.block, Keys::Batch, dropout_of(dropout, l),
+            );
+            if !kept {
+                x.copy_from_slice(y);
+            }
+        }
+    }
+
+    /// Loss of the rows in slot `slot` of `saved`; with `train`, its gradient in `dx`.
+    fn head_loss(&mut self, batch: &Batch, slot: usize, train: bool, each: impl FnMut(usize, f64)) -> Evaluated {
+        let c = self.model.config();
+        let n = batch.ids.len() * c.d_model;
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let ctx = Ctx { kernels: &self.kernels, config: c, rope: &self.rope, precision: self.precision };
+        let (loss_sum, targets) = head::loss(
+            &ctx,
+            &w,
+            &self.saved[slot * n..(slot + 1) * n],
+            &batch.targets,
+            train.then_some(&mut self.dx[..n]),
+            &mut self.head,
+            &mut self.block.kernel,
+            each,
+        );
+        Evaluated { loss_sum, targets }
+    }
+
+    /// Walks the blocks back to the first adapted one.
+    fn backward(&mut self, adapter: AdapterView<'_>, batch: &Batch, dropout: Dropout, grads: &mut [f32], first: usize) {
+        let c = self.model.config();
+        let n = batch.ids.len() * c.d_model;
+        let ctx = Ctx { kernels: &self.kernels, config: c, rope: &self.rope, precision: self.precision };
+        let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
+        for l in (first..c.n_layers).rev() {
+            let slot = l - first;
+            block::backward(
+                &ctx,
+                &self.model.block(l),
+                &pairs(Some(adapter), l),
+                pair_grads(adapter.layout, l, grads),
+                map,
+                &self.saved[slot * n..(slot + 1) * n],
+                &mut self.dx[..n],
+                &mut self.block,
+                dropout_of(dropout, l),
+                l > first,
+            );
+        }
+    }
+}
+
+/// One block's pairs; none where the block is not adapted.
+fn pairs(adapter: Option<AdapterView<'_>>, layer: usize) -> BlockPairs<'_> {
+    let Some(a) = adapter else { return [None; 7] };
+    Proj::ALL.map(|p| {
+        let s = a.layout.slot(layer, p)?;
+        Some(Pair { a: &a.theta[s.a], bt: &a.theta[s.b], rank: s.rank, scale: a.scale })
+    })
+}
+
+/// The stretch of `grads` of one block, cut into its pairs.
+fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]) -> BlockPairGrads<'a> {
+    let Some(block) = layout.block(layer) else { return Default::default() };
+    let mut rest = &mut grads[block];
+    Proj::ALL.map(|p| {
+        let s = layout.slot_in_block(p)?;
+        let (a, tail) = std::mem::take(&mut rest).split_at_mut(s.a.len());
+        let (bt, tail) = tail.split_at_mut(s.b.len());
+        rest = tail;
+        Some(PairGrad { a, bt })
+    })
+}
+
+/// Each block drops other elements.
+fn dropout_of(d: Dropout, layer: usize) -> Dropout {
+    Dropout { p: d.p, key: d.key.wrapping_mul(1021).wrapping_add(layer as u64) }
+}

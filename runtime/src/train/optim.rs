@@ -1,0 +1,76 @@
+//! AdamW with moments that can be exported, so that training can be resumed.
+
+use engraft_kernels::{AdamWStep, Kernels};
+
+/// Hyperparameters of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWConfig {
+    /// β₁.
+    pub beta1: f32,
+    /// β₂.
+    pub beta2: f32,
+    /// ε.
+    pub eps: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Largest gradient norm; larger gradients are scaled down to it. 0 switches clipping off.
+    pub max_grad_norm: f32,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+    }
+}
+
+/// AdamW over one flat parameter vector.
+pub struct AdamW {
+    config: AdamWConfig,
+    /// First moments, in the order of θ.
+    pub m: Vec<f32>,
+    /// Second moments.
+    pub v: Vec<f32>,
+    /// Updates made.
+    pub updates: u64,
+}
+
+impl AdamW {
+    /// Zero moments for `n` parameters.
+    pub fn new(config: AdamWConfig, n: usize) -> AdamW {
+        AdamW { config, m: vec![0.0; n], v: vec![0.0; n], updates: 0 }
+    }
+
+    /// One update with gradients that are sums over `count` targets; returns the norm of their mean.
+    ///
+    /// Nothing is changed when the norm is not finite.
+    pub fn update(&mut self, k: &Kernels, theta: &mut [f32], grads: &[f32], count: f64, lr: f32) -> f64 {
+        let norm = norm(grads) / count;
+        if !norm.is_finite() {
+            return norm;
+        }
+        let c = &self.config;
+        let clip = match f64::from(c.max_grad_norm) {
+            max if max > 0.0 && norm > max => max / norm,
+            _ => 1.0,
+        };
+        self.updates += 1;
+        let correct = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(self.updates as f64))) as f32;
+        let step = AdamWStep {
+            lr,
+            beta1: c.beta1,
+            beta2: c.beta2,
+            eps: c.eps,
+            weight_decay: c.weight_decay,
+            correct1: correct(c.beta1),
+            correct2: correct(c.beta2),
+            grad_scale: (clip / count) as f32,
+        };
+        k.adamw(theta, grads, &mut self.m, &mut self.v, &step);
+        norm
+    }
+}
+
+/// Euclidean norm, summed in f64 in index order.
+fn norm(g: &[f32]) -> f64 {
+    g.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt()
+}

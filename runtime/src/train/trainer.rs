@@ -1,0 +1,150 @@
+//! The trainer: parameters, gradients, optimizer and chain of one run.
+
+use std::sync::Arc;
+
+use engraft_kernels::Kernels;
+
+use super::chain::{AdapterView, Chain, Evaluated};
+use super::optim::{AdamW, AdamWConfig};
+use super::schedule::Schedule;
+use crate::adapter::Adapter;
+use crate::data::Batch;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::weights::ModelFile;
+use crate::nn::{Dropout, Precision};
+use crate::plan::ArenaWords;
+
+/// Settings of the optimization.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainOptions {
+    /// The optimizer's.
+    pub adamw: AdamWConfig,
+    /// Learning rate per step.
+    pub schedule: Schedule,
+    /// Seed of dropout.
+    pub seed: u64,
+    /// How products are computed.
+    pub precision: Precision,
+}
+
+/// What one optimizer step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss over the step's targets, nats.
+    pub loss: f64,
+    /// Targets of the step.
+    pub targets: usize,
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Norm of the mean gradient, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used.
+    pub lr: f32,
+}
+
+/// One training run.
+pub struct Trainer {
+    chain: Chain,
+    kernels: Arc<Kernels>,
+    adapter: Adapter,
+    grads: Vec<f32>,
+    optimizer: AdamW,
+    options: TrainOptions,
+    step: u64,
+}
+
+impl Trainer {
+    /// Allocates the arena that `words` describes and takes the adapter.
+    pub fn new(
+        model: Arc<ModelFile>,
+        kernels: Arc<Kernels>,
+        words: ArenaWords,
+        adapter: Adapter,
+        options: TrainOptions,
+    ) -> Trainer {
+        let n = adapter.theta.len();
+        Trainer {
+            chain: Chain::new(model, kernels.clone(), options.precision, words),
+            kernels,
+            grads: vec![0.0; n],
+            optimizer: AdamW::new(options.adamw, n),
+            adapter,
+            options,
+            step: 0,
+        }
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// The adapter as it is now.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// The adapter, at the end.
+    pub fn into_adapter(self) -> Adapter {
+        self.adapter
+    }
+
+    /// Gradients of the last step: sums over its targets, in the order of θ.
+    pub fn gradients(&self) -> &[f32] {
+        &self.grads
+    }
+
+    /// One optimizer step over micro-batches.
+    ///
+    /// # Errors
+    /// `NonFinite` when loss or gradient is; the parameters are unchanged then. `BadData` when no row
+    /// carries a target.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        self.grads.fill(0.0);
+        let mut total = Evaluated::default();
+        let mut tokens = 0;
+        for (i, b) in batches.iter().enumerate() {
+            let dropout = self.dropout(i);
+            let view = view(&self.adapter);
+            let e = self.chain.accumulate(view, b, dropout, &mut self.grads);
+            total.loss_sum += e.loss_sum;
+            total.targets += e.targets;
+            tokens += b.ids.len();
+        }
+        if total.targets == 0 {
+            return Err(Error::new(ErrorKind::BadData, "a step without a single trained token"));
+        }
+        let count = total.targets as f64;
+        let lr = self.options.schedule.rate(self.step);
+        let theta = &mut self.adapter.theta;
+        let grad_norm = self.optimizer.update(&self.kernels, theta, &self.grads, count, lr);
+        if !(total.loss_sum.is_finite() && grad_norm.is_finite()) {
+            let what = format!("step {}: loss or gradient is not finite; lower --learning-rate", self.step + 1);
+            return Err(Error::new(ErrorKind::NonFinite, what));
+        }
+        self.step += 1;
+        Ok(StepReport { loss: total.loss_sum / count, targets: total.targets, tokens, grad_norm, lr })
+    }
+
+    /// Mean loss over the targets of `batches`, with the adapter or (None) the base alone.
+    pub fn evaluate(&mut self, batches: impl Iterator<Item = Batch>, with_adapter: bool) -> Evaluated {
+        let mut total = Evaluated::default();
+        for b in batches {
+            let view = with_adapter.then(|| view(&self.adapter));
+            let e = self.chain.evaluate(view, &b, |_, _| {});
+            total.loss_sum += e.loss_sum;
+            total.targets += e.targets;
+        }
+        total
+    }
+
+    fn dropout(&self, micro: usize) -> Dropout {
+        let p = self.adapter.config.dropout;
+        let key = crate::rng::mix(self.options.seed ^ crate::rng::mix(self.step << 16 | micro as u64));
+        Dropout { p, key }
+    }
+}
+
+fn view(a: &Adapter) -> AdapterView<'_> {
+    AdapterView { layout: &a.layout, theta: &a.theta, scale: a.config.scale() }
+}
