@@ -34,7 +34,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Bytes allocated by this thread during `f` (freed ones count too).
-pub fn allocated<T>(f: impl FnOnce() -> T) -> (T, usize) {
+pub(crate) fn allocated<T>(f: impl FnOnce() -> T) -> (T, usize) {
     let before = ALLOCATED.get();
     let value = f();
     (value, ALLOCATED.get() - before)

@@ -52,7 +52,7 @@ fn each_broken_file_is_refused_by_its_rule() {
     kinds_of_models(&mut cases);
     vocabularies(&mut cases);
     tensors_of_the_model(&mut cases);
-    assert!(cases.0.len() >= 250, "only {} cases", cases.0.len());
+    assert!(cases.0.len() >= 450, "only {} cases", cases.0.len());
     let names: HashSet<_> = cases.0.iter().map(|c| &c.name).collect();
     assert_eq!(names.len(), cases.0.len(), "each case has its own name");
 
@@ -65,7 +65,7 @@ fn each_broken_file_is_refused_by_its_rule() {
                 wrong.push(format!("{}: wanted {:?} {:?}, got {e:?}", case.name, case.kind, case.part));
             }
             Err(e) if !e.message().starts_with(LABEL) => wrong.push(format!("{}: no label: {e}", case.name)),
-            Err(e) if e.message().len() > 600 => wrong.push(format!("{}: long message", case.name)),
+            Err(e) if e.message().len() > 1024 => wrong.push(format!("{}: long message", case.name)),
             Err(_) if bytes > 32 * case.bytes.len() + 65536 => {
                 wrong.push(format!("{}: {bytes} bytes allocated for {}", case.name, case.bytes.len()));
             }
@@ -112,8 +112,8 @@ fn preamble_and_counts(c: &mut Cases) {
         c.add(&format!("{n} keys"), Corrupt, "metadata keys where at most", |w| w.n_kv = Some(n));
     }
     c.add("one tensor too many", Corrupt, "tensor 11 of 12", |w| w.n_tensors = Some(12));
-    c.add("one key too many", Corrupt, "metadata entry 16 of 17", |w| w.n_kv = Some(17));
-    c.add("one key too few", Corrupt, "tensor 0 of 11", |w| w.n_kv = Some(15));
+    c.add("one key too many", Corrupt, "tensor 0 of 11", |w| w.n_kv = Some(19));
+    c.add("one key too few", Corrupt, "tensor 0 of 11", |w| w.n_kv = Some(17));
     c.add("no key declared", Corrupt, "tensor 0 of 11", |w| w.n_kv = Some(0));
 }
 

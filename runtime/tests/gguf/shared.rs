@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// All GGUF files below the shared folder's `models`, and the one that `ENGRAFT_MODEL` names.
-pub fn gguf_files() -> Vec<PathBuf> {
+pub(crate) fn gguf_files() -> Vec<PathBuf> {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
     let root = std::env::var_os("ENGRAFT_SHARED").map_or(default, PathBuf::from).join("models");
     let mut files = Vec::new();

@@ -4,84 +4,84 @@ use engraft_kernels::DType;
 
 /// An encoded metadata value: the number of its type, and its bytes.
 #[derive(Clone)]
-pub struct V(pub u32, pub Vec<u8>);
+pub(crate) struct V(pub(crate) u32, pub(crate) Vec<u8>);
 
-pub fn u8v(v: u8) -> V {
+pub(crate) fn u8v(v: u8) -> V {
     V(0, vec![v])
 }
-pub fn u32v(v: u32) -> V {
+pub(crate) fn u32v(v: u32) -> V {
     V(4, v.to_le_bytes().to_vec())
 }
-pub fn i32v(v: i32) -> V {
+pub(crate) fn i32v(v: i32) -> V {
     V(5, v.to_le_bytes().to_vec())
 }
-pub fn f32v(v: f32) -> V {
+pub(crate) fn f32v(v: f32) -> V {
     V(6, v.to_le_bytes().to_vec())
 }
-pub fn boolv(v: bool) -> V {
+pub(crate) fn boolv(v: bool) -> V {
     V(7, vec![v.into()])
 }
-pub fn u64v(v: u64) -> V {
+pub(crate) fn u64v(v: u64) -> V {
     V(10, v.to_le_bytes().to_vec())
 }
-pub fn i64v(v: i64) -> V {
+pub(crate) fn i64v(v: i64) -> V {
     V(11, v.to_le_bytes().to_vec())
 }
-pub fn f64v(v: f64) -> V {
+pub(crate) fn f64v(v: f64) -> V {
     V(12, v.to_le_bytes().to_vec())
 }
-pub fn strv(s: impl AsRef<[u8]>) -> V {
+pub(crate) fn strv(s: impl AsRef<[u8]>) -> V {
     let s = s.as_ref();
     V(8, [&(s.len() as u64).to_le_bytes(), s].concat())
 }
 /// An array with a declared element type and count, over the bytes of `items`.
-pub fn arrv(element: u32, count: u64, items: &[V]) -> V {
+pub(crate) fn arrv(element: u32, count: u64, items: &[V]) -> V {
     let mut bytes = element.to_le_bytes().to_vec();
     bytes.extend(count.to_le_bytes());
     items.iter().for_each(|v| bytes.extend(&v.1));
     V(9, bytes)
 }
 /// An honest, non-empty array.
-pub fn arr(items: &[V]) -> V {
+pub(crate) fn arr(items: &[V]) -> V {
     arrv(items[0].0, items.len() as u64, items)
 }
-pub fn strs(items: &[&str]) -> V {
+pub(crate) fn strs(items: &[&str]) -> V {
     arr(&items.iter().map(strv).collect::<Vec<_>>())
 }
 
 #[derive(Clone)]
-pub struct Kv {
-    pub key: Vec<u8>,
+pub(crate) struct Kv {
+    pub(crate) key: Vec<u8>,
     /// Declared instead of the key's length.
-    pub key_len: Option<u64>,
-    pub value: V,
+    pub(crate) key_len: Option<u64>,
+    pub(crate) value: V,
 }
 
 #[derive(Clone)]
-pub struct Tensor {
-    pub name: Vec<u8>,
-    pub name_len: Option<u64>,
-    pub n_dims: Option<u32>,
-    pub dims: Vec<u64>,
-    pub dtype: u32,
-    pub offset: Option<u64>,
-    pub data: Vec<u8>,
+pub(crate) struct Tensor {
+    pub(crate) name: Vec<u8>,
+    pub(crate) name_len: Option<u64>,
+    pub(crate) n_dims: Option<u32>,
+    pub(crate) dims: Vec<u64>,
+    pub(crate) dtype: u32,
+    pub(crate) offset: Option<u64>,
+    pub(crate) data: Vec<u8>,
 }
 
 #[derive(Clone)]
-pub struct Writer {
-    pub magic: [u8; 4],
-    pub version: u32,
-    pub n_tensors: Option<u64>,
-    pub n_kv: Option<u64>,
-    pub kv: Vec<Kv>,
-    pub tensors: Vec<Tensor>,
+pub(crate) struct Writer {
+    pub(crate) magic: [u8; 4],
+    pub(crate) version: u32,
+    pub(crate) n_tensors: Option<u64>,
+    pub(crate) n_kv: Option<u64>,
+    pub(crate) kv: Vec<Kv>,
+    pub(crate) tensors: Vec<Tensor>,
     /// By which data is laid out; `general.alignment` is set apart from it.
-    pub alignment: usize,
+    pub(crate) alignment: usize,
 }
 
 impl Writer {
-    pub fn new() -> Writer {
+    pub(crate) fn new() -> Writer {
         Writer {
             magic: *b"GGUF",
             version: 3,
@@ -94,7 +94,7 @@ impl Writer {
     }
 
     /// Sets a key, in its old place if it has one.
-    pub fn set(&mut self, key: &str, value: V) {
+    pub(crate) fn set(&mut self, key: &str, value: V) {
         match self.kv.iter_mut().find(|kv| kv.key == key.as_bytes()) {
             Some(kv) => kv.value = value,
             None => self.push(key, value),
@@ -102,27 +102,27 @@ impl Writer {
     }
 
     /// Appends a key, even one that is there already.
-    pub fn push(&mut self, key: &str, value: V) {
+    pub(crate) fn push(&mut self, key: &str, value: V) {
         self.kv.push(Kv { key: key.into(), key_len: None, value });
     }
 
-    pub fn remove(&mut self, key: &str) {
+    pub(crate) fn remove(&mut self, key: &str) {
         let before = self.kv.len();
         self.kv.retain(|kv| kv.key != key.as_bytes());
         assert!(self.kv.len() < before, "no key {key}");
     }
 
-    pub fn tensor(&mut self, name: &str) -> &mut Tensor {
+    pub(crate) fn tensor(&mut self, name: &str) -> &mut Tensor {
         self.tensors.iter_mut().find(|t| t.name == name.as_bytes()).expect("a tensor of this name")
     }
 
-    pub fn drop_tensor(&mut self, name: &str) {
+    pub(crate) fn drop_tensor(&mut self, name: &str) {
         let before = self.tensors.len();
         self.tensors.retain(|t| t.name != name.as_bytes());
         assert!(self.tensors.len() < before, "no tensor {name}");
     }
 
-    pub fn add(&mut self, name: &str, dtype: DType, dims: &[u64]) {
+    pub(crate) fn add(&mut self, name: &str, dtype: DType, dims: &[u64]) {
         let rows: u64 = dims[1..].iter().product();
         let size = dtype.row_bytes(dims[0] as usize).expect("whole blocks") * rows as usize;
         self.tensors.push(Tensor {
@@ -137,14 +137,14 @@ impl Writer {
     }
 
     /// Replaces a tensor by an honest one of another type or shape, in its place.
-    pub fn reshape(&mut self, name: &str, dtype: DType, dims: &[u64]) {
+    pub(crate) fn reshape(&mut self, name: &str, dtype: DType, dims: &[u64]) {
         let mut other = Writer::new();
         other.add(name, dtype, dims);
         *self.tensor(name) = other.tensors.remove(0);
     }
 
     /// The header alone: all before the padding.
-    pub fn header(&self) -> Vec<u8> {
+    pub(crate) fn header(&self) -> Vec<u8> {
         let mut out = self.magic.to_vec();
         out.extend(self.version.to_le_bytes());
         out.extend(self.n_tensors.unwrap_or(self.tensors.len() as u64).to_le_bytes());
@@ -169,7 +169,7 @@ impl Writer {
     }
 
     /// The whole file. Nothing follows the last tensor's data, so that each prefix is too short.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut out = self.header();
         for t in &self.tensors {
             out.resize(out.len().next_multiple_of(self.alignment), 0);
@@ -190,7 +190,7 @@ fn content(dtype: DType, size: usize) -> Vec<u8> {
 }
 
 /// A valid llama model with one block, as many element types as fit, and a vocabulary of 8.
-pub fn tiny() -> Writer {
+pub(crate) fn tiny() -> Writer {
     let mut w = Writer::new();
     w.set("general.architecture", strv("llama"));
     w.set("general.name", strv("tiny"));

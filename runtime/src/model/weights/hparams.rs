@@ -25,7 +25,7 @@ pub(super) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig> {
     let d_model = p.uint("embedding_length", None, MAX_WIDTH)?;
     let n_heads = p.uint("attention.head_count", None, MAX_HEADS)?;
     let n_kv_heads = p.uint("attention.head_count_kv", Some(n_heads), MAX_HEADS)?;
-    if n_heads % n_kv_heads != 0 {
+    if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(p.bad(
             "attention.head_count",
             format_args!("{n_heads} is no multiple of {n_kv_heads} (head_count_kv)"),
@@ -33,7 +33,7 @@ pub(super) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig> {
     }
     let head_dim = head_dim(&p, d_model, n_heads)?;
     let rope_dim = p.uint("rope.dimension_count", Some(head_dim), MAX_HEAD_DIM)?;
-    if rope_dim % 2 != 0 || rope_dim > head_dim {
+    if !rope_dim.is_multiple_of(2) || rope_dim > head_dim {
         return Err(p.bad(
             "rope.dimension_count",
             format_args!("{rope_dim} must be even and at most {head_dim} (the head's width)"),
@@ -186,7 +186,7 @@ fn vocabulary(gguf: &Gguf, bytes: &[u8]) -> Result<usize> {
 /// Elements per head: stated, or the model's width by the number of heads.
 fn head_dim(p: &Params<'_>, d_model: usize, n_heads: usize) -> Result<usize> {
     let stated = p.gguf.get("llama.attention.key_length").is_some();
-    if !stated && d_model % n_heads != 0 {
+    if !stated && !d_model.is_multiple_of(n_heads) {
         let message = format_args!("{d_model} is no multiple of {n_heads} (attention.head_count)");
         return Err(p.bad("embedding_length", message));
     }
