@@ -413,28 +413,49 @@ pub fn frame_error(path: &Path, error: engraft_codec::Error<StdIoError>) -> Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
+    use std::cell::Cell;
+    use std::rc::Rc;
 
     /// The disk, with the k-th fallible call failing.
+    #[derive(Clone)]
     struct FailAt {
-        left: RefCell<usize>,
+        left: Rc<Cell<usize>>,
     }
 
     impl FailAt {
         fn step(&self) -> io::Result<()> {
-            let mut left = self.left.borrow_mut();
-            if *left == 0 {
-                return Ok(());
-            }
-            *left -= 1;
-            if *left == 0 { Err(io::Error::other("injected")) } else { Ok(()) }
+            let left = self.left.get();
+            self.left.set(left.saturating_sub(1));
+            if left == 1 { Err(io::Error::other("injected")) } else { Ok(()) }
+        }
+    }
+
+    struct FailingFile {
+        inner: Box<dyn StorageFile>,
+        fail: FailAt,
+    }
+
+    impl Write for FailingFile {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.fail.step()?;
+            self.inner.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            self.inner.flush()
+        }
+    }
+
+    impl StorageFile for FailingFile {
+        fn sync(&mut self) -> io::Result<()> {
+            self.fail.step()?;
+            self.inner.sync()
         }
     }
 
     impl Storage for FailAt {
         fn create_new(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
             self.step()?;
-            Disk.create_new(path)
+            Ok(Box::new(FailingFile { inner: Disk.create_new(path)?, fail: self.clone() }))
         }
         fn open(&self, path: &Path) -> io::Result<Opened> {
             self.step()?;
@@ -478,16 +499,18 @@ mod tests {
 
     #[test]
     fn the_old_file_or_the_new_is_whole_whatever_call_fails() {
-        for k in 1..=4 {
+        let calls = ["create", "write", "sync", "rename", "sync the directory", "read back"];
+        for (k, call) in calls.into_iter().enumerate() {
             let dir = tempfile::tempdir().unwrap();
             put(&Disk, dir.path(), "a", b"old").unwrap();
-            let failing = FailAt { left: RefCell::new(k) };
+            let failing = FailAt { left: Rc::new(Cell::new(k + 1)) };
             let result = put(&failing, dir.path(), "a", b"new");
-            // The third call syncs the directory, which a second file repairs; the others are final.
-            assert_eq!(result.is_ok(), k == 3, "call {k}");
+            // A failed sync is answered with another file; every other failure is final.
+            assert_eq!(result.is_ok(), call.starts_with("sync"), "{call}");
             let content = fs::read(dir.path().join("a")).unwrap();
-            assert_eq!(content, if k < 3 { b"old" } else { b"new" }, "call {k}");
-            assert_eq!(Disk.list(dir.path()).unwrap(), ["a"], "call {k}");
+            let renamed = call != "create" && call != "write" && call != "rename";
+            assert_eq!(content, if renamed { b"new" } else { b"old" }, "{call}");
+            assert_eq!(Disk.list(dir.path()).unwrap(), ["a"], "{call}");
         }
     }
 

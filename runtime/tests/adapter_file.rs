@@ -231,7 +231,8 @@ fn whole_frames_with_wrong_content_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let good = Forged::default();
     assert!(load_bytes(dir.path(), &good.bytes()).is_ok(), "positive control");
-    let wrong: [(&str, fn(&mut Forged)); 13] = [
+    type Edit = fn(&mut Forged);
+    let wrong: [(&str, Edit); 13] = [
         ("NaN", |f| f.theta[3] = f32::NAN),
         ("infinity", |f| f.theta[3] = f32::INFINITY),
         ("too few", |f| f.theta.truncate(47)),

@@ -77,9 +77,10 @@ impl LoraConfig {
             return Err("adapted layers: name at least one, each once, ascending".into());
         }
         match layers.last() {
-            Some(last) if *last >= n_layers => {
-                Err(format!("layer {last} is adapted, but the model's layers are 0 to {}", n_layers - 1))
-            }
+            Some(last) if *last >= n_layers => Err(format!(
+                "layer {last} is adapted, but the model's layers are 0 to {}",
+                n_layers.saturating_sub(1)
+            )),
             _ => Ok(()),
         }
     }
