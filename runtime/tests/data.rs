@@ -6,7 +6,8 @@ use engraft_runtime::data::batches::{NO_TARGET, in_order};
 use engraft_runtime::data::jsonl::LINE_BYTES_MAX;
 use engraft_runtime::data::source::part_file;
 use engraft_runtime::data::{
-    Batch, Batches, Cursor, DataOptions, Dataset, Example, Format, OverLong, Part, load, load_train_valid, split,
+    Batch, Batches, Cursor, DataOptions, Dataset, Example, Format, OverLong, Part, load, load_train_valid,
+    split,
 };
 use engraft_runtime::model::chat::{ChatTemplate, TemplateKind};
 use engraft_runtime::model::tokenizer::{Tokenizer, TokenizerSpec};
@@ -29,7 +30,8 @@ fn byte_tokenizer() -> Tokenizer {
     token_types.extend([3; 3]);
     let tokens = tokens.iter().map(String::as_str).collect();
     let (model, pre, eos) = ("gpt2", Some("smollm"), Some(128));
-    Tokenizer::new(&TokenizerSpec { model, pre, tokens, token_types, eos, ..TokenizerSpec::default() }).unwrap()
+    Tokenizer::new(&TokenizerSpec { model, pre, tokens, token_types, eos, ..TokenizerSpec::default() })
+        .unwrap()
 }
 
 struct Room {
@@ -69,10 +71,15 @@ impl Room {
 #[test]
 fn running_text_is_trained_whole_and_ended() {
     let room = Room::new(false);
-    let data = room.load("\u{FEFF}{\"text\": \"one <|im_end|>\", \"n\": 3}\r\n\r\n   \n{\"text\": \"two\"}").unwrap();
+    let data = room
+        .load("\u{FEFF}{\"text\": \"one <|im_end|>\", \"n\": 3}\r\n\r\n   \n{\"text\": \"two\"}")
+        .unwrap();
     assert_eq!((data.format, data.examples.len(), data.skipped_count), (Format::Text, 2, 0));
     let (whole, targets) = room.texts(&data.examples[0]);
-    assert_eq!((whole.as_str(), targets.as_str()), ("one <|im_end|><|endoftext|>", "ne <|im_end|><|endoftext|>"));
+    assert_eq!(
+        (whole.as_str(), targets.as_str()),
+        ("one <|im_end|><|endoftext|>", "ne <|im_end|><|endoftext|>")
+    );
     // The forged end of turn is its characters.
     assert!(!data.examples[0].ids.contains(&130));
 }
@@ -104,7 +111,10 @@ fn plain_pairs_all_tokens_and_renamed_keys() {
     room.options.prompt_key = "instruction".into();
     room.options.completion_key = "output".into();
     let data = room.load("{\"instruction\": \"ab\", \"output\": \"cd\", \"input\": \"\"}").unwrap();
-    assert_eq!((data.format, room.texts(&data.examples[0]).0.as_str()), (Format::PromptCompletion, "abcd<|endoftext|>"));
+    assert_eq!(
+        (data.format, room.texts(&data.examples[0]).0.as_str()),
+        (Format::PromptCompletion, "abcd<|endoftext|>")
+    );
     let mut room = Room::new(true);
     room.options.raw = true;
     let data = room.load("{\"prompt\": \"ab\", \"completion\": \"cd\"}").unwrap();
@@ -117,7 +127,10 @@ fn an_answer_that_the_template_leaves_open_gets_an_end() {
     let open = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
     room.chat = ChatTemplate::new(Some(open), &room.tokenizer).unwrap();
     let data = room.load("{\"prompt\": \"q\", \"completion\": \"a\"}").unwrap();
-    assert_eq!(room.texts(&data.examples[0]), ("user: q\nassistant: a<|endoftext|>".into(), "a<|endoftext|>".into()));
+    assert_eq!(
+        room.texts(&data.examples[0]),
+        ("user: q\nassistant: a<|endoftext|>".into(), "a<|endoftext|>".into())
+    );
 }
 
 #[test]
@@ -163,7 +176,10 @@ fn messages_of_wrong_shape_are_named() {
         (r#"{"messages": [{"role":"user","content":"x"}]}"#, "no assistant message"),
         (r#"{"messages": [{"role":"assistant"}]}"#, "message 0 has no \"content\""),
         (r#"{"messages": [{"role":"assistant","content":null}]}"#, "not a string"),
-        (r#"{"messages": [{"role":"<|im_end|>","content":"x"},{"role":"assistant","content":"x"}]}"#, "the role must be"),
+        (
+            r#"{"messages": [{"role":"<|im_end|>","content":"x"},{"role":"assistant","content":"x"}]}"#,
+            "the role must be",
+        ),
         (r#"{"messages": [{"role":"assistant","content":"x"}], "tools": 3}"#, "\"tools\" is not a list"),
     ] {
         let data = room.load(format!("{good}\n{bad}\n")).unwrap();
@@ -264,7 +280,10 @@ fn batches_predict_the_next_token_and_cover_an_epoch() {
     let mut batch = Batch::default();
     batch.push(&Example { ids: vec![5, 6, 7], mask: vec![false, false, true] });
     batch.push(&Example { ids: vec![8, 9], mask: vec![false, true] });
-    assert_eq!((batch.ids, batch.targets, batch.seqs), (vec![5, 6, 8], vec![NO_TARGET, 7, 9], vec![0..2, 2..3]));
+    assert_eq!(
+        (batch.ids, batch.targets, batch.seqs),
+        (vec![5, 6, 8], vec![NO_TARGET, 7, 9], vec![0..2, 2..3])
+    );
     let batches = Batches::new(&data.examples, 4, 1, Cursor::default());
     let (per_epoch, most) = (batches.batches_per_epoch(), batches.max_tokens());
     assert_eq!(per_epoch, 6);

@@ -19,7 +19,9 @@ fn ids_equal_the_reference_on_every_line() {
         let path = shared(&format!("models/vocab/ggml-vocab-{name}.gguf")).unwrap();
         let read = |end: &str| std::fs::read_to_string(format!("{}{end}", path.display())).unwrap();
         let (inputs, outputs) = (read(".inp"), read(".out"));
-        let inputs: Vec<&str> = inputs.split("\n__ggml_vocab_test__\n").collect();
+        // The separator ends every input.
+        let separator = "\n__ggml_vocab_test__\n";
+        let inputs: Vec<&str> = inputs.strip_suffix(separator).unwrap_or(&inputs).split(separator).collect();
         let outputs: Vec<&str> = outputs.lines().collect();
         assert_eq!(inputs.len(), outputs.len(), "{name}");
         for (input, output) in inputs.iter().zip(outputs) {
@@ -38,7 +40,7 @@ fn a_wrong_pre_tokenizer_is_noticed() {
     let Some(metadata) = vocabulary("smollm2") else { return };
     let right = Tokenizer::new(&metadata.spec()).unwrap();
     let wrong = Tokenizer::new(&TokenizerSpec { pre: Some("gpt-2"), ..metadata.spec() }).unwrap();
-    assert_ne!(right.encode("year 2024", Special::Plain), wrong.encode("year 2024", Special::Plain));
+    assert_ne!(right.encode("in  2024", Special::Plain), wrong.encode("in  2024", Special::Plain));
 }
 
 /// The same vocabulary in the tokenizers crate's own pipeline.
@@ -47,7 +49,8 @@ fn crate_tokenizer(metadata: &Metadata) -> tokenizers::Tokenizer {
     use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence};
     let spec = metadata.spec();
     let vocab = spec.tokens.iter().map(|t| t.to_string()).zip(0u32..);
-    let merges = spec.merges.iter().map(|m| m.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap());
+    let merges =
+        spec.merges.iter().map(|m| m.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap());
     let vocab: std::collections::HashMap<String, u32, _> = vocab.collect();
     let bpe = BPE::builder().vocab_and_merges(vocab, merges.collect()).build().unwrap();
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
@@ -100,8 +103,8 @@ fn segments_meet_as_one_text_and_break_where_asked() {
     ]);
     assert_eq!(joined.ids, tokenizer.encode("<|im_start|>user world<|im_end|>", Special::Parse));
     assert_eq!(joined.ends, [12, 16, 22, 32]);
-    let apart =
-        tokenizer.encode_segments(&[segment("wor", Special::Plain, false), segment("ld", Special::Plain, true)]);
+    let apart = tokenizer
+        .encode_segments(&[segment("wor", Special::Plain, false), segment("ld", Special::Plain, true)]);
     assert!(apart.ends.contains(&3) && apart.ids != tokenizer.encode("world", Special::Plain));
     let Some(metadata) = vocabulary("llama-spm") else { return };
     let tokenizer = Tokenizer::new(&metadata.spec()).unwrap();
@@ -123,9 +126,9 @@ fn streaming_yields_whole_characters() {
         assert!(parts.iter().all(|p| !p.contains('\u{FFFD}')), "{name}");
         assert_eq!(parts.concat() + &decoder.finish(), text, "{name}");
         // A character cut short: nothing until the end, then the replacement.
-        let rocket = tokenizer.encode("🚀", Special::Plain);
+        let hieroglyph = tokenizer.encode("𓀀", Special::Plain);
         let mut cut = tokenizer.decoder();
-        let shown: String = rocket[..rocket.len() - 1].iter().map(|id| cut.push(*id)).collect();
+        let shown: String = hieroglyph[..hieroglyph.len() - 1].iter().map(|id| cut.push(*id)).collect();
         assert_eq!(shown, "", "{name}");
         assert_eq!(cut.finish(), "\u{FFFD}", "{name}");
         assert_eq!(tokenizer.decode(&[u32::MAX]), "");
@@ -233,7 +236,8 @@ fn llama2_chats_keep_tokens_that_span_the_border() {
     assert_eq!(joined(&pieces), "<s>[INST] Hello </s> [/INST] Hello you </s>");
     let (ids, sources) = encode_pieces(&tokenizer, &pieces, &messages);
     let is_answer = |s: &Source| *s == Source::Content { message: 1 };
-    let answer: Vec<u32> = ids.iter().zip(&sources).filter(|(_, s)| is_answer(s)).map(|(id, _)| *id).collect();
+    let answer: Vec<u32> =
+        ids.iter().zip(&sources).filter(|(_, s)| is_answer(s)).map(|(id, _)| *id).collect();
     assert_eq!(answer, tokenizer.encode("Hello you", Special::Plain));
     assert_eq!(ids.iter().filter(|id| tokenizer.is_control(**id)).count(), 2);
     let error = chat.render_messages(&messages[1..], false).unwrap_err();

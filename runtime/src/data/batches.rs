@@ -77,7 +77,8 @@ impl<'d> Batches<'d> {
     /// From the beginning ([`Cursor::default`]) or from where a run stood. `batch_size` is in sequences,
     /// at least 1; a cursor beyond the data starts the next epoch.
     pub fn new(examples: &'d [Example], batch_size: usize, seed: u64, cursor: Cursor) -> Self {
-        let mut batches = Batches { examples, batch_size: batch_size.max(1), seed, cursor, order: Vec::new() };
+        let mut batches =
+            Batches { examples, batch_size: batch_size.max(1), seed, cursor, order: Vec::new() };
         batches.order.reserve_exact(examples.len());
         batches.shuffle();
         batches

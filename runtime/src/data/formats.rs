@@ -18,7 +18,8 @@ pub enum Format {
 
 impl Format {
     /// All, in the order in which a row that fits several is taken.
-    pub const ALL: [Format; 4] = [Format::Messages, Format::PromptCompletion, Format::QuestionAnswer, Format::Text];
+    pub const ALL: [Format; 4] =
+        [Format::Messages, Format::PromptCompletion, Format::QuestionAnswer, Format::Text];
 }
 
 /// What to do with rows beyond the length limit.
@@ -136,10 +137,9 @@ impl Sample {
                 completion: text_of(row, &options.answer_key)?,
                 joint: "\n",
             },
-            Format::Messages => Sample::Chat {
-                messages: messages_of(row, &options.messages_key)?,
-                tools: tools_of(row)?,
-            },
+            Format::Messages => {
+                Sample::Chat { messages: messages_of(row, &options.messages_key)?, tools: tools_of(row)? }
+            }
         })
     }
 }
@@ -160,7 +160,10 @@ fn messages_of(row: &Map<String, Value>, key: &str) -> Result<Vec<Message>, Stri
     for (i, entry) in list.iter().enumerate() {
         let text = |field: &str| {
             let value = entry.get(field).ok_or_else(|| format!("message {i} has no \"{field}\""))?;
-            value.as_str().map(str::to_owned).ok_or_else(|| format!("message {i}: \"{field}\" is not a string"))
+            value
+                .as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| format!("message {i}: \"{field}\" is not a string"))
         };
         messages.push(Message { role: text("role")?, content: text("content")? });
     }

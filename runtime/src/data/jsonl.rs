@@ -24,7 +24,8 @@ pub fn for_each_row(
     let mut number = 0;
     loop {
         line.clear();
-        let fits = read_line(&mut reader, &mut line).map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
+        let fits = read_line(&mut reader, &mut line)
+            .map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
         let Some(fits) = fits else { return Ok(()) };
         number += 1;
         let text = if number == 1 { line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&line) } else { &line };

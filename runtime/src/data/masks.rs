@@ -1,7 +1,7 @@
 //! From a row to ids and the mask of its targets.
 
-use super::formats::{DataOptions, Sample};
 use super::Example;
+use super::formats::{DataOptions, Sample};
 use crate::model::chat::{ChatTemplate, Message, Piece, Source, TemplateKind, encode_pieces, is_assistant};
 use crate::model::tokenizer::{Segment, Special, Tokenizer};
 
@@ -23,10 +23,13 @@ pub fn encode_sample(
     let mut example = match sample {
         Sample::Text(text) => plain(tokenizer, "", text),
         Sample::Pair { prompt, completion, .. } if !options.raw && chat.kind() == TemplateKind::Model => {
-            let messages = [Message::new("user", prompt.as_str()), Message::new("assistant", completion.as_str())];
+            let messages =
+                [Message::new("user", prompt.as_str()), Message::new("assistant", completion.as_str())];
             conversation(tokenizer, chat, &messages, None)?
         }
-        Sample::Pair { prompt, completion, joint } => plain(tokenizer, &format!("{prompt}{joint}"), completion),
+        Sample::Pair { prompt, completion, joint } => {
+            plain(tokenizer, &format!("{prompt}{joint}"), completion)
+        }
         Sample::Chat { messages, tools } => conversation(tokenizer, chat, messages, tools.as_ref())?,
     };
     if !options.mask_prompt {
@@ -74,9 +77,11 @@ fn conversation(
 /// blanks stands between (a turn that the template doesn't end has none).
 fn answer_mask(tokenizer: &Tokenizer, ids: &[u32], sources: &[Source], messages: &[Message]) -> Vec<bool> {
     let mut mask: Vec<bool> = sources.iter().map(|s| is_assistant(*s, messages)).collect();
-    let answers_end = |i: usize| is_assistant(sources[i], messages) && sources.get(i + 1) == Some(&Source::Template);
+    let answers_end =
+        |i: usize| is_assistant(sources[i], messages) && sources.get(i + 1) == Some(&Source::Template);
     for last in (0..ids.len()).filter(|i| answers_end(*i)) {
-        let blank = |id: &&u32| !tokenizer.is_control(**id) && tokenizer.token_bytes(**id).trim_ascii().is_empty();
+        let blank =
+            |id: &&u32| !tokenizer.is_control(**id) && tokenizer.token_bytes(**id).trim_ascii().is_empty();
         let blanks = ids[last + 1..].iter().take_while(blank).count();
         let end = last + 1 + blanks;
         if ids.get(end).is_some_and(|id| tokenizer.is_end(*id)) {

@@ -66,13 +66,16 @@ pub fn part_file(path: &Path, part: Part) -> Result<Option<PathBuf>> {
     }
     let listing = std::fs::read_dir(path).map_err(|e| Error::io(format!("listing {}", path.display()), e))?;
     let is_jsonl = |file: &PathBuf| file.extension().is_some_and(|e| e == "jsonl") && file.is_file();
-    let mut files: Vec<PathBuf> = listing.filter_map(|entry| entry.ok().map(|e| e.path())).filter(is_jsonl).collect();
+    let mut files: Vec<PathBuf> =
+        listing.filter_map(|entry| entry.ok().map(|e| e.path())).filter(is_jsonl).collect();
     let reserved = [Part::Valid, Part::Test].iter().any(|p| named(*p).is_some());
     match files.pop() {
         Some(only) if files.is_empty() && !reserved => Ok(Some(only)),
         _ => {
             let place = path.display();
-            let message = format!("{place}: no train.jsonl, and not exactly one other .jsonl file; name the file to train on");
+            let message = format!(
+                "{place}: no train.jsonl, and not exactly one other .jsonl file; name the file to train on"
+            );
             Err(Error::new(ErrorKind::BadData, message))
         }
     }
@@ -82,7 +85,12 @@ pub fn part_file(path: &Path, part: Part) -> Result<Option<PathBuf>> {
 ///
 /// Errors: `Io`; `BadData` where no row has a known format, where nothing is left to train on, or where a
 /// row is too long and that is refused; each names the file and the first reasons.
-pub fn load(file: &Path, tokenizer: &Tokenizer, chat: &ChatTemplate, options: &DataOptions) -> Result<Dataset> {
+pub fn load(
+    file: &Path,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> Result<Dataset> {
     if options.max_seq_length == 0 {
         return Err(Error::new(ErrorKind::Misuse, "the sequence length must be at least 1"));
     }
@@ -97,7 +105,10 @@ pub fn load(file: &Path, tokenizer: &Tokenizer, chat: &ChatTemplate, options: &D
             Ok(Some(example)) => data.examples.push(example),
             Ok(None) => {
                 let limit = options.max_seq_length;
-                let message = format!("{}:{line}: longer than {limit} tokens; raise the sequence length, shorten the row, or let rows be truncated", file.display());
+                let message = format!(
+                    "{}:{line}: longer than {limit} tokens; raise the sequence length, shorten the row, or let rows be truncated",
+                    file.display()
+                );
                 return Err(Error::new(ErrorKind::BadData, message));
             }
             Err(reason) => {
@@ -113,7 +124,11 @@ pub fn load(file: &Path, tokenizer: &Tokenizer, chat: &ChatTemplate, options: &D
 }
 
 /// Cuts an example at the limit; None where that is refused; a reason where no target is left.
-fn fit(mut example: Example, options: &DataOptions, truncated: &mut usize) -> std::result::Result<Option<Example>, String> {
+fn fit(
+    mut example: Example,
+    options: &DataOptions,
+    truncated: &mut usize,
+) -> std::result::Result<Option<Example>, String> {
     let limit = options.max_seq_length.saturating_add(1);
     let cut = example.ids.len() > limit;
     if cut && options.over_long == OverLong::Refuse {
@@ -122,7 +137,8 @@ fn fit(mut example: Example, options: &DataOptions, truncated: &mut usize) -> st
     example.ids.truncate(limit);
     example.mask.truncate(limit);
     if example.trained_tokens() == 0 {
-        let within = if cut { format!(" within the first {} tokens", options.max_seq_length) } else { String::new() };
+        let within =
+            if cut { format!(" within the first {} tokens", options.max_seq_length) } else { String::new() };
         return Err(format!("no token to train on{within}"));
     }
     *truncated += usize::from(cut);
@@ -132,9 +148,11 @@ fn fit(mut example: Example, options: &DataOptions, truncated: &mut usize) -> st
 }
 
 fn nothing_left(data: &Dataset) -> Error {
-    let reasons: Vec<String> = data.skipped.iter().take(3).map(|s| format!("line {}: {}", s.line, s.reason)).collect();
+    let reasons: Vec<String> =
+        data.skipped.iter().take(3).map(|s| format!("line {}: {}", s.line, s.reason)).collect();
     let place = data.source.display();
-    let message = format!("{place}: no row to train on; {} skipped ({})", data.skipped_count, reasons.join("; "));
+    let message =
+        format!("{place}: no row to train on; {} skipped ({})", data.skipped_count, reasons.join("; "));
     Error::new(ErrorKind::BadData, message)
 }
 
@@ -154,7 +172,8 @@ fn detect(file: &Path, options: &DataOptions) -> Result<Format> {
     found.ok_or_else(|| {
         let known: Vec<String> = Format::ALL.iter().map(|f| format!("{:?}", options.keys(*f))).collect();
         let place = file.display();
-        let message = format!("{place}: no row has the keys of a known format ({}); {first}", known.join(", "));
+        let message =
+            format!("{place}: no row has the keys of a known format ({}); {first}", known.join(", "));
         Error::new(ErrorKind::BadData, message)
     })
 }
@@ -210,7 +229,13 @@ pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
     order.sort_unstable();
     let mut held = vec![false; n];
     order[..count].iter().for_each(|(_, i)| held[*i] = true);
-    let mut valid = Dataset { examples: Vec::with_capacity(count), skipped: Vec::new(), skipped_count: 0, truncated: 0, ..data.without_examples() };
+    let mut valid = Dataset {
+        examples: Vec::with_capacity(count),
+        skipped: Vec::new(),
+        skipped_count: 0,
+        truncated: 0,
+        ..data.without_examples()
+    };
     let mut train = Dataset { examples: Vec::with_capacity(n - count), ..data.without_examples() };
     for (example, held) in data.examples.into_iter().zip(held) {
         if held { valid.examples.push(example) } else { train.examples.push(example) }
@@ -220,7 +245,8 @@ pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
 
 /// A number that orders rows at random, the same for the same ids and seed.
 fn key(ids: &[u32], seed: u64) -> u64 {
-    ids.iter().fold(Rng::new(seed, SPLIT_STREAM).next_u64(), |key, id| Rng::new(key, u64::from(*id)).next_u64())
+    ids.iter()
+        .fold(Rng::new(seed, SPLIT_STREAM).next_u64(), |key, id| Rng::new(key, u64::from(*id)).next_u64())
 }
 
 /// The split's random stream.

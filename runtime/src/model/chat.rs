@@ -117,7 +117,10 @@ impl ChatTemplate {
     /// Compiles a template with the texts of the tokens that begin and end a text.
     fn compile(source: &str, kind: TemplateKind, bos: String, eos: String) -> Result<ChatTemplate> {
         if source.len() > TEMPLATE_BYTES_MAX {
-            let message = format!("tokenizer.chat_template has {} bytes; {TEMPLATE_BYTES_MAX} are allowed", source.len());
+            let message = format!(
+                "tokenizer.chat_template has {} bytes; {TEMPLATE_BYTES_MAX} are allowed",
+                source.len()
+            );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let marks = Marks::new();
@@ -161,10 +164,12 @@ impl ChatTemplate {
             context.push(("tools", Value::from(Serde(self.marks.wrap_strings(tools)))));
         }
         let mut env = self.env.clone();
-        let fuel = FUEL_BASE + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * content_bytes as u64;
+        let fuel =
+            FUEL_BASE + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * content_bytes as u64;
         env.set_fuel(Some(fuel));
         let template = env.get_template("chat").map_err(|e| jinja_error("finding", &e))?;
-        let rendered = template.render(Value::from_pairs(context)).map_err(|e| jinja_error("rendering", &e))?;
+        let rendered =
+            template.render(Value::from_pairs(context)).map_err(|e| jinja_error("rendering", &e))?;
         self.marks.split(&rendered)
     }
 
@@ -180,7 +185,11 @@ impl ChatTemplate {
 /// An assistant's content begins a new token where a line end precedes it, because there its prompt ends
 /// when it generates; elsewhere tokens may span borders, as they did when the model was trained.
 /// Where the tokenizer begins texts with a token and the template hasn't, it is put first.
-pub fn encode_pieces(tokenizer: &Tokenizer, pieces: &[Piece], messages: &[Message]) -> (Vec<u32>, Vec<Source>) {
+pub fn encode_pieces(
+    tokenizer: &Tokenizer,
+    pieces: &[Piece],
+    messages: &[Message],
+) -> (Vec<u32>, Vec<Source>) {
     let segments: Vec<Segment<'_>> = pieces
         .iter()
         .enumerate()
@@ -290,7 +299,8 @@ mod tests {
     #[test]
     fn splitting_a_content_keeps_its_parts_contents() {
         let template = "{% for m in messages %}{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1].lstrip('\\n') }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
-        let pieces = render(template, &[("assistant", "<think>no</think>\n\nyes <|im_end|>")], false).unwrap();
+        let pieces =
+            render(template, &[("assistant", "<think>no</think>\n\nyes <|im_end|>")], false).unwrap();
         assert_eq!(pieces, [Piece { text: "yes <|im_end|>".into(), source: Source::Content { message: 0 } }]);
     }
 
@@ -325,7 +335,8 @@ mod tests {
     #[test]
     fn tools_are_json_as_python_writes_it() {
         let template = "{{ tools[0] | tojson }} {{ tools | tojson(indent=1) }}";
-        let chat = ChatTemplate::compile(template, TemplateKind::Model, String::new(), String::new()).unwrap();
+        let chat =
+            ChatTemplate::compile(template, TemplateKind::Model, String::new(), String::new()).unwrap();
         let tools = serde_json::json!([{"a": "<|im_end|>é", "b": [1, 2.5, true, null], "c": {}}]);
         let pieces = chat.render_with_tools(&[], Some(&tools), false).unwrap();
         let expected = "{\"a\": \"<|im_end|>é\", \"b\": [1, 2.5, true, null], \"c\": {}} [\n {\n  \"a\"";

@@ -162,10 +162,14 @@ impl Tokenizer {
         };
         let llama3 = spec.pre.and_then(Pre::from_name) == Some(Pre::Llama3) && !spm;
         // The conventional ids of SentencePiece, where they are control tokens.
-        let conventional = |id: u32| Some(id).filter(|id| spm && vocab.kind(*id) == Kind::Control && (*id as usize) < vocab.len());
+        let conventional = |id: u32| {
+            Some(id).filter(|id| spm && vocab.kind(*id) == Kind::Control && (*id as usize) < vocab.len())
+        };
         let eos = spec.eos.or_else(|| conventional(2));
         let mut ends: Vec<u32> = [eos, spec.eot].into_iter().flatten().collect();
-        ends.extend(vocab.ids().filter(|id| vocab.kind(*id) == Kind::Control && is_end_name(vocab.bytes(*id))));
+        ends.extend(
+            vocab.ids().filter(|id| vocab.kind(*id) == Kind::Control && is_end_name(vocab.bytes(*id))),
+        );
         ends.sort_unstable();
         ends.dedup();
         ends.shrink_to_fit();
@@ -319,11 +323,13 @@ pub fn estimated_heap_bytes(spec: &TokenizerSpec<'_>) -> usize {
     let n = spec.tokens.len();
     let text: usize = spec.tokens.iter().map(|t| t.len()).sum();
     let index = 4 * vocab::table_slots(n);
-    let special = |t: &&i32| matches!(**t, 2 | 3 | 4);
+    let special = |t: &&i32| (2..=4).contains(*t);
     let specials = 4 * (spec.token_types.iter().filter(special).count() + 64) * 2;
     let model = match spec.model {
         "llama" => index + 4 * n,
-        _ if spec.pre.and_then(Pre::from_name) == Some(Pre::Llama3) => index + bpe::merges_heap_bytes(spec.merges.len()),
+        _ if spec.pre.and_then(Pre::from_name) == Some(Pre::Llama3) => {
+            index + bpe::merges_heap_bytes(spec.merges.len())
+        }
         _ => bpe::merges_heap_bytes(spec.merges.len()),
     };
     text + 4 * (n + 1) + n + specials + model
@@ -368,7 +374,10 @@ fn check_counts(spec: &TokenizerSpec<'_>) -> Result<()> {
         return corrupt(format!("tokenizer.ggml.tokens holds {n} tokens; 1 to {TOKENS_MAX} are allowed"));
     }
     if !spec.token_types.is_empty() && spec.token_types.len() != n {
-        return corrupt(format!("tokenizer.ggml.token_type has {} entries for {n} tokens", spec.token_types.len()));
+        return corrupt(format!(
+            "tokenizer.ggml.token_type has {} entries for {n} tokens",
+            spec.token_types.len()
+        ));
     }
     if spec.model == "llama" && spec.scores.len() != n {
         return corrupt(format!("tokenizer.ggml.scores has {} entries for {n} tokens", spec.scores.len()));
@@ -383,7 +392,13 @@ fn check_counts(spec: &TokenizerSpec<'_>) -> Result<()> {
     if text.is_none_or(|bytes| bytes > TEXT_BYTES_MAX) {
         return corrupt("tokenizer.ggml.tokens holds more than 256 MiB of text".into());
     }
-    let ids = [("bos", spec.bos), ("eos", spec.eos), ("unknown", spec.unk), ("padding", spec.pad), ("eot", spec.eot)];
+    let ids = [
+        ("bos", spec.bos),
+        ("eos", spec.eos),
+        ("unknown", spec.unk),
+        ("padding", spec.pad),
+        ("eot", spec.eot),
+    ];
     for (name, id) in ids {
         if let Some(id) = id.filter(|id| *id as usize >= n) {
             return corrupt(format!("tokenizer.ggml.{name}_token_id {id} is beyond the {n} tokens"));
@@ -396,7 +411,10 @@ fn pre_of(spec: &TokenizerSpec<'_>) -> Result<Pre> {
     let name = spec.pre.unwrap_or("(none)");
     Pre::from_name(name).ok_or_else(|| {
         let known = "gpt-2, smollm, llama-bpe, qwen2";
-        Error::new(ErrorKind::Unsupported, format!("tokenizer.ggml.pre {name:?} is not supported ({known} are)"))
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("tokenizer.ggml.pre {name:?} is not supported ({known} are)"),
+        )
     })
 }
 
@@ -426,7 +444,10 @@ fn read_vocab(spec: &TokenizerSpec<'_>) -> Result<Vocab> {
 fn kind_of(spec: &TokenizerSpec<'_>, id: usize) -> Result<Kind> {
     let given = spec.token_types.get(id).copied().unwrap_or(1);
     let kind = Kind::from_gguf(given).ok_or_else(|| {
-        Error::new(ErrorKind::Corrupt, format!("tokenizer.ggml.token_type[{id}] is {given}; 0 to 6 are defined"))
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("tokenizer.ggml.token_type[{id}] is {given}; 0 to 6 are defined"),
+        )
     })?;
     let text = spec.tokens[id];
     let named = [spec.bos, spec.eos, spec.eot].contains(&Some(id as u32));

@@ -12,7 +12,10 @@ pub fn shared(file: &str) -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
     let path = std::env::var_os("ENGRAFT_SHARED").map_or_else(beside, PathBuf::from).join(file);
     if !path.exists() {
-        eprintln!("SKIPPED: {} is not here; set ENGRAFT_SHARED to the folder of shared files", path.display());
+        eprintln!(
+            "SKIPPED: {} is not here; set ENGRAFT_SHARED to the folder of shared files",
+            path.display()
+        );
         return None;
     }
     Some(path)

@@ -71,7 +71,9 @@ impl Marks {
         match value {
             Json::String(text) => Json::String(self.wrap(TOOLS, text)),
             Json::Array(items) => Json::Array(items.iter().map(|v| self.wrap_strings(v)).collect()),
-            Json::Object(map) => Json::Object(map.iter().map(|(k, v)| (k.clone(), self.wrap_strings(v))).collect()),
+            Json::Object(map) => {
+                Json::Object(map.iter().map(|(k, v)| (k.clone(), self.wrap_strings(v))).collect())
+            }
             other => other.clone(),
         }
     }
@@ -225,9 +227,13 @@ pub(super) fn environment(marks: &Marks) -> Environment<'static> {
     });
     env.add_filter("tojson", to_json);
     let held = marks.clone();
-    env.add_filter("trim", move |text: String, chars: Option<String>| strip(&held, &text, chars.as_deref(), true, true));
+    env.add_filter("trim", move |text: String, chars: Option<String>| {
+        strip(&held, &text, chars.as_deref(), true, true)
+    });
     let held = marks.clone();
-    env.set_unknown_method_callback(move |state, value, method, args| python_method(&held, state, value, method, args));
+    env.set_unknown_method_callback(move |state, value, method, args| {
+        python_method(&held, state, value, method, args)
+    });
     env
 }
 
@@ -257,11 +263,19 @@ fn to_json(value: Value, args: Kwargs) -> JinjaResult {
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { w.write_all(b", ") }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { w.write_all(b", ") }
     }
 
@@ -271,19 +285,29 @@ impl serde_json::ser::Formatter for Spaced {
 }
 
 /// The methods of Python's strings, dictionaries and lists that templates call.
-fn python_method(marks: &Marks, state: &mut State, value: &Value, method: &str, args: &[Value]) -> JinjaResult {
+fn python_method(
+    marks: &Marks,
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> JinjaResult {
     match (value.kind(), method) {
-        (ValueKind::String, _) => string_method(marks, state, value.as_str().unwrap_or_default(), method, args),
+        (ValueKind::String, _) => {
+            string_method(marks, state, value.as_str().unwrap_or_default(), method, args)
+        }
         (ValueKind::Map, "items") => state.apply_filter("items", std::slice::from_ref(value)),
         (ValueKind::Map, "keys") => Ok(Value::from(value.try_iter()?.collect::<Vec<_>>())),
-        (ValueKind::Map, "values") => {
-            Ok(Value::from(value.try_iter()?.map(|key| value.get_item(&key)).collect::<std::result::Result<Vec<_>, _>>()?))
-        }
+        (ValueKind::Map, "values") => Ok(Value::from(
+            value.try_iter()?.map(|key| value.get_item(&key)).collect::<std::result::Result<Vec<_>, _>>()?,
+        )),
         (ValueKind::Map, "get") => {
             let found = value.get_item(args.first().unwrap_or(&Value::UNDEFINED))?;
             Ok(if found.is_undefined() { args.get(1).cloned().unwrap_or(Value::from(())) } else { found })
         }
-        (ValueKind::Seq, "count") => Ok(Value::from(value.try_iter()?.filter(|v| Some(v) == args.first()).count())),
+        (ValueKind::Seq, "count") => {
+            Ok(Value::from(value.try_iter()?.filter(|v| Some(v) == args.first()).count()))
+        }
         _ => Err(JinjaError::from(JinjaKind::UnknownMethod)),
     }
 }
@@ -300,7 +324,9 @@ fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, arg
         "splitlines" => Value::from(marks.balance(text.lines().collect())),
         "upper" | "lower" | "title" | "capitalize" => state.apply_filter(method, &[Value::from(text)])?,
         "replace" => match (arg(0), arg(1)) {
-            (Some(_), Some(_)) => state.apply_filter("replace", &[Value::from(text), args[0].clone(), args[1].clone()])?,
+            (Some(_), Some(_)) => {
+                state.apply_filter("replace", &[Value::from(text), args[0].clone(), args[1].clone()])?
+            }
             _ => return Err(JinjaError::from(JinjaKind::MissingArgument)),
         },
         "find" => {
@@ -308,12 +334,16 @@ fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, arg
             let at = arg(0).and_then(|needle| bare.find(needle)).map(|at| bare[..at].chars().count() as i64);
             Value::from(at.unwrap_or(-1))
         }
-        "count" => Value::from(arg(0).filter(|n| !n.is_empty()).map_or(0, |needle| text.matches(needle).count())),
+        "count" => {
+            Value::from(arg(0).filter(|n| !n.is_empty()).map_or(0, |needle| text.matches(needle).count()))
+        }
         "isdigit" => {
             let bare = marks.bare(text);
             Value::from(!bare.is_empty() && bare.chars().all(char::is_numeric))
         }
-        "join" => state.apply_filter("join", &[args.first().cloned().unwrap_or_default(), Value::from(text)])?,
+        "join" => {
+            state.apply_filter("join", &[args.first().cloned().unwrap_or_default(), Value::from(text)])?
+        }
         _ => return Err(JinjaError::from(JinjaKind::UnknownMethod)),
     })
 }
@@ -326,7 +356,8 @@ fn strip(marks: &Marks, text: &str, chars: Option<&str>, start: bool, end: bool)
 
 /// `startswith` and `endswith` of one text or any of several.
 fn affix(bare: &str, method: &str, wanted: Option<&Value>) -> std::result::Result<bool, JinjaError> {
-    let has = |affix: &str| if method == "startswith" { bare.starts_with(affix) } else { bare.ends_with(affix) };
+    let has =
+        |affix: &str| if method == "startswith" { bare.starts_with(affix) } else { bare.ends_with(affix) };
     let Some(wanted) = wanted else { return Err(JinjaError::from(JinjaKind::MissingArgument)) };
     match wanted.as_str() {
         Some(affix) => Ok(has(affix)),

@@ -53,7 +53,12 @@ impl Bpe {
         let alphabet = ByteAlphabet::new();
         let (mut left, mut right) = (Vec::new(), Vec::new());
         for (rank, line) in merges.iter().enumerate() {
-            let bad = || Error::new(ErrorKind::Corrupt, format!("tokenizer.ggml.merges[{rank}] is not a merge of tokens: {line:?}"));
+            let bad = || {
+                Error::new(
+                    ErrorKind::Corrupt,
+                    format!("tokenizer.ggml.merges[{rank}] is not a merge of tokens: {line:?}"),
+                )
+            };
             let (l, r) = split_merge(line).ok_or_else(bad)?;
             alphabet.decode(l, &mut left);
             alphabet.decode(r, &mut right);
@@ -146,7 +151,8 @@ impl Bpe {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        self.merges.capacity() * size_of::<Merge>() + self.whole_words.as_ref().map_or(0, VocabIndex::heap_bytes)
+        self.merges.capacity() * size_of::<Merge>()
+            + self.whole_words.as_ref().map_or(0, VocabIndex::heap_bytes)
     }
 }
 
@@ -161,11 +167,14 @@ struct Symbol {
     end: u32,
 }
 
+/// A merge that may happen: (rank, left symbol, its id, its neighbour's id, result), ordered by lowest rank,
+/// then leftmost.
+type Candidate = (u32, u32, u32, u32, u32);
+
 #[derive(Default)]
 struct Scratch {
     symbols: Vec<Symbol>,
-    /// (rank, left symbol, its id, its neighbour's id, result): lowest rank first, then leftmost.
-    queue: BinaryHeap<Reverse<(u32, u32, u32, u32, u32)>>,
+    queue: BinaryHeap<Reverse<Candidate>>,
 }
 
 impl Scratch {

@@ -76,7 +76,12 @@ impl Spm {
         let mut at = 0;
         while at != NONE {
             let symbol = scratch.symbols[at as usize];
-            self.emit(vocab, &word[symbol.start as usize..symbol.end as usize], base + symbol.end as usize, sink);
+            self.emit(
+                vocab,
+                &word[symbol.start as usize..symbol.end as usize],
+                base + symbol.end as usize,
+                sink,
+            );
             at = symbol.next;
         }
     }

@@ -171,7 +171,13 @@ impl Specials {
 
     /// The first special token in `text` at or after byte `from`: (start, id). Control tokens only where
     /// `control`; user-defined ones always, since text is their purpose.
-    pub(super) fn find(&self, vocab: &Vocab, text: &[u8], from: usize, control: bool) -> Option<(usize, u32)> {
+    pub(super) fn find(
+        &self,
+        vocab: &Vocab,
+        text: &[u8],
+        from: usize,
+        control: bool,
+    ) -> Option<(usize, u32)> {
         for at in from..text.len() {
             let first = usize::from(text[at]);
             for &id in &self.ids[self.starts[first] as usize..self.starts[first + 1] as usize] {
