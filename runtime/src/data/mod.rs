@@ -1,1 +1,92 @@
-//! (being written)
+//! From JSONL files to token ids with loss masks, and from those to ragged batches.
+//!
+//! Rows that can't be used are skipped, counted and named; data that leaves nothing to train on is an
+//! error. Masks come from who wrote which piece of a rendered row, never from searching text.
+
+pub mod batches;
+pub mod formats;
+pub mod jsonl;
+pub mod masks;
+pub mod source;
+
+pub use batches::{Batch, Batches, Cursor};
+pub use formats::{DataOptions, Format, OverLong, Sample};
+pub use source::{Part, TrainValid, load, load_train_valid, split};
+
+use std::path::PathBuf;
+
+/// A row as the model sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Example {
+    /// Token ids; at least 2.
+    pub ids: Vec<u32>,
+    /// `mask[i]`: token i is a target, predicted from the tokens before it; `mask[0]` is false.
+    pub mask: Vec<bool>,
+}
+
+impl Example {
+    /// Targets in the example.
+    pub fn trained_tokens(&self) -> usize {
+        self.mask.iter().filter(|m| **m).count()
+    }
+
+    /// Positions that the model computes: one less than ids.
+    pub fn rows(&self) -> usize {
+        self.ids.len().saturating_sub(1)
+    }
+}
+
+/// A row that was left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// Why; never the row's text.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.reason)
+    }
+}
+
+/// What a file held.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The rows, in the file's order.
+    pub examples: Vec<Example>,
+    /// Rows that were left out; at most [`SKIPPED_NAMED_MAX`] are named.
+    pub skipped: Vec<Skipped>,
+    /// Rows that were left out, in all.
+    pub skipped_count: usize,
+    /// Rows that were cut at the length limit.
+    pub truncated: usize,
+    /// The format found.
+    pub format: Format,
+    /// The file.
+    pub source: PathBuf,
+}
+
+/// Skipped rows that are named; the rest is only counted.
+pub const SKIPPED_NAMED_MAX: usize = 1000;
+
+impl Dataset {
+    /// Targets in all examples.
+    pub fn trained_tokens(&self) -> usize {
+        self.examples.iter().map(Example::trained_tokens).sum()
+    }
+
+    /// The longest example's positions.
+    pub fn rows_max(&self) -> usize {
+        self.examples.iter().map(Example::rows).max().unwrap_or(0)
+    }
+
+    /// Bytes of heap that the examples hold, counted from their buffers.
+    pub fn heap_bytes(&self) -> usize {
+        let one = |e: &Example| e.ids.capacity() * 4 + e.mask.capacity();
+        self.examples.capacity() * size_of::<Example>() + self.examples.iter().map(one).sum::<usize>()
+    }
+}

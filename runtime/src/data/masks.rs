@@ -1,0 +1,112 @@
+//! From a row to ids and the mask of its targets.
+
+use super::Example;
+use super::formats::{DataOptions, Sample};
+use crate::model::chat::{ChatTemplate, Message, Piece, Source, TemplateKind, encode_pieces, is_assistant};
+use crate::model::tokenizer::{Segment, Special, Tokenizer};
+
+/// Encodes a row, whole. Targets are
+/// - of running text: every token, and the end of text that is put after it;
+/// - of a pair joined plainly: the completion and the end of text put after it;
+/// - of a conversation (and of a pair, where the model has a chat template): every token that holds a
+///   byte of an assistant's content, and the end-of-turn token that follows it;
+///
+/// without `mask_prompt`: every token. The first token never is one: nothing predicts it.
+///
+/// The error is why the row can't be used, without its text.
+pub fn encode_sample(
+    sample: &Sample,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> Result<Example, String> {
+    let mut example = match sample {
+        Sample::Text(text) => plain(tokenizer, "", text),
+        Sample::Pair { prompt, completion, .. } if !options.raw && chat.kind() == TemplateKind::Model => {
+            let messages =
+                [Message::new("user", prompt.as_str()), Message::new("assistant", completion.as_str())];
+            conversation(tokenizer, chat, &messages, None)?
+        }
+        Sample::Pair { prompt, completion, joint } => {
+            plain(tokenizer, &format!("{prompt}{joint}"), completion)
+        }
+        Sample::Chat { messages, tools } => conversation(tokenizer, chat, messages, tools.as_ref())?,
+    };
+    if !options.mask_prompt {
+        example.mask.fill(true);
+    }
+    if let Some(first) = example.mask.first_mut() {
+        *first = false;
+    }
+    Ok(example)
+}
+
+/// `[begin] prompt completion [end]`, with the completion's tokens apart from the prompt's, as they are
+/// when a model completes it.
+fn plain(tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Example {
+    let segment = |text, break_before| Segment { text, special: Special::Plain, break_before };
+    let spans = tokenizer.encode_segments(&[segment(prompt, false), segment(completion, true)]);
+    let mut example = Example::default();
+    if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+        push(&mut example, bos, false);
+    }
+    for (id, end) in spans.ids.iter().zip(&spans.ends) {
+        push(&mut example, *id, *end > prompt.len());
+    }
+    if let Some(eos) = tokenizer.eos() {
+        push(&mut example, eos, true);
+    }
+    example
+}
+
+fn conversation(
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&serde_json::Value>,
+) -> Result<Example, String> {
+    let pieces = chat.render_with_tools(messages, tools, false).map_err(|e| e.message().to_owned())?;
+    let (ids, sources) = encode_pieces(tokenizer, &pieces, messages);
+    let mask = answer_mask(tokenizer, &ids, &sources, messages);
+    let mut example = Example { ids, mask };
+    end_last_turn(&mut example, tokenizer, &pieces, messages);
+    Ok(example)
+}
+
+/// Marks the assistant's contents and, after each, the tokens up to its end of turn where nothing but
+/// blanks stands between (a turn that the template doesn't end has none).
+fn answer_mask(tokenizer: &Tokenizer, ids: &[u32], sources: &[Source], messages: &[Message]) -> Vec<bool> {
+    let mut mask: Vec<bool> = sources.iter().map(|s| is_assistant(*s, messages)).collect();
+    let answers_end =
+        |i: usize| is_assistant(sources[i], messages) && sources.get(i + 1) == Some(&Source::Template);
+    for last in (0..ids.len()).filter(|i| answers_end(*i)) {
+        let blank =
+            |id: &&u32| !tokenizer.is_control(**id) && tokenizer.token_bytes(**id).trim_ascii().is_empty();
+        let blanks = ids[last + 1..].iter().take_while(blank).count();
+        let end = last + 1 + blanks;
+        if ids.get(end).is_some_and(|id| tokenizer.is_end(*id)) {
+            mask[last + 1..=end].fill(true);
+        }
+    }
+    mask
+}
+
+/// Where the template leaves the last answer open, puts the end of text after it: without a trained end
+/// the model would never stop.
+fn end_last_turn(example: &mut Example, tokenizer: &Tokenizer, pieces: &[Piece], messages: &[Message]) {
+    let open = match pieces.iter().rposition(|p| is_assistant(p.source, messages)) {
+        Some(last) => pieces[last + 1..].iter().all(|p| p.text.trim().is_empty()),
+        None => false,
+    };
+    if let Some(eos) = tokenizer.eos().filter(|_| open) {
+        let answer = example.mask.iter().rposition(|m| *m).map_or(0, |i| i + 1);
+        example.ids.truncate(answer);
+        example.mask.truncate(answer);
+        push(example, eos, true);
+    }
+}
+
+fn push(example: &mut Example, id: u32, target: bool) {
+    example.ids.push(id);
+    example.mask.push(target);
+}

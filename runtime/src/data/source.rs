@@ -1,0 +1,260 @@
+//! Files and directories of data: which file is which part, reading one, and the seeded split.
+
+use super::formats::{DataOptions, Format, OverLong, Sample};
+use super::jsonl::for_each_row;
+use super::masks::encode_sample;
+use super::{Dataset, Example, SKIPPED_NAMED_MAX, Skipped};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::chat::ChatTemplate;
+use crate::model::tokenizer::Tokenizer;
+use crate::rng::Rng;
+use serde_json::Value;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// Rows that are looked at to find out the format.
+const DETECT_ROWS: usize = 100;
+
+/// A part of a data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// `train.jsonl`, or the only `.jsonl` file of the directory.
+    Train,
+    /// `valid.jsonl`.
+    Valid,
+    /// `test.jsonl`.
+    Test,
+}
+
+impl Part {
+    /// The file's name in a data directory.
+    pub const fn file_name(self) -> &'static str {
+        match self {
+            Part::Train => "train.jsonl",
+            Part::Valid => "valid.jsonl",
+            Part::Test => "test.jsonl",
+        }
+    }
+}
+
+/// What to train on and what to validate with.
+#[derive(Clone, Debug)]
+pub struct TrainValid {
+    /// The rows to train on.
+    pub train: Dataset,
+    /// Rows held back; none where the fraction is 0.
+    pub valid: Dataset,
+    /// Whether `valid` was split off `train` by seed, and not a file of its own.
+    pub split_by_seed: bool,
+    /// Rows of `valid` that are in `train` too, token for token: they flatter the validation.
+    pub duplicates: usize,
+}
+
+/// The file of a part: `path` itself if it is a file (for [`Part::Train`]), else the part's file in the
+/// directory. None where the directory has no such file.
+///
+/// Errors: `Io` for a path that can't be read; `BadData` for a directory without any of the names and not
+/// exactly one `.jsonl` file.
+pub fn part_file(path: &Path, part: Part) -> Result<Option<PathBuf>> {
+    let about = std::fs::metadata(path).map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
+    if !about.is_dir() {
+        return Ok((part == Part::Train).then(|| path.to_owned()));
+    }
+    let named = |part: Part| Some(path.join(part.file_name())).filter(|file| file.is_file());
+    if part != Part::Train || named(Part::Train).is_some() {
+        return Ok(named(part));
+    }
+    let listing = std::fs::read_dir(path).map_err(|e| Error::io(format!("listing {}", path.display()), e))?;
+    let is_jsonl = |file: &PathBuf| file.extension().is_some_and(|e| e == "jsonl") && file.is_file();
+    let mut files: Vec<PathBuf> =
+        listing.filter_map(|entry| entry.ok().map(|e| e.path())).filter(is_jsonl).collect();
+    let reserved = [Part::Valid, Part::Test].iter().any(|p| named(*p).is_some());
+    match files.pop() {
+        Some(only) if files.is_empty() && !reserved => Ok(Some(only)),
+        _ => {
+            let place = path.display();
+            let message = format!(
+                "{place}: no train.jsonl, and not exactly one other .jsonl file; name the file to train on"
+            );
+            Err(Error::new(ErrorKind::BadData, message))
+        }
+    }
+}
+
+/// Reads one file.
+///
+/// Errors: `Io`; `BadData` where no row has a known format, where nothing is left to train on, or where a
+/// row is too long and that is refused; each names the file and the first reasons.
+pub fn load(
+    file: &Path,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> Result<Dataset> {
+    if options.max_seq_length == 0 {
+        return Err(Error::new(ErrorKind::Misuse, "the sequence length must be at least 1"));
+    }
+    let format = detect(file, options)?;
+    let (examples, skipped) = (Vec::new(), Vec::new());
+    let source = file.to_owned();
+    let mut data = Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source };
+    for_each_row(file, &mut |line, row| {
+        let sample = row.and_then(|row| Sample::parse(&row, format, options));
+        let example = sample.and_then(|sample| encode_sample(&sample, tokenizer, chat, options));
+        match example.and_then(|example| fit(example, options, &mut data.truncated)) {
+            Ok(Some(example)) => data.examples.push(example),
+            Ok(None) => {
+                let limit = options.max_seq_length;
+                let message = format!(
+                    "{}:{line}: longer than {limit} tokens; raise the sequence length, shorten the row, or let rows be truncated",
+                    file.display()
+                );
+                return Err(Error::new(ErrorKind::BadData, message));
+            }
+            Err(reason) => {
+                data.skipped_count += 1;
+                if data.skipped.len() < SKIPPED_NAMED_MAX {
+                    data.skipped.push(Skipped { file: file.to_owned(), line, reason });
+                }
+            }
+        }
+        Ok(true)
+    })?;
+    if data.examples.is_empty() { Err(nothing_left(&data)) } else { Ok(data) }
+}
+
+/// Cuts an example at the limit; None where that is refused; a reason where no target is left.
+fn fit(
+    mut example: Example,
+    options: &DataOptions,
+    truncated: &mut usize,
+) -> std::result::Result<Option<Example>, String> {
+    let limit = options.max_seq_length.saturating_add(1);
+    let cut = example.ids.len() > limit;
+    if cut && options.over_long == OverLong::Refuse {
+        return Ok(None);
+    }
+    example.ids.truncate(limit);
+    example.mask.truncate(limit);
+    if example.trained_tokens() == 0 {
+        let within =
+            if cut { format!(" within the first {} tokens", options.max_seq_length) } else { String::new() };
+        return Err(format!("no token to train on{within}"));
+    }
+    *truncated += usize::from(cut);
+    example.ids.shrink_to_fit();
+    example.mask.shrink_to_fit();
+    Ok(Some(example))
+}
+
+fn nothing_left(data: &Dataset) -> Error {
+    let reasons: Vec<String> =
+        data.skipped.iter().take(3).map(|s| format!("line {}: {}", s.line, s.reason)).collect();
+    let place = data.source.display();
+    let message =
+        format!("{place}: no row to train on; {} skipped ({})", data.skipped_count, reasons.join("; "));
+    Error::new(ErrorKind::BadData, message)
+}
+
+/// The format of the first row that has one.
+fn detect(file: &Path, options: &DataOptions) -> Result<Format> {
+    let mut found = None;
+    let mut rows = 0;
+    let mut first = String::from("the file has no rows");
+    for_each_row(file, &mut |line, row| {
+        rows += 1;
+        found = row.as_ref().ok().and_then(|row| options.detect(row));
+        if rows == 1 {
+            first = format!("line {line}: {}", describe(&row));
+        }
+        Ok(found.is_none() && rows < DETECT_ROWS)
+    })?;
+    found.ok_or_else(|| {
+        let known: Vec<String> = Format::ALL.iter().map(|f| format!("{:?}", options.keys(*f))).collect();
+        let place = file.display();
+        let message =
+            format!("{place}: no row has the keys of a known format ({}); {first}", known.join(", "));
+        Error::new(ErrorKind::BadData, message)
+    })
+}
+
+/// A row's keys, or what it is instead of an object.
+fn describe(row: &std::result::Result<Value, String>) -> String {
+    match row {
+        Ok(Value::Object(map)) => {
+            let keys: Vec<String> = map.keys().take(8).map(|k| k.chars().take(40).collect()).collect();
+            format!("keys {keys:?}")
+        }
+        Ok(_) => "not a JSON object (one object a line is expected, not one list)".into(),
+        Err(reason) => reason.clone(),
+    }
+}
+
+/// Reads what to train on and what to validate with: `train.jsonl` and `valid.jsonl`, or one file split
+/// by seed.
+///
+/// Errors: as [`load`], and `Misuse` for a fraction outside of 0..1.
+pub fn load_train_valid(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> Result<TrainValid> {
+    if !(0.0..1.0).contains(&options.valid_fraction) {
+        let message = format!("the validation fraction {} is not in 0..1", options.valid_fraction);
+        return Err(Error::new(ErrorKind::Misuse, message));
+    }
+    let train_file = part_file(path, Part::Train)?.unwrap_or_else(|| path.to_owned());
+    let data = load(&train_file, tokenizer, chat, options)?;
+    let valid_file = part_file(path, Part::Valid)?;
+    let split_by_seed = valid_file.is_none();
+    let (train, valid) = match valid_file {
+        Some(file) => (data, load(&file, tokenizer, chat, options)?),
+        None => split(data, options.valid_fraction, options.split_seed),
+    };
+    let known: HashSet<&[u32]> = train.examples.iter().map(|e| e.ids.as_slice()).collect();
+    let duplicates = valid.examples.iter().filter(|e| known.contains(e.ids.as_slice())).count();
+    Ok(TrainValid { train, valid, split_by_seed, duplicates })
+}
+
+/// Splits off a fraction, rounded to whole rows, at least one row on each side where there are two and
+/// the fraction isn't 0. A row's side follows from its ids and the seed, so that rows that are added or
+/// moved hardly change the others' sides. Both parts keep the order; what was skipped stays with the
+/// first.
+pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
+    let n = data.examples.len();
+    let wanted = (n as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
+    let count = if fraction <= 0.0 || n < 2 { 0 } else { wanted.clamp(1, n - 1) };
+    let mut order: Vec<(u64, usize)> = data.examples.iter().map(|e| key(&e.ids, seed)).zip(0..).collect();
+    order.sort_unstable();
+    let mut held = vec![false; n];
+    order[..count].iter().for_each(|(_, i)| held[*i] = true);
+    let mut valid = Dataset {
+        examples: Vec::with_capacity(count),
+        skipped: Vec::new(),
+        skipped_count: 0,
+        truncated: 0,
+        ..data.without_examples()
+    };
+    let mut train = Dataset { examples: Vec::with_capacity(n - count), ..data.without_examples() };
+    for (example, held) in data.examples.into_iter().zip(held) {
+        if held { valid.examples.push(example) } else { train.examples.push(example) }
+    }
+    (train, valid)
+}
+
+/// A number that orders rows at random, the same for the same ids and seed.
+fn key(ids: &[u32], seed: u64) -> u64 {
+    ids.iter()
+        .fold(Rng::new(seed, SPLIT_STREAM).next_u64(), |key, id| Rng::new(key, u64::from(*id)).next_u64())
+}
+
+/// The split's random stream.
+const SPLIT_STREAM: u64 = 0x5350_4C49;
+
+impl Dataset {
+    /// Everything but the examples.
+    fn without_examples(&self) -> Dataset {
+        Dataset { examples: Vec::new(), skipped: self.skipped.clone(), source: self.source.clone(), ..*self }
+    }
+}

@@ -1,0 +1,196 @@
+//! The vocabulary's text in one flat buffer, an index over it, and the search for special tokens.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+/// "No id", in tables of ids.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// GGUF's `tokenizer.ggml.token_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Normal = 1,
+    Unknown = 2,
+    Control = 3,
+    UserDefined = 4,
+    Unused = 5,
+    Byte = 6,
+}
+
+impl Kind {
+    /// The kind of a GGUF value; 0 ("undefined") counts as normal, as llama.cpp has it.
+    pub(super) fn from_gguf(value: i32) -> Option<Kind> {
+        Some(match value {
+            0 | 1 => Kind::Normal,
+            2 => Kind::Unknown,
+            3 => Kind::Control,
+            4 => Kind::UserDefined,
+            5 => Kind::Unused,
+            6 => Kind::Byte,
+            _ => return None,
+        })
+    }
+
+    /// Never produced by user text and never shown to users.
+    pub(super) fn is_control(self) -> bool {
+        matches!(self, Kind::Control | Kind::Unknown)
+    }
+
+    /// Whether ordinary text may tokenize to it by merging.
+    pub(super) fn is_text(self) -> bool {
+        matches!(self, Kind::Normal | Kind::UserDefined | Kind::Unused)
+    }
+}
+
+/// What each token stands for, as raw bytes, one after another.
+pub(super) struct Vocab {
+    bytes: Vec<u8>,
+    /// n + 1 ends; token i is `bytes[offsets[i]..offsets[i + 1]]`.
+    offsets: Vec<u32>,
+    kinds: Vec<Kind>,
+}
+
+impl Vocab {
+    pub(super) fn with_capacity(tokens: usize, bytes: usize) -> Self {
+        let mut offsets = Vec::with_capacity(tokens + 1);
+        offsets.push(0);
+        Vocab { bytes: Vec::with_capacity(bytes), offsets, kinds: Vec::with_capacity(tokens) }
+    }
+
+    /// Appends a token. The caller bounds the sum of lengths below 4 GiB.
+    pub(super) fn push(&mut self, text: &[u8], kind: Kind) {
+        self.bytes.extend_from_slice(text);
+        self.offsets.push(self.bytes.len() as u32);
+        self.kinds.push(kind);
+    }
+
+    pub(super) fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// The token's bytes; empty for ids beyond the vocabulary.
+    pub(super) fn bytes(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        match (self.offsets.get(id), self.offsets.get(id + 1)) {
+            (Some(&start), Some(&end)) => &self.bytes[start as usize..end as usize],
+            _ => &[],
+        }
+    }
+
+    /// The token's kind; ids beyond the vocabulary are control.
+    pub(super) fn kind(&self, id: u32) -> Kind {
+        self.kinds.get(id as usize).copied().unwrap_or(Kind::Control)
+    }
+
+    pub(super) fn ids(&self) -> std::ops::Range<u32> {
+        0..self.len() as u32
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.bytes.capacity() + self.offsets.capacity() * 4 + self.kinds.capacity()
+    }
+}
+
+/// Slots of an open-addressing table for n entries: a power of two, at most three quarters full.
+pub(super) fn table_slots(n: usize) -> usize {
+    (n * 4).div_ceil(3).max(2).next_power_of_two()
+}
+
+/// From a token's bytes to its id: open addressing over ids, so that no text is stored twice. Keyed by
+/// the standard library's random SipHash: a crafted vocabulary can't make it quadratic.
+pub(super) struct VocabIndex {
+    slots: Vec<u32>,
+    hasher: RandomState,
+}
+
+impl VocabIndex {
+    /// Indexes the tokens that ordinary text may become. Of equal texts the last wins, as in llama.cpp.
+    pub(super) fn new(vocab: &Vocab) -> Self {
+        let slots = vec![NONE; table_slots(vocab.len())];
+        let mut index = VocabIndex { slots, hasher: RandomState::new() };
+        for id in vocab.ids() {
+            if vocab.kind(id).is_text() && !vocab.bytes(id).is_empty() {
+                let slot = index.slot(vocab, vocab.bytes(id));
+                index.slots[slot] = id;
+            }
+        }
+        index
+    }
+
+    /// The slot that holds the text, or the free one where it belongs.
+    fn slot(&self, vocab: &Vocab, text: &[u8]) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = self.hasher.hash_one(text) as usize & mask;
+        while self.slots[slot] != NONE && vocab.bytes(self.slots[slot]) != text {
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+
+    pub(super) fn find(&self, vocab: &Vocab, text: &[u8]) -> Option<u32> {
+        let id = self.slots[self.slot(vocab, text)];
+        (id != NONE).then_some(id)
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.slots.capacity() * 4
+    }
+}
+
+/// Control and user-defined tokens, searched in text leftmost first and longest first.
+pub(super) struct Specials {
+    /// Sorted by first byte, then by falling length.
+    ids: Vec<u32>,
+    /// `ids[starts[b]..starts[b + 1]]` begin with byte b.
+    starts: [u32; 257],
+}
+
+impl Specials {
+    pub(super) fn new(vocab: &Vocab) -> Self {
+        let special = |id: &u32| {
+            let kind = vocab.kind(*id);
+            (kind.is_control() || kind == Kind::UserDefined) && !vocab.bytes(*id).is_empty()
+        };
+        let mut ids: Vec<u32> = vocab.ids().filter(special).collect();
+        ids.shrink_to_fit();
+        ids.sort_by_key(|&id| (vocab.bytes(id)[0], std::cmp::Reverse(vocab.bytes(id).len()), id));
+        let mut starts = [0u32; 257];
+        for &id in &ids {
+            starts[usize::from(vocab.bytes(id)[0]) + 1] += 1;
+        }
+        for b in 0..256 {
+            starts[b + 1] += starts[b];
+        }
+        Specials { ids, starts }
+    }
+
+    /// The first special token in `text` at or after byte `from`: (start, id). Control tokens only where
+    /// `control`; user-defined ones always, since text is their purpose.
+    pub(super) fn find(
+        &self,
+        vocab: &Vocab,
+        text: &[u8],
+        from: usize,
+        control: bool,
+    ) -> Option<(usize, u32)> {
+        for at in from..text.len() {
+            let first = usize::from(text[at]);
+            for &id in &self.ids[self.starts[first] as usize..self.starts[first + 1] as usize] {
+                let wanted = control || !vocab.kind(id).is_control();
+                if wanted && text[at..].starts_with(vocab.bytes(id)) {
+                    return Some((at, id));
+                }
+            }
+        }
+        None
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.ids.capacity() * 4
+    }
+}
