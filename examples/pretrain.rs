@@ -1,0 +1,144 @@
+//! Trains *seedling*, the small assistant compiled into `engraft demo`, from scratch in minutes:
+//! generates its corpus, trains its tokenizer, trains the model with the reference's autograd, and
+//! writes a quantized GGUF.
+//!
+//! ```text
+//! cargo run --release --example pretrain                          # writes targets/cli/seedling.gguf
+//! cargo run --release --example pretrain -- --check-adaptation    # can it learn private words?
+//! ```
+
+mod seedling;
+
+use anyhow::{Context, Result, bail};
+use seedling::adapt::{self, Recipe};
+use seedling::corpus::{self, Example};
+use seedling::rng::Rng;
+use seedling::tokens::{Encoded, Tokens};
+use seedling::{gguf, train};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+const USAGE: &str = "usage: pretrain [--check-adaptation [--verbose]] [--model FILE] [--demo DIR] [--seed N] \
+    [--examples N] [--epochs N] [--batch N] [--rate X] [--vocab N] \
+    [--steps N] [--lora-rate X] [--lora-batch N] [--lora-scale X]";
+
+/// What the command line may change.
+struct Options {
+    check: bool,
+    verbose: bool,
+    model: PathBuf,
+    demo: PathBuf,
+    seed: u64,
+    examples: usize,
+    epochs: usize,
+    batch: usize,
+    rate: f64,
+    vocab: usize,
+    recipe: Recipe,
+}
+
+fn main() -> Result<()> {
+    let options = options(std::env::args().skip(1))?;
+    if options.check {
+        return adapt::check(&options.model, &options.demo, &options.recipe, options.verbose);
+    }
+    pretrain(&options)
+}
+
+fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
+    fn value<T: FromStr>(flag: &str, args: &mut impl Iterator<Item = String>) -> Result<T> {
+        let text = args.next().with_context(|| format!("{flag} wants a value\n{USAGE}"))?;
+        text.parse().ok().with_context(|| format!("{flag} {text}: no such value\n{USAGE}"))
+    }
+    let cli = Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/cli");
+    let recipe = Recipe { rank: 8, scale: 2.0, steps: 150, batch: 8, rate: 3e-3, seed: 1 };
+    let mut o = Options {
+        check: false,
+        verbose: false,
+        model: cli.join("seedling.gguf"),
+        demo: cli.join("demo"),
+        seed: 2024,
+        examples: 60_000,
+        epochs: 1,
+        batch: 32,
+        rate: 3e-3,
+        vocab: 768,
+        recipe,
+    };
+    while let Some(flag) = args.next() {
+        let args = &mut args;
+        match flag.as_str() {
+            "--check-adaptation" => o.check = true,
+            "--verbose" => o.verbose = true,
+            "--model" => o.model = value(&flag, args)?,
+            "--demo" => o.demo = value(&flag, args)?,
+            "--seed" => {
+                o.seed = value(&flag, args)?;
+                o.recipe.seed = o.seed;
+            }
+            "--examples" => o.examples = value(&flag, args)?,
+            "--epochs" => o.epochs = value(&flag, args)?,
+            "--batch" => o.batch = value(&flag, args)?,
+            "--rate" => o.rate = value(&flag, args)?,
+            "--vocab" => o.vocab = value(&flag, args)?,
+            "--steps" => o.recipe.steps = value(&flag, args)?,
+            "--lora-rate" => o.recipe.rate = value(&flag, args)?,
+            "--lora-batch" => o.recipe.batch = value(&flag, args)?,
+            "--lora-scale" => o.recipe.scale = value(&flag, args)?,
+            _ => bail!("{flag}: no such flag\n{USAGE}"),
+        }
+    }
+    Ok(o)
+}
+
+fn pretrain(o: &Options) -> Result<()> {
+    let mut rng = Rng::new(o.seed);
+    let generic_test = generic_test(&o.demo)?;
+    let mut held_out: HashSet<String> = generic_test.iter().map(|e| corpus::normal_form(&e.prompt)).collect();
+    for name in ["private_train.jsonl", "private_test.jsonl"] {
+        let private = adapt::read_jsonl(&o.demo.join(name))?;
+        held_out.extend(private.iter().map(|e| corpus::normal_form(&e.prompt)));
+    }
+    let examples = corpus::generate(&mut rng, o.examples, &held_out);
+    for example in &examples[..8.min(examples.len())] {
+        eprintln!("  {}  ->  {}", example.prompt, example.completion);
+    }
+    let tokens = Tokens::train(&examples, o.vocab)?;
+    let encode = |examples: &[Example]| examples.iter().map(|e| tokens.encode(e)).collect::<Result<Vec<_>>>();
+    let (corpus, test) = (encode(&examples)?, encode(&generic_test)?);
+    let config = train::config(tokens.tokens.len());
+    let model = train::Trainable::new(&config, &mut rng)?;
+    let parameters: usize = model.vars.iter().map(|v| v.elem_count()).sum();
+    eprintln!("{parameters} parameters, {} tokens of text", corpus.iter().map(length).sum::<usize>());
+    let mut batches = Vec::new();
+    for _ in 0..o.epochs {
+        batches.extend(train::batches(&corpus, o.batch, &mut rng)?);
+    }
+    train::run(&batches, model.vars.clone(), o.rate, 50, |batch| batch.loss(&config, &model.weights, None))?;
+    gguf::write(&o.model, &config, &model.weights, &tokens)?;
+    let (config, weights, _) = gguf::read(&o.model)?;
+    let (exact, wrong) = train::exact_match(&config, &weights, None, &test)?;
+    for i in wrong {
+        eprintln!("  wrong: {} -> {}", generic_test[i].prompt, generic_test[i].completion);
+    }
+    println!("{}: {exact:.3} of {} held-out commands answered exactly", o.model.display(), test.len());
+    Ok(())
+}
+
+fn length(sequence: &Encoded) -> usize {
+    sequence.ids.len()
+}
+
+/// The held-out generic commands: read where they exist, else drawn with a seed of their own.
+fn generic_test(demo: &Path) -> Result<Vec<Example>> {
+    let path = demo.join("generic_test.jsonl");
+    if !path.exists() {
+        let lines = corpus::generate(&mut Rng::new(77), 120, &HashSet::new());
+        let lines: Vec<String> =
+            lines.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
+        std::fs::write(&path, lines.join("\n") + "\n")
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    adapt::read_jsonl(&path)
+}
