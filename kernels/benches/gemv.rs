@@ -11,6 +11,8 @@ use engraft_kernels::DType;
 type DotRows = fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]);
 
 const BUFFER_BYTES: usize = 96 << 20;
+const PARTS: usize = 96;
+const PASSES: usize = 8;
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
@@ -51,16 +53,18 @@ fn versions() -> Vec<(&'static str, DotRows)> {
     return vec![("scalar", engraft_kernels::scalar::decode::dot_rows as DotRows)];
 }
 
-/// The best of a few runs, in GB/s.
-fn bandwidth_gb_s(bytes: usize, mut run: impl FnMut()) -> f64 {
-    let seconds = (0..4)
-        .map(|_| {
+/// GB/s of `run(part)` over all parts of the buffer. A part's time is the best of several passes, so
+/// that a shared machine's interruptions drop out; between two visits of a part lies the whole buffer.
+fn bandwidth_gb_s(bytes: usize, mut run: impl FnMut(usize)) -> f64 {
+    let mut best = [f64::INFINITY; PARTS];
+    for _ in 0..PASSES {
+        for (part, best) in best.iter_mut().enumerate() {
             let start = Instant::now();
-            run();
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min);
-    bytes as f64 / seconds / 1e9
+            run(part);
+            *best = best.min(start.elapsed().as_secs_f64());
+        }
+    }
+    bytes as f64 / best.iter().sum::<f64>() / 1e9
 }
 
 fn main() {
@@ -72,10 +76,9 @@ fn main() {
     let words = |bytes: &[u8]| {
         bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).fold(0, u64::wrapping_add)
     };
-    println!(
-        "plain read: {:.1} GB/s",
-        bandwidth_gb_s(BUFFER_BYTES, || _ = black_box(words(black_box(&buffer))))
-    );
+    let part = |part: usize| &buffer[part * (BUFFER_BYTES / PARTS)..][..BUFFER_BYTES / PARTS];
+    let plain = bandwidth_gb_s(BUFFER_BYTES, |i| _ = black_box(words(black_box(part(i)))));
+    println!("plain read: {plain:.1} GB/s");
     let xq: Vec<i8> = (0..cols).map(|k| (k % 255) as i8).collect();
     let (xd, xs) = (vec![0.01; cols / 32], vec![0.5; cols / 16]);
     for dtype in DType::ALL.into_iter().filter(|dtype| !dtype.is_float()) {
@@ -83,13 +86,14 @@ fn main() {
             continue;
         }
         let Some(row_bytes) = dtype.row_bytes(cols) else { continue };
-        let mut out = vec![0.0; BUFFER_BYTES / row_bytes];
-        let rows = &buffer[..out.len() * row_bytes];
+        let mut out = vec![0.0; BUFFER_BYTES / PARTS / row_bytes];
+        let bytes = out.len() * row_bytes;
         let xs = if dtype.has_bias() { &xs[..cols / dtype.group_len()] } else { &[] };
         print!("{:7} {cols} cols:", dtype.name());
         for (name, dot_rows) in versions() {
-            let gb_s =
-                bandwidth_gb_s(rows.len(), || dot_rows(dtype, rows, &xq, &xd, xs, black_box(&mut out)));
+            let gb_s = bandwidth_gb_s(bytes * PARTS, |i| {
+                dot_rows(dtype, &part(i)[..bytes], &xq, &xd, xs, black_box(&mut out))
+            });
             print!("  {name} {gb_s:5.1} GB/s");
         }
         println!();

@@ -39,6 +39,21 @@ macro_rules! with_block_type {
 }
 pub(crate) use with_block_type;
 
+/// `$body` for each chunk of 256 elements, with `$j` a constant in each: shifts become immediate and
+/// registers are chosen statically, which the compiler does not achieve by unrolling a loop this long.
+macro_rules! for_each_chunk {
+    ($j:ident, $body:block) => {
+        $crate::x86_64::decode::for_each_chunk!($j, $body, 0 1 2 3 4 5 6 7)
+    };
+    ($j:ident, $body:block, $($index:literal)*) => {
+        $({
+            let $j: usize = $index;
+            $body
+        })*
+    };
+}
+pub(crate) use for_each_chunk;
+
 /// [`crate::scalar::decode::unpack`] with AVX2.
 ///
 /// # Panics
@@ -80,10 +95,11 @@ fn unpack_type<const T: u32, const B: usize>(
         }
         let (now, later) = left.split_at_mut(n);
         if n == chunks_per_block(T) {
-            // The whole block: a constant trip count, so the loop unrolls and shifts become immediate.
-            for j in 0..chunks_per_block(T) {
-                store256(signed::<T, B>(block, j), &mut now[j]);
-            }
+            for_each_chunk!(j, {
+                if j < chunks_per_block(T) {
+                    store256(signed::<T, B>(block, j), &mut now[j]);
+                }
+            });
         } else {
             for (j, out) in now.iter_mut().enumerate() {
                 store256(signed::<T, B>(block, first + j), out);
@@ -120,9 +136,11 @@ fn dequantize_type<const T: u32, const B: usize>(row: &[u8], start: usize, out: 
         let scales = block_scales::<T, B>(block);
         let (now, later) = left.split_at_mut(n);
         if n == chunks_per_block(T) {
-            for j in 0..chunks_per_block(T) {
-                dequantize_chunk::<T, B>(block, j, &scales, &mut now[j]);
-            }
+            for_each_chunk!(j, {
+                if j < chunks_per_block(T) {
+                    dequantize_chunk::<T, B>(block, j, &scales, &mut now[j]);
+                }
+            });
         } else {
             for (j, out) in now.iter_mut().enumerate() {
                 dequantize_chunk::<T, B>(block, first + j, &scales, out);

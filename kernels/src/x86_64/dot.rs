@@ -9,7 +9,7 @@
 
 use core::arch::x86_64::*;
 
-use super::decode::{Scales, block_scales, of, offset, signed, unsigned, with_block_type};
+use super::decode::{Scales, block_scales, for_each_chunk, of, offset, signed, unsigned, with_block_type};
 use crate::block::DType;
 use crate::scalar::decode::{CHUNK, assert_dot};
 
@@ -68,14 +68,14 @@ macro_rules! dot_rows {
                     factors[r] = with_activation_scales::<T, B>(scales.scale, &xd[t * CHUNKS..]);
                     sums[r] = add_biases::<T, B>(sums[r], scales.bias, xs, t);
                 }
-                for j in 0..CHUNKS {
+                for_each_chunk!(j, {
                     let x = load_codes(&x.as_chunks::<CHUNK>().0[j]);
                     for r in 0..R {
                         let (block, j_in_block) = block_of_tile::<T, B>(tiles[r], j);
                         let dots = _mm256_cvtepi32_ps($chunk_dot::<T, B>(block, j_in_block, x));
                         sums[r] = _mm256_fmadd_ps(dots, factor_of_chunk::<T, B>(factors[r], j), sums[r]);
                     }
-                }
+                });
             }
             // What is left of a row of 32-element blocks.
             let done = x_tiles.len() * CHUNKS;
