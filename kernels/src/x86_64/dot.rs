@@ -34,14 +34,15 @@ macro_rules! dot_rows {
         ) {
             assert_dot(dtype, rows, xq, xd, xs, out.len());
             let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
+            let ahead = prefetch_distance(4 * bytes);
             let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
             let (fours, ones) = out.as_chunks_mut::<4>();
             for (i, out) in fours.iter_mut().enumerate() {
                 let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
-                *out = with_block_type!(dtype, $kernel::<4>(rows, xq, xd, xs));
+                *out = with_block_type!(dtype, $kernel::<4>(rows, xq, xd, xs, ahead));
             }
             for (i, out) in ones.iter_mut().enumerate() {
-                [*out] = with_block_type!(dtype, $kernel::<1>([row(4 * fours.len() + i)], xq, xd, xs));
+                [*out] = with_block_type!(dtype, $kernel::<1>([row(4 * fours.len() + i)], xq, xd, xs, ahead));
             }
         }
 
@@ -51,6 +52,7 @@ macro_rules! dot_rows {
             xq: &[i8],
             xd: &[f32],
             xs: &[f32],
+            ahead: usize,
         ) -> [f32; R] {
             let mut sums = [_mm256_setzero_ps(); R];
             let per_tile = TILE / of(T).block_len();
@@ -64,6 +66,7 @@ macro_rules! dot_rows {
                 let mut factors = [[_mm256_setzero_ps(); 2]; R];
                 for r in 0..R {
                     tiles[r] = &blocks[r][t * per_tile..][..per_tile];
+                    prefetch(tiles[r].as_flattened(), ahead);
                     let scales = tile_scales::<T, B>(tiles[r]);
                     factors[r] = with_activation_scales::<T, B>(scales.scale, &xd[t * CHUNKS..]);
                     sums[r] = add_biases::<T, B>(sums[r], scales.bias, xs, t);
@@ -80,6 +83,9 @@ macro_rules! dot_rows {
             // What is left of a row of 32-element blocks.
             let done = x_tiles.len() * CHUNKS;
             for (i, x) in x_rest.as_chunks::<CHUNK>().0.iter().enumerate() {
+                if of(T).block_len() == TILE {
+                    break;
+                }
                 let (c, x) = (done + i, load_codes(x));
                 let xd = _mm256_set1_ps(xd[c]);
                 for r in 0..R {
@@ -122,6 +128,23 @@ dot_rows! {
     /// # Safety
     /// The CPU has AVX2, FMA, F16C and AVX-VNNI.
     "avx2,fma,f16c,avxvnni", dot_rows_avxvnni, dot_kernel_avxvnni, chunk_dot_avxvnni
+}
+
+/// How far ahead of its use a weight is fetched, in bytes: whole groups of rows, so that every line
+/// is fetched once, and far enough for the latency of memory.
+fn prefetch_distance(group_bytes: usize) -> usize {
+    const LEAST_BYTES: usize = 4096;
+    group_bytes * LEAST_BYTES.div_ceil(group_bytes.max(1))
+}
+
+/// Starts fetching the lines `ahead` of `bytes`. A hint: it may point past the matrix.
+#[inline]
+fn prefetch(bytes: &[u8], ahead: usize) {
+    for at in (0..bytes.len()).step_by(64) {
+        let line = bytes.as_ptr().wrapping_add(at + ahead);
+        // SAFETY: prefetching never faults and every x86-64 CPU has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
 }
 
 /// Σ code · x of chunk `j`, in eight lanes of four neighbours each. `x` lies in −127..=127.
