@@ -9,27 +9,50 @@ use core::arch::x86_64::*;
 use crate::block::DType;
 use crate::scalar::decode::{CHUNK, IQ4_LEVELS, assert_range, assert_unpack};
 
-/// Calls `$function::<T>(arguments)` for the constant `T` of a block type.
+/// `$function::<T, B>(arguments)` with the constants of one block type.
+macro_rules! call {
+    ($name:ident, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
+        $function::<{ DType::$name.ggml_id() }, { DType::$name.block_bytes() } $(, $r)?>($($argument),*)
+    };
+}
+pub(crate) use call;
+
+/// `$function::<T, B>(arguments)` with the constants of block type `$dtype`.
 macro_rules! with_block_type {
     ($dtype:expr, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
         match $dtype {
-            DType::Q4_0 => $function::<{ DType::Q4_0.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q4_1 => $function::<{ DType::Q4_1.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q5_0 => $function::<{ DType::Q5_0.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q5_1 => $function::<{ DType::Q5_1.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q8_0 => $function::<{ DType::Q8_0.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q2_K => $function::<{ DType::Q2_K.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q3_K => $function::<{ DType::Q3_K.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q4_K => $function::<{ DType::Q4_K.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q5_K => $function::<{ DType::Q5_K.ggml_id() } $(, $r)?>($($argument),*),
-            DType::Q6_K => $function::<{ DType::Q6_K.ggml_id() } $(, $r)?>($($argument),*),
-            DType::IQ4_NL => $function::<{ DType::IQ4_NL.ggml_id() } $(, $r)?>($($argument),*),
-            DType::IQ4_XS => $function::<{ DType::IQ4_XS.ggml_id() } $(, $r)?>($($argument),*),
+            DType::Q4_0 => $crate::x86_64::decode::call!(Q4_0, $function $(::<$r>)? ($($argument),*)),
+            DType::Q4_1 => $crate::x86_64::decode::call!(Q4_1, $function $(::<$r>)? ($($argument),*)),
+            DType::Q5_0 => $crate::x86_64::decode::call!(Q5_0, $function $(::<$r>)? ($($argument),*)),
+            DType::Q5_1 => $crate::x86_64::decode::call!(Q5_1, $function $(::<$r>)? ($($argument),*)),
+            DType::Q8_0 => $crate::x86_64::decode::call!(Q8_0, $function $(::<$r>)? ($($argument),*)),
+            DType::Q2_K => $crate::x86_64::decode::call!(Q2_K, $function $(::<$r>)? ($($argument),*)),
+            DType::Q3_K => $crate::x86_64::decode::call!(Q3_K, $function $(::<$r>)? ($($argument),*)),
+            DType::Q4_K => $crate::x86_64::decode::call!(Q4_K, $function $(::<$r>)? ($($argument),*)),
+            DType::Q5_K => $crate::x86_64::decode::call!(Q5_K, $function $(::<$r>)? ($($argument),*)),
+            DType::Q6_K => $crate::x86_64::decode::call!(Q6_K, $function $(::<$r>)? ($($argument),*)),
+            DType::IQ4_NL => $crate::x86_64::decode::call!(IQ4_NL, $function $(::<$r>)? ($($argument),*)),
+            DType::IQ4_XS => $crate::x86_64::decode::call!(IQ4_XS, $function $(::<$r>)? ($($argument),*)),
             DType::F32 | DType::F16 | DType::BF16 => unreachable!("asserted to be a block type"),
         }
     };
 }
 pub(crate) use with_block_type;
+
+/// `$body` for each chunk of 256 elements, with `$j` a constant in each: shifts become immediate and
+/// registers are chosen statically, which the compiler does not achieve by unrolling a loop this long.
+macro_rules! for_each_chunk {
+    ($j:ident, $body:block) => {
+        $crate::x86_64::decode::for_each_chunk!($j, $body, 0 1 2 3 4 5 6 7)
+    };
+    ($j:ident, $body:block, $($index:literal)*) => {
+        $({
+            let $j: usize = $index;
+            $body
+        })*
+    };
+}
+pub(crate) use for_each_chunk;
 
 /// [`crate::scalar::decode::unpack`] with AVX2.
 ///
@@ -52,7 +75,7 @@ pub unsafe fn unpack_avx2(
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack_type<const T: u32>(
+fn unpack_type<const T: u32, const B: usize>(
     row: &[u8],
     start: usize,
     codes: &mut [i8],
@@ -60,24 +83,26 @@ fn unpack_type<const T: u32>(
     bias: &mut [f32],
 ) {
     let groups = CHUNK / of(T).group_len();
+    let blocks = row.as_chunks::<B>().0;
     let (mut at, mut left) = (start / CHUNK, codes.as_chunks_mut::<CHUNK>().0);
     while !left.is_empty() {
-        let (block, first, n) = block_part::<T>(row, at, left.len());
+        let (block, first, n) = block_part::<T, B>(blocks, at, left.len());
         let done = codes_done(at, start) * groups;
-        let Scales { scale: s, bias: b } = block_scales::<T>(block);
+        let Scales { scale: s, bias: b } = block_scales::<T, B>(block);
         scale[done..][..n * groups].copy_from_slice(&to_array(s)[first * groups..][..n * groups]);
         if of(T).has_bias() {
             bias[done..][..n * groups].copy_from_slice(&to_array(b)[first * groups..][..n * groups]);
         }
         let (now, later) = left.split_at_mut(n);
         if n == chunks_per_block(T) {
-            // The whole block: a constant trip count, so the loop unrolls and shifts become immediate.
-            for j in 0..chunks_per_block(T) {
-                store256(signed::<T>(block, j), &mut now[j]);
-            }
+            for_each_chunk!(j, {
+                if j < chunks_per_block(T) {
+                    store256(signed::<T, B>(block, j), &mut now[j]);
+                }
+            });
         } else {
             for (j, out) in now.iter_mut().enumerate() {
-                store256(signed::<T>(block, first + j), out);
+                store256(signed::<T, B>(block, first + j), out);
             }
         }
         (at, left) = (at + n, later);
@@ -103,19 +128,22 @@ pub unsafe fn dequantize_avx2(dtype: DType, row: &[u8], start: usize, out: &mut 
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dequantize_type<const T: u32>(row: &[u8], start: usize, out: &mut [f32]) {
+fn dequantize_type<const T: u32, const B: usize>(row: &[u8], start: usize, out: &mut [f32]) {
+    let blocks = row.as_chunks::<B>().0;
     let (mut at, mut left) = (start / CHUNK, out.as_chunks_mut::<CHUNK>().0);
     while !left.is_empty() {
-        let (block, first, n) = block_part::<T>(row, at, left.len());
-        let scales = block_scales::<T>(block);
+        let (block, first, n) = block_part::<T, B>(blocks, at, left.len());
+        let scales = block_scales::<T, B>(block);
         let (now, later) = left.split_at_mut(n);
         if n == chunks_per_block(T) {
-            for j in 0..chunks_per_block(T) {
-                dequantize_chunk::<T>(block, j, &scales, &mut now[j]);
-            }
+            for_each_chunk!(j, {
+                if j < chunks_per_block(T) {
+                    dequantize_chunk::<T, B>(block, j, &scales, &mut now[j]);
+                }
+            });
         } else {
             for (j, out) in now.iter_mut().enumerate() {
-                dequantize_chunk::<T>(block, first + j, &scales, out);
+                dequantize_chunk::<T, B>(block, first + j, &scales, out);
             }
         }
         (at, left) = (at + n, later);
@@ -124,8 +152,13 @@ fn dequantize_type<const T: u32>(row: &[u8], start: usize, out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn dequantize_chunk<const T: u32>(block: &[u8], j: usize, scales: &Scales, out: &mut [f32; CHUNK]) {
-    let codes = signed::<T>(block, j);
+fn dequantize_chunk<const T: u32, const B: usize>(
+    block: &[u8; B],
+    j: usize,
+    scales: &Scales,
+    out: &mut [f32; CHUNK],
+) {
+    let codes = signed::<T, B>(block, j);
     let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
     let quarters = [low, _mm_srli_si128::<8>(low), high, _mm_srli_si128::<8>(high)];
     for (q, (quarter, out)) in quarters.into_iter().zip(out.as_chunks_mut::<8>().0).enumerate() {
@@ -180,11 +213,14 @@ fn codes_done(at: usize, start: usize) -> usize {
 /// The block that holds chunk `at` of the row, the chunk's place in it, and how many of the `left`
 /// chunks it holds from there.
 #[inline]
-fn block_part<const T: u32>(row: &[u8], at: usize, left: usize) -> (&[u8], usize, usize) {
+fn block_part<const T: u32, const B: usize>(
+    blocks: &[[u8; B]],
+    at: usize,
+    left: usize,
+) -> (&[u8; B], usize, usize) {
     let per_block = chunks_per_block(T);
-    let block = &row[at / per_block * of(T).block_bytes()..][..of(T).block_bytes()];
     let first = at % per_block;
-    (block, first, left.min(per_block - first))
+    (&blocks[at / per_block], first, left.min(per_block - first))
 }
 
 /// What is added to the stored bits' number to make it non-negative; see [`unsigned`].
@@ -202,13 +238,13 @@ pub(crate) const fn offset(t: u32) -> u8 {
 /// Exact signed codes of chunk `j` of a block.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(crate) fn signed<const T: u32>(block: &[u8], j: usize) -> __m256i {
+pub(crate) fn signed<const T: u32, const B: usize>(block: &[u8; B], j: usize) -> __m256i {
     match of(T) {
         DType::Q8_0 => load256(block, 2),
         DType::IQ4_NL => levels(nibbles(load128(block, 2)), 0),
         DType::IQ4_XS => levels(nibbles(load128(block, 8 + 16 * j)), 0),
-        _ if offset(T) == 0 => unsigned::<T>(block, j),
-        _ => _mm256_sub_epi8(unsigned::<T>(block, j), _mm256_set1_epi8(offset(T) as i8)),
+        _ if offset(T) == 0 => unsigned::<T, B>(block, j),
+        _ => _mm256_sub_epi8(unsigned::<T, B>(block, j), _mm256_set1_epi8(offset(T) as i8)),
     }
 }
 
@@ -217,7 +253,7 @@ pub(crate) fn signed<const T: u32>(block: &[u8], j: usize) -> __m256i {
 /// Layouts are explained at the scalar functions of the same types.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(crate) fn unsigned<const T: u32>(block: &[u8], j: usize) -> __m256i {
+pub(crate) fn unsigned<const T: u32, const B: usize>(block: &[u8; B], j: usize) -> __m256i {
     match of(T) {
         DType::Q4_0 => nibbles(load128(block, 2)),
         DType::Q4_1 => nibbles(load128(block, 4)),
@@ -272,7 +308,7 @@ fn bit(bytes: __m256i, index: usize, value: i8) -> __m256i {
 /// 16 in byte k when bit k of the 32-bit word at `at` is set.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn fifth_bits(block: &[u8], at: usize) -> __m256i {
+fn fifth_bits<const B: usize>(block: &[u8; B], at: usize) -> __m256i {
     let word = i32::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
     // Byte k of the result gets byte k / 8 of the word, then its own bit k % 8 is singled out.
     let spread = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
@@ -281,13 +317,28 @@ fn fifth_bits(block: &[u8], at: usize) -> __m256i {
     _mm256_and_si256(_mm256_cmpeq_epi8(bytes, mask), _mm256_set1_epi8(16))
 }
 
-/// IQ4 levels of nibble values, plus `offset`.
+/// IQ4 levels, plus 0 or 128, of nibble values.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn levels(nibbles: __m256i, offset: u8) -> __m256i {
-    let table = IQ4_LEVELS.map(|level| (level as u8).wrapping_add(offset));
-    let table = _mm256_broadcastsi128_si256(load128(&table, 0));
-    _mm256_shuffle_epi8(table, nibbles)
+    let table = if offset == 0 { &IQ4_SIGNED } else { &IQ4_UNSIGNED };
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table, 0)), nibbles)
+}
+
+/// [`IQ4_LEVELS`] as bytes.
+const IQ4_SIGNED: [u8; 16] = iq4_bytes(0);
+
+/// [`IQ4_LEVELS`] + 128.
+const IQ4_UNSIGNED: [u8; 16] = iq4_bytes(128);
+
+const fn iq4_bytes(offset: u8) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = (IQ4_LEVELS[i] as u8).wrapping_add(offset);
+        i += 1;
+    }
+    bytes
 }
 
 /// Scales and biases of up to 16 groups, in order.
@@ -300,7 +351,7 @@ pub(crate) struct Scales {
 /// All scales (and biases) of one block. For 32-element blocks every lane is the same.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(crate) fn block_scales<const T: u32>(block: &[u8]) -> Scales {
+pub(crate) fn block_scales<const T: u32, const B: usize>(block: &[u8; B]) -> Scales {
     let zero = _mm256_setzero_ps();
     let [first, second] = match of(T) {
         DType::Q2_K => [80, 82],
@@ -338,13 +389,15 @@ pub(crate) fn block_scales<const T: u32>(block: &[u8]) -> Scales {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn bytes_times(bytes: __m128i, d: __m256) -> [__m256; 2] {
-    [bytes, _mm_srli_si128::<8>(bytes)]
-        .map(|bytes| _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), d))
+    // No closure here: one that runs inside `map` would not be inlined with its instruction set.
+    let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
+    [_mm256_mul_ps(low, d), _mm256_mul_ps(high, d)]
 }
 
 /// The eight scales and eight mins of Q4_K and Q5_K, a byte each.
 #[inline]
-fn six_bits_q4_k(block: &[u8]) -> (u64, u64) {
+fn six_bits_q4_k<const B: usize>(block: &[u8; B]) -> (u64, u64) {
     let word = |at: usize| u32::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
     let (scales, mins, lows) = (word(4), word(8), word(12));
     let upper = |word: u32| (word >> 2) & 0x3030_3030;
@@ -355,7 +408,7 @@ fn six_bits_q4_k(block: &[u8]) -> (u64, u64) {
 /// The sixteen scales of Q3_K, a signed byte each.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn six_bits_q3_k(block: &[u8]) -> __m128i {
+fn six_bits_q3_k<const B: usize>(block: &[u8; B]) -> __m128i {
     let word = |at: usize| u32::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
     let (low, high) = (word(96) as u64 | (word(100) as u64) << 32, word(104));
     let nibbles = _mm_set_epi64x((low >> 4) as i64, low as i64);
@@ -368,7 +421,7 @@ fn six_bits_q3_k(block: &[u8]) -> __m128i {
 /// The eight scales of IQ4_XS.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn six_bits_iq4_xs(block: &[u8]) -> __m256i {
+fn six_bits_iq4_xs<const B: usize>(block: &[u8; B]) -> __m256i {
     let low = i32::from_le_bytes(*block[4..].first_chunk().expect("inside the block"));
     let high = u16::from_le_bytes(*block[2..].first_chunk().expect("inside the block"));
     let low = _mm256_srlv_epi32(_mm256_set1_epi32(low), _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
@@ -382,7 +435,7 @@ fn six_bits_iq4_xs(block: &[u8]) -> __m256i {
 /// The f16 at `at`, in every lane.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(crate) fn half_at(block: &[u8], at: usize) -> __m256 {
+pub(crate) fn half_at<const B: usize>(block: &[u8; B], at: usize) -> __m256 {
     let bits = u16::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
     _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits as i32)))
 }

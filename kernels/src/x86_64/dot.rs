@@ -9,7 +9,7 @@
 
 use core::arch::x86_64::*;
 
-use super::decode::{Scales, block_scales, of, offset, signed, unsigned, with_block_type};
+use super::decode::{Scales, block_scales, for_each_chunk, of, offset, signed, unsigned, with_block_type};
 use crate::block::DType;
 use crate::scalar::decode::{CHUNK, assert_dot};
 
@@ -34,53 +34,64 @@ macro_rules! dot_rows {
         ) {
             assert_dot(dtype, rows, xq, xd, xs, out.len());
             let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
+            let ahead = prefetch_distance(4 * bytes);
             let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
             let (fours, ones) = out.as_chunks_mut::<4>();
             for (i, out) in fours.iter_mut().enumerate() {
                 let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
-                *out = with_block_type!(dtype, $kernel::<4>(rows, xq, xd, xs));
+                *out = with_block_type!(dtype, $kernel::<4>(rows, xq, xd, xs, ahead));
             }
             for (i, out) in ones.iter_mut().enumerate() {
-                [*out] = with_block_type!(dtype, $kernel::<1>([row(4 * fours.len() + i)], xq, xd, xs));
+                [*out] = with_block_type!(dtype, $kernel::<1>([row(4 * fours.len() + i)], xq, xd, xs, ahead));
             }
         }
 
         #[target_feature(enable = $features)]
-        fn $kernel<const T: u32, const R: usize>(
+        fn $kernel<const T: u32, const B: usize, const R: usize>(
             rows: [&[u8]; R],
             xq: &[i8],
             xd: &[f32],
             xs: &[f32],
+            ahead: usize,
         ) -> [f32; R] {
             let mut sums = [_mm256_setzero_ps(); R];
-            let tile_bytes = TILE / of(T).block_len() * of(T).block_bytes();
+            let per_tile = TILE / of(T).block_len();
+            let mut blocks: [&[[u8; B]]; R] = [&[]; R];
+            for r in 0..R {
+                blocks[r] = rows[r].as_chunks::<B>().0;
+            }
             let (x_tiles, x_rest) = xq.as_chunks::<TILE>();
             for (t, x) in x_tiles.iter().enumerate() {
-                let tiles = rows.map(|row| &row[t * tile_bytes..][..tile_bytes]);
+                let mut tiles = blocks;
                 let mut factors = [[_mm256_setzero_ps(); 2]; R];
                 for r in 0..R {
-                    let scales = tile_scales::<T>(tiles[r]);
-                    factors[r] = with_activation_scales::<T>(scales.scale, &xd[t * CHUNKS..]);
-                    sums[r] = add_biases::<T>(sums[r], scales.bias, xs, t);
+                    tiles[r] = &blocks[r][t * per_tile..][..per_tile];
+                    prefetch(tiles[r].as_flattened(), ahead);
+                    let scales = tile_scales::<T, B>(tiles[r]);
+                    factors[r] = with_activation_scales::<T, B>(scales.scale, &xd[t * CHUNKS..]);
+                    sums[r] = add_biases::<T, B>(sums[r], scales.bias, xs, t);
                 }
-                for j in 0..CHUNKS {
+                for_each_chunk!(j, {
                     let x = load_codes(&x.as_chunks::<CHUNK>().0[j]);
                     for r in 0..R {
-                        let (block, j_in_block) = block_of_tile::<T>(tiles[r], j);
-                        let dots = _mm256_cvtepi32_ps($chunk_dot::<T>(block, j_in_block, x));
-                        sums[r] = _mm256_fmadd_ps(dots, factor_of_chunk::<T>(factors[r], j), sums[r]);
+                        let (block, j_in_block) = block_of_tile::<T, B>(tiles[r], j);
+                        let dots = _mm256_cvtepi32_ps($chunk_dot::<T, B>(block, j_in_block, x));
+                        sums[r] = _mm256_fmadd_ps(dots, factor_of_chunk::<T, B>(factors[r], j), sums[r]);
                     }
-                }
+                });
             }
             // What is left of a row of 32-element blocks.
             let done = x_tiles.len() * CHUNKS;
             for (i, x) in x_rest.as_chunks::<CHUNK>().0.iter().enumerate() {
+                if of(T).block_len() == TILE {
+                    break;
+                }
                 let (c, x) = (done + i, load_codes(x));
                 let xd = _mm256_set1_ps(xd[c]);
                 for r in 0..R {
-                    let block = &rows[r][c * of(T).block_bytes()..][..of(T).block_bytes()];
-                    let Scales { scale, bias } = block_scales::<T>(block);
-                    let dots = _mm256_cvtepi32_ps($chunk_dot::<T>(block, 0, x));
+                    let block = &blocks[r][c];
+                    let Scales { scale, bias } = block_scales::<T, B>(block);
+                    let dots = _mm256_cvtepi32_ps($chunk_dot::<T, B>(block, 0, x));
                     sums[r] = _mm256_fmadd_ps(dots, _mm256_mul_ps(scale[0], xd), sums[r]);
                     if of(T).has_bias() {
                         let xs = _mm256_zextps128_ps256(_mm_set_ss(xs[c]));
@@ -88,7 +99,11 @@ macro_rules! dot_rows {
                     }
                 }
             }
-            sums.map(|sum| horizontal_sum(sum))
+            let mut out = [0.0; R];
+            for r in 0..R {
+                out[r] = horizontal_sum(sums[r]);
+            }
+            out
         }
     };
 }
@@ -115,17 +130,34 @@ dot_rows! {
     "avx2,fma,f16c,avxvnni", dot_rows_avxvnni, dot_kernel_avxvnni, chunk_dot_avxvnni
 }
 
+/// How far ahead of its use a weight is fetched, in bytes: whole groups of rows, so that every line
+/// is fetched once, and far enough for the latency of memory.
+fn prefetch_distance(group_bytes: usize) -> usize {
+    const LEAST_BYTES: usize = 4096;
+    group_bytes * LEAST_BYTES.div_ceil(group_bytes.max(1))
+}
+
+/// Starts fetching the lines `ahead` of `bytes`. A hint: it may point past the matrix.
+#[inline]
+fn prefetch(bytes: &[u8], ahead: usize) {
+    for at in (0..bytes.len()).step_by(64) {
+        let line = bytes.as_ptr().wrapping_add(at + ahead);
+        // SAFETY: prefetching never faults and every x86-64 CPU has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+}
+
 /// Σ code · x of chunk `j`, in eight lanes of four neighbours each. `x` lies in −127..=127.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn chunk_dot_avx2<const T: u32>(block: &[u8], j: usize, x: __m256i) -> __m256i {
+fn chunk_dot_avx2<const T: u32, const B: usize>(block: &[u8; B], j: usize, x: __m256i) -> __m256i {
     let pairs = if offset(T) == 128 {
         // Full-range codes: |code| · ±x sums to at most 2 · 128 · 127, just inside i16.
-        let codes = signed::<T>(block, j);
+        let codes = signed::<T, B>(block, j);
         _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes))
     } else {
         // At most six bits: no saturation. The offset's product is shared by all rows.
-        let pairs = _mm256_maddubs_epi16(unsigned::<T>(block, j), x);
+        let pairs = _mm256_maddubs_epi16(unsigned::<T, B>(block, j), x);
         let shift = _mm256_maddubs_epi16(_mm256_set1_epi8(offset(T) as i8), x);
         if offset(T) == 0 { pairs } else { _mm256_sub_epi16(pairs, shift) }
     };
@@ -135,51 +167,46 @@ fn chunk_dot_avx2<const T: u32>(block: &[u8], j: usize, x: __m256i) -> __m256i {
 /// As [`chunk_dot_avx2`].
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
-fn chunk_dot_avxvnni<const T: u32>(block: &[u8], j: usize, x: __m256i) -> __m256i {
+fn chunk_dot_avxvnni<const T: u32, const B: usize>(block: &[u8; B], j: usize, x: __m256i) -> __m256i {
     let zero = _mm256_setzero_si256();
-    let dots = _mm256_dpbusd_avx_epi32(zero, unsigned::<T>(block, j), x);
+    let dots = _mm256_dpbusd_avx_epi32(zero, unsigned::<T, B>(block, j), x);
     let shift = _mm256_dpbusd_avx_epi32(zero, _mm256_set1_epi8(offset(T) as i8), x);
     if offset(T) == 0 { dots } else { _mm256_sub_epi32(dots, shift) }
 }
 
 /// The block of a tile that holds its chunk `j`, and the chunk's place in the block.
 #[inline]
-fn block_of_tile<const T: u32>(tile: &[u8], j: usize) -> (&[u8], usize) {
-    match of(T).block_len() {
-        TILE => (tile, j),
-        _ => (&tile[j * of(T).block_bytes()..][..of(T).block_bytes()], 0),
-    }
+fn block_of_tile<const T: u32, const B: usize>(tile: &[[u8; B]], j: usize) -> (&[u8; B], usize) {
+    if of(T).block_len() == TILE { (&tile[0], j) } else { (&tile[j], 0) }
 }
 
 /// Scales and biases of a tile's 8 or 16 groups.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile_scales<const T: u32>(tile: &[u8]) -> Scales {
+fn tile_scales<const T: u32, const B: usize>(tile: &[[u8; B]]) -> Scales {
     if of(T).block_len() == TILE {
-        return block_scales::<T>(tile);
+        return block_scales::<T, B>(&tile[0]);
     }
+    let blocks = tile.first_chunk().expect("eight of the tile");
     let zero = _mm256_setzero_ps();
-    let scale = [halves_of_blocks::<T>(tile, 0), zero];
-    let bias = if of(T).has_bias() { halves_of_blocks::<T>(tile, 2) } else { zero };
+    let scale = [halves_of_blocks(blocks, 0), zero];
+    let bias = if of(T).has_bias() { halves_of_blocks(blocks, 2) } else { zero };
     Scales { scale, bias: [bias, zero] }
 }
 
 /// The f16 at `at` of each of a tile's eight blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn halves_of_blocks<const T: u32>(tile: &[u8], at: usize) -> __m256 {
-    let half = |j: usize| {
-        let bytes = tile[j * of(T).block_bytes() + at..].first_chunk().expect("inside the tile");
-        i16::from_le_bytes(*bytes)
-    };
-    let halves = _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7));
-    _mm256_cvtph_ps(halves)
+fn halves_of_blocks<const B: usize>(blocks: &[[u8; B]; CHUNKS], at: usize) -> __m256 {
+    let [a, b, c, d, e, f, g, h] = blocks;
+    let half = |block: &[u8; B]| i16::from_le_bytes([block[at], block[at + 1]]);
+    _mm256_cvtph_ps(_mm_setr_epi16(half(a), half(b), half(c), half(d), half(e), half(f), half(g), half(h)))
 }
 
 /// Each group's scale times the scale of its activations (`xd`: one per chunk from the tile on).
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn with_activation_scales<const T: u32>(scale: [__m256; 2], xd: &[f32]) -> [__m256; 2] {
+fn with_activation_scales<const T: u32, const B: usize>(scale: [__m256; 2], xd: &[f32]) -> [__m256; 2] {
     let xd = load_floats(xd);
     if of(T).group_len() == 32 {
         return [_mm256_mul_ps(scale[0], xd), scale[1]];
@@ -192,7 +219,7 @@ fn with_activation_scales<const T: u32>(scale: [__m256; 2], xd: &[f32]) -> [__m2
 /// Adds `bias · xs` of tile `t`'s groups to `sum`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_biases<const T: u32>(sum: __m256, bias: [__m256; 2], xs: &[f32], t: usize) -> __m256 {
+fn add_biases<const T: u32, const B: usize>(sum: __m256, bias: [__m256; 2], xs: &[f32], t: usize) -> __m256 {
     match (of(T).has_bias(), of(T).group_len()) {
         (false, _) => sum,
         (true, 32) => _mm256_fmadd_ps(bias[0], load_floats(&xs[8 * t..]), sum),
@@ -206,7 +233,7 @@ fn add_biases<const T: u32>(sum: __m256, bias: [__m256; 2], xs: &[f32], t: usize
 /// The factor of each lane of chunk `j`'s integer sums: lanes 0–3 are its first 16 elements.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn factor_of_chunk<const T: u32>(factors: [__m256; 2], j: usize) -> __m256 {
+fn factor_of_chunk<const T: u32, const B: usize>(factors: [__m256; 2], j: usize) -> __m256 {
     if of(T).group_len() == 32 {
         return _mm256_permutevar8x32_ps(factors[0], _mm256_set1_epi32(j as i32));
     }
