@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
 use crate::verbs::{demo, eval, generate, plan, train};
@@ -50,22 +50,32 @@ pub(crate) enum Verb {
 /// A `clap::Error` for a wrong command line (and for `--help`); the runtime's error for the file.
 pub(crate) fn parse(words: Vec<OsString>) -> anyhow::Result<Cli> {
     let mut words = spell_out_lr(words);
-    let mut matches = Cli::command().try_get_matches_from(&words)?;
+    let mut matches = command().try_get_matches_from(&words)?;
     if let Some((verb, given)) = matches.subcommand()
         && let Ok(Some(file)) = given.try_get_one::<std::path::PathBuf>("config")
     {
         let from_file = config::arguments(file, verb, given)?;
         let after_verb = words.iter().position(|w| w == verb).map_or(words.len(), |i| i + 1);
         words.splice(after_verb..after_verb, from_file);
-        matches = Cli::command().try_get_matches_from(&words)?;
+        matches = command().try_get_matches_from(&words)?;
     }
     Ok(Cli::from_arg_matches(&matches)?)
+}
+
+/// The command line's definition. A number below zero is a value for every flag that takes one, so
+/// that the refusal names the flag and its range instead of an unknown flag `-1`.
+pub(crate) fn command() -> Command {
+    let lenient = |arg: Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    Cli::command().mut_subcommands(|verb| verb.mut_args(lenient))
 }
 
 /// The usage error for a command line with global flags only.
 pub(crate) fn missing_verb() -> anyhow::Error {
     let message = "a verb is missing: plan, train, generate, eval or demo (see `engraft --help`)";
-    Cli::command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
+    command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 
 /// mlx_lm writes the learning rate's short flag with two letters (`-lr 1e-4`), which clap would read
@@ -100,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_command_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -124,6 +134,9 @@ mod tests {
         for (line, flag) in [
             ("train --rank 0", "--rank"),
             ("train --rank 257", "--rank"),
+            ("train --rank -1", "--rank"),
+            ("train --alpha -2", "--alpha"),
+            ("train --num-layers -2", "--num-layers"),
             ("train --alpha nan", "--alpha"),
             ("train -lr -1", "--learning-rate"),
             ("train --dropout 1", "--dropout"),

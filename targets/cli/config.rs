@@ -6,10 +6,11 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory};
+use clap::{Arg, ArgAction, ArgMatches};
 use engraft_runtime::error::{Error, ErrorKind};
 
-use crate::args::Cli;
+use crate::args::command;
+use crate::exit::usage_message;
 
 /// Flags of which one makes the other meaningless: a file's value yields to either.
 const RIVALS: [(&str, &str); 2] = [("iters", "epochs"), ("mask-prompt", "no-mask-prompt")];
@@ -27,8 +28,9 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
     let misuse = |message: String| Error::new(ErrorKind::Misuse, format!("{place}: {message}"));
     let table: toml::Table = read(file)?.parse().map_err(|e: toml::de::Error| misuse(e.to_string()))?;
 
-    let command = Cli::command();
-    let flags = command.find_subcommand(verb).into_iter().flat_map(|c| c.get_arguments()).collect::<Vec<_>>();
+    let definition = command();
+    let flags =
+        definition.find_subcommand(verb).into_iter().flat_map(|c| c.get_arguments()).collect::<Vec<_>>();
     let mut arguments = Vec::new();
     for (key, value) in &table {
         let name = key.replace('_', "-");
@@ -38,11 +40,9 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
         let argument = spell(flag, value).map_err(|rule| misuse(format!("key `{key}`: {rule}")))?;
         // Parsed alone first, so that a refusal names this file rather than the command line.
         if let Some(word) = &argument
-            && let Err(error) = Cli::command().try_get_matches_from(["engraft", verb, word])
+            && let Err(error) = command().try_get_matches_from(["engraft", verb, word])
         {
-            let text = error.to_string();
-            let reason = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            return Err(misuse(format!("key `{key}`: {reason}")).into());
+            return Err(misuse(format!("key `{key}`: {}", usage_message(&error))).into());
         }
         if !overridden(&flags, flag, given) {
             arguments.extend(argument.map(OsString::from));

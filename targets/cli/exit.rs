@@ -55,6 +55,14 @@ fn kind_name(error: &anyhow::Error) -> &'static str {
     }
 }
 
+/// The message of a usage error without its label and without the hints below it.
+pub(crate) fn usage_message(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let lines: Vec<_> = message.trim_start_matches("error: ").lines().map(str::trim).collect();
+    lines.join(" ")
+}
+
 /// Prints the error and gives its exit code. Help is no error: it goes to stdout with code 0.
 pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let code = code(error);
@@ -64,8 +72,8 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
         None => eprintln!("error: {error:#}"),
     }
     if json && code != 0 {
-        let message = format!("{error:#}");
-        let body = json::ErrorBody { kind: kind_name(error), message: message.trim(), exit_code: code };
+        let message = error.downcast_ref().map_or_else(|| format!("{error:#}"), usage_message);
+        let body = json::ErrorBody { kind: kind_name(error), message: &message, exit_code: code };
         drop(json::emit(&json::Failure { error: body }));
     }
     ExitCode::from(code)
@@ -94,6 +102,15 @@ mod tests {
             assert_ne!(kind_name(&Error::new(kind, "x").into()), "error", "{kind:?}");
         }
         assert_eq!(code(&anyhow::anyhow!("other")), 1);
+    }
+
+    #[test]
+    fn usage_messages_are_one_line() {
+        let refuse = |words: &[&str]| crate::args::command().try_get_matches_from(words).unwrap_err();
+        let bad = refuse(&["engraft", "train", "--rank", "0"]);
+        assert_eq!(usage_message(&bad), "invalid value '0' for '--rank <R>': 0 is not in 1..=256");
+        let bad = refuse(&["engraft", "train", "--schedule", "up"]);
+        assert!(usage_message(&bad).ends_with("[possible values: constant, linear, cosine]"));
     }
 
     #[test]

@@ -21,3 +21,16 @@ pub(crate) fn install() -> Result<Arc<AtomicBool>> {
     }
     Ok(asked)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn the_first_signal_only_asks() {
+        let asked = super::install().unwrap();
+        assert!(!asked.load(Ordering::SeqCst));
+        signal_hook::low_level::raise(signal_hook::consts::SIGINT).unwrap();
+        assert!(asked.load(Ordering::SeqCst));
+    }
+}

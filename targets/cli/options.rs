@@ -173,7 +173,7 @@ pub(crate) struct TuneOptions {
     pub(crate) memory_budget: Option<u64>,
 
     /// Seed of the split, the order of rows, the initial adapter and dropout (-1: another each time)
-    #[arg(long, value_name = "N", default_value = "0", value_parser = seed, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = seed)]
     pub(crate) seed: u64,
 
     #[command(flatten)]
@@ -210,7 +210,7 @@ pub(crate) struct LoraOptions {
     pub(crate) lora_modules: Modules,
 
     /// Adapt the last N transformer blocks (-1: all)
-    #[arg(long, value_name = "N", default_value = "-1", value_parser = layers, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "-1", value_parser = layers)]
     pub(crate) num_layers: Layers,
 
     /// Share of the adapter's inputs set to zero while training
@@ -277,7 +277,7 @@ pub(crate) struct RunOptions {
     pub(crate) max_seq_length: u32,
 
     /// Learning rate at its highest (also -lr)
-    #[arg(long, value_name = "RATE", default_value_t = 2e-4, value_parser = positive, allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", default_value_t = 2e-4, value_parser = positive)]
     pub(crate) learning_rate: f64,
 
     /// How the learning rate falls after the warmup
@@ -289,11 +289,11 @@ pub(crate) struct RunOptions {
     pub(crate) warmup_steps: u32,
 
     /// AdamW's decoupled weight decay
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
     pub(crate) weight_decay: f64,
 
     /// Scale gradients down to this norm (0: never)
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = not_negative, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = not_negative)]
     pub(crate) max_grad_norm: f64,
 
     /// Steps between reports

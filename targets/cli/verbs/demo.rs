@@ -14,7 +14,7 @@ pub(crate) struct Options {
     pub(crate) iters: Option<u32>,
 
     /// Seed of the initial adapter and the order of rows
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
     pub(crate) seed: u64,
 
     #[command(flatten)]

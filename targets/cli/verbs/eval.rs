@@ -23,7 +23,7 @@ pub(crate) struct Options {
     pub(crate) ctx_size: u32,
 
     /// Seed of the split, as it was for training
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
     pub(crate) seed: u64,
 
     #[command(flatten)]

@@ -35,7 +35,7 @@ pub(crate) struct Options {
     pub(crate) system: Option<String>,
 
     /// Tokens to generate at most (-1: until the model ends or the context is full)
-    #[arg(short, long, value_name = "N", default_value_t = 128, allow_negative_numbers = true, value_parser = value_parser!(i64).range(-1..=1 << 30))]
+    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = value_parser!(i64).range(-1..=1 << 30))]
     n_predict: i64,
 
     /// Tokens of the context (default: what the model was trained for, at most 4096)
@@ -57,7 +57,7 @@ pub(crate) struct Options {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct Sampling {
     /// Temperature (0: always the likeliest token)
-    #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = temperature, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = temperature)]
     pub(crate) temp: f32,
 
     /// Draw among the K likeliest tokens (0: all)
@@ -65,19 +65,19 @@ pub(crate) struct Sampling {
     pub(crate) top_k: u32,
 
     /// Draw among the likeliest tokens that hold this probability together (1: all)
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = share_above_zero, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = share_above_zero)]
     pub(crate) top_p: f32,
 
     /// Drop tokens below this share of the likeliest one's probability (0: none)
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = share, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = share)]
     pub(crate) min_p: f32,
 
     /// Make recent tokens less likely (1: off)
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = options::positive_f32, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = options::positive_f32)]
     pub(crate) repeat_penalty: f32,
 
     /// Seed of the draws (-1: another each time)
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
     pub(crate) seed: u64,
 }
 
