@@ -1,2 +1,48 @@
-//! Engraft.
-fn main() {}
+//! `engraft`: plans, trains, judges and uses LoRA adapters on quantized GGUF models, on the CPU.
+//!
+//! The command line only: every number is computed in the runtime. Results go to stdout, progress
+//! and logs to stderr, and the exit code says what kind of failure it was (see `exit.rs`).
+#![allow(dead_code, reason = "read by the bodies of the verbs")]
+
+mod args;
+mod config;
+mod exit;
+mod interrupt;
+mod json;
+mod logger;
+mod memory;
+mod metrics;
+mod options;
+mod progress;
+mod provenance;
+mod units;
+mod verbs;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // SAFETY: no other thread exists yet, so nothing can read the environment meanwhile. candle
+    // reads the variable when it builds its pool, which must not compete with the kernels' own.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+
+    let arguments: Vec<_> = std::env::args_os().collect();
+    // Asked of the raw words, because an error of the command line itself is reported as JSON too.
+    let json = arguments.iter().any(|a| a == "--json");
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error, json),
+    }
+}
+
+fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
+    let cli = args::parse(arguments)?;
+    logger::install(cli.verbose);
+    if cli.version {
+        return Ok(json::line(&provenance::version(cli.verbose > 0))?);
+    }
+    let Some(command) = cli.command else {
+        return Err(args::missing_verb());
+    };
+    let session = verbs::Session { json: cli.json, cancel: interrupt::install()? };
+    verbs::run(command, &session)
+}

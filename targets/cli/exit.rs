@@ -1,0 +1,121 @@
+//! Errors become an exit code, a line on stderr and, with `--json`, an object on stdout.
+
+use std::process::ExitCode;
+
+use engraft_runtime::error::{Error, ErrorKind};
+
+use crate::json;
+
+/// The exit code of a wrong command line.
+const USAGE: u8 = 2;
+
+/// The documented exit code of an error's kind.
+pub(crate) fn code_of(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Misuse => USAGE,
+        ErrorKind::DoesNotFit => 3,
+        ErrorKind::GateRefused => 4,
+        ErrorKind::BadData => 5,
+        // What the user holds is no model or adapter that can be used here: damaged, foreign, of an
+        // unknown type, or made for another base.
+        ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::BaseMismatch => 6,
+        ErrorKind::Cancelled => 130,
+        _ => 1,
+    }
+}
+
+/// The exit code of any error.
+pub(crate) fn code(error: &anyhow::Error) -> u8 {
+    match (error.downcast_ref::<clap::Error>(), error.downcast_ref::<Error>()) {
+        (Some(usage), _) if !usage.use_stderr() => 0,
+        (Some(_), _) => USAGE,
+        (None, Some(error)) => code_of(error.kind()),
+        (None, None) => 1,
+    }
+}
+
+/// The stable name of an error's class, as `--json` shows it.
+fn kind_name(error: &anyhow::Error) -> &'static str {
+    if error.is::<clap::Error>() {
+        return "usage";
+    }
+    match error.downcast_ref::<Error>().map(Error::kind) {
+        Some(ErrorKind::Io) => "io",
+        Some(ErrorKind::Corrupt) => "corrupt",
+        Some(ErrorKind::Unsupported) => "unsupported",
+        Some(ErrorKind::Misuse) => "usage",
+        Some(ErrorKind::DoesNotFit) => "does_not_fit",
+        Some(ErrorKind::BadData) => "bad_data",
+        Some(ErrorKind::BaseMismatch) => "base_mismatch",
+        Some(ErrorKind::NonFinite) => "non_finite",
+        Some(ErrorKind::Busy) => "busy",
+        Some(ErrorKind::Cancelled) => "cancelled",
+        Some(ErrorKind::GateRefused) => "gate_refused",
+        _ => "error",
+    }
+}
+
+/// The message of a usage error without its label and without the hints below it.
+pub(crate) fn usage_message(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let lines: Vec<_> = message.trim_start_matches("error: ").lines().map(str::trim).collect();
+    lines.join(" ")
+}
+
+/// Prints the error and gives its exit code. Help is no error: it goes to stdout with code 0.
+pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let code = code(error);
+    match error.downcast_ref::<clap::Error>() {
+        // A closed stdout or stderr can't be told to anyone.
+        Some(usage) => drop(usage.print()),
+        None => eprintln!("error: {error:#}"),
+    }
+    if json && code != 0 {
+        let message = error.downcast_ref().map_or_else(|| format!("{error:#}"), usage_message);
+        let body = json::ErrorBody { kind: kind_name(error), message: &message, exit_code: code };
+        drop(json::emit(&json::Failure { error: body }));
+    }
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_those_documented() {
+        for (kind, expected) in [
+            (ErrorKind::Io, 1),
+            (ErrorKind::Corrupt, 6),
+            (ErrorKind::Unsupported, 6),
+            (ErrorKind::Misuse, 2),
+            (ErrorKind::DoesNotFit, 3),
+            (ErrorKind::BadData, 5),
+            (ErrorKind::BaseMismatch, 6),
+            (ErrorKind::NonFinite, 1),
+            (ErrorKind::Busy, 1),
+            (ErrorKind::Cancelled, 130),
+            (ErrorKind::GateRefused, 4),
+        ] {
+            assert_eq!(code(&Error::new(kind, "x").into()), expected, "{kind:?}");
+            assert_ne!(kind_name(&Error::new(kind, "x").into()), "error", "{kind:?}");
+        }
+        assert_eq!(code(&anyhow::anyhow!("other")), 1);
+    }
+
+    #[test]
+    fn usage_messages_are_one_line() {
+        let refuse = |words: &[&str]| crate::args::command().try_get_matches_from(words).unwrap_err();
+        let bad = refuse(&["engraft", "train", "--rank", "0"]);
+        assert_eq!(usage_message(&bad), "invalid value '0' for '--rank <R>': 0 is not in 1..=256");
+        let bad = refuse(&["engraft", "train", "--schedule", "up"]);
+        assert!(usage_message(&bad).ends_with("[possible values: constant, linear, cosine]"));
+    }
+
+    #[test]
+    fn context_keeps_the_code() {
+        let inner = anyhow::Error::from(Error::new(ErrorKind::DoesNotFit, "x"));
+        assert_eq!(code(&inner.context("while planning")), 3);
+    }
+}

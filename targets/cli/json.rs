@@ -1,0 +1,142 @@
+//! The object that `--json` puts on the last line of stdout: one type per verb, and one for errors.
+//! Field names are stable.
+
+use std::io::{self, Write};
+
+use serde::{Serialize, Serializer};
+
+/// `engraft plan`. Sizes in bytes.
+#[derive(Debug, Serialize)]
+pub(crate) struct Plan {
+    /// Private memory of the whole process.
+    pub(crate) planned_private_bytes: u64,
+    /// The model file's pages: clean and evictable, so counted apart.
+    pub(crate) mapped_bytes: u64,
+    /// The pools that the private memory consists of, in the order given.
+    #[serde(serialize_with = "as_map")]
+    pub(crate) pools: Vec<(String, u64)>,
+    /// Whether the plan is within `--memory-budget` (true without one).
+    pub(crate) fits: bool,
+}
+
+/// `engraft train`. Losses are means over trained tokens, in nats.
+#[derive(Debug, Serialize)]
+pub(crate) struct Train {
+    pub(crate) steps: u64,
+    /// Tokens that went through the model while training, padding excluded.
+    pub(crate) tokens: u64,
+    pub(crate) tokens_per_s: f64,
+    pub(crate) planned_private_bytes: u64,
+    /// `null` where the system does not tell.
+    pub(crate) peak_private_bytes: Option<u64>,
+    pub(crate) train_loss: f64,
+    /// `null` without validation data; so is the next.
+    pub(crate) valid_loss_before: Option<f64>,
+    pub(crate) valid_loss_after: Option<f64>,
+    /// Path of the adapter's file.
+    pub(crate) adapter: String,
+}
+
+/// `engraft eval`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Eval {
+    /// Mean negative log likelihood of a scored token, in nats.
+    pub(crate) nll: f64,
+    /// `exp(nll)`.
+    pub(crate) ppl: f64,
+    /// Scored tokens.
+    pub(crate) tokens: u64,
+}
+
+/// `engraft generate`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Generate {
+    pub(crate) text: String,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) tokens: u64,
+    pub(crate) tokens_per_s: f64,
+}
+
+/// `engraft demo`. Fractions of exactly right answers, 0 to 1.
+#[derive(Debug, Serialize)]
+pub(crate) struct Demo {
+    pub(crate) before_exact: f64,
+    pub(crate) after_exact: f64,
+    pub(crate) retention_before: f64,
+    pub(crate) retention_after: f64,
+    pub(crate) seconds: f64,
+}
+
+/// What any verb prints when it fails.
+#[derive(Debug, Serialize)]
+pub(crate) struct Failure<'a> {
+    pub(crate) error: ErrorBody<'a>,
+}
+
+/// The class, the message for people, and the exit code of a failure.
+#[derive(Debug, Serialize)]
+pub(crate) struct ErrorBody<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) message: &'a str,
+    pub(crate) exit_code: u8,
+}
+
+/// Pools keep their order, which a sorted map would lose.
+fn as_map<S: Serializer>(pools: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pools.iter().map(|(name, bytes)| (name, bytes)))
+}
+
+/// Writes the object as one line of stdout.
+///
+/// # Errors
+/// Those of writing; a closed pipe included.
+pub(crate) fn emit(object: &impl Serialize) -> io::Result<()> {
+    line(&serde_json::to_string(object)?)
+}
+
+/// Writes a line to stdout, unlike `println!` without a panic when the reader is gone.
+///
+/// # Errors
+/// Those of writing; a closed pipe included.
+pub(crate) fn line(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_those_documented() {
+        let pools = vec![("theta".to_string(), 4), ("arena".to_string(), 8)];
+        let plan = Plan { planned_private_bytes: 12, mapped_bytes: 100, pools, fits: true };
+        assert_eq!(
+            serde_json::to_string(&plan).unwrap(),
+            r#"{"planned_private_bytes":12,"mapped_bytes":100,"pools":{"theta":4,"arena":8},"fits":true}"#
+        );
+        let train = Train {
+            steps: 1,
+            tokens: 2,
+            tokens_per_s: 3.0,
+            planned_private_bytes: 4,
+            peak_private_bytes: None,
+            train_loss: 5.0,
+            valid_loss_before: None,
+            valid_loss_after: Some(6.0),
+            adapter: "a".into(),
+        };
+        assert_eq!(
+            serde_json::to_string(&train).unwrap(),
+            r#"{"steps":1,"tokens":2,"tokens_per_s":3.0,"planned_private_bytes":4,"peak_private_bytes":null,"#
+                .to_string()
+                + r#""train_loss":5.0,"valid_loss_before":null,"valid_loss_after":6.0,"adapter":"a"}"#
+        );
+        let error = ErrorBody { kind: "io", message: "m", exit_code: 1 };
+        assert_eq!(
+            serde_json::to_string(&Failure { error }).unwrap(),
+            r#"{"error":{"kind":"io","message":"m","exit_code":1}}"#
+        );
+    }
+}

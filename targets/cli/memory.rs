@@ -1,0 +1,120 @@
+//! The process's private memory, as the system counts it: what a plan is held against.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The largest private memory seen, in bytes.
+///
+/// Private means anonymous pages (heap, stacks) in memory or swapped out. Pages of mapped files are
+/// clean and evictable, so they do not count.
+#[derive(Debug, Default)]
+pub(crate) struct PeakPrivate {
+    peak_bytes: AtomicU64,
+}
+
+impl PeakPrivate {
+    /// Looks now, and gives the peak so far; `None` where the system does not tell.
+    pub(crate) fn sample(&self) -> Option<u64> {
+        let now = private_bytes()?;
+        Some(self.peak_bytes.fetch_max(now, Ordering::Relaxed).max(now))
+    }
+}
+
+/// Samples from a thread of its own, so that a peak within a step is seen too. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    peak: Arc<PeakPrivate>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Begins to look every `interval`. If no thread can be had, only [`Watch::sample`] looks.
+    pub(crate) fn start(interval: Duration) -> Watch {
+        let (peak, stop) = (Arc::new(PeakPrivate::default()), Arc::new(AtomicBool::new(false)));
+        let (its_peak, its_stop) = (Arc::clone(&peak), Arc::clone(&stop));
+        let look = move || {
+            while !its_stop.load(Ordering::Relaxed) && its_peak.sample().is_some() {
+                std::thread::park_timeout(interval);
+            }
+        };
+        let thread = std::thread::Builder::new().name("memory".into()).stack_size(64 << 10).spawn(look).ok();
+        Watch { peak, stop, thread }
+    }
+
+    /// Looks now, and gives the peak since the start in bytes.
+    pub(crate) fn sample(&self) -> Option<u64> {
+        self.peak.sample()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // The thread can't panic, and if it did the peak so far still stands.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Private memory now, in bytes. Allocates nothing, so that looking does not change what is seen.
+fn private_bytes() -> Option<u64> {
+    if !cfg!(target_os = "linux") && !cfg!(target_os = "android") {
+        return None;
+    }
+    let mut buffer = [0u8; 8192];
+    let mut file = std::fs::File::open("/proc/self/status").ok()?;
+    let mut filled = 0;
+    loop {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    parse_status(std::str::from_utf8(&buffer[..filled]).ok()?)
+}
+
+/// `RssAnon` plus `VmSwap` of a `/proc/PID/status`, in bytes; `None` without the former.
+fn parse_status(status: &str) -> Option<u64> {
+    let kib = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    kib("RssAnon")?.checked_add(kib("VmSwap").unwrap_or(0))?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_is_parsed() {
+        let status =
+            "Name:\tRssAnon: 7 kB\nVmHWM:\t 9 kB\nRssAnon:\t     120 kB\nRssFile:\t 5 kB\nVmSwap:\t 8 kB\n";
+        assert_eq!(parse_status(status), Some(128 * 1024));
+        assert_eq!(parse_status("RssAnon:\t120 kB\n"), Some(120 * 1024));
+        assert_eq!(parse_status("VmSwap:\t120 kB\n"), None);
+        assert_eq!(parse_status("RssAnon:\t99999999999999999999 kB\n"), None);
+        assert_eq!(parse_status("RssAnon:\t18446744073709551615 kB\n"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_passing_peak_is_seen_and_kept() {
+        const BYTES: usize = 48 << 20;
+        let watch = Watch::start(Duration::from_millis(1));
+        let before = watch.sample().unwrap();
+        let big = std::hint::black_box(vec![1u8; BYTES]);
+        std::thread::sleep(Duration::from_millis(200));
+        drop(big);
+        let after = watch.sample().unwrap();
+        assert!(after >= before + BYTES as u64 * 9 / 10, "{before} to {after}");
+    }
+}

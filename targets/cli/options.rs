@@ -1,0 +1,459 @@
+//! Options that several verbs share. Each value is checked where it is read, so a verb's body meets
+//! only values in range; what depends on files is checked by the functions that give paths.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum, value_parser};
+use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::model::Proj;
+
+use crate::units;
+
+/// The adapter's file within `--adapter-path`.
+pub(crate) const ADAPTER_FILE: &str = "adapter.engraft";
+
+/// Steps of a run that says neither `--iters` nor `--epochs`.
+const ITERS_DEFAULT: u32 = 300;
+
+/// The model's file.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ModelOptions {
+    /// The model: a GGUF file
+    #[arg(short = 'm', long = "model", value_name = "FILE")]
+    model: Option<PathBuf>,
+}
+
+impl ModelOptions {
+    /// The model's path, which names a file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] when the flag is missing or names a folder, [`ErrorKind::Io`] when there
+    /// is no such file.
+    pub(crate) fn path(&self) -> Result<&Path, Error> {
+        let missing = || misuse("-m/--model is missing: name the model's GGUF file");
+        let path = self.model.as_deref().ok_or_else(missing)?;
+        let found = stat(path, "-m/--model")?;
+        if found.is_dir() {
+            return Err(misuse(format!(
+                "-m/--model: {} is a folder: name the GGUF file in it",
+                path.display()
+            )));
+        }
+        Ok(path)
+    }
+}
+
+/// How to compute.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Computing")]
+pub(crate) struct ComputeOptions {
+    /// Threads; results do not depend on their number
+    #[arg(short, long, value_name = "N", default_value_t = threads_default(), value_parser = value_parser!(u32).range(1..=256))]
+    pub(crate) threads: u32,
+
+    /// Activations in the products with quantized weights
+    #[arg(long, value_enum, default_value_t = Precision::Int8)]
+    pub(crate) precision: Precision,
+
+    /// Use this instruction set instead of the best one (for testing)
+    #[arg(long, value_enum)]
+    pub(crate) isa: Option<Isa>,
+}
+
+/// Activations in the products with quantized weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    /// Quantized to 8 bits per block of 32, as llama.cpp does: the fast path
+    Int8,
+    /// Kept as they are
+    F32,
+}
+
+/// The instruction sets that the kernels may be told to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Isa {
+    Scalar,
+    Avx2,
+    Avx512,
+    Neon,
+    Dotprod,
+    I8mm,
+}
+
+/// Where rows come from, and which of their tokens count.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Data")]
+pub(crate) struct DataOptions {
+    /// Folder with train.jsonl, valid.jsonl, test.jsonl (or one file, which is split)
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Learn and score the answers only (the default)
+    #[arg(long, alias = "assistant-loss-only", num_args = 0..=1, require_equals = true, value_name = "BOOL",
+          default_missing_value = "true", conflicts_with = "no_mask_prompt")]
+    mask_prompt: Option<bool>,
+
+    /// Learn and score prompts as well as answers
+    #[arg(long)]
+    no_mask_prompt: bool,
+
+    /// Share of the rows held out when there is no valid.jsonl
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = below_one)]
+    pub(crate) valid_fraction: f64,
+}
+
+impl DataOptions {
+    /// The data's path, which exists; `None` when the flag is absent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when there is no such folder or file.
+    pub(crate) fn path(&self) -> Result<Option<&Path>, Error> {
+        self.data.as_deref().map(|path| stat(path, "--data").map(|_| path)).transpose()
+    }
+
+    /// Whether the loss leaves prompts out.
+    pub(crate) fn masks_prompt(&self) -> bool {
+        self.mask_prompt.unwrap_or(true) && !self.no_mask_prompt
+    }
+}
+
+/// Adapters to use, in order.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Adapters")]
+pub(crate) struct AdapterOptions {
+    /// An adapter: its folder or its file (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    lora: Vec<PathBuf>,
+
+    /// An adapter at a scale: 1 is as trained, 0 is off (may be repeated)
+    #[arg(long, value_name = "FILE:SCALE", value_parser = scaled_adapter)]
+    lora_scaled: Vec<ScaledAdapter>,
+}
+
+/// An adapter's file and the factor put on its effect.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ScaledAdapter {
+    pub(crate) path: PathBuf,
+    pub(crate) scale: f32,
+}
+
+impl AdapterOptions {
+    /// All adapters, folders resolved to the file within.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when one is missing.
+    pub(crate) fn files(&self) -> Result<Vec<ScaledAdapter>, Error> {
+        let plain = self.lora.iter().map(|path| (path, 1.0, "--lora"));
+        let scaled = self.lora_scaled.iter().map(|a| (&a.path, a.scale, "--lora-scaled"));
+        let resolve = |(path, scale, flag): (&PathBuf, f32, &str)| {
+            let path = if stat(path, flag)?.is_dir() { path.join(ADAPTER_FILE) } else { path.clone() };
+            stat(&path, flag)?;
+            Ok(ScaledAdapter { path, scale })
+        };
+        plain.chain(scaled).map(resolve).collect()
+    }
+}
+
+/// Everything that shapes a training run, and so its memory: `plan` and `train` take the same flags.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TuneOptions {
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
+
+    /// Settings as a TOML file: keys are the long flags, and flags given here win
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Folder for adapter.engraft and metrics.jsonl
+    #[arg(long, value_name = "DIR", default_value = "adapter")]
+    pub(crate) adapter_path: PathBuf,
+
+    /// Refuse to start when the plan needs more private memory (60M, 1.5G, or bytes)
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub(crate) memory_budget: Option<u64>,
+
+    /// Seed of the split, the order of rows, the initial adapter and dropout (-1: another each time)
+    #[arg(long, value_name = "N", default_value = "0", value_parser = seed)]
+    pub(crate) seed: u64,
+
+    #[command(flatten)]
+    pub(crate) data: DataOptions,
+
+    #[command(flatten)]
+    pub(crate) lora: LoraOptions,
+
+    #[command(flatten)]
+    pub(crate) run: RunOptions,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeOptions,
+}
+
+/// The adapter to be trained.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Adapter")]
+pub(crate) struct LoraOptions {
+    /// What to train
+    #[arg(long, value_enum, default_value_t = FineTune::Lora)]
+    pub(crate) fine_tune_type: FineTune,
+
+    /// Rank r
+    #[arg(long, visible_alias = "lora-rank", value_name = "R", default_value_t = 8, value_parser = value_parser!(u32).range(1..=256))]
+    pub(crate) rank: u32,
+
+    /// Alpha: the adapter's effect is multiplied by alpha/r
+    #[arg(long, visible_alias = "lora-alpha", value_name = "ALPHA", default_value_t = 16.0, value_parser = positive_f32)]
+    pub(crate) alpha: f32,
+
+    /// Projections to adapt: all, or a list of q, k, v, o, gate, up, down
+    #[arg(long, value_name = "LIST", default_value = "all", value_parser = modules)]
+    pub(crate) lora_modules: Modules,
+
+    /// Adapt the last N transformer blocks (-1: all)
+    #[arg(long, value_name = "N", default_value = "-1", value_parser = layers)]
+    pub(crate) num_layers: Layers,
+
+    /// Share of the adapter's inputs set to zero while training
+    #[arg(long, visible_alias = "lora-dropout", value_name = "SHARE", default_value_t = 0.0, value_parser = below_one)]
+    pub(crate) dropout: f64,
+}
+
+impl LoraOptions {
+    /// The factor that the adapter's product is multiplied by: alpha/r. MLX calls it "scale".
+    pub(crate) fn multiplier(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// The line that tells the multiplier.
+    pub(crate) fn describe(&self) -> String {
+        let names: Vec<_> = self.lora_modules.0.iter().map(|p| p.hf_name()).collect();
+        let multiplier = self.multiplier();
+        let (alpha, rank) = (self.alpha, self.rank);
+        format!("LoRA on {}: effective multiplier alpha/r = {alpha}/{rank} = {multiplier}", names.join(", "))
+    }
+}
+
+/// What a training run changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FineTune {
+    /// A low-rank adapter beside the frozen model
+    Lora,
+}
+
+/// The projections to adapt, in storage order, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Modules(pub(crate) Vec<Proj>);
+
+/// The transformer blocks to adapt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layers {
+    All,
+    /// The last so many, at least one.
+    Last(u32),
+}
+
+/// The course of a run.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct RunOptions {
+    /// Optimizer steps (300, unless --epochs is given)
+    #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = value_parser!(u32).range(1..=100_000_000))]
+    iters: Option<u32>,
+
+    /// Passes over the training rows
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    epochs: Option<u32>,
+
+    /// Sequences that go through the model together
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=4096))]
+    pub(crate) batch_size: u32,
+
+    /// Batches whose gradients are summed before a step
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=65_536))]
+    pub(crate) grad_accumulation_steps: u32,
+
+    /// Tokens of a sequence at most
+    #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", default_value_t = 256, value_parser = value_parser!(u32).range(2..=1 << 20))]
+    pub(crate) max_seq_length: u32,
+
+    /// Learning rate at its highest (also -lr)
+    #[arg(long, value_name = "RATE", default_value_t = 2e-4, value_parser = positive)]
+    pub(crate) learning_rate: f64,
+
+    /// How the learning rate falls after the warmup
+    #[arg(long, value_enum, default_value_t = Schedule::Linear)]
+    pub(crate) schedule: Schedule,
+
+    /// Steps in which the learning rate rises from zero
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) warmup_steps: u32,
+
+    /// AdamW's decoupled weight decay
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
+    pub(crate) weight_decay: f64,
+
+    /// Scale gradients down to this norm (0: never)
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = not_negative)]
+    pub(crate) max_grad_norm: f64,
+
+    /// Steps between reports
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
+    pub(crate) steps_per_report: u32,
+
+    /// Steps between measurements of the held-out loss (0: at the start and the end only)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) steps_per_eval: u32,
+
+    /// Steps between saves of the adapter (0: at the end only)
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) save_every: u32,
+}
+
+impl RunOptions {
+    /// How long to train.
+    pub(crate) fn length(&self) -> Length {
+        match (self.iters, self.epochs) {
+            (_, Some(epochs)) => Length::Epochs(epochs),
+            (iters, None) => Length::Iters(iters.unwrap_or(ITERS_DEFAULT)),
+        }
+    }
+}
+
+/// How long to train: at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Length {
+    /// Optimizer steps.
+    Iters(u32),
+    /// Passes over the training rows.
+    Epochs(u32),
+}
+
+/// The course of the learning rate after the warmup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Schedule {
+    /// Stays
+    Constant,
+    /// Falls to zero on a line
+    Linear,
+    /// Falls to zero on half a cosine
+    Cosine,
+}
+
+/// An error in how the program was called.
+pub(crate) fn misuse(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Misuse, message)
+}
+
+/// What the system knows of a path that a flag named.
+pub(crate) fn stat(path: &Path, flag: &str) -> Result<std::fs::Metadata, Error> {
+    std::fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::new(ErrorKind::Io, format!("{flag}: {} does not exist: check the path", path.display()))
+        }
+        _ => Error::io(format!("{flag}: {}", path.display()), e),
+    })
+}
+
+fn threads_default() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(256) as u32)
+}
+
+/// A finite number that obeys a rule.
+fn number(text: &str, rule: &str, holds: impl Fn(f64) -> bool) -> Result<f64, String> {
+    let value: f64 = text.trim().parse().map_err(|_| format!("must be a number {rule}"))?;
+    if value.is_finite() && holds(value) { Ok(value) } else { Err(format!("must be a number {rule}")) }
+}
+
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
+    number(text, "above 0", |v| v > 0.0)
+}
+
+/// A positive number that f32 can hold as such.
+pub(crate) fn positive_f32(text: &str) -> Result<f32, String> {
+    Ok(number(text, "above 0 and at most 1e6", |v| v as f32 > 0.0 && v <= 1e6)? as f32)
+}
+
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, "of at least 0", |v| v >= 0.0)
+}
+
+pub(crate) fn below_one(text: &str) -> Result<f64, String> {
+    number(text, "of at least 0 and below 1", |v| (0.0..1.0).contains(&v))
+}
+
+/// A seed; -1 draws one.
+pub(crate) fn seed(text: &str) -> Result<u64, String> {
+    if text == "-1" {
+        use std::hash::{BuildHasher, RandomState};
+        return Ok(RandomState::new().hash_one(0u8));
+    }
+    text.parse().map_err(|_| "must be a whole number of at least 0, or -1 for another each time".into())
+}
+
+fn layers(text: &str) -> Result<Layers, String> {
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(Layers::All),
+        Ok(n @ 1..=65_536) => Ok(Layers::Last(n as u32)),
+        _ => Err("must be a number of blocks, at least 1, or -1 for all".into()),
+    }
+}
+
+fn modules(text: &str) -> Result<Modules, String> {
+    if ["all", "all-linear"].contains(&text) {
+        return Ok(Modules(Proj::ALL.to_vec()));
+    }
+    let named = |name: &str| {
+        let last = name.trim().rsplit('.').next().unwrap_or_default();
+        Proj::from_name(last).ok_or_else(|| {
+            format!("`{}` is no projection: name some of q, k, v, o, gate, up, down, or all", name.trim())
+        })
+    };
+    let mut found = text.split(',').map(named).collect::<Result<Vec<_>, _>>()?;
+    found.sort();
+    found.dedup();
+    Ok(Modules(found))
+}
+
+/// FILE:SCALE, split at the last colon, for paths may hold some.
+fn scaled_adapter(text: &str) -> Result<ScaledAdapter, String> {
+    let form = || "must be FILE:SCALE, such as home/adapter.engraft:0.5".to_string();
+    let (path, scale) = text.rsplit_once(':').filter(|(path, _)| !path.is_empty()).ok_or_else(form)?;
+    let scale: f32 = scale.parse().ok().filter(|s: &f32| s.is_finite()).ok_or_else(form)?;
+    Ok(ScaledAdapter { path: path.into(), scale })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_take_every_naming() {
+        let all = Modules(Proj::ALL.to_vec());
+        assert_eq!(modules("all").unwrap(), all);
+        assert_eq!(modules("q,k,v,o,gate,up,down").unwrap(), all);
+        assert_eq!(
+            modules("mlp.down_proj, self_attn.q_proj,attn_q").unwrap(),
+            Modules(vec![Proj::Q, Proj::Down])
+        );
+        assert!(modules("").is_err() && modules("q,,v").is_err());
+    }
+
+    #[test]
+    fn adapters_carry_scales() {
+        let scaled = |path: &str, scale| ScaledAdapter { path: path.into(), scale };
+        assert_eq!(scaled_adapter("c:/a.engraft:-0.5").unwrap(), scaled("c:/a.engraft", -0.5));
+        for bad in ["a", "a:", ":1", "a:nan", "a:inf"] {
+            assert!(scaled_adapter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn layers_and_seeds() {
+        assert_eq!(layers("-1"), Ok(Layers::All));
+        assert_eq!(layers("4"), Ok(Layers::Last(4)));
+        assert!(layers("0").is_err() && layers("-2").is_err() && layers("x").is_err());
+        assert_eq!(seed("7"), Ok(7));
+        assert!(seed("-2").is_err());
+        assert_ne!(seed("-1"), seed("-1"));
+    }
+}

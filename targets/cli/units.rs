@@ -1,0 +1,88 @@
+//! Sizes and durations as people write and read them.
+
+/// A size in bytes from `1048576`, `60M`, `1.5G`, `512KiB`, `60MB`. K, M, G and KiB, MiB, GiB count
+/// by 1024, as memory limits do; KB, MB, GB by 1000.
+///
+/// # Errors
+/// A message for people when the text is no size, or none of 1 byte to 2^53.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        other => return Err(format!("unknown unit `{other}`: write a size such as 60M, 1.5G or 1048576")),
+    };
+    let number: f64 = number.parse().map_err(|_| "write a size such as 60M, 1.5G or 1048576".to_string())?;
+    let bytes = number * factor as f64;
+    if !(1.0..=9_007_199_254_740_992.0).contains(&bytes) {
+        return Err("the size must be at least one byte and at most 2^53".into());
+    }
+    Ok(bytes as u64)
+}
+
+/// A size for people, by 1024: `97.3 MiB`.
+pub(crate) fn show_bytes(bytes: u64) -> String {
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+}
+
+/// A duration for people: `7s`, `2:05`, `1:02:05`.
+pub(crate) fn show_seconds(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "-".into();
+    }
+    let whole = seconds.round() as u64;
+    let (hours, minutes, rest) = (whole / 3600, whole / 60 % 60, whole % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{rest}s"),
+        (0, _) => format!("{minutes}:{rest:02}"),
+        _ => format!("{hours}:{minutes:02}:{rest:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [
+            ("60M", 60 << 20),
+            ("60 MiB", 60 << 20),
+            ("60MB", 60_000_000),
+            ("1.5G", 3 << 29),
+            ("1048576", 1 << 20),
+            ("512k", 512 << 10),
+            ("7B", 7),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "0", "-1M", "1e3", "60Q", "1.2.3", "99999999G", "0.1", "inf", "nan", "é"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_durations_are_shown() {
+        assert_eq!(show_bytes(1023), "1023 B");
+        assert_eq!(show_bytes(60 << 20), "60.0 MiB");
+        assert_eq!(show_bytes(3 << 29), "1.5 GiB");
+        assert_eq!(show_seconds(7.4), "7s");
+        assert_eq!(show_seconds(125.0), "2:05");
+        assert_eq!(show_seconds(3725.0), "1:02:05");
+        assert_eq!(show_seconds(f64::INFINITY), "-");
+    }
+}

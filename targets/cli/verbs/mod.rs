@@ -1,0 +1,36 @@
+//! One file per verb: its options, and what it does with the runtime.
+
+pub(crate) mod demo;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod plan;
+pub(crate) mod train;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Result;
+
+use crate::args::Verb;
+
+/// What every verb is given beside its options.
+pub(crate) struct Session {
+    /// Whether the last line on stdout shall be the result as JSON.
+    pub(crate) json: bool,
+    /// Set by Ctrl-C: stop at the next step, keep what is there, and end with `Cancelled`.
+    pub(crate) cancel: Arc<AtomicBool>,
+}
+
+/// Runs a verb.
+///
+/// # Errors
+/// The runtime's, whose kind decides the exit code.
+pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
+    match verb {
+        Verb::Plan(options) => plan::run(options, session),
+        Verb::Train(options) => train::run(options, session),
+        Verb::Generate(options) => generate::run(options, session),
+        Verb::Eval(options) => eval::run(options, session),
+        Verb::Demo(options) => demo::run(options, session),
+    }
+}

@@ -1,0 +1,608 @@
+//! What no compiler checks: short functions, reasons beside unsafe code, the direction of
+//! dependencies, files that nothing reaches, and a repository that stands alone. Every checker is
+//! also fed something bad, which it must find.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+/// Lines of a function, signature and closing brace included.
+const FUNCTION_LINES_MAX: usize = 70;
+
+#[test]
+fn functions_are_short() {
+    let findings = over_sources(long_functions);
+    assert!(findings.is_empty(), "split these functions:\n{}", findings.join("\n"));
+}
+
+#[test]
+fn unsafe_code_has_reasons() {
+    let findings = over_sources(unexplained_unsafe);
+    assert!(findings.is_empty(), "write `// SAFETY: why it is sound` right above:\n{}", findings.join("\n"));
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let manifests = files().into_iter().filter(|f| f.file_name().is_some_and(|n| n == "Cargo.toml"));
+    let texts: Vec<_> = manifests.map(|f| (f.display().to_string(), read(&f))).collect();
+    assert!(texts.len() >= 4, "the workspace's manifests were not found");
+    let findings = wrong_dependencies(&texts);
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+#[test]
+fn every_source_file_is_reached() {
+    let files = files();
+    let exists = |path: &Path| files.contains(path);
+    let findings = dead_files(&files, exists, read);
+    assert!(findings.is_empty(), "no `mod` and no target leads to:\n{}", findings.join("\n"));
+}
+
+#[test]
+fn the_repository_stands_alone() {
+    let texts =
+        files().into_iter().filter_map(|f| Some((f.clone(), std::fs::read_to_string(root().join(f)).ok()?)));
+    let findings: Vec<_> = texts.flat_map(|(file, text)| foreign_words(&file, &text)).collect();
+    assert!(findings.is_empty(), "paths of one machine or words of one workplace:\n{}", findings.join("\n"));
+}
+
+#[test]
+fn the_top_level_is_known() {
+    let findings = unknown_top_level(&files());
+    assert!(findings.is_empty(), "not part of the layout:\n{}", findings.join("\n"));
+}
+
+#[test]
+fn the_readme_has_one_test_command() {
+    assert_eq!(test_commands(&read(Path::new("README.md"))), 1, "mark exactly one, for .ci/run");
+    assert_eq!(test_commands("<!-- ci: the test command -->\n<!-- ci: the test command -->\n"), 2);
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file of the repository; the path is relative to its root.
+fn read(file: &Path) -> String {
+    std::fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+/// The repository's files relative to its root: what git tracks or would track, or in a tarball what
+/// lies there beside build products.
+fn files() -> BTreeSet<PathBuf> {
+    if root().join(".git").exists() {
+        let listing = Command::new("git")
+            .current_dir(root())
+            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+            .output()
+            .expect("running git");
+        assert!(listing.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listing.stderr));
+        let text = String::from_utf8(listing.stdout).expect("file names in UTF-8");
+        let all = text.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from);
+        return all.filter(|f| root().join(f).is_file()).collect();
+    }
+    let mut found = BTreeSet::new();
+    walk(root(), &mut found);
+    found
+}
+
+fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("listing a folder") {
+        let entry = entry.expect("listing a folder");
+        let (path, kind) = (entry.path(), entry.file_type().expect("the type of a file"));
+        if kind.is_dir() && entry.file_name() != "target" {
+            walk(&path, found);
+        } else if kind.is_file() {
+            found.insert(path.strip_prefix(root()).expect("a path below the root").to_path_buf());
+        }
+    }
+}
+
+/// Applies a checker to every Rust file; it gives lines and messages.
+fn over_sources(check: fn(&str) -> Vec<(usize, String)>) -> Vec<String> {
+    let sources: Vec<_> = files().into_iter().filter(|f| f.extension().is_some_and(|e| e == "rs")).collect();
+    assert!(sources.len() >= 10, "the sources were not found");
+    let found = |file: &PathBuf| {
+        let findings = check(&read(file)).into_iter();
+        findings.map(|(line, what)| format!("{}:{line}: {what}", file.display())).collect::<Vec<_>>()
+    };
+    sources.iter().flat_map(found).collect()
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Reading Rust, as far as these checks need it
+
+/// The source with comments, strings and characters blanked out, byte for byte and line for line.
+fn code_only(source: &str) -> Vec<u8> {
+    let s = source.as_bytes();
+    let mut code = s.to_vec();
+    let mut i = 0;
+    while i < s.len() {
+        let end = match s[i] {
+            b'/' if s.get(i + 1) == Some(&b'/') => {
+                i + s[i..].iter().position(|b| *b == b'\n').unwrap_or(s.len() - i)
+            }
+            b'/' if s.get(i + 1) == Some(&b'*') => end_of_block_comment(s, i),
+            b'"' => end_of_string(s, i),
+            b'r' if !follows_word(s, i, true) && raw_hashes(s, i).is_some() => end_of_raw(s, i),
+            b'\'' => end_of_char(s, i),
+            _ => {
+                i += 1;
+                continue;
+            }
+        };
+        for b in &mut code[i..end] {
+            if *b != b'\n' {
+                *b = b' ';
+            }
+        }
+        i = end.max(i + 1);
+    }
+    code
+}
+
+fn is_word(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'_'
+}
+
+/// Whether the byte at `i` continues a word; the prefixes of byte and C strings don't count as one.
+fn follows_word(s: &[u8], i: usize, string_prefix: bool) -> bool {
+    if i == 0 || !is_word(s[i - 1]) {
+        return false;
+    }
+    let prefixed = string_prefix && (s[i - 1] == b'b' || s[i - 1] == b'c');
+    !prefixed || (i >= 2 && is_word(s[i - 2]))
+}
+
+fn end_of_block_comment(s: &[u8], start: usize) -> usize {
+    let (mut depth, mut i) = (0, start);
+    while i + 1 < s.len() {
+        match &s[i..i + 2] {
+            b"/*" => (depth, i) = (depth + 1, i + 2),
+            b"*/" => (depth, i) = (depth - 1, i + 2),
+            _ => i += 1,
+        }
+        if depth == 0 {
+            return i;
+        }
+    }
+    s.len()
+}
+
+fn end_of_string(s: &[u8], start: usize) -> usize {
+    let mut i = start + 1;
+    while i < s.len() && s[i] != b'"' {
+        i += if s[i] == b'\\' { 2 } else { 1 };
+    }
+    (i + 1).min(s.len())
+}
+
+/// How many `#` a raw string that starts with the `r` at `i` has; `None` when none starts there.
+fn raw_hashes(s: &[u8], i: usize) -> Option<usize> {
+    let hashes = s[i + 1..].iter().take_while(|b| **b == b'#').count();
+    (s.get(i + 1 + hashes) == Some(&b'"')).then_some(hashes)
+}
+
+fn end_of_raw(s: &[u8], start: usize) -> usize {
+    let hashes = raw_hashes(s, start).unwrap_or(0);
+    let mut close = vec![b'"'];
+    close.extend(std::iter::repeat_n(b'#', hashes));
+    let body = start + 2 + hashes;
+    s[body..].windows(close.len()).position(|w| w == close).map_or(s.len(), |at| body + at + close.len())
+}
+
+/// The end of a character literal; for a lifetime, which has no closing quote, just past the quote.
+fn end_of_char(s: &[u8], start: usize) -> usize {
+    if s.get(start + 1) == Some(&b'\\') {
+        return s[start + 3..].iter().position(|b| *b == b'\'').map_or(s.len(), |at| start + 4 + at);
+    }
+    let text = String::from_utf8_lossy(&s[start + 1..(start + 5).min(s.len())]).into_owned();
+    let first = text.chars().next().map_or(1, char::len_utf8);
+    if s.get(start + 1 + first) == Some(&b'\'') { start + first + 2 } else { start + 1 }
+}
+
+/// Where a keyword stands as a word of its own.
+fn keyword_places(code: &[u8], keyword: &str) -> Vec<usize> {
+    let k = keyword.as_bytes();
+    let is_place = |i: &usize| {
+        code[*i..].starts_with(k)
+            && (*i == 0 || !is_word(code[*i - 1]))
+            && code.get(*i + k.len()).is_none_or(|b| !is_word(*b))
+    };
+    (0..code.len()).filter(is_place).collect()
+}
+
+fn line_of(code: &[u8], at: usize) -> usize {
+    code[..at].iter().filter(|b| **b == b'\n').count() + 1
+}
+
+fn skip_blank(code: &[u8], mut at: usize) -> usize {
+    while code.get(at).is_some_and(u8::is_ascii_whitespace) {
+        at += 1;
+    }
+    at
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Short functions
+
+fn long_functions(source: &str) -> Vec<(usize, String)> {
+    let code = code_only(source);
+    let mut findings = Vec::new();
+    for at in keyword_places(&code, "fn") {
+        let name_at = skip_blank(&code, at + 2);
+        // Without a name it is a type such as `fn(usize)`.
+        if !code.get(name_at).is_some_and(|b| is_word(*b) || *b == b'$') {
+            continue;
+        }
+        let Some((open, close)) = body_of(&code, name_at) else { continue };
+        let lines = line_of(&code, close) - line_of(&code, at) + 1;
+        if lines > FUNCTION_LINES_MAX {
+            let signature = String::from_utf8_lossy(&code[name_at..open]);
+            let name = signature.split(['(', '<']).next().unwrap_or_default().trim().to_string();
+            findings.push((line_of(&code, at), format!("fn {name} has {lines} lines")));
+        }
+    }
+    findings
+}
+
+/// The braces of the body that follows a signature; `None` for a declaration, which ends in `;`.
+fn body_of(code: &[u8], from: usize) -> Option<(usize, usize)> {
+    let mut nested = 0;
+    let open = (from..code.len()).find_map(|i| {
+        match code[i] {
+            b'(' | b'[' => nested += 1,
+            b')' | b']' => nested -= 1,
+            b'{' if nested == 0 => return Some(Some(i)),
+            b';' if nested == 0 => return Some(None),
+            _ => {}
+        }
+        None
+    })??;
+    let mut depth = 0;
+    let close = (open..code.len()).find(|i| {
+        match code[*i] {
+            b'{' => depth += 1,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    })?;
+    Some((open, close))
+}
+
+#[test]
+fn long_functions_are_found() {
+    let body = |lines: usize| {
+        format!("/// {{\nfn f<'a>(x: [u8; 4], c: char) {{\n{}}}\n", "    g('{', \"}\");\n".repeat(lines))
+    };
+    assert_eq!(long_functions(&body(FUNCTION_LINES_MAX - 2)), []);
+    assert_eq!(long_functions(&body(FUNCTION_LINES_MAX - 1)), [(2, "fn f has 71 lines".to_string())]);
+    let macro_made = body(FUNCTION_LINES_MAX).replace("fn f", "fn $name");
+    assert_eq!(long_functions(&macro_made).len(), 1);
+    let declared =
+        format!("trait T {{\n    fn f(&self, x: [u8; 4]);\n    type F = fn(usize);\n{}}}\n", "\n".repeat(99));
+    assert_eq!(long_functions(&declared), []);
+    let hidden = format!("const S: &str = r#\"\nfn f() {{\n{}}}\n\"#;\n", "x\n".repeat(99));
+    assert_eq!(long_functions(&hidden), []);
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Reasons beside unsafe code
+
+fn unexplained_unsafe(source: &str) -> Vec<(usize, String)> {
+    let code = code_only(source);
+    let text = String::from_utf8_lossy(&code).into_owned();
+    let code_lines: Vec<&str> = text.lines().collect();
+    let source_lines: Vec<&str> = source.lines().collect();
+    let mut findings = Vec::new();
+    for at in keyword_places(&code, "unsafe") {
+        let next = &code[skip_blank(&code, at + 6)..];
+        let line = line_of(&code, at);
+        if (next.starts_with(b"{") || next.starts_with(b"impl"))
+            && !is_explained(&source_lines, &code_lines, line - 1)
+        {
+            findings.push((line, source_lines[line - 1].trim().to_string()));
+        }
+    }
+    findings
+}
+
+/// Whether a reason stands right above a line (counted from 0), or above the statement it is part of.
+fn is_explained(source: &[&str], code: &[&str], line: usize) -> bool {
+    let mut start = line;
+    loop {
+        if has_reason_above(source, start) {
+            return true;
+        }
+        let starts_statement = |above: &str| above.is_empty() || above.ends_with([';', '{', '}', ',', ']']);
+        if start == 0 || starts_statement(code[start - 1].trim()) {
+            return false;
+        }
+        start -= 1;
+    }
+}
+
+/// Whether the comment lines right above a line (attributes in between are fine) give a reason.
+fn has_reason_above(source: &[&str], line: usize) -> bool {
+    let above = source[..line].iter().rev().map(|l| l.trim());
+    let comment = above.skip_while(|l| l.starts_with("#[")).take_while(|l| l.starts_with("//"));
+    comment.into_iter().any(|l| l.split_once("SAFETY:").is_some_and(|(_, reason)| reason.trim().len() >= 8))
+}
+
+#[test]
+fn unexplained_unsafe_is_found() {
+    let good = "// SAFETY: the caller checked the length.\nlet x =\n    unsafe { f() };\n\
+                // SAFETY: it holds no pointer,\n// and no cell.\n#[cfg(unix)]\nunsafe impl Send for X {}\n\
+                /// Takes.\nunsafe fn f() {}\ntype F = unsafe fn(usize);\n// unsafe { }\n";
+    assert_eq!(unexplained_unsafe(good), []);
+    for bad in [
+        "fn g() {\n    unsafe { f() }\n}\n",
+        "// SAFETY:\nunsafe { f() }\n",
+        "// SAFETY: far away from it.\n\nunsafe { f() }\n",
+        "// SAFETY: of another statement.\nlet a = 1;\nunsafe { f() }\n",
+        "unsafe impl Send for X {}\n",
+        "let s = \"// SAFETY: only a text.\"; unsafe { f() }\n",
+    ] {
+        assert_eq!(unexplained_unsafe(bad).len(), 1, "{bad}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// The direction of dependencies
+
+/// What a crate of ours may depend on among ours, and which other crates it must do without.
+fn law(package: &str) -> Option<(&'static [&'static str], &'static [&'static str])> {
+    Some(match package {
+        "engraft-kernels" => (&[], &["candle", "tokenizers", "memmap2", "anyhow", "clap", "serde"]),
+        "engraft-codec" => (&[], &["candle", "tokenizers", "memmap2", "anyhow", "clap"]),
+        "engraft-runtime" => (&["engraft-kernels", "engraft-codec"], &["anyhow", "clap"]),
+        // What ships may use everything below it, but never another product.
+        _ if package.starts_with("engraft") => {
+            (&["engraft-kernels", "engraft-codec", "engraft-runtime"], &[])
+        }
+        _ => return None,
+    })
+}
+
+/// Breaches in manifests given as (path, text). Tests may use any foreign crate, but ours only as the
+/// law allows.
+fn wrong_dependencies(manifests: &[(String, String)]) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (path, text) in manifests {
+        let manifest: toml::Table = text.parse().unwrap_or_else(|e| panic!("{path}: {e}"));
+        let Some(package) = manifest.get("package").and_then(|p| p.get("name")?.as_str()) else { continue };
+        let Some((ours, without)) = law(package) else {
+            findings.push(format!("{path}: no rule for the package {package}: add one here"));
+            continue;
+        };
+        for (name, test_only) in dependencies(&manifest) {
+            let is_ours = name.starts_with("engraft");
+            if is_ours && !ours.contains(&name.as_str()) {
+                findings.push(format!("{path}: {package} must not depend on {name}"));
+            }
+            if !test_only && without.iter().any(|w| name.starts_with(w)) {
+                findings.push(format!("{path}: {package} must do without {name}"));
+            }
+        }
+    }
+    findings
+}
+
+/// All dependencies of a manifest by their real names, and whether only tests see them.
+fn dependencies(manifest: &toml::Table) -> Vec<(String, bool)> {
+    let targets = manifest.get("target").and_then(toml::Value::as_table);
+    let per_target = targets.into_iter().flat_map(|t| t.values().filter_map(toml::Value::as_table));
+    let mut found = Vec::new();
+    for table in std::iter::once(manifest).chain(per_target) {
+        for (section, test_only) in
+            [("dependencies", false), ("build-dependencies", false), ("dev-dependencies", true)]
+        {
+            for (name, value) in table.get(section).and_then(toml::Value::as_table).into_iter().flatten() {
+                let real = value.get("package").and_then(toml::Value::as_str).unwrap_or(name);
+                found.push((real.to_string(), test_only));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn wrong_dependencies_are_found() {
+    let check = |package: &str, rest: &str| {
+        let text = format!("[package]\nname = \"{package}\"\n{rest}\n");
+        wrong_dependencies(&[("Cargo.toml".into(), text)]).len()
+    };
+    assert_eq!(
+        check("engraft-kernels", "[dependencies]\nhalf = \"2\"\n[dev-dependencies]\ncandle-core = \"1\""),
+        0
+    );
+    assert_eq!(check("engraft-kernels", "[dependencies]\ncandle-core.workspace = true"), 1);
+    assert_eq!(check("engraft-kernels", "[dev-dependencies]\nengraft-runtime.workspace = true"), 1);
+    assert_eq!(
+        check("engraft-codec", "[dependencies]\nx = { package = \"engraft-kernels\", path = \"\" }"),
+        1
+    );
+    assert_eq!(check("engraft-runtime", "[target.'cfg(unix)'.dependencies]\nengraft = { path = \"..\" }"), 1);
+    assert_eq!(check("engraft-runtime", "[build-dependencies]\nanyhow = \"1\""), 1);
+    assert_eq!(check("engraft-capi", "[dependencies]\nengraft = { path = \"..\" }"), 1);
+    assert_eq!(check("engraft", "[dependencies]\nengraft-runtime.workspace = true"), 0);
+    assert_eq!(check("other", ""), 1);
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Files that nothing reaches
+
+/// The Rust files that neither a target of a manifest nor a `mod` or `include!` of a reached file
+/// leads to.
+fn dead_files(
+    files: &BTreeSet<PathBuf>,
+    exists: impl Fn(&Path) -> bool,
+    read: impl Fn(&Path) -> String,
+) -> Vec<String> {
+    let mut waiting: Vec<(PathBuf, bool)> = Vec::new();
+    for manifest in files.iter().filter(|f| f.file_name().is_some_and(|n| n == "Cargo.toml")) {
+        waiting.extend(targets(manifest, &read(manifest), files).into_iter().map(|f| (f, true)));
+    }
+    let mut reached = BTreeSet::new();
+    while let Some((file, is_root)) = waiting.pop() {
+        if !exists(&file) || !reached.insert(file.clone()) {
+            continue;
+        }
+        waiting.extend(children(&file, is_root, &read(&file)).into_iter().map(|child| (child, false)));
+    }
+    let is_dead = |f: &&PathBuf| f.extension().is_some_and(|e| e == "rs") && !reached.contains(*f);
+    files.iter().filter(is_dead).map(|f| f.display().to_string()).collect()
+}
+
+/// The crate roots of a package: those named in its manifest, and those cargo finds by itself.
+fn targets(manifest: &Path, text: &str, files: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
+    let folder = manifest.parent().unwrap_or(Path::new(""));
+    let table: toml::Table = text.parse().unwrap_or_else(|e| panic!("{}: {e}", manifest.display()));
+    let mut roots: Vec<PathBuf> = ["src/lib.rs", "src/main.rs", "build.rs"].map(|f| folder.join(f)).to_vec();
+    let build = table.get("package").and_then(|p| p.get("build")?.as_str());
+    roots.extend(build.map(|b| folder.join(b)));
+    for section in ["lib", "bin", "test", "example", "bench"] {
+        let entries = match table.get(section) {
+            Some(toml::Value::Array(entries)) => entries.iter().collect(),
+            Some(single) => vec![single],
+            None => vec![],
+        };
+        let paths = entries.into_iter().filter_map(|entry| entry.get("path")?.as_str());
+        roots.extend(paths.map(|p| folder.join(p)));
+    }
+    for found in ["tests", "examples", "benches", "src/bin"] {
+        let within = |f: &&PathBuf| {
+            let inner = f.strip_prefix(folder.join(found)).ok();
+            inner.is_some_and(|i| {
+                i.components().count() == 1 || (i.ends_with("main.rs") && i.components().count() == 2)
+            })
+        };
+        roots.extend(files.iter().filter(within).cloned());
+    }
+    roots
+}
+
+/// The files that a file's `mod name;`, `#[path = ".."] mod name;` and `include!(..)` may mean.
+fn children(file: &Path, is_root: bool, source: &str) -> Vec<PathBuf> {
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let owns_folder = is_root || file.file_name().is_some_and(|n| n == "mod.rs");
+    let own = if owns_folder { folder.to_path_buf() } else { file.with_extension("") };
+    let code = code_only(source);
+    let mut found = Vec::new();
+    for at in keyword_places(&code, "mod") {
+        let name_at = skip_blank(&code, at + 3);
+        let name_end = (name_at..code.len()).find(|i| !is_word(code[*i])).unwrap_or(code.len());
+        if code.get(skip_blank(&code, name_end)) == Some(&b';') {
+            let name = &source[name_at..name_end];
+            found.extend([own.join(format!("{name}.rs")), own.join(name).join("mod.rs")]);
+        }
+    }
+    for marker in ["#[path = \"", "include!(\""] {
+        let named = source.split(marker).skip(1).filter_map(|rest| rest.split('"').next());
+        found.extend(named.map(|path| normal(&folder.join(path))));
+    }
+    found
+}
+
+/// The path without `..` and `.`.
+fn normal(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut built, part| {
+        match part {
+            Component::ParentDir => drop(built.pop()),
+            Component::CurDir => {}
+            other => built.push(other),
+        }
+        built
+    })
+}
+
+#[test]
+fn dead_files_are_found() {
+    let tree = [
+        ("Cargo.toml", "[package]\nname = \"x\"\n[[bin]]\nname = \"x\"\npath = \"cli/main.rs\"\n"),
+        ("cli/main.rs", "mod a;\nmod b { }\n// mod dead;\n#[path = \"../odd/c.rs\"]\nmod c;\n"),
+        ("cli/a.rs", "mod inner;\nconst S: &str = \"mod dead;\";\n"),
+        ("cli/a/inner.rs", ""),
+        ("odd/c.rs", ""),
+        ("cli/dead.rs", ""),
+        ("cli/a/dead.rs", ""),
+        ("tests/t.rs", "mod common;\n"),
+        ("tests/common/mod.rs", ""),
+        ("tests/common/dead.rs", ""),
+    ];
+    let files: BTreeSet<PathBuf> = tree.iter().map(|(name, _)| PathBuf::from(name)).collect();
+    let text = |path: &Path| {
+        tree.iter().find(|(name, _)| Path::new(name) == path).map_or("", |(_, t)| t).to_string()
+    };
+    let found = dead_files(&files, |f| files.contains(f), text);
+    assert_eq!(found, ["cli/a/dead.rs", "cli/dead.rs", "tests/common/dead.rs"]);
+}
+
+// ---------------------------------------------------------------------------------------------------
+// A repository that stands alone
+
+/// Lines that name a folder of one machine. The patterns are put together here, so that this file is
+/// no finding itself.
+fn foreign_words(file: &Path, text: &str) -> Vec<String> {
+    let slash = "/";
+    let patterns = [
+        format!("{slash}work{slash}"),
+        format!("{slash}farm{slash}"),
+        format!("{slash}tmp{slash}wt"),
+        format!("{slash}tmp{slash}target"),
+        format!("{slash}tmp{slash}bash_jobs"),
+        format!("{slash}home{slash}"),
+        format!("{slash}root{slash}"),
+        format!("issues {}", "show"),
+    ];
+    let hit = |line: &&str| patterns.iter().any(|p| line.contains(p.as_str()));
+    let lines = text.lines().enumerate().filter(|(_, line)| hit(line));
+    lines.map(|(i, line)| format!("{}:{}: {}", file.display(), i + 1, line.trim())).collect()
+}
+
+#[test]
+fn foreign_words_are_found() {
+    let here = Path::new("a.md");
+    assert_eq!(
+        foreign_words(here, &format!("fine\nsee {}work{}x\n", '/', '/')),
+        ["a.md:2: see /wor".to_string() + "k/x"]
+    );
+    assert_eq!(foreign_words(here, "work/x, ../shared, /usr/bin, framework/y\n"), Vec::<String>::new());
+}
+
+/// Entries of the top level beside those of the layout and the dotfiles.
+fn unknown_top_level(files: &BTreeSet<PathBuf>) -> Vec<String> {
+    const KNOWN: [&str; 16] = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "build.rs",
+        "kernels",
+        "runtime",
+        "targets",
+        "examples",
+        "tests",
+        "benches",
+        "README.md",
+        "CHANGELOG.md",
+        "ARCHITECTURE.md",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        "deny.toml",
+        "rustfmt.toml",
+    ];
+    let first = |f: &PathBuf| f.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned());
+    let tops: BTreeSet<String> = files.iter().filter_map(first).collect();
+    tops.into_iter().filter(|t| !t.starts_with('.') && !KNOWN.contains(&t.as_str())).collect()
+}
+
+#[test]
+fn unknown_top_levels_are_found() {
+    let files = ["Cargo.toml", ".ci/run", "runtime/src/lib.rs", "notes/plan.md", "x.rs"].map(PathBuf::from);
+    assert_eq!(unknown_top_level(&files.into()), ["notes", "x.rs"]);
+}
+
+/// How many commands the README marks as the one that `.ci/run` runs.
+fn test_commands(readme: &str) -> usize {
+    readme.lines().filter(|line| line.trim() == "<!-- ci: the test command -->").count()
+}
