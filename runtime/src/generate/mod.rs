@@ -1,1 +1,3 @@
-//! (being written)
+//! Generation: choosing tokens from logits.
+
+pub mod sampler;
