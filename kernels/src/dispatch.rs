@@ -13,7 +13,7 @@ use crate::generic::rows::SoftmaxState;
 /// The kernels of one instruction set. Every function may only run on a CPU that has it.
 #[allow(missing_docs, reason = "each field is named after the generic function it holds")]
 #[derive(Clone, Copy)]
-pub struct Table {
+pub(crate) struct Table {
     pub nt_strip: usize,
     pub nt_item: unsafe fn(&NtItem<'_>, usize, &mut [f32]),
     pub nn_item: unsafe fn(&NnItem<'_>, usize, &mut [f32]),
@@ -34,11 +34,12 @@ pub struct Table {
     pub adamw: unsafe fn(&mut [f32], &[f32], &mut [f32], &mut [f32], &AdamWStep),
     pub unpack: unsafe fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]),
     pub dequant: unsafe fn(DType, &[u8], usize, &mut [f32]),
+    pub dot_rows: unsafe fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]),
 }
 
 /// Compiles the generic algorithms for one ISA: functions with its target features, and their table.
 macro_rules! isa_table {
-    ($table:ident, $simd:ty, $features:literal, $unpack:path, $dequant:path) => {
+    ($table:ident, $simd:ty, $features:literal, $unpack:path, $dequant:path, $dot_rows:path) => {
         mod $table {
             use super::*;
             use crate::generic::simd::Simd;
@@ -80,6 +81,7 @@ macro_rules! isa_table {
                 swiglu, swiglu_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, adamw,
                 unpack: $unpack,
                 dequant: $dequant,
+                dot_rows: $dot_rows,
             };
         }
     };
@@ -97,22 +99,31 @@ macro_rules! isa_table {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
-    use crate::x86_64::{avx2, avx512, decode};
+    use crate::x86_64::{avx2, avx512, decode, dot};
 
-    isa_table!(avx2_table, avx2::Avx2, "avx2,fma,f16c", decode::unpack_avx2, decode::dequantize_avx2);
+    isa_table!(
+        avx2_table,
+        avx2::Avx2,
+        "avx2,fma,f16c",
+        decode::unpack_avx2,
+        decode::dequantize_avx2,
+        dot::dot_rows_avx2
+    );
     isa_table!(
         avxvnni_table,
         avx2::AvxVnni,
         "avx2,fma,f16c,avxvnni",
         decode::unpack_avx2,
-        decode::dequantize_avx2
+        decode::dequantize_avx2,
+        dot::dot_rows_avxvnni
     );
     isa_table!(
         avx512_table,
         avx512::Avx512,
         "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
         decode::unpack_avx2,
-        decode::dequantize_avx2
+        decode::dequantize_avx2,
+        dot::dot_rows_avx512vnni
     );
 
     pub(super) fn table(isa: Isa) -> Option<&'static Table> {
@@ -210,7 +221,7 @@ impl Isa {
     }
 
     /// Its kernels; none for scalar, whose specification is called directly.
-    pub fn table(self) -> Option<&'static Table> {
+    pub(crate) fn table(self) -> Option<&'static Table> {
         #[cfg(target_arch = "x86_64")]
         return x86::table(self);
         #[cfg(not(target_arch = "x86_64"))]

@@ -164,6 +164,9 @@ impl Kernels {
             starts[i + 1] = starts[i] + op.w.rows().div_ceil(t.nt_strip);
             needed = needed.max(gemm::scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
         }
+        if m == 1 && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
+            return ops.iter_mut().for_each(|op| self.gemv(t, op));
+        }
         let scratch = Scratch::new(scratch, self.threads(), needed);
         let total = starts[ops.len()];
         let ys: [Shared<f32>; 8] = core::array::from_fn(|i| {
@@ -187,6 +190,32 @@ impl Kernels {
             // SAFETY: shapes were checked, items own disjoint strips of y, the scratch is this
             // worker's, and the ISA is present.
             unsafe { (t.nt_item)(&it, (item - starts[which]) * t.nt_strip, scratch.of(worker)) }
+        });
+    }
+
+    /// The product of one row: a single pass over the stored blocks.
+    fn gemv(&self, t: &Table, op: &mut NtOp<'_>) {
+        let Rows::Int8(acts) = op.x else { unreachable!("the caller chose integer rows") };
+        let (w, dtype, n) = (op.w, op.w.dtype(), op.w.rows());
+        let sums = if dtype.group_len() == 16 { acts.bias_sum16 } else { acts.bias_sum32 };
+        const ROWS: usize = 64;
+        let (low, accumulate) = (op.low, op.accumulate);
+        let y = Shared(op.y.as_mut_ptr());
+        self.pool.run(n.div_ceil(ROWS), |item, _| {
+            let (from, to) = (item * ROWS, n.min((item + 1) * ROWS));
+            let mut out = [0.0f32; ROWS];
+            let out = &mut out[..to - from];
+            // SAFETY: shapes were checked; items own disjoint rows of y; the ISA is present.
+            let y = unsafe {
+                (t.dot_rows)(dtype, w.rows_range(from, to).bytes(), acts.codes, acts.scale, sums, out);
+                for (j, h) in low.iter().flat_map(|l| l.h.iter().enumerate()) {
+                    (t.axpy)(*h, &low.map_or(&[][..], |l| l.b)[j * n + from..j * n + to], out);
+                }
+                y.part(from..to)
+            };
+            for (y, o) in y.iter_mut().zip(out) {
+                *y = if accumulate { *y + *o } else { *o };
+            }
         });
     }
 

@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod generate;
 pub mod model;
 pub mod nn;

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod config;
 pub mod gguf;
 pub mod map;
+pub mod text;
 pub mod tokenizer;
 pub mod weights;
 

@@ -35,7 +35,15 @@ pub struct BlockWords {
 
 impl BlockWords {
     /// For `m` rows in sequences of at most `seq`, adapters of rank `rank`, and `threads` threads.
-    pub fn new(c: &ModelConfig, m: usize, seq: usize, rank: usize, threads: usize, dropout: bool, train: bool) -> Self {
+    pub fn new(
+        c: &ModelConfig,
+        m: usize,
+        seq: usize,
+        rank: usize,
+        threads: usize,
+        dropout: bool,
+        train: bool,
+    ) -> Self {
         let widest = c.d_ff.max(c.d_q()).max(c.d_model);
         let blocks = |k: usize| if k.is_multiple_of(32) { acts_words(m, k) } else { 0 };
         let kernel = gemm_scratch_words(widest, rank).max(attention_scratch_words(seq, c.head_dim, train));
@@ -55,8 +63,15 @@ impl BlockWords {
 
     /// Words of activations in all.
     pub fn activations(&self) -> usize {
-        3 * self.d + 2 * self.q + 2 * self.kv + 3 * self.wide + self.lse + self.per_head + 10 * self.low
-            + self.acts + self.dropped
+        3 * self.d
+            + 2 * self.q
+            + 2 * self.kv
+            + 3 * self.wide
+            + self.lse
+            + self.per_head
+            + 10 * self.low
+            + self.acts
+            + self.dropped
     }
 
     /// Words of kernel scratch in all.
@@ -178,7 +193,10 @@ fn forward_to_h(
         ctx,
         m,
         &b.n2[..md],
-        &mut [layer(w, pairs, Proj::Gate, lg, &mut b.g[..mf], false), layer(w, pairs, Proj::Up, lu, &mut b.u[..mf], false)],
+        &mut [
+            layer(w, pairs, Proj::Gate, lg, &mut b.g[..mf], false),
+            layer(w, pairs, Proj::Up, lu, &mut b.u[..mf], false),
+        ],
         dropout.at(2),
         &mut scratch,
     );

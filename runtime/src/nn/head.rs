@@ -132,7 +132,14 @@ fn gather(x: &[f32], targets: &[u32], d: usize, b: &mut HeadBufs) {
 }
 
 /// Logits, running softmax and Σ e^(logit − max)·W, chunk by chunk.
-fn run_chunks(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, train: bool, b: &mut HeadBufs, kernel: &mut [f32]) {
+fn run_chunks(
+    ctx: &Ctx<'_>,
+    w: &HeadWeights<'_>,
+    r: usize,
+    train: bool,
+    b: &mut HeadBufs,
+    kernel: &mut [f32],
+) {
     let (d, vocab) = (w.norm.len(), w.w.rows());
     b.state[..r].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
     let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
@@ -176,7 +183,14 @@ fn finish_gradient(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, b: &mut HeadBuf
 }
 
 /// Logits `[V]` of one row of x.
-pub fn logits(ctx: &Ctx<'_>, w: &HeadWeights<'_>, x: &[f32], b: &mut HeadBufs, kernel: &mut [f32], out: &mut [f32]) {
+pub fn logits(
+    ctx: &Ctx<'_>,
+    w: &HeadWeights<'_>,
+    x: &[f32],
+    b: &mut HeadBufs,
+    kernel: &mut [f32],
+    out: &mut [f32],
+) {
     let d = w.norm.len();
     ctx.kernels.rmsnorm(x, w.norm, ctx.config.rms_eps, &mut b.n[..d]);
     let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();

@@ -40,12 +40,20 @@ pub fn forward(
     let k = x.len() / m;
     for (i, l) in layers.iter_mut().enumerate() {
         if let Some(p) = l.pair {
-            rank_input(ctx, m, x, &p, l.h, Dropout { key: dropout.key + i as u64, ..dropout }, scratch.dropped);
+            rank_input(
+                ctx,
+                m,
+                x,
+                &p,
+                l.h,
+                Dropout { key: dropout.key + i as u64, ..dropout },
+                scratch.dropped,
+            );
         }
     }
     let any_blocks = layers.iter().any(|l| !l.w.dtype().is_float());
-    let acts = (ctx.precision == Precision::Int8 && any_blocks)
-        .then(|| ctx.kernels.quantize(x, m, k, scratch.acts));
+    let acts =
+        (ctx.precision == Precision::Int8 && any_blocks).then(|| ctx.kernels.quantize(x, m, k, scratch.acts));
     let mut ops = layers.iter_mut().map(|l| nt_op(l, m, x, acts));
     match (ops.next(), ops.next(), ops.next()) {
         (Some(a), Some(b), Some(c)) => ctx.kernels.qgemm_nt(m, &mut [a, b, c], scratch.kernel),

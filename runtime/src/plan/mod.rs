@@ -111,7 +111,8 @@ impl MemoryPlan {
         let f = size_of::<f32>();
         let row_state = w.rows * (c.d_model * f + 3 * f);
         let data = r.data_tokens * TOKEN_BYTES + r.data_rows * ROW_BYTES;
-        let arena = f * (4 * w.params + w.saved + w.block.activations() + w.head.total() + w.kernel + w.rope) + row_state;
+        let arena = f * (4 * w.params + w.saved + w.block.activations() + w.head.total() + w.kernel + w.rope)
+            + row_state;
         // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
         let pools = vec![
@@ -147,7 +148,9 @@ impl MemoryPlan {
         } else {
             let shorter = |s: &usize| fits(&Request { batch: 1, seq: *s, ..*r });
             match (16..r.seq).step_by(16).filter(shorter).last() {
-                Some(s) => format!("--batch-size 1 --max-seq-length {s} fits (was {} and {})", r.batch, r.seq),
+                Some(s) => {
+                    format!("--batch-size 1 --max-seq-length {s} fits (was {} and {})", r.batch, r.seq)
+                }
                 None => self.smaller_adapter(c, r, budget),
             }
         };

@@ -52,7 +52,12 @@ pub struct Evaluated {
 
 impl Chain {
     /// Allocates the arena.
-    pub fn new(model: Arc<ModelFile>, kernels: Arc<Kernels>, precision: Precision, words: ArenaWords) -> Chain {
+    pub fn new(
+        model: Arc<ModelFile>,
+        kernels: Arc<Kernels>,
+        precision: Precision,
+        words: ArenaWords,
+    ) -> Chain {
         let c = model.config();
         let mut table = vec![0.0; words.rope];
         rope::table(c, model.rope_freqs(), &mut table);
@@ -107,7 +112,13 @@ impl Chain {
     }
 
     /// Runs all blocks; the inputs of blocks from `first_kept` on stay in `saved`.
-    fn forward(&mut self, adapter: Option<AdapterView<'_>>, batch: &Batch, dropout: Dropout, first_kept: usize) {
+    fn forward(
+        &mut self,
+        adapter: Option<AdapterView<'_>>,
+        batch: &Batch,
+        dropout: Dropout,
+        first_kept: usize,
+    ) {
         let c = self.model.config();
         let (rows, d) = (batch.ids.len(), c.d_model);
         assert!(rows <= self.words.rows, "a micro-batch of {rows} rows in an arena for {}", self.words.rows);
@@ -128,7 +139,15 @@ impl Chain {
             let y = if kept { &mut y[..rows * d] } else { &mut self.dx[..rows * d] };
             let pairs = pairs(adapter, l);
             block::forward(
-                &ctx, &self.model.block(l), &pairs, map, x, y, &mut self.block, Keys::Batch, dropout_of(dropout, l),
+                &ctx,
+                &self.model.block(l),
+                &pairs,
+                map,
+                x,
+                y,
+                &mut self.block,
+                Keys::Batch,
+                dropout_of(dropout, l),
             );
             if !kept {
                 x.copy_from_slice(y);
@@ -137,7 +156,13 @@ impl Chain {
     }
 
     /// Loss of the rows in slot `slot` of `saved`; with `train`, its gradient in `dx`.
-    fn head_loss(&mut self, batch: &Batch, slot: usize, train: bool, each: impl FnMut(usize, f64)) -> Evaluated {
+    fn head_loss(
+        &mut self,
+        batch: &Batch,
+        slot: usize,
+        train: bool,
+        each: impl FnMut(usize, f64),
+    ) -> Evaluated {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
@@ -156,7 +181,14 @@ impl Chain {
     }
 
     /// Walks the blocks back to the first adapted one.
-    fn backward(&mut self, adapter: AdapterView<'_>, batch: &Batch, dropout: Dropout, grads: &mut [f32], first: usize) {
+    fn backward(
+        &mut self,
+        adapter: AdapterView<'_>,
+        batch: &Batch,
+        dropout: Dropout,
+        grads: &mut [f32],
+        first: usize,
+    ) {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
         let ctx = Ctx { kernels: &self.kernels, config: c, rope: &self.rope, precision: self.precision };

@@ -119,7 +119,8 @@ impl Trainer {
         let theta = &mut self.adapter.theta;
         let grad_norm = self.optimizer.update(&self.kernels, theta, &self.grads, count, lr);
         if !(total.loss_sum.is_finite() && grad_norm.is_finite()) {
-            let what = format!("step {}: loss or gradient is not finite; lower --learning-rate", self.step + 1);
+            let what =
+                format!("step {}: loss or gradient is not finite; lower --learning-rate", self.step + 1);
             return Err(Error::new(ErrorKind::NonFinite, what));
         }
         self.step += 1;

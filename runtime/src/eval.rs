@@ -1,0 +1,79 @@
+//! Held-out figures: perplexity of a text, and masked loss of examples.
+
+use std::sync::Arc;
+
+use engraft_kernels::Kernels;
+
+use crate::data::Batch;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::weights::ModelFile;
+use crate::nn::Precision;
+use crate::plan::{ArenaWords, Request};
+use crate::train::chain::{AdapterView, Chain, Evaluated};
+
+/// A chain for scoring alone: one sequence at a time, nothing kept for a backward.
+pub fn scoring_chain(
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
+    precision: Precision,
+    rank: usize,
+    seq: usize,
+) -> Chain {
+    let request = Request {
+        batch: 1,
+        seq,
+        params: 0,
+        rank,
+        kept_blocks: 0,
+        threads: kernels.threads(),
+        dropout: false,
+        data_tokens: 0,
+        data_rows: 0,
+        tokenizer_bytes: 0,
+        model_bytes: 0,
+        mapped_bytes: 0,
+    };
+    let words = ArenaWords::new(model.config(), &request);
+    Chain::new(model, kernels, precision, words)
+}
+
+/// Perplexity in llama-perplexity's convention: windows of `ctx` tokens without overlap, each begun by
+/// BOS (replacing its first token) where the tokenizer adds one, and only the second half of each
+/// window scored.
+///
+/// # Errors
+/// `BadData` when the text has less than two windows; `progress` may return false to cancel.
+pub fn perplexity(
+    chain: &mut Chain,
+    adapter: Option<AdapterView<'_>>,
+    ids: &[u32],
+    ctx: usize,
+    bos: Option<u32>,
+    mut progress: impl FnMut(usize, usize, Evaluated) -> bool,
+) -> Result<Evaluated> {
+    if ids.len() < 2 * ctx {
+        let message = format!("the text has {} tokens; {} are needed for -c {ctx}", ids.len(), 2 * ctx);
+        return Err(Error::new(ErrorKind::BadData, message));
+    }
+    let windows = ids.len() / ctx;
+    let mut total = Evaluated::default();
+    let mut batch = Batch::default();
+    for (i, window) in ids.chunks_exact(ctx).enumerate() {
+        batch.clear();
+        batch.ids.extend_from_slice(&window[..ctx - 1]);
+        if let Some(bos) = bos {
+            batch.ids[0] = bos;
+        }
+        batch
+            .targets
+            .extend(window[1..].iter().enumerate().map(|(p, id)| if p < ctx / 2 { u32::MAX } else { *id }));
+        batch.seqs.push(0..ctx - 1);
+        let e = chain.evaluate(adapter, &batch, |_, _| {});
+        total.loss_sum += e.loss_sum;
+        total.targets += e.targets;
+        if !progress(i + 1, windows, total) {
+            return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
+        }
+    }
+    Ok(total)
+}

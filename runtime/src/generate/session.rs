@@ -1,0 +1,212 @@
+//! One sequence being read and continued: prefill in batches, then token by token.
+
+use std::sync::Arc;
+
+use engraft_kernels::Kernels;
+
+use crate::adapter::Adapter;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Proj;
+use crate::model::weights::ModelFile;
+use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvLayer};
+use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
+use crate::nn::{BlockPairs, Ctx, Dropout, Pair, Precision, RowMap, rope};
+
+/// Tokens read at once: enough rows for the tiles, little memory.
+const PREFILL_ROWS: usize = 256;
+
+/// Any number of adapters as one: ranks side by side, scales folded into B.
+pub struct StackedAdapter {
+    /// Per block and projection: A `[r, in]`, Bᵀ `[r, out]` with its scale, r.
+    pairs: Vec<[Option<(Vec<f32>, Vec<f32>, usize)>; 7]>,
+    rank: usize,
+}
+
+impl StackedAdapter {
+    /// Stacks adapters with a factor each (1 is as trained).
+    ///
+    /// # Errors
+    /// `BaseMismatch` when an adapter's shapes are not the model's.
+    pub fn new(model: &ModelFile, adapters: &[(Adapter, f32)]) -> Result<StackedAdapter> {
+        let c = model.config();
+        for (a, _) in adapters {
+            a.check_shapes(c)?;
+        }
+        let mut rank = 0;
+        let pairs = (0..c.n_layers)
+            .map(|l| {
+                Proj::ALL.map(|p| {
+                    let (mut a, mut bt, mut r) = (Vec::new(), Vec::new(), 0);
+                    for (adapter, factor) in adapters {
+                        let Some(s) = adapter.layout.slot(l, p) else { continue };
+                        let scale = adapter.config.scale() * factor;
+                        a.extend_from_slice(&adapter.theta[s.a]);
+                        bt.extend(adapter.theta[s.b].iter().map(|b| b * scale));
+                        r += s.rank;
+                    }
+                    rank = rank.max(r);
+                    (r > 0).then_some((a, bt, r))
+                })
+            })
+            .collect();
+        Ok(StackedAdapter { pairs, rank })
+    }
+
+    fn block(&self, l: usize) -> BlockPairs<'_> {
+        self.pairs[l]
+            .each_ref()
+            .map(|p| p.as_ref().map(|(a, bt, rank)| Pair { a, bt, rank: *rank, scale: 1.0 }))
+    }
+}
+
+/// A sequence with its cache. Private memory: 2·L·capacity·kv·4 bytes and the buffers of one prefill.
+pub struct Session {
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
+    adapter: Option<Arc<StackedAdapter>>,
+    precision: Precision,
+    capacity: usize,
+    filled: usize,
+    /// `[L, capacity, kv·hd]` each.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    rope: Vec<f32>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+    pos: Vec<u32>,
+    block: BlockBufs,
+    head: HeadBufs,
+    logits: Vec<f32>,
+}
+
+impl Session {
+    /// A session for at most `capacity` tokens.
+    pub fn new(
+        model: Arc<ModelFile>,
+        kernels: Arc<Kernels>,
+        adapter: Option<Arc<StackedAdapter>>,
+        precision: Precision,
+        capacity: usize,
+    ) -> Session {
+        let c = model.config();
+        let rows = PREFILL_ROWS.min(capacity);
+        let rank = adapter.as_ref().map_or(0, |a| a.rank);
+        let words = BlockWords::new(c, rows, capacity, rank, kernels.threads(), false, false);
+        let head = HeadWords::new(c, 1, kernels.threads(), false);
+        let mut table = vec![0.0; rope::table_words(c, capacity)];
+        rope::table(c, model.rope_freqs(), &mut table);
+        let cache = c.n_layers * capacity * c.d_kv();
+        Session {
+            capacity,
+            filled: 0,
+            keys: vec![0.0; cache],
+            values: vec![0.0; cache],
+            rope: table,
+            x: vec![0.0; rows * c.d_model],
+            y: vec![0.0; rows * c.d_model],
+            pos: Vec::with_capacity(rows),
+            block: BlockBufs::new(&words, words.kernel().max(head.kernel())),
+            head: HeadBufs::new(&head),
+            logits: vec![0.0; c.vocab],
+            precision,
+            adapter,
+            kernels,
+            model,
+        }
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.filled
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// Tokens that still fit.
+    pub fn room(&self) -> usize {
+        self.capacity - self.filled
+    }
+
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.filled = self.filled.min(len);
+    }
+
+    /// Reads tokens and returns the logits `[V]` of what follows them.
+    ///
+    /// # Errors
+    /// `Misuse` for no tokens, more than there is room for, or an id outside the vocabulary.
+    pub fn feed(&mut self, ids: &[u32]) -> Result<&mut [f32]> {
+        let vocab = self.model.config().vocab;
+        if ids.is_empty() || ids.len() > self.room() {
+            let message = format!(
+                "{} tokens do not fit the context's {} left; raise --ctx-size",
+                ids.len(),
+                self.room()
+            );
+            return Err(Error::new(ErrorKind::Misuse, message));
+        }
+        if let Some(bad) = ids.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::new(
+                ErrorKind::Misuse,
+                format!("token {bad} is outside the vocabulary of {vocab}"),
+            ));
+        }
+        let mut last = 0;
+        for part in ids.chunks(PREFILL_ROWS) {
+            self.run(part);
+            last = part.len() - 1;
+        }
+        let d = self.model.config().d_model;
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let ctx = Ctx {
+            kernels: &self.kernels,
+            config: self.model.config(),
+            rope: &self.rope,
+            precision: self.precision,
+        };
+        let x = &self.x[last * d..(last + 1) * d];
+        head::logits(&ctx, &w, x, &mut self.head, &mut self.block.kernel, &mut self.logits);
+        Ok(&mut self.logits)
+    }
+
+    /// Runs all blocks over one part; its outputs are in `x` then.
+    fn run(&mut self, ids: &[u32]) {
+        let c = self.model.config();
+        let (n, d, dkv) = (ids.len(), c.d_model, c.d_kv());
+        self.pos.clear();
+        self.pos.extend((self.filled..self.filled + n).map(|p| p as u32));
+        let (embedding, kernels) = (self.model.token_embd(), &*self.kernels);
+        kernels.rows(d, &mut self.x[..n * d], |r, row| {
+            kernels.dequantize_row(&embedding, ids[r] as usize, row);
+        });
+        let ctx = Ctx { kernels, config: c, rope: &self.rope, precision: self.precision };
+        let rows = RowMap { seqs: &[], pos: &self.pos };
+        let layer = self.capacity * dkv;
+        for l in 0..c.n_layers {
+            let cache = KvLayer {
+                k: &mut self.keys[l * layer..(l + 1) * layer],
+                v: &mut self.values[l * layer..(l + 1) * layer],
+                past: self.filled,
+            };
+            let pairs = self.adapter.as_ref().map_or([None; 7], |a| a.block(l));
+            let (x, y) = (&self.x[..n * d], &mut self.y[..n * d]);
+            block::forward(
+                &ctx,
+                &self.model.block(l),
+                &pairs,
+                rows,
+                x,
+                y,
+                &mut self.block,
+                Keys::Cache(cache),
+                Dropout::OFF,
+            );
+            std::mem::swap(&mut self.x, &mut self.y);
+        }
+        self.filled += n;
+    }
+}
