@@ -2,3 +2,4 @@
 
 pub mod decode;
 pub mod dot;
+pub mod dot_avx512;
