@@ -22,6 +22,7 @@ struct Isa {
 
 /// Every implementation that this CPU can run.
 fn isas() -> Vec<Isa> {
+    #[allow(unused_mut, reason = "the scalar version stands alone on other architectures")]
     let mut isas = vec![Isa {
         name: "scalar",
         unpack: scalar::unpack,
