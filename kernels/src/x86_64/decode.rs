@@ -329,7 +329,7 @@ fn levels(nibbles: __m256i, offset: u8) -> __m256i {
 const IQ4_SIGNED: [u8; 16] = iq4_bytes(0);
 
 /// [`IQ4_LEVELS`] + 128.
-const IQ4_UNSIGNED: [u8; 16] = iq4_bytes(128);
+pub(crate) const IQ4_UNSIGNED: [u8; 16] = iq4_bytes(128);
 
 const fn iq4_bytes(offset: u8) -> [u8; 16] {
     let mut bytes = [0; 16];
