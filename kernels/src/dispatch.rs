@@ -99,7 +99,7 @@ macro_rules! isa_table {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
-    use crate::x86_64::{avx2, avx512, decode, dot};
+    use crate::x86_64::{avx2, avx512, decode, dot, dot_avx512};
 
     isa_table!(
         avx2_table,
@@ -123,7 +123,7 @@ mod x86 {
         "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
         decode::unpack_avx2,
         decode::dequantize_avx2,
-        dot::dot_rows_avx512vnni
+        dot_avx512::dot_rows_avx512
     );
 
     pub(super) fn table(isa: Isa) -> Option<&'static Table> {

@@ -130,17 +130,6 @@ dot_rows! {
     "avx2,fma,f16c,avxvnni", dot_rows_avxvnni, dot_kernel_avxvnni, chunk_dot_avxvnni
 }
 
-dot_rows! {
-    /// [`crate::scalar::decode::dot_rows`] with AVX-512's VNNI on 256-bit vectors.
-    ///
-    /// # Panics
-    /// As the scalar version.
-    ///
-    /// # Safety
-    /// The CPU has AVX2, FMA, F16C and AVX-512 VL and VNNI.
-    "avx2,fma,f16c,avx512vl,avx512vnni", dot_rows_avx512vnni, dot_kernel_avx512vnni, chunk_dot_avx512vnni
-}
-
 /// How far ahead of its use a weight is fetched, in bytes: whole groups of rows, so that every line
 /// is fetched once, and far enough for the latency of memory.
 pub(crate) fn prefetch_distance(group_bytes: usize) -> usize {
@@ -182,16 +171,6 @@ fn chunk_dot_avxvnni<const T: u32, const B: usize>(block: &[u8; B], j: usize, x:
     let zero = _mm256_setzero_si256();
     let dots = _mm256_dpbusd_avx_epi32(zero, unsigned::<T, B>(block, j), x);
     let shift = _mm256_dpbusd_avx_epi32(zero, _mm256_set1_epi8(offset(T) as i8), x);
-    if offset(T) == 0 { dots } else { _mm256_sub_epi32(dots, shift) }
-}
-
-/// As [`chunk_dot_avx2`].
-#[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512vnni")]
-#[inline]
-fn chunk_dot_avx512vnni<const T: u32, const B: usize>(block: &[u8; B], j: usize, x: __m256i) -> __m256i {
-    let zero = _mm256_setzero_si256();
-    let dots = _mm256_dpbusd_epi32(zero, unsigned::<T, B>(block, j), x);
-    let shift = _mm256_dpbusd_epi32(zero, _mm256_set1_epi8(offset(T) as i8), x);
     if offset(T) == 0 { dots } else { _mm256_sub_epi32(dots, shift) }
 }
 
