@@ -25,6 +25,8 @@ pub struct TrainOptions {
     pub seed: u64,
     /// How products are computed.
     pub precision: Precision,
+    /// How input gradients are computed.
+    pub gradient: Precision,
 }
 
 /// What one optimizer step did.
@@ -64,7 +66,8 @@ impl Trainer {
     ) -> Trainer {
         let n = adapter.theta.len();
         Trainer {
-            chain: Chain::new(model, kernels.clone(), options.precision, words),
+            chain: Chain::new(model, kernels.clone(), options.precision, words)
+                .with_gradient_precision(options.gradient),
             kernels,
             grads: vec![0.0; n],
             optimizer: AdamW::new(options.adamw, n),
