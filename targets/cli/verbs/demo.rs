@@ -21,6 +21,6 @@ pub(crate) struct Options {
     pub(crate) compute: ComputeOptions,
 }
 
-pub(crate) fn run(_options: Options, _session: &Session) -> Result<()> {
+pub(crate) fn run(_options: &Options, _session: &Session) -> Result<()> {
     Err(Error::new(ErrorKind::Unsupported, "demo: not part of this build").into())
 }

@@ -1,9 +1,11 @@
 //! One file per verb: its options, and what it does with the runtime.
 
+mod common;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod plan;
+mod prepare;
 pub(crate) mod train;
 
 use std::sync::Arc;
@@ -27,10 +29,10 @@ pub(crate) struct Session {
 /// The runtime's, whose kind decides the exit code.
 pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
     match verb {
-        Verb::Plan(options) => plan::run(options, session),
-        Verb::Train(options) => train::run(options, session),
-        Verb::Generate(options) => generate::run(options, session),
-        Verb::Eval(options) => eval::run(options, session),
-        Verb::Demo(options) => demo::run(options, session),
+        Verb::Plan(options) => plan::run(&options, session),
+        Verb::Train(options) => train::run(&options, session),
+        Verb::Generate(options) => generate::run(&options, session),
+        Verb::Eval(options) => eval::run(&options, session),
+        Verb::Demo(options) => demo::run(&options, session),
     }
 }
