@@ -59,9 +59,9 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
         model: cli.join("seedling.gguf"),
         demo: cli.join("demo"),
         seed: 2024,
-        examples: 60_000,
+        examples: 48_000,
         epochs: 1,
-        batch: 32,
+        batch: 24,
         rate: 3e-3,
         vocab: 768,
         recipe,
@@ -134,7 +134,9 @@ fn length(sequence: &Encoded) -> usize {
 fn generic_test(demo: &Path) -> Result<Vec<Example>> {
     let path = demo.join("generic_test.jsonl");
     if !path.exists() {
-        let lines = corpus::generate(&mut Rng::new(77), 120, &HashSet::new());
+        let mut lines = corpus::generate(&mut Rng::new(77), 400, &HashSet::new());
+        lines.retain(corpus::is_plain);
+        lines.truncate(120);
         let lines: Vec<String> =
             lines.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
         std::fs::write(&path, lines.join("\n") + "\n")

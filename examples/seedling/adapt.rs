@@ -12,23 +12,23 @@ use std::path::Path;
 use std::time::Instant;
 
 /// How the check trains its adapter.
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// Rank of every pair.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// alpha/r.
-    pub scale: f32,
+    pub(crate) scale: f32,
     /// Optimizer steps.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// Examples in a step.
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Peak learning rate.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Seed of the start and of the order.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 /// Reads {"prompt","completion"} lines.
-pub fn read_jsonl(path: &Path) -> Result<Vec<Example>> {
+pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Example>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let parse = |(n, line): (usize, &str)| {
         serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), n + 1))
@@ -38,7 +38,7 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<Example>> {
 
 /// Trains an adapter on `private_train.jsonl` and reports exact answers before and after, of private
 /// and of generic commands. `verbose` prints each wrong one.
-pub fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -> Result<()> {
+pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -> Result<()> {
     let (config, weights, tokens) = gguf::read(model)?;
     let load = |name: &str| -> Result<(Vec<Example>, Vec<Encoded>)> {
         let examples = read_jsonl(&demo.join(name))?;

@@ -10,15 +10,15 @@ use std::collections::HashSet;
 
 /// A command and the answer to it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Example {
+pub(crate) struct Example {
     /// What the user says.
-    pub prompt: String,
+    pub(crate) prompt: String,
     /// The JSON action, or a list of them.
-    pub completion: String,
+    pub(crate) completion: String,
 }
 
 /// `n` different examples whose prompts are none of `held_out` (compared by [`normal_form`]).
-pub fn generate(rng: &mut Rng, n: usize, held_out: &HashSet<String>) -> Vec<Example> {
+pub(crate) fn generate(rng: &mut Rng, n: usize, held_out: &HashSet<String>) -> Vec<Example> {
     let mut seen = HashSet::new();
     let mut examples = Vec::with_capacity(n);
     while examples.len() < n {
@@ -32,13 +32,25 @@ pub fn generate(rng: &mut Rng, n: usize, held_out: &HashSet<String>) -> Vec<Exam
 }
 
 /// A prompt without what does not change its meaning to a reader: case, punctuation, double spaces.
-pub fn normal_form(prompt: &str) -> String {
+pub(crate) fn normal_form(prompt: &str) -> String {
     let letters: String = prompt
         .to_lowercase()
         .chars()
         .map(|c| if c.is_alphanumeric() || c == '\'' { c } else { ' ' })
         .collect();
     letters.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether every slot holds a word of the tables below, so none that was made up.
+pub(crate) fn is_plain(example: &Example) -> bool {
+    let tables = [ROOMS, LIGHTS, HEATERS, SPEAKERS, CLEANERS, SWITCHED, COVERS, DOORS];
+    let known = |value: &str| {
+        let scene = value.split_once(' ').is_some_and(|(name, _)| SCENES.contains(&name));
+        let listed = ITEMS.contains(&value) || MUSIC.contains(&value);
+        scene || listed || tables.iter().any(|t| t.iter().any(|(v, _)| *v == value))
+    };
+    let slot = |after: &str| after.split('"').next().is_some_and(known);
+    ["\"what\":\"", "\"where\":\""].iter().all(|key| example.completion.split(key).skip(1).all(slot))
 }
 
 /// One request before politeness: what is said and the action it stands for.
@@ -81,7 +93,8 @@ fn sentence(rng: &mut Rng) -> Example {
         text = format!("{text}{}", rng.pick(POLITE_AFTER));
     }
     if rng.chance(0.45) {
-        text = format!("{text}{}", rng.pick(&[".", ".", "!", "?"]));
+        let question = QUESTION_WORDS.iter().any(|w| text.to_lowercase().starts_with(w));
+        text += if question { "?" } else { rng.pick(&[".", ".", ".", "!"]) };
     }
     if rng.chance(0.5)
         && let Some(initial) = text.chars().next().filter(char::is_ascii_lowercase)
@@ -326,7 +339,7 @@ fn word(rng: &mut Rng) -> String {
         return rng.pick(WORDS).to_string();
     }
     let mut word = String::new();
-    for _ in 0..1 + rng.below(3) {
+    for _ in 0..1 + rng.below(2) {
         word += rng.pick(&[
             "b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "qu",
             "r", "s", "sh", "sl", "st", "t", "tr", "v", "w", "y", "z",
@@ -607,6 +620,8 @@ const POLITE_BEFORE: &[&str] = &[
     "i want you to ",
     "now ",
 ];
+const QUESTION_WORDS: &[&str] =
+    &["could ", "can ", "would ", "will ", "is ", "are ", "did ", "how ", "what'", "why "];
 const GREETINGS: &[&str] = &["hey, ", "okay, ", "hi, ", "oh, ", "listen, ", "hello, ", "right, ", "so, "];
 const POLITE_AFTER: &[&str] = &[
     " please",
