@@ -52,14 +52,14 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
         text.parse().ok().with_context(|| format!("{flag} {text}: no such value\n{USAGE}"))
     }
     let cli = Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/cli");
-    let recipe = Recipe { rank: 8, scale: 2.0, steps: 150, batch: 8, rate: 3e-3, seed: 1 };
+    let recipe = Recipe { rank: 8, scale: 2.0, steps: 100, batch: 8, rate: 2e-3, seed: 1 };
     let mut o = Options {
         check: false,
         verbose: false,
         model: cli.join("seedling.gguf"),
         demo: cli.join("demo"),
         seed: 2024,
-        examples: 48_000,
+        examples: 72_000,
         epochs: 1,
         batch: 24,
         rate: 3e-3,
