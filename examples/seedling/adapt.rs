@@ -17,6 +17,10 @@ pub(crate) struct Recipe {
     pub(crate) rank: usize,
     /// alpha/r.
     pub(crate) scale: f32,
+    /// The projections adapted.
+    pub(crate) modules: Vec<Proj>,
+    /// In how many blocks, counted from the first.
+    pub(crate) layers: usize,
     /// Optimizer steps.
     pub(crate) steps: usize,
     /// Examples in a step.
@@ -52,10 +56,10 @@ pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -
         let (private_exact, private_wrong) = train::exact_match(&config, &weights, lora, &private_test)?;
         let (generic_exact, generic_wrong) = train::exact_match(&config, &weights, lora, &generic_test)?;
         println!("{when}: private {private_exact:.3}, generic {generic_exact:.3}");
-        let wrong =
-            private_wrong.iter().map(|i| &private[*i]).chain(generic_wrong.iter().map(|i| &generic[*i]));
-        for example in wrong.filter(|_| verbose && lora.is_some()) {
-            println!("  wrong: {} -> {}", example.prompt, example.completion);
+        for (examples, wrong) in [(&private, private_wrong), (&generic, generic_wrong)] {
+            for (i, answer) in wrong.iter().filter(|_| verbose && lora.is_some()) {
+                println!("  wrong: {} -> {}", examples[*i].prompt, tokens.show(answer).trim_end());
+            }
         }
         Ok((private_exact, generic_exact))
     };
@@ -77,12 +81,12 @@ pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -
     Ok(())
 }
 
-/// A ~ U(−1/√in, 1/√in), B = 0 on all seven projections of every block.
+/// A ~ U(−1/√in, 1/√in), B = 0.
 fn fresh_lora(config: &ModelConfig, recipe: &Recipe, rng: &mut Rng) -> Result<(Lora, Vec<Var>)> {
     let mut lora = Lora { scale: recipe.scale, ..Lora::default() };
     let mut vars = Vec::new();
-    for layer in 0..config.n_layers {
-        for p in Proj::ALL {
+    for layer in 0..recipe.layers.min(config.n_layers) {
+        for &p in &recipe.modules {
             let (out, inp) = p.shape(config);
             let bound = 1.0 / (inp as f64).sqrt();
             let a = (0..recipe.rank * inp).map(|_| (bound * (2.0 * rng.unit() - 1.0)) as f32).collect();

@@ -1,7 +1,7 @@
 //! Household commands in plain English, each answered by one line of JSON.
 //!
 //! The grammar is made so that a new name is a small thing to learn: every phrasing is shared by all
-//! rooms and devices, known names have synonyms (many names, one slot value), and a fifth of the names
+//! rooms and devices, known names have synonyms (many names, one slot value), and some of the names
 //! are made up and simply copied into the answer. What an adapter then has to learn about a private
 //! word is the value of its slot, not how people talk.
 
@@ -76,7 +76,7 @@ struct Noun {
 
 fn sentence(rng: &mut Rng) -> Example {
     let first = clause(rng);
-    let (mut text, json, imperative) = if rng.chance(0.12) {
+    let (mut text, json, imperative) = if rng.chance(0.18) {
         let second = clause(rng);
         let joint = rng.pick(&[" and ", " and then ", ", then ", " and also ", ", and "]);
         let items = |json: &str| json.trim_start_matches('[').trim_end_matches(']').to_string();
@@ -148,7 +148,7 @@ fn owned(rng: &mut Rng) -> Clause {
 
 /// On and off.
 fn switch(rng: &mut Rng) -> Clause {
-    let device = if rng.chance(0.2) { made_up(rng, THINGS) } else { known(rng, SWITCHED) };
+    let device = if rng.chance(0.15) { made_up(rng, THINGS) } else { known(rng, SWITCHED) };
     let on = rng.chance(0.55);
     let place = rng.chance(0.5).then(|| room(rng));
     let (placed, bare) = if on { (ON_IN, ON) } else { (OFF_IN, OFF) };
@@ -332,7 +332,7 @@ fn known(rng: &mut Rng, table: &[(&str, &[&str])]) -> Noun {
 }
 
 fn room(rng: &mut Rng) -> Noun {
-    if rng.chance(0.2) {
+    if rng.chance(0.15) {
         return made_up(rng, PLACES);
     }
     let mut noun = known(rng, ROOMS);
@@ -367,7 +367,7 @@ fn made_up(rng: &mut Rng, kinds: &[&str]) -> Noun {
 
 /// An English word out of place, or one that no dictionary has.
 fn word(rng: &mut Rng) -> String {
-    if rng.chance(0.5) {
+    if rng.chance(0.75) {
         return rng.pick(WORDS).to_string();
     }
     let mut word = String::new();
@@ -400,7 +400,7 @@ const ROOMS: &Names = &[
     ("bathroom", &["bathroom", "washroom", "throne room"]),
     ("study", &["study", "office", "home office", "brain room"]),
     ("hallway", &["hallway", "hall", "corridor"]),
-    ("garage", &["garage", "carport", "pit stop"]),
+    ("garage", &["garage", "carport"]),
     ("nursery", &["nursery", "kids' room", "children's room"]),
     ("attic", &["attic", "loft", "crow's nest"]),
     ("cellar", &["cellar", "basement", "dungeon"]),

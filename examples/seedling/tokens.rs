@@ -107,6 +107,11 @@ impl Tokens {
         Ok(Encoded { ids, targets })
     }
 
+    /// Tokens as a person reads them.
+    pub(crate) fn show(&self, ids: &[u32]) -> String {
+        ids.iter().map(|id| self.tokens[*id as usize].replace('Ġ', " ").replace('Ċ', "\n")).collect()
+    }
+
     /// Plain text to ids, character for character: control tokens can't come out of it.
     fn text(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode(text, false).map_err(|e| anyhow!("{text:?}: {e}"))?;

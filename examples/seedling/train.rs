@@ -94,30 +94,42 @@ impl Batch {
         Ok(reference::loss(&reference::logits_batch(config, w, lora, &self.ids)?, &self.targets)?)
     }
 
-    /// For each sequence, whether greedy decoding would give exactly its answer. Under greedy decoding
-    /// that holds when, given the true answer so far, every next token is the likeliest: no decoding
-    /// loop is needed.
-    pub(crate) fn exact(&self, config: &ModelConfig, w: &Weights, lora: Option<&Lora>) -> Result<Vec<bool>> {
+    /// For each sequence, the likeliest token at each place of its answer, given the true answer so
+    /// far. Where all of them are the true ones, greedy decoding gives exactly the answer, so counting
+    /// exact answers needs no decoding loop.
+    pub(crate) fn likeliest(
+        &self,
+        config: &ModelConfig,
+        w: &Weights,
+        lora: Option<&Lora>,
+    ) -> Result<Vec<Vec<u32>>> {
         let best = reference::logits_batch(config, w, lora, &self.ids)?.argmax(D::Minus1)?;
         let best: Vec<u32> = best.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?;
-        let right = |(got, want): (&u32, &u32)| *want == NO_TARGET || got == want;
         let rows = best.chunks(self.width).zip(self.targets.chunks(self.width));
-        Ok(rows.map(|(got, want)| got.iter().zip(want).all(right)).collect())
+        let answer = |(got, want): (&[u32], &[u32])| {
+            got.iter().zip(want).filter(|(_, want)| **want != NO_TARGET).map(|(got, _)| *got).collect()
+        };
+        Ok(rows.map(answer).collect())
     }
 }
 
-/// The fraction of `sequences` answered exactly, and which of them were not.
+/// The fraction of `sequences` answered exactly, and what was answered (as [`Batch::likeliest`] has it)
+/// to those that were not.
 pub(crate) fn exact_match(
     config: &ModelConfig,
     w: &Weights,
     lora: Option<&Lora>,
     sequences: &[Encoded],
-) -> Result<(f64, Vec<usize>)> {
+) -> Result<(f64, Vec<(usize, Vec<u32>)>)> {
     let mut wrong = Vec::new();
     let all: Vec<&Encoded> = sequences.iter().collect();
     for (chunk, part) in all.chunks(32).enumerate() {
-        let exact = Batch::new(part)?.exact(config, w, lora)?;
-        wrong.extend(exact.iter().enumerate().filter(|(_, ok)| !**ok).map(|(i, _)| chunk * 32 + i));
+        for (i, answer) in Batch::new(part)?.likeliest(config, w, lora)?.into_iter().enumerate() {
+            let truth = part[i].targets.iter().filter(|id| **id != NO_TARGET);
+            if !answer.iter().eq(truth) {
+                wrong.push((chunk * 32 + i, answer));
+            }
+        }
     }
     Ok((1.0 - wrong.len() as f64 / sequences.len() as f64, wrong))
 }
