@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, value_parser};
-use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::error::Error;
 use engraft_runtime::generate::{Sampler, SamplerOptions, Session as Sequence};
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::{Message, encode_pieces};
@@ -100,7 +100,7 @@ impl Options {
     /// The prompt, from the flag or the file.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] when there is none, or it is too long or no UTF-8; [`ErrorKind::Io`].
+    /// `Misuse` when there is none, or it is too long or no UTF-8; `Io`.
     pub(crate) fn prompt(&self) -> Result<String, Error> {
         match (&self.prompt, &self.file) {
             (Some(text), _) => Ok(text.clone()),
@@ -269,7 +269,7 @@ fn go_on(
     let prefill_s = started.elapsed().as_secs_f64();
     let started = Instant::now();
     while answer.tokens < limit && !session.cancel.load(Ordering::Relaxed) {
-        let id = sampler.try_sample(logits, &history).ok_or_else(no_token)?;
+        let id = sampler.try_sample(logits, &history).ok_or_else(common::no_token)?;
         if tokenizer.is_end(id) {
             break;
         }
@@ -281,11 +281,6 @@ fn go_on(
         logits = sequence.feed(&[id])?;
     }
     Ok(Times { prefill_s, decode_s: started.elapsed().as_secs_f64() })
-}
-
-fn no_token() -> Error {
-    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
-    Error::new(ErrorKind::NonFinite, message)
 }
 
 /// What is generated: on stdout as it comes, and kept for the JSON object.

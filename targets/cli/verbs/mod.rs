@@ -10,10 +10,16 @@ pub(crate) mod train;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::args::Verb;
+
+/// How often private memory is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(10);
+/// The random stream of an adapter's initial values.
+const INIT_STREAM: u64 = 0x494E_4954;
 
 /// What every verb is given beside its options.
 pub(crate) struct Session {

@@ -21,8 +21,6 @@ pub(crate) struct Prepared {
     /// The rows; `None` without `--data`.
     pub(crate) data: Option<TrainValid>,
     pub(crate) lora: LoraConfig,
-    /// Adapter parameters.
-    pub(crate) params: usize,
     pub(crate) request: Request,
     pub(crate) plan: MemoryPlan,
 }
@@ -65,7 +63,7 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         request.data_rows = examples().count();
     }
     let plan = MemoryPlan::new(model.config(), &request);
-    Ok(Prepared { model, data, lora, params, request, plan })
+    Ok(Prepared { model, data, lora, request, plan })
 }
 
 /// The rows of `--data` as token ids, and what there is to say of them.
@@ -115,21 +113,9 @@ fn lora_config(model: &ModelConfig, options: &LoraOptions) -> Result<LoraConfig>
 }
 
 impl Prepared {
-    /// The plan for people: a line per pool, what they come to, and what is not among them.
+    /// The plan for people.
     pub(crate) fn table(&self) -> String {
-        let line = |name: &str, bytes: usize| format!("{name:<18} {:>12}\n", show_bytes(bytes as u64));
-        let request = &self.request;
-        let mut text = format!(
-            "plan: {} x {} tokens, {} adapter parameters, {} threads\n",
-            request.batch, request.seq, self.params, request.threads
-        );
-        for pool in self.plan.pools.iter().filter(|p| p.bytes > 0) {
-            text += &line(pool.name, pool.bytes);
-        }
-        text += &line("private in all", self.plan.private_bytes);
-        text += &line("mapped, evictable", self.plan.mapped_bytes);
-        text.truncate(text.trim_end().len());
-        text
+        plan_table(&self.request, &self.plan)
     }
 
     /// Holds the plan against `--memory-budget`.
@@ -151,4 +137,17 @@ impl Prepared {
             fits,
         }
     }
+}
+
+/// A plan for people: a line per pool, what they come to, and what is not among them.
+pub(crate) fn plan_table(request: &Request, plan: &MemoryPlan) -> String {
+    let line = |name: &str, bytes: usize| format!("\n{name:<18} {:>12}", show_bytes(bytes as u64));
+    let mut text = format!(
+        "plan: {} x {} tokens, {} adapter parameters, {} threads",
+        request.batch, request.seq, request.params, request.threads
+    );
+    for pool in plan.pools.iter().filter(|p| p.bytes > 0) {
+        text += &line(pool.name, pool.bytes);
+    }
+    text + &line("private in all", plan.private_bytes) + &line("mapped, evictable", plan.mapped_bytes)
 }

@@ -3,7 +3,7 @@
 use std::io::Stderr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
@@ -18,19 +18,13 @@ use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
 use engraft_runtime::train::{StepReport, TrainOptions, Trainer};
 
-use super::Session;
-use super::common;
 use super::prepare::{Prepared, prepare};
+use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
 use crate::json;
 use crate::memory::Watch;
 use crate::metrics::{Metrics, StepRecord};
 use crate::options::{self, Length, TuneOptions, misuse, stat};
 use crate::progress::{Progress, Step, Style};
-
-/// How often private memory is looked at.
-const WATCH_INTERVAL: Duration = Duration::from_millis(10);
-/// The random stream of the adapter's initial values.
-const INIT_STREAM: u64 = 0x494E_4954;
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
