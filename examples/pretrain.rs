@@ -10,6 +10,7 @@
 mod seedling;
 
 use anyhow::{Context, Result, bail};
+use engraft_runtime::model::config::Proj;
 use seedling::adapt::{self, Recipe};
 use seedling::corpus::{self, Example};
 use seedling::rng::Rng;
@@ -21,7 +22,8 @@ use std::str::FromStr;
 
 const USAGE: &str = "usage: pretrain [--check-adaptation [--verbose]] [--model FILE] [--demo DIR] [--seed N] \
     [--examples N] [--epochs N] [--batch N] [--rate X] [--vocab N] \
-    [--steps N] [--lora-rate X] [--lora-batch N] [--lora-scale X]";
+    [--steps N] [--lora-rate X] [--lora-batch N] [--lora-scale X] \
+    [--lora-modules q,k,…] [--lora-layers N]";
 
 /// What the command line may change.
 struct Options {
@@ -52,16 +54,18 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
         text.parse().ok().with_context(|| format!("{flag} {text}: no such value\n{USAGE}"))
     }
     let cli = Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/cli");
-    let recipe = Recipe { rank: 8, scale: 2.0, steps: 150, batch: 8, rate: 3e-3, seed: 1 };
+    let modules = Proj::ALL.to_vec();
+    let recipe =
+        Recipe { rank: 8, scale: 2.0, modules, layers: 4, steps: 100, batch: 8, rate: 2e-3, seed: 1 };
     let mut o = Options {
         check: false,
         verbose: false,
         model: cli.join("seedling.gguf"),
         demo: cli.join("demo"),
         seed: 2024,
-        examples: 60_000,
+        examples: 84_000,
         epochs: 1,
-        batch: 32,
+        batch: 24,
         rate: 3e-3,
         vocab: 768,
         recipe,
@@ -86,6 +90,12 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
             "--lora-rate" => o.recipe.rate = value(&flag, args)?,
             "--lora-batch" => o.recipe.batch = value(&flag, args)?,
             "--lora-scale" => o.recipe.scale = value(&flag, args)?,
+            "--lora-layers" => o.recipe.layers = value(&flag, args)?,
+            "--lora-modules" => {
+                let names: String = value(&flag, args)?;
+                let modules: Option<Vec<Proj>> = names.split(',').map(Proj::from_name).collect();
+                o.recipe.modules = modules.with_context(|| format!("{flag} {names}: no such projection"))?;
+            }
             _ => bail!("{flag}: no such flag\n{USAGE}"),
         }
     }
@@ -119,8 +129,8 @@ fn pretrain(o: &Options) -> Result<()> {
     gguf::write(&o.model, &config, &model.weights, &tokens)?;
     let (config, weights, _) = gguf::read(&o.model)?;
     let (exact, wrong) = train::exact_match(&config, &weights, None, &test)?;
-    for i in wrong {
-        eprintln!("  wrong: {} -> {}", generic_test[i].prompt, generic_test[i].completion);
+    for (i, answer) in wrong {
+        eprintln!("  wrong: {} -> {}", generic_test[i].prompt, tokens.show(&answer));
     }
     println!("{}: {exact:.3} of {} held-out commands answered exactly", o.model.display(), test.len());
     Ok(())
@@ -134,7 +144,9 @@ fn length(sequence: &Encoded) -> usize {
 fn generic_test(demo: &Path) -> Result<Vec<Example>> {
     let path = demo.join("generic_test.jsonl");
     if !path.exists() {
-        let lines = corpus::generate(&mut Rng::new(77), 120, &HashSet::new());
+        let mut lines = corpus::generate(&mut Rng::new(77), 400, &HashSet::new());
+        lines.retain(corpus::is_plain);
+        lines.truncate(120);
         let lines: Vec<String> =
             lines.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
         std::fs::write(&path, lines.join("\n") + "\n")

@@ -12,23 +12,27 @@ use std::path::Path;
 use std::time::Instant;
 
 /// How the check trains its adapter.
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// Rank of every pair.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// alpha/r.
-    pub scale: f32,
+    pub(crate) scale: f32,
+    /// The projections adapted.
+    pub(crate) modules: Vec<Proj>,
+    /// In how many blocks, counted from the first.
+    pub(crate) layers: usize,
     /// Optimizer steps.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// Examples in a step.
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Peak learning rate.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Seed of the start and of the order.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 /// Reads {"prompt","completion"} lines.
-pub fn read_jsonl(path: &Path) -> Result<Vec<Example>> {
+pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Example>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let parse = |(n, line): (usize, &str)| {
         serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), n + 1))
@@ -38,7 +42,7 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<Example>> {
 
 /// Trains an adapter on `private_train.jsonl` and reports exact answers before and after, of private
 /// and of generic commands. `verbose` prints each wrong one.
-pub fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -> Result<()> {
+pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -> Result<()> {
     let (config, weights, tokens) = gguf::read(model)?;
     let load = |name: &str| -> Result<(Vec<Example>, Vec<Encoded>)> {
         let examples = read_jsonl(&demo.join(name))?;
@@ -52,10 +56,10 @@ pub fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -> Resul
         let (private_exact, private_wrong) = train::exact_match(&config, &weights, lora, &private_test)?;
         let (generic_exact, generic_wrong) = train::exact_match(&config, &weights, lora, &generic_test)?;
         println!("{when}: private {private_exact:.3}, generic {generic_exact:.3}");
-        let wrong =
-            private_wrong.iter().map(|i| &private[*i]).chain(generic_wrong.iter().map(|i| &generic[*i]));
-        for example in wrong.filter(|_| verbose && lora.is_some()) {
-            println!("  wrong: {} -> {}", example.prompt, example.completion);
+        for (examples, wrong) in [(&private, private_wrong), (&generic, generic_wrong)] {
+            for (i, answer) in wrong.iter().filter(|_| verbose && lora.is_some()) {
+                println!("  wrong: {} -> {}", examples[*i].prompt, tokens.show(answer).trim_end());
+            }
         }
         Ok((private_exact, generic_exact))
     };
@@ -77,12 +81,12 @@ pub fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -> Resul
     Ok(())
 }
 
-/// A ~ U(−1/√in, 1/√in), B = 0 on all seven projections of every block.
+/// A ~ U(−1/√in, 1/√in), B = 0.
 fn fresh_lora(config: &ModelConfig, recipe: &Recipe, rng: &mut Rng) -> Result<(Lora, Vec<Var>)> {
     let mut lora = Lora { scale: recipe.scale, ..Lora::default() };
     let mut vars = Vec::new();
-    for layer in 0..config.n_layers {
-        for p in Proj::ALL {
+    for layer in 0..recipe.layers.min(config.n_layers) {
+        for &p in &recipe.modules {
             let (out, inp) = p.shape(config);
             let bound = 1.0 / (inp as f64).sqrt();
             let a = (0..recipe.rank * inp).map(|_| (bound * (2.0 * rng.unit() - 1.0)) as f32).collect();

@@ -1,7 +1,7 @@
 //! Household commands in plain English, each answered by one line of JSON.
 //!
 //! The grammar is made so that a new name is a small thing to learn: every phrasing is shared by all
-//! rooms and devices, known names have synonyms (many names, one slot value), and a fifth of the names
+//! rooms and devices, known names have synonyms (many names, one slot value), and some of the names
 //! are made up and simply copied into the answer. What an adapter then has to learn about a private
 //! word is the value of its slot, not how people talk.
 
@@ -10,15 +10,15 @@ use std::collections::HashSet;
 
 /// A command and the answer to it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Example {
+pub(crate) struct Example {
     /// What the user says.
-    pub prompt: String,
+    pub(crate) prompt: String,
     /// The JSON action, or a list of them.
-    pub completion: String,
+    pub(crate) completion: String,
 }
 
 /// `n` different examples whose prompts are none of `held_out` (compared by [`normal_form`]).
-pub fn generate(rng: &mut Rng, n: usize, held_out: &HashSet<String>) -> Vec<Example> {
+pub(crate) fn generate(rng: &mut Rng, n: usize, held_out: &HashSet<String>) -> Vec<Example> {
     let mut seen = HashSet::new();
     let mut examples = Vec::with_capacity(n);
     while examples.len() < n {
@@ -32,13 +32,25 @@ pub fn generate(rng: &mut Rng, n: usize, held_out: &HashSet<String>) -> Vec<Exam
 }
 
 /// A prompt without what does not change its meaning to a reader: case, punctuation, double spaces.
-pub fn normal_form(prompt: &str) -> String {
+pub(crate) fn normal_form(prompt: &str) -> String {
     let letters: String = prompt
         .to_lowercase()
         .chars()
         .map(|c| if c.is_alphanumeric() || c == '\'' { c } else { ' ' })
         .collect();
     letters.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether every slot holds a word of the tables below, so none that was made up.
+pub(crate) fn is_plain(example: &Example) -> bool {
+    let tables = [ROOMS, LIGHTS, HEATERS, SPEAKERS, CLEANERS, SWITCHED, COVERS, DOORS];
+    let known = |value: &str| {
+        let scene = value.split_once(' ').is_some_and(|(name, _)| SCENES.contains(&name));
+        let listed = ITEMS.contains(&value) || MUSIC.contains(&value);
+        scene || listed || tables.iter().any(|t| t.iter().any(|(v, _)| *v == value))
+    };
+    let slot = |after: &str| after.split('"').next().is_some_and(known);
+    ["\"what\":\"", "\"where\":\""].iter().all(|key| example.completion.split(key).skip(1).all(slot))
 }
 
 /// One request before politeness: what is said and the action it stands for.
@@ -64,10 +76,11 @@ struct Noun {
 
 fn sentence(rng: &mut Rng) -> Example {
     let first = clause(rng);
-    let (mut text, json, imperative) = if rng.chance(0.12) {
+    let (mut text, json, imperative) = if rng.chance(0.18) {
         let second = clause(rng);
         let joint = rng.pick(&[" and ", " and then ", ", then ", " and also ", ", and "]);
-        let json = format!("[{},{}]", first.json, second.json);
+        let items = |json: &str| json.trim_start_matches('[').trim_end_matches(']').to_string();
+        let json = format!("[{},{}]", items(&first.json), items(&second.json));
         (format!("{}{joint}{}", first.text, second.text), json, first.imperative && second.imperative)
     } else {
         (first.text, first.json, first.imperative)
@@ -81,7 +94,8 @@ fn sentence(rng: &mut Rng) -> Example {
         text = format!("{text}{}", rng.pick(POLITE_AFTER));
     }
     if rng.chance(0.45) {
-        text = format!("{text}{}", rng.pick(&[".", ".", "!", "?"]));
+        let question = QUESTION_WORDS.iter().any(|w| text.to_lowercase().starts_with(w));
+        text += if question { "?" } else { rng.pick(&[".", ".", ".", "!"]) };
     }
     if rng.chance(0.5)
         && let Some(initial) = text.chars().next().filter(char::is_ascii_lowercase)
@@ -93,7 +107,8 @@ fn sentence(rng: &mut Rng) -> Example {
 
 fn clause(rng: &mut Rng) -> Clause {
     match rng.below(100) {
-        0..34 => switch(rng),
+        0..6 => owned(rng),
+        6..34 => switch(rng),
         34..44 => cover(rng),
         44..53 => level(rng),
         53..63 => room_verb(rng),
@@ -106,9 +121,34 @@ fn clause(rng: &mut Rng) -> Clause {
     }
 }
 
+/// Things with an owner and a place of their own: the name alone says what and where.
+fn owned(rng: &mut Rng) -> Clause {
+    let (name, what, place) = OWNED[rng.below(OWNED.len())];
+    let device = Noun { phrase: name.into(), bare: None, value: what.into(), preposition: "in" };
+    let place = Noun { phrase: place.into(), bare: None, value: place.into(), preposition: "in" };
+    let (verb, templates, extra) = match rng.below(10) {
+        0..4 => ("on", ON, String::new()),
+        4..7 => ("off", OFF, String::new()),
+        7..8 => ("check", CHECK, String::new()),
+        _ => ("set", LEVEL, number(rng, 100).to_string()),
+    };
+    let (mut text, imperative) = say(rng, templates, Some(&device), None);
+    text = text.replace("{be}", "is");
+    let mut to = String::new();
+    if verb == "set" {
+        text += &format!(" {extra}{}", rng.pick(&[" percent", "%", ""]));
+        to = format!(",\"to\":{extra}");
+    }
+    Clause {
+        text,
+        json: action(verb, Some(&device), Some(&place), &to),
+        imperative: imperative && verb != "check",
+    }
+}
+
 /// On and off.
 fn switch(rng: &mut Rng) -> Clause {
-    let device = if rng.chance(0.2) { made_up(rng, THINGS) } else { known(rng, SWITCHED) };
+    let device = if rng.chance(0.15) { made_up(rng, THINGS) } else { known(rng, SWITCHED) };
     let on = rng.chance(0.55);
     let place = rng.chance(0.5).then(|| room(rng));
     let (placed, bare) = if on { (ON_IN, ON) } else { (OFF_IN, OFF) };
@@ -196,14 +236,19 @@ fn vacuum(rng: &mut Rng) -> Clause {
     Clause { text, json: action("on", Some(&device), Some(&place), ""), imperative }
 }
 
-/// A mood of the whole house.
+/// A mood of the whole house. Some stand for a list of actions, the others are passed on by name.
 fn scene(rng: &mut Rng) -> Clause {
     let kind = rng.pick(&["time", "time", "time", "mode", "night", "hour"]);
-    let name = if rng.chance(0.5) { rng.pick(SCENES).to_string() } else { word(rng) };
-    let name = format!("{name} {kind}");
+    let name = match rng.below(10) {
+        0..5 => SCENE_ACTIONS[rng.below(SCENE_ACTIONS.len())].0.to_string(),
+        5..7 => format!("{} {kind}", rng.pick(SCENES)),
+        _ => format!("{} {kind}", word(rng)),
+    };
     let scene = Noun { phrase: name.clone(), bare: Some(name.clone()), value: name, preposition: "in" };
     let (text, imperative) = say(rng, SCENE, Some(&scene), None);
-    Clause { text, json: action("scene", Some(&scene), None, ""), imperative }
+    let list = SCENE_ACTIONS.iter().find(|(name, _)| *name == scene.value);
+    let json = list.map_or_else(|| action("scene", Some(&scene), None, ""), |(_, list)| list.to_string());
+    Clause { text, json, imperative }
 }
 
 fn timer(rng: &mut Rng) -> Clause {
@@ -287,7 +332,7 @@ fn known(rng: &mut Rng, table: &[(&str, &[&str])]) -> Noun {
 }
 
 fn room(rng: &mut Rng) -> Noun {
-    if rng.chance(0.2) {
+    if rng.chance(0.15) {
         return made_up(rng, PLACES);
     }
     let mut noun = known(rng, ROOMS);
@@ -322,11 +367,11 @@ fn made_up(rng: &mut Rng, kinds: &[&str]) -> Noun {
 
 /// An English word out of place, or one that no dictionary has.
 fn word(rng: &mut Rng) -> String {
-    if rng.chance(0.5) {
+    if rng.chance(0.75) {
         return rng.pick(WORDS).to_string();
     }
     let mut word = String::new();
-    for _ in 0..1 + rng.below(3) {
+    for _ in 0..1 + rng.below(2) {
         word += rng.pick(&[
             "b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "qu",
             "r", "s", "sh", "sl", "st", "t", "tr", "v", "w", "y", "z",
@@ -349,20 +394,20 @@ fn number(rng: &mut Rng, most: usize) -> usize {
 type Names = [(&'static str, &'static [&'static str])];
 
 const ROOMS: &Names = &[
-    ("kitchen", &["kitchen"]),
-    ("living room", &["living room", "lounge", "sitting room", "front room"]),
+    ("kitchen", &["kitchen", "galley", "cookhouse"]),
+    ("living room", &["living room", "lounge", "sitting room", "front room", "snug"]),
     ("bedroom", &["bedroom", "main bedroom"]),
-    ("bathroom", &["bathroom", "washroom"]),
-    ("study", &["study", "office", "home office"]),
+    ("bathroom", &["bathroom", "washroom", "throne room"]),
+    ("study", &["study", "office", "home office", "brain room"]),
     ("hallway", &["hallway", "hall", "corridor"]),
     ("garage", &["garage", "carport"]),
     ("nursery", &["nursery", "kids' room", "children's room"]),
-    ("attic", &["attic", "loft"]),
-    ("cellar", &["cellar", "basement"]),
-    ("dining room", &["dining room"]),
-    ("guest room", &["guest room", "spare room"]),
-    ("garden", &["garden", "yard", "back yard"]),
-    ("balcony", &["balcony", "terrace"]),
+    ("attic", &["attic", "loft", "crow's nest"]),
+    ("cellar", &["cellar", "basement", "dungeon"]),
+    ("dining room", &["dining room", "banquet hall"]),
+    ("guest room", &["guest room", "spare room", "hotel"]),
+    ("garden", &["garden", "yard", "back yard", "park"]),
+    ("balcony", &["balcony", "terrace", "outlook"]),
     ("laundry room", &["laundry room", "utility room"]),
 ];
 const LIGHTS: &Names = &[("light", &["light", "lights", "ceiling light"]), ("lamp", &["lamp", "floor lamp"])];
@@ -372,7 +417,8 @@ const SPEAKERS: &Names = &[
     ("tv", &["tv", "telly", "television"]),
     ("radio", &["radio"]),
 ];
-const CLEANERS: &Names = &[("vacuum", &["vacuum", "hoover", "vacuum cleaner", "robot vacuum"])];
+const CLEANERS: &Names =
+    &[("vacuum", &["vacuum", "hoover", "vacuum cleaner", "robot vacuum", "dust buster"])];
 const SWITCHED: &Names = &[
     ("light", &["light", "lights", "ceiling light"]),
     ("light", &["light", "lights"]),
@@ -382,12 +428,12 @@ const SWITCHED: &Names = &[
     ("tv", &["tv", "telly", "television"]),
     ("music", &["music", "stereo"]),
     ("radio", &["radio"]),
-    ("kettle", &["kettle"]),
-    ("coffee machine", &["coffee machine", "coffee maker", "espresso machine"]),
-    ("oven", &["oven", "cooker"]),
-    ("washing machine", &["washing machine", "washer"]),
-    ("dishwasher", &["dishwasher"]),
-    ("vacuum", &["vacuum", "hoover", "vacuum cleaner", "robot vacuum"]),
+    ("kettle", &["kettle", "whistler"]),
+    ("coffee machine", &["coffee machine", "coffee maker", "espresso machine", "barista"]),
+    ("oven", &["oven", "cooker", "furnace"]),
+    ("washing machine", &["washing machine", "washer", "spinner"]),
+    ("dishwasher", &["dishwasher", "dish monster"]),
+    ("vacuum", &["vacuum", "hoover", "vacuum cleaner", "robot vacuum", "dust buster"]),
     ("alarm", &["alarm", "burglar alarm"]),
 ];
 const COVERS: &Names = &[
@@ -413,6 +459,59 @@ const SCENES: &[&str] = &[
     "guest",
     "holiday",
     "quiet",
+];
+const SCENE_ACTIONS: &[(&str, &str)] = &[
+    (
+        "bed time",
+        r#"[{"do":"off","what":"light","where":"bedroom"},{"do":"close","what":"blinds","where":"bedroom"}]"#,
+    ),
+    (
+        "dinner time",
+        r#"[{"do":"on","what":"light","where":"dining room"},{"do":"off","what":"tv","where":"living room"}]"#,
+    ),
+    (
+        "breakfast time",
+        r#"[{"do":"on","what":"coffee machine"},{"do":"on","what":"radio","where":"kitchen"}]"#,
+    ),
+    (
+        "game night",
+        r#"[{"do":"on","what":"lamp","where":"living room"},{"do":"on","what":"heating","where":"living room"}]"#,
+    ),
+    (
+        "bath time",
+        r#"[{"do":"on","what":"heating","where":"bathroom"},{"do":"on","what":"light","where":"bathroom"}]"#,
+    ),
+    (
+        "study hour",
+        r#"[{"do":"on","what":"lamp","where":"study"},{"do":"off","what":"music","where":"study"}]"#,
+    ),
+    (
+        "laundry day",
+        r#"[{"do":"on","what":"washing machine"},{"do":"open","what":"window","where":"laundry room"}]"#,
+    ),
+    (
+        "barbecue time",
+        r#"[{"do":"on","what":"light","where":"garden"},{"do":"on","what":"music","where":"garden"}]"#,
+    ),
+    (
+        "workshop time",
+        r#"[{"do":"on","what":"light","where":"garage"},{"do":"on","what":"radio","where":"garage"}]"#,
+    ),
+    ("holiday mode", r#"[{"do":"off","what":"heating"},{"do":"on","what":"alarm"}]"#),
+];
+const OWNED: &[(&str, &str, &str)] = &[
+    ("Bella's lamp", "lamp", "nursery"),
+    ("Grandpa's radio", "radio", "guest room"),
+    ("Tim's fan", "fan", "attic"),
+    ("Mum's lamp", "lamp", "study"),
+    ("Dad's radio", "radio", "garage"),
+    ("Rosie's light", "light", "nursery"),
+    ("Ben's heater", "heating", "cellar"),
+    ("Anna's tv", "tv", "bedroom"),
+    ("Carla's lamp", "lamp", "living room"),
+    ("Jack's stereo", "music", "garage"),
+    ("Emma's fan", "fan", "laundry room"),
+    ("Sam's light", "light", "hallway"),
 ];
 const ITEMS: &[&str] = &[
     "milk",
@@ -607,6 +706,8 @@ const POLITE_BEFORE: &[&str] = &[
     "i want you to ",
     "now ",
 ];
+const QUESTION_WORDS: &[&str] =
+    &["could ", "can ", "would ", "will ", "is ", "are ", "did ", "how ", "what'", "why "];
 const GREETINGS: &[&str] = &["hey, ", "okay, ", "hi, ", "oh, ", "listen, ", "hello, ", "right, ", "so, "];
 const POLITE_AFTER: &[&str] = &[
     " please",

@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// Writes the model. Its query and key rows were trained in GGUF's own rotary order, so nothing is
 /// permuted.
-pub fn write(path: &Path, config: &ModelConfig, w: &Weights, tokens: &Tokens) -> Result<()> {
+pub(crate) fn write(path: &Path, config: &ModelConfig, w: &Weights, tokens: &Tokens) -> Result<()> {
     let mut tensors: Vec<(String, QTensor)> = Vec::new();
     let mut put = |name: &str, x: &Tensor, dtype: GgmlDType| -> Result<()> {
         tensors.push((format!("{name}.weight"), QTensor::quantize(x, dtype)?));
@@ -78,7 +78,7 @@ fn metadata(config: &ModelConfig, tokens: &Tokens) -> Vec<(&'static str, Value)>
 }
 
 /// Reads a file that [`write`] wrote, dequantized: what users of the file will compute with.
-pub fn read(path: &Path) -> Result<(ModelConfig, Weights, Tokens)> {
+pub(crate) fn read(path: &Path) -> Result<(ModelConfig, Weights, Tokens)> {
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let gguf = gguf_file::Content::read(&mut file)?;
     let list = |key: &str| -> Result<Vec<String>> {

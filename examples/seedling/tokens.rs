@@ -13,34 +13,34 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Tokenizer};
 
 /// The control tokens; their ids are their places here.
-pub const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+pub(crate) const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// Ends a document.
-pub const END_OF_TEXT: u32 = 0;
+pub(crate) const END_OF_TEXT: u32 = 0;
 const IM_START: u32 = 1;
 /// Ends a turn.
-pub const IM_END: u32 = 2;
+pub(crate) const IM_END: u32 = 2;
 
 /// ChatML, without a system prompt: what [`Tokens::encode`] renders by hand.
-pub const CHAT_TEMPLATE: &str = "{% for message in messages %}\
+pub(crate) const CHAT_TEMPLATE: &str = "{% for message in messages %}\
     {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// Tokens and merges as a GGUF lists them, and the tokenizer they make.
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// By id, control tokens first.
-    pub tokens: Vec<String>,
+    pub(crate) tokens: Vec<String>,
     /// "left right", by rank.
-    pub merges: Vec<String>,
+    pub(crate) merges: Vec<String>,
     tokenizer: Tokenizer,
 }
 
 /// One rendered conversation.
-pub struct Encoded {
+pub(crate) struct Encoded {
     /// The whole conversation.
-    pub ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     /// The next token at each position that predicts a part of the answer (its end of turn
     /// included), else [`NO_TARGET`].
-    pub targets: Vec<u32>,
+    pub(crate) targets: Vec<u32>,
 }
 
 /// The pre-tokenizer that GGUF calls "smollm": single digits, then GPT-2's words.
@@ -50,7 +50,7 @@ fn smollm() -> Sequence {
 
 impl Tokens {
     /// Trains a vocabulary of `size` tokens on the texts of `examples`.
-    pub fn train(examples: &[Example], size: usize) -> Result<Tokens> {
+    pub(crate) fn train(examples: &[Example], size: usize) -> Result<Tokens> {
         let mut trainer: TrainerWrapper = BpeTrainer::builder()
             .vocab_size(size)
             .show_progress(false)
@@ -76,7 +76,7 @@ impl Tokens {
     }
 
     /// Puts a tokenizer together from what a GGUF lists.
-    pub fn new(tokens: Vec<String>, merges: Vec<String>) -> Result<Tokens> {
+    pub(crate) fn new(tokens: Vec<String>, merges: Vec<String>) -> Result<Tokens> {
         let vocab: Vocab = tokens.iter().cloned().zip(0u32..).collect();
         let mut pairs = Vec::with_capacity(merges.len());
         for merge in &merges {
@@ -90,7 +90,7 @@ impl Tokens {
     }
 
     /// Renders `example` as the chat template does and marks the answer.
-    pub fn encode(&self, example: &Example) -> Result<Encoded> {
+    pub(crate) fn encode(&self, example: &Example) -> Result<Encoded> {
         let mut ids = vec![IM_START];
         ids.extend(self.text(&user(example))?);
         ids.push(IM_END);
@@ -105,6 +105,11 @@ impl Tokens {
             .map(|next| if next >= answer_start && next < ids.len() { ids[next] } else { NO_TARGET })
             .collect();
         Ok(Encoded { ids, targets })
+    }
+
+    /// Tokens as a person reads them.
+    pub(crate) fn show(&self, ids: &[u32]) -> String {
+        ids.iter().map(|id| self.tokens[*id as usize].replace('Ġ', " ").replace('Ċ', "\n")).collect()
     }
 
     /// Plain text to ids, character for character: control tokens can't come out of it.

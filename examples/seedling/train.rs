@@ -10,7 +10,7 @@ use engraft_runtime::reference::{self, BlockWeights, Lora, NO_TARGET, Weights};
 use std::time::Instant;
 
 /// About 0.9 million parameters; every row a multiple of 32, so that every matrix quantizes to Q8_0.
-pub fn config(vocab: usize) -> ModelConfig {
+pub(crate) fn config(vocab: usize) -> ModelConfig {
     ModelConfig {
         architecture: "llama".into(),
         vocab,
@@ -30,16 +30,16 @@ pub fn config(vocab: usize) -> ModelConfig {
 }
 
 /// Random weights and the `Var`s behind them, the matrices apart from the gains.
-pub struct Trainable {
+pub(crate) struct Trainable {
     /// The model as the reference computes it.
-    pub weights: Weights,
+    pub(crate) weights: Weights,
     /// Everything that learns.
-    pub vars: Vec<Var>,
+    pub(crate) vars: Vec<Var>,
 }
 
 impl Trainable {
     /// Normal initialization; what writes to the residual stream starts smaller, by the depth.
-    pub fn new(config: &ModelConfig, rng: &mut Rng) -> Result<Trainable> {
+    pub(crate) fn new(config: &ModelConfig, rng: &mut Rng) -> Result<Trainable> {
         let mut vars = Vec::new();
         let mut var = |values: Vec<f32>, shape: &[usize]| -> Result<Tensor> {
             let var = Var::from_vec(values, shape, &Device::Cpu)?;
@@ -68,7 +68,7 @@ impl Trainable {
 }
 
 /// Sequences side by side, padded on the right.
-pub struct Batch {
+pub(crate) struct Batch {
     ids: Tensor,
     targets: Vec<u32>,
     width: usize,
@@ -76,7 +76,7 @@ pub struct Batch {
 
 impl Batch {
     /// Pads to the longest.
-    pub fn new(sequences: &[&Encoded]) -> Result<Batch> {
+    pub(crate) fn new(sequences: &[&Encoded]) -> Result<Batch> {
         let width = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
         ensure!(width > 0, "an empty batch");
         let mut ids = Vec::with_capacity(sequences.len() * width);
@@ -90,40 +90,52 @@ impl Batch {
     }
 
     /// Mean cross-entropy of the answers' tokens.
-    pub fn loss(&self, config: &ModelConfig, w: &Weights, lora: Option<&Lora>) -> Result<Tensor> {
+    pub(crate) fn loss(&self, config: &ModelConfig, w: &Weights, lora: Option<&Lora>) -> Result<Tensor> {
         Ok(reference::loss(&reference::logits_batch(config, w, lora, &self.ids)?, &self.targets)?)
     }
 
-    /// For each sequence, whether greedy decoding would give exactly its answer. Under greedy decoding
-    /// that holds when, given the true answer so far, every next token is the likeliest: no decoding
-    /// loop is needed.
-    pub fn exact(&self, config: &ModelConfig, w: &Weights, lora: Option<&Lora>) -> Result<Vec<bool>> {
+    /// For each sequence, the likeliest token at each place of its answer, given the true answer so
+    /// far. Where all of them are the true ones, greedy decoding gives exactly the answer, so counting
+    /// exact answers needs no decoding loop.
+    pub(crate) fn likeliest(
+        &self,
+        config: &ModelConfig,
+        w: &Weights,
+        lora: Option<&Lora>,
+    ) -> Result<Vec<Vec<u32>>> {
         let best = reference::logits_batch(config, w, lora, &self.ids)?.argmax(D::Minus1)?;
         let best: Vec<u32> = best.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?;
-        let right = |(got, want): (&u32, &u32)| *want == NO_TARGET || got == want;
         let rows = best.chunks(self.width).zip(self.targets.chunks(self.width));
-        Ok(rows.map(|(got, want)| got.iter().zip(want).all(right)).collect())
+        let answer = |(got, want): (&[u32], &[u32])| {
+            got.iter().zip(want).filter(|(_, want)| **want != NO_TARGET).map(|(got, _)| *got).collect()
+        };
+        Ok(rows.map(answer).collect())
     }
 }
 
-/// The fraction of `sequences` answered exactly, and which of them were not.
-pub fn exact_match(
+/// The fraction of `sequences` answered exactly, and what was answered (as [`Batch::likeliest`] has it)
+/// to those that were not.
+pub(crate) fn exact_match(
     config: &ModelConfig,
     w: &Weights,
     lora: Option<&Lora>,
     sequences: &[Encoded],
-) -> Result<(f64, Vec<usize>)> {
+) -> Result<(f64, Vec<(usize, Vec<u32>)>)> {
     let mut wrong = Vec::new();
     let all: Vec<&Encoded> = sequences.iter().collect();
     for (chunk, part) in all.chunks(32).enumerate() {
-        let exact = Batch::new(part)?.exact(config, w, lora)?;
-        wrong.extend(exact.iter().enumerate().filter(|(_, ok)| !**ok).map(|(i, _)| chunk * 32 + i));
+        for (i, answer) in Batch::new(part)?.likeliest(config, w, lora)?.into_iter().enumerate() {
+            let truth = part[i].targets.iter().filter(|id| **id != NO_TARGET);
+            if !answer.iter().eq(truth) {
+                wrong.push((chunk * 32 + i, answer));
+            }
+        }
     }
     Ok((1.0 - wrong.len() as f64 / sequences.len() as f64, wrong))
 }
 
 /// Batches of similar lengths, in random order: little padding, no order of difficulty.
-pub fn batches(sequences: &[Encoded], size: usize, rng: &mut Rng) -> Result<Vec<Batch>> {
+pub(crate) fn batches(sequences: &[Encoded], size: usize, rng: &mut Rng) -> Result<Vec<Batch>> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     rng.shuffle(&mut order);
     order.sort_by_key(|i| sequences[*i].ids.len());
@@ -137,7 +149,7 @@ pub fn batches(sequences: &[Encoded], size: usize, rng: &mut Rng) -> Result<Vec<
 }
 
 /// AdamW over `batches`, in order, with a short warmup and a cosine to a twentieth of `peak_rate`.
-pub fn run(
+pub(crate) fn run(
     batches: &[Batch],
     vars: Vec<Var>,
     peak_rate: f64,

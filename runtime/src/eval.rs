@@ -7,9 +7,9 @@ use engraft_kernels::Kernels;
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
-use crate::nn::Precision;
+use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
-use crate::train::chain::{AdapterView, Chain, Evaluated};
+use crate::train::chain::{Chain, Evaluated};
 
 /// A chain for scoring alone: one sequence at a time, nothing kept for a backward.
 pub fn scoring_chain(
@@ -45,7 +45,7 @@ pub fn scoring_chain(
 /// `BadData` when the text has less than two windows; `progress` may return false to cancel.
 pub fn perplexity(
     chain: &mut Chain,
-    adapter: Option<AdapterView<'_>>,
+    adapter: Option<&dyn Adapted>,
     ids: &[u32],
     ctx: usize,
     bos: Option<u32>,

@@ -244,6 +244,7 @@ fn splits_are_seeded_stable_and_whole() {
     assert_ne!(ids(&split(data.clone(), 0.1, 8).1), ids(&valid));
     let mut reversed = data.clone();
     reversed.examples.reverse();
+    reversed.keys.reverse();
     let mut other = ids(&split(reversed, 0.1, 7).1);
     other.reverse();
     assert_eq!(other, ids(&valid));

@@ -24,6 +24,16 @@ pub(crate) fn code_of(kind: ErrorKind) -> u8 {
     }
 }
 
+/// The context of an error whose result is on stdout already, as JSON: nothing may follow it.
+#[derive(Debug)]
+pub(crate) struct AfterJson(pub(crate) &'static str);
+
+impl std::fmt::Display for AfterJson {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
 /// The exit code of any error.
 pub(crate) fn code(error: &anyhow::Error) -> u8 {
     match (error.downcast_ref::<clap::Error>(), error.downcast_ref::<Error>()) {
@@ -71,7 +81,7 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
         Some(usage) => drop(usage.print()),
         None => eprintln!("error: {error:#}"),
     }
-    if json && code != 0 {
+    if json && code != 0 && !error.is::<AfterJson>() {
         let message = error.downcast_ref().map_or_else(|| format!("{error:#}"), usage_message);
         let body = json::ErrorBody { kind: kind_name(error), message: &message, exit_code: code };
         drop(json::emit(&json::Failure { error: body }));

@@ -2,7 +2,6 @@
 //!
 //! The command line only: every number is computed in the runtime. Results go to stdout, progress
 //! and logs to stderr, and the exit code says what kind of failure it was (see `exit.rs`).
-#![allow(dead_code, reason = "read by the bodies of the verbs")]
 
 mod args;
 mod config;

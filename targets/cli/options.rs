@@ -74,6 +74,8 @@ pub(crate) enum Precision {
 pub(crate) enum Isa {
     Scalar,
     Avx2,
+    #[value(name = "avxvnni")]
+    AvxVnni,
     Avx512,
     Neon,
     Dotprod,

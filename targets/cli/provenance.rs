@@ -51,5 +51,5 @@ pub(crate) fn version(verbose: bool) -> String {
 
 /// The instruction set path that the kernels chose on this CPU.
 fn isa_chosen() -> &'static str {
-    "scalar"
+    engraft_kernels::Isa::detect().name()
 }

@@ -68,6 +68,8 @@ pub struct Dataset {
     pub format: Format,
     /// The file.
     pub source: PathBuf,
+    /// A number per example that follows from its whole row, before any cut: what [`split`] goes by.
+    pub keys: Vec<u64>,
 }
 
 /// Skipped rows that are named; the rest is only counted.

@@ -97,12 +97,18 @@ pub fn load(
     let format = detect(file, options)?;
     let (examples, skipped) = (Vec::new(), Vec::new());
     let source = file.to_owned();
-    let mut data = Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source };
+    let mut data =
+        Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, keys: Vec::new() };
     for_each_row(file, &mut |line, row| {
         let sample = row.and_then(|row| Sample::parse(&row, format, options));
         let example = sample.and_then(|sample| encode_sample(&sample, tokenizer, chat, options));
+        // Of the whole row: another length limit must not move rows to the other side of the split.
+        let row_key = example.as_ref().map_or(0, |e| key(&e.ids));
         match example.and_then(|example| fit(example, options, &mut data.truncated)) {
-            Ok(Some(example)) => data.examples.push(example),
+            Ok(Some(example)) => {
+                data.examples.push(example);
+                data.keys.push(row_key);
+            }
             Ok(None) => {
                 let limit = options.max_seq_length;
                 let message = format!(
@@ -218,14 +224,15 @@ pub fn load_train_valid(
 }
 
 /// Splits off a fraction, rounded to whole rows, at least one row on each side where there are two and
-/// the fraction isn't 0. A row's side follows from its ids and the seed, so that rows that are added or
+/// the fraction isn't 0. A row's side follows from its whole ids and the seed, so that rows that are added or
 /// moved hardly change the others' sides. Both parts keep the order; what was skipped stays with the
 /// first.
 pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
     let n = data.examples.len();
     let wanted = (n as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
     let count = if fraction <= 0.0 || n < 2 { 0 } else { wanted.clamp(1, n - 1) };
-    let mut order: Vec<(u64, usize)> = data.examples.iter().map(|e| key(&e.ids, seed)).zip(0..).collect();
+    let seeded = |key: &u64| Rng::new(*key, seed ^ SPLIT_STREAM).next_u64();
+    let mut order: Vec<(u64, usize)> = data.keys.iter().map(seeded).zip(0..).collect();
     order.sort_unstable();
     let mut held = vec![false; n];
     order[..count].iter().for_each(|(_, i)| held[*i] = true);
@@ -243,10 +250,9 @@ pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
     (train, valid)
 }
 
-/// A number that orders rows at random, the same for the same ids and seed.
-fn key(ids: &[u32], seed: u64) -> u64 {
-    ids.iter()
-        .fold(Rng::new(seed, SPLIT_STREAM).next_u64(), |key, id| Rng::new(key, u64::from(*id)).next_u64())
+/// A number that follows from the ids alone, and looks random.
+fn key(ids: &[u32]) -> u64 {
+    ids.iter().fold(0, |key, id| Rng::new(key, u64::from(*id)).next_u64())
 }
 
 /// The split's random stream.
@@ -255,6 +261,12 @@ const SPLIT_STREAM: u64 = 0x5350_4C49;
 impl Dataset {
     /// Everything but the examples.
     fn without_examples(&self) -> Dataset {
-        Dataset { examples: Vec::new(), skipped: self.skipped.clone(), source: self.source.clone(), ..*self }
+        Dataset {
+            examples: Vec::new(),
+            keys: Vec::new(),
+            skipped: self.skipped.clone(),
+            source: self.source.clone(),
+            ..*self
+        }
     }
 }

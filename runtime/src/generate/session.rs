@@ -10,7 +10,7 @@ use crate::model::Proj;
 use crate::model::weights::ModelFile;
 use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvLayer};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
-use crate::nn::{BlockPairs, Ctx, Dropout, Pair, Precision, RowMap, rope};
+use crate::nn::{Adapted, BlockPairs, Ctx, Dropout, Pair, Precision, RowMap, rope};
 
 /// Tokens read at once: enough rows for the tiles, little memory.
 const PREFILL_ROWS: usize = 256;
@@ -52,8 +52,15 @@ impl StackedAdapter {
         Ok(StackedAdapter { pairs, rank })
     }
 
-    fn block(&self, l: usize) -> BlockPairs<'_> {
-        self.pairs[l]
+    /// The largest rank of a projection: what buffers must hold.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+}
+
+impl Adapted for StackedAdapter {
+    fn pairs(&self, layer: usize) -> BlockPairs<'_> {
+        self.pairs[layer]
             .each_ref()
             .map(|p| p.as_ref().map(|(a, bt, rank)| Pair { a, bt, rank: *rank, scale: 1.0 }))
     }
@@ -194,7 +201,7 @@ impl Session {
                 v: &mut self.values[l * layer..(l + 1) * layer],
                 past: self.filled,
             };
-            let pairs = self.adapter.as_ref().map_or([None; 7], |a| a.block(l));
+            let pairs = self.adapter.as_ref().map_or([None; 7], |a| a.pairs(l));
             let (x, y) = (&self.x[..n * d], &mut self.y[..n * d]);
             block::forward(
                 &ctx,

@@ -70,6 +70,12 @@ pub struct Pair<'a> {
 /// The adapter of one block, by projection.
 pub type BlockPairs<'a> = [Option<Pair<'a>>; 7];
 
+/// Adapters as the blocks read them: one of them, or several as one.
+pub trait Adapted {
+    /// The pairs of block `layer`; none where it is not adapted.
+    fn pairs(&self, layer: usize) -> BlockPairs<'_>;
+}
+
 /// Gradients of one projection's adapter, shaped as [`Pair`].
 pub struct PairGrad<'a> {
     /// dA `[r, in]`, added to.

@@ -11,7 +11,7 @@ use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::block::{self, BlockBufs, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights};
-use crate::nn::{BlockPairGrads, BlockPairs, Ctx, Dropout, Pair, PairGrad, Precision, RowMap, rope};
+use crate::nn::{Adapted, BlockPairGrads, BlockPairs, Ctx, Dropout, Pair, PairGrad, Precision, RowMap, rope};
 use crate::plan::ArenaWords;
 
 /// A model with the buffers to run micro-batches through it.
@@ -40,6 +40,15 @@ pub struct AdapterView<'a> {
     pub theta: &'a [f32],
     /// alpha / r.
     pub scale: f32,
+}
+
+impl Adapted for AdapterView<'_> {
+    fn pairs(&self, layer: usize) -> BlockPairs<'_> {
+        Proj::ALL.map(|p| {
+            let s = self.layout.slot(layer, p)?;
+            Some(Pair { a: &self.theta[s.a], bt: &self.theta[s.b], rank: s.rank, scale: self.scale })
+        })
+    }
 }
 
 /// What a pass over a micro-batch gives.
@@ -97,7 +106,7 @@ impl Chain {
     /// Loss of a micro-batch; `each` sees (row, loss) of every target.
     pub fn evaluate(
         &mut self,
-        adapter: Option<AdapterView<'_>>,
+        adapter: Option<&dyn Adapted>,
         batch: &Batch,
         each: impl FnMut(usize, f64),
     ) -> Evaluated {
@@ -114,20 +123,14 @@ impl Chain {
         grads: &mut [f32],
     ) -> Evaluated {
         let first = adapter.layout.layers()[0];
-        self.forward(Some(adapter), batch, dropout, first);
+        self.forward(Some(&adapter), batch, dropout, first);
         let result = self.head_loss(batch, self.config().n_layers - first, true, |_, _| {});
         self.backward(adapter, batch, dropout, grads, first);
         result
     }
 
     /// Runs all blocks; the inputs of blocks from `first_kept` on stay in `saved`.
-    fn forward(
-        &mut self,
-        adapter: Option<AdapterView<'_>>,
-        batch: &Batch,
-        dropout: Dropout,
-        first_kept: usize,
-    ) {
+    fn forward(&mut self, adapter: Option<&dyn Adapted>, batch: &Batch, dropout: Dropout, first_kept: usize) {
         let c = self.model.config();
         let (rows, d) = (batch.ids.len(), c.d_model);
         assert!(rows <= self.words.rows, "a micro-batch of {rows} rows in an arena for {}", self.words.rows);
@@ -147,7 +150,7 @@ impl Chain {
             let (x, y) = self.saved.split_at_mut(at + rows * d);
             let (x, kept) = (&mut x[at..], l >= first_kept);
             let y = if kept { &mut y[..rows * d] } else { &mut self.dx[..rows * d] };
-            let pairs = pairs(adapter, l);
+            let pairs = adapter.map_or([None; 7], |a| a.pairs(l));
             block::forward(
                 &ctx,
                 &self.model.block(l),
@@ -220,7 +223,7 @@ impl Chain {
             block::backward(
                 &ctx,
                 &self.model.block(l),
-                &pairs(Some(adapter), l),
+                &adapter.pairs(l),
                 pair_grads(adapter.layout, l, grads),
                 map,
                 &self.saved[slot * n..(slot + 1) * n],
@@ -231,15 +234,6 @@ impl Chain {
             );
         }
     }
-}
-
-/// One block's pairs; none where the block is not adapted.
-fn pairs(adapter: Option<AdapterView<'_>>, layer: usize) -> BlockPairs<'_> {
-    let Some(a) = adapter else { return [None; 7] };
-    Proj::ALL.map(|p| {
-        let s = a.layout.slot(layer, p)?;
-        Some(Pair { a: &a.theta[s.a], bt: &a.theta[s.b], rank: s.rank, scale: a.scale })
-    })
 }
 
 /// The stretch of `grads` of one block, cut into its pairs.

@@ -7,7 +7,7 @@ use engraft_kernels::Kernels;
 use super::chain::{AdapterView, Chain, Evaluated};
 use super::optim::{AdamW, AdamWConfig};
 use super::schedule::Schedule;
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, TrainedWith};
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
@@ -87,6 +87,11 @@ impl Trainer {
         &self.adapter
     }
 
+    /// What the adapter's file will say of how it was trained.
+    pub fn meta_mut(&mut self) -> &mut TrainedWith {
+        &mut self.adapter.meta
+    }
+
     /// The adapter, at the end.
     pub fn into_adapter(self) -> Adapter {
         self.adapter
@@ -134,8 +139,8 @@ impl Trainer {
     pub fn evaluate(&mut self, batches: impl Iterator<Item = Batch>, with_adapter: bool) -> Evaluated {
         let mut total = Evaluated::default();
         for b in batches {
-            let view = with_adapter.then(|| view(&self.adapter));
-            let e = self.chain.evaluate(view, &b, |_, _| {});
+            let view = view(&self.adapter);
+            let e = self.chain.evaluate(with_adapter.then_some(&view), &b, |_, _| {});
             total.loss_sum += e.loss_sum;
             total.targets += e.targets;
         }

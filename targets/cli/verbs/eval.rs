@@ -1,13 +1,34 @@
 //! `engraft eval`: perplexity of a text, or masked loss of held-out rows.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, value_parser};
-use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::data::batches::in_order;
+use engraft_runtime::data::source::part_file;
+use engraft_runtime::data::{self, Dataset, Part, load_train_valid};
+use engraft_runtime::error::Error;
+use engraft_runtime::eval;
+use engraft_runtime::generate::StackedAdapter;
+use engraft_runtime::model::text::Text;
+use engraft_runtime::model::tokenizer::Special;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn::Adapted;
+use engraft_runtime::train::{Chain, Evaluated};
 
-use super::Session;
+use super::{Session, common};
+use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, DataOptions, ModelOptions, misuse};
+
+/// Tokens of a window, as llama-perplexity has them by default.
+const TEXT_WINDOW: u32 = 512;
+/// Positions of a row at most, as `train` has them by default.
+const ROWS_MAX: u32 = 256;
+/// Time between two reports.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -18,9 +39,9 @@ pub(crate) struct Options {
     #[arg(long, visible_alias = "file", short = 'f', value_name = "FILE", conflicts_with = "data")]
     perplexity: Option<PathBuf>,
 
-    /// Tokens of a window, or of a row at most
-    #[arg(short, long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(2..=1 << 20))]
-    pub(crate) ctx_size: u32,
+    /// Tokens of a window (default 512), or of a row at most (default 256)
+    #[arg(short, long, visible_alias = "max-seq-length", value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
+    pub(crate) ctx_size: Option<u32>,
 
     /// Seed of the split, as it was for training
     #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
@@ -49,7 +70,7 @@ impl Options {
     /// The text or the rows, which exist.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] when neither is given, [`ErrorKind::Io`] when it is missing.
+    /// [`engraft_runtime::ErrorKind::Misuse`] when neither is given, `Io` when it is missing.
     pub(crate) fn subject(&self) -> Result<Subject<'_>, Error> {
         match (&self.perplexity, self.data.path()?) {
             (Some(file), _) => options::stat(file, "--perplexity").map(|_| Subject::Text(file)),
@@ -59,9 +80,124 @@ impl Options {
     }
 }
 
-pub(crate) fn run(options: Options, _session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     options.model.path()?;
-    options.subject()?;
+    let subject = options.subject()?;
     options.adapters.files()?;
-    Err(Error::new(ErrorKind::Unsupported, "eval: not part of this build").into())
+    let model = common::open_model(&options.model)?;
+    let adapter = common::adapters(&model, &options.adapters)?;
+    let total = match subject {
+        Subject::Text(file) => score_text(options, session, &model, adapter.as_deref(), file)?,
+        Subject::Rows(path) => score_rows(options, session, &model, adapter.as_deref(), path)?,
+    };
+    let nll = common::finite(total.loss_sum / total.targets as f64, "the loss")?;
+    let (ppl, tokens) = (nll.exp(), total.targets);
+    json::line(&format!("loss {nll:.5} nats/token, perplexity {ppl:.4}, over {tokens} tokens"))?;
+    if session.json {
+        json::emit(&json::Eval { nll, ppl, tokens: tokens as u64 })?;
+    }
+    Ok(())
+}
+
+/// A chain for one sequence of at most `rows` positions.
+fn chain(
+    options: &Options,
+    model: &Arc<ModelFile>,
+    adapter: Option<&StackedAdapter>,
+    rows: usize,
+) -> Result<Chain> {
+    let kernels = common::kernels(&options.compute)?;
+    let rank = adapter.map_or(0, StackedAdapter::rank);
+    Ok(eval::scoring_chain(model.clone(), kernels, common::precision(&options.compute), rank, rows))
+}
+
+/// Perplexity of a text, in llama-perplexity's convention.
+fn score_text(
+    options: &Options,
+    session: &Session,
+    model: &Arc<ModelFile>,
+    adapter: Option<&StackedAdapter>,
+    file: &Path,
+) -> Result<Evaluated> {
+    let window = options.ctx_size.unwrap_or(TEXT_WINDOW) as usize;
+    let trained = model.config().context_len;
+    if window > trained {
+        return Err(
+            misuse(format!("-c {window}: the model was trained for {trained} positions; lower it")).into()
+        );
+    }
+    let (ids, bos) = encode_text(model, file)?;
+    let mut chain = chain(options, model, adapter, window)?;
+    let mut told = Instant::now();
+    let progress = |done: usize, all: usize, so_far: Evaluated| {
+        if told.elapsed() >= TELL_EVERY || done == all {
+            told = Instant::now();
+            eprintln!(
+                "window {done}/{all}  perplexity {:.4}",
+                (so_far.loss_sum / so_far.targets as f64).exp()
+            );
+        }
+        !session.cancel.load(Ordering::Relaxed)
+    };
+    let adapter = adapter.map(|a| a as &dyn Adapted);
+    let scored = eval::perplexity(&mut chain, adapter, &ids, window, bos, progress);
+    Ok(scored.map_err(|e| e.at(file.display()))?)
+}
+
+/// The text's ids, begun by BOS where the tokenizer adds one, and that BOS.
+fn encode_text(model: &ModelFile, file: &Path) -> Result<(Vec<u32>, Option<u32>)> {
+    let tokenizer = Text::of(model)?.tokenizer;
+    let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+    let ids = bos.into_iter().chain(tokenizer.encode(&common::read_text(file)?, Special::Plain)).collect();
+    Ok((ids, bos))
+}
+
+/// Masked loss of held-out rows.
+fn score_rows(
+    options: &Options,
+    session: &Session,
+    model: &Arc<ModelFile>,
+    adapter: Option<&StackedAdapter>,
+    path: &Path,
+) -> Result<Evaluated> {
+    let rows_max = (options.ctx_size.unwrap_or(ROWS_MAX) as usize).min(model.config().context_len);
+    let (data, which) = held_out(options, model, path, rows_max)?;
+    common::tell_rows(&data, rows_max);
+    eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
+    let mut chain = chain(options, model, adapter, data.rows_max())?;
+    let adapter = adapter.map(|a| a as &dyn Adapted);
+    let mut total = Evaluated::default();
+    for batch in in_order(&data.examples, 1) {
+        if session.cancel.load(Ordering::Relaxed) {
+            return Err(common::cancelled("stopped before all rows were scored").into());
+        }
+        let scored = chain.evaluate(adapter, &batch, |_, _| {});
+        total.loss_sum += scored.loss_sum;
+        total.targets += scored.targets;
+    }
+    Ok(total)
+}
+
+/// The rows to score, and why these: test.jsonl, else valid.jsonl, else the rows that training with
+/// the same seed and share holds out, else all.
+fn held_out(
+    options: &Options,
+    model: &ModelFile,
+    path: &Path,
+    rows_max: usize,
+) -> Result<(Dataset, &'static str)> {
+    let text = Text::of(model)?;
+    let reading = common::data_options(&options.data, rows_max, options.seed);
+    if path.is_dir() {
+        for (part, which) in [(Part::Test, "the test part"), (Part::Valid, "the validation part")] {
+            if let Some(file) = part_file(path, part)? {
+                return Ok((data::load(&file, &text.tokenizer, &text.chat, &reading)?, which));
+            }
+        }
+    }
+    let parts = load_train_valid(path, &text.tokenizer, &text.chat, &reading)?;
+    if parts.valid.examples.is_empty() {
+        return Ok((parts.train, "all of them: none is held out"));
+    }
+    Ok((parts.valid, "held out of the file by --seed and --valid-fraction"))
 }

@@ -1,15 +1,25 @@
 //! `engraft generate`: continues a prompt, streamed to stdout.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, value_parser};
-use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::error::Error;
+use engraft_runtime::generate::{Sampler, SamplerOptions, Session as Sequence};
+use engraft_runtime::model::ModelConfig;
+use engraft_runtime::model::chat::{Message, encode_pieces};
+use engraft_runtime::model::text::Text;
+use engraft_runtime::model::tokenizer::{Decoder, Special, Tokenizer};
 
-use super::Session;
+use super::{Session, common};
+use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, ModelOptions, misuse};
 
+/// Tokens of a context that neither flag limits.
+const CONTEXT_DEFAULT_MAX: usize = 4096;
 /// Prompts beyond this can't fit a context.
 const PROMPT_BYTES_MAX: u64 = 16 << 20;
 
@@ -38,7 +48,7 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = value_parser!(i64).range(-1..=1 << 30))]
     n_predict: i64,
 
-    /// Tokens of the context (default: what the model was trained for, at most 4096)
+    /// Tokens of the context (default: prompt and answer; without a limit, what the model was trained for, at most 4096)
     #[arg(short, long, value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
     pub(crate) ctx_size: Option<u32>,
 
@@ -90,7 +100,7 @@ impl Options {
     /// The prompt, from the flag or the file.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] when there is none, or it is too long or no UTF-8; [`ErrorKind::Io`].
+    /// `Misuse` when there is none, or it is too long or no UTF-8; `Io`.
     pub(crate) fn prompt(&self) -> Result<String, Error> {
         match (&self.prompt, &self.file) {
             (Some(text), _) => Ok(text.clone()),
@@ -135,9 +145,173 @@ fn share_above_zero(text: &str) -> Result<f32, String> {
     share(text).ok().filter(|v| *v > 0.0).ok_or_else(|| "must be a number above 0 and at most 1".into())
 }
 
-pub(crate) fn run(options: Options, _session: &Session) -> Result<()> {
-    let _model: &Path = options.model.path()?;
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+    options.model.path()?;
     options.adapters.files()?;
-    options.prompt()?;
-    Err(Error::new(ErrorKind::Unsupported, "generate: not part of this build").into())
+    let prompt = options.prompt()?;
+    let model = common::open_model(&options.model)?;
+    let adapter = common::adapters(&model, &options.adapters)?;
+    let text = Text::of(&model)?;
+    let ids = prompt_ids(options, &text, &prompt)?;
+    let capacity = capacity(options, model.config(), ids.len())?;
+    let kernels = common::kernels(&options.compute)?;
+    let mut sequence = Sequence::new(model, kernels, adapter, common::precision(&options.compute), capacity);
+    let mut sampler = Sampler::new(options.sampling.options())?;
+    let limit = options.n_predict().unwrap_or(usize::MAX);
+    // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
+    let decoder = if options.chat { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
+    let mut answer = Answer::new(decoder);
+    let times = go_on(&mut sequence, &ids, &mut sampler, limit, &text.tokenizer, session, &mut answer)?;
+    answer.finish()?;
+    times.tell(ids.len(), answer.tokens);
+    if session.cancel.load(Ordering::Relaxed) {
+        return Err(common::cancelled("stopped while generating").into());
+    }
+    if session.json {
+        json::emit(&json::Generate {
+            text: answer.text,
+            prompt_tokens: ids.len() as u64,
+            tokens: answer.tokens as u64,
+            tokens_per_s: times.decode_rate(answer.tokens),
+        })?;
+    }
+    Ok(())
+}
+
+impl Sampling {
+    /// The sampler's settings.
+    fn options(&self) -> SamplerOptions {
+        SamplerOptions {
+            temp: self.temp,
+            top_k: self.top_k as usize,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            seed: self.seed,
+            ..SamplerOptions::default()
+        }
+    }
+}
+
+/// The ids of the prompt, which never becomes a control token, within the template's where asked.
+fn prompt_ids(options: &Options, text: &Text, prompt: &str) -> Result<Vec<u32>> {
+    let tokenizer = &text.tokenizer;
+    let ids = if options.chat {
+        let system = options.system.iter().map(|content| Message::new("system", content.as_str()));
+        let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+        let pieces = text.chat.render_messages(&messages, true)?;
+        encode_pieces(tokenizer, &pieces, &messages).0
+    } else {
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        bos.into_iter().chain(tokenizer.encode(prompt, Special::Plain)).collect()
+    };
+    if ids.is_empty() {
+        return Err(
+            misuse("the prompt is empty, and this model's texts begin with no token of their own").into()
+        );
+    }
+    Ok(ids)
+}
+
+/// Tokens of the context: what was asked for, else what prompt and answer need, within the model's.
+fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usize, Error> {
+    let trained = model.context_len;
+    let capacity = match (options.ctx_size, options.n_predict()) {
+        (Some(asked), _) if asked as usize > trained => {
+            return Err(misuse(format!("--ctx-size {asked}: the model was trained for {trained} positions")));
+        }
+        (Some(asked), _) => asked as usize,
+        (None, Some(n)) => prompt.saturating_add(n).min(trained),
+        (None, None) => trained.min(CONTEXT_DEFAULT_MAX.max(prompt)),
+    };
+    if prompt > capacity {
+        let hint = if capacity < trained { "raise --ctx-size" } else { "shorten it" };
+        return Err(misuse(format!("the prompt has {prompt} tokens, the context {capacity}: {hint}")));
+    }
+    Ok(capacity)
+}
+
+/// Where the seconds went.
+struct Times {
+    prefill_s: f64,
+    decode_s: f64,
+}
+
+impl Times {
+    /// Tokens per second after the first, whose logits the prompt gave.
+    fn decode_rate(&self, tokens: usize) -> f64 {
+        if self.decode_s > 0.0 { tokens.saturating_sub(1) as f64 / self.decode_s } else { 0.0 }
+    }
+
+    fn tell(&self, prompt: usize, tokens: usize) {
+        let prefill = prompt as f64 / self.prefill_s;
+        eprintln!(
+            "prompt: {prompt} tokens, {prefill:.1} tokens/s; answer: {tokens} tokens, {:.1} tokens/s",
+            self.decode_rate(tokens)
+        );
+    }
+}
+
+/// Reads the prompt, then draws tokens until the model ends, the limit or the context is reached, or
+/// Ctrl-C asks to stop.
+fn go_on(
+    sequence: &mut Sequence,
+    prompt: &[u32],
+    sampler: &mut Sampler,
+    limit: usize,
+    tokenizer: &Tokenizer,
+    session: &Session,
+    answer: &mut Answer<'_>,
+) -> Result<Times> {
+    let mut history = prompt.to_vec();
+    let started = Instant::now();
+    let mut logits = sequence.feed(prompt)?;
+    let prefill_s = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    while answer.tokens < limit && !session.cancel.load(Ordering::Relaxed) {
+        let id = sampler.try_sample(logits, &history).ok_or_else(common::no_token)?;
+        if tokenizer.is_end(id) {
+            break;
+        }
+        answer.push(id)?;
+        history.push(id);
+        if answer.tokens == limit || sequence.room() == 0 {
+            break;
+        }
+        logits = sequence.feed(&[id])?;
+    }
+    Ok(Times { prefill_s, decode_s: started.elapsed().as_secs_f64() })
+}
+
+/// What is generated: on stdout as it comes, and kept for the JSON object.
+struct Answer<'t> {
+    decoder: Decoder<'t>,
+    text: String,
+    tokens: usize,
+}
+
+impl<'t> Answer<'t> {
+    fn new(decoder: Decoder<'t>) -> Answer<'t> {
+        Answer { decoder, text: String::new(), tokens: 0 }
+    }
+
+    fn push(&mut self, id: u32) -> std::io::Result<()> {
+        self.tokens += 1;
+        let part = self.decoder.push(id);
+        self.show(&part)
+    }
+
+    /// Ends the text and its line.
+    fn finish(&mut self) -> std::io::Result<()> {
+        let part = self.decoder.finish();
+        self.show(&part)?;
+        json::line("")
+    }
+
+    fn show(&mut self, part: &str) -> std::io::Result<()> {
+        self.text.push_str(part);
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(part.as_bytes())?;
+        stdout.flush()
+    }
 }

@@ -1,17 +1,25 @@
 //! One file per verb: its options, and what it does with the runtime.
 
+mod common;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod plan;
+mod prepare;
 pub(crate) mod train;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::args::Verb;
+
+/// How often private memory is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(10);
+/// The random stream of an adapter's initial values.
+const INIT_STREAM: u64 = 0x494E_4954;
 
 /// What every verb is given beside its options.
 pub(crate) struct Session {
@@ -27,10 +35,10 @@ pub(crate) struct Session {
 /// The runtime's, whose kind decides the exit code.
 pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
     match verb {
-        Verb::Plan(options) => plan::run(options, session),
-        Verb::Train(options) => train::run(options, session),
-        Verb::Generate(options) => generate::run(options, session),
-        Verb::Eval(options) => eval::run(options, session),
-        Verb::Demo(options) => demo::run(options, session),
+        Verb::Plan(options) => plan::run(&options, session),
+        Verb::Train(options) => train::run(&options, session),
+        Verb::Generate(options) => generate::run(&options, session),
+        Verb::Eval(options) => eval::run(&options, session),
+        Verb::Demo(options) => demo::run(&options, session),
     }
 }

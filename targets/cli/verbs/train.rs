@@ -1,13 +1,30 @@
 //! `engraft train`: a LoRA adapter, trained inside its memory plan.
 
-use std::path::Path;
+use std::io::Stderr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::adapter::{Adapter, Precision};
+use engraft_runtime::data::batches::in_order;
+use engraft_runtime::data::{Batch, Batches, Cursor, TrainValid};
+use engraft_runtime::error::Error;
+use engraft_runtime::plan::ArenaWords;
+use engraft_runtime::rng::Rng;
+use engraft_runtime::storage::{Disk, create_dir_all};
+use engraft_runtime::train::optim::AdamWConfig;
+use engraft_runtime::train::schedule::{Schedule, Shape};
+use engraft_runtime::train::{StepReport, TrainOptions, Trainer};
 
-use super::Session;
-use crate::options::{TuneOptions, misuse, stat};
+use super::prepare::{Prepared, prepare};
+use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
+use crate::json;
+use crate::memory::Watch;
+use crate::metrics::{Metrics, StepRecord};
+use crate::options::{self, Length, TuneOptions, misuse, stat};
+use crate::progress::{Progress, Step, Style};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -15,19 +32,26 @@ pub(crate) struct Options {
     pub(crate) tune: TuneOptions,
 }
 
-pub(crate) fn run(options: Options, _session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let tune = &options.tune;
+    let watch = Watch::start(WATCH_INTERVAL);
     tune.model.path()?;
-    data_path(tune)?;
+    if tune.data.path()?.is_none() {
+        return Err(
+            misuse("--data is missing: name a folder that holds train.jsonl, or a .jsonl file").into()
+        );
+    }
     check_output(&tune.adapter_path)?;
-    eprintln!("{}", tune.lora.describe());
-    Err(Error::new(ErrorKind::Unsupported, "train: not part of this build").into())
-}
-
-/// The data's path, which training can't do without.
-fn data_path(tune: &TuneOptions) -> Result<&Path, Error> {
-    let missing = || misuse("--data is missing: name a folder that holds train.jsonl, or a .jsonl file");
-    tune.data.path()?.ok_or_else(missing)
+    let mut prepared = prepare(tune)?;
+    eprintln!("{}\n{}", tune.lora.describe(), prepared.table());
+    prepared.check(tune.memory_budget)?;
+    create_dir_all(&Disk, &tune.adapter_path)?;
+    let Some(data) = prepared.data.take() else { return Ok(()) };
+    let result = Run::new(tune, session, &prepared, &data, watch)?.train()?;
+    if session.json {
+        json::emit(&result)?;
+    }
+    Ok(())
 }
 
 /// Refuses an output that is a file, before an hour of training finds out.
@@ -37,4 +61,232 @@ fn check_output(folder: &Path) -> Result<(), Error> {
         return Err(misuse(message));
     }
     Ok(())
+}
+
+/// A run of training: everything it holds, and what it has counted.
+struct Run<'a> {
+    tune: &'a TuneOptions,
+    session: &'a Session,
+    data: &'a TrainValid,
+    trainer: Trainer,
+    batches: Batches<'a>,
+    /// The micro-batches of a step, filled anew each time.
+    micro: Vec<Batch>,
+    steps: u64,
+    planned_bytes: u64,
+    watch: Watch,
+    metrics: Metrics,
+    progress: Progress<Stderr>,
+    tokens: u64,
+    targets: u64,
+    seconds: f64,
+    /// Loss of the steps since the last report, and of the last full report.
+    recent: Mean,
+    reported_loss: f64,
+    valid_before: Option<f64>,
+    valid_after: Option<f64>,
+}
+
+/// A mean over targets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    sum: f64,
+    count: usize,
+}
+
+impl<'a> Run<'a> {
+    /// Allocates the arena.
+    fn new(
+        tune: &'a TuneOptions,
+        session: &'a Session,
+        prepared: &Prepared,
+        data: &'a TrainValid,
+        watch: Watch,
+    ) -> Result<Run<'a>> {
+        let model = &prepared.model;
+        let per_step = tune.run.grad_accumulation_steps as usize;
+        let batches =
+            Batches::new(&data.train.examples, prepared.request.batch, tune.seed, Cursor::default());
+        let steps = match tune.run.length() {
+            Length::Iters(n) => u64::from(n),
+            Length::Epochs(n) => {
+                (u64::from(n) * batches.batches_per_epoch() as u64).div_ceil(per_step as u64)
+            }
+        };
+        let mut random = Rng::new(tune.seed, INIT_STREAM);
+        let mut adapter =
+            Adapter::init(model.config(), &prepared.lora, model.digest(), &mut || random.f32())?;
+        adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
+        adapter.meta.seed = tune.seed;
+        let words = ArenaWords::new(model.config(), &prepared.request);
+        let kernels = common::kernels(&tune.compute)?;
+        let trainer = Trainer::new(model.clone(), kernels, words, adapter, train_options(tune, steps));
+        Ok(Run {
+            trainer,
+            batches,
+            micro: vec![Batch::default(); per_step],
+            steps,
+            planned_bytes: prepared.plan.private_bytes as u64,
+            watch,
+            metrics: Metrics::open(&tune.adapter_path)?,
+            progress: Progress::new(std::io::stderr(), Style::for_stderr(tune.run.steps_per_report), steps),
+            tokens: 0,
+            targets: 0,
+            seconds: 0.0,
+            recent: Mean::default(),
+            reported_loss: f64::NAN,
+            valid_before: None,
+            valid_after: None,
+            tune,
+            session,
+            data,
+        })
+    }
+
+    /// The whole run: held-out loss, steps, held-out loss, and the adapter's file.
+    fn train(mut self) -> Result<json::Train> {
+        self.valid_before = self.evaluate(false)?;
+        while self.trainer.steps() < self.steps && !self.is_cancelled() {
+            self.step()?;
+        }
+        self.progress.finish();
+        if self.is_cancelled() {
+            return Err(self.stopped());
+        }
+        self.valid_after = self.evaluate(true)?;
+        let file = self.save()?;
+        self.progress.note(&format!("saved {}", file.display()));
+        Ok(json::Train {
+            steps: self.trainer.steps(),
+            tokens: self.tokens,
+            tokens_per_s: self.tokens as f64 / self.seconds,
+            planned_private_bytes: self.planned_bytes,
+            peak_private_bytes: self.watch.sample(),
+            train_loss: self.reported_loss,
+            valid_loss_before: self.valid_before,
+            valid_loss_after: self.valid_after,
+            adapter: file.display().to_string(),
+        })
+    }
+
+    /// One optimizer step, and what is due after it.
+    fn step(&mut self) -> Result<()> {
+        let started = Instant::now();
+        for batch in &mut self.micro {
+            self.batches.next_into(batch);
+        }
+        let report = self.trainer.step(&self.micro)?;
+        self.seconds += started.elapsed().as_secs_f64();
+        self.tokens += report.tokens as u64;
+        self.targets += report.targets as u64;
+        self.recent.sum += report.loss * report.targets as f64;
+        self.recent.count += report.targets;
+        self.show(&report)?;
+
+        let (step, run) = (self.trainer.steps(), &self.tune.run);
+        let due = |every: u32| every > 0 && step.is_multiple_of(every.into()) && step < self.steps;
+        let (evaluate, save) = (due(run.steps_per_eval), due(run.save_every));
+        if evaluate {
+            self.evaluate(true)?;
+        }
+        if save {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Progress of a step, and its record where one is due.
+    fn show(&mut self, report: &StepReport) -> Result<()> {
+        let step = self.trainer.steps();
+        let tokens_per_s = self.tokens as f64 / self.seconds;
+        let peak_private_bytes = self.watch.sample();
+        let loss = report.loss;
+        self.progress.step(&Step { step, loss, tokens_per_s, peak_private_bytes, elapsed_s: self.seconds });
+        if !step.is_multiple_of(self.tune.run.steps_per_report.into()) && step != self.steps && step != 1 {
+            return Ok(());
+        }
+        self.reported_loss = self.recent.sum / self.recent.count as f64;
+        self.recent = Mean::default();
+        self.metrics.append(&StepRecord {
+            step,
+            train_loss: Some(self.reported_loss),
+            learning_rate: Some(report.lr.into()),
+            grad_norm: Some(report.grad_norm),
+            tokens_per_s: Some(tokens_per_s),
+            peak_private_bytes,
+            ..StepRecord::default()
+        })?;
+        Ok(())
+    }
+
+    /// Held-out loss, recorded and shown; `None` without held-out rows, or when stopped midway.
+    fn evaluate(&mut self, with_adapter: bool) -> Result<Option<f64>> {
+        let session = self.session;
+        let rows = in_order(&self.data.valid.examples, 1);
+        let rows = rows.take_while(|_| !session.cancel.load(Ordering::Relaxed));
+        let total = self.trainer.evaluate(rows, with_adapter);
+        if total.targets == 0 || self.is_cancelled() {
+            return Ok(None);
+        }
+        let loss = common::finite(total.loss_sum / total.targets as f64, "the held-out loss")?;
+        let step = self.trainer.steps();
+        self.metrics.append(&StepRecord { step, valid_loss: Some(loss), ..StepRecord::default() })?;
+        self.progress.note(&format!("step {step}/{}  held-out loss {loss:.4}", self.steps));
+        Ok(Some(loss))
+    }
+
+    /// Commits the adapter as it is now.
+    fn save(&mut self) -> Result<PathBuf> {
+        let steps = self.trainer.steps();
+        let meta = self.trainer.meta_mut();
+        (meta.steps, meta.tokens) = (steps, self.targets);
+        meta.valid_loss_before = self.valid_before.map(|l| l as f32);
+        meta.valid_loss_after = self.valid_after.map(|l| l as f32);
+        Ok(self.trainer.adapter().save(&Disk, &self.tune.adapter_path, Precision::F32)?.path)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.session.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Ctrl-C: what is learned so far is kept, if anything is.
+    fn stopped(&mut self) -> anyhow::Error {
+        let step = self.trainer.steps();
+        if step == 0 {
+            return common::cancelled("stopped before the first step: nothing to save").into();
+        }
+        match self.save() {
+            Ok(file) => {
+                let total = self.steps;
+                let message = format!("stopped after step {step} of {total}; saved {}", file.display());
+                common::cancelled(message).into()
+            }
+            Err(error) => error,
+        }
+    }
+}
+
+/// The optimizer's settings from the flags.
+fn train_options(tune: &TuneOptions, steps: u64) -> TrainOptions {
+    let run = &tune.run;
+    let shape = match run.schedule {
+        options::Schedule::Constant => Shape::Constant,
+        options::Schedule::Linear => Shape::Linear,
+        options::Schedule::Cosine => Shape::Cosine,
+    };
+    TrainOptions {
+        adamw: AdamWConfig {
+            weight_decay: run.weight_decay as f32,
+            max_grad_norm: run.max_grad_norm as f32,
+            ..AdamWConfig::default()
+        },
+        schedule: Schedule {
+            shape,
+            peak: run.learning_rate as f32,
+            warmup: run.warmup_steps.into(),
+            total: steps,
+        },
+        seed: tune.seed,
+        precision: common::precision(&tune.compute),
+    }
 }

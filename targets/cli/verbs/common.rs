@@ -1,0 +1,143 @@
+//! What several verbs do with their options: open the model, choose kernels, load adapters, read data.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use engraft_kernels::{Isa, Kernels};
+use engraft_runtime::adapter::Adapter;
+use engraft_runtime::data::{self, Dataset, OverLong};
+use engraft_runtime::error::{Error, ErrorKind, Result};
+use engraft_runtime::generate::StackedAdapter;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn;
+
+use crate::options::{AdapterOptions, ComputeOptions, DataOptions, ModelOptions, Precision, misuse};
+
+/// Skipped rows that are named without `-v`.
+const SKIPPED_SHOWN: usize = 10;
+
+/// Maps and validates the model.
+///
+/// # Errors
+/// Those of [`ModelOptions::path`] and [`ModelFile::open`].
+pub(crate) fn open_model(options: &ModelOptions) -> Result<Arc<ModelFile>> {
+    let path = options.path()?;
+    let model = ModelFile::open(path).map_err(|e| e.at("-m/--model"))?;
+    log::info!("{}: {:?}", path.display(), model.config());
+    Ok(Arc::new(model))
+}
+
+/// The kernels of the instruction set asked for, or of the best one.
+///
+/// # Errors
+/// `Misuse` for an instruction set that this CPU, or this build, has not.
+pub(crate) fn kernels(options: &ComputeOptions) -> Result<Arc<Kernels>> {
+    let isa = match options.isa.and_then(|isa| isa.to_possible_value()) {
+        None => Isa::detect(),
+        Some(asked) => Isa::from_name(asked.get_name()).ok_or_else(|| {
+            let here: Vec<_> = Isa::available().map(Isa::name).collect();
+            misuse(format!(
+                "--isa {}: not here; this CPU and build have {}",
+                asked.get_name(),
+                here.join(", ")
+            ))
+        })?,
+    };
+    let kernels = Kernels::with_isa(isa, options.threads as usize);
+    log::info!("{} threads, {}", kernels.threads(), isa.name());
+    Ok(Arc::new(kernels))
+}
+
+/// How products treat activations.
+pub(crate) fn precision(options: &ComputeOptions) -> nn::Precision {
+    match options.precision {
+        Precision::Int8 => nn::Precision::Int8,
+        Precision::F32 => nn::Precision::F32,
+    }
+}
+
+/// All adapters of the command line as one; `None` where none is named.
+///
+/// # Errors
+/// Those of [`Adapter::load`]; `BaseMismatch` for an adapter of another base. Each names the file.
+pub(crate) fn adapters(model: &ModelFile, options: &AdapterOptions) -> Result<Option<Arc<StackedAdapter>>> {
+    let mut loaded = Vec::new();
+    for file in options.files()? {
+        let adapter = Adapter::load(&file.path)?;
+        adapter.check_base(&model.digest(), model.config()).map_err(|e| e.at(file.path.display()))?;
+        loaded.push((adapter, file.scale));
+    }
+    if loaded.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(StackedAdapter::new(model, &loaded)?)))
+}
+
+/// How the rows of `--data` are read, with at most `rows_max` positions each.
+pub(crate) fn data_options(options: &DataOptions, rows_max: usize, seed: u64) -> data::DataOptions {
+    data::DataOptions {
+        mask_prompt: options.masks_prompt(),
+        max_seq_length: rows_max,
+        over_long: OverLong::Truncate,
+        valid_fraction: options.valid_fraction,
+        split_seed: seed,
+        ..data::DataOptions::default()
+    }
+}
+
+/// Tells on stderr what a file held, and every row that was left out or cut.
+pub(crate) fn tell_rows(data: &Dataset, rows_max: usize) {
+    let shown = if log::log_enabled!(log::Level::Info) { data.skipped.len() } else { SKIPPED_SHOWN };
+    for row in data.skipped.iter().take(shown) {
+        eprintln!("skipped {row}");
+    }
+    let source = data.source.display();
+    match data.skipped_count {
+        0 => {}
+        n if n > shown => {
+            eprintln!("{source}: {n} rows skipped, {} of them not named (-v names more)", n - shown)
+        }
+        n => eprintln!("{source}: {n} rows skipped"),
+    }
+    if data.truncated > 0 {
+        eprintln!("{source}: {} rows cut at {rows_max} tokens (--max-seq-length)", data.truncated);
+    }
+}
+
+/// An error for a measure that is no number.
+///
+/// # Errors
+/// `NonFinite`.
+pub(crate) fn finite(value: f64, what: &str) -> Result<f64> {
+    if value.is_finite() {
+        return Ok(value);
+    }
+    let message = format!(
+        "{what} is {value}: the model or an adapter is broken; try --precision f32, or fetch it again"
+    );
+    Err(Error::new(ErrorKind::NonFinite, message))
+}
+
+/// The error of scores among which none is a number.
+pub(crate) fn no_token() -> Error {
+    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
+    Error::new(ErrorKind::NonFinite, message)
+}
+
+/// The error of a run that was stopped.
+pub(crate) fn cancelled(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Cancelled, what)
+}
+
+/// Reads a text file of UTF-8.
+///
+/// # Errors
+/// `Io`; `BadData` with the place of the first byte that is no UTF-8.
+pub(crate) fn read_text(file: &Path) -> Result<String> {
+    let bytes = std::fs::read(file).map_err(|e| Error::io(format!("reading {}", file.display()), e))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::new(ErrorKind::BadData, format!("{}: no UTF-8 text at byte {at}: convert it", file.display()))
+    })
+}

@@ -1,0 +1,153 @@
+//! What `plan` and `train` share: everything up to the memory plan, nothing of what the plan is for.
+
+use std::sync::Arc;
+
+use engraft_runtime::adapter::{Layout, LoraConfig};
+use engraft_runtime::data::{TrainValid, load_train_valid};
+use engraft_runtime::error::Result;
+use engraft_runtime::model::ModelConfig;
+use engraft_runtime::model::text::Text;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::plan::{MemoryPlan, Request};
+
+use super::common;
+use crate::json;
+use crate::options::{Layers, LoraOptions, TuneOptions, misuse};
+use crate::units::show_bytes;
+
+/// A run that is planned, and not begun.
+pub(crate) struct Prepared {
+    pub(crate) model: Arc<ModelFile>,
+    /// The rows; `None` without `--data`.
+    pub(crate) data: Option<TrainValid>,
+    pub(crate) lora: LoraConfig,
+    pub(crate) request: Request,
+    pub(crate) plan: MemoryPlan,
+}
+
+/// Opens the model, reads the data, and plans. The tokenizer is gone when this returns, and the model's
+/// digest is known.
+///
+/// # Errors
+/// Those of opening and reading; `Misuse` for an adapter that does not fit the model.
+pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
+    let model = common::open_model(&tune.model)?;
+    let lora = lora_config(model.config(), &tune.lora)?;
+    let params = Layout::new(model.config(), &lora).len();
+    let rows_max = (tune.run.max_seq_length as usize).min(model.config().context_len);
+    let tokenizer_bytes = Text::heap_bytes(&model)?;
+    let data = std::thread::scope(|scope| {
+        // The digest reads the whole file: beside the tokenizer's work it costs no time.
+        scope.spawn(|| model.digest());
+        read_data(tune, &model, rows_max)
+    })?;
+    let mut request = Request {
+        batch: tune.run.batch_size as usize,
+        seq: rows_max,
+        params,
+        rank: lora.rank,
+        kept_blocks: model.config().n_layers - lora.layers[0],
+        threads: tune.compute.threads as usize,
+        dropout: lora.dropout > 0.0,
+        data_tokens: 0,
+        data_rows: 0,
+        tokenizer_bytes,
+        model_bytes: model.private_bytes(),
+        mapped_bytes: model.mapped_bytes(),
+    };
+    if let Some(data) = &data {
+        let examples = || data.train.examples.iter().chain(&data.valid.examples);
+        request.batch = request.batch.min(data.train.examples.len());
+        request.seq = data.train.rows_max().max(data.valid.rows_max());
+        request.data_tokens = examples().map(|e| e.ids.len()).sum();
+        request.data_rows = examples().count();
+    }
+    let plan = MemoryPlan::new(model.config(), &request);
+    Ok(Prepared { model, data, lora, request, plan })
+}
+
+/// The rows of `--data` as token ids, and what there is to say of them.
+fn read_data(tune: &TuneOptions, model: &ModelFile, rows_max: usize) -> Result<Option<TrainValid>> {
+    let Some(path) = tune.data.path()? else { return Ok(None) };
+    let text = Text::of(model)?;
+    let options = common::data_options(&tune.data, rows_max, tune.seed);
+    let data = load_train_valid(path, &text.tokenizer, &text.chat, &options)?;
+    common::tell_rows(&data.train, rows_max);
+    if !data.split_by_seed {
+        common::tell_rows(&data.valid, rows_max);
+    }
+    let (train, valid) = (&data.train, &data.valid);
+    let origin = match data.split_by_seed {
+        true => format!("split off by --seed {}", tune.seed),
+        false => valid.source.display().to_string(),
+    };
+    eprintln!(
+        "{}: {} rows with {} trained tokens; held out: {} rows with {} ({origin})",
+        train.source.display(),
+        train.examples.len(),
+        train.trained_tokens(),
+        valid.examples.len(),
+        valid.trained_tokens(),
+    );
+    if data.duplicates > 0 {
+        eprintln!(
+            "{} of the held-out rows are in the training rows too: they flatter the result",
+            data.duplicates
+        );
+    }
+    Ok(Some(data))
+}
+
+/// The adapter's settings for this model.
+fn lora_config(model: &ModelConfig, options: &LoraOptions) -> Result<LoraConfig> {
+    let n = model.n_layers;
+    let first = match options.num_layers {
+        Layers::All => 0,
+        Layers::Last(count) => n.checked_sub(count as usize).ok_or_else(|| {
+            misuse(format!("--num-layers {count}: the model has {n} blocks; give at most that many, or -1"))
+        })?,
+    };
+    let layers: Vec<usize> = (first..n).collect();
+    let rank = options.rank as usize;
+    LoraConfig::new(model, rank, options.alpha, options.dropout as f32, &options.lora_modules.0, &layers)
+}
+
+impl Prepared {
+    /// The plan for people.
+    pub(crate) fn table(&self) -> String {
+        plan_table(&self.request, &self.plan)
+    }
+
+    /// Holds the plan against `--memory-budget`.
+    ///
+    /// # Errors
+    /// `DoesNotFit`, with settings that fit.
+    pub(crate) fn check(&self, budget: Option<u64>) -> Result<()> {
+        let Some(budget) = budget else { return Ok(()) };
+        let budget = usize::try_from(budget).unwrap_or(usize::MAX);
+        self.plan.check(self.model.config(), &self.request, budget).map_err(|e| e.at("--memory-budget"))
+    }
+
+    /// The plan for machines.
+    pub(crate) fn json(&self, fits: bool) -> json::Plan {
+        json::Plan {
+            planned_private_bytes: self.plan.private_bytes as u64,
+            mapped_bytes: self.plan.mapped_bytes as u64,
+            pools: self.plan.pools.iter().map(|p| (p.name.to_string(), p.bytes as u64)).collect(),
+            fits,
+        }
+    }
+}
+
+/// A plan for people: a line per pool, what they come to, and what is not among them.
+pub(crate) fn plan_table(request: &Request, plan: &MemoryPlan) -> String {
+    let line = |name: &str, bytes: usize| format!("\n{name:<18} {:>12}", show_bytes(bytes as u64));
+    let mut text = format!(
+        "plan: {} x {} tokens, {} adapter parameters, {} threads",
+        request.batch, request.seq, request.params, request.threads
+    );
+    for pool in plan.pools.iter().filter(|p| p.bytes > 0) {
+        text += &line(pool.name, pool.bytes);
+    }
+    text + &line("private in all", plan.private_bytes) + &line("mapped, evictable", plan.mapped_bytes)
+}
