@@ -30,6 +30,7 @@ fn options(precision: Precision, total: u64, clip: f32) -> TrainOptions {
         schedule: Schedule { shape: Shape::Cosine, peak: 4e-3, warmup: 3, total },
         seed: 3,
         precision,
+        gradient: precision,
     }
 }
 
