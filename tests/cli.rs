@@ -74,6 +74,10 @@ fn the_version_tells_where_the_binary_comes_from() {
     );
     assert!(line("target").contains('-'));
     assert!(!line("isa").is_empty());
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        assert_ne!(line("isa"), "scalar");
+    }
     let profiles: usize = line("profiles").parse().expect("a count");
     let files =
         std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/profiles")).expect("listing");
@@ -171,4 +175,276 @@ fn bad_profiles_stop_the_build() {
     let error = build_script::read_profiles(folder.path()).expect_err("a text as a number");
     assert!(error.contains("x.toml") && error.contains("line 2"), "{error}");
     assert!(build_script::read_profiles(tempfile::tempdir().expect("a folder").path()).is_err());
+}
+
+/// The small model that the repository holds.
+fn seedling() -> String {
+    shipped("seedling.gguf")
+}
+
+fn shipped(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/cli").join(name).display().to_string()
+}
+
+/// Runs with `--json`, asserts success, and gives the object on stdout's last line.
+#[track_caller]
+fn result_of(arguments: &[&str]) -> serde_json::Value {
+    let output = engraft(&[arguments, &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+    last_line(&output)
+}
+
+#[track_caller]
+fn last_line(output: &Output) -> serde_json::Value {
+    serde_json::from_str(stdout(output).lines().last().expect("a last line")).expect("JSON")
+}
+
+#[track_caller]
+fn assert_keys(object: &serde_json::Value, expected: &[&str]) {
+    let found: std::collections::BTreeSet<_> =
+        object.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(found, expected.iter().copied().collect());
+}
+
+const TRAIN_KEYS: [&str; 9] = [
+    "steps",
+    "tokens",
+    "tokens_per_s",
+    "planned_private_bytes",
+    "peak_private_bytes",
+    "train_loss",
+    "valid_loss_before",
+    "valid_loss_after",
+    "adapter",
+];
+
+#[test]
+fn training_changes_what_eval_and_generate_see() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let adapter = folder.path().join("home").display().to_string();
+    let trained = result_of(&[
+        "train",
+        "-m",
+        &model,
+        "--data",
+        &data,
+        "--adapter-path",
+        &adapter,
+        "--iters",
+        "12",
+        "-b",
+        "4",
+        "--grad-accumulation-steps",
+        "2",
+        "-lr",
+        "2e-3",
+        "--steps-per-eval",
+        "5",
+        "-t",
+        "2",
+    ]);
+    assert_keys(&trained, &TRAIN_KEYS);
+    assert_eq!(trained["steps"], 12);
+    let (before, after) = (&trained["valid_loss_before"], &trained["valid_loss_after"]);
+    assert!(after.as_f64() < before.as_f64(), "{before} to {after}");
+    if let Some(peak) = trained["peak_private_bytes"].as_u64() {
+        assert!(peak > 0);
+    }
+    let metrics = std::fs::read_to_string(Path::new(&adapter).join("metrics.jsonl")).expect("metrics");
+    let records: Vec<serde_json::Value> =
+        metrics.lines().map(|l| serde_json::from_str(l).expect("a record")).collect();
+    let held_out: Vec<_> = records.iter().filter(|r| r.get("valid_loss").is_some()).collect();
+    let steps: Vec<_> = held_out.iter().map(|r| r["step"].as_u64()).collect();
+    assert_eq!(steps, [Some(0), Some(5), Some(10), Some(12)]);
+
+    // The same rows are held out, whatever the length limit.
+    let eval = ["eval", "-m", &model, "--data", &data, "-c", "200"];
+    let (plain, adapted) = (result_of(&eval), result_of(&[&eval[..], &["--lora", &adapter]].concat()));
+    assert_keys(&adapted, &["nll", "ppl", "tokens"]);
+    assert_eq!(&plain["nll"], before);
+    assert!((adapted["nll"].as_f64().expect("nll") - after.as_f64().expect("loss")).abs() < 1e-4);
+
+    // At scale 0 an adapter does nothing; two halves make a whole.
+    let scaled = |scale: &str| format!("{adapter}/adapter.engraft:{scale}");
+    let off = result_of(&[&eval[..], &["--lora-scaled", &scaled("0")]].concat());
+    assert_eq!(off["nll"], plain["nll"]);
+    let half = scaled("0.5");
+    let halves = result_of(&[&eval[..], &["--lora-scaled", &half, "--lora-scaled", &half]].concat());
+    let difference = halves["nll"].as_f64().expect("nll") - adapted["nll"].as_f64().expect("nll");
+    assert!(difference.abs() < 1e-4, "{difference}");
+
+    let generate = ["generate", "-m", &model, "-p", "turn on the light", "--chat", "--temp", "0", "-n", "24"];
+    let said = result_of(&[&generate[..], &["--lora", &adapter]].concat());
+    assert_keys(&said, &["text", "prompt_tokens", "tokens", "tokens_per_s"]);
+    let streamed = engraft(&[&generate[..], &["--lora", &adapter]].concat());
+    assert_eq!(stdout(&streamed).trim_end_matches('\n'), said["text"].as_str().expect("text"));
+    assert_adapters_are_checked(folder.path(), &adapter, &generate);
+}
+
+/// Another base, a damaged adapter, and a file that is none: each is refused with 6.
+fn assert_adapters_are_checked(folder: &Path, adapter: &str, generate: &[&str]) {
+    let mut other = std::fs::read(seedling()).expect("reading");
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    let base = folder.join("other.gguf").display().to_string();
+    std::fs::write(&base, other).expect("writing");
+    let elsewhere: Vec<&str> =
+        generate.iter().map(|a| if a.ends_with(".gguf") { &base } else { *a }).collect();
+    let with = |arguments: &[&str], adapter: &str, kind: &str, word: &str| {
+        assert_refused(&[arguments, &["--lora", adapter]].concat(), 6, kind, &[word]);
+    };
+    with(&elsewhere, adapter, "base_mismatch", "another base");
+
+    let mut bytes = std::fs::read(Path::new(adapter).join("adapter.engraft")).expect("reading");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    let damaged = folder.join("damaged.engraft").display().to_string();
+    std::fs::write(&damaged, &bytes).expect("writing");
+    with(generate, &damaged, "corrupt", "damaged.engraft");
+    std::fs::write(&damaged, &bytes[..middle]).expect("writing");
+    with(generate, &damaged, "corrupt", "damaged.engraft");
+    with(generate, &seedling(), "corrupt", "seedling.gguf");
+}
+
+#[test]
+fn broken_models_are_refused_with_6() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("model.gguf");
+    let path = file.display().to_string();
+    let good = std::fs::read(seedling()).expect("reading");
+    for cut in [0, 3, 24, 1000, good.len() / 2, good.len() - 1] {
+        std::fs::write(&file, &good[..cut]).expect("writing");
+        assert_refused(&["plan", "-m", &path], 6, "corrupt", &["model.gguf"]);
+    }
+    std::fs::write(&file, "{\"not\": \"a model\"}, but long enough for a header").expect("writing");
+    assert_refused(&["plan", "-m", &path], 6, "corrupt", &["model.gguf"]);
+    // A flipped bit in the description may still make a valid model; it never makes a crash.
+    let mut refused = 0;
+    for i in 0..40 {
+        let (mut bytes, at) = (good.clone(), i * 67);
+        bytes[at] ^= 1 << (i % 8);
+        std::fs::write(&file, bytes).expect("writing");
+        let output = engraft(&["generate", "-m", &path, "-p", "a", "-n", "1"]);
+        assert!(matches!(output.status.code(), Some(0 | 1 | 6)), "byte {at}: {}", stderr(&output));
+        refused += usize::from(output.status.code() == Some(6));
+    }
+    assert!(refused > 5, "{refused}");
+}
+
+#[test]
+fn data_that_can_not_be_trained_on_is_refused_with_5() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, out) = (folder.path().join("rows.jsonl"), folder.path().join("out").display().to_string());
+    let (path, model) = (file.display().to_string(), seedling());
+    let user_only = r#"{"messages":[{"role":"user","content":"hello"}]}"#;
+    for (text, word) in [
+        ("", "no rows"),
+        ("\n\n", "no rows"),
+        ("no json\n", "line 1"),
+        ("{\"sentence\":\"x\"}\n", "sentence"),
+        ("{\"prompt\":\"x\",\"completion\":\" \"}\n", "completion"),
+        (user_only, "assistant"),
+    ] {
+        std::fs::write(&file, text).expect("writing");
+        let train = ["train", "-m", &model, "--data", &path, "--adapter-path", &out, "--iters", "1"];
+        assert_refused(&train, 5, "bad_data", &["rows.jsonl", word]);
+        assert_refused(&["eval", "-m", &model, "--data", &path], 5, "bad_data", &["rows.jsonl"]);
+    }
+    assert!(!Path::new(&out).exists(), "nothing is made before the data is good");
+    std::fs::write(&file, "too short").expect("writing");
+    assert_refused(
+        &["eval", "-m", &model, "--perplexity", &path, "-c", "64"],
+        5,
+        "bad_data",
+        &["rows.jsonl"],
+    );
+    std::fs::write(&file, [0xff, 0xfe]).expect("writing");
+    assert_refused(&["eval", "-m", &model, "--perplexity", &path, "-c", "64"], 5, "bad_data", &["UTF-8"]);
+}
+
+#[test]
+fn a_budget_is_kept_and_its_hint_fits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let out = folder.path().join("out").display().to_string();
+    let run = ["-m", &model, "--data", &data, "-b", "8", "-t", "2"];
+    let plan = result_of(&[&["plan"], &run[..]].concat());
+    assert_keys(&plan, &["planned_private_bytes", "mapped_bytes", "pools", "fits"]);
+    let pools = plan["pools"].as_object().expect("pools");
+    let planned = plan["planned_private_bytes"].as_u64();
+    assert_eq!(pools.values().map(|b| b.as_u64().expect("bytes")).sum::<u64>(), planned.expect("bytes"));
+    let all = plan["planned_private_bytes"].as_u64().expect("bytes");
+    let one = result_of(&[&["plan"], &run[..4], &["-b", "1", "-t", "2"]].concat());
+    let one = one["planned_private_bytes"].as_u64().expect("bytes");
+    // Room for a smaller batch, then only for shorter rows.
+    for budget in [(all + one) / 2, one - 100_000] {
+        let budget = budget.to_string();
+        let bounded = [&run[..], &["--memory-budget", &budget]].concat();
+        let output = engraft(&[&["plan", "--json"], &bounded[..]].concat());
+        assert_eq!((output.status.code(), &last_line(&output)["fits"]), (Some(3), &false.into()));
+        let train = [&["train", "--adapter-path", &out, "--iters", "2"], &bounded[..]].concat();
+        assert_refused(&train, 3, "does_not_fit", &["--memory-budget", " fits"]);
+        let told = stderr(&output);
+        let hint = told.split("; ").nth(1).and_then(|t| t.split(" fits").next()).expect("a hint");
+        let mut with_hint: Vec<&str> = train.clone();
+        let b = with_hint.iter().position(|a| *a == "-b").expect("the batch");
+        with_hint.drain(b..b + 2);
+        with_hint.extend(hint.split(' '));
+        let trained = result_of(&with_hint);
+        assert!(trained["planned_private_bytes"].as_u64() <= budget.parse().ok());
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupted_run_saves_and_exits_with_130() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_engraft"))
+        .args([
+            "train",
+            "-m",
+            &seedling(),
+            "--data",
+            &shipped("demo/private_train.jsonl"),
+            "--iters",
+            "1000000",
+        ])
+        .args(["--save-every", "0", "--json", "--adapter-path"])
+        .arg(&out)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("starting");
+    let metrics = out.join("metrics.jsonl");
+    let begun = || std::fs::read_to_string(&metrics).is_ok_and(|text| text.contains("train_loss"));
+    for _ in 0..600 {
+        if begun() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    assert_eq!(child.wait().expect("an end").code(), Some(130));
+    assert!(out.join("adapter.engraft").is_file());
+}
+
+#[test]
+fn the_demo_reports_its_measures() {
+    let shown = result_of(&["demo", "--iters", "2"]);
+    assert_keys(&shown, &["before_exact", "after_exact", "retention_before", "retention_after", "seconds"]);
+    assert!(shown["before_exact"].as_f64() < Some(0.1), "{shown}");
+}
+
+#[test]
+fn settings_that_do_not_suit_the_model_are_refused_with_2() {
+    let model = seedling();
+    let generate = ["generate", "-m", &model, "-p", "a"];
+    assert_refused(&[&generate[..], &["-c", "100000"]].concat(), 2, "usage", &["--ctx-size", "256"]);
+    assert_refused(&["generate", "-m", &model, "-p", ""], 2, "usage", &["empty"]);
+    assert_refused(&["plan", "-m", &model, "--num-layers", "9"], 2, "usage", &["--num-layers", "4"]);
+    let isa = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    assert_refused(&[&generate[..], &["--isa", isa]].concat(), 2, "usage", &["--isa", "scalar"]);
 }
