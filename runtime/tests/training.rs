@@ -335,3 +335,18 @@ fn any_number_of_threads_gives_the_same_bits() -> TestResult {
     }
     Ok(())
 }
+
+#[test]
+fn a_step_that_is_not_finite_changes_nothing() -> TestResult {
+    let model = SHORT_BLOCKS.model();
+    let mut start = adapter(&model, 4, &Proj::ALL, &[0, 1, 2], 0.0);
+    start.theta[0] = f32::NAN;
+    let kernels = Arc::new(Kernels::detect(1));
+    let mut trainer = trainer(&model, &kernels, &start, &options(Precision::F32, 2, 0.5));
+    let error = trainer.step(&data(&model, 1)[0]).expect_err("a NaN in A reaches the loss");
+    assert_eq!(error.kind(), engraft_runtime::ErrorKind::NonFinite);
+    assert_eq!(trainer.steps(), 0);
+    let bits = |theta: &[f32]| theta.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+    assert_eq!(bits(&trainer.adapter().theta), bits(&start.theta));
+    Ok(())
+}
