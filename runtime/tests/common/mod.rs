@@ -19,7 +19,8 @@ pub type TestResult = Result<(), Box<dyn std::error::Error>>;
 /// A fresh adapter whose B is noise, not zero, so that every gradient is alive from the first step.
 pub fn adapter(model: &ModelFile, rank: usize, targets: &[Proj], layers: &[usize], dropout: f32) -> Adapter {
     let c = model.config();
-    let config = LoraConfig::new(c, rank, 2.0 * rank as f32, dropout, targets, layers).expect("a valid setting");
+    let config =
+        LoraConfig::new(c, rank, 2.0 * rank as f32, dropout, targets, layers).expect("a valid setting");
     let mut rng = Rng::new(11, 1);
     let mut adapter =
         Adapter::init(c, &config, model.digest(), &mut || rng.f32()).expect("an adapter of the model");

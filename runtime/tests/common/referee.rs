@@ -138,7 +138,8 @@ pub fn worst(layout: &Layout, a: &[f32], b: &[f32]) -> (f64, String) {
 pub fn relative(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let max = |values: &mut dyn Iterator<Item = f32>| {
-        values.fold(0.0f64, |m, v| if m.is_nan() || v.is_nan() { f64::NAN } else { m.max(f64::from(v.abs())) })
+        values
+            .fold(0.0f64, |m, v| if m.is_nan() || v.is_nan() { f64::NAN } else { m.max(f64::from(v.abs())) })
     };
     let difference = max(&mut a.iter().zip(b).map(|(a, b)| a - b));
     if difference == 0.0 { 0.0 } else { difference / max(&mut b.iter().copied()) }
