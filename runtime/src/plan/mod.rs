@@ -147,7 +147,7 @@ impl MemoryPlan {
             format!("--batch-size {batch} fits (was {})", r.batch)
         } else {
             let shorter = |s: &usize| fits(&Request { batch: 1, seq: *s, ..*r });
-            match (16..r.seq).step_by(16).filter(shorter).last() {
+            match (16..r.seq).step_by(16).rfind(shorter) {
                 Some(s) => {
                     format!("--batch-size 1 --max-seq-length {s} fits (was {} and {})", r.batch, r.seq)
                 }
