@@ -17,7 +17,7 @@ const PASSES: usize = 8;
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use engraft_kernels::DType;
-    use engraft_kernels::x86_64::dot;
+    use engraft_kernels::x86_64::{dot, dot_avx512};
 
     use super::DotRows;
 
@@ -32,7 +32,17 @@ mod x86_64 {
         if avx2 && is_x86_feature_detected!("avxvnni") {
             found.push(("avxvnni", dot_rows_avxvnni));
         }
+        if avx2 && avx512() {
+            found.push(("avx512", dot_rows_avx512));
+        }
         found
+    }
+
+    fn avx512() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
     }
 
     fn dot_rows_avx2(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
@@ -43,6 +53,11 @@ mod x86_64 {
     fn dot_rows_avxvnni(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
         // SAFETY: reached only through `versions`, which detected the features.
         unsafe { dot::dot_rows_avxvnni(dtype, rows, xq, xd, xs, out) }
+    }
+
+    fn dot_rows_avx512(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: reached only through `versions`, which detected the features.
+        unsafe { dot_avx512::dot_rows_avx512(dtype, rows, xq, xd, xs, out) }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::acts::RowTarget;
 use crate::block::DType;
 use crate::generic::adamw::AdamWStep;
 use crate::generic::attention::{Head, HeadGrad};
-use crate::generic::gemm::{NnItem, NtItem};
+use crate::generic::gemm::{NnItem, NtItem, StripFn};
 use crate::generic::rows::SoftmaxState;
 
 /// The kernels of one instruction set. Every function may only run on a CPU that has it.
@@ -34,12 +34,14 @@ pub(crate) struct Table {
     pub adamw: unsafe fn(&mut [f32], &[f32], &mut [f32], &mut [f32], &AdamWStep),
     pub unpack: unsafe fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]),
     pub dequant: unsafe fn(DType, &[u8], usize, &mut [f32]),
+    pub strip: StripFn,
+    pub int8_gradient: bool,
     pub dot_rows: unsafe fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]),
 }
 
 /// Compiles the generic algorithms for one ISA: functions with its target features, and their table.
 macro_rules! isa_table {
-    ($table:ident, $simd:ty, $features:literal, $unpack:path, $dequant:path, $dot_rows:path) => {
+    ($table:ident, $simd:ty, $features:literal, $unpack:path, $dequant:path, $strip:path, $dot_rows:path) => {
         mod $table {
             use super::*;
             use crate::generic::simd::Simd;
@@ -50,7 +52,7 @@ macro_rules! isa_table {
 
             isa_table!(@wrap $features,
                 nt_item(it: &NtItem<'_>, n0: usize, scratch: &mut [f32]) => gemm::nt_item::<S, FMR, { S::I8_MR }, NV>;
-                nn_item(it: &NnItem<'_>, c0: usize, scratch: &mut [f32]) => gemm::nn_item::<S, FMR, NV>;
+                nn_item(it: &NnItem<'_>, c0: usize, scratch: &mut [f32]) => gemm::nn_item::<S, FMR, { S::I8_MR }, NV>;
                 dot_nt(s: f32, x: &[f32], rows: usize, k: usize, p: &[f32], r: usize, h: &mut [f32])
                     => skinny::dot_nt::<S, { S::DOT_TR }>;
                 outer_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, n0: usize, cols: usize, out: *mut f32, acc: bool)
@@ -82,6 +84,8 @@ macro_rules! isa_table {
                 unpack: $unpack,
                 dequant: $dequant,
                 dot_rows: $dot_rows,
+                strip: $strip,
+                int8_gradient: S::INT8_GRADIENT,
             };
         }
     };
@@ -99,7 +103,7 @@ macro_rules! isa_table {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
-    use crate::x86_64::{avx2, avx512, decode, dot};
+    use crate::x86_64::{avx2, avx512, decode, dot, dot_avx512};
 
     isa_table!(
         avx2_table,
@@ -107,6 +111,7 @@ mod x86 {
         "avx2,fma,f16c",
         decode::unpack_avx2,
         decode::dequantize_avx2,
+        decode::dequantize_strip_avx2,
         dot::dot_rows_avx2
     );
     isa_table!(
@@ -115,6 +120,7 @@ mod x86 {
         "avx2,fma,f16c,avxvnni",
         decode::unpack_avx2,
         decode::dequantize_avx2,
+        decode::dequantize_strip_avx2,
         dot::dot_rows_avxvnni
     );
     isa_table!(
@@ -123,7 +129,8 @@ mod x86 {
         "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
         decode::unpack_avx2,
         decode::dequantize_avx2,
-        dot::dot_rows_avx512vnni
+        decode::dequantize_strip_avx2,
+        dot_avx512::dot_rows_avx512
     );
 
     pub(super) fn table(isa: Isa) -> Option<&'static Table> {

@@ -2,6 +2,8 @@
 
 use core::ops::Range;
 use core::slice::from_raw_parts_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::acts::{QuantActs, QuantActsMut};
 use crate::dispatch::{Isa, Table};
@@ -22,6 +24,58 @@ pub struct Kernels {
     isa: Isa,
     table: Option<&'static Table>,
     pool: Pool,
+    profile: Profile,
+}
+
+/// The classes of work that are timed apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Forward products of several rows, the adapter's last product in them.
+    Forward,
+    /// Products of a single row.
+    Gemv,
+    /// Input gradients, the adapter's part in them.
+    InputGradient,
+    /// The adapter's own rank-r products.
+    RankR,
+    /// Quantization of activations.
+    Quantize,
+    /// Attention, forward and backward.
+    Attention,
+    /// Norms, rotary embedding, SwiGLU and other row work.
+    Rows,
+    /// Softmax and cross-entropy over logits.
+    CrossEntropy,
+    /// The optimizer.
+    Optimizer,
+}
+
+impl Op {
+    /// All classes.
+    pub const ALL: [Op; 9] = [
+        Op::Forward,
+        Op::Gemv,
+        Op::InputGradient,
+        Op::RankR,
+        Op::Quantize,
+        Op::Attention,
+        Op::Rows,
+        Op::CrossEntropy,
+        Op::Optimizer,
+    ];
+}
+
+/// Nanoseconds per class, as seen by the calling thread.
+#[derive(Default)]
+struct Profile([AtomicU64; Op::ALL.len()]);
+
+/// Adds the time it lives to a class.
+struct Timed<'a>(&'a AtomicU64, Instant);
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(self.1.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
 }
 
 /// One forward product: y[m, n] (+)= x · Wᵀ (+ h·b).
@@ -41,8 +95,8 @@ pub struct NtOp<'a> {
 /// One summand of an input gradient: dy · W (+ h·b).
 #[derive(Clone, Copy)]
 pub struct NnOp<'a> {
-    /// `[m, n]`.
-    pub dy: &'a [f32],
+    /// `[m, n]`; int8 where n and k are multiples of 32.
+    pub dy: Rows<'a>,
     /// `[n, k]`.
     pub w: QMatrix<'a>,
     /// Adds h `[m, r]` · b `[r, k]`.
@@ -64,9 +118,9 @@ pub struct AttnShape {
     pub head_dim: usize,
 }
 
-/// f32 words of scratch per thread for products with rows of `k` elements and rank `rank`.
-pub fn gemm_scratch_words(k: usize, rank: usize) -> usize {
-    gemm::scratch_words(k, rank)
+/// f32 words of scratch per thread for products with weights `[n, k]` and rank `rank`.
+pub fn gemm_scratch_words(n: usize, k: usize, rank: usize) -> usize {
+    gemm::scratch_words(n, k, rank)
 }
 
 /// f32 words of scratch per thread for attention over `keys` keys.
@@ -120,7 +174,7 @@ impl Kernels {
 
     /// Kernels for one available instruction set.
     pub fn with_isa(isa: Isa, threads: usize) -> Kernels {
-        Kernels { isa, table: isa.table(), pool: Pool::new(threads) }
+        Kernels { isa, table: isa.table(), pool: Pool::new(threads), profile: Profile::default() }
     }
 
     /// The instruction set in use.
@@ -133,8 +187,23 @@ impl Kernels {
         self.pool.threads()
     }
 
+    /// Nanoseconds spent per class since these kernels were made or [`Kernels::reset_profile`].
+    pub fn profile(&self) -> impl Iterator<Item = (Op, u64)> + '_ {
+        Op::ALL.into_iter().map(|op| (op, self.profile.0[op as usize].load(Ordering::Relaxed)))
+    }
+
+    /// Starts the profile anew.
+    pub fn reset_profile(&self) {
+        self.profile.0.iter().for_each(|t| t.store(0, Ordering::Relaxed));
+    }
+
+    fn timed(&self, op: Op) -> Timed<'_> {
+        Timed(&self.profile.0[op as usize], Instant::now())
+    }
+
     /// Quantizes x `[m, k]` to int8 into `words` (at least `acts_words(m, k)`).
     pub fn quantize<'a>(&self, x: &[f32], m: usize, k: usize, words: &'a mut [f32]) -> QuantActs<'a> {
+        let _timed = self.timed(Op::Quantize);
         assert_eq!(x.len(), m * k);
         let mut acts = QuantActsMut::new(words, m, k);
         let Some(t) = self.table else {
@@ -153,6 +222,7 @@ impl Kernels {
 
     /// Runs forward products of m rows; all of them share the pool at once.
     pub fn qgemm_nt(&self, m: usize, ops: &mut [NtOp<'_>], scratch: &mut [f32]) {
+        let _timed = self.timed(if m == 1 { Op::Gemv } else { Op::Forward });
         let Some(t) = self.table else {
             return ops.iter_mut().for_each(|op| scalar_nt(m, op));
         };
@@ -162,7 +232,7 @@ impl Kernels {
         for (i, op) in ops.iter().enumerate() {
             check_nt(m, op);
             starts[i + 1] = starts[i] + op.w.rows().div_ceil(t.nt_strip);
-            needed = needed.max(gemm::scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
+            needed = needed.max(gemm::scratch_words(op.w.rows(), op.w.cols(), op.low.map_or(0, |l| l.rank)));
         }
         if m == 1 && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
             return ops.iter_mut().for_each(|op| self.gemv(t, op));
@@ -219,6 +289,13 @@ impl Kernels {
         });
     }
 
+    /// Whether the input gradient through w can be computed with int8 dy, and is faster so.
+    pub fn int8_gradient(&self, w: &QMatrix<'_>) -> bool {
+        self.table.is_some_and(|t| t.int8_gradient)
+            && w.rows().is_multiple_of(32)
+            && w.cols().is_multiple_of(32)
+    }
+
     /// dx[m, k] (+)= Σ over `ops` of dy·W (+ h·b).
     pub fn qgemm_nn(
         &self,
@@ -228,16 +305,23 @@ impl Kernels {
         accumulate: bool,
         scratch: &mut [f32],
     ) {
+        let _timed = self.timed(Op::InputGradient);
         let Some(first) = ops.first() else { return };
         let k = first.w.cols();
         assert_eq!(dx.len(), m * k);
         for op in ops {
-            assert_eq!((op.dy.len(), op.w.cols()), (m * op.w.rows(), k));
+            assert_eq!(op.w.cols(), k);
+            check_rows(&op.dy, m, op.w.rows());
             check_low(m, k, op.low);
+            let whole = op.w.rows().is_multiple_of(32) && k.is_multiple_of(32);
+            assert!(whole || matches!(op.dy, Rows::F32(_)), "int8 gradients need whole blocks of 32");
         }
         let Some(t) = self.table else {
             for (i, op) in ops.iter().enumerate() {
-                scalar::ops::qgemm_nn(op.dy, m, &op.w, dx, accumulate || i > 0);
+                match op.dy {
+                    Rows::F32(dy) => scalar::ops::qgemm_nn(dy, m, &op.w, dx, accumulate || i > 0),
+                    Rows::Int8(dy) => scalar::ops::qgemm_nn_int8(&dy, m, &op.w, dx, accumulate || i > 0),
+                }
                 if let Some(l) = op.low {
                     scalar::ops::add_low_rank(l.h, m, l.b, l.rank, k, dx);
                 }
@@ -245,7 +329,8 @@ impl Kernels {
             return;
         };
         let rank = ops.iter().map(|o| o.low.map_or(0, |l| l.rank)).max().unwrap_or(0);
-        let scratch = Scratch::new(scratch, self.threads(), gemm::scratch_words(k, rank));
+        let n = ops.iter().map(|o| o.w.rows()).max().unwrap_or(0);
+        let scratch = Scratch::new(scratch, self.threads(), gemm::scratch_words(n, k, rank));
         let out = Shared(dx.as_mut_ptr());
         self.pool.run(k.div_ceil(NN_STRIP), |item, worker| {
             let out = &out;
@@ -257,6 +342,7 @@ impl Kernels {
                     low: op.low,
                     dx: out.0,
                     accumulate: accumulate || i > 0,
+                    strip: t.strip,
                     dequant: t.dequant,
                 };
                 // SAFETY: as in `qgemm_nt`: this item owns its strip of dx for all summands.
@@ -267,6 +353,7 @@ impl Kernels {
 
     /// h[m, r] = s · x[m, k] · p[r, k]ᵀ.
     pub fn skinny_nt(&self, s: f32, x: &[f32], m: usize, k: usize, p: &[f32], r: usize, h: &mut [f32]) {
+        let _timed = self.timed(Op::RankR);
         assert!(x.len() == m * k && p.len() == r * k && h.len() == m * r);
         let Some(t) = self.table else {
             return scalar::ops::skinny_nt(s, x, m, k, p, r, h);
@@ -293,6 +380,7 @@ impl Kernels {
         out: &mut [f32],
         accumulate: bool,
     ) {
+        let _timed = self.timed(Op::RankR);
         assert!(p.len() == m * r && q.len() == m * n && out.len() == r * n);
         let Some(t) = self.table else {
             return scalar::ops::skinny_tn(p, q, m, r, n, out, accumulate);
@@ -309,6 +397,7 @@ impl Kernels {
 
     /// y[m, d] = rmsnorm(x)·w, row by row.
     pub fn rmsnorm(&self, x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
         let d = w.len();
         assert!(x.len() == y.len() && x.len().is_multiple_of(d));
         let f = self.table.map(|t| t.rmsnorm_row);
@@ -321,6 +410,7 @@ impl Kernels {
 
     /// dx += gradient of [`Kernels::rmsnorm`] at x, applied to dy.
     pub fn rmsnorm_bwd(&self, x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
         let d = w.len();
         assert!(x.len() == dy.len() && x.len() == dx.len() && x.len().is_multiple_of(d));
         let f = self.table.map(|t| t.rmsnorm_bwd_row);
@@ -345,6 +435,7 @@ impl Kernels {
         pos: impl Fn(usize) -> usize + Sync,
         back: bool,
     ) {
+        let _timed = self.timed(Op::Rows);
         assert!(2 * half <= head_dim && x.len().is_multiple_of(heads * head_dim));
         let f = self.table.map(|t| t.rope_head);
         let sign = if back { -1.0 } else { 1.0 };
@@ -362,6 +453,7 @@ impl Kernels {
 
     /// h = silu(g)·u.
     pub fn swiglu(&self, g: &[f32], u: &[f32], h: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
         assert!(g.len() == h.len() && u.len() == h.len());
         let f = self.table.map(|t| t.swiglu);
         self.rows(RUN, h, |i, out| {
@@ -376,6 +468,7 @@ impl Kernels {
 
     /// In place g → dg, u → du of h = silu(g)·u.
     pub fn swiglu_bwd(&self, g: &mut [f32], u: &mut [f32], dh: &[f32]) {
+        let _timed = self.timed(Op::Rows);
         assert!(g.len() == dh.len() && u.len() == dh.len());
         let f = self.table.map(|t| t.swiglu_bwd);
         let u = Shared(u.as_mut_ptr());
@@ -393,6 +486,7 @@ impl Kernels {
 
     /// y += a·x.
     pub fn axpy(&self, a: f32, x: &[f32], y: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
         assert_eq!(x.len(), y.len());
         let f = self.table.map(|t| t.axpy);
         self.rows(RUN, y, |i, y| {
@@ -418,6 +512,7 @@ impl Kernels {
         state: &mut [SoftmaxState],
         dx: Option<&mut [f32]>,
     ) {
+        let _timed = self.timed(Op::CrossEntropy);
         let m = targets.len();
         assert!(logits.len() == m * chunk && state.len() == m);
         let d = dx.as_ref().map_or(0, |x| x.len() / m.max(1));
@@ -455,6 +550,7 @@ impl Kernels {
         lse: Option<&mut [f32]>,
         scratch: &mut [f32],
     ) {
+        let _timed = self.timed(Op::Attention);
         self.check_attention(&s, q, k, v, o);
         let keys = s.past + s.t;
         if let Some(l) = &lse {
@@ -492,6 +588,7 @@ impl Kernels {
         per_head: &mut [f32],
         scratch: &mut [f32],
     ) {
+        let _timed = self.timed(Op::Attention);
         self.check_attention(&s, q, k, v, o);
         let (t, hd) = (s.t, s.head_dim);
         assert!(s.past == 0 && d_o.len() == o.len() && dq.len() == q.len());
@@ -541,6 +638,7 @@ impl Kernels {
 
     /// AdamW on all parameters at once.
     pub fn adamw(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {
+        let _timed = self.timed(Op::Optimizer);
         assert!(p.len() == g.len() && p.len() == m.len() && p.len() == v.len());
         let (ms, vs) = (Shared(m.as_mut_ptr()), Shared(v.as_mut_ptr()));
         self.rows(RUN, p, |i, p| {
@@ -600,16 +698,20 @@ fn check_low(m: usize, n: usize, low: Option<LowRank<'_>>) {
 fn check_nt(m: usize, op: &NtOp<'_>) {
     let (n, k) = (op.w.rows(), op.w.cols());
     assert_eq!(op.y.len(), m * n);
-    match op.x {
+    check_rows(&op.x, m, k);
+    assert!(matches!(op.x, Rows::F32(_)) || !op.w.dtype().is_float(), "int8 products need block weights");
+    check_low(m, n, op.low);
+}
+
+fn check_rows(x: &Rows<'_>, m: usize, k: usize) {
+    match x {
         Rows::F32(x) => assert_eq!(x.len(), m * k),
         Rows::Int8(a) => {
-            assert!(!op.w.dtype().is_float(), "int8 products need block weights");
             assert!(a.codes.len() == m * k && a.scale.len() == m * k / 32);
             assert!(a.start16.len() == m * k / 16 && a.start32.len() == m * k / 32);
             assert!(a.bias_sum16.len() == m * k / 16 && a.bias_sum32.len() == m * k / 32);
         }
     }
-    check_low(m, n, op.low);
 }
 
 fn scalar_nt(m: usize, op: &mut NtOp<'_>) {

@@ -27,5 +27,5 @@ pub use generic::adamw::AdamWStep;
 pub use generic::gemm::{LowRank, Rows};
 pub use generic::rows::SoftmaxState;
 #[cfg(feature = "std")]
-pub use kernels::{AttnShape, Kernels, NnOp, NtOp, attention_scratch_words, gemm_scratch_words};
+pub use kernels::{AttnShape, Kernels, NnOp, NtOp, Op, attention_scratch_words, gemm_scratch_words};
 pub use view::{QMatrix, ViewError};

@@ -1,8 +1,9 @@
 //! A fixed pool of threads. Work is a number of independent items; each item computes its own
 //! outputs in a fixed order, so results do not depend on how many threads share the items.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 /// How often an idle worker looks for work before it sleeps: about 50 µs, longer than the serial
@@ -11,17 +12,28 @@ const SPINS: usize = 20_000;
 
 type Job = &'static (dyn Fn(usize, usize) + Sync);
 
+/// The state word: workers inside the job in the low bits, then whether it is open, then its number.
+const OPEN: u64 = 1 << 16;
+const INSIDE: u64 = OPEN - 1;
+const NUMBER: u64 = 1 << 32;
+
 struct Shared {
-    /// Counts jobs; a worker runs when it differs from the last one it saw.
-    epoch: AtomicUsize,
-    job: Mutex<Option<(Job, usize)>>,
-    wake: Condvar,
+    /// A worker may join the job while it is open. The caller closes it and then waits only for those
+    /// inside: a worker that the system has not scheduled delays nothing.
+    state: AtomicU64,
+    /// Written by the caller while the job is closed and nobody is inside, read by those inside.
+    job: UnsafeCell<Option<(Job, usize)>>,
     next: AtomicUsize,
-    /// Workers still inside the current job.
-    busy: AtomicUsize,
+    sleepers: AtomicUsize,
+    bed: Mutex<()>,
+    wake: Condvar,
     stop: AtomicBool,
     panicked: AtomicBool,
 }
+
+// SAFETY: `job` is the only field that is not Sync; the protocol of `state` keeps its writer apart from
+// its readers.
+unsafe impl Sync for Shared {}
 
 /// The pool; the calling thread is worker 0.
 pub struct Pool {
@@ -35,15 +47,16 @@ impl Pool {
     /// A pool of `threads` workers, the caller included (at least 1).
     pub fn new(threads: usize) -> Pool {
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            job: Mutex::new(None),
-            wake: Condvar::new(),
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
             next: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
+            bed: Mutex::new(()),
+            wake: Condvar::new(),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
         });
-        let workers = (1..threads.max(1))
+        let workers = (1..threads.clamp(1, INSIDE as usize))
             .filter_map(|w| {
                 let shared = shared.clone();
                 // A system that refuses a thread leaves a smaller pool, not a failure.
@@ -67,30 +80,27 @@ impl Pool {
     /// # Panics
     /// If `f` panicked in any worker.
     pub fn run<F: Fn(usize, usize) + Sync>(&self, items: usize, f: F) {
-        if items == 0 {
-            return;
+        if self.workers.is_empty() || items <= 1 {
+            return (0..items).for_each(|i| f(i, 0));
         }
-        if self.workers.is_empty() || items == 1 {
-            (0..items).for_each(|i| f(i, 0));
-            return;
-        }
-        let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
+        let _turn = lock(&self.turn);
         let s = &*self.shared;
         let job: &(dyn Fn(usize, usize) + Sync) = &f;
-        // SAFETY: the borrow is only lengthened for workers that this call waits for below (`busy`
-        // falls to 0 even if one panics), so none uses it after `f` is gone.
+        // SAFETY: the borrow is lengthened only for workers inside the job, and this call closes it and
+        // waits until none is, also when `f` panics.
         let job: Job = unsafe { std::mem::transmute(job) };
+        // SAFETY: the job is closed and nobody is inside: the last call left it so.
+        unsafe { *s.job.get() = Some((job, items)) };
         s.next.store(0, Ordering::Relaxed);
-        s.busy.store(self.workers.len(), Ordering::Relaxed);
-        {
-            let mut slot = s.job.lock().unwrap_or_else(|e| e.into_inner());
-            *slot = Some((job, items));
-            s.epoch.fetch_add(1, Ordering::Release);
+        s.state.fetch_add(NUMBER | OPEN, Ordering::SeqCst);
+        if s.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(lock(&s.bed));
+            s.wake.notify_all();
         }
-        s.wake.notify_all();
         let own = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| take_items(s, &f, items, 0)));
+        s.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0usize;
-        while s.busy.load(Ordering::Acquire) != 0 {
+        while s.state.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
             if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
@@ -104,17 +114,19 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        {
-            let _slot = self.shared.job.lock().unwrap_or_else(|e| e.into_inner());
-            self.shared.stop.store(true, Ordering::Release);
-            self.shared.epoch.fetch_add(1, Ordering::Release);
-        }
+        self.shared.stop.store(true, Ordering::SeqCst);
+        drop(lock(&self.shared.bed));
         self.shared.wake.notify_all();
         for w in self.workers.drain(..) {
             // A worker's panic was reported by `run` already.
             let _ = w.join();
         }
     }
+}
+
+/// A mutex that guards no data has nothing that a panic could have broken.
+fn lock(m: &Mutex<()>) -> MutexGuard<'_, ()> {
+    m.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn take_items(s: &Shared, f: &(dyn Fn(usize, usize) + Sync), items: usize, worker: usize) {
@@ -127,32 +139,87 @@ fn take_items(s: &Shared, f: &(dyn Fn(usize, usize) + Sync), items: usize, worke
     }
 }
 
-fn worker(s: &Shared, id: usize) {
-    let mut seen = 0;
+/// Joins the open job if it is not number `last`; returns its number.
+fn join(s: &Shared, last: u64) -> Option<u64> {
+    let mut state = s.state.load(Ordering::SeqCst);
+    while state & OPEN != 0 && state / NUMBER != last {
+        match s.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Some(state / NUMBER),
+            Err(now) => state = now,
+        }
+    }
+    None
+}
+
+/// Waits for a job to join; none when the pool ends.
+fn next_job(s: &Shared, last: u64) -> Option<u64> {
     loop {
-        let mut spins = 0;
-        while s.epoch.load(Ordering::Acquire) == seen && spins < SPINS {
-            spins += 1;
+        for _ in 0..SPINS {
+            if let Some(number) = join(s, last) {
+                return Some(number);
+            }
+            if s.stop.load(Ordering::Relaxed) {
+                return None;
+            }
             std::hint::spin_loop();
         }
-        let (job, items) = {
-            let mut slot = s.job.lock().unwrap_or_else(|e| e.into_inner());
-            while s.epoch.load(Ordering::Acquire) == seen {
-                slot = s.wake.wait(slot).unwrap_or_else(|e| e.into_inner());
-            }
-            seen = s.epoch.load(Ordering::Acquire);
-            if s.stop.load(Ordering::Acquire) {
-                return;
-            }
-            match *slot {
-                Some(j) => j,
-                None => continue,
-            }
-        };
-        let run = std::panic::AssertUnwindSafe(|| take_items(s, job, items, id));
-        if std::panic::catch_unwind(run).is_err() {
-            s.panicked.store(true, Ordering::Relaxed);
+        let bed = lock(&s.bed);
+        s.sleepers.fetch_add(1, Ordering::SeqCst);
+        // Looked at again under the lock: a job opened before this is seen here, one opened after it
+        // finds the sleeper counted and wakes it.
+        let job = join(s, last);
+        if job.is_none() && !s.stop.load(Ordering::SeqCst) {
+            drop(s.wake.wait(bed).unwrap_or_else(|e| e.into_inner()));
         }
-        s.busy.fetch_sub(1, Ordering::Release);
+        s.sleepers.fetch_sub(1, Ordering::SeqCst);
+        if job.is_some() {
+            return job;
+        }
+    }
+}
+
+fn worker(s: &Shared, id: usize) {
+    let mut last = 0;
+    while let Some(number) = next_job(s, last) {
+        last = number;
+        // SAFETY: this worker is inside the job, so the caller does not write it.
+        if let Some((job, items)) = unsafe { *s.job.get() } {
+            let run = std::panic::AssertUnwindSafe(|| take_items(s, job, items, id));
+            if std::panic::catch_unwind(run).is_err() {
+                s.panicked.store(true, Ordering::Relaxed);
+            }
+        }
+        s.state.fetch_sub(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_runs_once_in_every_job() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads);
+            for items in (0..200).chain([1000, 1, 7]) {
+                let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(items, |i, w| {
+                    assert!(w < threads);
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake_and_panics_come_back() {
+        let pool = Pool::new(3);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let slow = |_: usize, _: usize| std::thread::sleep(std::time::Duration::from_millis(2));
+        pool.run(6, slow);
+        let fails = std::panic::AssertUnwindSafe(|| pool.run(9, |i, _| assert!(i != 5, "five")));
+        assert!(std::panic::catch_unwind(fails).is_err());
+        pool.run(6, slow);
     }
 }

@@ -22,6 +22,7 @@ struct Isa {
 
 /// Every implementation that this CPU can run.
 fn isas() -> Vec<Isa> {
+    #[allow(unused_mut, reason = "the scalar version stands alone on other architectures")]
     let mut isas = vec![Isa {
         name: "scalar",
         unpack: scalar::unpack,
@@ -36,7 +37,7 @@ fn isas() -> Vec<Isa> {
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use engraft_kernels::DType;
-    use engraft_kernels::x86_64::{decode, dot};
+    use engraft_kernels::x86_64::{decode, dot, dot_avx512};
 
     use super::{DotRows, Isa};
 
@@ -45,9 +46,10 @@ mod x86_64 {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        let versions: [(&str, bool, DotRows); 2] = [
+        let versions: [(&str, bool, DotRows); 3] = [
             ("avx2", avx2, dot_rows_avx2),
             ("avxvnni", avx2 && is_x86_feature_detected!("avxvnni"), dot_rows_avxvnni),
+            ("avx512", avx2 && avx512(), dot_rows_avx512),
         ];
         let mut found = Vec::new();
         for (name, present, dot_rows) in versions {
@@ -70,6 +72,13 @@ mod x86_64 {
         unsafe { decode::dequantize_avx2(dtype, row, start, out) }
     }
 
+    fn avx512() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+    }
+
     fn dot_rows_avx2(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
         // SAFETY: reached only through `isas`, which detected the features.
         unsafe { dot::dot_rows_avx2(dtype, rows, xq, xd, xs, out) }
@@ -78,6 +87,11 @@ mod x86_64 {
     fn dot_rows_avxvnni(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
         // SAFETY: reached only through `isas`, which detected the features.
         unsafe { dot::dot_rows_avxvnni(dtype, rows, xq, xd, xs, out) }
+    }
+
+    fn dot_rows_avx512(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: reached only through `isas`, which detected the features.
+        unsafe { dot_avx512::dot_rows_avx512(dtype, rows, xq, xd, xs, out) }
     }
 }
 

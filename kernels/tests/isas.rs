@@ -25,7 +25,7 @@ fn on_every_isa(what: &str, tol: f32, f: impl Fn(&Kernels) -> Vec<f32>) {
 }
 
 fn gemm_scratch(k: &Kernels, cols: usize, rank: usize) -> Vec<f32> {
-    vec![0.0; k.threads() * gemm_scratch_words(cols, rank)]
+    vec![0.0; k.threads() * gemm_scratch_words(512, cols, rank)]
 }
 
 /// (m, n, k) that divide no tile, that divide all, and the single row of decoding.
@@ -125,11 +125,33 @@ fn input_gradient() {
                     let (h, b) = (rng.vec(m * rank), rng.vec(rank * cols));
                     let low = (rank > 0).then_some(LowRank { h: &h, b: &b, rank });
                     let ops = [
-                        NnOp { dy: &dy, w: view(dtype, n, cols, &bytes), low },
-                        NnOp { dy: &dy2, w: view(DType::F32, 9, cols, &other), low: None },
+                        NnOp { dy: Rows::F32(&dy), w: view(dtype, n, cols, &bytes), low },
+                        NnOp { dy: Rows::F32(&dy2), w: view(DType::F32, 9, cols, &other), low: None },
                     ];
                     let mut dx = rng.vec(m * cols);
                     k.qgemm_nn(m, &ops, &mut dx, rank > 0, &mut gemm_scratch(k, cols, rank));
+                    dx
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn input_gradient_int8() {
+    for dtype in DType::ALL {
+        for (m, n, cols) in [(1, 32, 256), (13, 96, 256), (7, 64, 768)] {
+            for rank in [0, 3] {
+                on_every_isa(&format!("nn int8 {} {m}×{n}×{cols} rank {rank}", dtype.name()), 3e-5, |k| {
+                    let mut rng = Rng(13);
+                    let bytes = random_bytes(dtype, n, cols, &mut rng);
+                    let (dy, h, b) = (rng.vec(m * n), rng.vec(m * rank), rng.vec(rank * cols));
+                    let low = (rank > 0).then_some(LowRank { h: &h, b: &b, rank });
+                    let mut words = vec![0.0; acts_words(m, n)];
+                    let rows = Rows::Int8(k.quantize(&dy, m, n, &mut words));
+                    let op = NnOp { dy: rows, w: view(dtype, n, cols, &bytes), low };
+                    let mut dx = rng.vec(m * cols);
+                    k.qgemm_nn(m, &[op], &mut dx, rank > 0, &mut gemm_scratch(k, cols, rank));
                     dx
                 });
             }

@@ -55,6 +55,10 @@ pub(crate) struct ComputeOptions {
     #[arg(long, value_enum, default_value_t = Precision::Int8)]
     pub(crate) precision: Precision,
 
+    /// Input gradients in training [default: as --precision]
+    #[arg(long, value_enum)]
+    pub(crate) gradient_precision: Option<Precision>,
+
     /// Use this instruction set instead of the best one (for testing)
     #[arg(long, value_enum)]
     pub(crate) isa: Option<Isa>,

@@ -16,6 +16,8 @@ pub const NN_CHUNK: usize = 256;
 pub type UnpackFn = unsafe fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]);
 /// Decodes part of a stored row to f32.
 pub type DequantFn = unsafe fn(DType, &[u8], usize, &mut [f32]);
+/// Decodes 32 columns of successive rows: (type, rows, bytes per row, first column, out).
+pub type StripFn = unsafe fn(DType, &[u8], usize, usize, &mut [[f32; 32]]);
 
 /// The low-rank part of a product: adds h·b with h `[m, r]` and b `[r, n]`, both row-major.
 #[derive(Clone, Copy, Debug)]
@@ -55,22 +57,24 @@ pub struct NtItem<'a> {
 #[derive(Clone, Copy)]
 pub struct NnItem<'a> {
     pub m: usize,
-    pub dy: &'a [f32],
+    pub dy: Rows<'a>,
     pub w: QMatrix<'a>,
     pub low: Option<LowRank<'a>>,
     pub dx: *mut f32,
     pub accumulate: bool,
+    pub strip: StripFn,
     pub dequant: DequantFn,
 }
 
-/// f32 words of scratch that an item needs at most, for products with inner dimension k (of W's
-/// rows) and rank r.
-pub fn scratch_words(k: usize, rank: usize) -> usize {
+/// f32 words of scratch that an item needs at most: W has rows of `k` elements and `n` rows, the
+/// adapter rank r.
+pub fn scratch_words(n: usize, k: usize, rank: usize) -> usize {
     // The widest panel has 32 columns; the f32 panel is the largest form, and one decoded row stands
     // beside it as codes, scales and biases.
     let nt = 32 * k + k + 2 * (k / 16 + 2) + 32 * rank;
-    let nn = NN_CHUNK * NN_STRIP + NN_STRIP * rank;
-    nt.max(nn) + 64
+    let nn_f32 = NN_CHUNK * NN_STRIP;
+    let nn_int8 = NN_STRIP * 32 + NN_STRIP * n / 4 + NN_STRIP * (n / 32 + 1);
+    nt.max(nn_f32.max(nn_int8) + NN_STRIP * rank) + 64
 }
 
 /// Takes `n` words off the front of the scratch.
@@ -303,14 +307,13 @@ unsafe fn add_low<S: Simd, const MR: usize, const NV: usize>(
 /// # Safety
 /// As for [`nt_item`].
 #[inline(always)]
-pub unsafe fn nn_item<S: Simd, const MR: usize, const NV: usize>(
+pub unsafe fn nn_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: usize>(
     it: &NnItem<'_>,
     c0: usize,
     mut scratch: &mut [f32],
 ) {
-    let (n, k, nr) = (it.w.rows(), it.w.cols(), NV * S::LANES);
+    let k = it.w.cols();
     let valid = NN_STRIP.min(k - c0);
-    let panel = take(&mut scratch, NN_CHUNK * NN_STRIP);
     let low = take(&mut scratch, NN_STRIP * it.low.map_or(0, |l| l.rank));
     if let Some(l) = it.low {
         for j in 0..l.rank {
@@ -319,33 +322,162 @@ pub unsafe fn nn_item<S: Simd, const MR: usize, const NV: usize>(
             dst[valid..].fill(0.0);
         }
     }
+    // SAFETY: the caller's contract, passed on.
+    unsafe {
+        match it.dy {
+            Rows::F32(dy) => nn_f32::<S, F_MR, NV>(it, dy, c0, valid, low, scratch),
+            Rows::Int8(dy) if S::INT8_GRADIENT => nn_int8::<S, I_MR, NV, true, 0>(it, dy, c0, low, scratch),
+            Rows::Int8(dy) => nn_int8::<S, I_MR, NV, false, 1>(it, dy, c0, low, scratch),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn nn_f32<S: Simd, const MR: usize, const NV: usize>(
+    it: &NnItem<'_>,
+    dy: &[f32],
+    c0: usize,
+    valid: usize,
+    low: &[f32],
+    mut scratch: &mut [f32],
+) {
+    let (n, k, nr) = (it.w.rows(), it.w.cols(), NV * S::LANES);
+    let panel = take(&mut scratch, NN_CHUNK * NN_STRIP);
     for n0 in (0..n).step_by(NN_CHUNK) {
         let chunk = NN_CHUNK.min(n - n0);
-        for i in 0..chunk {
-            let dst = &mut panel[i * NN_STRIP..(i + 1) * NN_STRIP];
-            // SAFETY: c0 is a multiple of 32 within the row; block types have whole blocks of 32.
-            unsafe { (it.dequant)(it.w.dtype(), it.w.row(n0 + i), c0, &mut dst[..valid]) };
-            dst[valid..].fill(0.0);
-        }
+        // SAFETY: c0 is a multiple of 32 within the row; block types have whole blocks of 32.
+        unsafe { decode_strip(it, n0, chunk, c0, valid, &mut panel[..chunk * NN_STRIP]) };
         let last = n0 + chunk == n;
         // SAFETY: the caller's contract; dy has n columns, dx k.
         unsafe {
             for m0 in (0..it.m).step_by(MR) {
                 let rows = MR.min(it.m - m0);
                 let a: [*const f32; MR] =
-                    core::array::from_fn(|m| it.dy.as_ptr().add((m0 + m.min(rows - 1)) * n + n0));
+                    core::array::from_fn(|m| dy.as_ptr().add((m0 + m.min(rows - 1)) * n + n0));
                 for sub in (0..valid).step_by(nr) {
                     let mut acc = [[S::zero(); NV]; MR];
                     f32_tile::<S, MR, NV>(&mut acc, chunk, &a, 1, panel.as_ptr().add(sub), NN_STRIP);
-                    if let (Some(l), true) = (it.low, last) {
-                        let h: [*const f32; MR] =
-                            core::array::from_fn(|m| l.h.as_ptr().add((m0 + m.min(rows - 1)) * l.rank));
-                        f32_tile::<S, MR, NV>(&mut acc, l.rank, &h, 1, low.as_ptr().add(sub), NN_STRIP);
+                    if last {
+                        add_strip_low::<S, MR, NV>(
+                            &mut acc,
+                            it.low,
+                            low.as_ptr().wrapping_add(sub),
+                            m0,
+                            rows,
+                        );
                     }
                     let y = it.dx.add(m0 * k + c0 + sub);
                     let add = it.accumulate || n0 > 0;
                     store_tile::<S, MR, NV>(&acc, rows, nr.min(valid - sub), y, k, add);
                 }
+            }
+        }
+    }
+}
+
+/// Columns `c0..c0 + valid` of `chunk` rows from `n0`, as rows of 32, zero-padded.
+#[inline(always)]
+unsafe fn decode_strip(it: &NnItem<'_>, n0: usize, chunk: usize, c0: usize, valid: usize, out: &mut [f32]) {
+    let row_bytes = it.w.row_bytes();
+    let (rows, _) = out.as_chunks_mut::<NN_STRIP>();
+    if valid == NN_STRIP {
+        let bytes = it.w.rows_range(n0, n0 + chunk).bytes();
+        // SAFETY: the caller's contract.
+        return unsafe { (it.strip)(it.w.dtype(), bytes, row_bytes, c0, rows) };
+    }
+    for (i, row) in rows.iter_mut().enumerate() {
+        // SAFETY: the caller's contract; only float types have ragged rows.
+        unsafe { (it.dequant)(it.w.dtype(), it.w.row(n0 + i), c0, &mut row[..valid]) };
+        row[valid..].fill(0.0);
+    }
+}
+
+#[inline(always)]
+unsafe fn add_strip_low<S: Simd, const MR: usize, const NV: usize>(
+    acc: &mut [[S::F; NV]; MR],
+    low: Option<LowRank<'_>>,
+    strip: *const f32,
+    m0: usize,
+    rows: usize,
+) {
+    let Some(l) = low else { return };
+    // SAFETY: h has r columns for each row; the strip was packed for r rows of 32.
+    unsafe {
+        let h: [*const f32; MR] = core::array::from_fn(|m| l.h.as_ptr().add((m0 + m.min(rows - 1)) * l.rank));
+        f32_tile::<S, MR, NV>(acc, l.rank, &h, 1, strip, NN_STRIP);
+    }
+}
+
+/// The integer form: W's columns are quantized anew along its rows, in groups of 32 rows, so that the
+/// tile of the forward serves the sum over rows too.
+#[inline(always)]
+unsafe fn nn_int8<S: Simd, const MR: usize, const NV: usize, const START: bool, const ACC16: usize>(
+    it: &NnItem<'_>,
+    dy: QuantActs<'_>,
+    c0: usize,
+    low: &[f32],
+    mut scratch: &mut [f32],
+) {
+    let (n, k, nr) = (it.w.rows(), it.w.cols(), NV * S::LANES);
+    let group = take(&mut scratch, NN_STRIP * 32);
+    let codes = take(&mut scratch, NN_STRIP * n / 4);
+    let scale = take(&mut scratch, NN_STRIP * n / 32);
+    // SAFETY: the caller's contract; n and k are multiples of 32, panels have the sizes written.
+    unsafe {
+        for g in 0..n / 32 {
+            decode_strip(it, 32 * g, 32, c0, NN_STRIP, group);
+            for sub in 0..NN_STRIP / nr {
+                let codes = codes.as_mut_ptr().cast::<u8>().add(sub * nr * n + g * 32 * nr);
+                let scale = scale.as_mut_ptr().add(sub * nr * (n / 32) + g * nr);
+                quantize_columns::<S, NV>(group.as_ptr().add(sub * nr), codes, scale);
+            }
+        }
+        for m0 in (0..it.m).step_by(MR) {
+            let rows = MR.min(it.m - m0);
+            let at = |m: usize| m0 + m.min(rows - 1);
+            let x = ActRows::<MR> {
+                codes: core::array::from_fn(|m| dy.codes.as_ptr().add(at(m) * n)),
+                scale: core::array::from_fn(|m| dy.scale.as_ptr().add(at(m) * (n / 32))),
+                bias_sum: core::array::from_fn(|m| dy.bias_sum32.as_ptr().add(at(m) * (n / 32))),
+                start: core::array::from_fn(|m| dy.start32.as_ptr().add(at(m) * (n / 32))),
+            };
+            for sub in 0..NN_STRIP / nr {
+                let scale = scale.as_ptr().add(sub * nr * (n / 32));
+                let codes = codes.as_ptr().cast::<u8>().add(sub * nr * n);
+                let panel = CodePanel { codes, scale, bias: core::ptr::null() };
+                let mut acc = [[S::zero(); NV]; MR];
+                int8_tile::<S, MR, NV, 32, false, START, ACC16>(&mut acc, n, &x, panel);
+                add_strip_low::<S, MR, NV>(&mut acc, it.low, low.as_ptr().wrapping_add(sub * nr), m0, rows);
+                let y = it.dx.add(m0 * k + c0 + sub * nr);
+                store_tile::<S, MR, NV>(&acc, rows, nr, y, k, it.accumulate);
+            }
+        }
+    }
+}
+
+/// Quantizes NR columns of 32 rows (of 32 elements each) to int8, a scale per column.
+#[inline(always)]
+unsafe fn quantize_columns<S: Simd, const NV: usize>(group: *const f32, codes: *mut u8, scale: *mut f32) {
+    // SAFETY: the caller's panels.
+    unsafe {
+        for v in 0..NV {
+            let column = group.add(v * S::LANES);
+            let mut top = S::zero();
+            for i in 0..32 {
+                top = S::max(top, S::abs(S::load(column.add(i * NN_STRIP))));
+            }
+            // A column of zeros gets a tiny scale and codes of zero.
+            let inv = S::div(S::splat(127.0), S::max(top, S::splat(1e-30)));
+            S::store(scale.add(v * S::LANES), S::mul(top, S::splat(1.0 / 127.0)));
+            for q in 0..8 {
+                let row = column.add(4 * q * NN_STRIP);
+                let rows = [
+                    S::mul(S::load(row), inv),
+                    S::mul(S::load(row.add(NN_STRIP)), inv),
+                    S::mul(S::load(row.add(2 * NN_STRIP)), inv),
+                    S::mul(S::load(row.add(3 * NN_STRIP)), inv),
+                ];
+                S::store_quads(codes.add((q * NV + v) * S::LANES * 4), rows);
             }
         }
     }

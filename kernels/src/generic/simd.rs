@@ -85,6 +85,12 @@ pub trait Simd: Copy {
     /// Rounds lanes (within −127..=127) to i8 and stores `LANES` bytes.
     unsafe fn store_i8(p: *mut i8, v: Self::F);
 
+    /// Whether the integer tile beats f32 for 8-bit codes, so that int8 input gradients pay.
+    const INT8_GRADIENT: bool;
+    /// Packs four rows of codes (integral, within −127..=127) as `LANES` quads of bytes, the offset
+    /// of 8-bit classes applied.
+    unsafe fn store_quads(p: *mut u8, rows: [Self::F; 4]);
+
     /// Adds products of `q` quads to the accumulators.
     ///
     /// `codes` is `[q][NV·LANES][4]` bytes with the class's offset applied; `x[m]` points at 4·q

@@ -60,6 +60,31 @@ pub fn qgemm_nn(dy: &[f32], m: usize, w: &QMatrix<'_>, dx: &mut [f32], accumulat
     });
 }
 
+/// The same with int8 gradients: W's columns are quantized anew in groups of 32 rows, each group's
+/// scale its largest magnitude / 127. W has whole groups and blocks of 32 columns.
+pub fn qgemm_nn_int8(dy: &QuantActs<'_>, m: usize, w: &QMatrix<'_>, dx: &mut [f32], accumulate: bool) {
+    let (n, k) = (w.rows(), w.cols());
+    if !accumulate {
+        dx[..m * k].fill(0.0);
+    }
+    let mut block = [[0.0f32; 32]; 32];
+    for (g, c0) in (0..n / 32).flat_map(|g| (0..k).step_by(32).map(move |c0| (g, c0))) {
+        for (i, row) in block.iter_mut().enumerate() {
+            dequantize(w.dtype(), w.row(32 * g + i), c0, row);
+        }
+        for c in 0..32 {
+            let amax = block.iter().fold(0.0f32, |a, row| a.max(row[c].abs()));
+            let inv = 127.0 / amax.max(1e-30);
+            for t in 0..m {
+                let codes = &dy.codes[t * n + 32 * g..][..32];
+                let dot = |i: usize| i32::from(codes[i]) * libm::rintf(block[i][c] * inv) as i32;
+                let sum: i32 = (0..32).map(dot).sum();
+                dx[t * k + c0 + c] += sum as f32 * (amax / 127.0) * dy.scale[t * (n / 32) + g];
+            }
+        }
+    }
+}
+
 /// y[m, n] += h[m, r] · b[r, n].
 pub fn add_low_rank(h: &[f32], m: usize, b: &[f32], r: usize, n: usize, y: &mut [f32]) {
     for t in 0..m {

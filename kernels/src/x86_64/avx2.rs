@@ -163,6 +163,24 @@ macro_rules! simd_f32_avx2 {
             unsafe { _mm256_cvtepi32_ps(a) }
         }
         #[inline(always)]
+        unsafe fn store_quads(p: *mut u8, rows: [__m256; 4]) {
+            // SAFETY: see zero; p is writable for 32 bytes.
+            unsafe {
+                let low = _mm256_set1_epi32(255);
+                let [a, b, c, d] = rows.map(|r| _mm256_cvtps_epi32(r));
+                let ab = _mm256_or_si256(
+                    _mm256_and_si256(a, low),
+                    _mm256_slli_epi32::<8>(_mm256_and_si256(b, low)),
+                );
+                let cd = _mm256_or_si256(
+                    _mm256_slli_epi32::<16>(_mm256_and_si256(c, low)),
+                    _mm256_slli_epi32::<24>(d),
+                );
+                let flip = _mm256_set1_epi8(if Self::INT8_GRADIENT { i8::MIN } else { 0 });
+                _mm256_storeu_si256(p.cast(), _mm256_xor_si256(_mm256_or_si256(ab, cd), flip));
+            }
+        }
+        #[inline(always)]
         unsafe fn store_i8(p: *mut i8, v: __m256) {
             // SAFETY: see zero; p is writable for 8 bytes.
             unsafe {
@@ -176,6 +194,8 @@ macro_rules! simd_f32_avx2 {
 
 impl Simd for Avx2 {
     simd_f32_avx2!();
+    // The sign trick that 8-bit codes need costs what f32 costs.
+    const INT8_GRADIENT: bool = false;
     const I8_MR: usize = 3;
 
     fn class(dtype: DType) -> CodeClass {
@@ -227,6 +247,7 @@ impl Simd for Avx2 {
 
 impl Simd for AvxVnni {
     simd_f32_avx2!();
+    const INT8_GRADIENT: bool = true;
     const I8_MR: usize = 3;
 
     fn class(dtype: DType) -> CodeClass {

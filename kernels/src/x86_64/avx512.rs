@@ -141,6 +141,25 @@ impl Simd for Avx512 {
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
 
+    const INT8_GRADIENT: bool = true;
+
+    #[inline(always)]
+    unsafe fn store_quads(p: *mut u8, rows: [__m512; 4]) {
+        // SAFETY: see zero; p is writable for 64 bytes.
+        unsafe {
+            let low = _mm512_set1_epi32(255);
+            let [a, b, c, d] = rows.map(|r| _mm512_cvtps_epi32(r));
+            let ab =
+                _mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi32::<8>(_mm512_and_si512(b, low)));
+            let cd = _mm512_or_si512(
+                _mm512_slli_epi32::<16>(_mm512_and_si512(c, low)),
+                _mm512_slli_epi32::<24>(d),
+            );
+            let quads = _mm512_xor_si512(_mm512_or_si512(ab, cd), _mm512_set1_epi8(i8::MIN));
+            _mm512_storeu_si512(p.cast(), quads);
+        }
+    }
+
     #[inline(always)]
     unsafe fn dot_quads<const MR: usize, const NV: usize, const ACC16: usize>(
         acc: &mut [[__m512i; NV]; MR],

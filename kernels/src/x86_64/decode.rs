@@ -127,6 +127,46 @@ pub unsafe fn dequantize_avx2(dtype: DType, row: &[u8], start: usize, out: &mut 
     }
 }
 
+/// Decodes 32 columns from `start` of successive rows of `row_bytes` each, into rows of 32.
+///
+/// # Panics
+/// If `bytes` has fewer rows than `out`, or a row is too short.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn dequantize_strip_avx2(
+    dtype: DType,
+    bytes: &[u8],
+    row_bytes: usize,
+    start: usize,
+    out: &mut [[f32; CHUNK]],
+) {
+    if dtype.is_float() {
+        for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
+            // SAFETY: the caller's contract.
+            unsafe { dequantize_avx2(dtype, row, start, out) };
+        }
+        return;
+    }
+    with_block_type!(dtype, strip_type(bytes, row_bytes, start, out))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn strip_type<const T: u32, const B: usize>(
+    bytes: &[u8],
+    row_bytes: usize,
+    start: usize,
+    out: &mut [[f32; CHUNK]],
+) {
+    let chunk = start / CHUNK;
+    let (at, j) = (chunk / chunks_per_block(T) * B, chunk % chunks_per_block(T));
+    for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
+        let block = row[at..].first_chunk::<B>().expect("the strip lies within the row");
+        dequantize_chunk::<T, B>(block, j, &block_scales::<T, B>(block), out);
+    }
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dequantize_type<const T: u32, const B: usize>(row: &[u8], start: usize, out: &mut [f32]) {
     let blocks = row.as_chunks::<B>().0;
@@ -329,7 +369,7 @@ fn levels(nibbles: __m256i, offset: u8) -> __m256i {
 const IQ4_SIGNED: [u8; 16] = iq4_bytes(0);
 
 /// [`IQ4_LEVELS`] + 128.
-const IQ4_UNSIGNED: [u8; 16] = iq4_bytes(128);
+pub(crate) const IQ4_UNSIGNED: [u8; 16] = iq4_bytes(128);
 
 const fn iq4_bytes(offset: u8) -> [u8; 16] {
     let mut bytes = [0; 16];

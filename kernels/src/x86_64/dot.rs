@@ -13,10 +13,10 @@ use super::decode::{Scales, block_scales, for_each_chunk, of, offset, signed, un
 use crate::block::DType;
 use crate::scalar::decode::{CHUNK, assert_dot};
 
-const TILE: usize = 256;
+pub(crate) const TILE: usize = 256;
 
 /// Chunks in a tile.
-const CHUNKS: usize = TILE / CHUNK;
+pub(crate) const CHUNKS: usize = TILE / CHUNK;
 
 /// Defines `$public` and its per-type kernel for one instruction set. A macro, since a function's
 /// instruction set can't be a generic parameter.
@@ -130,27 +130,16 @@ dot_rows! {
     "avx2,fma,f16c,avxvnni", dot_rows_avxvnni, dot_kernel_avxvnni, chunk_dot_avxvnni
 }
 
-dot_rows! {
-    /// [`crate::scalar::decode::dot_rows`] with AVX-512's VNNI on 256-bit vectors.
-    ///
-    /// # Panics
-    /// As the scalar version.
-    ///
-    /// # Safety
-    /// The CPU has AVX2, FMA, F16C and AVX-512 VL and VNNI.
-    "avx2,fma,f16c,avx512vl,avx512vnni", dot_rows_avx512vnni, dot_kernel_avx512vnni, chunk_dot_avx512vnni
-}
-
 /// How far ahead of its use a weight is fetched, in bytes: whole groups of rows, so that every line
 /// is fetched once, and far enough for the latency of memory.
-fn prefetch_distance(group_bytes: usize) -> usize {
+pub(crate) fn prefetch_distance(group_bytes: usize) -> usize {
     const LEAST_BYTES: usize = 4096;
     group_bytes * LEAST_BYTES.div_ceil(group_bytes.max(1))
 }
 
 /// Starts fetching the lines `ahead` of `bytes`. A hint: it may point past the matrix.
 #[inline]
-fn prefetch(bytes: &[u8], ahead: usize) {
+pub(crate) fn prefetch(bytes: &[u8], ahead: usize) {
     for at in (0..bytes.len()).step_by(64) {
         let line = bytes.as_ptr().wrapping_add(at + ahead);
         // SAFETY: prefetching never faults and every x86-64 CPU has it.
@@ -185,16 +174,6 @@ fn chunk_dot_avxvnni<const T: u32, const B: usize>(block: &[u8; B], j: usize, x:
     if offset(T) == 0 { dots } else { _mm256_sub_epi32(dots, shift) }
 }
 
-/// As [`chunk_dot_avx2`].
-#[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512vnni")]
-#[inline]
-fn chunk_dot_avx512vnni<const T: u32, const B: usize>(block: &[u8; B], j: usize, x: __m256i) -> __m256i {
-    let zero = _mm256_setzero_si256();
-    let dots = _mm256_dpbusd_epi32(zero, unsigned::<T, B>(block, j), x);
-    let shift = _mm256_dpbusd_epi32(zero, _mm256_set1_epi8(offset(T) as i8), x);
-    if offset(T) == 0 { dots } else { _mm256_sub_epi32(dots, shift) }
-}
-
 /// The block of a tile that holds its chunk `j`, and the chunk's place in the block.
 #[inline]
 fn block_of_tile<const T: u32, const B: usize>(tile: &[[u8; B]], j: usize) -> (&[u8; B], usize) {
@@ -204,30 +183,46 @@ fn block_of_tile<const T: u32, const B: usize>(tile: &[[u8; B]], j: usize) -> (&
 /// Scales and biases of a tile's 8 or 16 groups.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile_scales<const T: u32, const B: usize>(tile: &[[u8; B]]) -> Scales {
+pub(crate) fn tile_scales<const T: u32, const B: usize>(tile: &[[u8; B]]) -> Scales {
     if of(T).block_len() == TILE {
         return block_scales::<T, B>(&tile[0]);
     }
     let blocks = tile.first_chunk().expect("eight of the tile");
     let zero = _mm256_setzero_ps();
-    let scale = [halves_of_blocks(blocks, 0), zero];
-    let bias = if of(T).has_bias() { halves_of_blocks(blocks, 2) } else { zero };
-    Scales { scale, bias: [bias, zero] }
+    let (scale, bias) =
+        if of(T).has_bias() { pairs_of_blocks(blocks) } else { (halves_of_blocks(blocks), zero) };
+    Scales { scale: [scale, zero], bias: [bias, zero] }
 }
 
-/// The f16 at `at` of each of a tile's eight blocks.
+/// The f16 that each of a tile's eight blocks begins with.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn halves_of_blocks<const B: usize>(blocks: &[[u8; B]; CHUNKS], at: usize) -> __m256 {
+fn halves_of_blocks<const B: usize>(blocks: &[[u8; B]; CHUNKS]) -> __m256 {
     let [a, b, c, d, e, f, g, h] = blocks;
-    let half = |block: &[u8; B]| i16::from_le_bytes([block[at], block[at + 1]]);
+    let half = |block: &[u8; B]| i16::from_le_bytes([block[0], block[1]]);
     _mm256_cvtph_ps(_mm_setr_epi16(half(a), half(b), half(c), half(d), half(e), half(f), half(g), half(h)))
+}
+
+/// The two f16s that each of a tile's eight blocks begins with.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn pairs_of_blocks<const B: usize>(blocks: &[[u8; B]; CHUNKS]) -> (__m256, __m256) {
+    let [a, b, c, d, e, f, g, h] = blocks;
+    let pair = |block: &[u8; B]| i32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+    let first_then_second = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    let low = _mm_shuffle_epi8(_mm_setr_epi32(pair(a), pair(b), pair(c), pair(d)), first_then_second);
+    let high = _mm_shuffle_epi8(_mm_setr_epi32(pair(e), pair(f), pair(g), pair(h)), first_then_second);
+    let (first, second) = (_mm_unpacklo_epi64(low, high), _mm_unpackhi_epi64(low, high));
+    (_mm256_cvtph_ps(first), _mm256_cvtph_ps(second))
 }
 
 /// Each group's scale times the scale of its activations (`xd`: one per chunk from the tile on).
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn with_activation_scales<const T: u32, const B: usize>(scale: [__m256; 2], xd: &[f32]) -> [__m256; 2] {
+pub(crate) fn with_activation_scales<const T: u32, const B: usize>(
+    scale: [__m256; 2],
+    xd: &[f32],
+) -> [__m256; 2] {
     let xd = load_floats(xd);
     if of(T).group_len() == 32 {
         return [_mm256_mul_ps(scale[0], xd), scale[1]];
@@ -240,7 +235,12 @@ fn with_activation_scales<const T: u32, const B: usize>(scale: [__m256; 2], xd: 
 /// Adds `bias · xs` of tile `t`'s groups to `sum`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_biases<const T: u32, const B: usize>(sum: __m256, bias: [__m256; 2], xs: &[f32], t: usize) -> __m256 {
+pub(crate) fn add_biases<const T: u32, const B: usize>(
+    sum: __m256,
+    bias: [__m256; 2],
+    xs: &[f32],
+    t: usize,
+) -> __m256 {
     match (of(T).has_bias(), of(T).group_len()) {
         (false, _) => sum,
         (true, 32) => _mm256_fmadd_ps(bias[0], load_floats(&xs[8 * t..]), sum),
@@ -265,7 +265,7 @@ fn factor_of_chunk<const T: u32, const B: usize>(factors: [__m256; 2], j: usize)
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn horizontal_sum(v: __m256) -> f32 {
+pub(crate) fn horizontal_sum(v: __m256) -> f32 {
     let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
@@ -273,7 +273,7 @@ fn horizontal_sum(v: __m256) -> f32 {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn load_codes(codes: &[i8; CHUNK]) -> __m256i {
+pub(crate) fn load_codes(codes: &[i8; CHUNK]) -> __m256i {
     // SAFETY: the reference covers the 32 bytes read; loadu needs no alignment.
     unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) }
 }

@@ -4,3 +4,4 @@ pub mod avx2;
 pub mod avx512;
 pub mod decode;
 pub mod dot;
+pub mod dot_avx512;

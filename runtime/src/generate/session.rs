@@ -174,6 +174,7 @@ impl Session {
             config: self.model.config(),
             rope: &self.rope,
             precision: self.precision,
+            gradient: self.precision,
         };
         let x = &self.x[last * d..(last + 1) * d];
         head::logits(&ctx, &w, x, &mut self.head, &mut self.block.kernel, &mut self.logits);
@@ -190,7 +191,8 @@ impl Session {
         kernels.rows(d, &mut self.x[..n * d], |r, row| {
             kernels.dequantize_row(&embedding, ids[r] as usize, row);
         });
-        let ctx = Ctx { kernels, config: c, rope: &self.rope, precision: self.precision };
+        let ctx =
+            Ctx { kernels, config: c, rope: &self.rope, precision: self.precision, gradient: self.precision };
         let rows = RowMap { seqs: &[], pos: &self.pos };
         let layer = self.capacity * dkv;
         for l in 0..c.n_layers {

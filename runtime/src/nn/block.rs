@@ -46,7 +46,8 @@ impl BlockWords {
     ) -> Self {
         let widest = c.d_ff.max(c.d_q()).max(c.d_model);
         let blocks = |k: usize| if k.is_multiple_of(32) { acts_words(m, k) } else { 0 };
-        let kernel = gemm_scratch_words(widest, rank).max(attention_scratch_words(seq, c.head_dim, train));
+        let kernel =
+            gemm_scratch_words(widest, widest, rank).max(attention_scratch_words(seq, c.head_dim, train));
         BlockWords {
             d: m * c.d_model,
             q: m * c.d_q(),
@@ -55,7 +56,11 @@ impl BlockWords {
             lse: if train { m * c.n_heads } else { 0 },
             per_head: if train { 2 * seq * c.d_q() } else { 0 },
             low: m * rank,
-            acts: blocks(c.d_model).max(blocks(c.d_q())).max(blocks(c.d_ff)),
+            acts: if train {
+                blocks(c.d_model).max(blocks(c.d_q()) + 2 * blocks(c.d_kv())).max(2 * blocks(c.d_ff))
+            } else {
+                blocks(c.d_model).max(blocks(c.d_q())).max(blocks(c.d_ff))
+            },
             kernel: kernel * threads,
             dropped: if dropout { m * widest } else { 0 },
         }

@@ -26,9 +26,12 @@ pub struct HeadWords {
 impl HeadWords {
     /// For at most `rows` rows that carry a loss.
     pub fn new(c: &ModelConfig, rows: usize, threads: usize, train: bool) -> Self {
-        let acts = if c.d_model.is_multiple_of(32) { acts_words(rows, c.d_model) } else { 0 };
-        let kernel = gemm_scratch_words(c.d_model, 0) * threads;
-        HeadWords { rows, d: c.d_model, chunk: VOCAB_CHUNK.min(c.vocab), acts, kernel, train }
+        // Inputs forward, the chunk's gradient backward.
+        let words = |k: usize| if k.is_multiple_of(32) { acts_words(rows, k) } else { 0 };
+        let chunk = VOCAB_CHUNK.min(c.vocab);
+        let acts = words(c.d_model) + if train { acts_words(rows, chunk.next_multiple_of(32)) } else { 0 };
+        let kernel = gemm_scratch_words(chunk, c.d_model, 0) * threads;
+        HeadWords { rows, d: c.d_model, chunk, acts, kernel, train }
     }
 
     /// Words in all, the kernels' scratch (borrowed from the block's) left out.
@@ -143,7 +146,9 @@ fn run_chunks(
     let (d, vocab) = (w.norm.len(), w.w.rows());
     b.state[..r].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
     let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
-    let acts = int8.then(|| ctx.kernels.quantize(&b.n[..r * d], r, d, &mut b.acts));
+    let forward_words = if int8 { acts_words(r, d) } else { 0 };
+    let (forward_acts, gradient_acts) = b.acts.split_at_mut(forward_words);
+    let acts = int8.then(|| ctx.kernels.quantize(&b.n[..r * d], r, d, forward_acts));
     for first in (0..vocab).step_by(VOCAB_CHUNK) {
         let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
         let logits = &mut b.logits[..r * part.rows()];
@@ -153,7 +158,12 @@ fn run_chunks(
         let dn = train.then_some(&mut b.dn[..r * d]);
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
         if train {
-            let op = NnOp { dy: logits, w: part, low: None };
+            let dy = if ctx.gradient == Precision::Int8 && ctx.kernels.int8_gradient(&part) {
+                Rows::Int8(ctx.kernels.quantize(logits, r, part.rows(), gradient_acts))
+            } else {
+                Rows::F32(logits)
+            };
+            let op = NnOp { dy, w: part, low: None };
             ctx.kernels.qgemm_nn(r, &[op], &mut b.dn[..r * d], first > 0, kernel);
         }
     }

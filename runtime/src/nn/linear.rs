@@ -1,6 +1,6 @@
 //! Linear layers with an adapter: forward and backward.
 
-use engraft_kernels::{Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows};
+use engraft_kernels::{Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows, acts_words};
 
 use super::{Ctx, Dropout, Pair, PairGrad, Precision};
 
@@ -20,7 +20,7 @@ pub struct Linear<'a> {
 
 /// Scratch of the linear layers.
 pub struct LinearScratch<'a> {
-    /// Quantized activations, `acts_words(m, k)`.
+    /// Quantized activations: `acts_words` of one input, or of the gradients of all layers that share it.
     pub acts: &'a mut [f32],
     /// The kernels' own.
     pub kernel: &'a mut [f32],
@@ -132,7 +132,11 @@ pub fn backward_input(
     scratch: &mut LinearScratch<'_>,
 ) {
     let fused = dropout.p == 0.0;
-    let op = |i: usize| nn_op(&layers[i], m, fused);
+    let (mut rest, mut rows) = (&mut *scratch.acts, [Rows::F32(&[]); 3]);
+    for (l, rows) in layers.iter().zip(&mut rows) {
+        (*rows, rest) = gradient_rows(ctx, m, l, rest);
+    }
+    let op = |i: usize| nn_op(&layers[i], rows[i], m, fused);
     match layers {
         [_] => ctx.kernels.qgemm_nn(m, &[op(0)], dx, false, scratch.kernel),
         [_, _] => ctx.kernels.qgemm_nn(m, &[op(0), op(1)], dx, false, scratch.kernel),
@@ -146,9 +150,23 @@ pub fn backward_input(
     }
 }
 
-fn nn_op<'a>(l: &'a LinearGrad<'_>, m: usize, fused: bool) -> NnOp<'a> {
+/// dy as the input gradient wants it, and what is left of the buffer.
+fn gradient_rows<'a>(
+    ctx: &Ctx<'_>,
+    m: usize,
+    l: &LinearGrad<'a>,
+    acts: &'a mut [f32],
+) -> (Rows<'a>, &'a mut [f32]) {
+    if ctx.gradient == Precision::F32 || !ctx.kernels.int8_gradient(&l.w) {
+        return (Rows::F32(l.dy), acts);
+    }
+    let (own, rest) = acts.split_at_mut(acts_words(m, l.w.rows()));
+    (Rows::Int8(ctx.kernels.quantize(l.dy, m, l.w.rows(), own)), rest)
+}
+
+fn nn_op<'a>(l: &'a LinearGrad<'_>, dy: Rows<'a>, m: usize, fused: bool) -> NnOp<'a> {
     let low = l.pair.filter(|_| fused).map(|p| LowRank { h: &l.dh[..m * p.rank], b: p.a, rank: p.rank });
-    NnOp { dy: l.dy, w: l.w, low }
+    NnOp { dy, w: l.w, low }
 }
 
 /// dx += mask∘((s·dy·B)·A)/(1 − p).

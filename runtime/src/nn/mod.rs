@@ -34,6 +34,8 @@ pub struct Ctx<'a> {
     pub rope: &'a [f32],
     /// How products are computed.
     pub precision: Precision,
+    /// How input gradients are computed.
+    pub gradient: Precision,
 }
 
 /// The rows of a micro-batch: sequences one after another, without padding.

@@ -19,6 +19,7 @@ pub struct Chain {
     model: Arc<ModelFile>,
     kernels: Arc<Kernels>,
     precision: Precision,
+    gradient: Precision,
     words: ArenaWords,
     rope: Vec<f32>,
     /// `[kept + 1, rows, d]`: inputs of the blocks from `first_kept`, then of the head.
@@ -77,11 +78,19 @@ impl Chain {
             pos: Vec::with_capacity(words.rows),
             block: BlockBufs::new(&words.block, words.kernel),
             head: HeadBufs::new(&words.head),
+            gradient: precision,
             precision,
             words,
             kernels,
             model,
         }
+    }
+
+    /// Computes input gradients at another precision than the forward's.
+    #[must_use]
+    pub fn with_gradient_precision(mut self, gradient: Precision) -> Chain {
+        self.gradient = gradient;
+        self
     }
 
     /// The model's shapes.
@@ -132,7 +141,8 @@ impl Chain {
         kernels.rows(d, &mut self.saved[..rows * d], |r, row| {
             kernels.dequantize_row(&embedding, batch.ids[r] as usize, row);
         });
-        let ctx = Ctx { kernels, config: c, rope: &self.rope, precision: self.precision };
+        let ctx =
+            Ctx { kernels, config: c, rope: &self.rope, precision: self.precision, gradient: self.gradient };
         let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
         for l in 0..c.n_layers {
             // Blocks below the first kept one pass their output through slot 0 and the dx buffer.
@@ -169,7 +179,13 @@ impl Chain {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx { kernels: &self.kernels, config: c, rope: &self.rope, precision: self.precision };
+        let ctx = Ctx {
+            kernels: &self.kernels,
+            config: c,
+            rope: &self.rope,
+            precision: self.precision,
+            gradient: self.gradient,
+        };
         let (loss_sum, targets) = head::loss(
             &ctx,
             &w,
@@ -194,7 +210,13 @@ impl Chain {
     ) {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
-        let ctx = Ctx { kernels: &self.kernels, config: c, rope: &self.rope, precision: self.precision };
+        let ctx = Ctx {
+            kernels: &self.kernels,
+            config: c,
+            rope: &self.rope,
+            precision: self.precision,
+            gradient: self.gradient,
+        };
         let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
         for l in (first..c.n_layers).rev() {
             let slot = l - first;

@@ -25,6 +25,8 @@ pub struct TrainOptions {
     pub seed: u64,
     /// How products are computed.
     pub precision: Precision,
+    /// How input gradients are computed.
+    pub gradient: Precision,
 }
 
 /// What one optimizer step did.
@@ -64,7 +66,8 @@ impl Trainer {
     ) -> Trainer {
         let n = adapter.theta.len();
         Trainer {
-            chain: Chain::new(model, kernels.clone(), options.precision, words),
+            chain: Chain::new(model, kernels.clone(), options.precision, words)
+                .with_gradient_precision(options.gradient),
             kernels,
             grads: vec![0.0; n],
             optimizer: AdamW::new(options.adamw, n),
@@ -122,8 +125,12 @@ impl Trainer {
         let count = total.targets as f64;
         let lr = self.options.schedule.rate(self.step);
         let theta = &mut self.adapter.theta;
-        let grad_norm = self.optimizer.update(&self.kernels, theta, &self.grads, count, lr);
-        if !(total.loss_sum.is_finite() && grad_norm.is_finite()) {
+        // A loss that is not finite must not move θ, whatever its gradient looks like.
+        let grad_norm = match total.loss_sum.is_finite() {
+            true => self.optimizer.update(&self.kernels, theta, &self.grads, count, lr),
+            false => f64::NAN,
+        };
+        if !grad_norm.is_finite() {
             let what =
                 format!("step {}: loss or gradient is not finite; lower --learning-rate", self.step + 1);
             return Err(Error::new(ErrorKind::NonFinite, what));

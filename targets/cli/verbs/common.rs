@@ -51,7 +51,16 @@ pub(crate) fn kernels(options: &ComputeOptions) -> Result<Arc<Kernels>> {
 
 /// How products treat activations.
 pub(crate) fn precision(options: &ComputeOptions) -> nn::Precision {
-    match options.precision {
+    of(options.precision)
+}
+
+/// How training computes input gradients.
+pub(crate) fn gradient(options: &ComputeOptions) -> nn::Precision {
+    of(options.gradient_precision.unwrap_or(options.precision))
+}
+
+fn of(precision: Precision) -> nn::Precision {
+    match precision {
         Precision::Int8 => nn::Precision::Int8,
         Precision::F32 => nn::Precision::F32,
     }

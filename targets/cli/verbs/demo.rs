@@ -238,6 +238,7 @@ impl<'a> Demo<'a> {
             schedule: Schedule { shape: Shape::Cosine, peak: LEARNING_RATE, warmup, total: steps.into() },
             seed: self.options.seed,
             precision: common::precision(&self.options.compute),
+            gradient: common::gradient(&self.options.compute),
         }
     }
 

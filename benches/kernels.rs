@@ -1,0 +1,153 @@
+//! GFLOP/s of the matrix products per element type, ISA and number of rows, beside the gemm crate.
+//!
+//! `cargo bench --bench kernels -- [--threads 1] [--isa NAME] [--type Q4_1] [--m 256]` prints one JSON
+//! line per product on SmolLM2's gate projection (1536 × 576). Outputs are checked against the scalar
+//! specification before anything is timed.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use engraft_kernels::{DType, Isa, Kernels, NnOp, NtOp, QMatrix, Rows, acts_words, gemm_scratch_words};
+use engraft_runtime::rng::Rng;
+
+const N: usize = 1536;
+const K: usize = 576;
+
+struct Args {
+    threads: usize,
+    isas: Vec<Isa>,
+    types: Vec<DType>,
+    rows: Vec<usize>,
+}
+
+fn args() -> Result<Args> {
+    let block_types = || DType::ALL.into_iter().filter(|d| d.row_bytes(K).is_some());
+    let mut a = Args {
+        threads: 1,
+        isas: Isa::available().skip(1).collect(),
+        types: block_types().collect(),
+        rows: vec![1, 8, 256],
+    };
+    let mut words = std::env::args().skip(1).filter(|w| w != "--bench");
+    while let Some(w) = words.next() {
+        let value = words.next().with_context(|| format!("{w} needs a value"))?;
+        match w.as_str() {
+            "--threads" => a.threads = value.parse()?,
+            "--isa" => a.isas = vec![Isa::from_name(&value).context("this CPU lacks that ISA")?],
+            "--type" => a.types = block_types().filter(|d| d.name() == value).collect(),
+            "--m" => a.rows = vec![value.parse()?],
+            _ => bail!("unknown flag {w}"),
+        }
+    }
+    Ok(a)
+}
+
+/// Random blocks with scales near 0.01; every type's f16 scales are among the first or last bytes.
+fn random_bytes(dtype: DType, rng: &mut Rng) -> Result<Vec<u8>> {
+    let n = N * dtype.row_bytes(K).context("a width of whole blocks")?;
+    if dtype.is_float() {
+        let small = |rng: &mut Rng| rng.f32() - 0.5;
+        return Ok(match dtype {
+            DType::F32 => (0..N * K).flat_map(|_| small(rng).to_le_bytes()).collect(),
+            // The upper half of an f32 is a bf16, and small enough an f16.
+            _ => (0..N * K).flat_map(|_| [(rng.next_u64() & 0xff) as u8, 0x2c]).collect(),
+        });
+    }
+    let mut bytes: Vec<u8> = (0..n).map(|_| rng.next_u64() as u8).collect();
+    for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+        block[..2].copy_from_slice(&[0x1f, 0x21]);
+        if dtype.has_bias() {
+            block[2..4].copy_from_slice(&[0x1f, 0x21]);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Median seconds of several runs, after one that is not counted.
+fn median(mut f: impl FnMut()) -> f64 {
+    f();
+    let mut t: Vec<f64> = (0..15)
+        .map(|_| {
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    t.sort_by(f64::total_cmp);
+    t[t.len() / 2]
+}
+
+struct Case<'a> {
+    w: QMatrix<'a>,
+    m: usize,
+    x: Vec<f32>,
+    dy: Vec<f32>,
+}
+
+fn forward(k: &Kernels, c: &Case<'_>, int8: bool, words: &mut [f32], y: &mut [f32], scratch: &mut [f32]) {
+    let rows = if int8 { Rows::Int8(k.quantize(&c.x, c.m, K, words)) } else { Rows::F32(&c.x) };
+    k.qgemm_nt(c.m, &mut [NtOp { x: rows, w: c.w, low: None, y, accumulate: false }], scratch);
+}
+
+fn close(a: &[f32], b: &[f32]) -> bool {
+    let top = b.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-4 * (1.0 + top))
+}
+
+fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
+    let mut scratch = vec![0.0; k.threads() * gemm_scratch_words(N, K, 0)];
+    let mut words = vec![0.0; acts_words(c.m, K)];
+    let (mut y, mut expected) = (vec![0.0; c.m * N], vec![0.0; c.m * N]);
+    let flop = 2.0 * (c.m * N * K) as f64;
+    let report = |what: &str, seconds: f64| {
+        println!(
+            "{}",
+            serde_json::json!({
+                "op": what, "type": c.w.dtype().name(), "isa": k.isa().name(), "threads": k.threads(),
+                "m": c.m, "gflop_per_s": flop / seconds / 1e9, "microseconds": seconds * 1e6,
+            })
+        );
+    };
+    for int8 in [true, false] {
+        if int8 && c.w.dtype().is_float() {
+            continue;
+        }
+        forward(k, c, int8, &mut words, &mut y, &mut scratch);
+        forward(spec, c, int8, &mut words, &mut expected, &mut scratch);
+        ensure!(close(&y, &expected), "{} differs from the specification", c.w.dtype().name());
+        let t = median(|| forward(k, c, int8, &mut words, &mut y, &mut scratch));
+        report(if int8 { "forward_int8" } else { "forward_f32" }, t);
+    }
+    let (mut dx, mut dx_spec) = (vec![0.0; c.m * K], vec![0.0; c.m * K]);
+    let op = [NnOp { dy: Rows::F32(&c.dy), w: c.w, low: None }];
+    k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch);
+    spec.qgemm_nn(c.m, &op, &mut dx_spec, false, &mut scratch);
+    ensure!(close(&dx, &dx_spec), "input gradient of {} differs", c.w.dtype().name());
+    report("input_gradient", median(|| k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch)));
+    let mut words = vec![0.0; acts_words(c.m, N)];
+    let t = median(|| {
+        let dy = Rows::Int8(k.quantize(&c.dy, c.m, N, &mut words));
+        k.qgemm_nn(c.m, &[NnOp { dy, w: c.w, low: None }], &mut dx, false, &mut scratch);
+    });
+    report("input_gradient_int8", t);
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let a = args()?;
+    let spec = Kernels::with_isa(Isa::SCALAR, 1);
+    for isa in &a.isas {
+        let k = Kernels::with_isa(*isa, a.threads);
+        for dtype in &a.types {
+            let mut rng = Rng::new(1, 0);
+            let bytes = random_bytes(*dtype, &mut rng)?;
+            let w = QMatrix::new(*dtype, N, K, &bytes).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+            for m in &a.rows {
+                let mut uniform = |n: usize| (0..n).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
+                let case = Case { w, m: *m, x: uniform(m * K), dy: uniform(m * N) };
+                run(&k, &spec, &case)?;
+            }
+        }
+    }
+    Ok(())
+}

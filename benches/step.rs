@@ -1,0 +1,136 @@
+//! Tokens per second of a training step, and the share of each operation.
+//!
+//! `cargo bench --bench step -- MODEL.gguf [--seq 256] [--batch 1] [--threads 2] [--isa NAME]
+//! [--steps 8] [--precision int8|f32] [--gradient-precision int8|f32]` prints one JSON line: every step's rate, their median, and the
+//! shares of the time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use engraft_kernels::{Isa, Kernels};
+use engraft_runtime::adapter::{Adapter, LoraConfig};
+use engraft_runtime::data::Batch;
+use engraft_runtime::model::Proj;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn::Precision;
+use engraft_runtime::plan::{ArenaWords, Request};
+use engraft_runtime::rng::Rng;
+use engraft_runtime::train::optim::AdamWConfig;
+use engraft_runtime::train::schedule::{Schedule, Shape};
+use engraft_runtime::train::{TrainOptions, Trainer};
+
+struct Args {
+    model: String,
+    seq: usize,
+    batch: usize,
+    threads: usize,
+    isa: Isa,
+    steps: usize,
+    precision: Precision,
+    gradient: Precision,
+}
+
+fn args() -> Result<Args> {
+    let mut a = Args {
+        model: String::new(),
+        seq: 256,
+        batch: 1,
+        threads: 2,
+        isa: Isa::detect(),
+        steps: 8,
+        precision: Precision::Int8,
+        gradient: Precision::Int8,
+    };
+    let mut words = std::env::args().skip(1).filter(|w| w != "--bench");
+    while let Some(w) = words.next() {
+        let mut value = || words.next().with_context(|| format!("{w} needs a value"));
+        match w.as_str() {
+            "--seq" => a.seq = value()?.parse()?,
+            "--batch" => a.batch = value()?.parse()?,
+            "--threads" => a.threads = value()?.parse()?,
+            "--steps" => a.steps = value()?.parse()?,
+            "--isa" => a.isa = Isa::from_name(&value()?).context("this CPU lacks that ISA")?,
+            "--precision" => {
+                a.precision = if value()? == "f32" { Precision::F32 } else { Precision::Int8 };
+            }
+            "--gradient-precision" => {
+                a.gradient = if value()? == "f32" { Precision::F32 } else { Precision::Int8 };
+            }
+            _ if w.starts_with("--") => bail!("unknown flag {w}"),
+            _ => a.model = w,
+        }
+    }
+    Ok(a)
+}
+
+fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<Trainer> {
+    let model = Arc::new(ModelFile::open(&a.model)?);
+    let c = model.config();
+    let lora = LoraConfig::new(c, 8, 16.0, 0.0, &Proj::ALL, &(0..c.n_layers).collect::<Vec<_>>())?;
+    let mut rng = Rng::new(1, 1);
+    let adapter = Adapter::init(c, &lora, model.digest(), &mut || rng.f32())?;
+    let request = Request {
+        batch: a.batch,
+        seq: a.seq,
+        params: adapter.theta.len(),
+        rank: 8,
+        kept_blocks: c.n_layers,
+        threads: a.threads,
+        dropout: false,
+        data_tokens: 0,
+        data_rows: 0,
+        tokenizer_bytes: 0,
+        model_bytes: 0,
+        mapped_bytes: 0,
+    };
+    let words = ArenaWords::new(c, &request);
+    let schedule = Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 100 };
+    let options = TrainOptions {
+        adamw: AdamWConfig::default(),
+        schedule,
+        seed: 0,
+        precision: a.precision,
+        gradient: a.gradient,
+    };
+    Ok(Trainer::new(model, kernels.clone(), words, adapter, options))
+}
+
+fn main() -> Result<()> {
+    let a = args()?;
+    if a.model.is_empty() {
+        println!("SKIPPED: name a GGUF model: cargo bench --bench step -- MODEL.gguf");
+        return Ok(());
+    }
+    let kernels = Arc::new(Kernels::with_isa(a.isa, a.threads));
+    let mut trainer = trainer(&a, &kernels)?;
+    let mut rng = Rng::new(2, 2);
+    let n = a.batch * a.seq;
+    let ids: Vec<u32> = (0..n).map(|_| rng.below(40_000) as u32).collect();
+    let targets = (0..n).map(|_| rng.below(40_000) as u32).collect();
+    let seqs = (0..a.batch).map(|b| b * a.seq..(b + 1) * a.seq).collect();
+    let batch = [Batch { ids, targets, seqs }];
+    trainer.step(&batch)?;
+    kernels.reset_profile();
+    let start = Instant::now();
+    let mut rates = Vec::new();
+    for _ in 0..a.steps {
+        let step = Instant::now();
+        trainer.step(&batch)?;
+        rates.push(n as f64 / step.elapsed().as_secs_f64());
+    }
+    let total = start.elapsed().as_nanos() as f64;
+    let mut sorted = rates.clone();
+    sorted.sort_by(f64::total_cmp);
+    let shares: serde_json::Map<_, _> =
+        kernels.profile().map(|(op, ns)| (format!("{op:?}"), (ns as f64 / total).into())).collect();
+    println!(
+        "{}",
+        serde_json::json!({
+            "isa": a.isa.name(), "threads": kernels.threads(), "seq": a.seq, "batch": a.batch,
+            "precision": format!("{:?}", a.precision), "tokens_per_s": sorted[sorted.len() / 2],
+            "best": sorted.last(), "all": rates, "shares": shares,
+        })
+    );
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! The referee: `reference.rs` with candle's autograd on the dequantized model, and AdamW in f64.
+
+use candle_core::{Device, Result, Tensor, Var};
+use engraft_kernels::{QMatrix, scalar};
+use engraft_runtime::adapter::{Adapter, Layout};
+use engraft_runtime::data::Batch;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::reference::{self, Lora, NO_TARGET, PlainBlock, PlainWeights, Weights};
+use engraft_runtime::train::optim::AdamWConfig;
+
+/// Sums over the targets of a step, gradients in the order of θ.
+pub struct Sums {
+    pub loss: f64,
+    pub targets: usize,
+    pub grads: Vec<f32>,
+}
+
+fn dequantize(w: &QMatrix<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; w.rows() * w.cols()];
+    for (r, row) in out.chunks_exact_mut(w.cols()).enumerate() {
+        scalar::decode::dequantize(w.dtype(), w.row(r), 0, row);
+    }
+    out
+}
+
+/// All weights of a model as f32 tensors.
+pub fn weights(model: &ModelFile) -> Result<Weights> {
+    let view = model.view();
+    let blocks = view.blocks.iter().map(|b| PlainBlock {
+        attn_norm: b.attn_norm.to_vec(),
+        ffn_norm: b.ffn_norm.to_vec(),
+        proj: b.proj.map(|p| dequantize(&p)),
+    });
+    let plain = PlainWeights {
+        token_embd: dequantize(&view.token_embd),
+        output: (!model.config().tied).then(|| dequantize(&view.output)),
+        output_norm: view.output_norm.to_vec(),
+        rope_freqs: view.rope_freqs.map(<[f32]>::to_vec),
+        blocks: blocks.collect(),
+    };
+    Weights::from_plain(model.config(), plain)
+}
+
+/// Loss and gradients of one step with parameters `theta` in the layout of `adapter`.
+pub fn sums(
+    model: &ModelFile,
+    weights: &Weights,
+    adapter: &Adapter,
+    theta: &[f32],
+    batches: &[Batch],
+) -> Result<Sums> {
+    let mut lora = Lora { scale: adapter.config.scale(), ..Lora::default() };
+    let mut vars = Vec::new();
+    for (layer, proj, s) in adapter.layout.slots() {
+        let a = Tensor::from_slice(&theta[s.a.clone()], (s.rank, s.inputs), &Device::Cpu)?;
+        let b = Tensor::from_slice(&theta[s.b.clone()], (s.rank, s.outputs), &Device::Cpu)?;
+        let (a, b) = (Var::from_tensor(&a)?, Var::from_tensor(&b.t()?.contiguous()?)?);
+        lora.pairs.insert((layer, proj), (a.as_tensor().clone(), b.as_tensor().clone()));
+        vars.push((s, a, b));
+    }
+    let (mut total, mut targets): (Option<Tensor>, usize) = (None, 0);
+    for (batch, seq) in batches.iter().flat_map(|b| b.seqs.iter().map(move |s| (b, s.clone()))) {
+        let wanted = &batch.targets[seq.clone()];
+        let n = wanted.iter().filter(|t| **t != NO_TARGET).count();
+        if n == 0 {
+            continue;
+        }
+        let logits = reference::logits(model.config(), weights, Some(&lora), &batch.ids[seq])?;
+        let loss = (reference::loss(&logits, wanted)? * n as f64)?;
+        total = Some(total.map_or(Ok(loss.clone()), |t| t + loss)?);
+        targets += n;
+    }
+    let Some(total) = total else { candle_core::bail!("a step without a target") };
+    let gradients = total.backward()?;
+    let mut grads = vec![0.0; adapter.layout.len()];
+    for (s, a, b) in &vars {
+        let of = |v: &Var| gradients.get(v).cloned().map_or_else(|| v.zeros_like(), Ok);
+        grads[s.a.clone()].copy_from_slice(&of(a)?.flatten_all()?.to_vec1::<f32>()?);
+        grads[s.b.clone()].copy_from_slice(&of(b)?.t()?.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Ok(Sums { loss: f64::from(total.to_scalar::<f32>()?), targets, grads })
+}
+
+/// AdamW with clipping, as its paper writes it, in f64.
+pub struct AdamW {
+    config: AdamWConfig,
+    pub theta: Vec<f64>,
+    m: Vec<f64>,
+    v: Vec<f64>,
+    updates: i32,
+}
+
+impl AdamW {
+    pub fn new(config: AdamWConfig, theta: &[f32]) -> AdamW {
+        let theta: Vec<f64> = theta.iter().map(|v| f64::from(*v)).collect();
+        AdamW { config, m: vec![0.0; theta.len()], v: vec![0.0; theta.len()], theta, updates: 0 }
+    }
+
+    pub fn theta_f32(&self) -> Vec<f32> {
+        self.theta.iter().map(|v| *v as f32).collect()
+    }
+
+    /// One update; returns the norm of the mean gradient before clipping.
+    pub fn update(&mut self, sums: &Sums, lr: f32) -> f64 {
+        let c = &self.config;
+        let [beta1, beta2, eps, decay, max, lr] =
+            [c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm, lr].map(f64::from);
+        let mean: Vec<f64> = sums.grads.iter().map(|g| f64::from(*g) / sums.targets as f64).collect();
+        let norm = mean.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let clip = if max > 0.0 && norm > max { max / norm } else { 1.0 };
+        self.updates += 1;
+        for (i, g) in mean.iter().map(|g| g * clip).enumerate() {
+            self.m[i] = beta1 * self.m[i] + (1.0 - beta1) * g;
+            self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
+            let m = self.m[i] / (1.0 - beta1.powi(self.updates));
+            let v = self.v[i] / (1.0 - beta2.powi(self.updates));
+            self.theta[i] -= lr * (m / (v.sqrt() + eps) + decay * self.theta[i]);
+        }
+        norm
+    }
+}
+
+/// The largest max|a − b| / max|b| over the tensors (each A and each B) of a layout, and its place.
+pub fn worst(layout: &Layout, a: &[f32], b: &[f32]) -> (f64, String) {
+    let mut worst = (0.0, String::new());
+    for (layer, proj, s) in layout.slots() {
+        for (name, at) in [("A", s.a), ("B", s.b)] {
+            let error = relative(&a[at.clone()], &b[at]);
+            if error > worst.0 || error.is_nan() {
+                worst = (error, format!("{name} of {} in block {layer}", proj.hf_name()));
+            }
+        }
+    }
+    worst
+}
+
+/// max|a − b| / max|b|; infinite where b is zero and a is not.
+pub fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let max = |values: &mut dyn Iterator<Item = f32>| {
+        values
+            .fold(0.0f64, |m, v| if m.is_nan() || v.is_nan() { f64::NAN } else { m.max(f64::from(v.abs())) })
+    };
+    let difference = max(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    if difference == 0.0 { 0.0 } else { difference / max(&mut b.iter().copied()) }
+}
+
+/// The smallest cosine between the tensors of a layout, and its place.
+pub fn least_cosine(layout: &Layout, a: &[f32], b: &[f32]) -> (f64, String) {
+    let mut least = (1.0, String::new());
+    for (layer, proj, s) in layout.slots() {
+        for (name, at) in [("A", s.a), ("B", s.b)] {
+            let cosine = cosine(&a[at.clone()], &b[at]);
+            if cosine < least.0 || cosine.is_nan() {
+                least = (cosine, format!("{name} of {} in block {layer}", proj.hf_name()));
+            }
+        }
+    }
+    least
+}
+
+/// Cosine of the angle between two vectors; 1 where both are zero.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let norms = (dot(a, a) * dot(b, b)).sqrt();
+    if norms == 0.0 && dot(a, a) == dot(b, b) { 1.0 } else { dot(a, b) / norms }
+}

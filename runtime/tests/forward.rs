@@ -1,0 +1,254 @@
+//! The forward pass: against float64 figures and the referee, with and without the cache, and
+//! llama.cpp's perplexities and continuations.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
+use common::{TestResult, adapter, referee, shared};
+use engraft_kernels::Kernels;
+use engraft_runtime::eval::{perplexity, scoring_chain};
+use engraft_runtime::generate::{Sampler, SamplerOptions, Session, StackedAdapter};
+use engraft_runtime::model::Proj;
+use engraft_runtime::model::text::Text;
+use engraft_runtime::model::tokenizer::Special;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn::Precision;
+use engraft_runtime::reference::{self, Lora};
+use engraft_runtime::rng::Rng;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn session(model: &Arc<ModelFile>, stacked: Option<StackedAdapter>, p: Precision, room: usize) -> Session {
+    Session::new(model.clone(), Arc::new(Kernels::detect(1)), stacked.map(Arc::new), p, room)
+}
+
+/// The largest |a − b|.
+fn off(a: &[f32], b: impl IntoIterator<Item = f64>) -> f64 {
+    let mut n = 0;
+    let mut worst = 0.0f64;
+    for (a, b) in a.iter().zip(b) {
+        n += 1;
+        let d = (f64::from(*a) - b).abs();
+        worst = if d.is_nan() { f64::INFINITY } else { worst.max(d) };
+    }
+    assert_eq!(n, a.len());
+    worst
+}
+
+fn widened(logits: &[f32]) -> impl Iterator<Item = f64> + '_ {
+    logits.iter().map(|v| f64::from(*v))
+}
+
+#[test]
+fn logits_equal_the_float64_figures() -> TestResult {
+    for (model, golden) in [
+        ("models/stories260K/stories260K-f32.gguf", "models/stories260K/golden_logits.json"),
+        ("models/babyllama/babyllama-tok361-f32.gguf", "models/babyllama/golden_logits_tok361.json"),
+    ] {
+        let (Some(path), Some(golden)) = (shared::file(model), shared::file(golden)) else { continue };
+        let model = Arc::new(ModelFile::open(path)?);
+        let cases: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(golden)?)?;
+        assert!(!cases.is_empty());
+        for case in cases {
+            let ids: Vec<u32> = serde_json::from_value(case["ids"].clone())?;
+            let expected: Vec<f64> = serde_json::from_value(case["last_logits"].clone())?;
+            let mut whole = session(&model, None, Precision::F32, ids.len());
+            let prefill = whole.feed(&ids)?.to_vec();
+            let error = off(&prefill, expected);
+            let mut single = session(&model, None, Precision::F32, ids.len());
+            for id in &ids {
+                single.feed(&[*id])?;
+            }
+            single.truncate(ids.len() - 1);
+            let cached = off(single.feed(&ids[ids.len() - 1..])?, widened(&prefill));
+            eprintln!("{}: {} ids, {error:e} off, {cached:e} with the cache", model.label(), ids.len());
+            assert!(error < 1e-4 && cached < 1e-4, "{}: {error:e}, {cached:e}", model.label());
+            let mut other = ids.clone();
+            other[0] = other[1];
+            whole.truncate(0);
+            assert!(off(whole.feed(&other)?, widened(&prefill)) > 1e-3, "another first token went unnoticed");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn sessions_with_stacked_adapters_equal_the_referee() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let c = model.config();
+        // Longer than one part of a prefill.
+        let mut rng = Rng::new(8, 8);
+        let ids: Vec<u32> = (0..270).map(|_| rng.below(c.vocab as u64) as u32).collect();
+        let one = adapter(&model, 4, &Proj::ALL, &[0, spec.layers - 1], 0.0);
+        let weights = referee::weights(&model)?;
+        let mut lora = Lora { scale: 1.5 * one.config.scale(), ..Lora::default() };
+        for (layer, proj, s) in one.layout.slots() {
+            let a = Tensor::from_slice(&one.theta[s.a], (s.rank, s.inputs), &Device::Cpu)?;
+            let b = Tensor::from_slice(&one.theta[s.b], (s.rank, s.outputs), &Device::Cpu)?.t()?;
+            lora.pairs.insert((layer, proj), (a, b));
+        }
+        let expected = reference::logits(c, &weights, Some(&lora), &ids)?.get(ids.len() - 1)?;
+        let expected: Vec<f32> = expected.to_vec1()?;
+        let bare: Vec<f32> = reference::logits(c, &weights, None, &ids)?.get(ids.len() - 1)?.to_vec1()?;
+        assert!(off(&bare, widened(&expected)) > 1e-2, "the adapter changes nothing");
+        // One adapter at 1.0 and again at 0.5 is one at 1.5.
+        for (precision, bound, cached_bound) in [(Precision::F32, 1e-4, 1e-4), (Precision::Int8, 0.2, 0.2)] {
+            let stacked = || StackedAdapter::new(&model, &[(one.clone(), 1.0), (one.clone(), 0.5)]);
+            let mut whole = session(&model, Some(stacked()?), precision, ids.len());
+            let prefill = whole.feed(&ids)?.to_vec();
+            let error = off(&prefill, widened(&expected));
+            let mut single = session(&model, Some(stacked()?), precision, ids.len());
+            single.feed(&ids[..200])?;
+            ids[200..ids.len() - 1].iter().try_for_each(|id| single.feed(&[*id]).map(drop))?;
+            let cached = off(single.feed(&ids[ids.len() - 1..])?, widened(&prefill));
+            eprintln!("{} {precision:?}: {error:e} off, {cached:e} with the cache", spec.name);
+            assert!(
+                error < bound && cached < cached_bound,
+                "{} {precision:?}: {error:e} {cached:e}",
+                spec.name
+            );
+        }
+    }
+    Ok(())
+}
+
+/// llama-perplexity's figure of `text`, in windows of `ctx`.
+fn ppl(path: &Path, text: &str, ctx: usize, threads: usize) -> Result<f64, Failure> {
+    let model = Arc::new(ModelFile::open(path)?);
+    let (ids, bos) = {
+        let t = Text::of(&model)?.tokenizer;
+        let bos = t.bos().filter(|_| t.add_bos());
+        (bos.into_iter().chain(t.encode(text, Special::Plain)).collect::<Vec<u32>>(), bos)
+    };
+    let kernels = Arc::new(Kernels::detect(threads));
+    let mut chain = scoring_chain(model, kernels, Precision::Int8, 0, ctx);
+    let e = perplexity(&mut chain, None, &ids, ctx, bos, |_, _, _| true)?;
+    Ok((e.loss_sum / e.targets as f64).exp())
+}
+
+fn check_ppl(path: &Path, text: &str, ctx: usize, threads: usize, expected: f64) -> TestResult {
+    let got = ppl(path, text, ctx, threads)?;
+    let percent = (got / expected - 1.0) * 100.0;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    eprintln!("{name}: {got:.4}, llama.cpp {expected:.4} ({percent:+.3} %)");
+    assert!(percent.abs() <= 0.5, "{name}: {got} for {expected}");
+    Ok(())
+}
+
+fn stories() -> Result<Option<String>, Failure> {
+    let Some(path) = shared::file("data/text/tinystories60k.txt") else { return Ok(None) };
+    Ok(Some(std::fs::read_to_string(path)?))
+}
+
+#[test]
+fn perplexities_are_llama_cpps() -> TestResult {
+    let Some(text) = stories()? else { return Ok(()) };
+    for (file, expected) in [
+        ("stories260K/stories260K-f32", 4.6096),
+        ("stories260K/stories260K-Q8_0", 4.6136),
+        ("stories260K/stories260K-Q4_0", 4.9573),
+        ("babyllama/babyllama-tok361-f32", 2.2728),
+        ("babyllama/babyllama-tok361-Q8_0", 2.2739),
+        ("babyllama/babyllama-tok361-Q4_K_M", 2.2886),
+        ("babyllama/babyllama-tok361-IQ4_NL", 2.3431),
+        ("babyllama/babyllama-tok361-Q4_0", 2.3589),
+    ] {
+        let Some(path) = shared::file(&format!("models/{file}.gguf")) else { continue };
+        check_ppl(&path, &text, 256, 1, expected)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_real_models_perplexities_are_llama_cpps() -> TestResult {
+    let Some(model) = shared::real_model() else { return Ok(()) };
+    let (Some(stories), Some(wiki)) = (stories()?, shared::file("data/text/wikitext2_head.txt")) else {
+        return Ok(());
+    };
+    check_ppl(&model, &stories, 512, 2, 7.8321)?;
+    let wiki = std::fs::read(wiki)?;
+    check_ppl(&model, &String::from_utf8_lossy(&wiki[..60_000]), 512, 2, 21.4948)
+}
+
+/// Figures of the real model's Q4_1 file requantized by llama-quantize (`--allow-requantize`).
+const REQUANTIZED: [(&str, f64); 10] = [
+    ("Q4_0", 9.4354),
+    ("Q8_0", 7.8682),
+    ("Q4_K_M", 8.2203),
+    ("Q2_K", 10.8954),
+    ("Q3_K_M", 8.8666),
+    ("Q5_K_M", 8.1714),
+    ("Q6_K", 7.9095),
+    ("IQ4_NL", 9.2714),
+    ("IQ4_XS", 9.3435),
+    ("F16", 7.8201),
+];
+
+#[test]
+fn requantized_real_models_perplexities_are_llama_cpps() -> TestResult {
+    let Some(dir) = std::env::var_os("ENGRAFT_MODELS_DIR").map(PathBuf::from) else {
+        eprintln!("SKIPPED: set ENGRAFT_MODELS_DIR to the folder of SmolLM2-135M-Instruct.TYPE.gguf");
+        return Ok(());
+    };
+    let Some(text) = stories()? else { return Ok(()) };
+    let mut failures = Vec::new();
+    for (name, expected) in REQUANTIZED {
+        let path = dir.join(format!("SmolLM2-135M-Instruct.{name}.gguf"));
+        if !path.exists() {
+            eprintln!("SKIPPED: {} is absent", path.display());
+            continue;
+        }
+        let got = ppl(&path, &text, 512, 2)?;
+        let percent = (got / expected - 1.0) * 100.0;
+        eprintln!("{name}: {got:.4}, llama.cpp {expected:.4} ({percent:+.3} %)");
+        if percent.abs() > 0.5 {
+            failures.push(format!("{name} {percent:+.3} %"));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:?}");
+    Ok(())
+}
+
+#[test]
+fn the_real_models_continuations_are_llama_cpps() -> TestResult {
+    let Some(path) = shared::real_model() else { return Ok(()) };
+    let model = Arc::new(ModelFile::open(path)?);
+    let tokenizer = Text::of(&model)?.tokenizer;
+    let kernels = Arc::new(Kernels::detect(2));
+    for (prompt, expected) in [
+        (
+            "The capital of France is",
+            " Paris.\n\nThe United States has a population of approximately 311 million people.\n\nThe \
+             United States has a population of approximately 31",
+        ),
+        (
+            "Photosynthesis is the process by which",
+            " plants convert sunlight into energy. This process involves a series of chemical reactions \
+             that take place in the leaves of plants. The process of photosynthesis is essential for \
+             life on",
+        ),
+        (
+            "def fibonacci(n):",
+            "\n    if n == 0:\n        return 1\n    return n * fibonacci(n - 1)\n\nprint(fibonacci(10",
+        ),
+    ] {
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        let ids: Vec<u32> = bos.into_iter().chain(tokenizer.encode(prompt, Special::Plain)).collect();
+        let mut session = Session::new(model.clone(), kernels.clone(), None, Precision::Int8, 128);
+        let mut sampler = Sampler::new(SamplerOptions::greedy())?;
+        let mut said = vec![sampler.sample(session.feed(&ids)?, &ids)];
+        while said.len() < 32 {
+            let last = said[said.len() - 1];
+            said.push(sampler.sample(session.feed(&[last])?, &said));
+        }
+        let same = (0..=32).rfind(|n| expected.starts_with(&tokenizer.decode(&said[..*n]))).unwrap_or(0);
+        eprintln!("{prompt:?}: the first {same} of 32 tokens are equal");
+        assert!(same >= 16, "{prompt:?} goes on with {:?}", tokenizer.decode(&said));
+    }
+    Ok(())
+}

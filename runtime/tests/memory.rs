@@ -1,0 +1,106 @@
+//! Memory is what the plan says: building a trainer allocates the plan's arena, and a step allocates
+//! nothing.
+//!
+//! One test alone in its program: the counters see every thread.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::models::{LONG_BLOCKS, SHORT_BLOCKS};
+use common::{TestResult, adapter, batch, request};
+use engraft_kernels::Kernels;
+use engraft_runtime::data::Batch;
+use engraft_runtime::model::Proj;
+use engraft_runtime::nn::Precision;
+use engraft_runtime::plan::{ArenaWords, MemoryPlan};
+use engraft_runtime::rng::Rng;
+use engraft_runtime::train::optim::AdamWConfig;
+use engraft_runtime::train::schedule::Shape;
+use engraft_runtime::train::{Schedule, TrainOptions, Trainer};
+
+/// Allocations so far, and bytes allocated and not freed.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+#[global_allocator]
+static HEAP: Counting = Counting;
+
+// SAFETY: every call is passed on to the system's allocator unchanged; the counters are atomics, so
+// touching them never allocates.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::SeqCst);
+        LIVE.fetch_add(layout.size(), Ordering::SeqCst);
+        // SAFETY: the caller's promises about `layout` are the system allocator's demands.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::SeqCst);
+        LIVE.fetch_add(layout.size(), Ordering::SeqCst);
+        // SAFETY: the caller's promises about `layout` are the system allocator's demands.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::SeqCst);
+        // SAFETY: `ptr` came from `System.alloc` with this layout, as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+/// The pools that are allocated before the first step, by name.
+const ARENA: [&str; 7] =
+    ["adapter", "gradients", "moments", "saved_inputs", "block_activations", "head_chunk", "kernel_scratch"];
+
+#[test]
+fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
+    let before = CALLS.load(Ordering::SeqCst);
+    drop(std::hint::black_box(vec![0u8; 64]));
+    assert!(CALLS.load(Ordering::SeqCst) > before, "the counter does not count");
+    for (spec, layers) in [(&SHORT_BLOCKS, vec![1, 2]), (&LONG_BLOCKS, vec![0, 1])] {
+        let model = spec.model();
+        for (precision, dropout, threads) in
+            [(Precision::Int8, 0.0, 1), (Precision::Int8, 0.1, 2), (Precision::F32, 0.0, 2)]
+        {
+            let kernels = Arc::new(Kernels::detect(threads));
+            let c = model.config();
+            let live = LIVE.load(Ordering::SeqCst);
+            let start = adapter(&model, 4, &Proj::ALL, &layers, dropout);
+            let request = request(c, &start, 3, 32, threads);
+            let options = TrainOptions {
+                adamw: AdamWConfig::default(),
+                schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 10 },
+                seed: 0,
+                precision,
+            };
+            let mut trainer =
+                Trainer::new(model.clone(), kernels, ArenaWords::new(c, &request), start, options);
+            let allocated = LIVE.load(Ordering::SeqCst) - live;
+            let plan = MemoryPlan::new(c, &request);
+            let pool = |name: &&str| plan.pools.iter().find(|p| p.name == *name).map_or(0, |p| p.bytes);
+            let planned = ARENA.iter().chain(&["rotary_table"]).map(pool).sum::<usize>();
+            eprintln!("{} dropout {dropout}: {allocated} bytes allocated, {planned} planned", spec.name);
+            assert!(allocated.abs_diff(planned) * 100 <= planned, "{allocated} bytes, {planned} planned");
+
+            let mut rng = Rng::new(6, 6);
+            let rows: [&[usize]; 3] = [&[7, 3, 30], &[32, 32, 32], &[1]];
+            let steps: Vec<[Batch; 2]> =
+                rows.iter().map(|r| [batch(c, r, &mut rng), batch(c, &[9], &mut rng)]).collect();
+            // A thread's first job may follow its own start-up, which allocates.
+            trainer.step(&steps[0])?;
+            let calls = CALLS.load(Ordering::SeqCst);
+            for step in &steps {
+                trainer.step(step)?;
+            }
+            let calls = CALLS.load(Ordering::SeqCst) - calls;
+            assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
+        }
+    }
+    Ok(())
+}

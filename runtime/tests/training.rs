@@ -1,0 +1,353 @@
+//! Training against the referee: losses, every adapter gradient, the parameters; dropout; and the same
+//! bits for any number of threads.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
+use common::{TestResult, adapter, batch, referee, request, shared};
+use engraft_kernels::{Isa, Kernels};
+use engraft_runtime::adapter::Adapter;
+use engraft_runtime::data::Batch;
+use engraft_runtime::model::Proj;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn::{Dropout, Precision};
+use engraft_runtime::plan::ArenaWords;
+use engraft_runtime::rng::Rng;
+use engraft_runtime::train::chain::AdapterView;
+use engraft_runtime::train::optim::AdamWConfig;
+use engraft_runtime::train::schedule::Shape;
+use engraft_runtime::train::{Chain, Schedule, TrainOptions, Trainer};
+
+/// Rows of the sequences of each micro-batch.
+const MICRO: [&[usize]; 2] = [&[13, 5, 1, 21], &[40]];
+const SEQ: usize = 40;
+/// The bound of int8 activations: relative error of the loss, and 1 − cosine of every gradient tensor.
+const INT8_LOSS: f64 = 1e-2;
+const INT8_TURN: f64 = 1e-2;
+
+fn options(precision: Precision, total: u64, clip: f32) -> TrainOptions {
+    TrainOptions {
+        adamw: AdamWConfig { weight_decay: 0.1, max_grad_norm: clip, ..AdamWConfig::default() },
+        schedule: Schedule { shape: Shape::Cosine, peak: 4e-3, warmup: 3, total },
+        seed: 3,
+        precision,
+        gradient: precision,
+    }
+}
+
+fn trainer(model: &Arc<ModelFile>, kernels: &Arc<Kernels>, start: &Adapter, o: &TrainOptions) -> Trainer {
+    let request = request(model.config(), start, 1, SEQ.max(64), kernels.threads());
+    let words = ArenaWords::new(model.config(), &request);
+    Trainer::new(model.clone(), kernels.clone(), words, start.clone(), o.clone())
+}
+
+/// How far a run strayed from the referee's, at its worst step.
+#[derive(Debug, Default)]
+struct Strayed {
+    /// |loss − referee's| / referee's.
+    loss: f64,
+    /// max|a − b| / max|b| of a gradient tensor.
+    grad: f64,
+    /// 1 − the cosine of a gradient tensor.
+    turn: f64,
+    /// As `grad`, of the parameters after the last step.
+    theta: f64,
+    /// Where the worst gradient was.
+    place: String,
+    /// Steps in which the norm was clipped.
+    clipped: usize,
+}
+
+/// Where the referee stands at each step.
+#[derive(Clone, Copy, PartialEq)]
+enum Referee {
+    /// On parameters of its own, moved by its own gradients.
+    Apart,
+    /// On the trainer's parameters, its optimizer moved by the trainer's gradients. Where B begins at
+    /// zero, AdamW's first updates are the signs of gradients, and of an element whose gradient is
+    /// nearly zero the sign is rounding: two runs then part by more than their gradients differ.
+    Beside,
+}
+
+/// Runs trainer and referee side by side on the same data.
+fn side_by_side(
+    model: &Arc<ModelFile>,
+    weights: &engraft_runtime::reference::Weights,
+    start: &Adapter,
+    o: &TrainOptions,
+    steps: &[Vec<Batch>],
+    stands: Referee,
+    spoil: f32,
+) -> Result<Strayed, Box<dyn std::error::Error>> {
+    // Small work is done sooner by one thread.
+    let kernels = Arc::new(Kernels::detect(if model.config().vocab < 10_000 { 1 } else { 2 }));
+    let mut trainer = trainer(model, &kernels, start, o);
+    let mut adamw = referee::AdamW::new(o.adamw, &start.theta);
+    let mut judged = start.clone();
+    judged.config.alpha *= spoil;
+    let mut strayed = Strayed::default();
+    for (i, batches) in steps.iter().enumerate() {
+        let theta = match stands {
+            Referee::Apart => adamw.theta_f32(),
+            Referee::Beside => trainer.adapter().theta.clone(),
+        };
+        let mut sums = referee::sums(model, weights, &judged, &theta, batches)?;
+        let report = trainer.step(batches)?;
+        assert_eq!(report.targets, sums.targets);
+        assert_eq!(report.tokens, batches.iter().map(Batch::rows).sum::<usize>());
+        let loss = sums.loss / sums.targets as f64;
+        strayed.loss = strayed.loss.max((report.loss - loss).abs() / loss);
+        let (error, place) = referee::worst(&start.layout, trainer.gradients(), &sums.grads);
+        if error > strayed.grad || error.is_nan() {
+            (strayed.grad, strayed.place) = (error, format!("{place}, step {i}"));
+        }
+        let (cosine, _) = referee::least_cosine(&start.layout, trainer.gradients(), &sums.grads);
+        strayed.turn = strayed.turn.max(1.0 - cosine);
+        if stands == Referee::Beside {
+            sums.grads.copy_from_slice(trainer.gradients());
+        }
+        let norm = adamw.update(&sums, o.schedule.rate(i as u64));
+        assert!((report.grad_norm - norm).abs() < 0.1 * norm, "{} for {norm}", report.grad_norm);
+        strayed.clipped +=
+            usize::from(o.adamw.max_grad_norm > 0.0 && norm > f64::from(o.adamw.max_grad_norm));
+    }
+    strayed.theta = referee::worst(&start.layout, &trainer.adapter().theta, &adamw.theta_f32()).0;
+    Ok(strayed)
+}
+
+/// Steps of two micro-batches each: ragged sequences, one of a single row, one without any target.
+fn data(model: &ModelFile, steps: usize) -> Vec<Vec<Batch>> {
+    let mut rng = Rng::new(2, 2);
+    (0..steps).map(|_| MICRO.map(|rows| batch(model.config(), rows, &mut rng)).to_vec()).collect()
+}
+
+/// A model with what is adapted of it: all, or projections and layers picked so that the first adapted
+/// block is not the first, and one block between adapted ones is not.
+fn settings(spec: &Spec) -> Vec<(usize, Vec<Proj>, Vec<usize>)> {
+    let last = spec.layers - 1;
+    let some = if spec.layers > 3 { vec![1, last] } else { vec![last] };
+    vec![
+        (4, Proj::ALL.to_vec(), (0..spec.layers).collect()),
+        (3, vec![Proj::K, Proj::O, Proj::Up], some.clone()),
+        (8, vec![Proj::Q, Proj::V, Proj::Gate, Proj::Down], some),
+    ]
+}
+
+#[test]
+fn ten_steps_follow_the_referee() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let weights = referee::weights(&model)?;
+        let steps = data(&model, 10);
+        // Always clipped, never, and now and then.
+        for ((rank, targets, layers), clip) in settings(spec).into_iter().zip([0.5, 0.0, 1.5]) {
+            let start = adapter(&model, rank, &targets, &layers, 0.0);
+            let o = options(Precision::F32, 10, clip);
+            let strayed = side_by_side(&model, &weights, &start, &o, &steps, Referee::Apart, 1.0)?;
+            eprintln!("{} rank {rank} {targets:?} {layers:?}: {strayed:?}", spec.name);
+            assert!(strayed.loss < 1e-4, "{}: {strayed:?}", spec.name);
+            assert!(strayed.grad < 1e-3, "{}: {strayed:?}", spec.name);
+            assert!(strayed.theta < 1e-3, "{}: {strayed:?}", spec.name);
+            assert!(if clip == 0.0 { strayed.clipped == 0 } else { strayed.clipped > 0 }, "{}", spec.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_scale_would_be_noticed() -> TestResult {
+    let model = SHORT_BLOCKS.model();
+    let weights = referee::weights(&model)?;
+    let start = adapter(&model, 4, &Proj::ALL, &[0, 1, 2], 0.0);
+    let o = options(Precision::F32, 1, 0.5);
+    let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 1), Referee::Apart, 1.01)?;
+    assert!(strayed.grad > 3e-3, "one percent more alpha went unnoticed: {strayed:?}");
+    Ok(())
+}
+
+#[test]
+fn int8_activations_stay_within_their_bound() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS] {
+        let model = spec.model();
+        let weights = referee::weights(&model)?;
+        for (rank, targets, layers) in settings(spec) {
+            let start = adapter(&model, rank, &targets, &layers, 0.0);
+            let o = options(Precision::Int8, 10, 0.5);
+            let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
+            eprintln!("int8 {} rank {rank} {targets:?} {layers:?}: {strayed:?}", spec.name);
+            assert!(strayed.loss < INT8_LOSS && strayed.turn < INT8_TURN, "{}: {strayed:?}", spec.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_real_model_follows_the_referee() -> TestResult {
+    let Some(path) = shared::real_model() else { return Ok(()) };
+    let model = Arc::new(ModelFile::open(path)?);
+    let weights = referee::weights(&model)?;
+    let layers: Vec<usize> = (0..model.config().n_layers).collect();
+    let mut start = adapter(&model, 8, &Proj::ALL, &layers, 0.0);
+    let slots: Vec<_> = start.layout.slots().collect();
+    // As training begins: B is zero.
+    slots.into_iter().for_each(|(_, _, slot)| start.theta[slot.b].fill(0.0));
+    let text = "The lamp beside the window was the only light in the house. When the wind rose, the old man \
+                closed his book, counted the boats that were still out, and went down to the harbour with a \
+                rope over his shoulder. Nobody had asked him to go, and nobody would have stayed behind.";
+    let ids = engraft_runtime::model::text::Text::of(&model)?
+        .tokenizer
+        .encode(text, engraft_runtime::model::tokenizer::Special::Plain);
+    let mask = (0..ids.len()).map(|i| i > 8).collect();
+    let mut one = Batch::default();
+    one.push(&engraft_runtime::data::Example { ids, mask });
+    assert!((48..=64).contains(&one.rows()), "{} rows", one.rows());
+    for (precision, steps) in [(Precision::F32, 10), (Precision::Int8, 3)] {
+        let o = TrainOptions {
+            schedule: Schedule { shape: Shape::Constant, peak: 2e-4, warmup: 0, total: 10 },
+            ..options(precision, 10, 1.0)
+        };
+        let data = vec![vec![one.clone()]; steps];
+        let strayed = side_by_side(&model, &weights, &start, &o, &data, Referee::Beside, 1.0)?;
+        eprintln!("real model, {precision:?}, {steps} steps of {} rows: {strayed:?}", one.rows());
+        match precision {
+            Precision::F32 => {
+                assert!(strayed.loss < 1e-4 && strayed.grad < 1e-3 && strayed.theta < 1e-3, "{strayed:?}");
+            }
+            Precision::Int8 => {
+                assert!(strayed.loss < INT8_LOSS && strayed.turn < INT8_TURN, "{strayed:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A chain with room for dropout, and what to run through it.
+struct Bench {
+    chain: Chain,
+    adapter: Adapter,
+    batch: Batch,
+}
+
+impl Bench {
+    fn new(spec: &Spec) -> Bench {
+        let model = spec.model();
+        let layers: Vec<usize> = (0..spec.layers).collect();
+        let adapter = adapter(&model, 4, &Proj::ALL, &layers, 0.3);
+        let batch = batch(model.config(), MICRO[0], &mut Rng::new(4, 4));
+        let request = request(model.config(), &adapter, 1, SEQ, 1);
+        let words = ArenaWords::new(model.config(), &request);
+        let chain = Chain::new(model, Arc::new(Kernels::detect(1)), Precision::F32, words);
+        Bench { chain, adapter, batch }
+    }
+
+    /// Sum of the losses, and its gradient.
+    fn run(&mut self, dropout: Dropout) -> (f64, Vec<f32>) {
+        let mut grads = vec![0.0; self.adapter.theta.len()];
+        let a = &self.adapter;
+        let view = AdapterView { layout: &a.layout, theta: &a.theta, scale: a.config.scale() };
+        let e = self.chain.accumulate(view, &self.batch, dropout, &mut grads);
+        (e.loss_sum, grads)
+    }
+
+    /// The largest relative difference between the gradient under `forward` and the central difference
+    /// of the loss under `differences`, over the steepest element of each tensor.
+    fn difference_error(&mut self, forward: Dropout, differences: Dropout) -> f64 {
+        let (_, grads) = self.run(forward);
+        let slots: Vec<_> = self.adapter.layout.slots().collect();
+        let mut worst = 0.0f64;
+        for at in slots.into_iter().flat_map(|(_, _, s)| [s.a, s.b]) {
+            let steepest = at.max_by(|i, j| grads[*i].abs().total_cmp(&grads[*j].abs())).expect("elements");
+            let (h, before) = (2e-3f32, self.adapter.theta[steepest]);
+            let mut at_offset = |offset: f32| {
+                self.adapter.theta[steepest] = before + offset;
+                self.run(differences).0
+            };
+            let slope = (at_offset(h) - at_offset(-h)) / (2.0 * f64::from(h));
+            self.adapter.theta[steepest] = before;
+            worst = worst.max((slope / f64::from(grads[steepest]) - 1.0).abs());
+        }
+        worst
+    }
+}
+
+#[test]
+fn dropout_drops_the_same_in_forward_and_backward() {
+    let mut bench = Bench::new(&SHORT_BLOCKS);
+    let (one, other) = (Dropout { p: 0.3, key: 17 }, Dropout { p: 0.3, key: 18 });
+    let error = bench.difference_error(one, one);
+    let spoiled = bench.difference_error(one, other);
+    eprintln!("finite differences under dropout: {error:e}; with another mask: {spoiled:e}");
+    assert!(error < 2e-2, "off by {error}");
+    assert!(spoiled > 0.2, "another mask went unnoticed: {spoiled}");
+    let (loss, grads) = bench.run(one);
+    assert_eq!((loss, grads), bench.run(one), "one key, one mask");
+    assert_ne!(bench.run(one).0, bench.run(other).0);
+}
+
+#[test]
+fn dropout_keeps_the_mean_and_none_is_none() {
+    let mut bench = Bench::new(&SHORT_BLOCKS);
+    let plain = bench.run(Dropout::OFF);
+    assert_eq!(plain, bench.run(Dropout { p: 0.0, key: 99 }), "p = 0 is no dropout, bit for bit");
+    // While B is zero the loss does not feel the masks, so dB is linear in them: its mean over keys is
+    // the gradient without dropout.
+    let slots: Vec<_> = bench.adapter.layout.slots().map(|(_, _, s)| s).collect();
+    slots.iter().for_each(|s| bench.adapter.theta[s.b.clone()].fill(0.0));
+    let (loss, expected) = bench.run(Dropout::OFF);
+    let keys = 400;
+    let mut mean = vec![0.0f64; expected.len()];
+    for key in 0..keys {
+        let (dropped, grads) = bench.run(Dropout { p: 0.3, key });
+        assert_eq!(dropped, loss);
+        mean.iter_mut().zip(&grads).for_each(|(m, g)| *m += f64::from(*g) / keys as f64);
+    }
+    for s in &slots {
+        let pairs = s.b.clone().map(|i| (mean[i], f64::from(expected[i])));
+        let (off, size) = pairs.fold((0.0, 0.0), |(o, s), (m, e)| (o + (m - e).powi(2), s + e * e));
+        let error = (off / size).sqrt();
+        assert!(error < 0.1, "the mean over {keys} masks is {error} off");
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() -> TestResult {
+    let model = LONG_BLOCKS.model();
+    for (precision, dropout) in [(Precision::Int8, 0.1), (Precision::F32, 0.0)] {
+        let start = adapter(&model, 4, &Proj::ALL, &[0, 1], dropout);
+        let mut rng = Rng::new(9, 9);
+        let steps: Vec<[Batch; 1]> =
+            (0..3).map(|_| [batch(model.config(), &[13, 5, 1, 17], &mut rng)]).collect();
+        for isa in Isa::available() {
+            let run = |threads: usize| -> Result<(Vec<u32>, Vec<u64>), engraft_runtime::Error> {
+                let kernels = Arc::new(Kernels::with_isa(isa, threads));
+                let mut trainer = trainer(&model, &kernels, &start, &options(precision, 3, 0.5));
+                let losses = steps.iter().map(|s| trainer.step(s).map(|r| r.loss.to_bits()));
+                let losses = losses.collect::<Result<_, _>>()?;
+                let numbers = trainer.adapter().theta.iter().chain(trainer.gradients());
+                Ok((numbers.map(|v| v.to_bits()).collect(), losses))
+            };
+            let one = run(1)?;
+            for threads in [2, 4] {
+                assert!(run(threads)? == one, "{} {precision:?}: {threads} threads", isa.name());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_that_is_not_finite_changes_nothing() -> TestResult {
+    let model = SHORT_BLOCKS.model();
+    let mut start = adapter(&model, 4, &Proj::ALL, &[0, 1, 2], 0.0);
+    start.theta[0] = f32::NAN;
+    let kernels = Arc::new(Kernels::detect(1));
+    let mut trainer = trainer(&model, &kernels, &start, &options(Precision::F32, 2, 0.5));
+    let error = trainer.step(&data(&model, 1)[0]).expect_err("a NaN in A reaches the loss");
+    assert_eq!(error.kind(), engraft_runtime::ErrorKind::NonFinite);
+    assert_eq!(trainer.steps(), 0);
+    let bits = |theta: &[f32]| theta.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+    assert_eq!(bits(&trainer.adapter().theta), bits(&start.theta));
+    Ok(())
+}
