@@ -249,7 +249,8 @@ fn training_changes_what_eval_and_generate_see() {
     let (before, after) = (&trained["valid_loss_before"], &trained["valid_loss_after"]);
     assert!(after.as_f64() < before.as_f64(), "{before} to {after}");
     if let Some(peak) = trained["peak_private_bytes"].as_u64() {
-        assert!(peak > 0);
+        let planned = trained["planned_private_bytes"].as_u64().expect("bytes");
+        assert!(peak <= planned, "{peak} of {planned}");
     }
     let metrics = std::fs::read_to_string(Path::new(&adapter).join("metrics.jsonl")).expect("metrics");
     let records: Vec<serde_json::Value> =
