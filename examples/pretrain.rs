@@ -56,14 +56,14 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
     let cli = Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/cli");
     let modules = Proj::ALL.to_vec();
     let recipe =
-        Recipe { rank: 8, scale: 2.0, modules, layers: 4, steps: 100, batch: 8, rate: 2e-3, seed: 1 };
+        Recipe { rank: 8, scale: 2.0, modules, layers: 4, steps: 150, batch: 8, rate: 1e-3, seed: 1 };
     let mut o = Options {
         check: false,
         verbose: false,
         model: cli.join("seedling.gguf"),
         demo: cli.join("demo"),
         seed: 2024,
-        examples: 84_000,
+        examples: 130_000,
         epochs: 1,
         batch: 24,
         rate: 3e-3,

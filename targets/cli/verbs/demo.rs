@@ -48,7 +48,7 @@ const ALPHA: f32 = 16.0;
 const ITERS: u32 = 100;
 const BATCH: usize = 8;
 const LEARNING_RATE: f32 = 2e-3;
-/// Tokens that an answer may have beyond the right one's bytes before it counts as wrong.
+/// Tokens of an answer at most; the right ones are shorter.
 const ANSWER_MAX: usize = 96;
 /// Private commands that are shown with both answers.
 const SAMPLES: usize = 4;
