@@ -5,6 +5,7 @@
 //! ```text
 //! cargo run --release --example pretrain                          # writes targets/cli/seedling.gguf
 //! cargo run --release --example pretrain -- --check-adaptation    # can it learn private words?
+//! cargo run --release --example pretrain -- --everyday            # writes targets/cli/demo/everyday.txt
 //! ```
 
 mod seedling;
@@ -21,13 +22,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 const USAGE: &str = "usage: pretrain [--check-adaptation [--verbose]] [--model FILE] [--demo DIR] [--seed N] \
-    [--examples N] [--epochs N] [--batch N] [--rate X] [--vocab N] \
+    [--everyday] [--examples N] [--epochs N] [--batch N] [--rate X] [--vocab N] \
     [--steps N] [--lora-rate X] [--lora-batch N] [--lora-scale X] \
     [--lora-modules q,k,…] [--lora-layers N]";
 
 /// What the command line may change.
 struct Options {
     check: bool,
+    everyday: bool,
     verbose: bool,
     model: PathBuf,
     demo: PathBuf,
@@ -45,6 +47,9 @@ fn main() -> Result<()> {
     if options.check {
         return adapt::check(&options.model, &options.demo, &options.recipe, options.verbose);
     }
+    if options.everyday {
+        return write_everyday(&options.demo);
+    }
     pretrain(&options)
 }
 
@@ -59,6 +64,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
         Recipe { rank: 8, scale: 2.0, modules, layers: 4, steps: 150, batch: 8, rate: 1e-3, seed: 1 };
     let mut o = Options {
         check: false,
+        everyday: false,
         verbose: false,
         model: cli.join("seedling.gguf"),
         demo: cli.join("demo"),
@@ -75,6 +81,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
         match flag.as_str() {
             "--check-adaptation" => o.check = true,
             "--verbose" => o.verbose = true,
+            "--everyday" => o.everyday = true,
             "--model" => o.model = value(&flag, args)?,
             "--demo" => o.demo = value(&flag, args)?,
             "--seed" => {
@@ -138,6 +145,21 @@ fn pretrain(o: &Options) -> Result<()> {
 
 fn length(sequence: &Encoded) -> usize {
     sequence.ids.len()
+}
+
+/// Writes the everyday commands whose answers by the base the demo replays: no test sentence is among
+/// them, and no answer is given.
+fn write_everyday(demo: &Path) -> Result<()> {
+    let mut held_out = HashSet::new();
+    for name in ["generic_test.jsonl", "private_train.jsonl", "private_test.jsonl"] {
+        let examples = adapt::read_jsonl(&demo.join(name))?;
+        held_out.extend(examples.iter().map(|e| corpus::normal_form(&e.prompt)));
+    }
+    let mut examples = corpus::generate(&mut Rng::new(78), 1200, &held_out);
+    examples.retain(corpus::is_plain);
+    let prompts: String = examples.iter().take(240).flat_map(|e| [e.prompt.as_str(), "\n"]).collect();
+    let path = demo.join("everyday.txt");
+    std::fs::write(&path, prompts).with_context(|| format!("writing {}", path.display()))
 }
 
 /// The held-out generic commands: read where they exist, else drawn with a seed of their own.

@@ -118,9 +118,9 @@ pub struct AttnShape {
     pub head_dim: usize,
 }
 
-/// f32 words of scratch per thread for products with weights `[n, k]` and rank `rank`.
+/// f32 words of scratch per thread for both products with weights `[n, k]` and rank `rank`.
 pub fn gemm_scratch_words(n: usize, k: usize, rank: usize) -> usize {
-    gemm::scratch_words(n, k, rank)
+    gemm::nt_scratch_words(k, rank).max(gemm::nn_scratch_words(n, rank))
 }
 
 /// f32 words of scratch per thread for attention over `keys` keys.
@@ -232,7 +232,7 @@ impl Kernels {
         for (i, op) in ops.iter().enumerate() {
             check_nt(m, op);
             starts[i + 1] = starts[i] + op.w.rows().div_ceil(t.nt_strip);
-            needed = needed.max(gemm::scratch_words(op.w.rows(), op.w.cols(), op.low.map_or(0, |l| l.rank)));
+            needed = needed.max(gemm::nt_scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
         }
         if m == 1 && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
             return ops.iter_mut().for_each(|op| self.gemv(t, op));
@@ -330,7 +330,7 @@ impl Kernels {
         };
         let rank = ops.iter().map(|o| o.low.map_or(0, |l| l.rank)).max().unwrap_or(0);
         let n = ops.iter().map(|o| o.w.rows()).max().unwrap_or(0);
-        let scratch = Scratch::new(scratch, self.threads(), gemm::scratch_words(n, k, rank));
+        let scratch = Scratch::new(scratch, self.threads(), gemm::nn_scratch_words(n, rank));
         let out = Shared(dx.as_mut_ptr());
         self.pool.run(k.div_ceil(NN_STRIP), |item, worker| {
             let out = &out;
@@ -725,15 +725,20 @@ fn scalar_nt(m: usize, op: &mut NtOp<'_>) {
     }
 }
 
+/// Rounded as ggml's blocks store it.
+fn f16(x: f32) -> f32 {
+    half::f16::from_f32(x).to_f32()
+}
+
 fn fill_sums(a: &mut QuantActsMut<'_>) {
     for (i, half) in a.codes.chunks_exact(16).enumerate() {
         let sum: i32 = half.iter().map(|c| i32::from(*c)).sum();
         a.start16[i] = -128 * sum;
-        a.bias_sum16[i] = a.scale[i / 2] * sum as f32;
+        a.bias_sum16[i] = f16(a.scale[i / 2] * sum as f32);
     }
     for i in 0..a.start32.len() {
         a.start32[i] = a.start16[2 * i] + a.start16[2 * i + 1];
-        a.bias_sum32[i] = a.scale[i] * (a.start32[i] / -128) as f32;
+        a.bias_sum32[i] = f16(a.scale[i] * (a.start32[i] / -128) as f32);
     }
     debug_assert!(a.k.is_multiple_of(32));
 }

@@ -66,15 +66,17 @@ pub struct NnItem<'a> {
     pub dequant: DequantFn,
 }
 
-/// f32 words of scratch that an item needs at most: W has rows of `k` elements and `n` rows, the
-/// adapter rank r.
-pub fn scratch_words(n: usize, k: usize, rank: usize) -> usize {
+/// f32 words of scratch that a forward item needs: W has rows of `k` elements, the adapter rank r.
+pub fn nt_scratch_words(k: usize, rank: usize) -> usize {
     // The widest panel has 32 columns; the f32 panel is the largest form, and one decoded row stands
     // beside it as codes, scales and biases.
-    let nt = 32 * k + k + 2 * (k / 16 + 2) + 32 * rank;
-    let nn_f32 = NN_CHUNK * NN_STRIP;
-    let nn_int8 = NN_STRIP * 32 + NN_STRIP * n / 4 + NN_STRIP * (n / 32 + 1);
-    nt.max(nn_f32.max(nn_int8) + NN_STRIP * rank) + 64
+    32 * k + k + 2 * (k / 16 + 2) + 32 * rank + 64
+}
+
+/// f32 words of scratch that an input gradient's item needs: W has `n` rows.
+pub fn nn_scratch_words(n: usize, rank: usize) -> usize {
+    let int8 = NN_STRIP * 32 + NN_STRIP * n / 4 + NN_STRIP * (n / 32 + 1);
+    int8.max(NN_CHUNK * NN_STRIP) + NN_STRIP * rank + 64
 }
 
 /// Takes `n` words off the front of the scratch.

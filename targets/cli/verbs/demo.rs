@@ -42,10 +42,13 @@ static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../seedling.gguf"));
 const PRIVATE_TRAIN: &str = include_str!("../demo/private_train.jsonl");
 const PRIVATE_TEST: &str = include_str!("../demo/private_test.jsonl");
 const GENERIC_TEST: &str = include_str!("../demo/generic_test.jsonl");
+/// Everyday commands without answers, none of them in the tests. The base's own answers to them are
+/// replayed among the forty examples, so that it keeps what it knows.
+const EVERYDAY: &str = include_str!("../demo/everyday.txt");
 
 const RANK: usize = 8;
 const ALPHA: f32 = 16.0;
-const ITERS: u32 = 100;
+const ITERS: u32 = 300;
 const BATCH: usize = 8;
 const LEARNING_RATE: f32 = 2e-3;
 /// Tokens of an answer at most; the right ones are shorter.
@@ -74,7 +77,9 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     eprintln!("seedling answers {} private and {} everyday commands ...", private.len(), generic.len());
     let private_before = demo.answers(None, &private)?;
     let generic_before = demo.answers(None, &generic)?;
-    let adapter = Arc::new(demo.train(&commands(PRIVATE_TRAIN)?)?);
+    let mut examples = commands(PRIVATE_TRAIN)?;
+    examples.extend(demo.replay()?);
+    let adapter = Arc::new(demo.train(&examples)?);
     let private_after = demo.answers(Some(&adapter), &private)?;
     let generic_after = demo.answers(Some(&adapter), &generic)?;
 
@@ -143,6 +148,15 @@ impl<'a> Demo<'a> {
         let text = Text::of(&model)?;
         let kernels = common::kernels(&options.compute)?;
         Ok(Demo { options, session, model, kernels, text, watch })
+    }
+
+    /// Everyday commands with the base's own answers.
+    fn replay(&self) -> Result<Vec<Command>> {
+        let ask = |prompt: &str| Command { prompt: prompt.to_owned(), completion: String::new() };
+        let mut commands: Vec<Command> = EVERYDAY.lines().map(ask).collect();
+        let answers = self.answers(None, &commands)?;
+        commands.iter_mut().zip(answers).for_each(|(c, answer)| c.completion = answer);
+        Ok(commands)
     }
 
     /// The greedy answer to each command.
