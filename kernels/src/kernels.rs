@@ -16,6 +16,9 @@ use crate::pool::Pool;
 use crate::scalar;
 use crate::view::QMatrix;
 
+/// Rows up to which stored blocks are read anew for each row: packing them would cost more.
+const GEMV_ROWS: usize = 8;
+
 /// Elements per item of elementwise work.
 const RUN: usize = 16 * 1024;
 
@@ -32,7 +35,7 @@ pub struct Kernels {
 pub enum Op {
     /// Forward products of several rows, the adapter's last product in them.
     Forward,
-    /// Products of a single row.
+    /// Products of a few rows.
     Gemv,
     /// Input gradients, the adapter's part in them.
     InputGradient,
@@ -222,7 +225,7 @@ impl Kernels {
 
     /// Runs forward products of m rows; all of them share the pool at once.
     pub fn qgemm_nt(&self, m: usize, ops: &mut [NtOp<'_>], scratch: &mut [f32]) {
-        let _timed = self.timed(if m == 1 { Op::Gemv } else { Op::Forward });
+        let _timed = self.timed(if m <= GEMV_ROWS { Op::Gemv } else { Op::Forward });
         let Some(t) = self.table else {
             return ops.iter_mut().for_each(|op| scalar_nt(m, op));
         };
@@ -234,8 +237,8 @@ impl Kernels {
             starts[i + 1] = starts[i] + op.w.rows().div_ceil(t.nt_strip);
             needed = needed.max(gemm::nt_scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
         }
-        if m == 1 && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
-            return ops.iter_mut().for_each(|op| self.gemv(t, op));
+        if m <= GEMV_ROWS && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
+            return ops.iter_mut().for_each(|op| self.gemv(t, m, op));
         }
         let scratch = Scratch::new(scratch, self.threads(), needed);
         let total = starts[ops.len()];
@@ -263,28 +266,36 @@ impl Kernels {
         });
     }
 
-    /// The product of one row: a single pass over the stored blocks.
-    fn gemv(&self, t: &Table, op: &mut NtOp<'_>) {
+    /// The product of a few rows: dot products on the stored blocks, 64 of W's rows an item.
+    fn gemv(&self, t: &Table, m: usize, op: &mut NtOp<'_>) {
         let Rows::Int8(acts) = op.x else { unreachable!("the caller chose integer rows") };
         let (w, dtype, n) = (op.w, op.w.dtype(), op.w.rows());
-        let sums = if dtype.group_len() == 16 { acts.bias_sum16 } else { acts.bias_sum32 };
+        let (sums, k) = (if dtype.group_len() == 16 { acts.bias_sum16 } else { acts.bias_sum32 }, w.cols());
+        let groups = k / dtype.group_len();
         const ROWS: usize = 64;
         let (low, accumulate) = (op.low, op.accumulate);
         let y = Shared(op.y.as_mut_ptr());
         self.pool.run(n.div_ceil(ROWS), |item, _| {
             let (from, to) = (item * ROWS, n.min((item + 1) * ROWS));
+            let bytes = w.rows_range(from, to).bytes();
             let mut out = [0.0f32; ROWS];
             let out = &mut out[..to - from];
-            // SAFETY: shapes were checked; items own disjoint rows of y; the ISA is present.
-            let y = unsafe {
-                (t.dot_rows)(dtype, w.rows_range(from, to).bytes(), acts.codes, acts.scale, sums, out);
-                for (j, h) in low.iter().flat_map(|l| l.h.iter().enumerate()) {
-                    (t.axpy)(*h, &low.map_or(&[][..], |l| l.b)[j * n + from..j * n + to], out);
+            for r in 0..m {
+                let (codes, scale) =
+                    (&acts.codes[r * k..(r + 1) * k], &acts.scale[r * k / 32..(r + 1) * k / 32]);
+                // SAFETY: shapes were checked; items own disjoint columns of y; the ISA is present.
+                let y = unsafe {
+                    (t.dot_rows)(dtype, bytes, codes, scale, &sums[r * groups..(r + 1) * groups], out);
+                    for l in low.iter() {
+                        for (j, h) in l.h[r * l.rank..(r + 1) * l.rank].iter().enumerate() {
+                            (t.axpy)(*h, &l.b[j * n + from..j * n + to], out);
+                        }
+                    }
+                    y.part(r * n + from..r * n + to)
+                };
+                for (y, o) in y.iter_mut().zip(&*out) {
+                    *y = if accumulate { *y + *o } else { *o };
                 }
-                y.part(from..to)
-            };
-            for (y, o) in y.iter_mut().zip(out) {
-                *y = if accumulate { *y + *o } else { *o };
             }
         });
     }
@@ -725,20 +736,15 @@ fn scalar_nt(m: usize, op: &mut NtOp<'_>) {
     }
 }
 
-/// Rounded as ggml's blocks store it.
-fn f16(x: f32) -> f32 {
-    half::f16::from_f32(x).to_f32()
-}
-
 fn fill_sums(a: &mut QuantActsMut<'_>) {
     for (i, half) in a.codes.chunks_exact(16).enumerate() {
         let sum: i32 = half.iter().map(|c| i32::from(*c)).sum();
         a.start16[i] = -128 * sum;
-        a.bias_sum16[i] = f16(a.scale[i / 2] * sum as f32);
+        a.bias_sum16[i] = a.scale[i / 2] * sum as f32;
     }
     for i in 0..a.start32.len() {
         a.start32[i] = a.start16[2 * i] + a.start16[2 * i + 1];
-        a.bias_sum32[i] = f16(a.scale[i] * (a.start32[i] / -128) as f32);
+        a.bias_sum32[i] = a.scale[i] * (a.start32[i] / -128) as f32;
     }
     debug_assert!(a.k.is_multiple_of(32));
 }

@@ -79,13 +79,6 @@ pub unsafe fn rmsnorm_bwd_row<S: Simd>(x: &[f32], w: &[f32], eps: f32, dy: &[f32
     }
 }
 
-/// A block's scale or sum as ggml's Q8_0 and Q8_1 blocks store it, in f16: the same rounding gives the
-/// same continuations where two tokens are nearly as likely.
-#[inline(always)]
-fn stored(x: f32) -> f32 {
-    half::f16::from_f32(x).to_f32()
-}
-
 /// Quantizes one row to int8 in blocks of 32: scale = max|x| / 127, codes rounded to nearest even.
 ///
 /// # Safety
@@ -101,7 +94,7 @@ pub unsafe fn quantize_row<S: Simd>(x: &[f32], t: RowTarget) {
                 top = S::max(top, S::abs(S::load(p.add(i))));
             }
             let amax = S::hmax(top);
-            let scale = stored(amax / 127.0);
+            let scale = amax / 127.0;
             let inv = if amax > 0.0 { 127.0 / amax } else { 0.0 };
             let codes = t.codes.add(b * 32);
             let mut half = [0.0f32; 2];
@@ -116,10 +109,10 @@ pub unsafe fn quantize_row<S: Simd>(x: &[f32], t: RowTarget) {
             }
             *t.scale.add(b) = scale;
             for h in 0..2 {
-                *t.bias_sum16.add(2 * b + h) = stored(scale * half[h]);
+                *t.bias_sum16.add(2 * b + h) = scale * half[h];
                 *t.start16.add(2 * b + h) = -128 * half[h] as i32;
             }
-            *t.bias_sum32.add(b) = stored(scale * (half[0] + half[1]));
+            *t.bias_sum32.add(b) = scale * (half[0] + half[1]);
             *t.start32.add(b) = -128 * (half[0] + half[1]) as i32;
         }
     }

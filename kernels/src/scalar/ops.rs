@@ -120,7 +120,7 @@ pub fn skinny_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, out: &mut [
 pub fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
     for (b, block) in x.chunks_exact(32).enumerate() {
         let amax = block.iter().fold(0.0f32, |a, v| a.max(v.abs()));
-        scale[b] = half::f16::from_f32(amax / 127.0).to_f32();
+        scale[b] = amax / 127.0;
         let inv = if amax > 0.0 { 127.0 / amax } else { 0.0 };
         for (i, v) in block.iter().enumerate() {
             codes[b * 32 + i] = libm::rintf(v * inv) as i8;

@@ -48,7 +48,7 @@ const EVERYDAY: &str = include_str!("../demo/everyday.txt");
 
 const RANK: usize = 8;
 const ALPHA: f32 = 16.0;
-const ITERS: u32 = 300;
+const ITERS: u32 = 150;
 const BATCH: usize = 8;
 const LEARNING_RATE: f32 = 2e-3;
 /// Tokens of an answer at most; the right ones are shorter.
