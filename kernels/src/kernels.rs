@@ -232,7 +232,7 @@ impl Kernels {
         for (i, op) in ops.iter().enumerate() {
             check_nt(m, op);
             starts[i + 1] = starts[i] + op.w.rows().div_ceil(t.nt_strip);
-            needed = needed.max(gemm::scratch_words(op.w.rows(), op.w.cols(), op.low.map_or(0, |l| l.rank)));
+            needed = needed.max(gemm::nt_scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
         }
         if m == 1 && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
             return ops.iter_mut().for_each(|op| self.gemv(t, op));

@@ -69,12 +69,16 @@ pub struct NnItem<'a> {
 /// f32 words of scratch that an item needs at most: W has rows of `k` elements and `n` rows, the
 /// adapter rank r.
 pub fn scratch_words(n: usize, k: usize, rank: usize) -> usize {
-    // The widest panel has 32 columns; the f32 panel is the largest form, and one decoded row stands
-    // beside it as codes, scales and biases.
-    let nt = 32 * k + k + 2 * (k / 16 + 2) + 32 * rank;
     let nn_f32 = NN_CHUNK * NN_STRIP;
     let nn_int8 = NN_STRIP * 32 + NN_STRIP * n / 4 + NN_STRIP * (n / 32 + 1);
-    nt.max(nn_f32.max(nn_int8) + NN_STRIP * rank) + 64
+    nt_scratch_words(k, rank).max(nn_f32.max(nn_int8) + NN_STRIP * rank + 64)
+}
+
+/// The same of a forward item alone, which holds a few of W's rows, however many there are.
+pub fn nt_scratch_words(k: usize, rank: usize) -> usize {
+    // The widest panel has 32 columns; the f32 panel is the largest form, and one decoded row stands
+    // beside it as codes, scales and biases.
+    32 * k + k + 2 * (k / 16 + 2) + 32 * rank + 64
 }
 
 /// Takes `n` words off the front of the scratch.
