@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
+use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
 use common::{TestResult, adapter, referee, shared};
 use engraft_kernels::Kernels;
 use engraft_runtime::eval::{perplexity, scoring_chain};
 use engraft_runtime::generate::{Sampler, SamplerOptions, Session, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
-use engraft_runtime::model::tokenizer::Special;
+use engraft_runtime::model::tokenizer::{Special, Tokenizer};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::reference::{self, Lora};
@@ -117,6 +117,19 @@ fn sessions_with_stacked_adapters_equal_the_referee() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn a_long_head_of_floats_fits_a_sessions_scratch() -> TestResult {
+    let model = Spec { vocab: 20_000, ..FLOATS }.model();
+    let ids = [5, 19_999, 3];
+    let weights = referee::weights(&model)?;
+    let expected: Vec<f32> = reference::logits(model.config(), &weights, None, &ids)?.get(2)?.to_vec1()?;
+    for precision in [Precision::F32, Precision::Int8] {
+        let mut session = session(&model, None, precision, 4);
+        assert!(off(session.feed(&ids)?, widened(&expected)) < 1e-4);
+    }
+    Ok(())
+}
+
 /// llama-perplexity's figure of `text`, in windows of `ctx`.
 fn ppl(path: &Path, text: &str, ctx: usize, threads: usize) -> Result<f64, Failure> {
     let model = Arc::new(ModelFile::open(path)?);
@@ -214,41 +227,81 @@ fn requantized_real_models_perplexities_are_llama_cpps() -> TestResult {
     Ok(())
 }
 
+/// Greedy continuations by llama.cpp, of 32 tokens each.
+const CONTINUATIONS: [(&str, &str); 3] = [
+    (
+        "The capital of France is",
+        " Paris.\n\nThe United States has a population of approximately 311 million people.\n\nThe United \
+         States has a population of approximately 31",
+    ),
+    (
+        "Photosynthesis is the process by which",
+        " plants convert sunlight into energy. This process involves a series of chemical reactions that \
+         take place in the leaves of plants. The process of photosynthesis is essential for life on",
+    ),
+    (
+        "def fibonacci(n):",
+        "\n    if n == 0:\n        return 1\n    return n * fibonacci(n - 1)\n\nprint(fibonacci(10",
+    ),
+];
+
+/// A continuation's first tokens must each be the likeliest, or within this many logits of it.
+///
+/// llama.cpp takes nearly equal tokens by the rounding of the build at hand: with another instruction
+/// set, or without flash attention, it goes on from "This process" with "is", as f32 products do (by
+/// 0.07), and its F16 model from "Paris." with "The answer" (by 0.22 in f32).
+const NEAR_TIE: f32 = 0.25;
+
+/// By how many logits one of the first 16 tokens of `continuation` falls behind the likeliest, at most.
+fn behind(session: &mut Session, prompt: &[u32], continuation: &[u32]) -> Result<f32, Failure> {
+    session.truncate(0);
+    let mut worst = 0.0f32;
+    let mut next = prompt;
+    for (i, id) in continuation.iter().take(16).enumerate() {
+        let logits = session.feed(next)?;
+        let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        worst = worst.max(best - logits[*id as usize]);
+        next = &continuation[i..=i];
+    }
+    Ok(worst)
+}
+
+/// How many of 32 tokens drawn freely spell the beginning of `expected`.
+fn freely(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    expected: &str,
+) -> Result<usize, Failure> {
+    session.truncate(0);
+    let mut sampler = Sampler::new(SamplerOptions::greedy())?;
+    let mut said = vec![sampler.sample(session.feed(prompt)?, prompt)];
+    while said.len() < 32 {
+        let last = said[said.len() - 1];
+        said.push(sampler.sample(session.feed(&[last])?, &said));
+    }
+    Ok((0..=32).rfind(|n| expected.starts_with(&tokenizer.decode(&said[..*n]))).unwrap_or(0))
+}
+
 #[test]
-fn the_real_models_continuations_are_llama_cpps() -> TestResult {
+fn the_real_models_continuations_are_llama_cpps_up_to_near_ties() -> TestResult {
     let Some(path) = shared::real_model() else { return Ok(()) };
     let model = Arc::new(ModelFile::open(path)?);
     let tokenizer = Text::of(&model)?.tokenizer;
-    let kernels = Arc::new(Kernels::detect(2));
-    for (prompt, expected) in [
-        (
-            "The capital of France is",
-            " Paris.\n\nThe United States has a population of approximately 311 million people.\n\nThe \
-             United States has a population of approximately 31",
-        ),
-        (
-            "Photosynthesis is the process by which",
-            " plants convert sunlight into energy. This process involves a series of chemical reactions \
-             that take place in the leaves of plants. The process of photosynthesis is essential for \
-             life on",
-        ),
-        (
-            "def fibonacci(n):",
-            "\n    if n == 0:\n        return 1\n    return n * fibonacci(n - 1)\n\nprint(fibonacci(10",
-        ),
-    ] {
-        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
-        let ids: Vec<u32> = bos.into_iter().chain(tokenizer.encode(prompt, Special::Plain)).collect();
-        let mut session = Session::new(model.clone(), kernels.clone(), None, Precision::Int8, 128);
-        let mut sampler = Sampler::new(SamplerOptions::greedy())?;
-        let mut said = vec![sampler.sample(session.feed(&ids)?, &ids)];
-        while said.len() < 32 {
-            let last = said[said.len() - 1];
-            said.push(sampler.sample(session.feed(&[last])?, &said));
-        }
-        let same = (0..=32).rfind(|n| expected.starts_with(&tokenizer.decode(&said[..*n]))).unwrap_or(0);
-        eprintln!("{prompt:?}: the first {same} of 32 tokens are equal");
-        assert!(same >= 16, "{prompt:?} goes on with {:?}", tokenizer.decode(&said));
+    let mut session = Session::new(model, Arc::new(Kernels::detect(2)), None, Precision::Int8, 128);
+    let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+    let encode = |text: &str| tokenizer.encode(text, Special::Plain);
+    for (i, (prompt, expected)) in CONTINUATIONS.into_iter().enumerate() {
+        let ids: Vec<u32> = bos.into_iter().chain(encode(prompt)).collect();
+        let worst = behind(&mut session, &ids, &encode(expected))?;
+        let same = freely(&mut session, &tokenizer, &ids, expected)?;
+        eprintln!(
+            "{prompt:?}: at most {worst:.3} logits behind; {same} of 32 tokens equal when drawn freely"
+        );
+        assert!(worst <= NEAR_TIE, "{prompt:?}: {worst} logits behind");
+        let (_, another) = CONTINUATIONS[(i + 1) % 3];
+        let foreign = behind(&mut session, &ids, &encode(another))?;
+        assert!(foreign > 1.0, "another prompt's continuation went unnoticed ({foreign})");
     }
     Ok(())
 }

@@ -26,6 +26,8 @@ const SEQ: usize = 40;
 /// The bound of int8 activations: relative error of the loss, and 1 − cosine of every gradient tensor.
 const INT8_LOSS: f64 = 1e-2;
 const INT8_TURN: f64 = 1e-2;
+/// The same of the real model, whose thirty blocks add up the rounding of as many inputs.
+const INT8_TURN_REAL: f64 = 3e-2;
 
 fn options(precision: Precision, total: u64, clip: f32) -> TrainOptions {
     TrainOptions {
@@ -216,7 +218,7 @@ fn the_real_model_follows_the_referee() -> TestResult {
                 assert!(strayed.loss < 1e-4 && strayed.grad < 1e-3 && strayed.theta < 1e-3, "{strayed:?}");
             }
             Precision::Int8 => {
-                assert!(strayed.loss < INT8_LOSS && strayed.turn < INT8_TURN, "{strayed:?}");
+                assert!(strayed.loss < INT8_LOSS && strayed.turn < INT8_TURN_REAL, "{strayed:?}");
             }
         }
     }
