@@ -133,8 +133,50 @@ fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The gemm crate's f32 product of the same shape on one thread, as a measure of the f32 tile.
+fn peer(m: usize) -> Result<()> {
+    let mut rng = Rng::new(3, 0);
+    let mut uniform = |n: usize| (0..n).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
+    let (x, w, mut y) = (uniform(m * K), uniform(N * K), vec![0.0f32; m * N]);
+    let mut run = || {
+        // SAFETY: the pointers cover row-major [m, K], [N, K] (read transposed) and [m, N].
+        unsafe {
+            gemm::gemm(
+                m,
+                N,
+                K,
+                y.as_mut_ptr(),
+                1,
+                N as isize,
+                false,
+                x.as_ptr(),
+                1,
+                K as isize,
+                w.as_ptr(),
+                K as isize,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    };
+    let t = median(&mut run);
+    let dot: f32 = (0..K).map(|i| x[i] * w[i]).sum();
+    ensure!((y[0] - dot).abs() < 1e-3, "gemm gives {} where {dot} is right", y[0]);
+    let rate = 2.0 * (m * N * K) as f64 / t / 1e9;
+    println!("{}", serde_json::json!({ "op": "gemm_crate_f32", "threads": 1, "m": m, "gflop_per_s": rate }));
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let a = args()?;
+    for m in &a.rows {
+        peer(*m)?;
+    }
     let spec = Kernels::with_isa(Isa::SCALAR, 1);
     for isa in &a.isas {
         let k = Kernels::with_isa(*isa, a.threads);
