@@ -48,9 +48,9 @@ const EVERYDAY: &str = include_str!("../demo/everyday.txt");
 
 const RANK: usize = 8;
 const ALPHA: f32 = 16.0;
-const ITERS: u32 = 150;
+const ITERS: u32 = 200;
 const BATCH: usize = 8;
-const LEARNING_RATE: f32 = 2e-3;
+const LEARNING_RATE: f32 = 1e-3;
 /// Tokens of an answer at most; the right ones are shorter.
 const ANSWER_MAX: usize = 96;
 /// Private commands that are shown with both answers.
