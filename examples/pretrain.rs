@@ -155,9 +155,9 @@ fn write_everyday(demo: &Path) -> Result<()> {
         let examples = adapt::read_jsonl(&demo.join(name))?;
         held_out.extend(examples.iter().map(|e| corpus::normal_form(&e.prompt)));
     }
-    let mut examples = corpus::generate(&mut Rng::new(78), 400, &held_out);
+    let mut examples = corpus::generate(&mut Rng::new(78), 800, &held_out);
     examples.retain(corpus::is_plain);
-    let prompts: String = examples.iter().take(80).flat_map(|e| [e.prompt.as_str(), "\n"]).collect();
+    let prompts: String = examples.iter().take(160).flat_map(|e| [e.prompt.as_str(), "\n"]).collect();
     let path = demo.join("everyday.txt");
     std::fs::write(&path, prompts).with_context(|| format!("writing {}", path.display()))
 }

@@ -48,7 +48,7 @@ const EVERYDAY: &str = include_str!("../demo/everyday.txt");
 
 const RANK: usize = 8;
 const ALPHA: f32 = 16.0;
-const ITERS: u32 = 200;
+const ITERS: u32 = 300;
 const BATCH: usize = 8;
 const LEARNING_RATE: f32 = 1e-3;
 /// Tokens of an answer at most; the right ones are shorter.
@@ -197,7 +197,7 @@ impl<'a> Demo<'a> {
         let examples = self.examples(commands)?;
         let config = self.model.config();
         let layers: Vec<usize> = (0..config.n_layers).collect();
-        let lora = LoraConfig::new(config, RANK, ALPHA, 0.0, &Proj::ALL, &layers)?;
+        let lora = LoraConfig::new(config, RANK, ALPHA, 0.1, &Proj::ALL, &layers)?;
         let request = self.request(&lora, &examples);
         eprintln!("{}", plan_table(&request, &MemoryPlan::new(config, &request)));
         let mut random = Rng::new(self.options.seed, INIT_STREAM);
@@ -235,7 +235,7 @@ impl<'a> Demo<'a> {
             rank: lora.rank,
             kept_blocks: config.n_layers,
             threads: self.kernels.threads(),
-            dropout: false,
+            dropout: true,
             data_tokens: examples.iter().map(|e| e.ids.len()).sum(),
             data_rows: examples.len(),
             // The tokenizer stays here, for the answers after the training.
