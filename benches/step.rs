@@ -77,12 +77,7 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<Trainer> {
         rank: 8,
         kept_blocks: c.n_layers,
         threads: a.threads,
-        dropout: false,
-        data_tokens: 0,
-        data_rows: 0,
-        tokenizer_bytes: 0,
-        model_bytes: 0,
-        mapped_bytes: 0,
+        ..Request::default()
     };
     let words = ArenaWords::new(c, &request);
     let schedule = Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 100 };

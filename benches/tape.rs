@@ -121,12 +121,7 @@ impl Setup {
             rank: RANK,
             kept_blocks: c.n_layers,
             threads: a.threads,
-            dropout: false,
-            data_tokens: 0,
-            data_rows: 0,
-            tokenizer_bytes: 0,
-            model_bytes: 0,
-            mapped_bytes: 0,
+            ..Request::default()
         };
         let mut rng = Rng::new(1, 1);
         // B too is not zero, as it would be at the start of a training: then A has a gradient.

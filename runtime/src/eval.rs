@@ -26,12 +26,7 @@ pub fn scoring_chain(
         rank,
         kept_blocks: 0,
         threads: kernels.threads(),
-        dropout: false,
-        data_tokens: 0,
-        data_rows: 0,
-        tokenizer_bytes: 0,
-        model_bytes: 0,
-        mapped_bytes: 0,
+        ..Request::default()
     };
     let words = ArenaWords::new(model.config(), &request);
     Chain::new(model, kernels, precision, words)

@@ -9,7 +9,7 @@ use crate::nn::head::HeadWords;
 use crate::nn::rope;
 
 /// What a training run asks for, as far as memory depends on it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Request {
     /// Sequences per micro-batch.
     pub batch: usize,
