@@ -1,7 +1,7 @@
 //! Tokens per second of prefill and decode, per model file.
 //!
-//! `cargo bench --bench decode -- MODEL.gguf ... [--threads 2] [--isa NAME] [--prompt 256] [--tokens 64]
-//! [--repetitions 5]` prints one JSON line per model: every run's rates and their medians, as
+//! `cargo bench --bench decode -- MODEL.gguf ... [--threads 2] [--isa NAME] [--cache-type f16|f32|q8]
+//! [--prompt 256] [--tokens 64] [--repetitions 5]` prints one JSON line per model: every run's rates and their medians, as
 //! benches/peers/llama_cpp.py prints llama.cpp's. Before anything is timed, the logits after a prompt read
 //! at once are checked against those after the same prompt read token by token.
 
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use engraft_kernels::{Isa, Kernels};
-use engraft_runtime::generate::Session;
+use engraft_runtime::generate::{KvType, Session};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::rng::Rng;
@@ -19,20 +19,35 @@ struct Args {
     models: Vec<String>,
     threads: usize,
     isa: Isa,
+    cache: KvType,
     prompt: usize,
     tokens: usize,
     repetitions: usize,
 }
 
 fn args() -> Result<Args> {
-    let mut a =
-        Args { models: Vec::new(), threads: 2, isa: Isa::detect(), prompt: 256, tokens: 64, repetitions: 5 };
+    let mut a = Args {
+        models: Vec::new(),
+        threads: 2,
+        isa: Isa::detect(),
+        cache: KvType::F16,
+        prompt: 256,
+        tokens: 64,
+        repetitions: 5,
+    };
     let mut words = std::env::args().skip(1).filter(|w| w != "--bench");
     while let Some(w) = words.next() {
         let mut value = || words.next().with_context(|| format!("{w} needs a value"));
         match w.as_str() {
             "--threads" => a.threads = value()?.parse()?,
             "--isa" => a.isa = Isa::from_name(&value()?).context("this CPU lacks that ISA")?,
+            "--cache-type" => {
+                a.cache = match value()?.as_str() {
+                    "f32" => KvType::F32,
+                    "q8" => KvType::Q8,
+                    _ => KvType::F16,
+                }
+            }
             "--prompt" => a.prompt = value()?.parse::<usize>()?.max(1),
             "--tokens" => a.tokens = value()?.parse::<usize>()?.max(1),
             "--repetitions" => a.repetitions = value()?.parse::<usize>()?.max(1),
@@ -74,7 +89,7 @@ fn run(a: &Args, path: &str, kernels: &Arc<Kernels>) -> Result<()> {
     let model = Arc::new(ModelFile::open(path)?);
     let vocab = model.config().vocab as u64;
     let capacity = a.prompt.max(a.tokens).max(32);
-    let mut session = Session::new(model, kernels.clone(), None, Precision::Int8, capacity);
+    let mut session = Session::new(model, kernels.clone(), None, Precision::Int8, capacity, a.cache)?;
     let mut rng = Rng::new(2, 2);
     let ids: Vec<u32> = (0..capacity).map(|_| rng.below(vocab) as u32).collect();
     let off = disagreement(&mut session, &ids[..32])?;

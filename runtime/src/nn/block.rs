@@ -10,7 +10,9 @@
 //! Training keeps only x of each block; the backward runs the forward again up to h and then walks
 //! these lines from the last to the first.
 
-use engraft_kernels::{AttnShape, acts_words, attention_scratch_words, gemm_scratch_words};
+use engraft_kernels::{
+    AttnShape, KvMut, acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
+};
 
 use super::linear::{self, Linear, LinearGrad, LinearScratch};
 use super::{BlockPairGrads, BlockPairs, Ctx, Dropout, PairGrad, RowMap};
@@ -46,8 +48,12 @@ impl BlockWords {
     ) -> Self {
         let widest = c.d_ff.max(c.d_q()).max(c.d_model);
         let blocks = |k: usize| if k.is_multiple_of(32) { acts_words(m, k) } else { 0 };
-        let kernel =
-            gemm_scratch_words(widest, widest, rank).max(attention_scratch_words(seq, c.head_dim, train));
+        let attention = if train {
+            attention_scratch_words(seq, c.head_dim, true)
+        } else {
+            cached_attention_scratch_words(seq, c.head_dim)
+        };
+        let kernel = gemm_scratch_words(widest, widest, rank).max(attention);
         BlockWords {
             d: m * c.d_model,
             q: m * c.d_q(),
@@ -136,9 +142,9 @@ impl BlockBufs {
 /// Keys and values of earlier positions of one sequence, `[capacity, kv·hd]` each.
 pub struct KvLayer<'a> {
     /// Keys, rotated.
-    pub k: &'a mut [f32],
+    pub k: KvMut<'a>,
     /// Values.
-    pub v: &'a mut [f32],
+    pub v: KvMut<'a>,
     /// Positions filled before this call.
     pub past: usize,
 }
@@ -223,12 +229,12 @@ fn attention(
     let (dq, dkv) = (c.d_q(), c.d_kv());
     let shape = |t: usize, past: usize| attn_shape(c, t, past);
     match keys {
-        Keys::Cache(cache) => {
+        Keys::Cache(mut cache) => {
             let (t, past) = (rows.rows(), cache.past);
-            cache.k[past * dkv..(past + t) * dkv].copy_from_slice(&k[..t * dkv]);
-            cache.v[past * dkv..(past + t) * dkv].copy_from_slice(&v[..t * dkv]);
-            let (k, v) = (&cache.k[..(past + t) * dkv], &cache.v[..(past + t) * dkv]);
-            ctx.kernels.attention(shape(t, past), &q[..t * dq], k, v, &mut att[..t * dq], None, scratch);
+            cache.k.store(past * dkv, &k[..t * dkv]);
+            cache.v.store(past * dkv, &v[..t * dkv]);
+            let (k, v) = (cache.k.first((past + t) * dkv), cache.v.first((past + t) * dkv));
+            ctx.kernels.attention_cached(shape(t, past), &q[..t * dq], k, v, &mut att[..t * dq], scratch);
         }
         Keys::Batch => {
             for s in rows.seqs {

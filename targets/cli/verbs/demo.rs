@@ -15,7 +15,7 @@ use engraft_runtime::adapter::{Adapter, Layout, LoraConfig};
 use engraft_runtime::data::masks::encode_sample;
 use engraft_runtime::data::{self, Batch, Batches, Cursor, Example, Sample};
 use engraft_runtime::error::{Error, ErrorKind};
-use engraft_runtime::generate::{Sampler, SamplerOptions, Session as Sequence, StackedAdapter};
+use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session as Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::map::Map;
@@ -167,7 +167,8 @@ impl<'a> Demo<'a> {
             adapter.cloned(),
             common::precision(&self.options.compute),
             self.model.config().context_len,
-        );
+            KvType::F16,
+        )?;
         let mut sampler = Sampler::new(SamplerOptions::greedy())?;
         commands.iter().map(|c| self.answer(&mut sequence, &mut sampler, c)).collect()
     }
