@@ -21,7 +21,7 @@ use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::plan::{ArenaWords, MemoryPlan, Request};
+use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
@@ -234,6 +234,7 @@ impl<'a> Demo<'a> {
             params: Layout::new(config, lora).len(),
             rank: lora.rank,
             kept_blocks: config.n_layers,
+            keep: KeepPlan::default(),
             threads: self.kernels.threads(),
             dropout: true,
             data_tokens: examples.iter().map(|e| e.ids.len()).sum(),

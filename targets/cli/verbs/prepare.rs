@@ -8,7 +8,7 @@ use engraft_runtime::error::Result;
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::plan::{MemoryPlan, Request};
+use engraft_runtime::plan::{KeepPlan, MemoryPlan, Request};
 
 use super::common;
 use crate::json;
@@ -47,6 +47,7 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         params,
         rank: lora.rank,
         kept_blocks: model.config().n_layers - lora.layers[0],
+        keep: KeepPlan::default(),
         threads: tune.compute.threads as usize,
         dropout: lora.dropout > 0.0,
         data_tokens: 0,
