@@ -67,6 +67,16 @@ const ARENA: [&str; 8] = [
     "kernel_scratch",
 ];
 
+/// Returns when every worker has begun to work: a thread's start-up allocates, and may be late.
+fn wake_all(kernels: &Kernels) {
+    let barrier = std::sync::Barrier::new(kernels.threads());
+    // As many items as threads, none of which ends before all have begun.
+    let mut runs = vec![0.0; kernels.threads() * 8192];
+    kernels.rows(8192, &mut runs, |_, _| {
+        barrier.wait();
+    });
+}
+
 #[test]
 fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
     let before = CALLS.load(Ordering::SeqCst);
@@ -86,6 +96,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
         ] {
             let kernels = Arc::new(Kernels::detect(threads));
             let c = model.config();
+            wake_all(&kernels);
             let live = LIVE.load(Ordering::SeqCst);
             let start = adapter(&model, 4, &Proj::ALL, &layers, dropout);
             let request = Request { keep, ..request(c, &start, 3, 32, threads) };
@@ -112,7 +123,6 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             let rows: [&[usize]; 3] = [&[7, 3, 30], &[32, 32, 32], &[1]];
             let steps: Vec<[Batch; 2]> =
                 rows.iter().map(|r| [batch(c, r, &mut rng), batch(c, &[9], &mut rng)]).collect();
-            // A thread's first job may follow its own start-up, which allocates.
             trainer.step(&steps[0])?;
             let calls = CALLS.load(Ordering::SeqCst);
             for step in &steps {

@@ -266,7 +266,7 @@ impl Chain {
 }
 
 /// The stretch of `grads` of one block, cut into its pairs.
-fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]) -> BlockPairGrads<'a> {
+pub(super) fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]) -> BlockPairGrads<'a> {
     let Some(block) = layout.block(layer) else { return Default::default() };
     let mut rest = &mut grads[block];
     Proj::ALL.map(|p| {
