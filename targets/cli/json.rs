@@ -83,6 +83,24 @@ pub(crate) struct Demo {
     pub(crate) seconds: f64,
 }
 
+/// `engraft bench`. Rates are medians.
+#[derive(Debug, Serialize)]
+pub(crate) struct Bench {
+    pub(crate) isa: &'static str,
+    pub(crate) threads: usize,
+    /// Tokens of the training sequence.
+    pub(crate) train_tokens: usize,
+    pub(crate) train_tokens_per_s: f64,
+    pub(crate) planned_private_bytes: u64,
+    pub(crate) prefill_tokens: usize,
+    pub(crate) prefill_tokens_per_s: f64,
+    pub(crate) decode_tokens: usize,
+    pub(crate) decode_tokens_per_s: f64,
+    /// Share of the training step per class of work, 0 to 1.
+    #[serde(serialize_with = "as_map")]
+    pub(crate) shares: Vec<(String, f64)>,
+}
+
 /// What any verb prints when it fails.
 #[derive(Debug, Serialize)]
 pub(crate) struct Failure<'a> {
@@ -97,8 +115,8 @@ pub(crate) struct ErrorBody<'a> {
     pub(crate) exit_code: u8,
 }
 
-/// Pools keep their order, which a sorted map would lose.
-fn as_map<S: Serializer>(pools: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+/// Pools and shares keep their order, which a sorted map would lose.
+fn as_map<V: Serialize, S: Serializer>(pools: &[(String, V)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pools.iter().map(|(name, bytes)| (name, bytes)))
 }
 

@@ -24,6 +24,11 @@ pub(crate) struct ModelOptions {
 }
 
 impl ModelOptions {
+    /// Whether a model is named.
+    pub(crate) fn is_given(&self) -> bool {
+        self.model.is_some()
+    }
+
     /// The model's path, which names a file.
     ///
     /// # Errors
