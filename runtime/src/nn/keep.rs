@@ -56,6 +56,7 @@ pub struct Kept {
     store: Store,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one per block, and the large one is the common one")]
 enum Store {
     /// Vectors that change places with the shared ones.
     F32(AttentionActs, Option<MlpActs>),
