@@ -238,7 +238,7 @@ impl Kernels {
             needed = needed.max(gemm::nt_scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
         }
         if m <= GEMV_ROWS && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
-            return ops.iter_mut().for_each(|op| self.gemv(t, m, op));
+            return self.gemv(t, m, ops);
         }
         let scratch = Scratch::new(scratch, self.threads(), needed);
         let total = starts[ops.len()];
@@ -267,36 +267,24 @@ impl Kernels {
         });
     }
 
-    /// The product of a few rows: dot products on the stored blocks, 64 of W's rows an item.
-    fn gemv(&self, t: &Table, m: usize, op: &mut NtOp<'_>) {
-        let Rows::Int8(acts) = op.x else { unreachable!("the caller chose integer rows") };
-        let (w, dtype, n) = (op.w, op.w.dtype(), op.w.rows());
-        let (sums, k) = (if dtype.group_len() == 16 { acts.bias_sum16 } else { acts.bias_sum32 }, w.cols());
-        let groups = k / dtype.group_len();
-        const ROWS: usize = 64;
-        let (low, accumulate) = (op.low, op.accumulate);
-        let y = Shared(op.y.as_mut_ptr());
-        self.pool.run(n.div_ceil(ROWS), |item, _| {
-            let (from, to) = (item * ROWS, n.min((item + 1) * ROWS));
-            let bytes = w.rows_range(from, to).bytes();
-            let mut out = [0.0f32; ROWS];
-            let out = &mut out[..to - from];
-            for r in 0..m {
-                let (codes, scale) =
-                    (&acts.codes[r * k..(r + 1) * k], &acts.scale[r * k / 32..(r + 1) * k / 32]);
-                // SAFETY: shapes were checked; items own disjoint columns of y; the ISA is present.
-                let y = unsafe {
-                    (t.dot_rows)(dtype, bytes, codes, scale, &sums[r * groups..(r + 1) * groups], out);
-                    for l in low.iter() {
-                        for (j, h) in l.h[r * l.rank..(r + 1) * l.rank].iter().enumerate() {
-                            (t.axpy)(*h, &l.b[j * n + from..j * n + to], out);
-                        }
-                    }
-                    y.part(r * n + from..r * n + to)
-                };
-                for (y, o) in y.iter_mut().zip(&*out) {
-                    *y = if accumulate { *y + *o } else { *o };
-                }
+    /// Products of a few rows: dot products on the stored blocks. Each thread reads one contiguous part
+    /// of all weights, since memory is fastest in long streams.
+    fn gemv(&self, t: &Table, m: usize, ops: &mut [NtOp<'_>]) {
+        let total: usize = ops.iter().map(|op| op.w.rows()).sum();
+        let part = total.div_ceil(self.threads()).next_multiple_of(4);
+        let ys: [Shared<f32>; 8] = core::array::from_fn(|i| {
+            Shared(ops.get_mut(i).map_or(core::ptr::null_mut(), |o| o.y.as_mut_ptr()))
+        });
+        let ops = &*ops;
+        self.pool.run(total.div_ceil(part), |item, _| {
+            let mut first = 0;
+            for (op, y) in ops.iter().zip(&ys) {
+                let n = op.w.rows();
+                let from = (item * part).clamp(first, first + n) - first;
+                let to = ((item + 1) * part).clamp(first, first + n) - first;
+                // SAFETY: shapes were checked by the caller; items own disjoint columns of each y.
+                unsafe { gemv_rows(t, m, op, y, from..to) };
+                first += n;
             }
         });
     }
@@ -698,6 +686,42 @@ impl Kernels {
         assert!(s.t > 0 && s.n_kv_heads > 0 && s.n_heads.is_multiple_of(s.n_kv_heads));
         assert!(q.len() == s.t * s.n_heads * s.head_dim && o.len() == q.len());
         assert!(k.len() == (s.past + s.t) * s.n_kv_heads * s.head_dim && v.len() == k.len());
+    }
+}
+
+/// y's columns `rows` of a product of a few rows, 64 of W's rows at a time, which stay in the first cache
+/// for all m.
+///
+/// # Safety
+/// The op's shapes fit, its x is integer, nobody else uses these columns of y, and the CPU has the table's
+/// instruction set.
+unsafe fn gemv_rows(t: &Table, m: usize, op: &NtOp<'_>, y: &Shared<f32>, rows: Range<usize>) {
+    const ROWS: usize = 64;
+    let Rows::Int8(acts) = op.x else { unreachable!("the caller chose integer rows") };
+    let (dtype, n, k) = (op.w.dtype(), op.w.rows(), op.w.cols());
+    let sums = if dtype.group_len() == 16 { acts.bias_sum16 } else { acts.bias_sum32 };
+    let groups = k / dtype.group_len();
+    let mut out = [0.0f32; ROWS];
+    for from in rows.clone().step_by(ROWS) {
+        let to = rows.end.min(from + ROWS);
+        let bytes = op.w.rows_range(from, to).bytes();
+        let out = &mut out[..to - from];
+        for r in 0..m {
+            let (codes, scale) = (&acts.codes[r * k..(r + 1) * k], &acts.scale[r * k / 32..(r + 1) * k / 32]);
+            // SAFETY: the caller's contract.
+            let y = unsafe {
+                (t.dot_rows)(dtype, bytes, codes, scale, &sums[r * groups..(r + 1) * groups], out);
+                for l in op.low.iter() {
+                    for (j, h) in l.h[r * l.rank..(r + 1) * l.rank].iter().enumerate() {
+                        (t.axpy)(*h, &l.b[j * n + from..j * n + to], out);
+                    }
+                }
+                y.part(r * n + from..r * n + to)
+            };
+            for (y, o) in y.iter_mut().zip(&*out) {
+                *y = if op.accumulate { *y + *o } else { *o };
+            }
+        }
     }
 }
 
