@@ -414,3 +414,18 @@ fn adamw_step() {
         p.into_iter().chain(m).chain(v).collect()
     });
 }
+
+#[test]
+fn blocks_too_small_for_a_scale_are_zero() {
+    for isa in Isa::available() {
+        let kernels = Kernels::with_isa(isa, 1);
+        for tiny in [0.0, 1e-45, 1e-40, 3e-37] {
+            let x: Vec<f32> = (0..64).map(|i| if i < 32 { tiny } else { 1.0 }).collect();
+            let mut words = vec![0.0; acts_words(1, 64)];
+            let acts = kernels.quantize(&x, 1, 64, &mut words);
+            assert!(acts.codes[..32].iter().all(|c| *c == 0), "{}: {tiny:e}", isa.name());
+            assert!(acts.codes[32..].iter().all(|c| *c == 127), "{}", isa.name());
+            assert!(acts.scale.iter().all(|s| s.is_finite()), "{}", isa.name());
+        }
+    }
+}
