@@ -10,7 +10,7 @@ use engraft_kernels::{Isa, Kernels};
 use engraft_runtime::adapter::{Adapter, LoraConfig};
 use engraft_runtime::data::Batch;
 use engraft_runtime::error::{Error, ErrorKind};
-use engraft_runtime::generate::Session as Sequence;
+use engraft_runtime::generate::{KvType, Session as Sequence};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
@@ -219,7 +219,7 @@ impl Bench<'_> {
     fn generate(&self, prompt: usize, answer: usize) -> Result<(f64, f64)> {
         let precision = common::precision(&self.options.compute);
         let (model, kernels) = (self.model.clone(), self.kernels.clone());
-        let mut sequence = Sequence::new(model, kernels, None, precision, prompt + answer);
+        let mut sequence = Sequence::new(model, kernels, None, precision, prompt + answer, KvType::F16)?;
         let ids = self.batch(prompt).ids;
         sequence.feed(&ids)?;
         let prefill = self.median_rate(prompt, || {
