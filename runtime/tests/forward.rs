@@ -126,9 +126,10 @@ fn a_long_head_of_floats_fits_a_sessions_scratch() -> TestResult {
     let weights = referee::weights(&model)?;
     let expected: Vec<f32> = reference::logits(model.config(), &weights, None, &ids)?.get(2)?.to_vec1()?;
     // The float weights stay exact at both precisions; the second's cache is in f16.
-    for (precision, bound) in [(Precision::F32, 1e-4), (Precision::Int8, 1e-3)] {
+    for (precision, bound) in [(Precision::F32, 1e-4), (Precision::Int8, 1e-2)] {
         let mut session = session(&model, None, precision, 4);
-        assert!(off(session.feed(&ids)?, widened(&expected)) < bound);
+        let error = off(session.feed(&ids)?, widened(&expected));
+        assert!(error < bound, "{precision:?}: {error:e}");
     }
     Ok(())
 }
