@@ -1,8 +1,12 @@
-//! GFLOP/s of the matrix products per element type, ISA and number of rows, beside the gemm crate.
+//! GFLOP/s of the matrix products per element type, ISA and number of rows, beside the gemm crate, candle's
+//! QMatMul and what the machine can do at best.
 //!
 //! `cargo bench --bench kernels -- [--threads 1] [--isa NAME] [--type Q4_1] [--m 256]` prints one JSON
-//! line per product on SmolLM2's gate projection (1536 × 576). Outputs are checked against the scalar
-//! specification before anything is timed.
+//! line per product on SmolLM2's gate projection (1536 × 576); decoding and packing of the weights is in
+//! every figure, quantization of the activations is an operation of its own. Outputs are checked against
+//! the scalar specification before anything is timed.
+
+mod machine;
 
 use std::time::Instant;
 
@@ -84,9 +88,8 @@ struct Case<'a> {
     dy: Vec<f32>,
 }
 
-fn forward(k: &Kernels, c: &Case<'_>, int8: bool, words: &mut [f32], y: &mut [f32], scratch: &mut [f32]) {
-    let rows = if int8 { Rows::Int8(k.quantize(&c.x, c.m, K, words)) } else { Rows::F32(&c.x) };
-    k.qgemm_nt(c.m, &mut [NtOp { x: rows, w: c.w, low: None, y, accumulate: false }], scratch);
+fn forward(k: &Kernels, c: &Case<'_>, x: Rows<'_>, y: &mut [f32], scratch: &mut [f32]) {
+    k.qgemm_nt(c.m, &mut [NtOp { x, w: c.w, low: None, y, accumulate: false }], scratch);
 }
 
 fn close(a: &[f32], b: &[f32]) -> bool {
@@ -94,17 +97,26 @@ fn close(a: &[f32], b: &[f32]) -> bool {
     a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-4 * (1.0 + top))
 }
 
-fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
+/// The best this ISA can do on as many threads, in 10⁹ operations a second.
+#[derive(Clone, Copy)]
+struct Peaks {
+    f32: Option<f64>,
+    int8: Option<f64>,
+}
+
+fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>, peaks: Peaks) -> Result<()> {
     let mut scratch = vec![0.0; k.threads() * gemm_scratch_words(N, K, 0)];
-    let mut words = vec![0.0; acts_words(c.m, K)];
+    let (mut words, mut spec_words) = (vec![0.0; acts_words(c.m, N)], vec![0.0; acts_words(c.m, N)]);
     let (mut y, mut expected) = (vec![0.0; c.m * N], vec![0.0; c.m * N]);
     let flop = 2.0 * (c.m * N * K) as f64;
-    let report = |what: &str, seconds: f64| {
+    let report = |what: &str, seconds: f64, peak: Option<f64>| {
+        let rate = flop / seconds / 1e9;
         println!(
             "{}",
             serde_json::json!({
                 "op": what, "type": c.w.dtype().name(), "isa": k.isa().name(), "threads": k.threads(),
-                "m": c.m, "gflop_per_s": flop / seconds / 1e9, "microseconds": seconds * 1e6,
+                "m": c.m, "gflop_per_s": rate, "share_of_peak": peak.map(|p| rate / p),
+                "microseconds": seconds * 1e6,
             })
         );
     };
@@ -112,24 +124,73 @@ fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
         if int8 && c.w.dtype().is_float() {
             continue;
         }
-        forward(k, c, int8, &mut words, &mut y, &mut scratch);
-        forward(spec, c, int8, &mut words, &mut expected, &mut scratch);
+        let rows = |k: &Kernels, words| {
+            if int8 { Rows::Int8(k.quantize(&c.x, c.m, K, words)) } else { Rows::F32(&c.x) }
+        };
+        let (x, x_spec) = (rows(k, &mut words), rows(spec, &mut spec_words));
+        forward(k, c, x, &mut y, &mut scratch);
+        forward(spec, c, x_spec, &mut expected, &mut scratch);
         ensure!(close(&y, &expected), "{} differs from the specification", c.w.dtype().name());
-        let t = median(|| forward(k, c, int8, &mut words, &mut y, &mut scratch));
-        report(if int8 { "forward_int8" } else { "forward_f32" }, t);
+        let t = median(|| forward(k, c, x, &mut y, &mut scratch));
+        report(
+            if int8 { "forward_int8" } else { "forward_f32" },
+            t,
+            if int8 { peaks.int8 } else { peaks.f32 },
+        );
     }
     let (mut dx, mut dx_spec) = (vec![0.0; c.m * K], vec![0.0; c.m * K]);
-    let op = [NnOp { dy: Rows::F32(&c.dy), w: c.w, low: None }];
-    k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch);
-    spec.qgemm_nn(c.m, &op, &mut dx_spec, false, &mut scratch);
-    ensure!(close(&dx, &dx_spec), "input gradient of {} differs", c.w.dtype().name());
-    report("input_gradient", median(|| k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch)));
-    let mut words = vec![0.0; acts_words(c.m, N)];
-    let t = median(|| {
-        let dy = Rows::Int8(k.quantize(&c.dy, c.m, N, &mut words));
-        k.qgemm_nn(c.m, &[NnOp { dy, w: c.w, low: None }], &mut dx, false, &mut scratch);
-    });
-    report("input_gradient_int8", t);
+    for int8 in [true, false] {
+        let rows = |k: &Kernels, words| {
+            if int8 { Rows::Int8(k.quantize_gradient(&c.dy, c.m, N, words)) } else { Rows::F32(&c.dy) }
+        };
+        let op = [NnOp { dy: rows(k, &mut words), w: c.w, low: None }];
+        k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch);
+        let spec_op = [NnOp { dy: rows(spec, &mut spec_words), w: c.w, low: None }];
+        spec.qgemm_nn(c.m, &spec_op, &mut dx_spec, false, &mut scratch);
+        ensure!(close(&dx, &dx_spec), "input gradient of {} differs", c.w.dtype().name());
+        let t = median(|| k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch));
+        let what = if int8 { "input_gradient_int8" } else { "input_gradient_f32" };
+        report(what, t, if int8 { peaks.int8 } else { peaks.f32 });
+    }
+    Ok(())
+}
+
+/// The time of quantizing activations `[m, 1536]`.
+fn quantization(k: &Kernels, m: usize) {
+    let mut rng = Rng::new(1, 0);
+    let x: Vec<f32> = (0..m * N).map(|_| rng.f32() - 0.5).collect();
+    let mut words = vec![0.0; acts_words(m, N)];
+    let t = median(|| _ = k.quantize(&x, m, N, &mut words));
+    println!(
+        "{}",
+        serde_json::json!({
+            "op": "quantize", "isa": k.isa().name(), "threads": k.threads(), "m": m,
+            "elements_per_s": (m * N) as f64 / t, "microseconds": t * 1e6,
+        })
+    );
+}
+
+/// candle's QMatMul on the same weights, as a measure of the forward product.
+fn candle(w: &QMatrix<'_>, m: usize) -> Result<()> {
+    use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+    use candle_core::{Device, Module, Tensor};
+    let dtype = match w.dtype() {
+        DType::Q4_0 => GgmlDType::Q4_0,
+        DType::Q4_1 => GgmlDType::Q4_1,
+        DType::Q8_0 => GgmlDType::Q8_0,
+        _ => return Ok(()),
+    };
+    let storage = QStorage::from_data(w.bytes().into(), &Device::Cpu, dtype)?;
+    let product = QMatMul::from_qtensor(QTensor::new(storage, (N, K))?)?;
+    let mut rng = Rng::new(1, 0);
+    let x: Vec<f32> = (0..m * K).map(|_| rng.f32() - 0.5).collect();
+    let x = Tensor::from_vec(x, (m, K), &Device::Cpu)?;
+    let t = median(|| _ = std::hint::black_box(product.forward(&x)));
+    let rate = 2.0 * (m * N * K) as f64 / t / 1e9;
+    println!(
+        "{}",
+        serde_json::json!({ "op": "candle_qmatmul", "type": w.dtype().name(), "m": m, "gflop_per_s": rate })
+    );
     Ok(())
 }
 
@@ -174,12 +235,26 @@ fn peer(m: usize) -> Result<()> {
 
 fn main() -> Result<()> {
     let a = args()?;
+    println!(
+        "{}",
+        serde_json::json!({ "op": "memory_read", "threads": 1, "gb_per_s": machine::memory_gb_s() })
+    );
     for m in &a.rows {
         peer(*m)?;
     }
     let spec = Kernels::with_isa(Isa::SCALAR, 1);
     for isa in &a.isas {
         let k = Kernels::with_isa(*isa, a.threads);
+        let all = |peak: Option<f64>| peak.map(|p| p * a.threads as f64);
+        let peaks = Peaks { f32: all(machine::fma_gflop_s(*isa)), int8: all(machine::int8_gop_s(*isa)) };
+        println!(
+            "{}",
+            serde_json::json!({
+                "op": "peak", "isa": isa.name(), "threads": a.threads, "fma_gflop_per_s": peaks.f32,
+                "int8_gop_per_s": peaks.int8,
+            })
+        );
+        a.rows.iter().for_each(|m| quantization(&k, *m));
         for dtype in &a.types {
             let mut rng = Rng::new(1, 0);
             let bytes = random_bytes(*dtype, &mut rng)?;
@@ -187,7 +262,11 @@ fn main() -> Result<()> {
             for m in &a.rows {
                 let mut uniform = |n: usize| (0..n).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
                 let case = Case { w, m: *m, x: uniform(m * K), dy: uniform(m * N) };
-                run(&k, &spec, &case)?;
+                run(&k, &spec, &case, peaks)?;
+                // On ARM candle's product runs instructions that old cores lack.
+                if cfg!(target_arch = "x86_64") {
+                    candle(&w, *m)?;
+                }
             }
         }
     }
