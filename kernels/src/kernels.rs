@@ -525,6 +525,13 @@ impl Kernels {
         });
     }
 
+    /// y = x, `[m, d]`, each thread its rows.
+    pub fn copy(&self, x: &[f32], d: usize, y: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
+        assert_eq!(x.len(), y.len());
+        self.rows(d, y, |r, row| row.copy_from_slice(&x[r * d..r * d + row.len()]));
+    }
+
     /// y += a·x.
     pub fn axpy(&self, a: f32, x: &[f32], y: &mut [f32]) {
         let _timed = self.timed(Op::Rows);
