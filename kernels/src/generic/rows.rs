@@ -15,18 +15,19 @@ macro_rules! vectors {
     }};
 }
 
-/// Σ x².
+/// Σ x², accumulated in f64 as ggml does: every activation of the layer hangs on it.
 #[inline(always)]
-unsafe fn sum_squares<S: Simd>(x: &[f32]) -> f32 {
-    // SAFETY: loads stay below x.len().
-    unsafe {
-        let mut acc = S::zero();
-        let done = vectors!(S, x.len(), i, {
-            let v = S::load(x.as_ptr().add(i));
-            acc = S::fma(v, v, acc);
-        });
-        S::sum(acc) + x[done..].iter().map(|v| v * v).sum::<f32>()
+fn sum_squares(x: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0f64; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for i in 0..LANES {
+            sums[i] += f64::from(x[i] * x[i]);
+        }
     }
+    let rest: f64 = rest.iter().map(|v| f64::from(v * v)).sum();
+    (sums.iter().sum::<f64>() + rest) as f32
 }
 
 /// y = x / sqrt(mean(x²) + eps) · w.
@@ -37,7 +38,7 @@ unsafe fn sum_squares<S: Simd>(x: &[f32]) -> f32 {
 pub unsafe fn rmsnorm_row<S: Simd>(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
     // SAFETY: the caller's contract.
     unsafe {
-        let inv = 1.0 / libm::sqrtf(sum_squares::<S>(x) / x.len() as f32 + eps);
+        let inv = 1.0 / libm::sqrtf(sum_squares(x) / x.len() as f32 + eps);
         let done = vectors!(S, x.len(), i, {
             let v = S::mul(S::load(x.as_ptr().add(i)), S::splat(inv));
             S::store(y.as_mut_ptr().add(i), S::mul(v, S::load(w.as_ptr().add(i))));
@@ -57,7 +58,7 @@ pub unsafe fn rmsnorm_bwd_row<S: Simd>(x: &[f32], w: &[f32], eps: f32, dy: &[f32
     // SAFETY: the caller's contract.
     unsafe {
         let d = x.len() as f32;
-        let inv = 1.0 / libm::sqrtf(sum_squares::<S>(x) / d + eps);
+        let inv = 1.0 / libm::sqrtf(sum_squares(x) / d + eps);
         let mut acc = S::zero();
         let done = vectors!(S, x.len(), i, {
             let g = S::mul(S::load(dy.as_ptr().add(i)), S::load(w.as_ptr().add(i)));

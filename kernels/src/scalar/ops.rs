@@ -148,7 +148,7 @@ pub fn rmsnorm_bwd_row(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32
 }
 
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+    let mean = x.iter().map(|v| f64::from(v * v)).sum::<f64>() as f32 / x.len() as f32;
     1.0 / libm::sqrtf(mean + eps)
 }
 
