@@ -17,7 +17,8 @@ pub unsafe fn f32_tile<S: Simd, const MR: usize, const NV: usize>(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        for i in 0..k {
+        let done = if a_step == 1 { S::fma_steps::<MR, NV>(acc, k, a, b, b_row) } else { 0 };
+        for i in done..k {
             let bp = b.add(i * b_row);
             let mut bv = [S::zero(); NV];
             for v in 0..NV {
@@ -48,7 +49,7 @@ pub struct ActRows<const MR: usize> {
 /// A packed strip of NV·LANES weight rows.
 #[derive(Clone, Copy)]
 pub struct CodePanel {
-    /// `[k/4][NR][4]` codes.
+    /// `[k/C][NR][C]` codes, C being the ISA's `CODES_TOGETHER`.
     pub codes: *const u8,
     /// `[k/G][NR]`.
     pub scale: *const f32,
