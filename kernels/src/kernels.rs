@@ -258,6 +258,7 @@ impl Kernels {
                 y: y.0,
                 accumulate: op.accumulate,
                 unpack: t.unpack,
+                strip: t.strip,
                 dequant: t.dequant,
             };
             // SAFETY: shapes were checked, items own disjoint strips of y, the scratch is this

@@ -121,6 +121,20 @@ macro_rules! simd_f32_neon {
             unsafe { (vzip1q_f32(even, odd), vzip2q_f32(even, odd)) }
         }
         #[inline(always)]
+        unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize) {
+            // SAFETY: see zero; the caller's rows.
+            unsafe {
+                let (a, b) = (vld1q_f32(src), vld1q_f32(src.add(src_row)));
+                let (c, d) = (vld1q_f32(src.add(2 * src_row)), vld1q_f32(src.add(3 * src_row)));
+                let (ac, ac_high) = (vzip1q_f32(a, c), vzip2q_f32(a, c));
+                let (bd, bd_high) = (vzip1q_f32(b, d), vzip2q_f32(b, d));
+                vst1q_f32(dst, vzip1q_f32(ac, bd));
+                vst1q_f32(dst.add(dst_row), vzip2q_f32(ac, bd));
+                vst1q_f32(dst.add(2 * dst_row), vzip1q_f32(ac_high, bd_high));
+                vst1q_f32(dst.add(3 * dst_row), vzip2q_f32(ac_high, bd_high));
+            }
+        }
+        #[inline(always)]
         unsafe fn splat_i32(x: i32) -> int32x4_t {
             // SAFETY: see zero.
             unsafe { vdupq_n_s32(x) }

@@ -5,7 +5,7 @@
 
 use super::rows::{dot, exp_sum, max};
 use super::simd::Simd;
-use super::tile::{f32_tile, store_tile};
+use super::tile::{f32_tile, row_pointers, store_tile};
 
 /// Query rows handled at once.
 pub const Q_BLOCK: usize = 24;
@@ -55,13 +55,27 @@ pub const fn scratch_words(keys: usize, hd: usize, backward: bool) -> usize {
 
 /// Packs rows `[n, hd]` as strips of NR rows, transposed: strip s is `[hd][NR]`, zero-padded.
 #[inline(always)]
-unsafe fn pack_transposed(src: *const f32, row: usize, n: usize, hd: usize, nr: usize, dst: &mut [f32]) {
-    for s in 0..n.div_ceil(nr) {
-        for j in 0..nr {
-            let r = s * nr + j;
-            for i in 0..hd {
-                // SAFETY: the caller's rows; padding rows are not read.
-                dst[(s * hd + i) * nr + j] = if r < n { unsafe { *src.add(r * row + i) } } else { 0.0 };
+unsafe fn pack_transposed<S: Simd>(
+    src: *const f32,
+    row: usize,
+    n: usize,
+    hd: usize,
+    nr: usize,
+    dst: &mut [f32],
+) {
+    for r0 in (0..n.next_multiple_of(nr)).step_by(S::LANES) {
+        let to = &mut dst[r0 / nr * nr * hd + r0 % nr..];
+        let rows = S::LANES.min(n.saturating_sub(r0));
+        let whole = if rows == S::LANES { hd / S::LANES * S::LANES } else { 0 };
+        // SAFETY: the caller's rows; padding rows are not read.
+        unsafe {
+            for c in (0..whole).step_by(S::LANES) {
+                S::transpose(src.add(r0 * row + c), row, to.as_mut_ptr().add(c * nr), nr);
+            }
+            for c in whole..hd {
+                for j in 0..S::LANES {
+                    to[c * nr + j] = if j < rows { *src.add((r0 + j) * row + c) } else { 0.0 };
+                }
             }
         }
     }
@@ -95,7 +109,7 @@ unsafe fn rows_by_strips<S: Simd, const MR: usize, const NV: usize>(
     unsafe {
         for m0 in (0..rows).step_by(MR) {
             let n = MR.min(rows - m0);
-            let ap: [*const f32; MR] = core::array::from_fn(|m| a.add((m0 + m.min(n - 1)) * a_row));
+            let ap = row_pointers::<f32, MR>(a.add(m0 * a_row), a_row, n);
             for s in 0..keys.div_ceil(nr) {
                 let mut acc = [[S::zero(); NV]; MR];
                 f32_tile::<S, MR, NV>(&mut acc, hd, &ap, 1, strips.as_ptr().add(s * hd * nr), nr);
@@ -132,7 +146,7 @@ unsafe fn rows_by_rows<S: Simd, const MR: usize, const NV: usize>(
     unsafe {
         for m0 in (0..rows).step_by(MR) {
             let n = MR.min(rows - m0);
-            let ap: [*const f32; MR] = core::array::from_fn(|m| a.add((m0 + m.min(n - 1)) * a_row));
+            let ap = row_pointers::<f32, MR>(a.add(m0 * a_row), a_row, n);
             for c in (0..hd).step_by(nr) {
                 let mut acc = [[S::zero(); NV]; MR];
                 f32_tile::<S, MR, NV>(&mut acc, keys, &ap, a_step, b.as_ptr().add(c), hp);
@@ -163,7 +177,7 @@ pub unsafe fn forward<S: Simd, const MR: usize, const NV: usize>(h: &Head, scrat
     let (vp, rest) = rest.split_at_mut(keys * hp);
     // SAFETY: the caller's contract.
     unsafe {
-        pack_transposed(h.k, h.kv_row, keys, h.hd, nr, kt);
+        pack_transposed::<S>(h.k, h.kv_row, keys, h.hd, nr, kt);
         pack_rows(h.v, h.kv_row, keys, h.hd, hp, vp);
         for i0 in (0..h.t).step_by(Q_BLOCK) {
             let rows = Q_BLOCK.min(h.t - i0);
@@ -208,8 +222,8 @@ pub unsafe fn backward<S: Simd, const MR: usize, const NV: usize>(
     let (p, ds) = rest.split_at_mut(Q_BLOCK * kp);
     // SAFETY: the caller's contract.
     unsafe {
-        pack_transposed(h.k, h.kv_row, keys, h.hd, nr, kt);
-        pack_transposed(h.v, h.kv_row, keys, h.hd, nr, vt);
+        pack_transposed::<S>(h.k, h.kv_row, keys, h.hd, nr, kt);
+        pack_transposed::<S>(h.v, h.kv_row, keys, h.hd, nr, vt);
         pack_rows(h.k, h.kv_row, keys, h.hd, hp, kr);
         for i in 0..keys * h.hd {
             *g.dk.add(i) = 0.0;

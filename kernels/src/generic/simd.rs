@@ -89,6 +89,8 @@ pub trait Simd: Copy {
     unsafe fn deinterleave(a: Self::F, b: Self::F) -> (Self::F, Self::F);
     /// The inverse of [`Simd::deinterleave`].
     unsafe fn interleave(even: Self::F, odd: Self::F) -> (Self::F, Self::F);
+    /// Transposes `LANES` × `LANES` words of any meaning: dst[j·dst_row + i] = src[i·src_row + j].
+    unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize);
 
     /// All lanes `x`.
     unsafe fn splat_i32(x: i32) -> Self::I;
