@@ -358,9 +358,7 @@ pub(crate) fn block_scales<const T: u32, const B: usize>(block: &[u8; B]) -> Sca
     let none = [vdupq_n_f32(0.0); 4];
     let scale_only = |scale| Scales { scale, bias: none };
     match of(T) {
-        DType::Q4_1 | DType::Q5_1 => {
-            Scales { scale: [half_at(block, 0); 4], bias: [half_at(block, 2); 4] }
-        }
+        DType::Q4_1 | DType::Q5_1 => Scales { scale: [half_at(block, 0); 4], bias: [half_at(block, 2); 4] },
         DType::Q2_K => {
             let [scale, min] = nibbles(load(block, 0));
             let minus = vnegq_f32(half_at(block, 82));
@@ -381,9 +379,7 @@ pub(crate) fn block_scales<const T: u32, const B: usize>(block: &[u8; B]) -> Sca
             }
         }
         DType::Q3_K => scale_only(bytes_times(six_bits_q3_k(block), half_at(block, 108))),
-        DType::Q6_K => {
-            scale_only(bytes_times(vreinterpretq_s8_u8(load(block, 192)), half_at(block, 208)))
-        }
+        DType::Q6_K => scale_only(bytes_times(vreinterpretq_s8_u8(load(block, 192)), half_at(block, 208))),
         DType::IQ4_XS => scale_only(bytes_times(six_bits_iq4_xs(block), half_at(block, 0))),
         _ => scale_only([half_at(block, 0); 4]),
     }

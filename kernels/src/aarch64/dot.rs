@@ -204,7 +204,11 @@ fn start_dotprod<const T: u32>(x: [int8x16_t; 2]) -> [int32x4_t; 2] {
     // SAFETY: dotprod is enabled here.
     unsafe {
         let first = sdot(zero, x[0], minus);
-        if of(T).group_len() == 32 { [sdot(first, x[1], minus), zero] } else { [first, sdot(zero, x[1], minus)] }
+        if of(T).group_len() == 32 {
+            [sdot(first, x[1], minus), zero]
+        } else {
+            [first, sdot(zero, x[1], minus)]
+        }
     }
 }
 
