@@ -21,33 +21,7 @@ mod x86_64 {
 
     use super::DotRows;
 
-    pub(super) #[cfg(target_arch = "aarch64")]
-mod aarch64 {
-    use engraft_kernels::DType;
-    use engraft_kernels::aarch64::dot;
-
-    use super::DotRows;
-
     pub(super) fn versions() -> Vec<(&'static str, DotRows)> {
-        let mut found: Vec<(&str, DotRows)> = vec![("neon", dot_rows_neon)];
-        if std::arch::is_aarch64_feature_detected!("dotprod") {
-            found.push(("dotprod", dot_rows_dotprod));
-        }
-        found
-    }
-
-    fn dot_rows_neon(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: every 64-bit ARM core that std supports has NEON.
-        unsafe { dot::dot_rows_neon(dtype, rows, xq, xd, xs, out) }
-    }
-
-    fn dot_rows_dotprod(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `versions`, which detected dotprod.
-        unsafe { dot::dot_rows_dotprod(dtype, rows, xq, xd, xs, out) }
-    }
-}
-
-fn versions() -> Vec<(&'static str, DotRows)> {
         let mut found: Vec<(&str, DotRows)> = Vec::new();
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
@@ -84,6 +58,32 @@ fn versions() -> Vec<(&'static str, DotRows)> {
     fn dot_rows_avx512(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
         // SAFETY: reached only through `versions`, which detected the features.
         unsafe { dot_avx512::dot_rows_avx512(dtype, rows, xq, xd, xs, out) }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use engraft_kernels::DType;
+    use engraft_kernels::aarch64::dot;
+
+    use super::DotRows;
+
+    pub(super) fn versions() -> Vec<(&'static str, DotRows)> {
+        let mut found: Vec<(&str, DotRows)> = vec![("neon", dot_rows_neon)];
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            found.push(("dotprod", dot_rows_dotprod));
+        }
+        found
+    }
+
+    fn dot_rows_neon(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: every 64-bit ARM core that std supports has NEON.
+        unsafe { dot::dot_rows_neon(dtype, rows, xq, xd, xs, out) }
+    }
+
+    fn dot_rows_dotprod(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: reached only through `versions`, which detected dotprod.
+        unsafe { dot::dot_rows_dotprod(dtype, rows, xq, xd, xs, out) }
     }
 }
 
