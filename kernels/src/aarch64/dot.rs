@@ -61,6 +61,9 @@ macro_rules! dot_rows {
             }
         }
 
+        // A function of its own per type: in one body with all others the compiler keeps fewer of its
+        // values in registers, and no report on it could be read.
+        #[inline(never)]
         #[target_feature(enable = $features)]
         fn $kernel<const T: u32, const B: usize, const R: usize>(
             rows: [&[u8]; R],

@@ -5,7 +5,7 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use super::neon::{quads, simd_f32_neon};
+use super::neon::{MAGIC, less_magic, quads, simd_f32_neon};
 use crate::block::DType;
 use crate::generic::simd::{CodeClass, Simd};
 
@@ -15,10 +15,18 @@ pub struct DotProd;
 
 impl Simd for DotProd {
     simd_f32_neon!();
-    const I8_MR: usize = 8;
+    const I8_MR: usize = 6;
 
     fn class(dtype: DType) -> CodeClass {
         CodeClass { offset: 0, acc16: 0, bias: dtype.has_bias(), start_at_sum: false }
+    }
+
+    const SUMS_START: i32 = MAGIC;
+
+    #[inline(always)]
+    unsafe fn to_f32(a: int32x4_t) -> float32x4_t {
+        // SAFETY: see zero.
+        unsafe { less_magic(a) }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use super::neon::{quads, simd_f32_neon};
+use super::neon::{MAGIC, less_magic, quads, simd_f32_neon};
 use crate::block::DType;
 use crate::generic::simd::{CodeClass, Simd};
 
@@ -21,6 +21,14 @@ impl Simd for I8mm {
 
     fn class(dtype: DType) -> CodeClass {
         CodeClass { offset: 0, acc16: 0, bias: dtype.has_bias(), start_at_sum: false }
+    }
+
+    const SUMS_START: i32 = MAGIC;
+
+    #[inline(always)]
+    unsafe fn to_f32(a: int32x4_t) -> float32x4_t {
+        // SAFETY: see zero.
+        unsafe { less_magic(a) }
     }
 
     #[inline(always)]
@@ -43,41 +51,61 @@ impl Simd for I8mm {
         x: &[*const i8; MR],
     ) {
         const { assert!(MR.is_multiple_of(2), "smmla takes rows in pairs") }
-        // SAFETY: the trait's contract; groups have 16 or 32 codes, so quads come in fours.
-        unsafe {
-            // Squares of rows 2m, 2m + 1 by columns 0–1 and 2–3 of each vector; the upper half of the
-            // array is not used.
-            let mut squares = [[[vdupq_n_s32(0); 2]; NV]; MR];
-            let mut i = 0;
-            while i < q {
-                let w = codes.add(i * NV * 16).cast::<i8>();
+        macro_rules! octet {
+            ($squares:ident, $pairs:expr, $w:expr) => {
+                let w: *const i8 = $w;
+                let mut columns = [[vdupq_n_s8(0); 2]; NV];
+                for v in 0..NV {
+                    columns[v] = [vld1q_s8(w.add(v * 32)), vld1q_s8(w.add(v * 32 + 16))];
+                }
                 for m in 0..MR / 2 {
-                    let (a, b) = (vld1q_s8(x[2 * m].add(4 * i)), vld1q_s8(x[2 * m + 1].add(4 * i)));
-                    let (a, b) = (vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b));
-                    let deep = [vzip1q_s64(a, b), vzip2q_s64(a, b)];
-                    for d in 0..2 {
-                        let rows = vreinterpretq_s8_s64(deep[d]);
-                        for v in 0..NV {
-                            for h in 0..2 {
-                                let columns = vld1q_s8(w.add(((d * NV + v) * 2 + h) * 16));
-                                squares[m][v][h] = smmla(squares[m][v][h], rows, columns);
-                            }
-                        }
+                    for v in 0..NV {
+                        $squares[m][v][0] = smmla($squares[m][v][0], $pairs[m], columns[v][0]);
+                        $squares[m][v][1] = smmla($squares[m][v][1], $pairs[m], columns[v][1]);
                     }
                 }
+            };
+        }
+        // SAFETY: the trait's contract; groups have 16 or 32 codes, so quads come in fours.
+        unsafe {
+            // Squares of rows 2m, 2m + 1 by columns 0–1 and 2–3 of each vector. Of this array and the
+            // next the upper half is not used: a length of MR / 2 can't be written.
+            let mut squares = [[[vdupq_n_s32(0); 2]; NV]; MR];
+            for m in 0..MR / 2 {
+                for v in 0..NV {
+                    squares[m][v] = halves(acc[2 * m][v], acc[2 * m + 1][v]);
+                }
+            }
+            let mut i = 0;
+            while i < q {
+                let mut first = [vdupq_n_s8(0); MR];
+                let mut second = first;
+                for m in 0..MR / 2 {
+                    let (a, b) = (vld1q_s8(x[2 * m].add(4 * i)), vld1q_s8(x[2 * m + 1].add(4 * i)));
+                    let [low, high] = halves(vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b));
+                    (first[m], second[m]) = (vreinterpretq_s8_s32(low), vreinterpretq_s8_s32(high));
+                }
+                let w = codes.add(i * NV * 16).cast::<i8>();
+                octet!(squares, first, w);
+                octet!(squares, second, w.add(NV * 32));
                 i += 4;
             }
             for m in 0..MR / 2 {
                 for v in 0..NV {
-                    let (a, b) =
-                        (vreinterpretq_s64_s32(squares[m][v][0]), vreinterpretq_s64_s32(squares[m][v][1]));
-                    let first = vreinterpretq_s32_s64(vzip1q_s64(a, b));
-                    let second = vreinterpretq_s32_s64(vzip2q_s64(a, b));
-                    acc[2 * m][v] = vaddq_s32(acc[2 * m][v], first);
-                    acc[2 * m + 1][v] = vaddq_s32(acc[2 * m + 1][v], second);
+                    [acc[2 * m][v], acc[2 * m + 1][v]] = halves(squares[m][v][0], squares[m][v][1]);
                 }
             }
         }
+    }
+}
+
+/// The lower halves of both, and the upper halves: two rows of four to two squares, and back.
+#[inline(always)]
+unsafe fn halves(a: int32x4_t, b: int32x4_t) -> [int32x4_t; 2] {
+    // SAFETY: every 64-bit ARM core has NEON.
+    unsafe {
+        let (a, b) = (vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b));
+        [vreinterpretq_s32_s64(vzip1q_s64(a, b)), vreinterpretq_s32_s64(vzip2q_s64(a, b))]
     }
 }
 

@@ -140,11 +140,6 @@ macro_rules! simd_f32_neon {
             unsafe { vdupq_n_s32(x) }
         }
         #[inline(always)]
-        unsafe fn to_f32(a: int32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vcvtq_f32_s32(a) }
-        }
-        #[inline(always)]
         unsafe fn store_i8(p: *mut i8, v: float32x4_t) {
             // SAFETY: see zero; p is writable for 4 bytes.
             unsafe {
@@ -212,6 +207,17 @@ pub(crate) unsafe fn fma_four_steps<const MR: usize, const NV: usize>(
     steps
 }
 
+/// The bits of 1.5 · 2^23 as f32: added to an integer below 2^22, they are the bits of their sum.
+pub(crate) const MAGIC: i32 = 0x4b40_0000;
+
+/// An integer that [`MAGIC`] was added to, as f32: a subtraction, which every vector pipe has, where
+/// a conversion would wait for the one that converts.
+#[inline(always)]
+pub(crate) unsafe fn less_magic(a: int32x4_t) -> float32x4_t {
+    // SAFETY: every 64-bit ARM core has NEON.
+    unsafe { vsubq_f32(vreinterpretq_f32_s32(a), vdupq_n_f32(f32::from_bits(MAGIC as u32))) }
+}
+
 /// Four rows of codes as quads of bytes, a quad a column.
 #[inline(always)]
 pub(crate) unsafe fn quads(rows: [float32x4_t; 4]) -> uint32x4_t {
@@ -235,6 +241,12 @@ impl Simd for Neon {
             _ => 8,
         };
         CodeClass { offset: 0, acc16, bias: dtype.has_bias(), start_at_sum: false }
+    }
+
+    #[inline(always)]
+    unsafe fn to_f32(a: int32x4_t) -> float32x4_t {
+        // SAFETY: see zero.
+        unsafe { vcvtq_f32_s32(a) }
     }
 
     #[inline(always)]

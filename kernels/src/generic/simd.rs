@@ -94,7 +94,9 @@ pub trait Simd: Copy {
 
     /// All lanes `x`.
     unsafe fn splat_i32(x: i32) -> Self::I;
-    /// i32 to f32.
+    /// Where integer sums start.
+    const SUMS_START: i32 = 0;
+    /// Integer sums (below 2^22, started at `SUMS_START`) to f32, exactly.
     unsafe fn to_f32(a: Self::I) -> Self::F;
     /// Rounds lanes (within −127..=127) to i8 and stores `LANES` bytes.
     unsafe fn store_i8(p: *mut i8, v: Self::F);

@@ -94,10 +94,10 @@ pub unsafe fn int8_tile<
     unsafe {
         let nr = NV * S::LANES;
         for g in 0..k / G {
-            let mut ints = [[S::splat_i32(0); NV]; MR];
+            let mut ints = [[S::splat_i32(S::SUMS_START); NV]; MR];
             if START {
                 for m in 0..MR {
-                    ints[m] = [S::splat_i32(*x.start[m].add(g)); NV];
+                    ints[m] = [S::splat_i32(S::SUMS_START + *x.start[m].add(g)); NV];
                 }
             }
             let mut xp = x.codes;
