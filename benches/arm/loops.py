@@ -13,19 +13,19 @@ import subprocess
 import sys
 
 # (label, part of the symbol with its constants, multiplication, products in one, products in one pass
-# of the loop over groups; 0 takes the innermost loop alone)
+# of the loop over groups; 0 takes the innermost loop alone, −n one whose inner loop makes n passes)
 WANTED = [
     ("f32 tile 8x8", "neon_table7nt_item", "fmla", 4, 0),
     ("int8 tile 4x8, a group of 32 codes of 4 or 5 bits", "neon_table7nt_item", "smlal", 8, 4 * 8 * 32),
     ("int8 tile 4x8, a group of 32 codes of 8 bits", "neon_table7nn_item", "smlal", 8, 4 * 8 * 32),
     ("int8 tile 6x8, a group of 32, sdot", "dotprod_table7nn_item", "sdot", 16, 6 * 8 * 32),
-    ("int8 tile 8x8, a group of 32, smmla", "i8mm_table7nn_item", "smmla", 32, 8 * 8 * 32),
+    ("int8 tile 6x8, a group of 32, smmla", "i8mm_table7nn_item", "smmla", 32, 6 * 8 * 32),
     ("dot_rows Q4_0, 4 rows, neon", "dot_kernel_neon:2:18:4", "smlal", 8, 0),
     ("dot_rows Q4_1, 4 rows, neon", "dot_kernel_neon:3:20:4", "smlal", 8, 0),
-    ("dot_rows Q4_K, 4 rows, neon", "dot_kernel_neon:12:144:4", "smlal", 8, 0),
+    ("dot_rows Q4_K, 4 rows, neon", "dot_kernel_neon:12:144:4", "smlal", 8, -4),
     ("dot_rows Q4_0, 4 rows, dotprod", "dot_kernel_dotprod:2:18:4", "sdot", 16, 0),
     ("dot_rows Q4_1, 4 rows, dotprod", "dot_kernel_dotprod:3:20:4", "sdot", 16, 0),
-    ("dot_rows Q4_K, 4 rows, dotprod", "dot_kernel_dotprod:12:144:4", "sdot", 16, 0),
+    ("dot_rows Q4_K, 4 rows, dotprod", "dot_kernel_dotprod:12:144:4", "sdot", 16, -4),
 ]
 
 # Model of the core: its scheduler in LLVM, and 128-bit multiplications a cycle it has for each kind.
@@ -103,10 +103,14 @@ def wanted_loop(found, part, kind, products, group):
                 if count(inner, kind) == 0 or left % (count(inner, kind) * products):
                     continue
                 parts = [(inner, left // (count(inner, kind) * products)), (rest, 1)]
+            elif group < 0 and len(inside) == 1:
+                inner = instructions(lines, *inside[0])
+                rest = instructions(lines, start, inside[0][0] - 1) + instructions(lines, inside[0][1] + 1, end)
+                parts = [(inner, -group), (rest, 1)]
             else:
                 continue
             n = sum(count(l, kind) * times for l, times in parts) * products
-            if n > best_products(best, kind, products) and n == (group or n):
+            if n > best_products(best, kind, products) and (group <= 0 or n == group):
                 best = parts
     return best
 

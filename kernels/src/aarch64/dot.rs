@@ -253,13 +253,13 @@ fn tile_scales<const T: u32, const B: usize>(tile: &[[u8; B]]) -> Scales {
     let half = |bits| vcvt_f32_f16(vreinterpret_f16_u16(bits));
     // Joined in general registers: lane by lane into a vector each would cost a vector operation.
     if of(T).has_bias() {
-        let word = |block: &[u8; B]| u32::from_le_bytes([block[0], block[1], block[2], block[3]]) as u64;
+        let word = |block: &[u8; B]| u32::from_le_bytes(*block.first_chunk().expect("a whole block")) as u64;
         let pairs = vcombine_u64(vcreate_u64(word(a) | word(b) << 32), vcreate_u64(word(c) | word(d) << 32));
         let pairs = vreinterpretq_u32_u64(pairs);
         scales.scale[0] = half(vmovn_u32(pairs));
         scales.bias[0] = half(vshrn_n_u32::<16>(pairs));
     } else {
-        let word = |block: &[u8; B]| u16::from_le_bytes([block[0], block[1]]) as u64;
+        let word = |block: &[u8; B]| u16::from_le_bytes(*block.first_chunk().expect("a whole block")) as u64;
         scales.scale[0] = half(vcreate_u16(word(a) | word(b) << 16 | word(c) << 32 | word(d) << 48));
     }
     scales

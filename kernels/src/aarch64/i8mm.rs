@@ -16,7 +16,7 @@ pub struct I8mm;
 
 impl Simd for I8mm {
     simd_f32_neon!();
-    const I8_MR: usize = 8;
+    const I8_MR: usize = 6;
     const CODES_TOGETHER: usize = 8;
 
     fn class(dtype: DType) -> CodeClass {
