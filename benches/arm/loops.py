@@ -96,7 +96,7 @@ def wanted_loop(found, part, kind, products, group):
             whole = instructions(lines, start, end)
             if not inside:
                 parts = [(whole, 1)]
-            elif group and len(inside) == 1:
+            elif group > 0 and len(inside) == 1:
                 inner = instructions(lines, *inside[0])
                 rest = instructions(lines, start, inside[0][0] - 1) + instructions(lines, inside[0][1] + 1, end)
                 left = group - count(rest, kind) * products
