@@ -45,6 +45,10 @@ pub trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self::F;
     /// Unaligned load.
     unsafe fn load(p: *const f32) -> Self::F;
+    /// Loads `LANES` f16, given as their bits.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Loads `LANES` i8.
+    unsafe fn load_i8(p: *const i8) -> Self::F;
     /// Unaligned store.
     unsafe fn store(p: *mut f32, v: Self::F);
     /// a + b

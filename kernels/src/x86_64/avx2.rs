@@ -52,6 +52,16 @@ macro_rules! simd_f32_avx2 {
             unsafe { _mm256_loadu_ps(p) }
         }
         #[inline(always)]
+        unsafe fn load_f16(p: *const u16) -> __m256 {
+            // SAFETY: see zero; p is readable for 8 f16.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(p: *const i8) -> __m256 {
+            // SAFETY: see zero; p is readable for 8 bytes.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m256) {
             // SAFETY: see zero; p is writable for 8 f32.
             unsafe { _mm256_storeu_ps(p, v) }
