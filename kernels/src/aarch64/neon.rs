@@ -38,6 +38,19 @@ macro_rules! simd_f32_neon {
             unsafe { vld1q_f32(p) }
         }
         #[inline(always)]
+        unsafe fn load_f16(p: *const u16) -> float32x4_t {
+            // SAFETY: see zero; p is readable for 4 f16.
+            unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(p: *const i8) -> float32x4_t {
+            // SAFETY: see zero; p is readable for 4 bytes.
+            unsafe {
+                let bytes = vcreate_s8(u64::from(p.cast::<u32>().read_unaligned()));
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+            }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut f32, v: float32x4_t) {
             // SAFETY: see zero; p is writable for 4 f32.
             unsafe { vst1q_f32(p, v) }
