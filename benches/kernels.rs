@@ -1,17 +1,24 @@
-//! GFLOP/s of the matrix products per element type, ISA and number of rows, beside the gemm crate.
+//! GFLOP/s of the matrix products per element type, ISA and number of rows, beside the gemm crate, candle's
+//! QMatMul and what the machine can do at best.
 //!
 //! `cargo bench --bench kernels -- [--threads 1] [--isa NAME] [--type Q4_1] [--m 256]` prints one JSON
-//! line per product on SmolLM2's gate projection (1536 × 576). Outputs are checked against the scalar
-//! specification before anything is timed.
+//! line per product on SmolLM2's gate projection (1536 × 576); decoding and packing of the weights is in
+//! every figure, quantization of the activations is an operation of its own. Outputs are checked against
+//! the scalar specification before anything is timed.
+
+mod machine;
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use engraft_kernels::{DType, Isa, Kernels, NnOp, NtOp, QMatrix, Rows, acts_words, gemm_scratch_words};
 use engraft_runtime::rng::Rng;
+use machine::Probe;
 
 const N: usize = 1536;
 const K: usize = 576;
+/// Measured runs of each operation.
+const RUNS: usize = 25;
 
 struct Args {
     threads: usize,
@@ -64,17 +71,26 @@ fn random_bytes(dtype: DType, rng: &mut Rng) -> Result<Vec<u8>> {
 }
 
 /// Median seconds of several runs, after one that is not counted.
-fn median(mut f: impl FnMut()) -> f64 {
+fn median(f: impl FnMut()) -> f64 {
+    beside_peak(f, None).0
+}
+
+/// Median seconds of several runs, and the median of the peak's rate, probed before each of them: on a
+/// shared machine both vary together.
+fn beside_peak(mut f: impl FnMut(), probe: Option<Probe>) -> (f64, Option<f64>) {
     f();
-    let mut t: Vec<f64> = (0..15)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    t.sort_by(f64::total_cmp);
-    t[t.len() / 2]
+    let (mut seconds, mut peaks) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        peaks.extend(probe.map(|p| p.rate()));
+        let start = Instant::now();
+        f();
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let middle = |v: &mut Vec<f64>| {
+        v.sort_by(f64::total_cmp);
+        v.get(v.len() / 2).copied()
+    };
+    (middle(&mut seconds).unwrap_or(0.0), middle(&mut peaks))
 }
 
 struct Case<'a> {
@@ -84,9 +100,8 @@ struct Case<'a> {
     dy: Vec<f32>,
 }
 
-fn forward(k: &Kernels, c: &Case<'_>, int8: bool, words: &mut [f32], y: &mut [f32], scratch: &mut [f32]) {
-    let rows = if int8 { Rows::Int8(k.quantize(&c.x, c.m, K, words)) } else { Rows::F32(&c.x) };
-    k.qgemm_nt(c.m, &mut [NtOp { x: rows, w: c.w, low: None, y, accumulate: false }], scratch);
+fn forward(k: &Kernels, c: &Case<'_>, x: Rows<'_>, y: &mut [f32], scratch: &mut [f32]) {
+    k.qgemm_nt(c.m, &mut [NtOp { x, w: c.w, low: None, y, accumulate: false }], scratch);
 }
 
 fn close(a: &[f32], b: &[f32]) -> bool {
@@ -94,42 +109,128 @@ fn close(a: &[f32], b: &[f32]) -> bool {
     a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-4 * (1.0 + top))
 }
 
-fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
-    let mut scratch = vec![0.0; k.threads() * gemm_scratch_words(N, K, 0)];
-    let mut words = vec![0.0; acts_words(c.m, K)];
-    let (mut y, mut expected) = (vec![0.0; c.m * N], vec![0.0; c.m * N]);
-    let flop = 2.0 * (c.m * N * K) as f64;
-    let report = |what: &str, seconds: f64| {
+/// One product of a kind, for the reports.
+struct Product<'a> {
+    k: &'a Kernels,
+    w: QMatrix<'a>,
+    m: usize,
+}
+
+impl Product<'_> {
+    fn report(&self, what: &str, seconds: f64, peak: Option<f64>) {
+        let rate = 2.0 * (self.m * N * K) as f64 / seconds / 1e9;
+        let peak = peak.map(|p| p * self.k.threads() as f64);
         println!(
             "{}",
             serde_json::json!({
-                "op": what, "type": c.w.dtype().name(), "isa": k.isa().name(), "threads": k.threads(),
-                "m": c.m, "gflop_per_s": flop / seconds / 1e9, "microseconds": seconds * 1e6,
+                "op": what, "type": self.w.dtype().name(), "isa": self.k.isa().name(),
+                "threads": self.k.threads(), "m": self.m, "gflop_per_s": rate, "peak_gflop_per_s": peak,
+                "share_of_peak": peak.map(|p| rate / p), "microseconds": seconds * 1e6,
             })
         );
-    };
+    }
+}
+
+fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
+    let product = Product { k, w: c.w, m: c.m };
+    let mut scratch = vec![0.0; k.threads() * gemm_scratch_words(N, K, 0)];
+    let (mut words, mut spec_words) = (vec![0.0; acts_words(c.m, N)], vec![0.0; acts_words(c.m, N)]);
+    let (mut y, mut expected) = (vec![0.0; c.m * N], vec![0.0; c.m * N]);
     for int8 in [true, false] {
         if int8 && c.w.dtype().is_float() {
             continue;
         }
-        forward(k, c, int8, &mut words, &mut y, &mut scratch);
-        forward(spec, c, int8, &mut words, &mut expected, &mut scratch);
+        let rows = |k: &Kernels, words| {
+            if int8 { Rows::Int8(k.quantize(&c.x, c.m, K, words)) } else { Rows::F32(&c.x) }
+        };
+        let (x, x_spec) = (rows(k, &mut words), rows(spec, &mut spec_words));
+        forward(k, c, x, &mut y, &mut scratch);
+        forward(spec, c, x_spec, &mut expected, &mut scratch);
         ensure!(close(&y, &expected), "{} differs from the specification", c.w.dtype().name());
-        let t = median(|| forward(k, c, int8, &mut words, &mut y, &mut scratch));
-        report(if int8 { "forward_int8" } else { "forward_f32" }, t);
+        let probe = if int8 { machine::int8(k.isa()) } else { machine::fma(k.isa()) };
+        let (t, peak) = beside_peak(|| forward(k, c, x, &mut y, &mut scratch), probe);
+        product.report(if int8 { "forward_int8" } else { "forward_f32" }, t, peak);
     }
     let (mut dx, mut dx_spec) = (vec![0.0; c.m * K], vec![0.0; c.m * K]);
-    let op = [NnOp { dy: Rows::F32(&c.dy), w: c.w, low: None }];
-    k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch);
-    spec.qgemm_nn(c.m, &op, &mut dx_spec, false, &mut scratch);
-    ensure!(close(&dx, &dx_spec), "input gradient of {} differs", c.w.dtype().name());
-    report("input_gradient", median(|| k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch)));
-    let mut words = vec![0.0; acts_words(c.m, N)];
-    let t = median(|| {
-        let dy = Rows::Int8(k.quantize(&c.dy, c.m, N, &mut words));
-        k.qgemm_nn(c.m, &[NnOp { dy, w: c.w, low: None }], &mut dx, false, &mut scratch);
-    });
-    report("input_gradient_int8", t);
+    for int8 in [true, false] {
+        let rows = |k: &Kernels, words| {
+            if int8 { Rows::Int8(k.quantize_gradient(&c.dy, c.m, N, words)) } else { Rows::F32(&c.dy) }
+        };
+        let op = [NnOp { dy: rows(k, &mut words), w: c.w, low: None }];
+        k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch);
+        let spec_op = [NnOp { dy: rows(spec, &mut spec_words), w: c.w, low: None }];
+        spec.qgemm_nn(c.m, &spec_op, &mut dx_spec, false, &mut scratch);
+        ensure!(close(&dx, &dx_spec), "input gradient of {} differs", c.w.dtype().name());
+        let probe = if int8 { machine::int8(k.isa()) } else { machine::fma(k.isa()) };
+        let (t, peak) = beside_peak(|| k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch), probe);
+        product.report(if int8 { "input_gradient_int8" } else { "input_gradient_f32" }, t, peak);
+    }
+    Ok(())
+}
+
+/// The tiles alone: what `m` more rows cost a forward product whose panels are there already.
+fn tiles(k: &Kernels, w: QMatrix<'_>, m: usize) {
+    let mut rng = Rng::new(4, 0);
+    let x: Vec<f32> = (0..2 * m * K).map(|_| rng.f32() - 0.5).collect();
+    let mut scratch = vec![0.0; k.threads() * gemm_scratch_words(N, K, 0)];
+    let mut y = vec![0.0; 2 * m * N];
+    for int8 in [true, false] {
+        if int8 && w.dtype().is_float() {
+            continue;
+        }
+        let probe = if int8 { machine::int8(k.isa()) } else { machine::fma(k.isa()) };
+        let mut time = |rows: usize| {
+            let mut words = vec![0.0; acts_words(rows, K)];
+            let x = &x[..rows * K];
+            let x = if int8 { Rows::Int8(k.quantize(x, rows, K, &mut words)) } else { Rows::F32(x) };
+            let mut once = || {
+                let op = NtOp { x, w, low: None, y: &mut y[..rows * N], accumulate: false };
+                k.qgemm_nt(rows, &mut [op], &mut scratch);
+            };
+            beside_peak(&mut once, probe)
+        };
+        let ((one, _), (two, peak)) = (time(m), time(2 * m));
+        let what = if int8 { "tile_int8" } else { "tile_f32" };
+        Product { k, w, m }.report(what, two - one, peak);
+    }
+}
+
+/// The time of quantizing activations `[m, 1536]`.
+fn quantization(k: &Kernels, m: usize) {
+    let mut rng = Rng::new(1, 0);
+    let x: Vec<f32> = (0..m * N).map(|_| rng.f32() - 0.5).collect();
+    let mut words = vec![0.0; acts_words(m, N)];
+    let t = median(|| _ = k.quantize(&x, m, N, &mut words));
+    println!(
+        "{}",
+        serde_json::json!({
+            "op": "quantize", "isa": k.isa().name(), "threads": k.threads(), "m": m,
+            "elements_per_s": (m * N) as f64 / t, "microseconds": t * 1e6,
+        })
+    );
+}
+
+/// candle's QMatMul on the same weights, as a measure of the forward product.
+fn candle(w: &QMatrix<'_>, m: usize) -> Result<()> {
+    use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+    use candle_core::{Device, Module, Tensor};
+    let dtype = match w.dtype() {
+        DType::Q4_0 => GgmlDType::Q4_0,
+        DType::Q4_1 => GgmlDType::Q4_1,
+        DType::Q8_0 => GgmlDType::Q8_0,
+        _ => return Ok(()),
+    };
+    let storage = QStorage::from_data(w.bytes().into(), &Device::Cpu, dtype)?;
+    let product = QMatMul::from_qtensor(QTensor::new(storage, (N, K))?)?;
+    let mut rng = Rng::new(1, 0);
+    let x: Vec<f32> = (0..m * K).map(|_| rng.f32() - 0.5).collect();
+    let x = Tensor::from_vec(x, (m, K), &Device::Cpu)?;
+    let t = median(|| _ = std::hint::black_box(product.forward(&x)));
+    let rate = 2.0 * (m * N * K) as f64 / t / 1e9;
+    println!(
+        "{}",
+        serde_json::json!({ "op": "candle_qmatmul", "type": w.dtype().name(), "m": m, "gflop_per_s": rate })
+    );
     Ok(())
 }
 
@@ -174,12 +275,17 @@ fn peer(m: usize) -> Result<()> {
 
 fn main() -> Result<()> {
     let a = args()?;
+    println!(
+        "{}",
+        serde_json::json!({ "op": "memory_read", "threads": 1, "gb_per_s": machine::memory_gb_s() })
+    );
     for m in &a.rows {
         peer(*m)?;
     }
     let spec = Kernels::with_isa(Isa::SCALAR, 1);
     for isa in &a.isas {
         let k = Kernels::with_isa(*isa, a.threads);
+        a.rows.iter().for_each(|m| quantization(&k, *m));
         for dtype in &a.types {
             let mut rng = Rng::new(1, 0);
             let bytes = random_bytes(*dtype, &mut rng)?;
@@ -188,6 +294,13 @@ fn main() -> Result<()> {
                 let mut uniform = |n: usize| (0..n).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
                 let case = Case { w, m: *m, x: uniform(m * K), dy: uniform(m * N) };
                 run(&k, &spec, &case)?;
+                if *m > 64 {
+                    tiles(&k, w, *m);
+                }
+                // On ARM candle's product runs instructions that old cores lack.
+                if cfg!(target_arch = "x86_64") {
+                    candle(&w, *m)?;
+                }
             }
         }
     }

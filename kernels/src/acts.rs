@@ -1,25 +1,34 @@
 //! Activations quantized to int8 in blocks of 32, with the sums the integer tiles start from.
 
+/// Rows of the tallest integer tile of any instruction set.
+pub(crate) const TILE_ROWS_MAX: usize = 8;
+
 /// Rows of quantized activations: x[i] ≈ scale[i/32] · codes[i].
+///
+/// They lie as the integer tile reads them: `tile` rows together, block by block of 32 columns, and in
+/// each block row by row; the last rows are padded to a tile. With a `tile` of 1 they are plain rows.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantActs<'a> {
-    /// `[m, k]`, −127..=127.
+    /// Rows that lie together.
+    pub tile: usize,
+    /// `[m/tile, k/32, tile, 32]`, −127..=127.
     pub codes: &'a [i8],
-    /// `[m, k/32]`.
+    /// `[m/tile, k/32, tile]`.
     pub scale: &'a [f32],
-    /// scale·Σcodes per 32, `[m, k/32]`.
+    /// scale·Σcodes per 32, `[m/tile, k/32, tile]`.
     pub bias_sum32: &'a [f32],
-    /// scale·Σcodes per 16, `[m, k/16]`.
+    /// scale·Σcodes per 16, `[m/tile, k/16, tile]`.
     pub bias_sum16: &'a [f32],
-    /// −128·Σcodes per 32, `[m, k/32]`.
+    /// −128·Σcodes per 32, `[m/tile, k/32, tile]`.
     pub start32: &'a [i32],
-    /// −128·Σcodes per 16, `[m, k/16]`.
+    /// −128·Σcodes per 16, `[m/tile, k/16, tile]`.
     pub start16: &'a [i32],
 }
 
 /// The storage behind [`QuantActs`], cut from a word buffer.
 pub struct QuantActsMut<'a> {
     pub(crate) k: usize,
+    pub(crate) tile: usize,
     pub(crate) codes: &'a mut [i8],
     pub(crate) scale: &'a mut [f32],
     pub(crate) bias_sum32: &'a mut [f32],
@@ -28,18 +37,24 @@ pub struct QuantActsMut<'a> {
     pub(crate) start16: &'a mut [i32],
 }
 
-/// f32 words that m × k quantized activations take.
+/// f32 words that m × k quantized activations take, whatever the tile.
 pub const fn acts_words(m: usize, k: usize) -> usize {
-    m * (k / 4 + 3 * (k / 32) + 2 * (k / 16))
+    (m + TILE_ROWS_MAX - 1) * row_words(k)
+}
+
+const fn row_words(k: usize) -> usize {
+    k / 4 + 3 * (k / 32) + 2 * (k / 16)
 }
 
 impl<'a> QuantActsMut<'a> {
-    /// Cuts the storage for m × k from `words` (at least [`acts_words`]; k a multiple of 32).
+    /// Cuts the storage for m × k in tiles of `tile` rows from `words` (at least [`acts_words`]; k a
+    /// multiple of 32).
     ///
     /// # Panics
     /// If the buffer is short or k no multiple of 32.
-    pub fn new(words: &'a mut [f32], m: usize, k: usize) -> Self {
-        assert!(k.is_multiple_of(32) && words.len() >= acts_words(m, k));
+    pub fn new(words: &'a mut [f32], m: usize, k: usize, tile: usize) -> Self {
+        let m = m.next_multiple_of(tile);
+        assert!(k.is_multiple_of(32) && words.len() >= m * row_words(k));
         let (codes, rest) = words.split_at_mut(m * k / 4);
         let (scale, rest) = rest.split_at_mut(m * k / 32);
         let (bias_sum32, rest) = rest.split_at_mut(m * k / 32);
@@ -51,6 +66,7 @@ impl<'a> QuantActsMut<'a> {
         unsafe {
             QuantActsMut {
                 k,
+                tile,
                 codes: core::slice::from_raw_parts_mut(codes.as_mut_ptr().cast(), m * k),
                 scale,
                 bias_sum32,
@@ -64,6 +80,7 @@ impl<'a> QuantActsMut<'a> {
     /// The finished activations.
     pub fn freeze(self) -> QuantActs<'a> {
         QuantActs {
+            tile: self.tile,
             codes: self.codes,
             scale: self.scale,
             bias_sum32: self.bias_sum32,
@@ -77,6 +94,8 @@ impl<'a> QuantActsMut<'a> {
 /// Raw row targets of one quantized row, so that rows can be filled by several threads.
 #[derive(Clone, Copy)]
 pub(crate) struct RowTarget {
+    /// Rows that lie together: a row's blocks are this many blocks apart.
+    pub(crate) tile: usize,
     pub(crate) codes: *mut i8,
     pub(crate) scale: *mut f32,
     pub(crate) bias_sum32: *mut f32,
@@ -86,9 +105,10 @@ pub(crate) struct RowTarget {
 }
 
 impl QuantActsMut<'_> {
-    /// Pointers to row 0; row r is at multiples of k, k/32 and k/16.
+    /// Pointers to row 0.
     pub(crate) fn target(&mut self) -> RowTarget {
         RowTarget {
+            tile: self.tile,
             codes: self.codes.as_mut_ptr(),
             scale: self.scale.as_mut_ptr(),
             bias_sum32: self.bias_sum32.as_mut_ptr(),
@@ -105,15 +125,19 @@ impl RowTarget {
     /// # Safety
     /// r is a row of the storage that this came from.
     pub(crate) unsafe fn row(self, r: usize, k: usize) -> RowTarget {
+        // The row's first block of 32, and of 16.
+        let (above, within) = (r / self.tile * self.tile, r % self.tile);
+        let (at32, at16) = (above * (k / 32) + within, above * (k / 16) + within);
         // SAFETY: by the contract all offsets stay within the storage.
         unsafe {
             RowTarget {
-                codes: self.codes.add(r * k),
-                scale: self.scale.add(r * (k / 32)),
-                bias_sum32: self.bias_sum32.add(r * (k / 32)),
-                bias_sum16: self.bias_sum16.add(r * (k / 16)),
-                start32: self.start32.add(r * (k / 32)),
-                start16: self.start16.add(r * (k / 16)),
+                tile: self.tile,
+                codes: self.codes.add(at32 * 32),
+                scale: self.scale.add(at32),
+                bias_sum32: self.bias_sum32.add(at32),
+                bias_sum16: self.bias_sum16.add(at16),
+                start32: self.start32.add(at32),
+                start16: self.start16.add(at16),
             }
         }
     }

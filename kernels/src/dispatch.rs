@@ -16,6 +16,8 @@ use crate::kv::KvHead;
 #[derive(Clone, Copy)]
 pub(crate) struct Table {
     pub nt_strip: usize,
+    /// Rows of the integer tile.
+    pub act_tile: usize,
     pub nt_item: unsafe fn(&NtItem<'_>, usize, &mut [f32]),
     pub nn_item: unsafe fn(&NnItem<'_>, usize, &mut [f32]),
     pub dot_nt: unsafe fn(f32, &[f32], usize, usize, &[f32], usize, &mut [f32]),
@@ -82,6 +84,10 @@ macro_rules! isa_table {
 
             pub(super) static TABLE: Table = Table {
                 nt_strip: S::NV * S::LANES,
+                act_tile: const {
+                    assert!(S::I8_MR <= crate::acts::TILE_ROWS_MAX);
+                    S::I8_MR
+                },
                 nt_item, nn_item, dot_nt, outer_tn, quantize_row, rmsnorm_row, rmsnorm_bwd_row, rope_head,
                 swiglu, swiglu_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, kv_expand, adamw,
                 unpack: $unpack,

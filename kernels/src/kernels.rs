@@ -210,21 +210,48 @@ impl Kernels {
         Timed(&self.profile.0[op as usize], Instant::now())
     }
 
-    /// Quantizes x `[m, k]` to int8 into `words` (at least `acts_words(m, k)`).
+    /// Quantizes x `[m, k]` to int8 into `words` (at least `acts_words(m, k)`), for [`Kernels::qgemm_nt`].
     pub fn quantize<'a>(&self, x: &[f32], m: usize, k: usize, words: &'a mut [f32]) -> QuantActs<'a> {
+        let tile = self.table.map_or(1, |t| if m <= GEMV_ROWS { 1 } else { t.act_tile });
+        self.quantize_tiles(x, m, k, tile, words)
+    }
+
+    /// The same of a gradient, for [`Kernels::qgemm_nn`].
+    pub fn quantize_gradient<'a>(
+        &self,
+        x: &[f32],
+        m: usize,
+        k: usize,
+        words: &'a mut [f32],
+    ) -> QuantActs<'a> {
+        self.quantize_tiles(x, m, k, self.table.map_or(1, |t| t.act_tile), words)
+    }
+
+    fn quantize_tiles<'a>(
+        &self,
+        x: &[f32],
+        m: usize,
+        k: usize,
+        tile: usize,
+        words: &'a mut [f32],
+    ) -> QuantActs<'a> {
         let _timed = self.timed(Op::Quantize);
         assert_eq!(x.len(), m * k);
-        let mut acts = QuantActsMut::new(words, m, k);
+        let mut acts = QuantActsMut::new(words, m, k, tile);
         let Some(t) = self.table else {
             scalar::ops::quantize_row(x, acts.codes, acts.scale);
             fill_sums(&mut acts);
             return acts.freeze();
         };
         let target = Shared(&mut acts.target());
-        self.pool.run(m, |r, _| {
+        // Several rows an item, so that taking an item costs little beside it.
+        let per = (4096 / k).clamp(1, 64);
+        self.pool.run(m.div_ceil(per), |item, _| {
             let target = &target;
-            // SAFETY: the ISA is present; row r is within the storage and this item's alone.
-            unsafe { (t.quantize_row)(&x[r * k..(r + 1) * k], (*target.0).row(r, k)) }
+            for r in item * per..m.min((item + 1) * per) {
+                // SAFETY: the ISA is present; row r is within the storage and this item's alone.
+                unsafe { (t.quantize_row)(&x[r * k..(r + 1) * k], (*target.0).row(r, k)) }
+            }
         });
         acts.freeze()
     }
@@ -235,16 +262,21 @@ impl Kernels {
         let Some(t) = self.table else {
             return ops.iter_mut().for_each(|op| scalar_nt(m, op));
         };
+        let few = |op: &NtOp<'_>| m <= GEMV_ROWS && matches!(op.x, Rows::Int8(_));
         let mut starts = [0usize; 9];
         let mut needed = 0;
         assert!(ops.len() < starts.len());
         for (i, op) in ops.iter().enumerate() {
             check_nt(m, op);
-            starts[i + 1] = starts[i] + op.w.rows().div_ceil(t.nt_strip);
+            assert_tile(&op.x, if few(op) { 1 } else { t.act_tile });
+            starts[i + 1] = starts[i] + if few(op) { 0 } else { op.w.rows().div_ceil(t.nt_strip) };
             needed = needed.max(gemm::nt_scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
         }
-        if m <= GEMV_ROWS && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
-            return self.gemv(t, m, ops);
+        if ops.iter().any(few) {
+            self.gemv(t, m, ops);
+        }
+        if starts[ops.len()] == 0 {
+            return;
         }
         let scratch = Scratch::new(scratch, self.threads(), needed);
         let total = starts[ops.len()];
@@ -253,7 +285,7 @@ impl Kernels {
         });
         let ops = &*ops;
         self.pool.run(total, |item, worker| {
-            let which = (0..ops.len()).rfind(|i| starts[*i] <= item).unwrap_or(0);
+            let which = (0..ops.len()).find(|i| item < starts[*i + 1]).unwrap_or(0);
             let op = &ops[which];
             let y = &ys[which];
             let it = NtItem {
@@ -273,10 +305,11 @@ impl Kernels {
         });
     }
 
-    /// Products of a few rows: dot products on the stored blocks. Each thread reads one contiguous part
+    /// Products of a few rows with integer x: dot products on the stored blocks. Each thread reads one contiguous part
     /// of all weights, since memory is fastest in long streams.
     fn gemv(&self, t: &Table, m: usize, ops: &mut [NtOp<'_>]) {
-        let total: usize = ops.iter().map(|op| op.w.rows()).sum();
+        let rows = |op: &NtOp<'_>| if matches!(op.x, Rows::Int8(_)) { op.w.rows() } else { 0 };
+        let total: usize = ops.iter().map(rows).sum();
         let part = total.div_ceil(self.threads());
         let ys: [Shared<f32>; 8] = core::array::from_fn(|i| {
             Shared(ops.get_mut(i).map_or(core::ptr::null_mut(), |o| o.y.as_mut_ptr()))
@@ -285,7 +318,7 @@ impl Kernels {
         self.pool.run(total.div_ceil(part), |item, _| {
             let mut first = 0;
             for (op, y) in ops.iter().zip(&ys) {
-                let n = op.w.rows();
+                let n = rows(op);
                 // Cut at whole vectors, so that no row's rounding depends on the number of threads.
                 let cut = |at: usize| at.saturating_sub(first).next_multiple_of(16).min(n);
                 let (from, to) = (cut(item * part), cut((item + 1) * part));
@@ -335,6 +368,7 @@ impl Kernels {
             }
             return;
         };
+        ops.iter().for_each(|op| assert_tile(&op.dy, t.act_tile));
         let rank = ops.iter().map(|o| o.low.map_or(0, |l| l.rank)).max().unwrap_or(0);
         let n = ops.iter().map(|o| o.w.rows()).max().unwrap_or(0);
         let scratch = Scratch::new(scratch, self.threads(), gemm::nn_scratch_words(n, rank));
@@ -489,6 +523,13 @@ impl Kernels {
                 None => scalar::ops::swiglu_bwd(g, u, &dh[at]),
             }
         });
+    }
+
+    /// y = x, `[m, d]`, each thread its rows.
+    pub fn copy(&self, x: &[f32], d: usize, y: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
+        assert_eq!(x.len(), y.len());
+        self.rows(d, y, |r, row| row.copy_from_slice(&x[r * d..r * d + row.len()]));
     }
 
     /// y += a·x.
@@ -795,10 +836,18 @@ fn check_rows(x: &Rows<'_>, m: usize, k: usize) {
     match x {
         Rows::F32(x) => assert_eq!(x.len(), m * k),
         Rows::Int8(a) => {
+            let m = m.next_multiple_of(a.tile);
             assert!(a.codes.len() == m * k && a.scale.len() == m * k / 32);
             assert!(a.start16.len() == m * k / 16 && a.start32.len() == m * k / 32);
             assert!(a.bias_sum16.len() == m * k / 16 && a.bias_sum32.len() == m * k / 32);
         }
+    }
+}
+
+/// Activations must lie as the kernel at hand reads them.
+fn assert_tile(x: &Rows<'_>, tile: usize) {
+    if let Rows::Int8(a) = x {
+        assert_eq!(a.tile, tile, "activations quantized for another product");
     }
 }
 

@@ -1,5 +1,8 @@
 //! A fixed pool of threads. Work is a number of independent items; each item computes its own
 //! outputs in a fixed order, so results do not depend on how many threads share the items.
+//!
+//! Each thread begins with its own contiguous share, so that the rows of one operation are where the
+//! same rows of the last one were, in that core's cache; who is done early takes from the others' shares.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -23,13 +26,19 @@ struct Shared {
     state: AtomicU64,
     /// Written by the caller while the job is closed and nobody is inside, read by those inside.
     job: UnsafeCell<Option<(Job, usize)>>,
-    next: AtomicUsize,
+    /// The next item of each thread's share.
+    next: Vec<Share>,
     sleepers: AtomicUsize,
     bed: Mutex<()>,
     wake: Condvar,
     stop: AtomicBool,
     panicked: AtomicBool,
 }
+
+/// Alone on its cache line, since its thread counts on it without pause.
+#[repr(align(64))]
+#[derive(Default)]
+struct Share(AtomicUsize);
 
 // SAFETY: `job` is the only field that is not Sync; the protocol of `state` keeps its writer apart from
 // its readers.
@@ -46,17 +55,18 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads` workers, the caller included (at least 1).
     pub fn new(threads: usize) -> Pool {
+        let threads = threads.clamp(1, INSIDE as usize);
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            next: (0..threads).map(|_| Share::default()).collect(),
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
         });
-        let workers = (1..threads.clamp(1, INSIDE as usize))
+        let workers = (1..threads)
             .filter_map(|w| {
                 let shared = shared.clone();
                 // A system that refuses a thread leaves a smaller pool, not a failure.
@@ -91,7 +101,9 @@ impl Pool {
         let job: Job = unsafe { std::mem::transmute(job) };
         // SAFETY: the job is closed and nobody is inside: the last call left it so.
         unsafe { *s.job.get() = Some((job, items)) };
-        s.next.store(0, Ordering::Relaxed);
+        for (i, share) in s.next.iter().enumerate() {
+            share.0.store(first_of(i, items, s.next.len()), Ordering::Relaxed);
+        }
         s.state.fetch_add(NUMBER | OPEN, Ordering::SeqCst);
         if s.sleepers.load(Ordering::SeqCst) > 0 {
             drop(lock(&s.bed));
@@ -129,13 +141,23 @@ fn lock(m: &Mutex<()>) -> MutexGuard<'_, ()> {
     m.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// The first item of a share.
+fn first_of(share: usize, items: usize, shares: usize) -> usize {
+    share * items / shares
+}
+
+/// Runs the items of the worker's own share, then what is left of the others'.
 fn take_items(s: &Shared, f: &(dyn Fn(usize, usize) + Sync), items: usize, worker: usize) {
-    loop {
-        let i = s.next.fetch_add(1, Ordering::Relaxed);
-        if i >= items {
-            return;
+    let shares = s.next.len();
+    for share in (worker..shares).chain(0..worker) {
+        let end = first_of(share + 1, items, shares);
+        loop {
+            let i = s.next[share].0.fetch_add(1, Ordering::Relaxed);
+            if i >= end {
+                break;
+            }
+            f(i, worker);
         }
-        f(i, worker);
     }
 }
 

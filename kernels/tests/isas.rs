@@ -5,8 +5,8 @@ mod common;
 
 use common::{Rng, assert_close, random_bytes, view};
 use engraft_kernels::{
-    AdamWStep, AttnShape, DType, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp, Rows, SoftmaxState,
-    acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
+    AdamWStep, AttnShape, DType, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp, QuantActs, Rows,
+    SoftmaxState, acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
 };
 
 /// Runs `f` on the scalar specification and on each ISA with 1, 2 and 4 threads; results of one ISA
@@ -148,7 +148,7 @@ fn input_gradient_int8() {
                     let (dy, h, b) = (rng.vec(m * n), rng.vec(m * rank), rng.vec(rank * cols));
                     let low = (rank > 0).then_some(LowRank { h: &h, b: &b, rank });
                     let mut words = vec![0.0; acts_words(m, n)];
-                    let rows = Rows::Int8(k.quantize(&dy, m, n, &mut words));
+                    let rows = Rows::Int8(k.quantize_gradient(&dy, m, n, &mut words));
                     let op = NnOp { dy: rows, w: view(dtype, n, cols, &bytes), low };
                     let mut dx = rng.vec(m * cols);
                     k.qgemm_nn(m, &[op], &mut dx, rank > 0, &mut gemm_scratch(k, cols, rank));
@@ -183,22 +183,35 @@ fn rank_r_products() {
 
 #[test]
 fn quantized_activations() {
-    on_every_isa("quantize", 0.0, |k| {
-        let (m, cols) = (9, 96);
-        let mut x = Rng(1).vec(m * cols);
-        x[..32].fill(0.0);
-        let mut words = vec![0.0; acts_words(m, cols)];
-        let a = k.quantize(&x, m, cols, &mut words);
-        let ints = a.start16.iter().chain(a.start32).map(|v| *v as f32);
-        let sums = a.bias_sum16.iter().chain(a.bias_sum32);
-        a.codes
-            .iter()
-            .map(|c| f32::from(*c))
-            .chain(a.scale.iter().copied())
-            .chain(ints)
-            .chain(sums.copied())
-            .collect()
-    });
+    let cols = 96;
+    for m in [1, 9, 30] {
+        on_every_isa("quantize", 0.0, |k| {
+            let mut x = Rng(1).vec(m * cols);
+            x[..32].fill(0.0);
+            let mut words = vec![0.0; acts_words(m, cols)];
+            let plain = in_order(k.quantize(&x, m, cols, &mut words), m, cols);
+            assert_eq!(plain, in_order(k.quantize_gradient(&x, m, cols, &mut words), m, cols));
+            plain
+        });
+    }
+}
+
+/// Codes, scales and sums row by row, wherever the tile put them.
+fn in_order(a: QuantActs<'_>, m: usize, cols: usize) -> Vec<f32> {
+    let at = |r: usize, b: usize, blocks: usize| (r / a.tile * blocks + b) * a.tile + r % a.tile;
+    let mut all = Vec::new();
+    for r in 0..m {
+        for b in 0..cols / 32 {
+            let i = at(r, b, cols / 32);
+            all.extend(a.codes[32 * i..32 * i + 32].iter().map(|c| f32::from(*c)));
+            all.extend([a.scale[i], a.bias_sum32[i], a.start32[i] as f32]);
+        }
+        for g in 0..cols / 16 {
+            let i = at(r, g, cols / 16);
+            all.extend([a.bias_sum16[i], a.start16[i] as f32]);
+        }
+    }
+    all
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! for all rows, so results do not depend on how items meet threads.
 
 use super::simd::{CodeClass, Simd};
-use super::tile::{ActRows, CodePanel, f32_tile, int8_tile, row_pointers, store_tile};
+use super::tile::{ActTile, CodePanel, f32_tile, int8_tile, row_pointers, store_tile};
 use crate::acts::QuantActs;
 use crate::block::DType;
 use crate::view::QMatrix;
@@ -35,7 +35,7 @@ pub struct LowRank<'a> {
 pub enum Rows<'a> {
     /// f32 `[m, k]`.
     F32(&'a [f32]),
-    /// int8 codes in blocks of 32.
+    /// int8 codes in blocks of 32: plain rows for a product of a few rows, else in the ISA's tiles.
     Int8(QuantActs<'a>),
 }
 
@@ -226,14 +226,14 @@ unsafe fn nt_int8<
             if G == 16 { (acts.bias_sum16, acts.start16) } else { (acts.bias_sum32, acts.start32) };
         for m0 in (0..it.m).step_by(MR) {
             let rows = MR.min(it.m - m0);
-            let x = ActRows::<MR> {
-                codes: row_pointers(acts.codes.as_ptr().add(m0 * k), k, rows),
-                scale: row_pointers(acts.scale.as_ptr().add(m0 * (k / 32)), k / 32, rows),
-                bias_sum: row_pointers(bias_sum.as_ptr().add(m0 * groups), groups, rows),
-                start: row_pointers(start.as_ptr().add(m0 * groups), groups, rows),
+            let x = ActTile {
+                codes: acts.codes.as_ptr().add(m0 * k),
+                scale: acts.scale.as_ptr().add(m0 * (k / 32)),
+                bias_sum: bias_sum.as_ptr().add(m0 * groups),
+                start: start.as_ptr().add(m0 * groups),
             };
             let mut acc = [[S::zero(); NV]; MR];
-            int8_tile::<S, MR, NV, G, BIAS, START, ACC16>(&mut acc, k, &x, panel);
+            int8_tile::<S, MR, NV, G, BIAS, START, ACC16>(&mut acc, k, x, panel);
             add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
             store_tile::<S, MR, NV>(&acc, rows, valid, it.y.add(m0 * n + n0), n, it.accumulate);
         }
@@ -511,18 +511,18 @@ unsafe fn nn_int8<S: Simd, const MR: usize, const NV: usize, const START: bool, 
         }
         for m0 in (0..it.m).step_by(MR) {
             let rows = MR.min(it.m - m0);
-            let x = ActRows::<MR> {
-                codes: row_pointers(dy.codes.as_ptr().add(m0 * n), n, rows),
-                scale: row_pointers(dy.scale.as_ptr().add(m0 * groups), groups, rows),
-                bias_sum: row_pointers(dy.bias_sum32.as_ptr().add(m0 * groups), groups, rows),
-                start: row_pointers(dy.start32.as_ptr().add(m0 * groups), groups, rows),
+            let x = ActTile {
+                codes: dy.codes.as_ptr().add(m0 * n),
+                scale: dy.scale.as_ptr().add(m0 * groups),
+                bias_sum: dy.bias_sum32.as_ptr().add(m0 * groups),
+                start: dy.start32.as_ptr().add(m0 * groups),
             };
             for sub in 0..NN_STRIP / nr {
                 let scale = scale.as_ptr().add(sub * nr * groups);
                 let codes = codes.as_ptr().cast::<u8>().add(sub * nr * n);
                 let panel = CodePanel { codes, scale, bias: core::ptr::null() };
                 let mut acc = [[S::zero(); NV]; MR];
-                int8_tile::<S, MR, NV, 32, false, START, ACC16>(&mut acc, n, &x, panel);
+                int8_tile::<S, MR, NV, 32, false, START, ACC16>(&mut acc, n, x, panel);
                 add_strip_low::<S, MR, NV>(&mut acc, it.low, low.as_ptr().wrapping_add(sub * nr), m0, rows);
                 let y = it.dx.add(m0 * k + c0 + sub * nr);
                 store_tile::<S, MR, NV>(&acc, rows, nr, y, k, it.accumulate);

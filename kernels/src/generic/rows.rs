@@ -97,7 +97,7 @@ pub unsafe fn quantize_row<S: Simd>(x: &[f32], t: RowTarget) {
             let scale = amax / 127.0;
             // Below, 127 / amax would overflow: such blocks, deep in a softmax's tail, count as zero.
             let inv = if amax > 1e-36 { 127.0 / amax } else { 0.0 };
-            let codes = t.codes.add(b * 32);
+            let codes = t.codes.add(b * t.tile * 32);
             let mut half = [0.0f32; 2];
             for h in 0..2 {
                 let mut acc = S::zero();
@@ -108,13 +108,15 @@ pub unsafe fn quantize_row<S: Simd>(x: &[f32], t: RowTarget) {
                 }
                 half[h] = S::sum(acc);
             }
-            *t.scale.add(b) = scale;
+            let at = b * t.tile;
+            *t.scale.add(at) = scale;
             for h in 0..2 {
-                *t.bias_sum16.add(2 * b + h) = scale * half[h];
-                *t.start16.add(2 * b + h) = -128 * half[h] as i32;
+                let at = (2 * b + h) * t.tile;
+                *t.bias_sum16.add(at) = scale * half[h];
+                *t.start16.add(at) = -128 * half[h] as i32;
             }
-            *t.bias_sum32.add(b) = scale * (half[0] + half[1]);
-            *t.start32.add(b) = -128 * (half[0] + half[1]) as i32;
+            *t.bias_sum32.add(at) = scale * (half[0] + half[1]);
+            *t.start32.add(at) = -128 * (half[0] + half[1]) as i32;
         }
     }
 }

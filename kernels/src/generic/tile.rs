@@ -48,16 +48,17 @@ pub unsafe fn f32_tile<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// Quantized activations as the integer tile reads them: row pointers of one tile.
-pub struct ActRows<const MR: usize> {
-    /// Codes, k bytes a row.
-    pub codes: [*const i8; MR],
-    /// Scale per block of 32.
-    pub scale: [*const f32; MR],
-    /// Scale·Σcodes per group (of 16 or 32, as the panel's).
-    pub bias_sum: [*const f32; MR],
-    /// −128·Σcodes per group.
-    pub start: [*const i32; MR],
+/// One tile's quantized activations; MR values lie together everywhere (see `QuantActs`).
+#[derive(Clone, Copy)]
+pub struct ActTile {
+    /// `[k/32][MR][32]` codes.
+    pub codes: *const i8,
+    /// Scale per block of 32, `[k/32][MR]`.
+    pub scale: *const f32,
+    /// Scale·Σcodes per group (of 16 or 32, as the panel's), `[k/G][MR]`.
+    pub bias_sum: *const f32,
+    /// −128·Σcodes per group, `[k/G][MR]`.
+    pub start: *const i32,
 }
 
 /// A packed strip of NV·LANES weight rows.
@@ -87,7 +88,7 @@ pub unsafe fn int8_tile<
 >(
     acc: &mut [[S::F; NV]; MR],
     k: usize,
-    x: &ActRows<MR>,
+    x: ActTile,
     w: CodePanel,
 ) {
     // SAFETY: the caller's contract.
@@ -97,24 +98,26 @@ pub unsafe fn int8_tile<
             let mut ints = [[S::splat_i32(S::SUMS_START); NV]; MR];
             if START {
                 for m in 0..MR {
-                    ints[m] = [S::splat_i32(S::SUMS_START + *x.start[m].add(g)); NV];
+                    ints[m] = [S::splat_i32(S::SUMS_START + *x.start.add(g * MR + m)); NV];
                 }
             }
-            let mut xp = x.codes;
-            for m in 0..MR {
-                xp[m] = xp[m].add(g * G);
+            let block = g * G / 32;
+            let codes = x.codes.add(block * MR * 32 + g * G % 32);
+            let mut xp = [codes; MR];
+            for m in 1..MR {
+                xp[m] = codes.add(m * 32);
             }
             S::dot_quads::<MR, NV, ACC16>(&mut ints, G / 4, w.codes.add(g * G * nr), &xp);
             for v in 0..NV {
                 let ws = S::load(w.scale.add(g * nr + v * S::LANES));
                 for m in 0..MR {
-                    let s = S::mul(ws, S::splat(*x.scale[m].add(g * G / 32)));
+                    let s = S::mul(ws, S::splat(*x.scale.add(block * MR + m)));
                     acc[m][v] = S::fma(S::to_f32(ints[m][v]), s, acc[m][v]);
                 }
                 if BIAS {
                     let wb = S::load(w.bias.add(g * nr + v * S::LANES));
                     for m in 0..MR {
-                        acc[m][v] = S::fma(wb, S::splat(*x.bias_sum[m].add(g)), acc[m][v]);
+                        acc[m][v] = S::fma(wb, S::splat(*x.bias_sum.add(g * MR + m)), acc[m][v]);
                     }
                 }
             }

@@ -159,7 +159,7 @@ fn run_chunks(
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
         if train {
             let dy = if ctx.gradient == Precision::Int8 && ctx.kernels.int8_gradient(&part) {
-                Rows::Int8(ctx.kernels.quantize(logits, r, part.rows(), gradient_acts))
+                Rows::Int8(ctx.kernels.quantize_gradient(logits, r, part.rows(), gradient_acts))
             } else {
                 Rows::F32(logits)
             };

@@ -161,7 +161,7 @@ fn gradient_rows<'a>(
         return (Rows::F32(l.dy), acts);
     }
     let (own, rest) = acts.split_at_mut(acts_words(m, l.w.rows()));
-    (Rows::Int8(ctx.kernels.quantize(l.dy, m, l.w.rows(), own)), rest)
+    (Rows::Int8(ctx.kernels.quantize_gradient(l.dy, m, l.w.rows(), own)), rest)
 }
 
 fn nn_op<'a>(l: &'a LinearGrad<'_>, dy: Rows<'a>, m: usize, fused: bool) -> NnOp<'a> {
