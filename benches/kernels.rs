@@ -141,7 +141,11 @@ fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
             continue;
         }
         let rows = |k: &Kernels, words| {
-            if int8 { Rows::Int8(k.quantize(&c.x, c.m, K, words)) } else { Rows::F32(&c.x) }
+            if int8 {
+                Rows::Int8(k.quantize(&c.x, c.m, K, c.w.dtype().group_len() == 16, words))
+            } else {
+                Rows::F32(&c.x)
+            }
         };
         let (x, x_spec) = (rows(k, &mut words), rows(spec, &mut spec_words));
         forward(k, c, x, &mut y, &mut scratch);
@@ -182,7 +186,11 @@ fn tiles(k: &Kernels, w: QMatrix<'_>, m: usize) {
         let mut time = |rows: usize| {
             let mut words = vec![0.0; acts_words(rows, K)];
             let x = &x[..rows * K];
-            let x = if int8 { Rows::Int8(k.quantize(x, rows, K, &mut words)) } else { Rows::F32(x) };
+            let x = if int8 {
+                Rows::Int8(k.quantize(x, rows, K, w.dtype().group_len() == 16, &mut words))
+            } else {
+                Rows::F32(x)
+            };
             let mut once = || {
                 let op = NtOp { x, w, low: None, y: &mut y[..rows * N], accumulate: false };
                 k.qgemm_nt(rows, &mut [op], &mut scratch);
@@ -200,7 +208,7 @@ fn quantization(k: &Kernels, m: usize) {
     let mut rng = Rng::new(1, 0);
     let x: Vec<f32> = (0..m * N).map(|_| rng.f32() - 0.5).collect();
     let mut words = vec![0.0; acts_words(m, N)];
-    let t = median(|| _ = k.quantize(&x, m, N, &mut words));
+    let t = median(|| _ = k.quantize(&x, m, N, false, &mut words));
     println!(
         "{}",
         serde_json::json!({

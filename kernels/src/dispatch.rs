@@ -22,7 +22,7 @@ pub(crate) struct Table {
     pub nn_item: unsafe fn(&NnItem<'_>, usize, &mut [f32]),
     pub dot_nt: unsafe fn(f32, &[f32], usize, usize, &[f32], usize, &mut [f32]),
     pub outer_tn: unsafe fn(&[f32], &[f32], usize, usize, usize, usize, usize, *mut f32, bool),
-    pub quantize_row: unsafe fn(&[f32], RowTarget),
+    pub quantize_row: unsafe fn(&[f32], bool, RowTarget),
     pub rmsnorm_row: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub rmsnorm_bwd_row: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]),
     pub rope_head: unsafe fn(&mut [f32], &[f32], &[f32], f32),
@@ -61,7 +61,7 @@ macro_rules! isa_table {
                     => skinny::dot_nt::<S, { S::DOT_TR }>;
                 outer_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, n0: usize, cols: usize, out: *mut f32, acc: bool)
                     => skinny::outer_tn::<S, FMR, NV>;
-                quantize_row(x: &[f32], t: RowTarget) => rows::quantize_row::<S>;
+                quantize_row(x: &[f32], halves: bool, t: RowTarget) => rows::quantize_row::<S>;
                 rmsnorm_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) => rows::rmsnorm_row::<S>;
                 rmsnorm_bwd_row(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) => rows::rmsnorm_bwd_row::<S>;
                 rope_head(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) => rows::rope_head::<S>;
