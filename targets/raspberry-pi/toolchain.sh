@@ -53,10 +53,10 @@ unpack_rust() {
   say "fetching Debian's Rust for amd64 and arm64"
   private_apt update -qq >&2
   (cd "$debs" && private_apt download -qq "${packages[@]}" >&2)
-  rm -rf "$folder/root"
-  mkdir -p "$folder/root"
+  rm -rf "$folder/unpacked"
+  mkdir -p "$folder/unpacked"
   for deb in "$debs"/*.deb; do
-    dpkg -x "$deb" "$folder/root"
+    dpkg -x "$deb" "$folder/unpacked"
   done
   rm -rf "$debs" "$folder/apt"
 }
@@ -67,7 +67,7 @@ write_wrappers() {
   for tool in cargo rustc rustdoc; do
     cat >"$folder/bin/$tool" <<WRAPPER
 #!/bin/sh
-LD_LIBRARY_PATH="$folder/root/usr/lib/x86_64-linux-gnu" exec "$folder/root/usr/bin/$tool" "\$@"
+LD_LIBRARY_PATH="$folder/unpacked/usr/lib/x86_64-linux-gnu" exec "$folder/unpacked/usr/bin/$tool" "\$@"
 WRAPPER
     chmod +x "$folder/bin/$tool"
   done
