@@ -6,6 +6,7 @@
 //! cargo run --release --example pretrain                          # writes targets/cli/seedling.gguf
 //! cargo run --release --example pretrain -- --check-adaptation    # can it learn private words?
 //! cargo run --release --example pretrain -- --everyday            # writes targets/cli/demo/everyday.txt
+//! cargo run --release --example pretrain -- --development DIR     # other tests, to tune the demo on
 //! ```
 
 mod seedling;
@@ -22,14 +23,18 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 const USAGE: &str = "usage: pretrain [--check-adaptation [--verbose]] [--model FILE] [--demo DIR] [--seed N] \
-    [--everyday] [--examples N] [--epochs N] [--batch N] [--rate X] [--vocab N] \
+    [--everyday] [--development DIR] [--examples N] [--epochs N] [--batch N] [--rate X] [--vocab N] \
     [--steps N] [--lora-rate X] [--lora-batch N] [--lora-scale X] \
     [--lora-modules q,k,…] [--lora-layers N]";
+
+/// Commands that the demo replays.
+const EVERYDAY: usize = 160;
 
 /// What the command line may change.
 struct Options {
     check: bool,
     everyday: bool,
+    development: Option<PathBuf>,
     verbose: bool,
     model: PathBuf,
     demo: PathBuf,
@@ -50,6 +55,9 @@ fn main() -> Result<()> {
     if options.everyday {
         return write_everyday(&options.demo);
     }
+    if let Some(dir) = &options.development {
+        return write_development(&options, dir);
+    }
     pretrain(&options)
 }
 
@@ -65,6 +73,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
     let mut o = Options {
         check: false,
         everyday: false,
+        development: None,
         verbose: false,
         model: cli.join("seedling.gguf"),
         demo: cli.join("demo"),
@@ -82,6 +91,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
             "--check-adaptation" => o.check = true,
             "--verbose" => o.verbose = true,
             "--everyday" => o.everyday = true,
+            "--development" => o.development = Some(value(&flag, args)?),
             "--model" => o.model = value(&flag, args)?,
             "--demo" => o.demo = value(&flag, args)?,
             "--seed" => {
@@ -110,14 +120,9 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
 }
 
 fn pretrain(o: &Options) -> Result<()> {
-    let mut rng = Rng::new(o.seed);
     let generic_test = generic_test(&o.demo)?;
-    let mut held_out: HashSet<String> = generic_test.iter().map(|e| corpus::normal_form(&e.prompt)).collect();
-    for name in ["private_train.jsonl", "private_test.jsonl"] {
-        let private = adapt::read_jsonl(&o.demo.join(name))?;
-        held_out.extend(private.iter().map(|e| corpus::normal_form(&e.prompt)));
-    }
-    let examples = corpus::generate(&mut rng, o.examples, &held_out);
+    let mut rng = Rng::new(o.seed);
+    let examples = corpus::generate(&mut rng, o.examples, &held_out(&o.demo)?);
     for example in &examples[..8.min(examples.len())] {
         eprintln!("  {}  ->  {}", example.prompt, example.completion);
     }
@@ -147,19 +152,55 @@ fn length(sequence: &Encoded) -> usize {
     sequence.ids.len()
 }
 
-/// Writes the everyday commands whose answers by the base the demo replays: no test sentence is among
-/// them, and no answer is given.
-fn write_everyday(demo: &Path) -> Result<()> {
+/// The demo's sentences with answers, which neither the corpus nor the replay may hold.
+fn held_out(demo: &Path) -> Result<HashSet<String>> {
     let mut held_out = HashSet::new();
     for name in ["generic_test.jsonl", "private_train.jsonl", "private_test.jsonl"] {
         let examples = adapt::read_jsonl(&demo.join(name))?;
         held_out.extend(examples.iter().map(|e| corpus::normal_form(&e.prompt)));
     }
-    let mut examples = corpus::generate(&mut Rng::new(78), 800, &held_out);
-    examples.retain(corpus::is_plain);
-    let prompts: String = examples.iter().take(160).flat_map(|e| [e.prompt.as_str(), "\n"]).collect();
+    Ok(held_out)
+}
+
+/// Writes the everyday commands whose answers by the base the demo replays: no test sentence is among
+/// them, and no answer is given.
+fn write_everyday(demo: &Path) -> Result<()> {
+    let examples = everyday(&held_out(demo)?);
+    let prompts: String = examples.iter().flat_map(|e| [e.prompt.as_str(), "\n"]).collect();
     let path = demo.join("everyday.txt");
     std::fs::write(&path, prompts).with_context(|| format!("writing {}", path.display()))
+}
+
+fn everyday(held_out: &HashSet<String>) -> Vec<Example> {
+    let mut examples = corpus::generate(&mut Rng::new(78), 800, held_out);
+    examples.retain(corpus::is_plain);
+    examples.truncate(EVERYDAY);
+    examples
+}
+
+/// Writes tests of the same form as the demo's to `dir`, to choose its recipe by: a thousand everyday
+/// commands and three hundred private ones, none of which is in the corpus, the replay or the tests.
+/// A build with them in the place of the demo's measures the recipe on them.
+fn write_development(o: &Options, dir: &Path) -> Result<()> {
+    let mut known = held_out(&o.demo)?;
+    let replay = std::fs::read_to_string(o.demo.join("everyday.txt")).context("reading everyday.txt")?;
+    let corpus = corpus::generate(&mut Rng::new(o.seed), o.examples, &known);
+    known.extend(corpus.iter().map(|e| corpus::normal_form(&e.prompt)));
+    known.extend(replay.lines().map(corpus::normal_form));
+    let mut drawn = corpus::generate(&mut Rng::new(79), 30_000, &known);
+    drawn.retain(corpus::is_plain);
+    let (everyday, others) = drawn.split_at(1000.min(drawn.len()));
+    let mut private: Vec<Example> = others.iter().filter_map(corpus::in_private).collect();
+    private.retain(|e| known.insert(corpus::normal_form(&e.prompt)));
+    private.truncate(300);
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    write_jsonl(&dir.join("generic_test.jsonl"), everyday)?;
+    write_jsonl(&dir.join("private_test.jsonl"), &private)
+}
+
+fn write_jsonl(path: &Path, examples: &[Example]) -> Result<()> {
+    let lines: Vec<String> = examples.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
+    std::fs::write(path, lines.join("\n") + "\n").with_context(|| format!("writing {}", path.display()))
 }
 
 /// The held-out generic commands: read where they exist, else drawn with a seed of their own.
@@ -169,10 +210,7 @@ fn generic_test(demo: &Path) -> Result<Vec<Example>> {
         let mut lines = corpus::generate(&mut Rng::new(77), 400, &HashSet::new());
         lines.retain(corpus::is_plain);
         lines.truncate(120);
-        let lines: Vec<String> =
-            lines.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
-        std::fs::write(&path, lines.join("\n") + "\n")
-            .with_context(|| format!("writing {}", path.display()))?;
+        write_jsonl(&path, &lines)?;
     }
     adapt::read_jsonl(&path)
 }
