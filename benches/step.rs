@@ -1,8 +1,9 @@
 //! Tokens per second of a training step, and the share of each operation.
 //!
 //! `cargo bench --bench step -- MODEL.gguf [--seq 256] [--batch 1] [--threads 2] [--isa NAME]
-//! [--steps 8] [--precision int8|f32] [--gradient-precision int8|f32]` prints one JSON line: every step's rate, their median, and the
-//! shares of the time.
+//! [--steps 8] [--precision int8|f32] [--gradient-precision int8|f32] [--keep inputs|attention|all|N]
+//! [--keep-precision f32|bf16]` prints one JSON line: the planned memory, every step's rate, their
+//! median, and the shares of the time. `--keep N` is the best pattern within N bytes of planned memory.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,10 +12,11 @@ use anyhow::{Context, Result, bail};
 use engraft_kernels::{Isa, Kernels};
 use engraft_runtime::adapter::{Adapter, LoraConfig};
 use engraft_runtime::data::Batch;
-use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn::Precision;
-use engraft_runtime::plan::{ArenaWords, Request};
+use engraft_runtime::nn::keep::{Keep, KeepPrecision};
+use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request, keep};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
@@ -29,6 +31,8 @@ struct Args {
     steps: usize,
     precision: Precision,
     gradient: Precision,
+    keep: String,
+    keep_precision: KeepPrecision,
 }
 
 fn args() -> Result<Args> {
@@ -41,6 +45,8 @@ fn args() -> Result<Args> {
         steps: 8,
         precision: Precision::Int8,
         gradient: Precision::Int8,
+        keep: "inputs".into(),
+        keep_precision: KeepPrecision::F32,
     };
     let mut words = std::env::args().skip(1).filter(|w| w != "--bench");
     while let Some(w) = words.next() {
@@ -57,6 +63,11 @@ fn args() -> Result<Args> {
             "--gradient-precision" => {
                 a.gradient = if value()? == "f32" { Precision::F32 } else { Precision::Int8 };
             }
+            "--keep" => a.keep = value()?,
+            "--keep-precision" => {
+                let bf16 = value()? == "bf16";
+                a.keep_precision = if bf16 { KeepPrecision::Bf16 } else { KeepPrecision::F32 };
+            }
             _ if w.starts_with("--") => bail!("unknown flag {w}"),
             _ => a.model = w,
         }
@@ -64,21 +75,37 @@ fn args() -> Result<Args> {
     Ok(a)
 }
 
-fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<Trainer> {
+/// The pattern that `--keep` names.
+fn pattern(a: &Args, c: &ModelConfig, r: &Request) -> Result<KeepPlan> {
+    let uniform = |level| KeepPlan::uniform(level, a.keep_precision, r.kept_blocks);
+    Ok(match a.keep.as_str() {
+        "inputs" => uniform(Keep::Inputs),
+        "attention" => uniform(Keep::Attention),
+        "all" => uniform(Keep::All),
+        bytes => keep::choose(c, r, a.keep_precision, bytes.parse()?),
+    })
+}
+
+/// The trainer, its planned bytes, and what it keeps.
+fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String)> {
     let model = Arc::new(ModelFile::open(&a.model)?);
     let c = model.config();
     let lora = LoraConfig::new(c, 8, 16.0, 0.0, &Proj::ALL, &(0..c.n_layers).collect::<Vec<_>>())?;
     let mut rng = Rng::new(1, 1);
     let adapter = Adapter::init(c, &lora, model.digest(), &mut || rng.f32())?;
-    let request = Request {
+    let mut request = Request {
         batch: a.batch,
         seq: a.seq,
         params: adapter.theta.len(),
         rank: 8,
         kept_blocks: c.n_layers,
         threads: a.threads,
+        model_bytes: model.private_bytes(),
         ..Request::default()
     };
+    request.keep = pattern(a, c, &request)?;
+    let planned = MemoryPlan::new(c, &request).private_bytes;
+    let kept = request.keep.describe(c.n_layers);
     let words = ArenaWords::new(c, &request);
     let schedule = Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 100 };
     let options = TrainOptions {
@@ -88,7 +115,7 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<Trainer> {
         precision: a.precision,
         gradient: a.gradient,
     };
-    Ok(Trainer::new(model, kernels.clone(), words, adapter, options))
+    Ok((Trainer::new(model, kernels.clone(), words, adapter, options), planned, kept))
 }
 
 fn main() -> Result<()> {
@@ -98,7 +125,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let kernels = Arc::new(Kernels::with_isa(a.isa, a.threads));
-    let mut trainer = trainer(&a, &kernels)?;
+    let (mut trainer, planned, kept) = trainer(&a, &kernels)?;
     let mut rng = Rng::new(2, 2);
     let n = a.batch * a.seq;
     let ids: Vec<u32> = (0..n).map(|_| rng.below(40_000) as u32).collect();
@@ -123,7 +150,9 @@ fn main() -> Result<()> {
         "{}",
         serde_json::json!({
             "isa": a.isa.name(), "threads": kernels.threads(), "seq": a.seq, "batch": a.batch,
-            "precision": format!("{:?}", a.precision), "tokens_per_s": sorted[sorted.len() / 2],
+            "precision": format!("{:?}", a.precision), "keep": kept,
+            "keep_precision": a.keep_precision.to_string(), "planned_private_bytes": planned,
+            "tokens_per_s": sorted[sorted.len() / 2],
             "best": sorted.last(), "all": rates, "shares": shares,
         })
     );

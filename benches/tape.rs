@@ -32,6 +32,7 @@ use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::block::{self, BlockBufs, Keys};
 use engraft_runtime::nn::head::{self, HeadBufs, HeadWeights};
+use engraft_runtime::nn::keep::Keep;
 use engraft_runtime::nn::{
     BlockPairGrads, BlockPairs, Ctx, Dropout, Pair, PairGrad, Precision, RowMap, rope,
 };
@@ -358,6 +359,7 @@ impl CustomOp2 for BlockOp {
             cpu_values(&x_storage, x_layout)?,
             &mut dx,
             &mut lock(&s.bufs)?.0,
+            Keep::Inputs,
             Dropout::OFF,
             want_dx,
         );

@@ -49,10 +49,10 @@ fn model_like(folder: &Path) -> String {
 fn the_verbs_are_listed() {
     let output = engraft(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for word in ["plan", "train", "generate", "eval", "demo", "Exit codes"] {
+    for word in ["plan", "train", "generate", "eval", "demo", "bench", "Exit codes"] {
         assert!(stdout(&output).contains(word), "{word}");
     }
-    for verb in ["plan", "train", "generate", "eval", "demo"] {
+    for verb in ["plan", "train", "generate", "eval", "demo", "bench"] {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");
     }
 }
@@ -370,14 +370,15 @@ fn a_budget_is_kept_and_its_hint_fits() {
     let folder = tempfile::tempdir().expect("a folder");
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
     let out = folder.path().join("out").display().to_string();
-    let run = ["-m", &model, "--data", &data, "-b", "8", "-t", "2"];
+    // Inputs alone: the least that the model needs.
+    let run = ["-m", &model, "--data", &data, "-b", "8", "-t", "2", "--keep", "inputs"];
     let plan = result_of(&[&["plan"], &run[..]].concat());
-    assert_keys(&plan, &["planned_private_bytes", "mapped_bytes", "pools", "fits"]);
+    assert_keys(&plan, &["planned_private_bytes", "mapped_bytes", "pools", "fits", "ladder"]);
     let pools = plan["pools"].as_object().expect("pools");
     let planned = plan["planned_private_bytes"].as_u64();
     assert_eq!(pools.values().map(|b| b.as_u64().expect("bytes")).sum::<u64>(), planned.expect("bytes"));
     let all = plan["planned_private_bytes"].as_u64().expect("bytes");
-    let one = result_of(&[&["plan"], &run[..4], &["-b", "1", "-t", "2"]].concat());
+    let one = result_of(&[&["plan"], &run[..4], &["-b", "1", "-t", "2", "--keep", "inputs"]].concat());
     let one = one["planned_private_bytes"].as_u64().expect("bytes");
     // Room for a smaller batch, then only for shorter rows.
     for budget in [(all + one) / 2, one - 100_000] {
@@ -400,6 +401,58 @@ fn a_budget_is_kept_and_its_hint_fits() {
         let trained = result_of(&with_hint);
         assert!(trained["planned_private_bytes"].as_u64() <= budget.parse().ok());
     }
+}
+
+#[test]
+fn the_ladder_leads_from_inputs_to_all() {
+    let model = seedling();
+    let plan = ["plan", "-m", &model, "-b", "4", "-t", "2"];
+    let shown = result_of(&plan);
+    let rungs = shown["ladder"].as_array().expect("rungs").clone();
+    for rung in &rungs {
+        assert_keys(
+            rung,
+            &["keep", "precision", "planned_private_bytes", "predicted_tokens_per_s", "chosen"],
+        );
+    }
+    let bytes = |rung: &serde_json::Value| rung["planned_private_bytes"].as_u64().expect("bytes");
+    let rate = |rung: &serde_json::Value| rung["predicted_tokens_per_s"].as_f64().expect("a rate");
+    assert!(rungs.is_sorted_by_key(bytes), "{rungs:?}");
+    // More kept in f32 is never slower; the model is so small that all fits unasked.
+    let exact: Vec<_> = rungs.iter().filter(|r| r["precision"] == "f32").collect();
+    assert!(exact.is_sorted_by(|a, b| rate(a) <= rate(b)), "{exact:?}");
+    assert_eq!((&exact[0]["keep"], &exact[exact.len() - 1]["keep"]), (&"inputs".into(), &"all".into()));
+    let chosen: Vec<_> = rungs.iter().filter(|r| r["chosen"] == true).collect();
+    assert!(chosen.len() == 1 && chosen[0]["keep"] == "all", "{chosen:?}");
+    assert_eq!(chosen[0]["planned_private_bytes"], shown["planned_private_bytes"]);
+
+    // A budget between the ends chooses what fits; a level that does not fit is refused, with a remedy.
+    let (least, most) = (bytes(exact[0]), bytes(exact[exact.len() - 1]));
+    let budget = ((least + most) / 2).to_string();
+    let bounded = [&plan[..], &["--memory-budget", &budget, "--no-calibration"]].concat();
+    let within = result_of(&bounded);
+    let chosen = within["planned_private_bytes"].as_u64().expect("bytes");
+    assert!(chosen > least && chosen <= (least + most) / 2, "{chosen}");
+    assert!(within["ladder"][0]["predicted_tokens_per_s"].is_null());
+    let refused = engraft(&[&bounded[..], &["--keep", "all"]].concat());
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(stderr(&refused).contains("--keep auto fits"), "{}", stderr(&refused));
+    let halved =
+        result_of(&[&plan[..], &["--keep", "all", "--keep-precision", "bf16", "--no-calibration"]].concat());
+    let halved = halved["planned_private_bytes"].as_u64().expect("bytes");
+    assert!(halved > least && halved < most, "{least} < {halved} < {most}");
+    assert_refused(&["plan", "-m", &model, "--keep", "much"], 2, "usage", &["--keep"]);
+}
+
+#[test]
+fn the_bench_measures_the_built_in_model() {
+    let shown = result_of(&["bench", "-t", "2"]);
+    for key in ["train_tokens_per_s", "prefill_tokens_per_s", "decode_tokens_per_s"] {
+        assert!(shown[key].as_f64() > Some(0.0), "{shown}");
+    }
+    let shares = shown["shares"].as_object().expect("shares");
+    let sum: f64 = shares.values().filter_map(serde_json::Value::as_f64).sum();
+    assert!((0.3..=1.01).contains(&sum), "{shares:?}");
 }
 
 #[test]

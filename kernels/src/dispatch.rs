@@ -6,9 +6,10 @@
 use crate::acts::RowTarget;
 use crate::block::DType;
 use crate::generic::adamw::AdamWStep;
-use crate::generic::attention::{Head, HeadGrad};
+use crate::generic::attention::{CachedHead, Head, HeadGrad};
 use crate::generic::gemm::{NnItem, NtItem, StripFn};
 use crate::generic::rows::SoftmaxState;
+use crate::kv::KvHead;
 
 /// The kernels of one instruction set. Every function may only run on a CPU that has it.
 #[allow(missing_docs, reason = "each field is named after the generic function it holds")]
@@ -30,7 +31,8 @@ pub(crate) struct Table {
     pub scale: unsafe fn(f32, &mut [f32]),
     pub attention: unsafe fn(&Head, &mut [f32]),
     pub attention_bwd: unsafe fn(&Head, &HeadGrad, &mut [f32]),
-    pub attention_decode: unsafe fn(&Head, &mut [f32]),
+    pub attention_decode: unsafe fn(&CachedHead, &mut [f32]),
+    pub kv_expand: unsafe fn(&KvHead, usize, usize, &mut [f32]),
     pub adamw: unsafe fn(&mut [f32], &[f32], &mut [f32], &mut [f32], &AdamWStep),
     pub unpack: unsafe fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]),
     pub dequant: unsafe fn(DType, &[u8], usize, &mut [f32]),
@@ -67,7 +69,8 @@ macro_rules! isa_table {
                 scale(a: f32, y: &mut [f32]) => rows::scale::<S>;
                 attention(h: &Head, scratch: &mut [f32]) => attention::forward::<S, FMR, NV>;
                 attention_bwd(h: &Head, g: &HeadGrad, scratch: &mut [f32]) => attention::backward::<S, FMR, NV>;
-                attention_decode(h: &Head, scratch: &mut [f32]) => attention::decode::<S>;
+                attention_decode(h: &CachedHead, scratch: &mut [f32]) => attention::decode::<S>;
+                kv_expand(kv: &KvHead, rows: usize, hd: usize, out: &mut [f32]) => attention::expand::<S>;
                 adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep) => adamw::adamw::<S>;
             );
 
@@ -80,7 +83,7 @@ macro_rules! isa_table {
             pub(super) static TABLE: Table = Table {
                 nt_strip: S::NV * S::LANES,
                 nt_item, nn_item, dot_nt, outer_tn, quantize_row, rmsnorm_row, rmsnorm_bwd_row, rope_head,
-                swiglu, swiglu_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, adamw,
+                swiglu, swiglu_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, kv_expand, adamw,
                 unpack: $unpack,
                 dequant: $dequant,
                 dot_rows: $dot_rows,

@@ -8,10 +8,11 @@ use std::time::Instant;
 use crate::acts::{QuantActs, QuantActsMut};
 use crate::dispatch::{Isa, Table};
 use crate::generic::adamw::AdamWStep;
-use crate::generic::attention::{self, Head, HeadGrad};
+use crate::generic::attention::{self, CachedHead, Head, HeadGrad};
 use crate::generic::gemm::{self, LowRank, NN_STRIP, NnItem, NtItem, Rows};
 use crate::generic::rows::SoftmaxState;
 use crate::generic::skinny::DOT_ROWS;
+use crate::kv::{KV_BLOCK, Kv};
 use crate::pool::Pool;
 use crate::scalar;
 use crate::view::QMatrix;
@@ -131,6 +132,11 @@ pub fn attention_scratch_words(keys: usize, head_dim: usize, backward: bool) -> 
     attention::scratch_words(keys, head_dim, backward)
 }
 
+/// f32 words of scratch per thread for [`Kernels::attention_cached`] over `keys` keys.
+pub fn cached_attention_scratch_words(keys: usize, head_dim: usize) -> usize {
+    attention::scratch_words(keys, head_dim, false) + 2 * keys * head_dim
+}
+
 /// A pointer that items of one job share; each writes its own part.
 #[derive(Clone, Copy)]
 struct Shared<T>(*mut T);
@@ -238,7 +244,7 @@ impl Kernels {
             needed = needed.max(gemm::nt_scratch_words(op.w.cols(), op.low.map_or(0, |l| l.rank)));
         }
         if m <= GEMV_ROWS && ops.iter().all(|op| matches!(op.x, Rows::Int8(_))) {
-            return ops.iter_mut().for_each(|op| self.gemv(t, m, op));
+            return self.gemv(t, m, ops);
         }
         let scratch = Scratch::new(scratch, self.threads(), needed);
         let total = starts[ops.len()];
@@ -258,6 +264,7 @@ impl Kernels {
                 y: y.0,
                 accumulate: op.accumulate,
                 unpack: t.unpack,
+                strip: t.strip,
                 dequant: t.dequant,
             };
             // SAFETY: shapes were checked, items own disjoint strips of y, the scratch is this
@@ -266,36 +273,25 @@ impl Kernels {
         });
     }
 
-    /// The product of a few rows: dot products on the stored blocks, 64 of W's rows an item.
-    fn gemv(&self, t: &Table, m: usize, op: &mut NtOp<'_>) {
-        let Rows::Int8(acts) = op.x else { unreachable!("the caller chose integer rows") };
-        let (w, dtype, n) = (op.w, op.w.dtype(), op.w.rows());
-        let (sums, k) = (if dtype.group_len() == 16 { acts.bias_sum16 } else { acts.bias_sum32 }, w.cols());
-        let groups = k / dtype.group_len();
-        const ROWS: usize = 64;
-        let (low, accumulate) = (op.low, op.accumulate);
-        let y = Shared(op.y.as_mut_ptr());
-        self.pool.run(n.div_ceil(ROWS), |item, _| {
-            let (from, to) = (item * ROWS, n.min((item + 1) * ROWS));
-            let bytes = w.rows_range(from, to).bytes();
-            let mut out = [0.0f32; ROWS];
-            let out = &mut out[..to - from];
-            for r in 0..m {
-                let (codes, scale) =
-                    (&acts.codes[r * k..(r + 1) * k], &acts.scale[r * k / 32..(r + 1) * k / 32]);
-                // SAFETY: shapes were checked; items own disjoint columns of y; the ISA is present.
-                let y = unsafe {
-                    (t.dot_rows)(dtype, bytes, codes, scale, &sums[r * groups..(r + 1) * groups], out);
-                    for l in low.iter() {
-                        for (j, h) in l.h[r * l.rank..(r + 1) * l.rank].iter().enumerate() {
-                            (t.axpy)(*h, &l.b[j * n + from..j * n + to], out);
-                        }
-                    }
-                    y.part(r * n + from..r * n + to)
-                };
-                for (y, o) in y.iter_mut().zip(&*out) {
-                    *y = if accumulate { *y + *o } else { *o };
-                }
+    /// Products of a few rows: dot products on the stored blocks. Each thread reads one contiguous part
+    /// of all weights, since memory is fastest in long streams.
+    fn gemv(&self, t: &Table, m: usize, ops: &mut [NtOp<'_>]) {
+        let total: usize = ops.iter().map(|op| op.w.rows()).sum();
+        let part = total.div_ceil(self.threads());
+        let ys: [Shared<f32>; 8] = core::array::from_fn(|i| {
+            Shared(ops.get_mut(i).map_or(core::ptr::null_mut(), |o| o.y.as_mut_ptr()))
+        });
+        let ops = &*ops;
+        self.pool.run(total.div_ceil(part), |item, _| {
+            let mut first = 0;
+            for (op, y) in ops.iter().zip(&ys) {
+                let n = op.w.rows();
+                // Cut at whole vectors, so that no row's rounding depends on the number of threads.
+                let cut = |at: usize| at.saturating_sub(first).next_multiple_of(16).min(n);
+                let (from, to) = (cut(item * part), cut((item + 1) * part));
+                // SAFETY: shapes were checked by the caller; items own disjoint columns of each y.
+                unsafe { gemv_rows(t, m, op, y, from..to) };
+                first += n;
             }
         });
     }
@@ -572,7 +568,7 @@ impl Kernels {
         };
         let lse = Shared(lse.map_or(core::ptr::null_mut(), |l| l.as_mut_ptr()));
         let o = Shared(o.as_mut_ptr());
-        let needed = if s.t == 1 { keys } else { attention::scratch_words(keys, s.head_dim, false) };
+        let needed = attention::scratch_words(keys, s.head_dim, false);
         let scratch = Scratch::new(scratch, self.threads(), needed);
         self.pool.run(s.n_heads, |i, worker| {
             let (o, lse) = (&o, &lse);
@@ -582,9 +578,54 @@ impl Kernels {
                 h.lse = unsafe { lse.0.add(i * s.t) };
             }
             let scratch = scratch.of(worker);
-            let f = if s.t == 1 && h.lse.is_null() { t.attention_decode } else { t.attention };
             // SAFETY: shapes were checked, head i writes its own columns and lse, the ISA is present.
-            unsafe { f(&h, scratch) }
+            unsafe { (t.attention)(&h, scratch) }
+        });
+    }
+
+    /// Causal attention of the `t` newest rows over a cache that holds them too: o `[t, heads·hd]` from q
+    /// alike and k, v `[past + t, kv·hd]`.
+    pub fn attention_cached(
+        &self,
+        s: AttnShape,
+        q: &[f32],
+        k: Kv<'_>,
+        v: Kv<'_>,
+        o: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let (hd, keys, row) = (s.head_dim, s.past + s.t, s.n_kv_heads * s.head_dim);
+        assert!(k.len() == keys * row && v.len() == k.len());
+        assert!(!matches!(k, Kv::Q8(..)) || hd.is_multiple_of(KV_BLOCK), "Q8 heads are whole blocks");
+        let Some(table) = self.table else {
+            let all = |x: Kv<'_>| (0..x.len()).map(|i| x.get(i)).collect::<Vec<f32>>();
+            return scalar_attention(&s, q, &all(k), &all(v), o, None);
+        };
+        let _timed = self.timed(Op::Attention);
+        assert!(s.t > 0 && s.n_kv_heads > 0 && s.n_heads.is_multiple_of(s.n_kv_heads));
+        assert!(q.len() == s.t * s.n_heads * hd && o.len() == q.len());
+        let needed = if s.t == 1 { keys } else { cached_attention_scratch_words(keys, hd) };
+        let scratch = Scratch::new(scratch, self.threads(), needed);
+        let o = Shared(o.as_mut_ptr());
+        self.pool.run(s.n_heads, |i, worker| {
+            let (o, first) = (&o, i / (s.n_heads / s.n_kv_heads) * hd);
+            let (k, v, scratch) = (k.head(first, row), v.head(first, row), scratch.of(worker));
+            let (q, scale) = (q[i * hd..].as_ptr(), 1.0 / libm::sqrtf(hd as f32));
+            // SAFETY: shapes were checked, head i writes its own columns of o, the ISA is present.
+            unsafe {
+                let o = o.0.add(i * hd);
+                if s.t == 1 {
+                    return (table.attention_decode)(&CachedHead { keys, hd, scale, q, k, v, o }, scratch);
+                }
+                let (kf, rest) = scratch.split_at_mut(keys * hd);
+                let (vf, rest) = rest.split_at_mut(keys * hd);
+                (table.kv_expand)(&k, keys, hd, kf);
+                (table.kv_expand)(&v, keys, hd, vf);
+                let (k, v, q_row) = (kf.as_ptr(), vf.as_ptr(), s.n_heads * hd);
+                let (t, past, lse) = (s.t, s.past, core::ptr::null_mut());
+                let h = Head { t, past, hd, scale, q, q_row, k, v, kv_row: hd, o, lse };
+                (table.attention)(&h, rest);
+            }
         });
     }
 
@@ -697,6 +738,42 @@ impl Kernels {
         assert!(s.t > 0 && s.n_kv_heads > 0 && s.n_heads.is_multiple_of(s.n_kv_heads));
         assert!(q.len() == s.t * s.n_heads * s.head_dim && o.len() == q.len());
         assert!(k.len() == (s.past + s.t) * s.n_kv_heads * s.head_dim && v.len() == k.len());
+    }
+}
+
+/// y's columns `rows` of a product of a few rows, 64 of W's rows at a time, which stay in the first cache
+/// for all m.
+///
+/// # Safety
+/// The op's shapes fit, its x is integer, nobody else uses these columns of y, and the CPU has the table's
+/// instruction set.
+unsafe fn gemv_rows(t: &Table, m: usize, op: &NtOp<'_>, y: &Shared<f32>, rows: Range<usize>) {
+    const ROWS: usize = 64;
+    let Rows::Int8(acts) = op.x else { unreachable!("the caller chose integer rows") };
+    let (dtype, n, k) = (op.w.dtype(), op.w.rows(), op.w.cols());
+    let sums = if dtype.group_len() == 16 { acts.bias_sum16 } else { acts.bias_sum32 };
+    let groups = k / dtype.group_len();
+    let mut out = [0.0f32; ROWS];
+    for from in rows.clone().step_by(ROWS) {
+        let to = rows.end.min(from + ROWS);
+        let bytes = op.w.rows_range(from, to).bytes();
+        let out = &mut out[..to - from];
+        for r in 0..m {
+            let (codes, scale) = (&acts.codes[r * k..(r + 1) * k], &acts.scale[r * k / 32..(r + 1) * k / 32]);
+            // SAFETY: the caller's contract.
+            let y = unsafe {
+                (t.dot_rows)(dtype, bytes, codes, scale, &sums[r * groups..(r + 1) * groups], out);
+                for l in op.low.iter() {
+                    for (j, h) in l.h[r * l.rank..(r + 1) * l.rank].iter().enumerate() {
+                        (t.axpy)(*h, &l.b[j * n + from..j * n + to], out);
+                    }
+                }
+                y.part(r * n + from..r * n + to)
+            };
+            for (y, o) in y.iter_mut().zip(&*out) {
+                *y = if op.accumulate { *y + *o } else { *o };
+            }
+        }
     }
 }
 

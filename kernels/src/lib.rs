@@ -13,6 +13,7 @@ mod dispatch;
 mod generic;
 #[cfg(feature = "std")]
 mod kernels;
+pub mod kv;
 #[cfg(feature = "std")]
 pub mod pool;
 pub mod scalar;
@@ -27,5 +28,9 @@ pub use generic::adamw::AdamWStep;
 pub use generic::gemm::{LowRank, Rows};
 pub use generic::rows::SoftmaxState;
 #[cfg(feature = "std")]
-pub use kernels::{AttnShape, Kernels, NnOp, NtOp, Op, attention_scratch_words, gemm_scratch_words};
+pub use kernels::{
+    AttnShape, Kernels, NnOp, NtOp, Op, attention_scratch_words, cached_attention_scratch_words,
+    gemm_scratch_words,
+};
+pub use kv::{KV_BLOCK, Kv, KvMut, KvType};
 pub use view::{QMatrix, ViewError};

@@ -5,8 +5,8 @@ mod common;
 
 use common::{Rng, assert_close, random_bytes, view};
 use engraft_kernels::{
-    AdamWStep, AttnShape, DType, Isa, Kernels, LowRank, NnOp, NtOp, Rows, SoftmaxState, acts_words,
-    attention_scratch_words, gemm_scratch_words,
+    AdamWStep, AttnShape, DType, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp, Rows, SoftmaxState,
+    acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
 };
 
 /// Runs `f` on the scalar specification and on each ISA with 1, 2 and 4 threads; results of one ISA
@@ -284,6 +284,51 @@ fn attention_forward_and_backward() {
     }
 }
 
+#[test]
+fn attention_over_a_cache_of_each_type() {
+    for (t, past, heads, kv, hd) in
+        [(1, 0, 2, 1, 32), (1, 70, 3, 1, 64), (9, 0, 4, 2, 96), (21, 40, 3, 1, 64), (1, 33, 4, 2, 160)]
+    {
+        let s = AttnShape { t, past, n_heads: heads, n_kv_heads: kv, head_dim: hd };
+        let mut rng = Rng(11);
+        let (nq, nk) = (t * heads * hd, (past + t) * kv * hd);
+        let (q, key, val) = (rng.vec(nq), rng.vec(nk), rng.vec(nk));
+        let mut exact = vec![0.0; nq];
+        let words = |k: &Kernels| vec![0.0; k.threads() * cached_attention_scratch_words(past + t, hd)];
+        let scalar = Kernels::with_isa(Isa::SCALAR, 1);
+        scalar.attention(s, &q, &key, &val, &mut exact, None, &mut []);
+        for (ty, tol) in [(KvType::F32, 1e-5), (KvType::F16, 1e-3), (KvType::Q8, 2e-2)] {
+            let (mut keys, mut values) = (Cache::new(ty, nk), Cache::new(ty, nk));
+            keys.rows().store(0, &key);
+            values.rows().store(0, &val);
+            let (keys, values) = (keys.rows(), values.rows());
+            on_every_isa(&format!("attention {s:?} over {ty:?}"), 2e-5, |k| {
+                let mut o = vec![0.0; nq];
+                k.attention_cached(s, &q, keys.first(nk), values.first(nk), &mut o, &mut words(k));
+                assert_close(&format!("{ty:?} against f32"), &o, &exact, tol);
+                o
+            });
+        }
+    }
+}
+
+/// Storage of one cache type.
+struct Cache(KvType, Vec<f32>, Vec<u16>, Vec<i8>);
+
+impl Cache {
+    fn new(ty: KvType, n: usize) -> Cache {
+        Cache(ty, vec![0.0; n], vec![0; n], vec![0; n])
+    }
+
+    fn rows(&mut self) -> KvMut<'_> {
+        match self.0 {
+            KvType::F32 => KvMut::F32(&mut self.1),
+            KvType::F16 => KvMut::F16(&mut self.2),
+            KvType::Q8 => KvMut::Q8(&mut self.3, &mut self.1),
+        }
+    }
+}
+
 /// The backward against central differences of the forward, in the specification itself.
 #[test]
 fn attention_backward_is_the_derivative() {
@@ -368,4 +413,19 @@ fn adamw_step() {
         k.adamw(&mut p, &g, &mut m, &mut v, &s);
         p.into_iter().chain(m).chain(v).collect()
     });
+}
+
+#[test]
+fn blocks_too_small_for_a_scale_are_zero() {
+    for isa in Isa::available() {
+        let kernels = Kernels::with_isa(isa, 1);
+        for tiny in [0.0, 1e-45, 1e-40, 3e-37] {
+            let x: Vec<f32> = (0..64).map(|i| if i < 32 { tiny } else { 1.0 }).collect();
+            let mut words = vec![0.0; acts_words(1, 64)];
+            let acts = kernels.quantize(&x, 1, 64, &mut words);
+            assert!(acts.codes[..32].iter().all(|c| *c == 0), "{}: {tiny:e}", isa.name());
+            assert!(acts.codes[32..].iter().all(|c| *c == 127), "{}", isa.name());
+            assert!(acts.scale.iter().all(|s| s.is_finite()), "{}", isa.name());
+        }
+    }
 }

@@ -11,7 +11,7 @@ use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
 use common::{TestResult, adapter, referee, shared};
 use engraft_kernels::Kernels;
 use engraft_runtime::eval::{perplexity, scoring_chain};
-use engraft_runtime::generate::{Sampler, SamplerOptions, Session, StackedAdapter};
+use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::{Special, Tokenizer};
@@ -23,7 +23,9 @@ use engraft_runtime::rng::Rng;
 type Failure = Box<dyn std::error::Error>;
 
 fn session(model: &Arc<ModelFile>, stacked: Option<StackedAdapter>, p: Precision, room: usize) -> Session {
-    Session::new(model.clone(), Arc::new(Kernels::detect(1)), stacked.map(Arc::new), p, room)
+    let cache = if p == Precision::F32 { KvType::F32 } else { KvType::F16 };
+    Session::new(model.clone(), Arc::new(Kernels::detect(1)), stacked.map(Arc::new), p, room, cache)
+        .expect("every model takes these caches")
 }
 
 /// The largest |a − b|.
@@ -123,9 +125,11 @@ fn a_long_head_of_floats_fits_a_sessions_scratch() -> TestResult {
     let ids = [5, 19_999, 3];
     let weights = referee::weights(&model)?;
     let expected: Vec<f32> = reference::logits(model.config(), &weights, None, &ids)?.get(2)?.to_vec1()?;
-    for precision in [Precision::F32, Precision::Int8] {
+    // The float weights stay exact at both precisions; the second's cache is in f16.
+    for (precision, bound) in [(Precision::F32, 1e-4), (Precision::Int8, 1e-2)] {
         let mut session = session(&model, None, precision, 4);
-        assert!(off(session.feed(&ids)?, widened(&expected)) < 1e-4);
+        let error = off(session.feed(&ids)?, widened(&expected));
+        assert!(error < bound, "{precision:?}: {error:e}");
     }
     Ok(())
 }
@@ -288,7 +292,8 @@ fn the_real_models_continuations_are_llama_cpps_up_to_near_ties() -> TestResult 
     let Some(path) = shared::real_model() else { return Ok(()) };
     let model = Arc::new(ModelFile::open(path)?);
     let tokenizer = Text::of(&model)?.tokenizer;
-    let mut session = Session::new(model, Arc::new(Kernels::detect(2)), None, Precision::Int8, 128);
+    let mut session =
+        Session::new(model, Arc::new(Kernels::detect(2)), None, Precision::Int8, 128, KvType::F16)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let encode = |text: &str| tokenizer.encode(text, Special::Plain);
     for (i, (prompt, expected)) in CONTINUATIONS.into_iter().enumerate() {

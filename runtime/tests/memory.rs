@@ -15,7 +15,8 @@ use engraft_kernels::Kernels;
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::Proj;
 use engraft_runtime::nn::Precision;
-use engraft_runtime::plan::{ArenaWords, MemoryPlan};
+use engraft_runtime::nn::keep::KeepPrecision;
+use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
@@ -55,8 +56,26 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// The pools that are allocated before the first step, by name.
-const ARENA: [&str; 7] =
-    ["adapter", "gradients", "moments", "saved_inputs", "block_activations", "head_chunk", "kernel_scratch"];
+const ARENA: [&str; 8] = [
+    "adapter",
+    "gradients",
+    "moments",
+    "saved_inputs",
+    "kept_activations",
+    "block_activations",
+    "head_chunk",
+    "kernel_scratch",
+];
+
+/// Returns when every worker has begun to work: a thread's start-up allocates, and may be late.
+fn wake_all(kernels: &Kernels) {
+    let barrier = std::sync::Barrier::new(kernels.threads());
+    // As many items as threads, none of which ends before all have begun.
+    let mut runs = vec![0.0; kernels.threads() * 8192];
+    kernels.rows(8192, &mut runs, |_, _| {
+        barrier.wait();
+    });
+}
 
 #[test]
 fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
@@ -65,14 +84,22 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
     assert!(CALLS.load(Ordering::SeqCst) > before, "the counter does not count");
     for (spec, layers) in [(&SHORT_BLOCKS, vec![1, 2]), (&LONG_BLOCKS, vec![0, 1])] {
         let model = spec.model();
-        for (precision, dropout, threads) in
-            [(Precision::Int8, 0.0, 1), (Precision::Int8, 0.1, 2), (Precision::F32, 0.0, 2)]
-        {
+        let blocks = layers.len() - 1;
+        let all = |precision| KeepPlan { all: blocks, attention: 0, precision };
+        let attention = |precision| KeepPlan { all: 0, attention: blocks, precision };
+        for (precision, dropout, threads, keep) in [
+            (Precision::Int8, 0.0, 1, KeepPlan::default()),
+            (Precision::Int8, 0.1, 2, attention(KeepPrecision::F32)),
+            (Precision::Int8, 0.1, 2, attention(KeepPrecision::Bf16)),
+            (Precision::Int8, 0.0, 2, all(KeepPrecision::Bf16)),
+            (Precision::F32, 0.0, 2, all(KeepPrecision::F32)),
+        ] {
             let kernels = Arc::new(Kernels::detect(threads));
             let c = model.config();
+            wake_all(&kernels);
             let live = LIVE.load(Ordering::SeqCst);
             let start = adapter(&model, 4, &Proj::ALL, &layers, dropout);
-            let request = request(c, &start, 3, 32, threads);
+            let request = Request { keep, ..request(c, &start, 3, 32, threads) };
             let options = TrainOptions {
                 adamw: AdamWConfig::default(),
                 schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 10 },
@@ -86,14 +113,16 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             let plan = MemoryPlan::new(c, &request);
             let pool = |name: &&str| plan.pools.iter().find(|p| p.name == *name).map_or(0, |p| p.bytes);
             let planned = ARENA.iter().chain(&["rotary_table"]).map(pool).sum::<usize>();
-            eprintln!("{} dropout {dropout}: {allocated} bytes allocated, {planned} planned", spec.name);
+            eprintln!(
+                "{} dropout {dropout} {keep:?}: {allocated} bytes allocated, {planned} planned",
+                spec.name
+            );
             assert!(allocated.abs_diff(planned) * 100 <= planned, "{allocated} bytes, {planned} planned");
 
             let mut rng = Rng::new(6, 6);
             let rows: [&[usize]; 3] = [&[7, 3, 30], &[32, 32, 32], &[1]];
             let steps: Vec<[Batch; 2]> =
                 rows.iter().map(|r| [batch(c, r, &mut rng), batch(c, &[9], &mut rng)]).collect();
-            // A thread's first job may follow its own start-up, which allocates.
             trainer.step(&steps[0])?;
             let calls = CALLS.load(Ordering::SeqCst);
             for step in &steps {

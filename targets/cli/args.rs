@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
-use crate::verbs::{demo, eval, generate, plan, train};
+use crate::verbs::{bench, demo, eval, generate, plan, train};
 
 /// Adapt a quantized language model to your own text, on this machine's CPU.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ pub(crate) enum Verb {
     Eval(eval::Options),
     /// Teach the built-in model a household's private words, and measure it: no file, no network
     Demo(demo::Options),
+    /// Measure this machine in a few seconds: training, reading, generating
+    Bench(bench::Options),
 }
 
 /// Parses the words of a command line (the first is the program's name); flags that are absent are
@@ -74,7 +76,7 @@ pub(crate) fn command() -> Command {
 
 /// The usage error for a command line with global flags only.
 pub(crate) fn missing_verb() -> anyhow::Error {
-    let message = "a verb is missing: plan, train, generate, eval or demo (see `engraft --help`)";
+    let message = "a verb is missing: plan, train, generate, eval, demo or bench (see `engraft --help`)";
     command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 

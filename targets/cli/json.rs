@@ -17,6 +17,22 @@ pub(crate) struct Plan {
     pub(crate) pools: Vec<(String, u64)>,
     /// Whether the plan is within `--memory-budget` (true without one).
     pub(crate) fits: bool,
+    /// What blocks may keep for their backward, from the least memory to the most.
+    pub(crate) ladder: Vec<Rung>,
+}
+
+/// One pattern of what blocks keep.
+#[derive(Debug, Serialize)]
+pub(crate) struct Rung {
+    /// `inputs`, `attention`, `all`, or how many blocks keep what.
+    pub(crate) keep: String,
+    /// `f32` or `bf16`.
+    pub(crate) precision: String,
+    pub(crate) planned_private_bytes: u64,
+    /// `null` without calibration.
+    pub(crate) predicted_tokens_per_s: Option<f64>,
+    /// Whether it is this run's.
+    pub(crate) chosen: bool,
 }
 
 /// `engraft train`. Losses are means over trained tokens, in nats.
@@ -67,6 +83,24 @@ pub(crate) struct Demo {
     pub(crate) seconds: f64,
 }
 
+/// `engraft bench`. Rates are medians.
+#[derive(Debug, Serialize)]
+pub(crate) struct Bench {
+    pub(crate) isa: &'static str,
+    pub(crate) threads: usize,
+    /// Tokens of the training sequence.
+    pub(crate) train_tokens: usize,
+    pub(crate) train_tokens_per_s: f64,
+    pub(crate) planned_private_bytes: u64,
+    pub(crate) prefill_tokens: usize,
+    pub(crate) prefill_tokens_per_s: f64,
+    pub(crate) decode_tokens: usize,
+    pub(crate) decode_tokens_per_s: f64,
+    /// Share of the training step per class of work, 0 to 1.
+    #[serde(serialize_with = "as_map")]
+    pub(crate) shares: Vec<(String, f64)>,
+}
+
 /// What any verb prints when it fails.
 #[derive(Debug, Serialize)]
 pub(crate) struct Failure<'a> {
@@ -81,8 +115,8 @@ pub(crate) struct ErrorBody<'a> {
     pub(crate) exit_code: u8,
 }
 
-/// Pools keep their order, which a sorted map would lose.
-fn as_map<S: Serializer>(pools: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+/// Pools and shares keep their order, which a sorted map would lose.
+fn as_map<V: Serialize, S: Serializer>(pools: &[(String, V)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pools.iter().map(|(name, bytes)| (name, bytes)))
 }
 
@@ -111,10 +145,10 @@ mod tests {
     #[test]
     fn fields_are_those_documented() {
         let pools = vec![("theta".to_string(), 4), ("arena".to_string(), 8)];
-        let plan = Plan { planned_private_bytes: 12, mapped_bytes: 100, pools, fits: true };
+        let plan = Plan { planned_private_bytes: 12, mapped_bytes: 100, pools, fits: true, ladder: vec![] };
         assert_eq!(
             serde_json::to_string(&plan).unwrap(),
-            r#"{"planned_private_bytes":12,"mapped_bytes":100,"pools":{"theta":4,"arena":8},"fits":true}"#
+            r#"{"planned_private_bytes":12,"mapped_bytes":100,"pools":{"theta":4,"arena":8},"fits":true,"ladder":[]}"#
         );
         let train = Train {
             steps: 1,

@@ -24,6 +24,11 @@ pub(crate) struct ModelOptions {
 }
 
 impl ModelOptions {
+    /// Whether a model is named.
+    pub(crate) fn is_given(&self) -> bool {
+        self.model.is_some()
+    }
+
     /// The model's path, which names a file.
     ///
     /// # Errors
@@ -178,6 +183,14 @@ pub(crate) struct TuneOptions {
     #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
     pub(crate) memory_budget: Option<u64>,
 
+    /// What each block keeps of its forward, so that its backward need not compute it again
+    #[arg(long, value_enum, default_value_t = Keep::Auto)]
+    pub(crate) keep: Keep,
+
+    /// How it is kept: f32 leaves gradients as they are, bf16 takes half the memory
+    #[arg(long, value_enum, default_value_t = KeepPrecision::F32)]
+    pub(crate) keep_precision: KeepPrecision,
+
     /// Seed of the split, the order of rows, the initial adapter and dropout (-1: another each time)
     #[arg(long, value_name = "N", default_value = "0", value_parser = seed)]
     pub(crate) seed: u64,
@@ -193,6 +206,26 @@ pub(crate) struct TuneOptions {
 
     #[command(flatten)]
     pub(crate) compute: ComputeOptions,
+}
+
+/// What blocks keep for their backward: memory against time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Keep {
+    /// What is fastest within --memory-budget; without one, within 128 MiB
+    Auto,
+    /// Their inputs alone: the least memory
+    Inputs,
+    /// Also what the attention's half computes
+    Attention,
+    /// Everything: the fastest
+    All,
+}
+
+/// The format of what blocks keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeepPrecision {
+    F32,
+    Bf16,
 }
 
 /// The adapter to be trained.

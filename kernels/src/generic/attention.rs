@@ -5,7 +5,8 @@
 
 use super::rows::{dot, exp_sum, max};
 use super::simd::Simd;
-use super::tile::{f32_tile, store_tile};
+use super::tile::{f32_tile, row_pointers, store_tile};
+use crate::kv::{KV_BLOCK, KvHead, KvType};
 
 /// Query rows handled at once.
 pub const Q_BLOCK: usize = 24;
@@ -55,13 +56,27 @@ pub const fn scratch_words(keys: usize, hd: usize, backward: bool) -> usize {
 
 /// Packs rows `[n, hd]` as strips of NR rows, transposed: strip s is `[hd][NR]`, zero-padded.
 #[inline(always)]
-unsafe fn pack_transposed(src: *const f32, row: usize, n: usize, hd: usize, nr: usize, dst: &mut [f32]) {
-    for s in 0..n.div_ceil(nr) {
-        for j in 0..nr {
-            let r = s * nr + j;
-            for i in 0..hd {
-                // SAFETY: the caller's rows; padding rows are not read.
-                dst[(s * hd + i) * nr + j] = if r < n { unsafe { *src.add(r * row + i) } } else { 0.0 };
+unsafe fn pack_transposed<S: Simd>(
+    src: *const f32,
+    row: usize,
+    n: usize,
+    hd: usize,
+    nr: usize,
+    dst: &mut [f32],
+) {
+    for r0 in (0..n.next_multiple_of(nr)).step_by(S::LANES) {
+        let to = &mut dst[r0 / nr * nr * hd + r0 % nr..];
+        let rows = S::LANES.min(n.saturating_sub(r0));
+        let whole = if rows == S::LANES { hd / S::LANES * S::LANES } else { 0 };
+        // SAFETY: the caller's rows; padding rows are not read.
+        unsafe {
+            for c in (0..whole).step_by(S::LANES) {
+                S::transpose(src.add(r0 * row + c), row, to.as_mut_ptr().add(c * nr), nr);
+            }
+            for c in whole..hd {
+                for j in 0..S::LANES {
+                    to[c * nr + j] = if j < rows { *src.add((r0 + j) * row + c) } else { 0.0 };
+                }
             }
         }
     }
@@ -95,7 +110,7 @@ unsafe fn rows_by_strips<S: Simd, const MR: usize, const NV: usize>(
     unsafe {
         for m0 in (0..rows).step_by(MR) {
             let n = MR.min(rows - m0);
-            let ap: [*const f32; MR] = core::array::from_fn(|m| a.add((m0 + m.min(n - 1)) * a_row));
+            let ap = row_pointers::<f32, MR>(a.add(m0 * a_row), a_row, n);
             for s in 0..keys.div_ceil(nr) {
                 let mut acc = [[S::zero(); NV]; MR];
                 f32_tile::<S, MR, NV>(&mut acc, hd, &ap, 1, strips.as_ptr().add(s * hd * nr), nr);
@@ -132,7 +147,7 @@ unsafe fn rows_by_rows<S: Simd, const MR: usize, const NV: usize>(
     unsafe {
         for m0 in (0..rows).step_by(MR) {
             let n = MR.min(rows - m0);
-            let ap: [*const f32; MR] = core::array::from_fn(|m| a.add((m0 + m.min(n - 1)) * a_row));
+            let ap = row_pointers::<f32, MR>(a.add(m0 * a_row), a_row, n);
             for c in (0..hd).step_by(nr) {
                 let mut acc = [[S::zero(); NV]; MR];
                 f32_tile::<S, MR, NV>(&mut acc, keys, &ap, a_step, b.as_ptr().add(c), hp);
@@ -163,7 +178,7 @@ pub unsafe fn forward<S: Simd, const MR: usize, const NV: usize>(h: &Head, scrat
     let (vp, rest) = rest.split_at_mut(keys * hp);
     // SAFETY: the caller's contract.
     unsafe {
-        pack_transposed(h.k, h.kv_row, keys, h.hd, nr, kt);
+        pack_transposed::<S>(h.k, h.kv_row, keys, h.hd, nr, kt);
         pack_rows(h.v, h.kv_row, keys, h.hd, hp, vp);
         for i0 in (0..h.t).step_by(Q_BLOCK) {
             let rows = Q_BLOCK.min(h.t - i0);
@@ -208,8 +223,8 @@ pub unsafe fn backward<S: Simd, const MR: usize, const NV: usize>(
     let (p, ds) = rest.split_at_mut(Q_BLOCK * kp);
     // SAFETY: the caller's contract.
     unsafe {
-        pack_transposed(h.k, h.kv_row, keys, h.hd, nr, kt);
-        pack_transposed(h.v, h.kv_row, keys, h.hd, nr, vt);
+        pack_transposed::<S>(h.k, h.kv_row, keys, h.hd, nr, kt);
+        pack_transposed::<S>(h.v, h.kv_row, keys, h.hd, nr, vt);
         pack_rows(h.k, h.kv_row, keys, h.hd, hp, kr);
         for i in 0..keys * h.hd {
             *g.dk.add(i) = 0.0;
@@ -271,26 +286,148 @@ unsafe fn softmax_bwd<S: Simd>(p: &[f32], d: f32, scale: f32, ds: &mut [f32]) {
     }
 }
 
-/// Attention of a single query row over `keys` cached keys, without packing.
+/// A single query row of one head against a cache.
+#[derive(Clone, Copy)]
+pub struct CachedHead {
+    /// Keys, the query's own included.
+    pub keys: usize,
+    /// Elements per head.
+    pub hd: usize,
+    /// 1/√hd.
+    pub scale: f32,
+    pub q: *const f32,
+    pub k: KvHead,
+    pub v: KvHead,
+    pub o: *mut f32,
+}
+
+/// Element types as constants, so that each gets its own loops.
+const F32: u8 = 0;
+const F16: u8 = 1;
+const Q8: u8 = 2;
+
+/// LANES elements of a cached row from element `i` of the head.
+#[inline(always)]
+unsafe fn load_kv<S: Simd, const T: u8>(kv: &KvHead, row: usize, i: usize) -> S::F {
+    // SAFETY: the caller's row; Q8 heads are whole blocks, so no vector crosses one.
+    unsafe {
+        let at = row * kv.row + i;
+        match T {
+            F32 => S::load(kv.data.cast::<f32>().add(at)),
+            F16 => S::load_f16(kv.data.cast::<u16>().add(at)),
+            _ => {
+                let scale = *kv.scale.add(row * (kv.row / KV_BLOCK) + i / KV_BLOCK);
+                S::mul(S::load_i8(kv.data.cast::<i8>().add(at)), S::splat(scale))
+            }
+        }
+    }
+}
+
+/// One element of a cached row.
+#[inline(always)]
+unsafe fn element<const T: u8>(kv: &KvHead, row: usize, i: usize) -> f32 {
+    // SAFETY: the caller's row.
+    unsafe {
+        let at = row * kv.row + i;
+        match T {
+            F32 => *kv.data.cast::<f32>().add(at),
+            F16 => half::f16::from_bits(*kv.data.cast::<u16>().add(at)).to_f32(),
+            _ => {
+                let scale = *kv.scale.add(row * (kv.row / KV_BLOCK) + i / KV_BLOCK);
+                f32::from(*kv.data.cast::<i8>().add(at)) * scale
+            }
+        }
+    }
+}
+
+/// Attention of a single query row, without packing.
 ///
 /// # Safety
-/// As for [`forward`] with `t == 1`; the scratch has `keys` words.
+/// Pointers cover the shapes, keys and values are of one type; the scratch has `keys` words; S's features
+/// are present.
 #[inline(always)]
-pub unsafe fn decode<S: Simd>(h: &Head, scratch: &mut [f32]) {
-    let keys = h.past + 1;
-    let p = &mut scratch[..keys];
+pub unsafe fn decode<S: Simd>(h: &CachedHead, scratch: &mut [f32]) {
     // SAFETY: the caller's contract.
     unsafe {
-        let q = core::slice::from_raw_parts(h.q, h.hd);
+        match h.k.ty {
+            KvType::F32 => decode_as::<S, F32>(h, scratch),
+            KvType::F16 => decode_as::<S, F16>(h, scratch),
+            KvType::Q8 => decode_as::<S, Q8>(h, scratch),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn decode_as<S: Simd, const T: u8>(h: &CachedHead, scratch: &mut [f32]) {
+    let p = &mut scratch[..h.keys];
+    let whole = h.hd / S::LANES * S::LANES;
+    // SAFETY: the caller's contract.
+    unsafe {
         for (j, s) in p.iter_mut().enumerate() {
-            *s = dot::<S>(q, core::slice::from_raw_parts(h.k.add(j * h.kv_row), h.hd));
+            let mut acc = S::zero();
+            for i in (0..whole).step_by(S::LANES) {
+                acc = S::fma(S::load(h.q.add(i)), load_kv::<S, T>(&h.k, j, i), acc);
+            }
+            *s = S::sum(acc);
+            for i in whole..h.hd {
+                *s += *h.q.add(i) * element::<T>(&h.k, j, i);
+            }
         }
         let top = max::<S>(p) * h.scale;
         let sum = exp_sum::<S>(p, h.scale, top);
-        let o = core::slice::from_raw_parts_mut(h.o, h.hd);
-        o.fill(0.0);
-        for (j, w) in p.iter().enumerate() {
-            super::rows::axpy::<S>(*w / sum, core::slice::from_raw_parts(h.v.add(j * h.kv_row), h.hd), o);
+        super::rows::scale::<S>(1.0 / sum, p);
+        // Four vectors of the output at a time, so that their sums overlap.
+        const WIDE: usize = 4;
+        for c in (0..whole).step_by(WIDE * S::LANES) {
+            let n = WIDE.min((whole - c) / S::LANES);
+            let mut acc = [S::zero(); WIDE];
+            for (j, w) in p.iter().enumerate() {
+                let w = S::splat(*w);
+                for v in 0..WIDE {
+                    if v < n {
+                        acc[v] = S::fma(w, load_kv::<S, T>(&h.v, j, c + v * S::LANES), acc[v]);
+                    }
+                }
+            }
+            for v in 0..n {
+                S::store(h.o.add(c + v * S::LANES), acc[v]);
+            }
+        }
+        for i in whole..h.hd {
+            *h.o.add(i) = p.iter().enumerate().map(|(j, w)| w * element::<T>(&h.v, j, i)).sum();
+        }
+    }
+}
+
+/// Writes a cached head's `rows` rows as f32 `[rows, hd]`.
+///
+/// # Safety
+/// `out` has rows·hd elements; the pointers cover the shape; S's features are present.
+#[inline(always)]
+pub unsafe fn expand<S: Simd>(kv: &KvHead, rows: usize, hd: usize, out: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match kv.ty {
+            KvType::F32 => expand_as::<S, F32>(kv, rows, hd, out),
+            KvType::F16 => expand_as::<S, F16>(kv, rows, hd, out),
+            KvType::Q8 => expand_as::<S, Q8>(kv, rows, hd, out),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn expand_as<S: Simd, const T: u8>(kv: &KvHead, rows: usize, hd: usize, out: &mut [f32]) {
+    let whole = hd / S::LANES * S::LANES;
+    for r in 0..rows {
+        let out = &mut out[r * hd..(r + 1) * hd];
+        // SAFETY: the caller's contract.
+        unsafe {
+            for i in (0..whole).step_by(S::LANES) {
+                S::store(out.as_mut_ptr().add(i), load_kv::<S, T>(kv, r, i));
+            }
+            for i in whole..hd {
+                out[i] = element::<T>(kv, r, i);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! for all rows, so results do not depend on how items meet threads.
 
 use super::simd::{CodeClass, Simd};
-use super::tile::{ActRows, CodePanel, f32_tile, int8_tile, store_tile};
+use super::tile::{ActRows, CodePanel, f32_tile, int8_tile, row_pointers, store_tile};
 use crate::acts::QuantActs;
 use crate::block::DType;
 use crate::view::QMatrix;
@@ -50,6 +50,7 @@ pub struct NtItem<'a> {
     pub y: *mut f32,
     pub accumulate: bool,
     pub unpack: UnpackFn,
+    pub strip: StripFn,
     pub dequant: DequantFn,
 }
 
@@ -68,9 +69,9 @@ pub struct NnItem<'a> {
 
 /// f32 words of scratch that a forward item needs: W has rows of `k` elements, the adapter rank r.
 pub fn nt_scratch_words(k: usize, rank: usize) -> usize {
-    // The widest panel has 32 columns; the f32 panel is the largest form, and one decoded row stands
-    // beside it as codes, scales and biases.
-    32 * k + k + 2 * (k / 16 + 2) + 32 * rank + 64
+    // The widest panel has 32 columns and is largest in f32; what is decoded before it is transposed
+    // (16 rows of codes, scales and biases) fits in what an integer panel leaves of that.
+    32 * k + 16 * NN_STRIP + 32 * rank + 64
 }
 
 /// f32 words of scratch that an input gradient's item needs: W has `n` rows.
@@ -148,29 +149,51 @@ unsafe fn nt_f32<S: Simd, const MR: usize, const NV: usize>(
 ) {
     let (k, n, nr) = (it.w.cols(), it.w.rows(), NV * S::LANES);
     let valid = nr.min(n - n0);
-    let panel = take(&mut scratch, k * nr);
-    let row = take(&mut scratch, k);
-    // SAFETY: the caller's contract; panel and row have the sizes used.
+    // SAFETY: the caller's contract; the panel has k rows of nr.
     unsafe {
-        if valid < nr {
-            panel.fill(0.0);
-        }
-        for j in 0..valid {
-            (it.dequant)(it.w.dtype(), it.w.row(n0 + j), 0, row);
-            for i in 0..k {
-                *panel.get_unchecked_mut(i * nr + j) = *row.get_unchecked(i);
-            }
-        }
+        let panel = pack_f32::<S>(it, n0, nr, &mut scratch);
         let low = pack_low::<S, NV>(it.low, n, n0, scratch);
         for m0 in (0..it.m).step_by(MR) {
             let rows = MR.min(it.m - m0);
             let mut acc = [[S::zero(); NV]; MR];
-            let a: [*const f32; MR] = core::array::from_fn(|m| x.as_ptr().add((m0 + m.min(rows - 1)) * k));
-            f32_tile::<S, MR, NV>(&mut acc, k, &a, 1, panel.as_ptr(), nr);
+            let a = row_pointers::<f32, MR>(x.as_ptr().add(m0 * k), k, rows);
+            f32_tile::<S, MR, NV>(&mut acc, k, &a, 1, panel, nr);
             add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
             store_tile::<S, MR, NV>(&acc, rows, valid, it.y.add(m0 * n + n0), n, it.accumulate);
         }
     }
+}
+
+/// Decodes nr rows of W into the f32 tile's panel `[k][nr]`, strip of columns by strip of columns.
+#[inline(always)]
+unsafe fn pack_f32<S: Simd>(it: &NtItem<'_>, n0: usize, nr: usize, scratch: &mut &mut [f32]) -> *const f32 {
+    let (k, valid) = (it.w.cols(), nr.min(it.w.rows() - n0));
+    let panel = take(scratch, k * nr);
+    let (strip, _) = take(scratch, S::LANES * NN_STRIP).as_chunks_mut::<NN_STRIP>();
+    if valid < nr {
+        panel.fill(0.0);
+    }
+    for j0 in (0..valid).step_by(S::LANES) {
+        let rows = S::LANES.min(valid - j0);
+        for c0 in (0..k).step_by(NN_STRIP) {
+            let cols = NN_STRIP.min(k - c0);
+            // SAFETY: the caller's contract; whole blocks of LANES × LANES lie within strip and panel.
+            unsafe {
+                decode_strip(&it.w, it.strip, it.dequant, n0 + j0, c0, cols, &mut strip[..rows]);
+                let whole = if rows == S::LANES { cols / S::LANES * S::LANES } else { 0 };
+                for c in (0..whole).step_by(S::LANES) {
+                    let to = panel.as_mut_ptr().add((c0 + c) * nr + j0);
+                    S::transpose(strip.as_ptr().cast::<f32>().add(c), NN_STRIP, to, nr);
+                }
+                for c in whole..cols {
+                    for j in 0..rows {
+                        *panel.get_unchecked_mut((c0 + c) * nr + j0 + j) = strip[j][c];
+                    }
+                }
+            }
+        }
+    }
+    panel.as_ptr()
 }
 
 #[inline(always)]
@@ -200,12 +223,11 @@ unsafe fn nt_int8<
             if G == 16 { (acts.bias_sum16, acts.start16) } else { (acts.bias_sum32, acts.start32) };
         for m0 in (0..it.m).step_by(MR) {
             let rows = MR.min(it.m - m0);
-            let at = |m: usize| m0 + m.min(rows - 1);
             let x = ActRows::<MR> {
-                codes: core::array::from_fn(|m| acts.codes.as_ptr().add(at(m) * k)),
-                scale: core::array::from_fn(|m| acts.scale.as_ptr().add(at(m) * (k / 32))),
-                bias_sum: core::array::from_fn(|m| bias_sum.as_ptr().add(at(m) * groups)),
-                start: core::array::from_fn(|m| start.as_ptr().add(at(m) * groups)),
+                codes: row_pointers(acts.codes.as_ptr().add(m0 * k), k, rows),
+                scale: row_pointers(acts.scale.as_ptr().add(m0 * (k / 32)), k / 32, rows),
+                bias_sum: row_pointers(bias_sum.as_ptr().add(m0 * groups), groups, rows),
+                start: row_pointers(start.as_ptr().add(m0 * groups), groups, rows),
             };
             let mut acc = [[S::zero(); NV]; MR];
             int8_tile::<S, MR, NV, G, BIAS, START, ACC16>(&mut acc, k, &x, panel);
@@ -215,7 +237,7 @@ unsafe fn nt_int8<
     }
 }
 
-/// Decodes NR rows of W into the integer tile's panel.
+/// Decodes NR rows of W into the integer tile's panel: LANES rows at a time, then transposed.
 #[inline(always)]
 unsafe fn pack_codes<S: Simd, const NV: usize, const G: usize, const BIAS: bool>(
     it: &NtItem<'_>,
@@ -224,49 +246,61 @@ unsafe fn pack_codes<S: Simd, const NV: usize, const G: usize, const BIAS: bool>
     scratch: &mut &mut [f32],
 ) -> CodePanel {
     let (k, nr, dtype) = (it.w.cols(), NV * S::LANES, it.w.dtype());
-    let valid = nr.min(it.w.rows() - n0);
+    let (valid, groups) = (nr.min(it.w.rows() - n0), k / G);
     let codes = take(scratch, k * nr / 4);
-    let scale = take(scratch, k / G * nr);
-    let bias = take(scratch, k / G * nr);
-    let row_codes = take(scratch, k / 4);
-    let row_scale = take(scratch, k / G);
-    let row_bias = take(scratch, k / G);
-    // SAFETY: an f32 slice of k/4 words is k bytes, any of which is a valid i8; indices stay within
-    // the slices taken above.
-    unsafe {
-        if valid < nr {
-            codes.fill(0.0);
-            scale.fill(0.0);
-            bias.fill(0.0);
+    let scale = take(scratch, groups * nr);
+    let bias = take(scratch, groups * nr);
+    let row_codes = take(scratch, S::LANES * k / 4);
+    let row_scale = take(scratch, S::LANES * groups);
+    let row_bias = take(scratch, S::LANES * groups);
+    if valid < nr {
+        codes.fill(0.0);
+        scale.fill(0.0);
+        bias.fill(0.0);
+    }
+    let own_bias = if dtype.has_bias() { groups } else { 0 };
+    for j0 in (0..valid).step_by(S::LANES) {
+        let rows = S::LANES.min(valid - j0);
+        // SAFETY: an f32 slice of n words is 4n bytes, any of which is a valid i8.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(row_codes.as_mut_ptr().cast::<i8>(), rows * k) };
+        for j in 0..rows {
+            let own = j * groups..j * groups + own_bias;
+            let (codes, scale) =
+                (&mut bytes[j * k..(j + 1) * k], &mut row_scale[j * groups..(j + 1) * groups]);
+            // SAFETY: the caller's contract.
+            unsafe { (it.unpack)(dtype, it.w.row(n0 + j0 + j), 0, codes, scale, &mut row_bias[own]) };
         }
-        let row_i8 = core::slice::from_raw_parts_mut(row_codes.as_mut_ptr().cast::<i8>(), k);
-        let quads = codes.as_mut_ptr().cast::<u32>();
-        let flip = (class.offset as u32 & 0xff) * 0x0101_0101;
-        for j in 0..valid {
-            let own_bias = if dtype.has_bias() { k / G } else { 0 };
-            (it.unpack)(dtype, it.w.row(n0 + j), 0, row_i8, row_scale, &mut row_bias[..own_bias]);
-            let src = row_i8.as_ptr().cast::<u32>();
-            for q in 0..k / 4 {
-                *quads.add(q * nr + j) = add_bytes(src.add(q).read_unaligned(), flip);
+        let offset = class.offset as i8;
+        bytes.iter_mut().for_each(|c| *c = c.wrapping_add(offset));
+        if BIAS {
+            let fold = if class.start_at_sum { 0.0 } else { class.offset as f32 };
+            for (b, s) in row_bias[..rows * groups].iter_mut().zip(&*row_scale) {
+                *b = (if own_bias > 0 { *b } else { 0.0 }) - s * fold;
             }
-            for g in 0..k / G {
-                let s = *row_scale.get_unchecked(g);
-                *scale.get_unchecked_mut(g * nr + j) = s;
-                if BIAS {
-                    let own = if own_bias > 0 { *row_bias.get_unchecked(g) } else { 0.0 };
-                    let fold = if class.start_at_sum { 0.0 } else { s * class.offset as f32 };
-                    *bias.get_unchecked_mut(g * nr + j) = own - fold;
-                }
-            }
+            transpose_rows::<S>(row_bias, groups, rows, &mut bias[j0..], nr);
         }
+        transpose_rows::<S>(row_scale, groups, rows, &mut scale[j0..], nr);
+        transpose_rows::<S>(row_codes, k / 4, rows, &mut codes[j0..], nr);
     }
     CodePanel { codes: codes.as_ptr().cast(), scale: scale.as_ptr(), bias: bias.as_ptr() }
 }
 
-/// Adds four bytes lane by lane, without carries between them.
+/// dst[c·dst_row + j] = src[j·cols + c] for up to LANES rows of words of any meaning.
 #[inline(always)]
-fn add_bytes(a: u32, b: u32) -> u32 {
-    ((a & 0x7f7f_7f7f).wrapping_add(b & 0x7f7f_7f7f)) ^ ((a ^ b) & 0x8080_8080)
+fn transpose_rows<S: Simd>(src: &[f32], cols: usize, rows: usize, dst: &mut [f32], dst_row: usize) {
+    let whole = if rows == S::LANES { cols / S::LANES * S::LANES } else { 0 };
+    assert!(src.len() >= rows * cols && (cols == 0 || dst.len() >= (cols - 1) * dst_row + rows));
+    for c in (0..whole).step_by(S::LANES) {
+        // SAFETY: LANES rows and columns from c lie within both, as asserted; S's features are present
+        // where any kernel of S runs.
+        unsafe { S::transpose(src.as_ptr().add(c), cols, dst.as_mut_ptr().add(c * dst_row), dst_row) };
+    }
+    for c in whole..cols {
+        for j in 0..rows {
+            // SAFETY: as above.
+            unsafe { *dst.get_unchecked_mut(c * dst_row + j) = *src.get_unchecked(j * cols + c) };
+        }
+    }
 }
 
 /// Copies the strip's columns of b, zero-padded to NR.
@@ -299,7 +333,7 @@ unsafe fn add_low<S: Simd, const MR: usize, const NV: usize>(
     let Some(l) = low else { return };
     // SAFETY: h has r columns for each row; the panel was packed for r rows.
     unsafe {
-        let h: [*const f32; MR] = core::array::from_fn(|m| l.h.as_ptr().add((m0 + m.min(rows - 1)) * l.rank));
+        let h = row_pointers::<f32, MR>(l.h.as_ptr().add(m0 * l.rank), l.rank, rows);
         f32_tile::<S, MR, NV>(acc, l.rank, &h, 1, panel, NV * S::LANES);
     }
 }
@@ -344,21 +378,27 @@ unsafe fn nn_f32<S: Simd, const MR: usize, const NV: usize>(
     mut scratch: &mut [f32],
 ) {
     let (n, k, nr) = (it.w.rows(), it.w.cols(), NV * S::LANES);
-    let panel = take(&mut scratch, NN_CHUNK * NN_STRIP);
+    let (panel, _) = take(&mut scratch, NN_CHUNK * NN_STRIP).as_chunks_mut::<NN_STRIP>();
     for n0 in (0..n).step_by(NN_CHUNK) {
         let chunk = NN_CHUNK.min(n - n0);
         // SAFETY: c0 is a multiple of 32 within the row; block types have whole blocks of 32.
-        unsafe { decode_strip(it, n0, chunk, c0, valid, &mut panel[..chunk * NN_STRIP]) };
+        unsafe { decode_strip(&it.w, it.strip, it.dequant, n0, c0, valid, &mut panel[..chunk]) };
         let last = n0 + chunk == n;
         // SAFETY: the caller's contract; dy has n columns, dx k.
         unsafe {
             for m0 in (0..it.m).step_by(MR) {
                 let rows = MR.min(it.m - m0);
-                let a: [*const f32; MR] =
-                    core::array::from_fn(|m| dy.as_ptr().add((m0 + m.min(rows - 1)) * n + n0));
+                let a = row_pointers::<f32, MR>(dy.as_ptr().add(m0 * n + n0), n, rows);
                 for sub in (0..valid).step_by(nr) {
                     let mut acc = [[S::zero(); NV]; MR];
-                    f32_tile::<S, MR, NV>(&mut acc, chunk, &a, 1, panel.as_ptr().add(sub), NN_STRIP);
+                    f32_tile::<S, MR, NV>(
+                        &mut acc,
+                        chunk,
+                        &a,
+                        1,
+                        panel.as_ptr().cast::<f32>().add(sub),
+                        NN_STRIP,
+                    );
                     if last {
                         add_strip_low::<S, MR, NV>(
                             &mut acc,
@@ -377,19 +417,25 @@ unsafe fn nn_f32<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// Columns `c0..c0 + valid` of `chunk` rows from `n0`, as rows of 32, zero-padded.
+/// Columns `c0..c0 + valid` of W's rows from `n0`, as rows of 32, zero-padded.
 #[inline(always)]
-unsafe fn decode_strip(it: &NnItem<'_>, n0: usize, chunk: usize, c0: usize, valid: usize, out: &mut [f32]) {
-    let row_bytes = it.w.row_bytes();
-    let (rows, _) = out.as_chunks_mut::<NN_STRIP>();
+unsafe fn decode_strip(
+    w: &QMatrix<'_>,
+    strip: StripFn,
+    dequant: DequantFn,
+    n0: usize,
+    c0: usize,
+    valid: usize,
+    out: &mut [[f32; NN_STRIP]],
+) {
     if valid == NN_STRIP {
-        let bytes = it.w.rows_range(n0, n0 + chunk).bytes();
+        let bytes = w.rows_range(n0, n0 + out.len()).bytes();
         // SAFETY: the caller's contract.
-        return unsafe { (it.strip)(it.w.dtype(), bytes, row_bytes, c0, rows) };
+        return unsafe { strip(w.dtype(), bytes, w.row_bytes(), c0, out) };
     }
-    for (i, row) in rows.iter_mut().enumerate() {
+    for (i, row) in out.iter_mut().enumerate() {
         // SAFETY: the caller's contract; only float types have ragged rows.
-        unsafe { (it.dequant)(it.w.dtype(), it.w.row(n0 + i), c0, &mut row[..valid]) };
+        unsafe { dequant(w.dtype(), w.row(n0 + i), c0, &mut row[..valid]) };
         row[valid..].fill(0.0);
     }
 }
@@ -405,7 +451,7 @@ unsafe fn add_strip_low<S: Simd, const MR: usize, const NV: usize>(
     let Some(l) = low else { return };
     // SAFETY: h has r columns for each row; the strip was packed for r rows of 32.
     unsafe {
-        let h: [*const f32; MR] = core::array::from_fn(|m| l.h.as_ptr().add((m0 + m.min(rows - 1)) * l.rank));
+        let h = row_pointers::<f32, MR>(l.h.as_ptr().add(m0 * l.rank), l.rank, rows);
         f32_tile::<S, MR, NV>(acc, l.rank, &h, 1, strip, NN_STRIP);
     }
 }
@@ -421,30 +467,30 @@ unsafe fn nn_int8<S: Simd, const MR: usize, const NV: usize, const START: bool, 
     mut scratch: &mut [f32],
 ) {
     let (n, k, nr) = (it.w.rows(), it.w.cols(), NV * S::LANES);
-    let group = take(&mut scratch, NN_STRIP * 32);
+    let (group, _) = take(&mut scratch, NN_STRIP * 32).as_chunks_mut::<NN_STRIP>();
     let codes = take(&mut scratch, NN_STRIP * n / 4);
-    let scale = take(&mut scratch, NN_STRIP * n / 32);
+    let groups = n / 32;
+    let scale = take(&mut scratch, NN_STRIP * groups);
     // SAFETY: the caller's contract; n and k are multiples of 32, panels have the sizes written.
     unsafe {
-        for g in 0..n / 32 {
-            decode_strip(it, 32 * g, 32, c0, NN_STRIP, group);
+        for g in 0..groups {
+            decode_strip(&it.w, it.strip, it.dequant, 32 * g, c0, NN_STRIP, group);
             for sub in 0..NN_STRIP / nr {
                 let codes = codes.as_mut_ptr().cast::<u8>().add(sub * nr * n + g * 32 * nr);
-                let scale = scale.as_mut_ptr().add(sub * nr * (n / 32) + g * nr);
-                quantize_columns::<S, NV>(group.as_ptr().add(sub * nr), codes, scale);
+                let scale = scale.as_mut_ptr().add(sub * nr * groups + g * nr);
+                quantize_columns::<S, NV>(group.as_ptr().cast::<f32>().add(sub * nr), codes, scale);
             }
         }
         for m0 in (0..it.m).step_by(MR) {
             let rows = MR.min(it.m - m0);
-            let at = |m: usize| m0 + m.min(rows - 1);
             let x = ActRows::<MR> {
-                codes: core::array::from_fn(|m| dy.codes.as_ptr().add(at(m) * n)),
-                scale: core::array::from_fn(|m| dy.scale.as_ptr().add(at(m) * (n / 32))),
-                bias_sum: core::array::from_fn(|m| dy.bias_sum32.as_ptr().add(at(m) * (n / 32))),
-                start: core::array::from_fn(|m| dy.start32.as_ptr().add(at(m) * (n / 32))),
+                codes: row_pointers(dy.codes.as_ptr().add(m0 * n), n, rows),
+                scale: row_pointers(dy.scale.as_ptr().add(m0 * groups), groups, rows),
+                bias_sum: row_pointers(dy.bias_sum32.as_ptr().add(m0 * groups), groups, rows),
+                start: row_pointers(dy.start32.as_ptr().add(m0 * groups), groups, rows),
             };
             for sub in 0..NN_STRIP / nr {
-                let scale = scale.as_ptr().add(sub * nr * (n / 32));
+                let scale = scale.as_ptr().add(sub * nr * groups);
                 let codes = codes.as_ptr().cast::<u8>().add(sub * nr * n);
                 let panel = CodePanel { codes, scale, bias: core::ptr::null() };
                 let mut acc = [[S::zero(); NV]; MR];

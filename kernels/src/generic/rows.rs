@@ -95,7 +95,8 @@ pub unsafe fn quantize_row<S: Simd>(x: &[f32], t: RowTarget) {
             }
             let amax = S::hmax(top);
             let scale = amax / 127.0;
-            let inv = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+            // Below, 127 / amax would overflow: such blocks, deep in a softmax's tail, count as zero.
+            let inv = if amax > 1e-36 { 127.0 / amax } else { 0.0 };
             let codes = t.codes.add(b * 32);
             let mut half = [0.0f32; 2];
             for h in 0..2 {

@@ -45,6 +45,10 @@ pub trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self::F;
     /// Unaligned load.
     unsafe fn load(p: *const f32) -> Self::F;
+    /// Loads `LANES` f16, given as their bits.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Loads `LANES` i8.
+    unsafe fn load_i8(p: *const i8) -> Self::F;
     /// Unaligned store.
     unsafe fn store(p: *mut f32, v: Self::F);
     /// a + b
@@ -77,6 +81,8 @@ pub trait Simd: Copy {
     unsafe fn deinterleave(a: Self::F, b: Self::F) -> (Self::F, Self::F);
     /// The inverse of [`Simd::deinterleave`].
     unsafe fn interleave(even: Self::F, odd: Self::F) -> (Self::F, Self::F);
+    /// Transposes `LANES` × `LANES` words of any meaning: dst[j·dst_row + i] = src[i·src_row + j].
+    unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize);
 
     /// All lanes `x`.
     unsafe fn splat_i32(x: i32) -> Self::I;

@@ -1,7 +1,7 @@
 //! Products whose one side is the adapter's rank r.
 
 use super::simd::Simd;
-use super::tile::f32_tile;
+use super::tile::{f32_tile, row_pointers};
 
 /// Rows that one item of [`dot_nt`] handles.
 pub const DOT_ROWS: usize = 16;
@@ -25,9 +25,8 @@ pub unsafe fn dot_nt<S: Simd, const TR: usize>(
     unsafe {
         for m0 in (0..rows).step_by(TM) {
             for r0 in (0..r).step_by(TR) {
-                let xp: [*const f32; TM] =
-                    core::array::from_fn(|m| x.as_ptr().add((m0 + m).min(rows - 1) * k));
-                let pp: [*const f32; TR] = core::array::from_fn(|j| p.as_ptr().add((r0 + j).min(r - 1) * k));
+                let xp = row_pointers::<f32, TM>(x.as_ptr().add(m0 * k), k, rows - m0);
+                let pp = row_pointers::<f32, TR>(p.as_ptr().add(r0 * k), k, r - r0);
                 let mut acc = [[S::zero(); TR]; TM];
                 let mut i = 0;
                 while i + S::LANES <= k {
@@ -82,7 +81,7 @@ pub unsafe fn outer_tn<S: Simd, const MR: usize, const NV: usize>(
             for r0 in (0..r).step_by(MR) {
                 let rows = MR.min(r - r0);
                 if valid == nr {
-                    let a: [*const f32; MR] = core::array::from_fn(|j| p.as_ptr().add(r0 + j.min(rows - 1)));
+                    let a = row_pointers::<f32, MR>(p.as_ptr().add(r0), 1, rows);
                     let mut acc = [[S::zero(); NV]; MR];
                     f32_tile::<S, MR, NV>(&mut acc, m, &a, r, q.as_ptr().add(c), n);
                     super::tile::store_tile::<S, MR, NV>(&acc, rows, nr, out.add(r0 * n + c), n, accumulate);

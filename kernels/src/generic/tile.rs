@@ -2,6 +2,20 @@
 
 use super::simd::Simd;
 
+/// The first elements of MR rows of stride `row`; rows past `rows` repeat the last.
+///
+/// # Safety
+/// `rows` rows lie behind `first`.
+#[inline(always)]
+pub unsafe fn row_pointers<T, const MR: usize>(first: *const T, row: usize, rows: usize) -> [*const T; MR] {
+    let mut pointers = [first; MR];
+    for m in 1..MR {
+        // SAFETY: the caller's contract.
+        pointers[m] = unsafe { first.add(m.min(rows - 1) * row) };
+    }
+    pointers
+}
+
 /// acc[m][v] += Σ_k a[m·a_row + k·a_step] · b[k·b_row + v·LANES ..]
 ///
 /// # Safety

@@ -121,7 +121,8 @@ pub fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
     for (b, block) in x.chunks_exact(32).enumerate() {
         let amax = block.iter().fold(0.0f32, |a, v| a.max(v.abs()));
         scale[b] = amax / 127.0;
-        let inv = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+        // Below, 127 / amax would overflow: such blocks count as zero.
+        let inv = if amax > 1e-36 { 127.0 / amax } else { 0.0 };
         for (i, v) in block.iter().enumerate() {
             codes[b * 32 + i] = libm::rintf(v * inv) as i8;
         }

@@ -52,6 +52,16 @@ macro_rules! simd_f32_avx2 {
             unsafe { _mm256_loadu_ps(p) }
         }
         #[inline(always)]
+        unsafe fn load_f16(p: *const u16) -> __m256 {
+            // SAFETY: see zero; p is readable for 8 f16.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(p: *const i8) -> __m256 {
+            // SAFETY: see zero; p is readable for 8 bytes.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m256) {
             // SAFETY: see zero; p is writable for 8 f32.
             unsafe { _mm256_storeu_ps(p, v) }
@@ -153,6 +163,34 @@ macro_rules! simd_f32_avx2 {
             }
         }
         #[inline(always)]
+        unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize) {
+            // SAFETY: see zero; the caller's rows.
+            unsafe {
+                // half[i][j]: of columns j and 4 + j, the rows 4i..4i + 4. A loop, since closures given
+                // to core's array functions lose the ISA's features.
+                let mut half = [[_mm256_setzero_ps(); 4]; 2];
+                for i in 0..2 {
+                    let row = src.add(4 * i * src_row);
+                    let (a, b) = (_mm256_loadu_ps(row), _mm256_loadu_ps(row.add(src_row)));
+                    let (c, d) =
+                        (_mm256_loadu_ps(row.add(2 * src_row)), _mm256_loadu_ps(row.add(3 * src_row)));
+                    let (ab, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                    let (cd, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+                    half[i] = [
+                        _mm256_shuffle_ps::<0x44>(ab, cd),
+                        _mm256_shuffle_ps::<0xee>(ab, cd),
+                        _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                        _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+                    ];
+                }
+                for j in 0..4 {
+                    let (low, high) = (half[0][j], half[1][j]);
+                    _mm256_storeu_ps(dst.add(j * dst_row), _mm256_permute2f128_ps::<0x20>(low, high));
+                    _mm256_storeu_ps(dst.add((4 + j) * dst_row), _mm256_permute2f128_ps::<0x31>(low, high));
+                }
+            }
+        }
+        #[inline(always)]
         unsafe fn splat_i32(x: i32) -> __m256i {
             // SAFETY: see zero.
             unsafe { _mm256_set1_epi32(x) }
@@ -167,7 +205,8 @@ macro_rules! simd_f32_avx2 {
             // SAFETY: see zero; p is writable for 32 bytes.
             unsafe {
                 let low = _mm256_set1_epi32(255);
-                let [a, b, c, d] = rows.map(|r| _mm256_cvtps_epi32(r));
+                let (a, b) = (_mm256_cvtps_epi32(rows[0]), _mm256_cvtps_epi32(rows[1]));
+                let (c, d) = (_mm256_cvtps_epi32(rows[2]), _mm256_cvtps_epi32(rows[3]));
                 let ab = _mm256_or_si256(
                     _mm256_and_si256(a, low),
                     _mm256_slli_epi32::<8>(_mm256_and_si256(b, low)),

@@ -38,6 +38,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> __m512 {
+        // SAFETY: see zero; p is readable for 16 f16.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m512 {
+        // SAFETY: see zero; p is readable for 16 bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
         // SAFETY: see zero; p is writable for 16 f32.
         unsafe { _mm512_storeu_ps(p, v) }
@@ -126,6 +136,46 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize) {
+        // SAFETY: see zero; the caller's rows.
+        unsafe {
+            // Loops, here and below: closures given to core's array functions lose the ISA's features.
+            let mut r = [_mm512_setzero_ps(); 16];
+            for i in 0..16 {
+                r[i] = _mm512_loadu_ps(src.add(i * src_row));
+            }
+            let mut t = r;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            // r[4i + j]: of columns j, 4 + j, 8 + j, 12 + j, the rows 4i..4i + 4.
+            for i in 0..4 {
+                let (a, b) = (_mm512_castps_pd(t[4 * i]), _mm512_castps_pd(t[4 * i + 1]));
+                let (c, d) = (_mm512_castps_pd(t[4 * i + 2]), _mm512_castps_pd(t[4 * i + 3]));
+                r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            for j in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(r[j], r[4 + j]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(r[j], r[4 + j]);
+                let even_high = _mm512_shuffle_f32x4::<0x88>(r[8 + j], r[12 + j]);
+                let odd_high = _mm512_shuffle_f32x4::<0xdd>(r[8 + j], r[12 + j]);
+                let columns = [
+                    _mm512_shuffle_f32x4::<0x88>(even, even_high),
+                    _mm512_shuffle_f32x4::<0x88>(odd, odd_high),
+                    _mm512_shuffle_f32x4::<0xdd>(even, even_high),
+                    _mm512_shuffle_f32x4::<0xdd>(odd, odd_high),
+                ];
+                for q in 0..4 {
+                    _mm512_storeu_ps(dst.add((4 * q + j) * dst_row), columns[q]);
+                }
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn splat_i32(x: i32) -> __m512i {
         // SAFETY: see zero.
         unsafe { _mm512_set1_epi32(x) }
@@ -148,7 +198,8 @@ impl Simd for Avx512 {
         // SAFETY: see zero; p is writable for 64 bytes.
         unsafe {
             let low = _mm512_set1_epi32(255);
-            let [a, b, c, d] = rows.map(|r| _mm512_cvtps_epi32(r));
+            let (a, b) = (_mm512_cvtps_epi32(rows[0]), _mm512_cvtps_epi32(rows[1]));
+            let (c, d) = (_mm512_cvtps_epi32(rows[2]), _mm512_cvtps_epi32(rows[3]));
             let ab =
                 _mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi32::<8>(_mm512_and_si512(b, low)));
             let cd = _mm512_or_si512(

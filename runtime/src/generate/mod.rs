@@ -1,7 +1,9 @@
 //! Generation: a session with its key/value cache, and the sampler.
 
+pub mod kv_cache;
 pub mod sampler;
 pub mod session;
 
+pub use engraft_kernels::KvType;
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::{Session, StackedAdapter};

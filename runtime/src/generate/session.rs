@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use engraft_kernels::Kernels;
+use engraft_kernels::{Kernels, KvType};
 
+use super::kv_cache::KvCache;
 use crate::adapter::Adapter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::model::weights::ModelFile;
-use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvLayer};
+use crate::nn::block::{self, BlockBufs, BlockWords, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
 use crate::nn::{Adapted, BlockPairs, Ctx, Dropout, Pair, Precision, RowMap, rope};
 
@@ -66,7 +67,7 @@ impl Adapted for StackedAdapter {
     }
 }
 
-/// A sequence with its cache. Private memory: 2·L·capacity·kv·4 bytes and the buffers of one prefill.
+/// A sequence with its cache. Private memory: 2·L·capacity·kv elements and the buffers of one prefill.
 pub struct Session {
     model: Arc<ModelFile>,
     kernels: Arc<Kernels>,
@@ -74,9 +75,7 @@ pub struct Session {
     precision: Precision,
     capacity: usize,
     filled: usize,
-    /// `[L, capacity, kv·hd]` each.
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    cache: KvCache,
     rope: Vec<f32>,
     x: Vec<f32>,
     y: Vec<f32>,
@@ -87,14 +86,18 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session for at most `capacity` tokens.
+    /// A session for at most `capacity` tokens, whose cache is of type `cache`.
+    ///
+    /// # Errors
+    /// `Unsupported` where the cache's type does not suit the model.
     pub fn new(
         model: Arc<ModelFile>,
         kernels: Arc<Kernels>,
         adapter: Option<Arc<StackedAdapter>>,
         precision: Precision,
         capacity: usize,
-    ) -> Session {
+        cache: KvType,
+    ) -> Result<Session> {
         let c = model.config();
         let rows = PREFILL_ROWS.min(capacity);
         let rank = adapter.as_ref().map_or(0, |a| a.rank);
@@ -102,12 +105,10 @@ impl Session {
         let head = HeadWords::new(c, 1, kernels.threads(), false);
         let mut table = vec![0.0; rope::table_words(c, capacity)];
         rope::table(c, model.rope_freqs(), &mut table);
-        let cache = c.n_layers * capacity * c.d_kv();
-        Session {
+        Ok(Session {
             capacity,
             filled: 0,
-            keys: vec![0.0; cache],
-            values: vec![0.0; cache],
+            cache: KvCache::new(c, capacity, cache)?,
             rope: table,
             x: vec![0.0; rows * c.d_model],
             y: vec![0.0; rows * c.d_model],
@@ -119,7 +120,7 @@ impl Session {
             adapter,
             kernels,
             model,
-        }
+        })
     }
 
     /// Tokens in the cache.
@@ -184,7 +185,7 @@ impl Session {
     /// Runs all blocks over one part; its outputs are in `x` then.
     fn run(&mut self, ids: &[u32]) {
         let c = self.model.config();
-        let (n, d, dkv) = (ids.len(), c.d_model, c.d_kv());
+        let (n, d) = (ids.len(), c.d_model);
         self.pos.clear();
         self.pos.extend((self.filled..self.filled + n).map(|p| p as u32));
         let (embedding, kernels) = (self.model.token_embd(), &*self.kernels);
@@ -194,13 +195,8 @@ impl Session {
         let ctx =
             Ctx { kernels, config: c, rope: &self.rope, precision: self.precision, gradient: self.precision };
         let rows = RowMap { seqs: &[], pos: &self.pos };
-        let layer = self.capacity * dkv;
         for l in 0..c.n_layers {
-            let cache = KvLayer {
-                k: &mut self.keys[l * layer..(l + 1) * layer],
-                v: &mut self.values[l * layer..(l + 1) * layer],
-                past: self.filled,
-            };
+            let cache = self.cache.layer(l, self.filled);
             let pairs = self.adapter.as_ref().map_or([None; 7], |a| a.pairs(l));
             let (x, y) = (&self.x[..n * d], &mut self.y[..n * d]);
             block::forward(

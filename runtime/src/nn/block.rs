@@ -7,11 +7,14 @@
 //! y  = x2 + h·Wdᵀ
 //! ```
 //!
-//! Training keeps only x of each block; the backward runs the forward again up to h and then walks
-//! these lines from the last to the first.
+//! The backward walks these lines from the last to the first. It finds x, and of the other values what
+//! [`Keep`] says; the rest it computes again, by the same functions from the same inputs.
 
-use engraft_kernels::{AttnShape, acts_words, attention_scratch_words, gemm_scratch_words};
+use engraft_kernels::{
+    AttnShape, KvMut, acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
+};
 
+use super::keep::Keep;
 use super::linear::{self, Linear, LinearGrad, LinearScratch};
 use super::{BlockPairGrads, BlockPairs, Ctx, Dropout, PairGrad, RowMap};
 use crate::model::weights::FrozenBlock;
@@ -20,14 +23,15 @@ use crate::model::{ModelConfig, Proj};
 /// f32 words of each buffer of a block for M rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockWords {
-    d: usize,
-    q: usize,
-    kv: usize,
+    pub(super) d: usize,
+    pub(super) q: usize,
+    pub(super) kv: usize,
+    pub(super) ff: usize,
     /// Holds M×ff, and the query-wide gradients that reuse it.
-    wide: usize,
-    lse: usize,
+    pub(super) wide: usize,
+    pub(super) lse: usize,
     per_head: usize,
-    low: usize,
+    pub(super) low: usize,
     acts: usize,
     kernel: usize,
     dropped: usize,
@@ -46,12 +50,17 @@ impl BlockWords {
     ) -> Self {
         let widest = c.d_ff.max(c.d_q()).max(c.d_model);
         let blocks = |k: usize| if k.is_multiple_of(32) { acts_words(m, k) } else { 0 };
-        let kernel =
-            gemm_scratch_words(widest, widest, rank).max(attention_scratch_words(seq, c.head_dim, train));
+        let attention = if train {
+            attention_scratch_words(seq, c.head_dim, true)
+        } else {
+            cached_attention_scratch_words(seq, c.head_dim)
+        };
+        let kernel = gemm_scratch_words(widest, widest, rank).max(attention);
         BlockWords {
             d: m * c.d_model,
             q: m * c.d_q(),
             kv: m * c.d_kv(),
+            ff: m * c.d_ff,
             wide: m * c.d_ff.max(c.d_q()).max(2 * c.d_kv()),
             lse: if train { m * c.n_heads } else { 0 },
             per_head: if train { 2 * seq * c.d_q() } else { 0 },
@@ -85,21 +94,60 @@ impl BlockWords {
     }
 }
 
+/// What the first half of a block's forward leaves, up to x2.
+pub struct AttentionActs {
+    pub(super) q: Vec<f32>,
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
+    pub(super) att: Vec<f32>,
+    pub(super) lse: Vec<f32>,
+    pub(super) x2: Vec<f32>,
+    /// Rank-r inputs of q, k, v, o.
+    pub(super) low: [Vec<f32>; 4],
+}
+
+impl AttentionActs {
+    /// Allocates what the words say.
+    pub fn new(w: &BlockWords) -> AttentionActs {
+        let z = |n: usize| vec![0.0f32; n];
+        AttentionActs {
+            q: z(w.q),
+            k: z(w.kv),
+            v: z(w.kv),
+            att: z(w.q),
+            lse: z(w.lse),
+            x2: z(w.d),
+            low: std::array::from_fn(|_| z(w.low)),
+        }
+    }
+}
+
+/// What the second half leaves.
+pub struct MlpActs {
+    pub(super) g: Vec<f32>,
+    pub(super) u: Vec<f32>,
+    /// Rank-r inputs of gate, up, down.
+    pub(super) low: [Vec<f32>; 3],
+}
+
+impl MlpActs {
+    /// Allocates what the words say.
+    pub fn new(w: &BlockWords) -> MlpActs {
+        let z = |n: usize| vec![0.0f32; n];
+        MlpActs { g: z(w.wide), u: z(w.wide), low: std::array::from_fn(|_| z(w.low)) }
+    }
+}
+
 /// The buffers of one block, reused by every block.
 pub struct BlockBufs {
     n1: Vec<f32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    att: Vec<f32>,
-    lse: Vec<f32>,
-    x2: Vec<f32>,
+    /// From q to x2; a block that keeps them lends its own.
+    pub(super) attention: AttentionActs,
     n2: Vec<f32>,
-    g: Vec<f32>,
-    u: Vec<f32>,
+    /// Gate and up, likewise.
+    pub(super) mlp: MlpActs,
     h: Vec<f32>,
     per_head: Vec<f32>,
-    low: [Vec<f32>; 7],
     dlow: Vec<f32>,
     acts: Vec<f32>,
     dropped: Vec<f32>,
@@ -113,18 +161,11 @@ impl BlockBufs {
         let z = |n: usize| vec![0.0f32; n];
         BlockBufs {
             n1: z(w.d),
-            q: z(w.q),
-            k: z(w.kv),
-            v: z(w.kv),
-            att: z(w.q),
-            lse: z(w.lse),
-            x2: z(w.d),
+            attention: AttentionActs::new(w),
             n2: z(w.d),
-            g: z(w.wide),
-            u: z(w.wide),
+            mlp: MlpActs::new(w),
             h: z(w.wide),
             per_head: z(w.per_head),
-            low: std::array::from_fn(|_| z(w.low)),
             dlow: z(3 * w.low),
             acts: z(w.acts),
             dropped: z(w.dropped),
@@ -136,9 +177,9 @@ impl BlockBufs {
 /// Keys and values of earlier positions of one sequence, `[capacity, kv·hd]` each.
 pub struct KvLayer<'a> {
     /// Keys, rotated.
-    pub k: &'a mut [f32],
+    pub k: KvMut<'a>,
     /// Values.
-    pub v: &'a mut [f32],
+    pub v: KvMut<'a>,
     /// Positions filled before this call.
     pub past: usize,
 }
@@ -151,8 +192,13 @@ pub enum Keys<'a> {
     Cache(KvLayer<'a>),
 }
 
-/// Runs the block up to h (everything but the last product).
-fn forward_to_h(
+/// n1 = rmsnorm(x)·w1.
+fn first_norm(ctx: &Ctx<'_>, w: &FrozenBlock<'_>, x: &[f32], b: &mut BlockBufs) {
+    ctx.kernels.rmsnorm(x, w.attn_norm, ctx.config.rms_eps, &mut b.n1[..x.len()]);
+}
+
+/// From n1 to x2: what a block that keeps [`Keep::Attention`] does not do again.
+pub fn attention_part(
     ctx: &Ctx<'_>,
     w: &FrozenBlock<'_>,
     pairs: &BlockPairs<'_>,
@@ -163,49 +209,70 @@ fn forward_to_h(
     dropout: Dropout,
 ) {
     let (c, m) = (ctx.config, rows.rows());
-    let (md, mq, mkv, mf) = (m * c.d_model, m * c.d_q(), m * c.d_kv(), m * c.d_ff);
-    let [lq, lk, lv, lo, lg, lu, _] = &mut b.low;
+    let (md, mq, mkv) = (m * c.d_model, m * c.d_q(), m * c.d_kv());
     let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
-    ctx.kernels.rmsnorm(x, w.attn_norm, c.rms_eps, &mut b.n1[..md]);
+    let AttentionActs { q, k, v, att, lse, x2, low: [lq, lk, lv, lo] } = &mut b.attention;
     linear::forward(
         ctx,
         m,
         &b.n1[..md],
         &mut [
-            layer(w, pairs, Proj::Q, lq, &mut b.q[..mq], false),
-            layer(w, pairs, Proj::K, lk, &mut b.k[..mkv], false),
-            layer(w, pairs, Proj::V, lv, &mut b.v[..mkv], false),
+            layer(w, pairs, Proj::Q, lq, &mut q[..mq], false),
+            layer(w, pairs, Proj::K, lk, &mut k[..mkv], false),
+            layer(w, pairs, Proj::V, lv, &mut v[..mkv], false),
         ],
         dropout.at(0),
         &mut scratch,
     );
     let half = c.rope_dim / 2;
     let pos = |r: usize| rows.pos[r] as usize;
-    ctx.kernels.rope(&mut b.q[..mq], c.n_heads, c.head_dim, ctx.rope, half, pos, false);
-    ctx.kernels.rope(&mut b.k[..mkv], c.n_kv_heads, c.head_dim, ctx.rope, half, pos, false);
-    attention(ctx, rows, &b.q, &b.k, &b.v, &mut b.att, &mut b.lse, keys, scratch.kernel);
-    b.x2[..md].copy_from_slice(x);
+    ctx.kernels.rope(&mut q[..mq], c.n_heads, c.head_dim, ctx.rope, half, pos, false);
+    ctx.kernels.rope(&mut k[..mkv], c.n_kv_heads, c.head_dim, ctx.rope, half, pos, false);
+    attention(ctx, rows, q, k, v, att, lse, keys, scratch.kernel);
+    x2[..md].copy_from_slice(x);
     linear::forward(
         ctx,
         m,
-        &b.att[..mq],
-        &mut [layer(w, pairs, Proj::O, lo, &mut b.x2[..md], true)],
+        &att[..mq],
+        &mut [layer(w, pairs, Proj::O, lo, &mut x2[..md], true)],
         dropout.at(1),
         &mut scratch,
     );
-    ctx.kernels.rmsnorm(&b.x2[..md], w.ffn_norm, c.rms_eps, &mut b.n2[..md]);
+}
+
+/// n2 = rmsnorm(x2)·w2.
+fn second_norm(ctx: &Ctx<'_>, w: &FrozenBlock<'_>, md: usize, b: &mut BlockBufs) {
+    ctx.kernels.rmsnorm(&b.attention.x2[..md], w.ffn_norm, ctx.config.rms_eps, &mut b.n2[..md]);
+}
+
+/// g and u from n2: what a block that keeps [`Keep::All`] does not do again either.
+pub fn gate_up_part(
+    ctx: &Ctx<'_>,
+    w: &FrozenBlock<'_>,
+    pairs: &BlockPairs<'_>,
+    m: usize,
+    b: &mut BlockBufs,
+    dropout: Dropout,
+) {
+    let (md, mf) = (m * ctx.config.d_model, m * ctx.config.d_ff);
+    let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
+    let MlpActs { g, u, low: [lg, lu, _] } = &mut b.mlp;
     linear::forward(
         ctx,
         m,
         &b.n2[..md],
         &mut [
-            layer(w, pairs, Proj::Gate, lg, &mut b.g[..mf], false),
-            layer(w, pairs, Proj::Up, lu, &mut b.u[..mf], false),
+            layer(w, pairs, Proj::Gate, lg, &mut g[..mf], false),
+            layer(w, pairs, Proj::Up, lu, &mut u[..mf], false),
         ],
         dropout.at(2),
         &mut scratch,
     );
-    ctx.kernels.swiglu(&b.g[..mf], &b.u[..mf], &mut b.h[..mf]);
+}
+
+/// h = silu(g)∘u.
+fn activation(ctx: &Ctx<'_>, mf: usize, b: &mut BlockBufs) {
+    ctx.kernels.swiglu(&b.mlp.g[..mf], &b.mlp.u[..mf], &mut b.h[..mf]);
 }
 
 fn attention(
@@ -223,12 +290,12 @@ fn attention(
     let (dq, dkv) = (c.d_q(), c.d_kv());
     let shape = |t: usize, past: usize| attn_shape(c, t, past);
     match keys {
-        Keys::Cache(cache) => {
+        Keys::Cache(mut cache) => {
             let (t, past) = (rows.rows(), cache.past);
-            cache.k[past * dkv..(past + t) * dkv].copy_from_slice(&k[..t * dkv]);
-            cache.v[past * dkv..(past + t) * dkv].copy_from_slice(&v[..t * dkv]);
-            let (k, v) = (&cache.k[..(past + t) * dkv], &cache.v[..(past + t) * dkv]);
-            ctx.kernels.attention(shape(t, past), &q[..t * dq], k, v, &mut att[..t * dq], None, scratch);
+            cache.k.store(past * dkv, &k[..t * dkv]);
+            cache.v.store(past * dkv, &v[..t * dkv]);
+            let (k, v) = (cache.k.first((past + t) * dkv), cache.v.first((past + t) * dkv));
+            ctx.kernels.attention_cached(shape(t, past), &q[..t * dq], k, v, &mut att[..t * dq], scratch);
         }
         Keys::Batch => {
             for s in rows.seqs {
@@ -258,14 +325,19 @@ pub fn forward(
     dropout: Dropout,
 ) {
     let (c, m) = (ctx.config, rows.rows());
-    forward_to_h(ctx, w, pairs, rows, x, b, keys, dropout);
-    y.copy_from_slice(&b.x2[..m * c.d_model]);
+    first_norm(ctx, w, x, b);
+    attention_part(ctx, w, pairs, rows, x, b, keys, dropout);
+    second_norm(ctx, w, m * c.d_model, b);
+    gate_up_part(ctx, w, pairs, m, b, dropout);
+    activation(ctx, m * c.d_ff, b);
+    y.copy_from_slice(&b.attention.x2[..m * c.d_model]);
     let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
-    let down = layer(w, pairs, Proj::Down, &mut b.low[6], y, true);
+    let down = layer(w, pairs, Proj::Down, &mut b.mlp.low[2], y, true);
     linear::forward(ctx, m, &b.h[..m * c.d_ff], &mut [down], dropout.at(3), &mut scratch);
 }
 
-/// In place dy → dx for the block whose input was x; adds to the adapter's gradients.
+/// In place dy → dx for the block whose input was x; adds to the adapter's gradients. The buffers hold
+/// what `found` says of this block's forward, and nothing of it afterwards.
 ///
 /// `want_dx` false leaves dy meaningless: nothing below the first trained block needs it.
 pub fn backward(
@@ -277,13 +349,41 @@ pub fn backward(
     x: &[f32],
     dy: &mut [f32],
     b: &mut BlockBufs,
+    found: Keep,
     dropout: Dropout,
     want_dx: bool,
 ) {
-    forward_to_h(ctx, w, pairs, rows, x, b, Keys::Batch, dropout);
+    recompute(ctx, w, pairs, rows, x, b, found, dropout);
     let [gq, gk, gv, go, gg, gu, gd] = grads;
     mlp_backward(ctx, w, pairs, [gg, gu, gd], rows.rows(), dy, b, dropout);
     attention_backward(ctx, w, pairs, [gq, gk, gv, go], rows, x, dy, b, dropout, want_dx);
+}
+
+/// Brings the buffers to where the forward left them.
+fn recompute(
+    ctx: &Ctx<'_>,
+    w: &FrozenBlock<'_>,
+    pairs: &BlockPairs<'_>,
+    rows: RowMap<'_>,
+    x: &[f32],
+    b: &mut BlockBufs,
+    found: Keep,
+    dropout: Dropout,
+) {
+    let (c, m) = (ctx.config, rows.rows());
+    first_norm(ctx, w, x, b);
+    if found == Keep::Inputs {
+        attention_part(ctx, w, pairs, rows, x, b, Keys::Batch, dropout);
+    }
+    second_norm(ctx, w, m * c.d_model, b);
+    if found != Keep::All {
+        gate_up_part(ctx, w, pairs, m, b, dropout);
+    }
+    activation(ctx, m * c.d_ff, b);
+    if let Some(p) = pairs[Proj::Down as usize].filter(|_| found != Keep::All) {
+        let (h, low) = (&b.h[..m * c.d_ff], &mut b.mlp.low[2]);
+        linear::rank_input(ctx, m, h, &p, low, dropout.at(3), &mut b.dropped);
+    }
 }
 
 /// dy → dx2 through y = x2 + (silu(g)∘u)·Wdᵀ.
@@ -299,28 +399,23 @@ fn mlp_backward(
 ) {
     let c = ctx.config;
     let (md, mf) = (m * c.d_model, m * c.d_ff);
-    let [.., lg, lu, ld] = &mut b.low;
+    let MlpActs { g, u, low: [lg, lu, ld] } = &mut b.mlp;
     let mut s = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
     let part = m * pairs.iter().flatten().map(|p| p.rank).max().unwrap_or(0);
     let (d0, d1) = b.dlow.split_at_mut(part);
-    // y = x2 + h·Wdᵀ, whose rank-r input the forward above did not come to
-    if let Some(p) = pairs[Proj::Down as usize] {
-        linear::rank_input(ctx, m, &b.h[..mf], &p, ld, dropout.at(3), s.dropped);
-    }
+    // y = x2 + h·Wdᵀ
     let mut down = [grad(w, pairs, Proj::Down, ld, d0, dy, gd)];
     linear::backward_pairs(ctx, m, &b.h[..mf], &mut down, dropout.at(3), &mut s);
     linear::backward_input(ctx, m, &down, &mut b.h[..mf], dropout.at(3), &mut s);
     // h = silu(g)∘u
-    ctx.kernels.swiglu_bwd(&mut b.g[..mf], &mut b.u[..mf], &b.h[..mf]);
+    ctx.kernels.swiglu_bwd(&mut g[..mf], &mut u[..mf], &b.h[..mf]);
     // g, u = n2·Wgᵀ, n2·Wuᵀ
-    let mut both = [
-        grad(w, pairs, Proj::Gate, lg, d0, &b.g[..mf], gg),
-        grad(w, pairs, Proj::Up, lu, d1, &b.u[..mf], gu),
-    ];
+    let mut both =
+        [grad(w, pairs, Proj::Gate, lg, d0, &g[..mf], gg), grad(w, pairs, Proj::Up, lu, d1, &u[..mf], gu)];
     linear::backward_pairs(ctx, m, &b.n2[..md], &mut both, dropout.at(2), &mut s);
     linear::backward_input(ctx, m, &both, &mut b.n2[..md], dropout.at(2), &mut s);
     // n2 = rmsnorm(x2)·w2
-    ctx.kernels.rmsnorm_bwd(&b.x2[..md], w.ffn_norm, c.rms_eps, &b.n2[..md], dy);
+    ctx.kernels.rmsnorm_bwd(&b.attention.x2[..md], w.ffn_norm, c.rms_eps, &b.n2[..md], dy);
 }
 
 /// dx2 → dx through x2 = x + attention(rope(q), rope(k), v)·Woᵀ.
@@ -342,19 +437,20 @@ fn attention_backward(
     let part = m * pairs.iter().flatten().map(|p| p.rank).max().unwrap_or(0);
     let (d0, rest) = b.dlow.split_at_mut(part);
     let (d1, d2) = rest.split_at_mut(part);
+    let AttentionActs { q, k, v, att, lse, low: [lq, lk, lv, lo], .. } = &b.attention;
     // x2 = x + att·Woᵀ; h is free and takes d(att)
-    let mut o = [grad(w, pairs, Proj::O, &b.low[3], d0, dy, go)];
-    linear::backward_pairs(ctx, m, &b.att[..mq], &mut o, dropout.at(1), &mut s);
+    let mut o = [grad(w, pairs, Proj::O, lo, d0, dy, go)];
+    linear::backward_pairs(ctx, m, &att[..mq], &mut o, dropout.at(1), &mut s);
     linear::backward_input(ctx, m, &o, &mut b.h[..mq], dropout.at(1), &mut s);
     // att = attention(q, k, v); g takes dq, u takes dk and dv
-    let (dq, (dk, dv)) = (&mut b.g[..mq], b.u[..2 * mkv].split_at_mut(mkv));
+    let (dq, (dk, dv)) = (&mut b.mlp.g[..mq], b.mlp.u[..2 * mkv].split_at_mut(mkv));
     for seq in rows.seqs {
         let (qs, ks) = (seq.start * c.d_q()..seq.end * c.d_q(), seq.start * c.d_kv()..seq.end * c.d_kv());
-        let lse = &b.lse[seq.start * c.n_heads..seq.end * c.n_heads];
+        let lse = &lse[seq.start * c.n_heads..seq.end * c.n_heads];
         ctx.kernels.attention_bwd(
             attn_shape(c, seq.len(), 0),
-            (&b.q[qs.clone()], &b.k[ks.clone()], &b.v[ks.clone()]),
-            (&b.att[qs.clone()], lse, &b.h[qs.clone()]),
+            (&q[qs.clone()], &k[ks.clone()], &v[ks.clone()]),
+            (&att[qs.clone()], lse, &b.h[qs.clone()]),
             (&mut dq[qs], &mut dk[ks.clone()], &mut dv[ks]),
             &mut b.per_head,
             s.kernel,
@@ -364,7 +460,6 @@ fn attention_backward(
     ctx.kernels.rope(dq, c.n_heads, c.head_dim, ctx.rope, c.rope_dim / 2, pos, true);
     ctx.kernels.rope(dk, c.n_kv_heads, c.head_dim, ctx.rope, c.rope_dim / 2, pos, true);
     // q, k, v = n1·Wqᵀ, n1·Wkᵀ, n1·Wvᵀ
-    let [lq, lk, lv, ..] = &b.low;
     let mut qkv = [
         grad(w, pairs, Proj::Q, lq, d0, dq, gq),
         grad(w, pairs, Proj::K, lk, d1, dk, gk),

@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod head;
+pub mod keep;
 pub mod linear;
 pub mod rope;
 

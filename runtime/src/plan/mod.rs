@@ -2,6 +2,10 @@
 //!
 //! This room sees integers only. A budget that the plan exceeds is refused with a setting that fits.
 
+pub mod keep;
+
+pub use keep::KeepPlan;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::nn::block::BlockWords;
@@ -22,6 +26,8 @@ pub struct Request {
     /// Adapted blocks, counted from the first adapted one to the last block of the model: those whose
     /// inputs must be kept.
     pub kept_blocks: usize,
+    /// What those blocks keep beside their inputs.
+    pub keep: KeepPlan,
     /// Worker threads.
     pub threads: usize,
     /// Whether dropout is on.
@@ -74,6 +80,8 @@ pub struct ArenaWords {
     pub params: usize,
     /// Saved inputs: one `[rows, d]` per kept block, and one for what enters the head.
     pub saved: usize,
+    /// What blocks keep beside their inputs; see [`ArenaWords::kept`].
+    pub keep: KeepPlan,
     /// Block buffers.
     pub block: BlockWords,
     /// Head buffers.
@@ -95,6 +103,7 @@ impl ArenaWords {
         ArenaWords {
             params: r.params,
             saved: (r.kept_blocks + 1) * rows * c.d_model,
+            keep: r.keep,
             rope: rope::table_words(c, r.seq),
             rows,
             kernel: block.kernel().max(head.kernel()),
@@ -111,8 +120,9 @@ impl MemoryPlan {
         let f = size_of::<f32>();
         let row_state = w.rows * (c.d_model * f + 3 * f);
         let data = r.data_tokens * TOKEN_BYTES + r.data_rows * ROW_BYTES;
-        let arena = f * (4 * w.params + w.saved + w.block.activations() + w.head.total() + w.kernel + w.rope)
-            + row_state;
+        let block = w.block.activations();
+        let arena =
+            f * (4 * w.params + w.saved + w.kept() + block + w.head.total() + w.kernel + w.rope) + row_state;
         // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
         let pools = vec![
@@ -120,7 +130,8 @@ impl MemoryPlan {
             Pool { name: "gradients", bytes: f * w.params },
             Pool { name: "moments", bytes: 2 * f * w.params },
             Pool { name: "saved_inputs", bytes: f * w.saved },
-            Pool { name: "block_activations", bytes: f * w.block.activations() + row_state },
+            Pool { name: "kept_activations", bytes: f * w.kept() },
+            Pool { name: "block_activations", bytes: f * block + row_state },
             Pool { name: "head_chunk", bytes: f * w.head.total() },
             Pool { name: "kernel_scratch", bytes: f * w.kernel },
             Pool { name: "rotary_table", bytes: f * w.rope },
@@ -142,7 +153,28 @@ impl MemoryPlan {
             return Ok(());
         }
         let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
-        let hint = if r.batch > 1 && fits(&Request { batch: 1, ..*r }) {
+        let (asked, r) = (r.keep, &Request { keep: KeepPlan::default(), ..*r });
+        let hint = if asked.blocks() > 0 && fits(r) {
+            "--keep auto fits (it keeps what the budget allows)".to_string()
+        } else {
+            // The hints count inputs alone, so they hold for `auto`, and for other levels with it.
+            let auto = if asked.blocks() > 0 { "--keep auto " } else { "" };
+            format!("{auto}{}", self.hint(c, r, budget))
+        };
+        Err(Error::new(
+            ErrorKind::DoesNotFit,
+            format!(
+                "the plan needs {} of private memory, the budget is {}; {hint}",
+                mib(self.private_bytes),
+                mib(budget)
+            ),
+        ))
+    }
+
+    /// The largest batch, else the longest sequence, that fits.
+    fn hint(&self, c: &ModelConfig, r: &Request, budget: usize) -> String {
+        let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
+        if r.batch > 1 && fits(&Request { batch: 1, ..*r }) {
             let batch = (1..r.batch).rfind(|b| fits(&Request { batch: *b, ..*r })).unwrap_or(1);
             format!("--batch-size {batch} fits (was {})", r.batch)
         } else {
@@ -153,15 +185,7 @@ impl MemoryPlan {
                 }
                 None => self.smaller_adapter(c, r, budget),
             }
-        };
-        Err(Error::new(
-            ErrorKind::DoesNotFit,
-            format!(
-                "the plan needs {} of private memory, the budget is {}; {hint}",
-                mib(self.private_bytes),
-                mib(budget)
-            ),
-        ))
+        }
     }
 
     /// The hint where no sequence length helps alone.

@@ -1,5 +1,5 @@
-//! The chain: embedding, blocks forward keeping only their inputs, head with loss, blocks backward in
-//! reverse. A plain loop over slices of one arena: no tape, no allocation.
+//! The chain: embedding, blocks forward keeping their inputs and what the plan grants them beside,
+//! head with loss, blocks backward in reverse. A plain loop over slices of one arena: no tape, no allocation.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::block::{self, BlockBufs, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights};
+use crate::nn::keep::{Keep, Kept};
 use crate::nn::{Adapted, BlockPairGrads, BlockPairs, Ctx, Dropout, Pair, PairGrad, Precision, RowMap, rope};
 use crate::plan::ArenaWords;
 
@@ -28,6 +29,8 @@ pub struct Chain {
     dx: Vec<f32>,
     pos: Vec<u32>,
     block: BlockBufs,
+    /// What blocks keep beside their inputs, from the last but one down.
+    kept: Vec<Kept>,
     head: HeadBufs,
 }
 
@@ -77,6 +80,9 @@ impl Chain {
             dx: vec![0.0; words.rows * c.d_model],
             pos: Vec::with_capacity(words.rows),
             block: BlockBufs::new(&words.block, words.kernel),
+            kept: (1..=words.keep.blocks())
+                .map(|from_last| Kept::new(&words.block, words.keep.of(from_last), words.keep.precision))
+                .collect(),
             head: HeadBufs::new(&words.head),
             gradient: precision,
             precision,
@@ -151,6 +157,12 @@ impl Chain {
             let (x, kept) = (&mut x[at..], l >= first_kept);
             let y = if kept { &mut y[..rows * d] } else { &mut self.dx[..rows * d] };
             let pairs = adapter.map_or([None; 7], |a| a.pairs(l));
+            let from_last = c.n_layers - 1 - l;
+            let mut own =
+                if kept { from_last.checked_sub(1).and_then(|i| self.kept.get_mut(i)) } else { None };
+            if let Some(own) = &mut own {
+                own.lend(&mut self.block);
+            }
             block::forward(
                 &ctx,
                 &self.model.block(l),
@@ -162,6 +174,9 @@ impl Chain {
                 Keys::Batch,
                 dropout_of(dropout, l),
             );
+            if let Some(own) = &mut own {
+                own.take(kernels, c, rows, &mut self.block);
+            }
             if !kept {
                 x.copy_from_slice(y);
             }
@@ -220,6 +235,16 @@ impl Chain {
         let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
         for l in (first..c.n_layers).rev() {
             let slot = l - first;
+            // The shared buffers still hold the last block's forward: the head uses its scratch only.
+            let mut own = (c.n_layers - 1 - l).checked_sub(1).map(|i| self.kept.get_mut(i));
+            let found = match &mut own {
+                None => Keep::All,
+                Some(None) => Keep::Inputs,
+                Some(Some(own)) => {
+                    own.give(&self.kernels, c, batch.ids.len(), &mut self.block);
+                    own.keep()
+                }
+            };
             block::backward(
                 &ctx,
                 &self.model.block(l),
@@ -229,15 +254,19 @@ impl Chain {
                 &self.saved[slot * n..(slot + 1) * n],
                 &mut self.dx[..n],
                 &mut self.block,
+                found,
                 dropout_of(dropout, l),
                 l > first,
             );
+            if let Some(Some(own)) = own {
+                own.release(&mut self.block);
+            }
         }
     }
 }
 
 /// The stretch of `grads` of one block, cut into its pairs.
-fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]) -> BlockPairGrads<'a> {
+pub(super) fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]) -> BlockPairGrads<'a> {
     let Some(block) = layout.block(layer) else { return Default::default() };
     let mut rest = &mut grads[block];
     Proj::ALL.map(|p| {

@@ -1,5 +1,6 @@
 //! Training: the chain of blocks, the optimizer's step, the schedule, and the trainer that owns them.
 
+pub mod calibrate;
 pub mod chain;
 pub mod optim;
 pub mod schedule;

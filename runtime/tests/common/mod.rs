@@ -53,10 +53,6 @@ pub fn request(c: &ModelConfig, adapter: &Adapter, batch: usize, seq: usize, thr
         kept_blocks: c.n_layers - adapter.layout.layers()[0],
         threads,
         dropout: adapter.config.dropout > 0.0,
-        data_tokens: 0,
-        data_rows: 0,
-        tokenizer_bytes: 0,
-        model_bytes: 0,
-        mapped_bytes: 0,
+        ..Request::default()
     }
 }

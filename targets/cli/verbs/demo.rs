@@ -15,13 +15,13 @@ use engraft_runtime::adapter::{Adapter, Layout, LoraConfig};
 use engraft_runtime::data::masks::encode_sample;
 use engraft_runtime::data::{self, Batch, Batches, Cursor, Example, Sample};
 use engraft_runtime::error::{Error, ErrorKind};
-use engraft_runtime::generate::{Sampler, SamplerOptions, Session as Sequence, StackedAdapter};
+use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session as Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::plan::{ArenaWords, MemoryPlan, Request};
+use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
@@ -102,6 +102,15 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     Ok(())
 }
 
+/// The model that is compiled in.
+///
+/// # Errors
+/// None, unless the program's own file is damaged.
+pub(super) fn built_in() -> Result<Arc<ModelFile>> {
+    let map = Map::from_static("seedling.gguf (built in)", &MODEL.0);
+    Ok(Arc::new(ModelFile::from_map(map)?))
+}
+
 /// One command and the action that it means.
 #[derive(serde::Deserialize)]
 struct Command {
@@ -144,7 +153,7 @@ struct Demo<'a> {
 impl<'a> Demo<'a> {
     fn open(options: &'a Options, session: &'a Session) -> Result<Demo<'a>> {
         let watch = Watch::start(WATCH_INTERVAL);
-        let model = Arc::new(ModelFile::from_map(Map::from_static("seedling.gguf (built in)", &MODEL.0))?);
+        let model = built_in()?;
         let text = Text::of(&model)?;
         let kernels = common::kernels(&options.compute)?;
         Ok(Demo { options, session, model, kernels, text, watch })
@@ -167,7 +176,8 @@ impl<'a> Demo<'a> {
             adapter.cloned(),
             common::precision(&self.options.compute),
             self.model.config().context_len,
-        );
+            KvType::F16,
+        )?;
         let mut sampler = Sampler::new(SamplerOptions::greedy())?;
         commands.iter().map(|c| self.answer(&mut sequence, &mut sampler, c)).collect()
     }
@@ -234,6 +244,7 @@ impl<'a> Demo<'a> {
             params: Layout::new(config, lora).len(),
             rank: lora.rank,
             kept_blocks: config.n_layers,
+            keep: KeepPlan::default(),
             threads: self.kernels.threads(),
             dropout: true,
             data_tokens: examples.iter().map(|e| e.ids.len()).sum(),

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::{Args, value_parser};
+use clap::{Args, ValueEnum, value_parser};
 use engraft_runtime::error::Error;
-use engraft_runtime::generate::{Sampler, SamplerOptions, Session as Sequence};
+use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session as Sequence};
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;
@@ -52,6 +52,10 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
     pub(crate) ctx_size: Option<u32>,
 
+    /// How keys and values of earlier tokens are stored
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheType::F16)]
+    pub(crate) cache_type: CacheType,
+
     #[command(flatten)]
     pub(crate) sampling: Sampling,
 
@@ -60,6 +64,27 @@ pub(crate) struct Options {
 
     #[command(flatten)]
     pub(crate) compute: ComputeOptions,
+}
+
+/// How the key/value cache stores its elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheType {
+    /// 4 bytes an element, exact
+    F32,
+    /// 2 bytes an element
+    F16,
+    /// 8 bits in blocks of 32, for long contexts
+    Q8,
+}
+
+impl From<CacheType> for KvType {
+    fn from(t: CacheType) -> KvType {
+        match t {
+            CacheType::F32 => KvType::F32,
+            CacheType::F16 => KvType::F16,
+            CacheType::Q8 => KvType::Q8,
+        }
+    }
 }
 
 /// How the next token is drawn.
@@ -155,7 +180,14 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let ids = prompt_ids(options, &text, &prompt)?;
     let capacity = capacity(options, model.config(), ids.len())?;
     let kernels = common::kernels(&options.compute)?;
-    let mut sequence = Sequence::new(model, kernels, adapter, common::precision(&options.compute), capacity);
+    let mut sequence = Sequence::new(
+        model,
+        kernels,
+        adapter,
+        common::precision(&options.compute),
+        capacity,
+        options.cache_type.into(),
+    )?;
     let mut sampler = Sampler::new(options.sampling.options())?;
     let limit = options.n_predict().unwrap_or(usize::MAX);
     // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.

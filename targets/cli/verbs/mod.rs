@@ -1,5 +1,6 @@
 //! One file per verb: its options, and what it does with the runtime.
 
+pub(crate) mod bench;
 mod common;
 pub(crate) mod demo;
 pub(crate) mod eval;
@@ -40,5 +41,6 @@ pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
         Verb::Generate(options) => generate::run(&options, session),
         Verb::Eval(options) => eval::run(&options, session),
         Verb::Demo(options) => demo::run(&options, session),
+        Verb::Bench(options) => bench::run(&options, session),
     }
 }

@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 use clap::Args;
+use engraft_runtime::train::calibrate::calibrate;
 
-use super::Session;
-use super::prepare::prepare;
+use super::prepare::{ladder_table, prepare};
+use super::{Session, common};
 use crate::exit::AfterJson;
 use crate::json;
 use crate::options::TuneOptions;
@@ -13,6 +14,10 @@ use crate::options::TuneOptions;
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) tune: TuneOptions,
+
+    /// Do not time this device: the ladder then has no rates, and only shapes are read of the model
+    #[arg(long)]
+    pub(crate) no_calibration: bool,
 }
 
 pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
@@ -23,8 +28,22 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     eprintln!("{}", tune.lora.describe());
     json::line(&prepared.table())?;
     let fits = prepared.check(tune.memory_budget);
+    // What does not fit is not tried either.
+    let pieces = match &fits {
+        Ok(()) if !options.no_calibration => Some(calibrate(
+            &prepared.model,
+            &common::kernels(&tune.compute)?,
+            &prepared.lora,
+            &prepared.request,
+            common::precision(&tune.compute),
+            common::gradient(&tune.compute),
+        )),
+        _ => None,
+    };
+    let ladder = prepared.ladder(pieces.as_ref());
+    json::line(&format!("\n{}", ladder_table(&ladder)))?;
     if session.json {
-        json::emit(&prepared.json(fits.is_ok()))?;
+        json::emit(&prepared.json(fits.is_ok(), ladder))?;
         // A plan that does not fit is a result all the same: the exit code alone tells the failure.
         return fits.map_err(|e| anyhow::Error::from(e).context(AfterJson("plan")));
     }

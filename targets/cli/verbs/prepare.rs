@@ -8,11 +8,14 @@ use engraft_runtime::error::Result;
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::plan::{MemoryPlan, Request};
+use engraft_runtime::nn;
+use engraft_runtime::nn::keep::KeepPrecision;
+use engraft_runtime::plan::{KeepPlan, MemoryPlan, Request, keep};
+use engraft_runtime::train::calibrate::Pieces;
 
 use super::common;
 use crate::json;
-use crate::options::{Layers, LoraOptions, TuneOptions, misuse};
+use crate::options::{self, Layers, LoraOptions, TuneOptions, misuse};
 use crate::units::show_bytes;
 
 /// A run that is planned, and not begun.
@@ -47,6 +50,7 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         params,
         rank: lora.rank,
         kept_blocks: model.config().n_layers - lora.layers[0],
+        keep: KeepPlan::default(),
         threads: tune.compute.threads as usize,
         dropout: lora.dropout > 0.0,
         data_tokens: 0,
@@ -62,8 +66,27 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         request.data_tokens = examples().map(|e| e.ids.len()).sum();
         request.data_rows = examples().count();
     }
+    request.keep = keep_plan(tune, model.config(), &request);
     let plan = MemoryPlan::new(model.config(), &request);
     Ok(Prepared { model, data, lora, request, plan })
+}
+
+/// What blocks keep, as `--keep` says.
+fn keep_plan(tune: &TuneOptions, c: &ModelConfig, request: &Request) -> KeepPlan {
+    let precision = match tune.keep_precision {
+        options::KeepPrecision::F32 => KeepPrecision::F32,
+        options::KeepPrecision::Bf16 => KeepPrecision::Bf16,
+    };
+    let level = match tune.keep {
+        options::Keep::Auto => {
+            let budget = tune.memory_budget.map(|b| usize::try_from(b).unwrap_or(usize::MAX));
+            return keep::choose(c, request, precision, budget.unwrap_or(keep::UNASKED_BYTES));
+        }
+        options::Keep::Inputs => nn::keep::Keep::Inputs,
+        options::Keep::Attention => nn::keep::Keep::Attention,
+        options::Keep::All => nn::keep::Keep::All,
+    };
+    KeepPlan::uniform(level, precision, request.kept_blocks)
 }
 
 /// The rows of `--data` as token ids, and what there is to say of them.
@@ -128,15 +151,55 @@ impl Prepared {
         self.plan.check(self.model.config(), &self.request, budget).map_err(|e| e.at("--memory-budget"))
     }
 
+    /// What blocks may keep, by memory, with the rates that `pieces` predict.
+    pub(crate) fn ladder(&self, pieces: Option<&Pieces>) -> Vec<json::Rung> {
+        let (c, asked) = (self.model.config(), &self.request);
+        let mut rungs = keep::rungs(KeepPrecision::F32, asked.kept_blocks);
+        // Inputs alone are f32 either way.
+        rungs.extend(keep::rungs(KeepPrecision::Bf16, asked.kept_blocks).into_iter().skip(1));
+        if !rungs.contains(&asked.keep) && asked.keep.blocks() > 0 {
+            rungs.push(asked.keep);
+        }
+        let rung = |keep: KeepPlan| {
+            let request = Request { keep, ..*asked };
+            json::Rung {
+                keep: keep.describe(asked.kept_blocks),
+                precision: keep.precision.to_string(),
+                planned_private_bytes: MemoryPlan::new(c, &request).private_bytes as u64,
+                predicted_tokens_per_s: pieces.map(|p| p.tokens_per_s(c.n_layers, &request)),
+                chosen: keep == asked.keep || keep.blocks() + asked.keep.blocks() == 0,
+            }
+        };
+        let mut ladder: Vec<_> = rungs.into_iter().map(rung).collect();
+        ladder.sort_by_key(|r| r.planned_private_bytes);
+        ladder
+    }
+
     /// The plan for machines.
-    pub(crate) fn json(&self, fits: bool) -> json::Plan {
+    pub(crate) fn json(&self, fits: bool, ladder: Vec<json::Rung>) -> json::Plan {
         json::Plan {
             planned_private_bytes: self.plan.private_bytes as u64,
             mapped_bytes: self.plan.mapped_bytes as u64,
             pools: self.plan.pools.iter().map(|p| (p.name.to_string(), p.bytes as u64)).collect(),
             fits,
+            ladder,
         }
     }
+}
+
+/// The ladder for people, a line per rung, the chosen one marked.
+pub(crate) fn ladder_table(ladder: &[json::Rung]) -> String {
+    let width = ladder.iter().map(|r| r.keep.len()).max().unwrap_or(0).max(20);
+    let predicted = ladder.iter().any(|r| r.predicted_tokens_per_s.is_some());
+    let rates = if predicted { "  tokens/s (predicted)" } else { "" };
+    let mut text = format!("  {:<width$}  {:<5} {:>10}{rates}", "blocks keep", "as", "private");
+    for r in ladder {
+        let mark = if r.chosen { '*' } else { ' ' };
+        let bytes = show_bytes(r.planned_private_bytes);
+        text += &format!("\n{mark} {:<width$}  {:<5} {bytes:>10}", r.keep, r.precision);
+        text += &r.predicted_tokens_per_s.map_or(String::new(), |t| format!("{t:>10.0}"));
+    }
+    text
 }
 
 /// A plan for people: a line per pool, what they come to, and what is not among them.

@@ -1,0 +1,133 @@
+//! Tokens per second of prefill and decode, per model file.
+//!
+//! `cargo bench --bench decode -- MODEL.gguf ... [--threads 2] [--isa NAME] [--cache-type f16|f32|q8]
+//! [--prompt 256] [--tokens 64] [--repetitions 5]` prints one JSON line per model: every run's rates and their medians, as
+//! benches/peers/llama_cpp.py prints llama.cpp's. Before anything is timed, the logits after a prompt read
+//! at once are checked against those after the same prompt read token by token.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use engraft_kernels::{Isa, Kernels};
+use engraft_runtime::generate::{KvType, Session};
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn::Precision;
+use engraft_runtime::rng::Rng;
+
+struct Args {
+    models: Vec<String>,
+    threads: usize,
+    isa: Isa,
+    cache: KvType,
+    prompt: usize,
+    tokens: usize,
+    repetitions: usize,
+}
+
+fn args() -> Result<Args> {
+    let mut a = Args {
+        models: Vec::new(),
+        threads: 2,
+        isa: Isa::detect(),
+        cache: KvType::F16,
+        prompt: 256,
+        tokens: 64,
+        repetitions: 5,
+    };
+    let mut words = std::env::args().skip(1).filter(|w| w != "--bench");
+    while let Some(w) = words.next() {
+        let mut value = || words.next().with_context(|| format!("{w} needs a value"));
+        match w.as_str() {
+            "--threads" => a.threads = value()?.parse()?,
+            "--isa" => a.isa = Isa::from_name(&value()?).context("this CPU lacks that ISA")?,
+            "--cache-type" => {
+                a.cache = match value()?.as_str() {
+                    "f32" => KvType::F32,
+                    "q8" => KvType::Q8,
+                    _ => KvType::F16,
+                }
+            }
+            "--prompt" => a.prompt = value()?.parse::<usize>()?.max(1),
+            "--tokens" => a.tokens = value()?.parse::<usize>()?.max(1),
+            "--repetitions" => a.repetitions = value()?.parse::<usize>()?.max(1),
+            _ if w.starts_with("--") => bail!("unknown flag {w}"),
+            _ => a.models.push(w),
+        }
+    }
+    Ok(a)
+}
+
+/// Largest difference of the logits after `ids` read at once and read one by one, over their spread.
+fn disagreement(session: &mut Session, ids: &[u32]) -> Result<f32> {
+    session.truncate(0);
+    let at_once = session.feed(ids)?.to_vec();
+    session.truncate(0);
+    let mut one_by_one = Vec::new();
+    for id in ids {
+        one_by_one = session.feed(&[*id])?.to_vec();
+    }
+    let top = at_once.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+    let low = at_once.iter().fold(f32::INFINITY, |m, v| m.min(*v));
+    let difference = at_once.iter().zip(&one_by_one).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    Ok(difference / (top - low))
+}
+
+fn rate(tokens: usize, run: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    run()?;
+    Ok(tokens as f64 / start.elapsed().as_secs_f64())
+}
+
+fn median(rates: &[f64]) -> f64 {
+    let mut sorted = rates.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+fn run(a: &Args, path: &str, kernels: &Arc<Kernels>) -> Result<()> {
+    let model = Arc::new(ModelFile::open(path)?);
+    let vocab = model.config().vocab as u64;
+    let capacity = a.prompt.max(a.tokens).max(32);
+    let mut session = Session::new(model, kernels.clone(), None, Precision::Int8, capacity, a.cache)?;
+    let mut rng = Rng::new(2, 2);
+    let ids: Vec<u32> = (0..capacity).map(|_| rng.below(vocab) as u32).collect();
+    let off = disagreement(&mut session, &ids[..32])?;
+    ensure!(
+        off < 0.05,
+        "{path}: a prompt read at once and read by tokens differ by {off} of the logits' spread"
+    );
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for i in 0..=a.repetitions {
+        session.truncate(0);
+        let p = rate(a.prompt, || session.feed(&ids[..a.prompt]).map(drop).map_err(Into::into))?;
+        session.truncate(0);
+        let d = rate(a.tokens, || {
+            ids[..a.tokens].iter().try_for_each(|id| session.feed(&[*id]).map(drop)).map_err(Into::into)
+        })?;
+        // The first run warms the caches and the map.
+        if i > 0 {
+            prefill.push(p);
+            decode.push(d);
+        }
+    }
+    println!(
+        "{}",
+        serde_json::json!({
+            "system": "engraft", "model": path.rsplit('/').next(), "isa": a.isa.name(),
+            "threads": kernels.threads(), "n_prompt": a.prompt, "n_gen": a.tokens,
+            "prefill_tokens_per_second_median": median(&prefill), "prefill_tokens_per_second": prefill,
+            "decode_tokens_per_second_median": median(&decode), "decode_tokens_per_second": decode,
+        })
+    );
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let a = args()?;
+    if a.models.is_empty() {
+        println!("SKIPPED: name GGUF models: cargo bench --bench decode -- MODEL.gguf ...");
+    }
+    let kernels = Arc::new(Kernels::with_isa(a.isa, a.threads));
+    a.models.iter().try_for_each(|m| run(&a, m, &kernels))
+}

@@ -1,0 +1,268 @@
+//! How long the pieces of a step take on this very device, and from them the rate of every pattern of
+//! what blocks keep.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engraft_kernels::Kernels;
+
+use super::chain::{AdapterView, pair_grads};
+use super::optim::{AdamW, AdamWConfig};
+use crate::adapter::{Layout, LoraConfig};
+use crate::model::weights::ModelFile;
+use crate::nn::block::{self, BlockBufs, Keys};
+use crate::nn::head::{self, HeadBufs, HeadWeights};
+use crate::nn::keep::{Keep, KeepPrecision, Kept};
+use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
+use crate::plan::{ArenaWords, KeepPlan, Request};
+use crate::rng::Rng;
+
+/// Blocks that are timed, evenly spread: their weights may be of several types.
+const BLOCKS: usize = 6;
+/// Times each is run at most.
+const REPEATS: usize = 7;
+/// No further block is begun after this.
+const ENOUGH: Duration = Duration::from_millis(1500);
+
+/// Seconds that the pieces of one micro-batch take, a mean over blocks of medians over repeats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pieces {
+    /// A block's forward.
+    pub forward_s: f64,
+    /// Of that, from q to x2: what a block does again that keeps its input alone.
+    pub attention_s: f64,
+    /// Of that, gate and up: what a block does again that keeps less than all.
+    pub gate_up_s: f64,
+    /// A block's backward that finds all, its norms and activation done again included.
+    pub backward_s: f64,
+    /// Rounding the attention's half to bf16 and back.
+    pub convert_attention_s: f64,
+    /// The same of all.
+    pub convert_all_s: f64,
+    /// Head and loss, with the gradient.
+    pub head_s: f64,
+    /// Embedding and optimizer.
+    pub rest_s: f64,
+}
+
+impl Pieces {
+    /// Seconds of a step over one micro-batch, every block forward and the kept ones back.
+    pub fn step_s(&self, n_layers: usize, kept_blocks: usize, keep: &KeepPlan) -> f64 {
+        let blocks = n_layers as f64 * self.forward_s + kept_blocks as f64 * self.backward_s;
+        // The last block finds everything where its forward left it.
+        let inputs = kept_blocks.saturating_sub(1 + keep.blocks()) as f64;
+        let (attention, all) = (keep.attention as f64, keep.all as f64);
+        let again = inputs * (self.attention_s + self.gate_up_s) + attention * self.gate_up_s;
+        let converted = match keep.precision {
+            KeepPrecision::F32 => 0.0,
+            KeepPrecision::Bf16 => attention * self.convert_attention_s + all * self.convert_all_s,
+        };
+        blocks + again + converted + self.head_s + self.rest_s
+    }
+
+    /// Tokens per second of such steps at the request's shape, every row full and trained on.
+    pub fn tokens_per_s(&self, n_layers: usize, r: &Request) -> f64 {
+        (r.batch * r.seq) as f64 / self.step_s(n_layers, r.kept_blocks, &r.keep)
+    }
+}
+
+/// Times the pieces at the request's shape, in about two seconds; a device on which one block takes
+/// longer than that is given as long as one block takes. Allocates less than the plan of the request.
+pub fn calibrate(
+    model: &ModelFile,
+    kernels: &Arc<Kernels>,
+    lora: &LoraConfig,
+    request: &Request,
+    precision: Precision,
+    gradient: Precision,
+) -> Pieces {
+    let mut run = Run::new(model, kernels, lora, request);
+    let c = model.config();
+    let mut table = vec![0.0; rope::table_words(c, request.seq)];
+    rope::table(c, model.rope_freqs(), &mut table);
+    let ctx = Ctx { kernels, config: c, rope: &table, precision, gradient };
+    let mut pieces = run.blocks(&ctx, lora.dropout);
+    pieces.head_s = run.head(&ctx);
+    pieces.rest_s = run.rest();
+    pieces
+}
+
+/// Buffers of one block's step, the head's, and the adapter's.
+struct Run<'a> {
+    model: &'a ModelFile,
+    kernels: &'a Kernels,
+    layout: Layout,
+    scale: f32,
+    theta: Vec<f32>,
+    grads: Vec<f32>,
+    optimizer: AdamW,
+    block: BlockBufs,
+    head: HeadBufs,
+    /// `[all, attention]` of one block, in bf16.
+    kept: [Kept; 2],
+    ids: Vec<u32>,
+    seqs: Vec<std::ops::Range<usize>>,
+    pos: Vec<u32>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+}
+
+impl<'a> Run<'a> {
+    fn new(model: &'a ModelFile, kernels: &'a Kernels, lora: &LoraConfig, r: &Request) -> Run<'a> {
+        let c = model.config();
+        let words = ArenaWords::new(c, r);
+        let rows = r.batch * r.seq;
+        let mut rng = Rng::new(1, 1);
+        let layout = Layout::new(c, lora);
+        let kept = |keep| Kept::new(&words.block, keep, KeepPrecision::Bf16);
+        Run {
+            theta: (0..layout.len()).map(|_| 0.02 * (rng.f32() - 0.5)).collect(),
+            grads: vec![0.0; layout.len()],
+            optimizer: AdamW::new(AdamWConfig::default(), layout.len()),
+            layout,
+            scale: lora.scale(),
+            block: BlockBufs::new(&words.block, words.kernel),
+            head: HeadBufs::new(&words.head),
+            kept: [kept(Keep::All), kept(Keep::Attention)],
+            ids: (0..rows).map(|_| rng.below(c.vocab as u64) as u32).collect(),
+            seqs: (0..r.batch).map(|i| i * r.seq..(i + 1) * r.seq).collect(),
+            pos: (0..rows).map(|i| (i % r.seq) as u32).collect(),
+            x: vec![0.0; rows * c.d_model],
+            y: vec![0.0; rows * c.d_model],
+            model,
+            kernels,
+        }
+    }
+
+    fn embed(&mut self) {
+        let (embedding, ids, k) = (self.model.token_embd(), &self.ids, self.kernels);
+        k.rows(self.model.config().d_model, &mut self.x, |r, row| {
+            k.dequantize_row(&embedding, ids[r] as usize, row);
+        });
+    }
+
+    /// The pieces of blocks, head and rest left at zero.
+    fn blocks(&mut self, ctx: &Ctx<'_>, dropout: f32) -> Pieces {
+        let (first, n) = (self.layout.layers()[0], ctx.config.n_layers);
+        let count = BLOCKS.min(n - first);
+        let chosen = |i: usize| first + i * (n - first) / count;
+        let dropout = Dropout { p: dropout, key: 1 };
+        self.embed();
+        // The first run touches every page.
+        self.block_once(ctx, chosen(0), dropout);
+        let started = Instant::now();
+        let mut samples = vec![Vec::with_capacity(REPEATS); count];
+        'enough: for _ in 0..REPEATS {
+            for (i, sample) in samples.iter_mut().enumerate() {
+                sample.push(self.block_once(ctx, chosen(i), dropout));
+                if started.elapsed() > ENOUGH {
+                    break 'enough;
+                }
+            }
+        }
+        samples.retain(|s| !s.is_empty());
+        let mean = |piece: usize| {
+            let medians = samples.iter().map(|s| median(s.iter().map(|times| times[piece]).collect()));
+            medians.sum::<f64>() / samples.len() as f64
+        };
+        Pieces {
+            forward_s: mean(0),
+            attention_s: mean(1),
+            gate_up_s: mean(2),
+            convert_all_s: mean(3),
+            convert_attention_s: mean(4),
+            backward_s: mean(5),
+            head_s: 0.0,
+            rest_s: 0.0,
+        }
+    }
+
+    /// Seconds of the pieces of block `l`, in the order that [`Run::blocks`] reads.
+    fn block_once(&mut self, ctx: &Ctx<'_>, l: usize, dropout: Dropout) -> [f64; 6] {
+        let (w, c, m) = (self.model.block(l), ctx.config, self.pos.len());
+        let rows = RowMap { seqs: &self.seqs, pos: &self.pos };
+        let view = AdapterView { layout: &self.layout, theta: &self.theta, scale: self.scale };
+        let (pairs, b, x, y) = (view.pairs(l), &mut self.block, &self.x, &mut self.y);
+        let forward = seconds(|| block::forward(ctx, &w, &pairs, rows, x, y, b, Keys::Batch, dropout));
+        let attention = seconds(|| block::attention_part(ctx, &w, &pairs, rows, x, b, Keys::Batch, dropout));
+        let gate_up = seconds(|| block::gate_up_part(ctx, &w, &pairs, m, b, dropout));
+        let [all, part] = self.kept.each_mut().map(|kept| {
+            seconds(|| {
+                kept.take(ctx.kernels, c, m, b);
+                kept.give(ctx.kernels, c, m, b);
+            })
+        });
+        let grads = pair_grads(&self.layout, l, &mut self.grads);
+        y.fill(1e-3);
+        let backward =
+            seconds(|| block::backward(ctx, &w, &pairs, grads, rows, x, y, b, Keep::All, dropout, true));
+        [forward, attention, gate_up, all, part, backward]
+    }
+
+    /// Seconds of head and loss with every row trained on.
+    fn head(&mut self, ctx: &Ctx<'_>) -> f64 {
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let (x, ids, dx) = (&self.x, &self.ids, &mut self.y);
+        let (head, kernel) = (&mut self.head, &mut self.block.kernel);
+        repeated(|| {
+            head::loss(ctx, &w, x, ids, Some(dx), head, kernel, |_, _| {});
+        })
+    }
+
+    /// Seconds of the embedding and the optimizer.
+    fn rest(&mut self) -> f64 {
+        repeated(|| {
+            self.embed();
+            self.optimizer.update(self.kernels, &mut self.theta, &self.grads, 1.0, 1e-6);
+            self.grads.fill(1e-6);
+        })
+    }
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let started = Instant::now();
+    work();
+    started.elapsed().as_secs_f64()
+}
+
+/// The median of some runs after the first; of a long one, itself.
+fn repeated(mut work: impl FnMut()) -> f64 {
+    let first = seconds(&mut work);
+    if first > ENOUGH.as_secs_f64() / 2.0 {
+        return first;
+    }
+    median((0..3).map(|_| seconds(&mut work)).collect())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::keep::rungs;
+
+    #[test]
+    fn more_kept_is_predicted_to_be_no_slower() {
+        let pieces = Pieces {
+            forward_s: 5.0,
+            attention_s: 2.0,
+            gate_up_s: 1.5,
+            backward_s: 9.0,
+            convert_attention_s: 0.1,
+            convert_all_s: 0.2,
+            head_s: 40.0,
+            rest_s: 3.0,
+        };
+        for precision in [KeepPrecision::F32, KeepPrecision::Bf16] {
+            let times: Vec<f64> = rungs(precision, 30).iter().map(|k| -pieces.step_s(30, 30, k)).collect();
+            assert!(times.is_sorted(), "{times:?}");
+        }
+        // Twelve blocks back of thirty; the last of them for nothing, four whole, three by half.
+        let keep = KeepPlan { all: 4, attention: 3, precision: KeepPrecision::F32 };
+        let expected = 30.0 * 5.0 + 12.0 * 9.0 + 4.0 * 3.5 + 3.0 * 1.5 + 43.0;
+        assert!((pieces.step_s(30, 12, &keep) - expected).abs() < 1e-9);
+    }
+}
