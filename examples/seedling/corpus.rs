@@ -17,12 +17,16 @@ pub(crate) struct Example {
     pub(crate) completion: String,
 }
 
-/// `n` different examples whose prompts are none of `held_out` (compared by [`normal_form`]).
-pub(crate) fn generate(rng: &mut Rng, n: usize, held_out: &HashSet<String>) -> Vec<Example> {
+/// How much of what people say is two commands in one sentence.
+pub(crate) const COMPOSITES: f64 = 0.18;
+
+/// `n` different examples whose prompts are none of `held_out` (compared by [`normal_form`]); a fraction
+/// of `composites` is two commands.
+pub(crate) fn generate(rng: &mut Rng, n: usize, composites: f64, held_out: &HashSet<String>) -> Vec<Example> {
     let mut seen = HashSet::new();
     let mut examples = Vec::with_capacity(n);
     while examples.len() < n {
-        let example = sentence(rng);
+        let example = sentence(rng, composites);
         let key = normal_form(&example.prompt);
         if !held_out.contains(&key) && seen.insert(example.prompt.clone()) {
             examples.push(example);
@@ -100,9 +104,9 @@ struct Noun {
     preposition: &'static str,
 }
 
-fn sentence(rng: &mut Rng) -> Example {
+fn sentence(rng: &mut Rng, composites: f64) -> Example {
     let first = clause(rng);
-    let (mut text, json, imperative) = if rng.chance(0.18) {
+    let (mut text, json, imperative) = if rng.chance(composites) {
         let second = clause(rng);
         let joint = rng.pick(&[" and ", " and then ", ", then ", " and also ", ", and "]);
         let items = |json: &str| json.trim_start_matches('[').trim_end_matches(']').to_string();
