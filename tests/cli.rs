@@ -492,9 +492,11 @@ fn an_interrupted_run_saves_and_exits_with_130() {
 
 #[test]
 fn the_demo_reports_its_measures() {
-    let shown = result_of(&["demo", "--iters", "2"]);
+    let shown = result_of(&["demo"]);
     assert_keys(&shown, &["before_exact", "after_exact", "retention_before", "retention_after", "seconds"]);
     assert!(shown["before_exact"].as_f64() < Some(0.1), "{shown}");
+    assert!(shown["after_exact"].as_f64() >= Some(0.9), "{shown}");
+    assert!(shown["retention_after"].as_f64() >= shown["retention_before"].as_f64(), "{shown}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ const RANK: usize = 8;
 const ALPHA: f32 = 16.0;
 const ITERS: u32 = 300;
 const BATCH: usize = 8;
-const LEARNING_RATE: f32 = 1e-3;
+const LEARNING_RATE: f32 = 5e-4;
 /// Tokens of an answer at most; the right ones are shorter.
 const ANSWER_MAX: usize = 96;
 /// Private commands that are shown with both answers.
