@@ -40,14 +40,21 @@ smoke() {
   rm -rf "$folder"
 }
 
+# The test programs that run under emulation. Always the whole workspace, since another choice of
+# packages is another choice of features, for which everything would be built anew.
+programs=(--lib --bins)
+for file in kernels/tests/*.rs runtime/tests/*.rs runtime/tests/*/main.rs runtime/codec/tests/*.rs; do
+  [[ -e $file ]] || continue
+  name=$(basename "$file" .rs)
+  [[ $name != main ]] || name=$(basename "$(dirname "$file")")
+  programs+=(--test "$name")
+done
+
 step cargo test --target $target --workspace --no-run
-step cargo build --target $target -p engraft
 for cpu in "${cpus[@]}"; do
   export QEMU_CPU=$cpu
   printf '\n==== %s\n' "$cpu"
-  step cargo test --target $target -p engraft-kernels
-  step cargo test --target $target -p engraft-codec
-  step cargo test --target $target -p engraft-runtime
+  step cargo test --target $target --workspace "${programs[@]}"
   smoke
 done
 printf '\nPassed on: %s. Left out under emulation: the tests of the command line (they start it as a\n' "${cpus[*]}"
