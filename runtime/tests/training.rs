@@ -6,9 +6,9 @@ mod common;
 use std::sync::Arc;
 
 use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
-use common::{TestResult, adapter, batch, referee, request, shared};
+use common::{TestResult, adapter, adapter_of, batch, referee, request, shared};
 use engraft_kernels::{Isa, Kernels};
-use engraft_runtime::adapter::Adapter;
+use engraft_runtime::adapter::{Adapter, LoraConfig, Override};
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
@@ -86,7 +86,7 @@ fn side_by_side(
     // Small work is done sooner by one thread.
     let kernels = Arc::new(Kernels::detect(if model.config().vocab < 10_000 { 1 } else { 2 }));
     let mut trainer = trainer(model, &kernels, start, o);
-    let mut adamw = referee::AdamW::new(o.adamw, &start.theta);
+    let mut adamw = referee::AdamW::of(o.adamw, start);
     let mut judged = start.clone();
     judged.config.alpha *= spoil;
     let mut strayed = Strayed::default();
@@ -154,6 +154,51 @@ fn ten_steps_follow_the_referee() -> TestResult {
             assert!(strayed.theta < 1e-3, "{}: {strayed:?}", spec.name);
             assert!(if clip == 0.0 { strayed.clipped == 0 } else { strayed.clipped > 0 }, "{}", spec.name);
         }
+    }
+    Ok(())
+}
+
+/// Ranks that differ by layer, multipliers by rank, B at a rate of its own, and decay.
+fn mixed(model: &ModelFile, dora: bool) -> LoraConfig {
+    let c = model.config();
+    let layers: Vec<usize> = (0..c.n_layers).collect();
+    let plain = LoraConfig::new(c, 4, 8.0, 0.0, &Proj::ALL, &layers).expect("valid settings");
+    let of = |layer, proj, rank, alpha| Override { layer, proj, rank, alpha };
+    let overrides = vec![
+        of(None, Proj::Down, Some(9), None),
+        of(Some(1), Proj::Down, Some(1), Some(2.0)),
+        of(None, Proj::Q, None, Some(3.0)),
+        of(Some(0), Proj::V, Some(17), None),
+    ];
+    let config = LoraConfig { rslora: true, dora, overrides, ..plain };
+    config.checked(c).expect("valid settings")
+}
+
+#[test]
+fn ranks_multipliers_and_rates_of_their_own_follow_the_referee() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let weights = referee::weights(&model)?;
+        let start = adapter_of(&model, &mixed(&model, false));
+        assert_eq!(start.layout.rank_max(), 17);
+        let mut o = options(Precision::F32, 10, 0.5);
+        (o.adamw.lora_plus_ratio, o.schedule.peak) = (4.0, 1e-3);
+        let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
+        eprintln!("{}: {strayed:?}", spec.name);
+        assert!(
+            strayed.loss < 1e-4 && strayed.grad < 1e-3 && strayed.theta < 1e-3,
+            "{}: {strayed:?}",
+            spec.name
+        );
+        // The referee at one rate must part from it.
+        let mut adamw = referee::AdamW::new(o.adamw, &start.theta);
+        let kernels = Arc::new(Kernels::detect(1));
+        let mut trainer = trainer(&model, &kernels, &start, &o);
+        let batches = &data(&model, 1)[0];
+        adamw.update(&referee::sums(&model, &weights, &start, &start.theta, batches)?, o.schedule.rate(0));
+        trainer.step(batches)?;
+        let off = referee::worst(&start.layout, &trainer.adapter().theta, &adamw.theta_f32()).0;
+        assert!(off > 1e-3, "{}: a fourfold rate of B went unnoticed: {off}", spec.name);
     }
     Ok(())
 }
@@ -248,7 +293,7 @@ impl Bench {
     fn run(&mut self, dropout: Dropout) -> (f64, Vec<f32>) {
         let mut grads = vec![0.0; self.adapter.theta.len()];
         let a = &self.adapter;
-        let view = AdapterView { layout: &a.layout, theta: &a.theta, scale: a.config.scale() };
+        let view = AdapterView { layout: &a.layout, theta: &a.theta, config: &a.config };
         let e = self.chain.accumulate(view, &self.batch, dropout, &mut grads);
         (e.loss_sum, grads)
     }

@@ -79,8 +79,7 @@ impl Adapter {
         base_digest: [u8; 32],
         uniform: &mut dyn FnMut() -> f32,
     ) -> Result<Adapter> {
-        let LoraConfig { rank, alpha, dropout, targets, layers } = config;
-        let config = LoraConfig::new(model, *rank, *alpha, *dropout, targets, layers)?;
+        let config = config.clone().checked(model)?;
         let layout = Layout::new(model, &config);
         let mut theta = vec![0.0; layout.len()];
         for (_, _, slot) in layout.slots() {

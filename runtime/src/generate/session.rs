@@ -40,7 +40,7 @@ impl StackedAdapter {
                     let (mut a, mut bt, mut r) = (Vec::new(), Vec::new(), 0);
                     for (adapter, factor) in adapters {
                         let Some(s) = adapter.layout.slot(l, p) else { continue };
-                        let scale = adapter.config.scale() * factor;
+                        let scale = adapter.config.scale_of(l, p) * factor;
                         a.extend_from_slice(&adapter.theta[s.a]);
                         bt.extend(adapter.theta[s.b].iter().map(|b| b * scale));
                         r += s.rank;

@@ -92,7 +92,7 @@ struct Run<'a> {
     model: &'a ModelFile,
     kernels: &'a Kernels,
     layout: Layout,
-    scale: f32,
+    lora: &'a LoraConfig,
     theta: Vec<f32>,
     grads: Vec<f32>,
     optimizer: AdamW,
@@ -108,7 +108,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(model: &'a ModelFile, kernels: &'a Kernels, lora: &LoraConfig, r: &Request) -> Run<'a> {
+    fn new(model: &'a ModelFile, kernels: &'a Kernels, lora: &'a LoraConfig, r: &Request) -> Run<'a> {
         let c = model.config();
         let words = ArenaWords::new(c, r);
         let rows = r.batch * r.seq;
@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
             grads: vec![0.0; layout.len()],
             optimizer: AdamW::new(AdamWConfig::default(), layout.len()),
             layout,
-            scale: lora.scale(),
+            lora,
             block: BlockBufs::new(&words.block, words.kernel),
             head: HeadBufs::new(&words.head),
             kept: [kept(Keep::All), kept(Keep::Attention)],
@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
     fn block_once(&mut self, ctx: &Ctx<'_>, l: usize, dropout: Dropout) -> [f64; 6] {
         let (w, c, m) = (self.model.block(l), ctx.config, self.pos.len());
         let rows = RowMap { seqs: &self.seqs, pos: &self.pos };
-        let view = AdapterView { layout: &self.layout, theta: &self.theta, scale: self.scale };
+        let view = AdapterView { layout: &self.layout, theta: &self.theta, config: self.lora };
         let (pairs, b, x, y) = (view.pairs(l), &mut self.block, &self.x, &mut self.y);
         let forward = seconds(|| block::forward(ctx, &w, &pairs, rows, x, y, b, Keys::Batch, dropout));
         let attention = seconds(|| block::attention_part(ctx, &w, &pairs, rows, x, b, Keys::Batch, dropout));

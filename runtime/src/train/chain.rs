@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 
-use crate::adapter::Layout;
+use crate::adapter::{Layout, LoraConfig};
 use crate::data::Batch;
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
@@ -41,15 +41,16 @@ pub struct AdapterView<'a> {
     pub layout: &'a Layout,
     /// All parameters.
     pub theta: &'a [f32],
-    /// alpha / r.
-    pub scale: f32,
+    /// Tells each pair's multiplier.
+    pub config: &'a LoraConfig,
 }
 
 impl Adapted for AdapterView<'_> {
     fn pairs(&self, layer: usize) -> BlockPairs<'_> {
         Proj::ALL.map(|p| {
             let s = self.layout.slot(layer, p)?;
-            Some(Pair { a: &self.theta[s.a], bt: &self.theta[s.b], rank: s.rank, scale: self.scale })
+            let scale = self.config.scale_of(layer, p);
+            Some(Pair { a: &self.theta[s.a], bt: &self.theta[s.b], rank: s.rank, scale })
         })
     }
 }
@@ -270,7 +271,7 @@ pub(super) fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]
     let Some(block) = layout.block(layer) else { return Default::default() };
     let mut rest = &mut grads[block];
     Proj::ALL.map(|p| {
-        let s = layout.slot_in_block(p)?;
+        let s = layout.slot(layer, p)?;
         let (a, tail) = std::mem::take(&mut rest).split_at_mut(s.a.len());
         let (bt, tail) = tail.split_at_mut(s.b.len());
         rest = tail;

@@ -127,7 +127,10 @@ impl Trainer {
         let theta = &mut self.adapter.theta;
         // A loss that is not finite must not move θ, whatever its gradient looks like.
         let grad_norm = match total.loss_sum.is_finite() {
-            true => self.optimizer.update(&self.kernels, theta, &self.grads, count, lr),
+            true => {
+                let layout = &self.adapter.layout;
+                self.optimizer.update_adapter(&self.kernels, layout, theta, &self.grads, count, lr)
+            }
             false => f64::NAN,
         };
         if !grad_norm.is_finite() {
@@ -159,5 +162,5 @@ impl Trainer {
 }
 
 fn view(a: &Adapter) -> AdapterView<'_> {
-    AdapterView { layout: &a.layout, theta: &a.theta, scale: a.config.scale() }
+    AdapterView { layout: &a.layout, theta: &a.theta, config: &a.config }
 }
