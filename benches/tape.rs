@@ -170,7 +170,7 @@ impl LoopSide {
 impl Side for LoopSide {
     fn step(&mut self) -> Result<f64> {
         let s = &*self.setup;
-        let adapter = AdapterView { layout: &s.layout, theta: &self.theta, config: &s.lora };
+        let adapter = AdapterView { layout: &s.layout, theta: &self.theta, config: &s.lora, gains: &[] };
         self.grads.fill(0.0);
         Ok(self.chain.accumulate(adapter, &s.batch, Dropout::OFF, &mut self.grads).loss_sum)
     }
@@ -283,7 +283,7 @@ impl Shared {
         Proj::ALL.map(|p| {
             let s = self.setup.layout.slot_in_block(layer, p)?;
             let (a, bt) = (&theta[s.a.clone()], &theta[s.b.clone()]);
-            Some(Pair { a, bt, rank: s.rank, scale: self.setup.lora.scale_of(layer, p) })
+            Some(Pair { a, bt, rank: s.rank, scale: self.setup.lora.scale_of(layer, p), gain: None })
         })
     }
 
@@ -294,7 +294,7 @@ impl Shared {
             let (a, tail) = std::mem::take(&mut rest).split_at_mut(s.a.len());
             let (bt, tail) = tail.split_at_mut(s.b.len());
             rest = tail;
-            Some(PairGrad { a, bt })
+            Some(PairGrad { a, bt, m: &mut [] })
         })
     }
 }
@@ -356,7 +356,8 @@ impl CustomOp2 for BlockOp {
             &s.pairs(self.layer, cpu_values(&theta_storage, theta_layout)?),
             s.pair_grads(self.layer, &mut dtheta),
             s.rows(),
-            cpu_values(&x_storage, x_layout)?,
+            // A LoRA's backward does not read the block's output.
+            (cpu_values(&x_storage, x_layout)?, &[]),
             &mut dx,
             &mut lock(&s.bufs)?.0,
             Keep::Inputs,

@@ -130,7 +130,7 @@ fn varied(dora: bool) -> Adapter {
 #[test]
 fn ranks_alphas_rslora_and_magnitudes_round_trip() {
     let dir = tempfile::tempdir().unwrap();
-    for dora in [false] {
+    for dora in [false, true] {
         let adapter = varied(dora);
         save(&adapter, dir.path(), Precision::F32);
         assert_eq!(Adapter::load(dir.path()).unwrap(), adapter);

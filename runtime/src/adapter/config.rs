@@ -99,9 +99,6 @@ impl LoraConfig {
         self.layers.dedup();
         self.merge_overrides().map_err(misuse)?;
         self.check(model.n_layers).map_err(misuse)?;
-        if self.dora {
-            return Err(misuse("DoRA is not there yet".into()));
-        }
         if Layout::from_shapes(&self, &shapes(model, &self.targets)).is_none() {
             let rank = self.rank_max();
             return Err(misuse(format!("rank {rank} on this model exceeds this machine's address space")));

@@ -3,8 +3,10 @@
 
 pub mod config;
 pub mod file;
+pub mod gains;
 pub mod params;
 
 pub use config::{Case, Layout, LoraConfig, Override, RANK_MAX, Slot};
 pub use file::{ADAPTER_FILE, Precision};
+pub use gains::Gains;
 pub use params::{Adapter, BaseIdentity, TrainedWith};

@@ -12,7 +12,9 @@ use crate::model::{ModelConfig, Proj};
 use crate::nn::block::{self, BlockBufs, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights};
 use crate::nn::keep::{Keep, Kept};
-use crate::nn::{Adapted, BlockPairGrads, BlockPairs, Ctx, Dropout, Pair, PairGrad, Precision, RowMap, rope};
+use crate::nn::{
+    Adapted, BlockPairGrads, BlockPairs, Ctx, Dropout, Gain, Pair, PairGrad, Precision, RowMap, rope,
+};
 use crate::plan::ArenaWords;
 
 /// A model with the buffers to run micro-batches through it.
@@ -43,6 +45,8 @@ pub struct AdapterView<'a> {
     pub theta: &'a [f32],
     /// Tells each pair's multiplier.
     pub config: &'a LoraConfig,
+    /// DoRA's gains of this θ (see [`crate::adapter::Gains`]); empty without it.
+    pub gains: &'a [f32],
 }
 
 impl Adapted for AdapterView<'_> {
@@ -50,7 +54,9 @@ impl Adapted for AdapterView<'_> {
         Proj::ALL.map(|p| {
             let s = self.layout.slot(layer, p)?;
             let scale = self.config.scale_of(layer, p);
-            Some(Pair { a: &self.theta[s.a], bt: &self.theta[s.b], rank: s.rank, scale })
+            let gain =
+                (!s.m.is_empty()).then(|| Gain { c: &self.gains[s.rows()], m: &self.theta[s.m.clone()] });
+            Some(Pair { a: &self.theta[s.a], bt: &self.theta[s.b], rank: s.rank, scale, gain })
         })
     }
 }
@@ -108,6 +114,11 @@ impl Chain {
     /// Rows that one micro-batch may have.
     pub fn rows(&self) -> usize {
         self.words.rows
+    }
+
+    /// The kernels' scratch, between passes: for what else needs some.
+    pub fn kernel_scratch(&mut self) -> &mut [f32] {
+        &mut self.block.kernel
     }
 
     /// Loss of a micro-batch; `each` sees (row, loss) of every target.
@@ -176,7 +187,7 @@ impl Chain {
                 dropout_of(dropout, l),
             );
             if let Some(own) = &mut own {
-                own.take(kernels, c, rows, &mut self.block);
+                own.take(kernels, c, rows, x, &mut self.block);
             }
             if !kept {
                 x.copy_from_slice(y);
@@ -235,14 +246,14 @@ impl Chain {
         };
         let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
         for l in (first..c.n_layers).rev() {
-            let slot = l - first;
+            let (x, y) = self.saved[(l - first) * n..(l - first + 2) * n].split_at(n);
             // The shared buffers still hold the last block's forward: the head uses its scratch only.
             let mut own = (c.n_layers - 1 - l).checked_sub(1).map(|i| self.kept.get_mut(i));
             let found = match &mut own {
                 None => Keep::All,
                 Some(None) => Keep::Inputs,
                 Some(Some(own)) => {
-                    own.give(&self.kernels, c, batch.ids.len(), &mut self.block);
+                    own.give(&self.kernels, c, batch.ids.len(), x, &mut self.block);
                     own.keep()
                 }
             };
@@ -252,7 +263,7 @@ impl Chain {
                 &adapter.pairs(l),
                 pair_grads(adapter.layout, l, grads),
                 map,
-                &self.saved[slot * n..(slot + 1) * n],
+                (x, y),
                 &mut self.dx[..n],
                 &mut self.block,
                 found,
@@ -274,8 +285,9 @@ pub(super) fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]
         let s = layout.slot(layer, p)?;
         let (a, tail) = std::mem::take(&mut rest).split_at_mut(s.a.len());
         let (bt, tail) = tail.split_at_mut(s.b.len());
+        let (m, tail) = tail.split_at_mut(s.m.len());
         rest = tail;
-        Some(PairGrad { a, bt })
+        Some(PairGrad { a, bt, m })
     })
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     let model = common::open_model(&tune.model)?;
     let lora = lora_config(model.config(), &tune.lora)?;
-    let params = Layout::new(model.config(), &lora).len();
+    let layout = Layout::new(model.config(), &lora);
     let rows_max = (tune.run.max_seq_length as usize).min(model.config().context_len);
     let tokenizer_bytes = Text::heap_bytes(&model)?;
     let data = std::thread::scope(|scope| {
@@ -47,7 +47,8 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     let mut request = Request {
         batch: tune.run.batch_size as usize,
         seq: rows_max,
-        params,
+        params: layout.len(),
+        gain_words: layout.gain_words(),
         rank: lora.rank_max(),
         kept_blocks: model.config().n_layers - lora.layers[0],
         keep: KeepPlan::default(),

@@ -114,12 +114,11 @@ impl<'a> Run<'a> {
             }
         };
         let mut random = Rng::new(tune.seed, INIT_STREAM);
-        let mut adapter =
-            Adapter::init(model.config(), &prepared.lora, model.digest(), &mut || random.f32())?;
+        let kernels = common::kernels(&tune.compute)?;
+        let mut adapter = Adapter::init_on(model, &kernels, &prepared.lora, &mut || random.f32())?;
         adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
         adapter.meta.seed = tune.seed;
         let words = ArenaWords::new(model.config(), &prepared.request);
-        let kernels = common::kernels(&tune.compute)?;
         let trainer = Trainer::new(model.clone(), kernels, words, adapter, train_options(tune, steps));
         Ok(Run {
             trainer,
