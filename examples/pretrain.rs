@@ -4,14 +4,21 @@
 //!
 //! ```text
 //! cargo run --release --example pretrain                          # writes targets/cli/seedling.gguf
+//! cargo run --release --example pretrain -- --refine              # the second pass again, from the file
 //! cargo run --release --example pretrain -- --check-adaptation    # can it learn private words?
 //! cargo run --release --example pretrain -- --everyday            # writes targets/cli/demo/everyday.txt
+//! cargo run --release --example pretrain -- --development DIR     # other tests, to tune the demo on
+//! cargo run --release --example pretrain -- --evaluate FILE       # what does it answer wrongly?
 //! ```
+//!
+//! `RAYON_NUM_THREADS=1` makes training faster: batches are already split over two threads, and candle's
+//! own threads would wait for each other after every small operation.
 
 mod seedling;
 
 use anyhow::{Context, Result, bail};
 use engraft_runtime::model::config::Proj;
+use engraft_runtime::reference::Weights;
 use seedling::adapt::{self, Recipe};
 use seedling::corpus::{self, Example};
 use seedling::rng::Rng;
@@ -22,22 +29,45 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 const USAGE: &str = "usage: pretrain [--check-adaptation [--verbose]] [--model FILE] [--demo DIR] [--seed N] \
-    [--everyday] [--examples N] [--epochs N] [--batch N] [--rate X] [--vocab N] \
+    [--everyday] [--development DIR] [--evaluate FILE] [--refine] [--examples N] [--composites X] \
+    [--rate X] [--batch N] [--vocab N] \
     [--steps N] [--lora-rate X] [--lora-batch N] [--lora-scale X] \
     [--lora-modules q,k,…] [--lora-layers N]";
+
+/// Commands that the demo replays.
+const EVERYDAY: usize = 160;
+
+/// Threads that share a batch.
+const LANES: usize = 2;
+
+/// Once through a corpus of its own.
+struct Pass {
+    examples: usize,
+    /// The fraction of examples that are two commands.
+    composites: f64,
+    /// Peak learning rate, and what is left of it at the end.
+    rate: f64,
+    floor: f64,
+}
+
+/// What people say.
+const FIRST: Pass = Pass { examples: 130_000, composites: corpus::COMPOSITES, rate: 3e-3, floor: 0.05 };
+/// What is hard in it: two commands in one sentence, each to be kept apart from the other.
+const SECOND: Pass = Pass { examples: 96_000, composites: 0.5, rate: 2e-3, floor: 0.0 };
 
 /// What the command line may change.
 struct Options {
     check: bool,
     everyday: bool,
+    development: Option<PathBuf>,
+    evaluate: Option<PathBuf>,
     verbose: bool,
     model: PathBuf,
     demo: PathBuf,
     seed: u64,
-    examples: usize,
-    epochs: usize,
+    refine: bool,
+    second: Pass,
     batch: usize,
-    rate: f64,
     vocab: usize,
     recipe: Recipe,
 }
@@ -49,6 +79,12 @@ fn main() -> Result<()> {
     }
     if options.everyday {
         return write_everyday(&options.demo);
+    }
+    if let Some(dir) = &options.development {
+        return write_development(&options.demo, dir);
+    }
+    if let Some(file) = &options.evaluate {
+        return evaluate(&options.model, &adapt::read_jsonl(file)?);
     }
     pretrain(&options)
 }
@@ -65,14 +101,15 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
     let mut o = Options {
         check: false,
         everyday: false,
+        development: None,
+        evaluate: None,
         verbose: false,
         model: cli.join("seedling.gguf"),
         demo: cli.join("demo"),
         seed: 2024,
-        examples: 130_000,
-        epochs: 1,
+        refine: false,
+        second: SECOND,
         batch: 24,
-        rate: 3e-3,
         vocab: 768,
         recipe,
     };
@@ -80,18 +117,21 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
         let args = &mut args;
         match flag.as_str() {
             "--check-adaptation" => o.check = true,
+            "--refine" => o.refine = true,
+            "--evaluate" => o.evaluate = Some(value(&flag, args)?),
             "--verbose" => o.verbose = true,
             "--everyday" => o.everyday = true,
+            "--development" => o.development = Some(value(&flag, args)?),
             "--model" => o.model = value(&flag, args)?,
             "--demo" => o.demo = value(&flag, args)?,
             "--seed" => {
                 o.seed = value(&flag, args)?;
                 o.recipe.seed = o.seed;
             }
-            "--examples" => o.examples = value(&flag, args)?,
-            "--epochs" => o.epochs = value(&flag, args)?,
+            "--examples" => o.second.examples = value(&flag, args)?,
+            "--composites" => o.second.composites = value(&flag, args)?,
             "--batch" => o.batch = value(&flag, args)?,
-            "--rate" => o.rate = value(&flag, args)?,
+            "--rate" => o.second.rate = value(&flag, args)?,
             "--vocab" => o.vocab = value(&flag, args)?,
             "--steps" => o.recipe.steps = value(&flag, args)?,
             "--lora-rate" => o.recipe.rate = value(&flag, args)?,
@@ -109,37 +149,59 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
     Ok(o)
 }
 
+/// Two passes: the second starts from the file that the first wrote.
 fn pretrain(o: &Options) -> Result<()> {
-    let mut rng = Rng::new(o.seed);
     let generic_test = generic_test(&o.demo)?;
-    let mut held_out: HashSet<String> = generic_test.iter().map(|e| corpus::normal_form(&e.prompt)).collect();
-    for name in ["private_train.jsonl", "private_test.jsonl"] {
-        let private = adapt::read_jsonl(&o.demo.join(name))?;
-        held_out.extend(private.iter().map(|e| corpus::normal_form(&e.prompt)));
+    let (everyday, private) = development(&o.demo)?;
+    let mut held_out = held_out(&o.demo)?;
+    if !o.refine {
+        let mut rng = Rng::new(o.seed);
+        let examples = corpus::generate(&mut rng, FIRST.examples, FIRST.composites, &held_out);
+        let tokens = Tokens::train(&examples, o.vocab)?;
+        let weights = train::fresh(&train::config(tokens.tokens.len()), &mut rng)?;
+        pass(o, &FIRST, weights, &tokens, &examples, &mut rng)?;
     }
-    let examples = corpus::generate(&mut rng, o.examples, &held_out);
+    held_out.extend(everyday.iter().chain(&private).map(|e| corpus::normal_form(&e.prompt)));
+    let mut rng = Rng::new(o.seed + 1);
+    let examples = corpus::generate(&mut rng, o.second.examples, o.second.composites, &held_out);
+    let (_, weights, tokens) = gguf::read(&o.model)?;
+    pass(o, &o.second, weights, &tokens, &examples, &mut rng)?;
+    evaluate(&o.model, &everyday)?;
+    evaluate(&o.model, &generic_test)
+}
+
+/// Trains on `examples` and writes the model.
+fn pass(
+    o: &Options,
+    pass: &Pass,
+    weights: Weights,
+    tokens: &Tokens,
+    examples: &[Example],
+    rng: &mut Rng,
+) -> Result<()> {
     for example in &examples[..8.min(examples.len())] {
         eprintln!("  {}  ->  {}", example.prompt, example.completion);
     }
-    let tokens = Tokens::train(&examples, o.vocab)?;
-    let encode = |examples: &[Example]| examples.iter().map(|e| tokens.encode(e)).collect::<Result<Vec<_>>>();
-    let (corpus, test) = (encode(&examples)?, encode(&generic_test)?);
+    let corpus = examples.iter().map(|e| tokens.encode(e)).collect::<Result<Vec<_>>>()?;
     let config = train::config(tokens.tokens.len());
-    let model = train::Trainable::new(&config, &mut rng)?;
+    let model = train::Trainable::new(weights)?;
     let parameters: usize = model.vars.iter().map(|v| v.elem_count()).sum();
     eprintln!("{parameters} parameters, {} tokens of text", corpus.iter().map(length).sum::<usize>());
-    let mut batches = Vec::new();
-    for _ in 0..o.epochs {
-        batches.extend(train::batches(&corpus, o.batch, &mut rng)?);
-    }
-    train::run(&batches, model.vars.clone(), o.rate, 50, |batch| batch.loss(&config, &model.weights, None))?;
-    gguf::write(&o.model, &config, &model.weights, &tokens)?;
-    let (config, weights, _) = gguf::read(&o.model)?;
-    let (exact, wrong) = train::exact_match(&config, &weights, None, &test)?;
+    let batches = train::batches(&corpus, o.batch, LANES, rng)?;
+    let schedule = train::Cosine { peak: pass.rate, floor: pass.floor };
+    train::run(&batches, &model.vars, &schedule, |batch| batch.loss(&config, &model.weights, None))?;
+    gguf::write(&o.model, &config, &model.weights, tokens)
+}
+
+/// Prints what the model answers wrongly, and how much it answers exactly.
+fn evaluate(model: &Path, commands: &[Example]) -> Result<()> {
+    let (config, weights, tokens) = gguf::read(model)?;
+    let encoded = commands.iter().map(|e| tokens.encode(e)).collect::<Result<Vec<_>>>()?;
+    let (exact, wrong) = train::exact_match(&config, &weights, None, &encoded)?;
     for (i, answer) in wrong {
-        eprintln!("  wrong: {} -> {}", generic_test[i].prompt, tokens.show(&answer));
+        eprintln!("  wrong: {} -> {}", commands[i].prompt, tokens.show(&answer).trim_end());
     }
-    println!("{}: {exact:.3} of {} held-out commands answered exactly", o.model.display(), test.len());
+    println!("{}: {exact:.4} of {} commands answered exactly", model.display(), commands.len());
     Ok(())
 }
 
@@ -147,32 +209,72 @@ fn length(sequence: &Encoded) -> usize {
     sequence.ids.len()
 }
 
-/// Writes the everyday commands whose answers by the base the demo replays: no test sentence is among
-/// them, and no answer is given.
-fn write_everyday(demo: &Path) -> Result<()> {
+/// The demo's sentences with answers, which neither the corpus nor the replay may hold.
+fn held_out(demo: &Path) -> Result<HashSet<String>> {
     let mut held_out = HashSet::new();
     for name in ["generic_test.jsonl", "private_train.jsonl", "private_test.jsonl"] {
         let examples = adapt::read_jsonl(&demo.join(name))?;
         held_out.extend(examples.iter().map(|e| corpus::normal_form(&e.prompt)));
     }
-    let mut examples = corpus::generate(&mut Rng::new(78), 800, &held_out);
-    examples.retain(corpus::is_plain);
-    let prompts: String = examples.iter().take(160).flat_map(|e| [e.prompt.as_str(), "\n"]).collect();
+    Ok(held_out)
+}
+
+/// Writes the everyday commands whose answers by the base the demo replays: no test sentence is among
+/// them, and no answer is given.
+fn write_everyday(demo: &Path) -> Result<()> {
+    let examples = everyday(&held_out(demo)?);
+    let prompts: String = examples.iter().flat_map(|e| [e.prompt.as_str(), "\n"]).collect();
     let path = demo.join("everyday.txt");
     std::fs::write(&path, prompts).with_context(|| format!("writing {}", path.display()))
+}
+
+fn everyday(held_out: &HashSet<String>) -> Vec<Example> {
+    let mut examples = corpus::generate(&mut Rng::new(78), 800, corpus::COMPOSITES, held_out);
+    examples.retain(corpus::is_plain);
+    examples.truncate(EVERYDAY);
+    examples
+}
+
+/// Writes tests of the same form as the demo's to `dir`, to choose its recipe by. A build with them in
+/// the place of the demo's measures the recipe on them.
+fn write_development(demo: &Path, dir: &Path) -> Result<()> {
+    let (everyday, private) = development(demo)?;
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    write_jsonl(&dir.join("generic_test.jsonl"), &everyday)?;
+    write_jsonl(&dir.join("private_test.jsonl"), &private)
+}
+
+/// A thousand everyday commands and three hundred private ones, none of which is in the corpus, the
+/// replay or the tests. Short commands come up again and again: to be harder than a plain draw, these
+/// are none of a large sample either.
+fn development(demo: &Path) -> Result<(Vec<Example>, Vec<Example>)> {
+    let mut known = held_out(demo)?;
+    let replay = std::fs::read_to_string(demo.join("everyday.txt")).context("reading everyday.txt")?;
+    let sample = corpus::generate(&mut Rng::new(2024), FIRST.examples, FIRST.composites, &known);
+    known.extend(sample.iter().map(|e| corpus::normal_form(&e.prompt)));
+    known.extend(replay.lines().map(corpus::normal_form));
+    let mut drawn = corpus::generate(&mut Rng::new(79), 30_000, corpus::COMPOSITES, &known);
+    drawn.retain(corpus::is_plain);
+    let (everyday, others) = drawn.split_at(1000.min(drawn.len()));
+    let mut private: Vec<Example> = others.iter().filter_map(corpus::in_private).collect();
+    private.retain(|e| known.insert(corpus::normal_form(&e.prompt)));
+    private.truncate(300);
+    Ok((everyday.to_vec(), private))
+}
+
+fn write_jsonl(path: &Path, examples: &[Example]) -> Result<()> {
+    let lines: Vec<String> = examples.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
+    std::fs::write(path, lines.join("\n") + "\n").with_context(|| format!("writing {}", path.display()))
 }
 
 /// The held-out generic commands: read where they exist, else drawn with a seed of their own.
 fn generic_test(demo: &Path) -> Result<Vec<Example>> {
     let path = demo.join("generic_test.jsonl");
     if !path.exists() {
-        let mut lines = corpus::generate(&mut Rng::new(77), 400, &HashSet::new());
+        let mut lines = corpus::generate(&mut Rng::new(77), 400, corpus::COMPOSITES, &HashSet::new());
         lines.retain(corpus::is_plain);
         lines.truncate(120);
-        let lines: Vec<String> =
-            lines.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
-        std::fs::write(&path, lines.join("\n") + "\n")
-            .with_context(|| format!("writing {}", path.display()))?;
+        write_jsonl(&path, &lines)?;
     }
     adapt::read_jsonl(&path)
 }

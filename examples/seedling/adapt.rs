@@ -69,10 +69,11 @@ pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -
     let (lora, vars) = fresh_lora(&config, recipe, &mut rng)?;
     let mut batches = Vec::new();
     while batches.len() < recipe.steps {
-        batches.extend(train::batches(&private_train, recipe.batch, &mut rng)?);
+        batches.extend(train::batches(&private_train, recipe.batch, 1, &mut rng)?);
     }
     batches.truncate(recipe.steps);
-    train::run(&batches, vars, recipe.rate, 50, |batch| batch.loss(&config, &weights, Some(&lora)))?;
+    let schedule = train::Cosine { peak: recipe.rate, floor: 0.05 };
+    train::run(&batches, &vars, &schedule, |batch| batch.loss(&config, &weights, Some(&lora)))?;
     let seconds = started.elapsed().as_secs_f64();
     let after = report(&format!("after {} steps in {seconds:.0} s", recipe.steps), Some(&lora))?;
     ensure!(before.0 <= 0.05, "the private words are no news to the model: {:.3} before", before.0);

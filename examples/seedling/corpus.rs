@@ -17,12 +17,16 @@ pub(crate) struct Example {
     pub(crate) completion: String,
 }
 
-/// `n` different examples whose prompts are none of `held_out` (compared by [`normal_form`]).
-pub(crate) fn generate(rng: &mut Rng, n: usize, held_out: &HashSet<String>) -> Vec<Example> {
+/// How much of what people say is two commands in one sentence.
+pub(crate) const COMPOSITES: f64 = 0.18;
+
+/// `n` different examples whose prompts are none of `held_out` (compared by [`normal_form`]); a fraction
+/// of `composites` is two commands.
+pub(crate) fn generate(rng: &mut Rng, n: usize, composites: f64, held_out: &HashSet<String>) -> Vec<Example> {
     let mut seen = HashSet::new();
     let mut examples = Vec::with_capacity(n);
     while examples.len() < n {
-        let example = sentence(rng);
+        let example = sentence(rng, composites);
         let key = normal_form(&example.prompt);
         if !held_out.contains(&key) && seen.insert(example.prompt.clone()) {
             examples.push(example);
@@ -53,6 +57,32 @@ pub(crate) fn is_plain(example: &Example) -> bool {
     ["\"what\":\"", "\"where\":\""].iter().all(|key| example.completion.split(key).skip(1).all(slot))
 }
 
+/// The command as the demo's household says it, with a private word for an everyday one; `None` if it has
+/// no such word or is two commands.
+pub(crate) fn in_private(example: &Example) -> Option<Example> {
+    let list = |name: &str| SCENE_ACTIONS.iter().find(|(scene, _)| *scene == name).map(|(_, list)| *list);
+    for (names, word, slot, meaning) in PRIVATE {
+        for name in *names {
+            let Some((said, word)) = [(name.to_string(), word.to_string()), (capital(name), capital(word))]
+                .into_iter()
+                .find(|(said, _)| example.prompt.contains(said.as_str()))
+            else {
+                continue;
+            };
+            let completion = match list(name) {
+                Some(list) if list == example.completion => meaning.to_string(),
+                None if !example.completion.starts_with('[') && example.completion.contains(slot) => {
+                    example.completion.replace(slot, meaning)
+                }
+                _ => return None,
+            };
+            let prompt = example.prompt.replace(&said, &word).replace("on the jungle", "in the jungle");
+            return Some(Example { prompt, completion });
+        }
+    }
+    None
+}
+
 /// One request before politeness: what is said and the action it stands for.
 struct Clause {
     text: String,
@@ -74,9 +104,9 @@ struct Noun {
     preposition: &'static str,
 }
 
-fn sentence(rng: &mut Rng) -> Example {
+fn sentence(rng: &mut Rng, composites: f64) -> Example {
     let first = clause(rng);
-    let (mut text, json, imperative) = if rng.chance(0.18) {
+    let (mut text, json, imperative) = if rng.chance(composites) {
         let second = clause(rng);
         let joint = rng.pick(&[" and ", " and then ", ", then ", " and also ", ", and "]);
         let items = |json: &str| json.trim_start_matches('[').trim_end_matches(']').to_string();
@@ -512,6 +542,43 @@ const OWNED: &[(&str, &str, &str)] = &[
     ("Jack's stereo", "music", "garage"),
     ("Emma's fan", "fan", "laundry room"),
     ("Sam's light", "light", "hallway"),
+];
+/// What the demo's household calls things: everyday names, the longer ones first, the word that it has
+/// for them, and their slot in the answer, before and after. A scene's slot is the whole answer.
+const PRIVATE: &[(&[&str], &str, &str, &str)] = &[
+    (
+        &["the home office", "the brain room", "the office", "the study"],
+        "the cave",
+        r#""where":"study""#,
+        r#""where":"study""#,
+    ),
+    (
+        &["the balcony", "the terrace", "the outlook"],
+        "the jungle",
+        r#""where":"balcony""#,
+        r#""where":"balcony""#,
+    ),
+    (&["Carla's lamp"], "Nana's lamp", r#""where":"living room""#, r#""where":"bedroom""#),
+    (&["Mum's lamp"], "Nana's lamp", r#""where":"study""#, r#""where":"bedroom""#),
+    (&["Bella's lamp"], "Nana's lamp", r#""where":"nursery""#, r#""where":"bedroom""#),
+    (
+        &["the robot vacuum", "the vacuum cleaner", "the dust buster", "the hoover", "the vacuum"],
+        "the beast",
+        r#""what":"vacuum""#,
+        r#""what":"vacuum""#,
+    ),
+    (
+        &["the coffee machine", "the coffee maker", "the espresso machine", "the barista"],
+        "the dragon",
+        r#""what":"coffee machine""#,
+        r#""what":"coffee machine""#,
+    ),
+    (
+        &["bed time", "dinner time", "breakfast time", "game night", "bath time", "study hour"],
+        "movie time",
+        "",
+        r#"[{"do":"off","what":"light","where":"living room"},{"do":"on","what":"tv","where":"living room"}]"#,
+    ),
 ];
 const ITEMS: &[&str] = &[
     "milk",

@@ -2,11 +2,13 @@
 
 use super::rng::Rng;
 use super::tokens::Encoded;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use engraft_runtime::model::config::{ModelConfig, Proj};
 use engraft_runtime::reference::{self, BlockWeights, Lora, NO_TARGET, Weights};
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 /// About 0.9 million parameters; every row a multiple of 32, so that every matrix quantizes to Q8_0.
@@ -29,7 +31,29 @@ pub(crate) fn config(vocab: usize) -> ModelConfig {
     }
 }
 
-/// Random weights and the `Var`s behind them, the matrices apart from the gains.
+/// Normal initialization; what writes to the residual stream starts smaller, by the depth.
+pub(crate) fn fresh(config: &ModelConfig, rng: &mut Rng) -> Result<Weights> {
+    let tensor = |values: Vec<f32>, shape: &[usize]| Tensor::from_vec(values, shape, &Device::Cpu);
+    let d = config.d_model;
+    let token_embd = tensor(rng.normal(config.vocab * d, 0.05), &[config.vocab, d])?;
+    let mut blocks = Vec::new();
+    for _ in 0..config.n_layers {
+        let mut proj = Vec::new();
+        for p in Proj::ALL {
+            let (out, inp) = p.shape(config);
+            let residual = matches!(p, Proj::O | Proj::Down);
+            let depth = if residual { 2.0 * config.n_layers as f64 } else { 1.0 };
+            proj.push(tensor(rng.normal(out * inp, 0.06 / depth.sqrt()), &[out, inp])?);
+        }
+        let Ok(proj) = <[Tensor; 7]>::try_from(proj) else { unreachable!("seven projections") };
+        let attn_norm = tensor(vec![1.0; d], &[d])?;
+        blocks.push(BlockWeights { attn_norm, ffn_norm: tensor(vec![1.0; d], &[d])?, proj });
+    }
+    let output_norm = tensor(vec![1.0; d], &[d])?;
+    Ok(Weights { token_embd, output: None, output_norm, rope_freqs: None, blocks })
+}
+
+/// Weights and the `Var`s behind them.
 pub(crate) struct Trainable {
     /// The model as the reference computes it.
     pub(crate) weights: Weights,
@@ -38,31 +62,22 @@ pub(crate) struct Trainable {
 }
 
 impl Trainable {
-    /// Normal initialization; what writes to the residual stream starts smaller, by the depth.
-    pub(crate) fn new(config: &ModelConfig, rng: &mut Rng) -> Result<Trainable> {
+    /// Makes every tensor of a tied model trainable.
+    pub(crate) fn new(mut weights: Weights) -> Result<Trainable> {
         let mut vars = Vec::new();
-        let mut var = |values: Vec<f32>, shape: &[usize]| -> Result<Tensor> {
-            let var = Var::from_vec(values, shape, &Device::Cpu)?;
-            vars.push(var.clone());
-            Ok(var.as_tensor().clone())
+        let mut learn = |x: &mut Tensor| -> Result<()> {
+            let var = Var::from_tensor(x)?;
+            *x = var.as_tensor().clone();
+            vars.push(var);
+            Ok(())
         };
-        let d = config.d_model;
-        let token_embd = var(rng.normal(config.vocab * d, 0.05), &[config.vocab, d])?;
-        let mut blocks = Vec::new();
-        for _ in 0..config.n_layers {
-            let mut proj = Vec::new();
-            for p in Proj::ALL {
-                let (out, inp) = p.shape(config);
-                let residual = matches!(p, Proj::O | Proj::Down);
-                let depth = if residual { 2.0 * config.n_layers as f64 } else { 1.0 };
-                proj.push(var(rng.normal(out * inp, 0.06 / depth.sqrt()), &[out, inp])?);
-            }
-            let Ok(proj) = <[Tensor; 7]>::try_from(proj) else { unreachable!("seven projections") };
-            let attn_norm = var(vec![1.0; d], &[d])?;
-            blocks.push(BlockWeights { attn_norm, ffn_norm: var(vec![1.0; d], &[d])?, proj });
+        learn(&mut weights.token_embd)?;
+        learn(&mut weights.output_norm)?;
+        for block in &mut weights.blocks {
+            block.proj.iter_mut().try_for_each(&mut learn)?;
+            learn(&mut block.attn_norm)?;
+            learn(&mut block.ffn_norm)?;
         }
-        let output_norm = var(vec![1.0; d], &[d])?;
-        let weights = Weights { token_embd, output: None, output_norm, rope_freqs: None, blocks };
         Ok(Trainable { weights, vars })
     }
 }
@@ -134,48 +149,95 @@ pub(crate) fn exact_match(
     Ok((1.0 - wrong.len() as f64 / sequences.len() as f64, wrong))
 }
 
-/// Batches of similar lengths, in random order: little padding, no order of difficulty.
-pub(crate) fn batches(sequences: &[Encoded], size: usize, rng: &mut Rng) -> Result<Vec<Batch>> {
+/// Batches of similar lengths, in random order: little padding, no order of difficulty. Each is split
+/// into `lanes` parts, to be computed side by side.
+pub(crate) fn batches(
+    sequences: &[Encoded],
+    size: usize,
+    lanes: usize,
+    rng: &mut Rng,
+) -> Result<Vec<Vec<Batch>>> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     rng.shuffle(&mut order);
     order.sort_by_key(|i| sequences[*i].ids.len());
     let mut batches = Vec::new();
     for part in order.chunks(size) {
         let part: Vec<&Encoded> = part.iter().map(|i| &sequences[*i]).collect();
-        batches.push(Batch::new(&part)?);
+        batches.push(part.chunks(size.div_ceil(lanes)).map(Batch::new).collect::<Result<Vec<_>>>()?);
     }
     rng.shuffle(&mut batches);
     Ok(batches)
 }
 
-/// AdamW over `batches`, in order, with a short warmup and a cosine to a twentieth of `peak_rate`.
+/// Learning rates: a short warmup to `peak`, then a cosine to `floor` times that.
+pub(crate) struct Cosine {
+    pub(crate) peak: f64,
+    pub(crate) floor: f64,
+}
+
+impl Cosine {
+    fn rate(&self, step: usize, total: usize) -> f64 {
+        let warmup = (total / 20).max(1);
+        let cosine = 0.5 + 0.5 * (std::f64::consts::PI * step as f64 / total as f64).cos();
+        let warm = ((step + 1) as f64 / warmup as f64).min(1.0);
+        self.peak * warm * (self.floor + (1.0 - self.floor) * cosine)
+    }
+}
+
+/// AdamW over `batches`, in order.
 pub(crate) fn run(
-    batches: &[Batch],
-    vars: Vec<Var>,
-    peak_rate: f64,
-    report_every: usize,
-    loss: impl Fn(&Batch) -> Result<Tensor>,
+    batches: &[Vec<Batch>],
+    vars: &[Var],
+    schedule: &Cosine,
+    loss: impl Fn(&Batch) -> Result<Tensor> + Sync,
 ) -> Result<()> {
+    const REPORT_EVERY: usize = 50;
     let params = ParamsAdamW { lr: 0.0, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.01 };
-    let mut optimizer = AdamW::new(vars, params)?;
+    let mut optimizer = AdamW::new(vars.to_vec(), params)?;
     let (started, total) = (Instant::now(), batches.len());
-    let warmup = (total / 20).max(1);
     let mut sum = 0.0;
     for (step, batch) in batches.iter().enumerate() {
-        let progress = step as f64 / total as f64;
-        let cosine = 0.525 + 0.475 * (std::f64::consts::PI * progress).cos();
-        optimizer.set_learning_rate(peak_rate * cosine * ((step + 1) as f64 / warmup as f64).min(1.0));
-        let loss = loss(batch)?;
-        let value = loss.to_scalar::<f32>()?;
+        optimizer.set_learning_rate(schedule.rate(step, total));
+        let (value, gradient) = gradient(batch, vars, &loss)?;
         ensure!(value.is_finite(), "the loss is {value} at step {step}");
         sum += value;
-        optimizer.backward_step(&loss)?;
-        if (step + 1) % report_every == 0 {
+        optimizer.step(&gradient)?;
+        if (step + 1) % REPORT_EVERY == 0 {
             let seconds = started.elapsed().as_secs_f64();
-            let mean = sum / report_every as f32;
+            let mean = sum / REPORT_EVERY as f32;
             eprintln!("step {:>5}/{total}  loss {mean:.4}  {seconds:.0} s", step + 1);
             sum = 0.0;
         }
     }
     Ok(())
+}
+
+/// The mean of the parts' losses and its gradient, each part on a thread of its own.
+fn gradient(
+    parts: &[Batch],
+    vars: &[Var],
+    loss: &(impl Fn(&Batch) -> Result<Tensor> + Sync),
+) -> Result<(f32, GradStore)> {
+    let share = 1.0 / parts.len() as f64;
+    let part = |batch: &Batch| -> Result<(f32, GradStore)> {
+        let loss = (loss(batch)? * share)?;
+        Ok((loss.to_scalar()?, loss.backward()?))
+    };
+    let mut done = std::thread::scope(|threads| {
+        let part = &part;
+        let running: Vec<_> = parts.iter().map(|batch| threads.spawn(move || part(batch))).collect();
+        let join =
+            |thread: ScopedJoinHandle<'_, _>| thread.join().map_err(|_| anyhow!("a thread panicked"))?;
+        running.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    let (mut value, mut sum) = done.pop().context("an empty batch")?;
+    for (other, gradient) in &done {
+        value += other;
+        for var in vars {
+            let (Some(a), Some(b)) = (sum.get(var), gradient.get(var)) else { continue };
+            let total = (a + b)?;
+            sum.insert(var, total);
+        }
+    }
+    Ok((value, sum))
 }
