@@ -1,7 +1,7 @@
 //! Tokens per second of a training step, and the share of each operation.
 //!
 //! `cargo bench --bench step -- MODEL.gguf [--seq 256] [--batch 1] [--threads 2] [--isa NAME]
-//! [--steps 8] [--precision int8|f32] [--gradient-precision int8|f32] [--keep inputs|attention|all|N]
+//! [--steps 8] [--fine-tune-type lora|dora] [--precision int8|f32] [--gradient-precision int8|f32] [--keep inputs|attention|all|N]
 //! [--keep-precision f32|bf16]` prints one JSON line: the planned memory, every step's rate, their
 //! median, and the shares of the time. `--keep N` is the best pattern within N bytes of planned memory.
 
@@ -31,6 +31,7 @@ struct Args {
     steps: usize,
     precision: Precision,
     gradient: Precision,
+    dora: bool,
     keep: String,
     keep_precision: KeepPrecision,
 }
@@ -45,6 +46,7 @@ fn args() -> Result<Args> {
         steps: 8,
         precision: Precision::Int8,
         gradient: Precision::Int8,
+        dora: false,
         keep: "inputs".into(),
         keep_precision: KeepPrecision::F32,
     };
@@ -63,6 +65,7 @@ fn args() -> Result<Args> {
             "--gradient-precision" => {
                 a.gradient = if value()? == "f32" { Precision::F32 } else { Precision::Int8 };
             }
+            "--fine-tune-type" => a.dora = value()? == "dora",
             "--keep" => a.keep = value()?,
             "--keep-precision" => {
                 let bf16 = value()? == "bf16";
@@ -91,12 +94,14 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String, 
     let model = Arc::new(ModelFile::open(&a.model)?);
     let c = model.config();
     let lora = LoraConfig::new(c, 8, 16.0, 0.0, &Proj::ALL, &(0..c.n_layers).collect::<Vec<_>>())?;
+    let lora = LoraConfig { dora: a.dora, ..lora };
     let mut rng = Rng::new(1, 1);
-    let adapter = Adapter::init(c, &lora, model.digest(), &mut || rng.f32())?;
+    let adapter = Adapter::init_on(&model, kernels, &lora, &mut || rng.f32())?;
     let mut request = Request {
         batch: a.batch,
         seq: a.seq,
         params: adapter.theta.len(),
+        gain_words: adapter.layout.gain_words(),
         rank: 8,
         kept_blocks: c.n_layers,
         threads: a.threads,
@@ -150,7 +155,7 @@ fn main() -> Result<()> {
     println!(
         "{}",
         serde_json::json!({
-            "isa": a.isa.name(), "threads": kernels.threads(), "seq": a.seq, "batch": a.batch,
+            "adapter": if a.dora { "dora" } else { "lora" }, "isa": a.isa.name(), "threads": kernels.threads(), "seq": a.seq, "batch": a.batch,
             "precision": format!("{:?}", a.precision), "keep": kept,
             "keep_precision": a.keep_precision.to_string(), "planned_private_bytes": planned,
             "tokens_per_s": sorted[sorted.len() / 2],

@@ -104,7 +104,7 @@ struct Setup {
     kernels: Arc<Kernels>,
     words: ArenaWords,
     layout: Layout,
-    scale: f32,
+    lora: LoraConfig,
     theta: Vec<f32>,
     batch: Batch,
 }
@@ -134,7 +134,7 @@ impl Setup {
         Ok(Setup {
             kernels: Arc::new(Kernels::with_isa(Isa::detect(), a.threads)),
             words: ArenaWords::new(c, &request),
-            scale: lora.scale(),
+            lora,
             layout,
             theta,
             batch,
@@ -170,7 +170,7 @@ impl LoopSide {
 impl Side for LoopSide {
     fn step(&mut self) -> Result<f64> {
         let s = &*self.setup;
-        let adapter = AdapterView { layout: &s.layout, theta: &self.theta, scale: s.scale };
+        let adapter = AdapterView { layout: &s.layout, theta: &self.theta, config: &s.lora, gains: &[] };
         self.grads.fill(0.0);
         Ok(self.chain.accumulate(adapter, &s.batch, Dropout::OFF, &mut self.grads).loss_sum)
     }
@@ -195,7 +195,7 @@ impl TapeSide {
         let layers = setup.layout.layers();
         let theta = |l: &usize| {
             let block = setup.layout.block(*l).context("every layer is adapted")?;
-            Ok(Var::from_vec(setup.theta[block].to_vec(), setup.layout.block_len(), &Device::Cpu)?)
+            Ok(Var::from_slice(&setup.theta[block.clone()], block.len(), &Device::Cpu)?)
         };
         let op = |l: &usize| -> Arc<Box<dyn CustomOp2 + Send + Sync>> {
             Arc::new(Box::new(BlockOp { shared: shared.clone(), layer: *l }))
@@ -279,22 +279,22 @@ impl Shared {
         RowMap { seqs: &self.setup.batch.seqs, pos: &self.pos }
     }
 
-    fn pairs<'a>(&self, theta: &'a [f32]) -> BlockPairs<'a> {
+    fn pairs<'a>(&self, layer: usize, theta: &'a [f32]) -> BlockPairs<'a> {
         Proj::ALL.map(|p| {
-            let s = self.setup.layout.slot_in_block(p)?;
+            let s = self.setup.layout.slot_in_block(layer, p)?;
             let (a, bt) = (&theta[s.a.clone()], &theta[s.b.clone()]);
-            Some(Pair { a, bt, rank: s.rank, scale: self.setup.scale })
+            Some(Pair { a, bt, rank: s.rank, scale: self.setup.lora.scale_of(layer, p), gain: None })
         })
     }
 
     /// One block's gradient, cut into its pairs.
-    fn pair_grads<'a>(&self, mut rest: &'a mut [f32]) -> BlockPairGrads<'a> {
+    fn pair_grads<'a>(&self, layer: usize, mut rest: &'a mut [f32]) -> BlockPairGrads<'a> {
         Proj::ALL.map(|p| {
-            let s = self.setup.layout.slot_in_block(p)?;
+            let s = self.setup.layout.slot_in_block(layer, p)?;
             let (a, tail) = std::mem::take(&mut rest).split_at_mut(s.a.len());
             let (bt, tail) = tail.split_at_mut(s.b.len());
             rest = tail;
-            Some(PairGrad { a, bt })
+            Some(PairGrad { a, bt, m: &mut [] })
         })
     }
 }
@@ -323,7 +323,7 @@ impl CustomOp2 for BlockOp {
         block::forward(
             &s.ctx(),
             &s.setup.model.block(self.layer),
-            &s.pairs(theta),
+            &s.pairs(self.layer, theta),
             s.rows(),
             x,
             &mut y,
@@ -345,7 +345,7 @@ impl CustomOp2 for BlockOp {
         let (storage, layout) = dy.storage_and_layout();
         let mut dx = cpu_values(&storage, layout)?.to_vec();
         drop(storage);
-        let mut dtheta = vec![0.0; s.setup.layout.block_len()];
+        let mut dtheta = vec![0.0; theta.elem_count()];
         // As in the loop, nothing below the first block needs a gradient.
         let want_dx = self.layer > 0;
         let (x_storage, x_layout) = x.storage_and_layout();
@@ -353,10 +353,11 @@ impl CustomOp2 for BlockOp {
         block::backward(
             &s.ctx(),
             &s.setup.model.block(self.layer),
-            &s.pairs(cpu_values(&theta_storage, theta_layout)?),
-            s.pair_grads(&mut dtheta),
+            &s.pairs(self.layer, cpu_values(&theta_storage, theta_layout)?),
+            s.pair_grads(self.layer, &mut dtheta),
             s.rows(),
-            cpu_values(&x_storage, x_layout)?,
+            // A LoRA's backward does not read the block's output.
+            (cpu_values(&x_storage, x_layout)?, &[]),
             &mut dx,
             &mut lock(&s.bufs)?.0,
             Keep::Inputs,

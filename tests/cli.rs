@@ -284,6 +284,35 @@ fn training_changes_what_eval_and_generate_see() {
     assert_adapters_are_checked(folder.path(), &adapter, &generate);
 }
 
+#[test]
+fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let adapter = folder.path().join("home").display().to_string();
+    let flags = ["--fine-tune-type", "dora", "--rslora", "--rank-pattern", "q=4,layers.1.down=2"];
+    let run = ["train", "-m", &model, "--data", &data, "--adapter-path", &adapter, "--json"];
+    let short = ["--iters", "6", "-b", "4", "-lr", "2e-3", "--lora-plus-ratio", "4"];
+    let output = engraft(&[&run[..], &flags, &short].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for line in [
+        "DoRA on q_proj: effective multiplier alpha/sqrt(r) = 16/sqrt(4) = 8",
+        "down_proj of layers 1: effective multiplier alpha/sqrt(r) = 16/sqrt(2) = 11.31",
+    ] {
+        assert!(stderr(&output).contains(line), "{line}: {}", stderr(&output));
+    }
+    let trained = last_line(&output);
+    let loss = |name: &str| trained[name].as_f64().expect("a loss");
+    assert!(loss("valid_loss_after") < loss("valid_loss_before"), "{trained}");
+    let eval = ["eval", "-m", &model, "--data", &data, "-c", "200"];
+    let nll = |more: &[&str]| result_of(&[&eval[..], more].concat())["nll"].as_f64().expect("nll");
+    assert!((nll(&["--lora", &adapter]) - loss("valid_loss_after")).abs() < 1e-4);
+    let off = format!("{adapter}/adapter.engraft:0");
+    assert!((nll(&["--lora-scaled", &off]) - loss("valid_loss_before")).abs() < 1e-6);
+    assert_refused(&[&run[..7], &["--rank-pattern", "q=0"]].concat(), 2, "usage", &["q=0"]);
+    let nowhere = ["--rank-pattern", "q=4", "--lora-modules", "v"];
+    assert_refused(&[&run[..7], &nowhere].concat(), 2, "usage", &["q_proj", "not adapted"]);
+}
+
 /// Another base, a damaged adapter, and a file that is none: each is refused with 6.
 fn assert_adapters_are_checked(folder: &Path, adapter: &str, generate: &[&str]) {
     let mut other = std::fs::read(seedling()).expect("reading");

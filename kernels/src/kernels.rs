@@ -139,6 +139,45 @@ pub fn cached_attention_scratch_words(keys: usize, head_dim: usize) -> usize {
     attention::scratch_words(keys, head_dim, false) + 2 * keys * head_dim
 }
 
+/// Columns that one item of a sum over rows takes.
+const COLUMNS: usize = 128;
+
+/// Receives a sum per column.
+pub struct ColumnSum<'a> {
+    /// `[n]`, added to.
+    pub out: &'a mut [f32],
+    /// `[n]`: what the sums are divided by; where it is zero, nothing is added. Absent, it is one.
+    pub by: Option<&'a [f32]>,
+}
+
+impl<'a> ColumnSum<'a> {
+    fn shared(self, n: usize) -> SharedSum<'a> {
+        assert!(self.out.len() == n && self.by.is_none_or(|by| by.len() == n));
+        SharedSum(Shared(self.out.as_mut_ptr()), self.by)
+    }
+}
+
+/// A [`ColumnSum`] that items of one job share; each adds to its own columns.
+struct SharedSum<'a>(Shared<f32>, Option<&'a [f32]>);
+
+impl SharedSum<'_> {
+    /// Adds the sums of some columns.
+    ///
+    /// # Safety
+    /// The columns are among those the sum was made for, and no other item adds to them.
+    unsafe fn add(&self, columns: Range<usize>, total: &[f32]) {
+        // SAFETY: the caller's contract.
+        let out = unsafe { self.0.part(columns.clone()) };
+        match self.1 {
+            None => out.iter_mut().zip(total).for_each(|(o, t)| *o += t),
+            Some(by) => {
+                let live = out.iter_mut().zip(total).zip(&by[columns]).filter(|(_, by)| **by != 0.0);
+                live.for_each(|((o, t), by)| *o += t / by);
+            }
+        }
+    }
+}
+
 /// A pointer that items of one job share; each writes its own part.
 #[derive(Clone, Copy)]
 struct Shared<T>(*mut T);
@@ -532,6 +571,110 @@ impl Kernels {
                 // SAFETY: equal lengths; the ISA is present.
                 Some(f) => unsafe { f(g, u, &dh[at]) },
                 None => scalar::ops::swiglu_bwd(g, u, &dh[at]),
+            }
+        });
+    }
+
+    /// [`Kernels::swiglu_bwd`] of `[m, n]` that also adds Σ_t dg·g and Σ_t du·u of each column to `sums`,
+    /// before g and u are gone.
+    pub fn swiglu_bwd_sums(
+        &self,
+        g: &mut [f32],
+        u: &mut [f32],
+        dh: &[f32],
+        n: usize,
+        sums: [Option<ColumnSum<'_>>; 2],
+    ) {
+        let _timed = self.timed(Op::Rows);
+        assert!(g.len() == dh.len() && u.len() == dh.len() && dh.len().is_multiple_of(n));
+        let m = dh.len() / n;
+        let f = self.table.map(|t| t.swiglu_bwd);
+        let (g, u) = (Shared(g.as_mut_ptr()), Shared(u.as_mut_ptr()));
+        let sums = sums.map(|s| s.map(|s| s.shared(n)));
+        self.pool.run(n.div_ceil(COLUMNS), |item, _| {
+            let columns = item * COLUMNS..n.min((item + 1) * COLUMNS);
+            let width = columns.len();
+            let mut before = [[0.0f32; COLUMNS]; 2];
+            let mut total = [[0.0f32; COLUMNS]; 2];
+            for t in 0..m {
+                let at = t * n + columns.start..t * n + columns.end;
+                // SAFETY: items own disjoint columns of g and u, whose lengths were checked.
+                let (g, u) = unsafe { (g.part(at.clone()), u.part(at.clone())) };
+                before[0][..width].copy_from_slice(g);
+                before[1][..width].copy_from_slice(u);
+                match f {
+                    // SAFETY: equal lengths; the ISA is present.
+                    Some(f) => unsafe { f(g, u, &dh[at]) },
+                    None => scalar::ops::swiglu_bwd(g, u, &dh[at]),
+                }
+                for (total, (before, after)) in total.iter_mut().zip(before.iter().zip([&*g, &*u])) {
+                    total.iter_mut().zip(before).zip(after).for_each(|((s, b), a)| *s += b * a);
+                }
+            }
+            for (sum, total) in sums.iter().zip(&total) {
+                if let Some(sum) = sum {
+                    // SAFETY: items own disjoint columns.
+                    unsafe { sum.add(columns.clone(), &total[..width]) };
+                }
+            }
+        });
+    }
+
+    /// Adds Σ_t a·(b − from) of each column of `[m, n]` to `sum`; an absent `from` is zero.
+    pub fn column_dots(&self, a: &[f32], b: &[f32], from: Option<&[f32]>, n: usize, sum: ColumnSum<'_>) {
+        let _timed = self.timed(Op::Rows);
+        assert!(a.len() == b.len() && a.len().is_multiple_of(n) && from.is_none_or(|f| f.len() == a.len()));
+        let m = a.len() / n;
+        let sum = sum.shared(n);
+        self.pool.run(n.div_ceil(COLUMNS), |item, _| {
+            let columns = item * COLUMNS..n.min((item + 1) * COLUMNS);
+            let mut total = [0.0f32; COLUMNS];
+            for t in 0..m {
+                let at = t * n + columns.start..t * n + columns.end;
+                let pairs = total.iter_mut().zip(&a[at.clone()]).zip(&b[at.clone()]);
+                match from {
+                    None => pairs.for_each(|((s, a), b)| *s += a * b),
+                    Some(from) => {
+                        pairs.zip(&from[at]).for_each(|(((s, a), b), f)| *s += a * (b - f));
+                    }
+                }
+            }
+            // SAFETY: items own disjoint columns.
+            unsafe { sum.add(columns.clone(), &total[..columns.len()]) };
+        });
+    }
+
+    /// out[m, n] = a[m, n] with each column i multiplied by c_i.
+    pub fn scaled_columns(&self, a: &[f32], c: &[f32], out: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
+        let n = c.len();
+        assert!(a.len() == out.len() && a.len().is_multiple_of(n));
+        self.rows(n, out, |t, row| {
+            row.iter_mut().zip(&a[t * n..(t + 1) * n]).zip(c).for_each(|((o, a), c)| *o = a * c);
+        });
+    }
+
+    /// Multiplies each column i of y `[m, n]` by c_i.
+    pub fn scale_columns(&self, c: &[f32], y: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
+        assert!(y.len().is_multiple_of(c.len()));
+        self.rows(c.len(), y, |_, row| row.iter_mut().zip(c).for_each(|(y, c)| *y *= c));
+    }
+
+    /// Euclidean norms of the rows of w, decoded to f32 and summed in f64.
+    pub fn row_norms(&self, w: &QMatrix<'_>, scratch: &mut [f32], out: &mut [f32]) {
+        const ROWS: usize = 16;
+        assert_eq!(out.len(), w.rows());
+        let (out, k) = (Shared(out.as_mut_ptr()), w.cols());
+        let scratch = Scratch::new(scratch, self.threads(), k);
+        self.pool.run(w.rows().div_ceil(ROWS), |item, worker| {
+            let rows = item * ROWS..w.rows().min((item + 1) * ROWS);
+            let row = &mut scratch.of(worker)[..k];
+            // SAFETY: items own disjoint rows of out.
+            let out = unsafe { out.part(rows.clone()) };
+            for (r, out) in rows.zip(out) {
+                self.dequantize_row(w, r, row);
+                *out = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() as f32;
             }
         });
     }

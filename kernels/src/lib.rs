@@ -31,7 +31,7 @@ pub use generic::gemm::{LowRank, Rows};
 pub use generic::rows::SoftmaxState;
 #[cfg(feature = "std")]
 pub use kernels::{
-    AttnShape, Kernels, NnOp, NtOp, Op, attention_scratch_words, cached_attention_scratch_words,
+    AttnShape, ColumnSum, Kernels, NnOp, NtOp, Op, attention_scratch_words, cached_attention_scratch_words,
     gemm_scratch_words,
 };
 pub use kv::{KV_BLOCK, Kv, KvMut, KvType};

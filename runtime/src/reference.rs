@@ -60,13 +60,18 @@ pub struct PlainWeights {
     pub blocks: Vec<PlainBlock>,
 }
 
-/// A LoRA adapter: each adapted projection adds `scale · (x·Aᵀ)·Bᵀ` to its output.
+/// A LoRA or DoRA adapter: each adapted projection adds `scale · (x·Aᵀ)·Bᵀ` to its output, which DoRA
+/// then multiplies by `m/‖W + scale·B·A‖`, row by row of W.
 #[derive(Default)]
 pub struct Lora {
-    /// alpha/r, or alpha/√r with rsLoRA.
+    /// alpha/r, or alpha/√r with rsLoRA, where `scales` names no other.
     pub scale: f32,
     /// (block, projection) to (A `[r, in]`, B `[out, r]`).
     pub pairs: HashMap<(usize, Proj), (Tensor, Tensor)>,
+    /// Multipliers of single projections.
+    pub scales: HashMap<(usize, Proj), f32>,
+    /// DoRA's magnitudes m `[out]`.
+    pub magnitudes: HashMap<(usize, Proj), Tensor>,
 }
 
 impl Weights {
@@ -171,9 +176,15 @@ impl Linear<'_> {
     fn forward(&self, p: Proj, x: &Tensor) -> Result<Tensor> {
         let y = x.matmul(&self.block.proj[p as usize].t()?)?;
         let Some(lora) = self.lora else { return Ok(y) };
-        let Some((a, b)) = lora.pairs.get(&(self.layer, p)) else { return Ok(y) };
-        let delta = x.matmul(&a.t()?)?.matmul(&b.t()?)?;
-        y + (delta * f64::from(lora.scale))?
+        let place = (self.layer, p);
+        let Some((a, b)) = lora.pairs.get(&place) else { return Ok(y) };
+        let scale = f64::from(*lora.scales.get(&place).unwrap_or(&lora.scale));
+        let y = (y + (x.matmul(&a.t()?)?.matmul(&b.t()?)? * scale)?)?;
+        let Some(m) = lora.magnitudes.get(&place) else { return Ok(y) };
+        // The whole of W + s·B·A, which only a referee can afford; its norm is a constant to the gradient.
+        let v = (&self.block.proj[p as usize] + (b.matmul(a)? * scale)?)?;
+        let norm = v.sqr()?.sum(1)?.sqrt()?.detach();
+        y.broadcast_mul(&(m / norm)?)
     }
 }
 

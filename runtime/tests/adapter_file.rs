@@ -6,7 +6,9 @@ use std::path::Path;
 use engraft_codec::embedded_io::{ErrorKind as IoKind, ErrorType, Write};
 use engraft_codec::{Element, Kind, Meta, Section, Writer};
 use engraft_runtime::ErrorKind;
-use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, Layout, LoraConfig, Precision};
+use engraft_runtime::adapter::{
+    ADAPTER_FILE, Adapter, BaseIdentity, Layout, LoraConfig, Override, Precision, TrainedWith,
+};
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::storage::{Disk, Storage};
 
@@ -93,6 +95,98 @@ fn f16_round_trips_to_its_rounding() {
     }
 }
 
+/// The adapter of [`adapter`], written as schema 1 by the last version that did.
+const SCHEMA_1: &[u8] = include_bytes!("golden/adapter-schema-1.engraft");
+/// Where a frame holds its schema.
+const SCHEMA_AT: usize = 10;
+
+#[test]
+fn a_file_of_schema_1_loads_as_it_was_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(load_bytes(dir.path(), SCHEMA_1).unwrap(), adapter());
+    let again = save(&adapter(), dir.path(), Precision::F32);
+    assert_eq!((again[SCHEMA_AT], SCHEMA_1[SCHEMA_AT]), (2, 1), "what is written anew is of schema 2");
+}
+
+/// Every kind of setting that schema 1 had not.
+fn varied(dora: bool) -> Adapter {
+    let model = model(12, 4);
+    let plain = LoraConfig::new(&model, 2, 8.0, 0.0, &[Proj::Q, Proj::Down], &[1, 3]).unwrap();
+    let of = |layer, proj, rank, alpha| Override { layer, proj, rank, alpha };
+    let overrides = vec![
+        of(Some(3), Proj::Q, Some(5), None),
+        of(None, Proj::Down, Some(3), None),
+        of(None, Proj::Down, None, Some(9.0)),
+    ];
+    let config = LoraConfig { rslora: true, dora, overrides, ..plain }.checked(&model).unwrap();
+    assert_eq!(config.overrides.len(), 2, "one place, one override");
+    let layout = Layout::new(&model, &config);
+    let mut number = uniform(9);
+    let theta = (0..layout.len()).map(|_| number() - 0.5).collect();
+    let base = BaseIdentity::new([7; 32], &model);
+    Adapter { config, layout, theta, base, meta: TrainedWith::default() }
+}
+
+#[test]
+fn ranks_alphas_rslora_and_magnitudes_round_trip() {
+    let dir = tempfile::tempdir().unwrap();
+    for dora in [false, true] {
+        let adapter = varied(dora);
+        save(&adapter, dir.path(), Precision::F32);
+        assert_eq!(Adapter::load(dir.path()).unwrap(), adapter);
+        save(&adapter, dir.path(), Precision::F16);
+        let loaded = Adapter::load(dir.path()).unwrap();
+        assert_eq!((&loaded.config, &loaded.layout), (&adapter.config, &adapter.layout));
+        let (mut rounded, mut rows) = (0, 0);
+        for (_, _, slot) in adapter.layout.slots() {
+            assert_eq!(loaded.theta[slot.m.clone()], adapter.theta[slot.m.clone()], "magnitudes stay f32");
+            rows += slot.m.len();
+            rounded += slot.a.filter(|i| loaded.theta[*i] != adapter.theta[*i]).count();
+        }
+        assert!(rounded > 0);
+        assert_eq!(rows, if dora { 2 * (12 + 12) } else { 0 });
+    }
+}
+
+#[test]
+fn each_projection_has_its_rank_and_multiplier() {
+    let config = varied(false).config;
+    let of = |layer, proj| (config.rank_of(layer, proj), config.alpha_of(layer, proj));
+    assert_eq!([of(1, Proj::Q), of(3, Proj::Q)], [(2, 8.0), (5, 8.0)]);
+    assert_eq!([of(1, Proj::Down), of(3, Proj::Down)], [(3, 9.0); 2]);
+    assert_eq!(config.scale_of(3, Proj::Q), 8.0 / 5f32.sqrt());
+    assert_eq!((config.scale(), config.rank_max()), (8.0 / 2f32.sqrt(), 5));
+    let cases: Vec<_> = config.cases().into_iter().map(|c| (c.rank, c.alpha, c.members.len())).collect();
+    assert_eq!(cases, [(2, 8.0, 1), (3, 9.0, 2), (5, 8.0, 1)]);
+    let layout = Layout::new(&model(12, 4), &config);
+    assert_eq!((layout.block(1), layout.block(3)), (Some(0..156), Some(156..156 + 228)));
+    assert_eq!(layout.slot_in_block(3, Proj::Down).unwrap().a, 120..192);
+    let rows: Vec<_> = layout.slots().map(|(_, _, s)| s.rows()).collect();
+    assert_eq!(rows, [0..12, 12..24, 24..36, 36..48]);
+}
+
+#[test]
+fn overrides_that_reach_nothing_or_contradict_are_misuse() {
+    let model = model(12, 4);
+    let plain = LoraConfig::new(&model, 2, 8.0, 0.0, &[Proj::Q], &[1, 3]).unwrap();
+    let of = |layer, proj, rank, alpha| Override { layer, proj, rank, alpha };
+    let q = |rank| of(None, Proj::Q, Some(rank), None);
+    for (what, overrides) in [
+        ("not adapted", vec![of(None, Proj::K, Some(4), None)]),
+        ("not an adapted layer", vec![of(Some(2), Proj::Q, Some(4), None)]),
+        ("rank 0", vec![q(0)]),
+        ("rank 257", vec![q(257)]),
+        ("alpha", vec![of(None, Proj::Q, None, Some(f32::NAN))]),
+        ("nothing", vec![of(None, Proj::Q, None, None)]),
+        ("two ranks", vec![q(3), q(4)]),
+    ] {
+        let error = LoraConfig { overrides, ..plain.clone() }.checked(&model).expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::Misuse, "{what}: {error}");
+        assert!(error.message().contains("_proj"), "{what}: {error}");
+    }
+    assert!(LoraConfig { overrides: vec![q(256)], ..plain }.checked(&model).is_ok(), "positive control");
+}
+
 #[test]
 fn initial_values_follow_the_formula() {
     let model = model(12, 4);
@@ -116,12 +210,12 @@ fn layout_is_layers_then_projections_then_a_then_b() {
     let config = LoraConfig::new(&model, 2, 8.0, 0.0, &[Proj::Down, Proj::K], &[3, 1]).unwrap();
     let layout = Layout::new(&model, &config);
     // K: in 12, out 4; Down: in 24, out 12.
-    assert_eq!(layout.block_len(), 2 * (12 + 4) + 2 * (24 + 12));
+    assert_eq!(layout.block(1), Some(0..2 * (12 + 4) + 2 * (24 + 12)));
     assert_eq!((layout.len(), layout.block(0), layout.block(3)), (208, None, Some(104..208)));
     let slot = layout.slot(3, Proj::Down).unwrap();
     assert_eq!((slot.a, slot.b, slot.inputs, slot.outputs), (136..184, 184..208, 24, 12));
     assert_eq!(layout.slot(3, Proj::Q), None);
-    assert_eq!(layout.slot_in_block(Proj::Down).unwrap().a, 32..80);
+    assert_eq!(layout.slot_in_block(3, Proj::Down).unwrap().a, 32..80);
     let mut next = 0;
     for (layer, proj, slot) in layout.slots() {
         assert_eq!(layout.slot(layer, proj), Some(slot.clone()));
@@ -253,7 +347,7 @@ fn whole_frames_with_wrong_content_are_refused() {
         let error = load_bytes(dir.path(), &forged.bytes()).expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
     }
-    let newer = Forged { meta: Meta { schema: 2, ..good.meta }, ..Forged::default() };
+    let newer = Forged { meta: Meta { schema: 3, ..good.meta }, ..Forged::default() };
     assert_eq!(load_bytes(dir.path(), &newer.bytes()).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 

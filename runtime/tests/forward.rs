@@ -3,13 +3,15 @@
 
 mod common;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
-use common::{TestResult, adapter, referee, shared};
+use common::{TestResult, adapter, adapter_of, batch, referee, request, shared};
 use engraft_kernels::Kernels;
+use engraft_runtime::adapter::{Adapter, Gains, LoraConfig};
 use engraft_runtime::eval::{perplexity, scoring_chain};
 use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session, StackedAdapter};
 use engraft_runtime::model::Proj;
@@ -17,8 +19,11 @@ use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::{Special, Tokenizer};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
-use engraft_runtime::reference::{self, Lora};
+use engraft_runtime::plan::ArenaWords;
+use engraft_runtime::reference::{self, Lora, Weights};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::train::Chain;
+use engraft_runtime::train::chain::AdapterView;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -100,7 +105,9 @@ fn sessions_with_stacked_adapters_equal_the_referee() -> TestResult {
         assert!(off(&bare, widened(&expected)) > 1e-2, "the adapter changes nothing");
         // One adapter at 1.0 and again at 0.5 is one at 1.5.
         for (precision, bound, cached_bound) in [(Precision::F32, 1e-4, 1e-4), (Precision::Int8, 0.2, 0.2)] {
-            let stacked = || StackedAdapter::new(&model, &[(one.clone(), 1.0), (one.clone(), 0.5)]);
+            let stacked = || {
+                StackedAdapter::new(&model, &Kernels::detect(2), &[(one.clone(), 1.0), (one.clone(), 0.5)])
+            };
             let mut whole = session(&model, Some(stacked()?), precision, ids.len());
             let prefill = whole.feed(&ids)?.to_vec();
             let error = off(&prefill, widened(&expected));
@@ -115,6 +122,94 @@ fn sessions_with_stacked_adapters_equal_the_referee() -> TestResult {
                 spec.name
             );
         }
+    }
+    Ok(())
+}
+
+/// The model with the adapters' effects added to its weights in f64: W + Σ f·(W′ − W).
+fn merged(model: &ModelFile, adapters: &[(Adapter, f32)]) -> Result<Weights, Box<dyn std::error::Error>> {
+    let mut weights = referee::weights(model)?;
+    for (layer, block) in weights.blocks.iter_mut().enumerate() {
+        for proj in Proj::ALL {
+            let base = block.proj[proj as usize].to_dtype(DType::F64)?;
+            let mut sum = base.clone();
+            for (a, factor) in adapters {
+                let Some(s) = a.layout.slot(layer, proj) else { continue };
+                let tensor = |at: Range<usize>, shape: (usize, usize)| {
+                    Tensor::from_slice(&a.theta[at], shape, &Device::Cpu)?.to_dtype(DType::F64)
+                };
+                let (am, bt) = (tensor(s.a, (s.rank, s.inputs))?, tensor(s.b, (s.rank, s.outputs))?);
+                let low = (bt.t()?.matmul(&am)? * f64::from(a.config.scale_of(layer, proj)))?;
+                let mut own = (&base + low)?;
+                if a.config.dora {
+                    let m = tensor(s.m, (s.outputs, 1))?;
+                    own = own.broadcast_mul(&(m / own.sqr()?.sum_keepdim(1)?.sqrt()?)?)?;
+                }
+                sum = (sum + ((own - &base)? * f64::from(*factor))?)?;
+            }
+            block.proj[proj as usize] = sum.to_dtype(DType::F32)?;
+        }
+    }
+    Ok(weights)
+}
+
+#[test]
+fn stacked_loras_and_doras_are_the_sum_of_their_effects() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let c = model.config();
+        let mut rng = Rng::new(8, 8);
+        let ids: Vec<u32> = (0..30).map(|_| rng.below(c.vocab as u64) as u32).collect();
+        let lora = adapter(&model, 4, &Proj::ALL, &[0, 1], 0.0);
+        let dora = |targets: &[Proj], layers: &[usize]| {
+            let plain = LoraConfig::new(c, 3, 5.0, 0.0, targets, layers).expect("settings");
+            adapter_of(&model, &LoraConfig { dora: true, rslora: true, ..plain })
+        };
+        let (one, other) = (dora(&Proj::ALL, &[0, 2]), dora(&[Proj::Q, Proj::Down, Proj::O], &[0, 1]));
+        for stack in [
+            vec![(one.clone(), 1.0)],
+            vec![(one.clone(), 0.5)],
+            vec![(one.clone(), 0.0)],
+            vec![(lora.clone(), 1.0), (one.clone(), 1.0), (other.clone(), -0.7)],
+            vec![(other.clone(), -0.7), (one.clone(), 1.0), (lora.clone(), 1.0)],
+        ] {
+            let kernels = Kernels::detect(2);
+            let stacked = StackedAdapter::new(&model, &kernels, &stack)?;
+            let weights = merged(&model, &stack)?;
+            let expected = reference::logits(c, &weights, None, &ids)?.get(ids.len() - 1)?;
+            let expected: Vec<f32> = expected.to_vec1()?;
+            let mut whole = session(&model, Some(stacked), Precision::F32, ids.len());
+            let error = off(whole.feed(&ids)?, widened(&expected));
+            eprintln!("{}: {} adapters, {error:e} off", spec.name, stack.len());
+            assert!(error < 1e-4, "{}: {error}", spec.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dora_alone_infers_as_it_trained() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let layers: Vec<usize> = (0..spec.layers).collect();
+        // A multiplier that is a power of two folds into B without rounding.
+        let plain = LoraConfig::new(model.config(), 4, 8.0, 0.0, &Proj::ALL, &layers)?;
+        let a = adapter_of(&model, &LoraConfig { dora: true, ..plain });
+        let kernels = Arc::new(Kernels::detect(2));
+        let request = request(model.config(), &a, 1, 40, 2);
+        let words = ArenaWords::new(model.config(), &request);
+        let mut chain = Chain::new(model.clone(), kernels.clone(), Precision::Int8, words);
+        let mut gains = Gains::new(&model, &kernels, &a.layout, chain.kernel_scratch());
+        let of = (&a.layout, &a.config);
+        gains.refresh(&model, &kernels, of, &a.theta, chain.kernel_scratch());
+        let trained = AdapterView { layout: &a.layout, theta: &a.theta, config: &a.config, gains: gains.c() };
+        let batch = batch(model.config(), &[13, 5, 21], &mut Rng::new(3, 3));
+        let expected = chain.evaluate(Some(&trained), &batch, |_, _| {});
+        let stacked = StackedAdapter::new(&model, &kernels, &[(a.clone(), 1.0)])?;
+        let found = chain.evaluate(Some(&stacked), &batch, |_, _| {});
+        let error = (found.loss_sum / expected.loss_sum - 1.0).abs();
+        eprintln!("{}: the losses part by {error:e}", spec.name);
+        assert!(error < 1e-5, "{}: {error}", spec.name);
     }
     Ok(())
 }

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::models::{LONG_BLOCKS, SHORT_BLOCKS};
-use common::{TestResult, adapter, batch, request};
+use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
+use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::Proj;
 use engraft_runtime::nn::Precision;
@@ -56,10 +57,11 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// The pools that are allocated before the first step, by name.
-const ARENA: [&str; 8] = [
+const ARENA: [&str; 9] = [
     "adapter",
     "gradients",
     "moments",
+    "gains",
     "saved_inputs",
     "kept_activations",
     "block_activations",
@@ -87,18 +89,20 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
         let blocks = layers.len() - 1;
         let all = |precision| KeepPlan { all: blocks, attention: 0, precision };
         let attention = |precision| KeepPlan { all: 0, attention: blocks, precision };
-        for (precision, dropout, threads, keep) in [
-            (Precision::Int8, 0.0, 1, KeepPlan::default()),
-            (Precision::Int8, 0.1, 2, attention(KeepPrecision::F32)),
-            (Precision::Int8, 0.1, 2, attention(KeepPrecision::Bf16)),
-            (Precision::Int8, 0.0, 2, all(KeepPrecision::Bf16)),
-            (Precision::F32, 0.0, 2, all(KeepPrecision::F32)),
+        for (precision, dropout, threads, keep, dora) in [
+            (Precision::Int8, 0.0, 1, KeepPlan::default(), false),
+            (Precision::Int8, 0.1, 2, attention(KeepPrecision::F32), false),
+            (Precision::Int8, 0.1, 2, attention(KeepPrecision::Bf16), true),
+            (Precision::Int8, 0.0, 2, all(KeepPrecision::Bf16), false),
+            (Precision::F32, 0.0, 2, all(KeepPrecision::F32), true),
+            (Precision::Int8, 0.0, 1, KeepPlan::default(), true),
         ] {
             let kernels = Arc::new(Kernels::detect(threads));
             let c = model.config();
             wake_all(&kernels);
             let live = LIVE.load(Ordering::SeqCst);
-            let start = adapter(&model, 4, &Proj::ALL, &layers, dropout);
+            let plain = LoraConfig::new(c, 4, 8.0, dropout, &Proj::ALL, &layers)?;
+            let start = adapter_of(&model, &LoraConfig { dora, ..plain });
             let request = Request { keep, ..request(c, &start, 3, 32, threads) };
             let options = TrainOptions {
                 adamw: AdamWConfig::default(),
@@ -114,7 +118,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             let pool = |name: &&str| plan.pools.iter().find(|p| p.name == *name).map_or(0, |p| p.bytes);
             let planned = ARENA.iter().chain(&["rotary_table"]).map(pool).sum::<usize>();
             eprintln!(
-                "{} dropout {dropout} {keep:?}: {allocated} bytes allocated, {planned} planned",
+                "{} dropout {dropout} {keep:?} DoRA {dora}: {allocated} bytes allocated, {planned} planned",
                 spec.name
             );
             assert!(allocated.abs_diff(planned) * 100 <= planned, "{allocated} bytes, {planned} planned");

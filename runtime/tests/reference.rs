@@ -191,7 +191,7 @@ fn lora_gradients_equal_finite_differences() -> TestResult {
         let b = Var::from_vec(noise.vec(out * 3, 0.3, 0.0), (out, 3), &Device::Cpu)?;
         let loss = |a: &Tensor, b: &Tensor| -> candle_core::Result<Tensor> {
             let pairs = [((1, p), (a.clone(), b.clone()))].into_iter().collect();
-            let lora = Lora { scale: 2.0, pairs };
+            let lora = Lora { scale: 2.0, pairs, ..Lora::default() };
             reference::loss(&reference::logits(&config, &weights, Some(&lora), &IDS)?, &TARGETS)
         };
         let grads = loss(a.as_tensor(), b.as_tensor())?.backward()?;

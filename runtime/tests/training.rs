@@ -6,9 +6,10 @@ mod common;
 use std::sync::Arc;
 
 use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
-use common::{TestResult, adapter, batch, referee, request, shared};
-use engraft_kernels::{Isa, Kernels};
-use engraft_runtime::adapter::Adapter;
+use common::{TestResult, adapter, adapter_of, batch, referee, request, shared};
+use engraft_kernels::{Isa, Kernels, scalar};
+use engraft_runtime::adapter::gains::kernel_words;
+use engraft_runtime::adapter::{Adapter, Gains, LoraConfig, Override};
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
@@ -86,7 +87,7 @@ fn side_by_side(
     // Small work is done sooner by one thread.
     let kernels = Arc::new(Kernels::detect(if model.config().vocab < 10_000 { 1 } else { 2 }));
     let mut trainer = trainer(model, &kernels, start, o);
-    let mut adamw = referee::AdamW::new(o.adamw, &start.theta);
+    let mut adamw = referee::AdamW::of(o.adamw, start);
     let mut judged = start.clone();
     judged.config.alpha *= spoil;
     let mut strayed = Strayed::default();
@@ -154,6 +155,168 @@ fn ten_steps_follow_the_referee() -> TestResult {
             assert!(strayed.theta < 1e-3, "{}: {strayed:?}", spec.name);
             assert!(if clip == 0.0 { strayed.clipped == 0 } else { strayed.clipped > 0 }, "{}", spec.name);
         }
+    }
+    Ok(())
+}
+
+/// Ranks that differ by layer, multipliers by rank, B at a rate of its own, and decay.
+fn mixed(model: &ModelFile, dora: bool) -> LoraConfig {
+    let c = model.config();
+    let layers: Vec<usize> = (0..c.n_layers).collect();
+    let plain = LoraConfig::new(c, 4, 8.0, 0.0, &Proj::ALL, &layers).expect("valid settings");
+    let of = |layer, proj, rank, alpha| Override { layer, proj, rank, alpha };
+    let overrides = vec![
+        of(None, Proj::Down, Some(9), None),
+        of(Some(1), Proj::Down, Some(1), Some(2.0)),
+        of(None, Proj::Q, None, Some(3.0)),
+        of(Some(0), Proj::V, Some(17), None),
+    ];
+    let config = LoraConfig { rslora: true, dora, overrides, ..plain };
+    config.checked(c).expect("valid settings")
+}
+
+#[test]
+fn ranks_multipliers_and_rates_of_their_own_follow_the_referee() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let weights = referee::weights(&model)?;
+        let start = adapter_of(&model, &mixed(&model, false));
+        assert_eq!(start.layout.rank_max(), 17);
+        let mut o = options(Precision::F32, 10, 0.5);
+        (o.adamw.lora_plus_ratio, o.schedule.peak) = (4.0, 1e-3);
+        let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
+        eprintln!("{}: {strayed:?}", spec.name);
+        assert!(
+            strayed.loss < 1e-4 && strayed.grad < 1e-3 && strayed.theta < 1e-3,
+            "{}: {strayed:?}",
+            spec.name
+        );
+        // The referee at one rate must part from it.
+        let mut adamw = referee::AdamW::new(o.adamw, &start.theta);
+        let kernels = Arc::new(Kernels::detect(1));
+        let mut trainer = trainer(&model, &kernels, &start, &o);
+        let batches = &data(&model, 1)[0];
+        adamw.update(&referee::sums(&model, &weights, &start, &start.theta, batches)?, o.schedule.rate(0));
+        trainer.step(batches)?;
+        let off = referee::worst(&start.layout, &trainer.adapter().theta, &adamw.theta_f32()).0;
+        assert!(off > 1e-3, "{}: a fourfold rate of B went unnoticed: {off}", spec.name);
+    }
+    Ok(())
+}
+
+/// The adapter as a DoRA whose magnitudes are noise around the base's norms.
+fn as_dora(model: &ModelFile, start: &Adapter) -> Adapter {
+    adapter_of(model, &LoraConfig { dora: true, ..start.config.clone() })
+}
+
+#[test]
+fn ten_steps_of_dora_follow_the_referee() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let weights = referee::weights(&model)?;
+        let of_settings = settings(spec).into_iter();
+        let mut starts: Vec<_> =
+            of_settings.map(|(r, p, l)| as_dora(&model, &adapter(&model, r, &p, &l, 0.0))).collect();
+        starts.push(adapter_of(&model, &mixed(&model, true)));
+        for (start, clip) in starts.into_iter().zip([0.5, 0.0, 1.5, 0.5]) {
+            let mut o = options(Precision::F32, 10, clip);
+            o.adamw.lora_plus_ratio = if clip == 1.5 { 2.0 } else { 1.0 };
+            let strayed =
+                side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Beside, 1.0)?;
+            eprintln!("DoRA {} {:?}: {strayed:?}", spec.name, start.config);
+            assert!(strayed.loss < 1e-4, "{}: {strayed:?}", spec.name);
+            assert!(strayed.grad < 1e-4 && strayed.theta < 1e-5, "{}: {strayed:?}", spec.name);
+        }
+        let start = as_dora(&model, &adapter(&model, 4, &Proj::ALL, &[0, 1], 0.0));
+        let o = options(Precision::Int8, 5, 0.5);
+        if spec.name != FLOATS.name {
+            let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 5), Referee::Beside, 1.0)?;
+            eprintln!("DoRA int8 {}: {strayed:?}", spec.name);
+            assert!(strayed.loss < INT8_LOSS && strayed.turn < INT8_TURN, "{}: {strayed:?}", spec.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn dora_begins_as_the_base_to_the_bit() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let layers: Vec<usize> = (0..spec.layers).collect();
+        let plain = LoraConfig::new(model.config(), 4, 8.0, 0.0, &Proj::ALL, &layers)?;
+        let config = LoraConfig { dora: true, ..plain };
+        for (isa, precision) in
+            Isa::available().flat_map(|isa| [(isa, Precision::F32), (isa, Precision::Int8)])
+        {
+            let kernels = Arc::new(Kernels::with_isa(isa, 2));
+            let mut rng = Rng::new(1, 1);
+            let start = Adapter::init_on(&model, &kernels, &config, &mut || rng.f32())?;
+            let batches = || data(&model, 1).into_iter().flatten();
+            let run = |start: &Adapter, with: bool| {
+                trainer(&model, &kernels, start, &options(precision, 1, 0.0)).evaluate(batches(), with)
+            };
+            let base = run(&start, false);
+            let begun = run(&start, true);
+            // The scalar product adds a residual within its sum, DoRA's after it: that rounds otherwise.
+            if isa.name() == "scalar" {
+                let bound = if precision == Precision::F32 { 1e-6 } else { INT8_LOSS };
+                assert!((begun.loss_sum / base.loss_sum - 1.0).abs() < bound, "{} {precision:?}", spec.name);
+            } else {
+                assert_eq!(begun, base, "{} {} {precision:?}", spec.name, isa.name());
+            }
+            // A millionth more of one magnitude is seen.
+            let mut other = start.clone();
+            let (_, _, slot) = start.layout.slots().last().ok_or("no slot")?;
+            other.theta[slot.m].iter_mut().for_each(|m| *m *= 1.0 + 1e-6);
+            assert_ne!(run(&other, true), base, "{} {} {precision:?}", spec.name, isa.name());
+        }
+    }
+    Ok(())
+}
+
+/// c of every adapted row in f64 from the whole of W + s·B·A, its weights passed through `rounded`.
+fn whole_gains(model: &ModelFile, a: &Adapter, rounded: fn(f32) -> f32) -> Vec<f64> {
+    let mut gains = Vec::new();
+    for (layer, proj, s) in a.layout.slots() {
+        let (w, scale) = (model.block(layer).proj(proj), f64::from(a.config.scale_of(layer, proj)));
+        let (am, bt, m) = (&a.theta[s.a.clone()], &a.theta[s.b.clone()], &a.theta[s.m.clone()]);
+        let mut row = vec![0.0; s.inputs];
+        for i in 0..s.outputs {
+            scalar::decode::dequantize(w.dtype(), w.row(i), 0, &mut row);
+            let square = |k: usize| {
+                let low =
+                    (0..s.rank).map(|j| f64::from(bt[j * s.outputs + i]) * f64::from(am[j * s.inputs + k]));
+                (f64::from(rounded(row[k])) + scale * low.sum::<f64>()).powi(2)
+            };
+            gains.push(f64::from(m[i]) / (0..s.inputs).map(square).sum::<f64>().sqrt());
+        }
+    }
+    gains
+}
+
+#[test]
+fn gains_are_those_of_the_whole_matrix() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
+        let model = spec.model();
+        let start = adapter_of(&model, &mixed(&model, true));
+        let worst = |rounded| {
+            let whole = whole_gains(&model, &start, rounded);
+            let mut worst = Vec::new();
+            for isa in Isa::available() {
+                let kernels = Kernels::with_isa(isa, 2);
+                let mut scratch = vec![0.0; kernel_words(&start.layout, 2)];
+                let mut gains = Gains::new(&model, &kernels, &start.layout, &mut scratch);
+                let of = (&start.layout, &start.config);
+                gains.refresh(&model, &kernels, of, &start.theta, &mut scratch);
+                let off = gains.c().iter().zip(&whole).map(|(c, w)| (f64::from(*c) / w - 1.0).abs());
+                worst.push(off.fold(0.0, f64::max));
+            }
+            worst
+        };
+        let (exact, bf16) = (worst(|w| w), worst(|w| f32::from_bits((w.to_bits() + 0x8000) & 0xffff_0000)));
+        eprintln!("{}: gains are {exact:?} off; of weights in bf16 {bf16:?}", spec.name);
+        assert!(exact.iter().all(|e| *e < 2e-6), "{}: {exact:?}", spec.name);
+        assert!(bf16.iter().all(|e| *e > 1e-5), "{}: norms of another precision went unnoticed", spec.name);
     }
     Ok(())
 }
@@ -229,26 +392,42 @@ fn the_real_model_follows_the_referee() -> TestResult {
 struct Bench {
     chain: Chain,
     adapter: Adapter,
+    gains: Gains,
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
     batch: Batch,
 }
 
 impl Bench {
-    fn new(spec: &Spec) -> Bench {
+    fn new(spec: &Spec, dora: bool) -> Bench {
         let model = spec.model();
         let layers: Vec<usize> = (0..spec.layers).collect();
-        let adapter = adapter(&model, 4, &Proj::ALL, &layers, 0.3);
+        let plain = LoraConfig::new(model.config(), 4, 8.0, 0.3, &Proj::ALL, &layers).expect("settings");
+        let adapter = adapter_of(&model, &LoraConfig { dora, ..plain });
         let batch = batch(model.config(), MICRO[0], &mut Rng::new(4, 4));
         let request = request(model.config(), &adapter, 1, SEQ, 1);
         let words = ArenaWords::new(model.config(), &request);
-        let chain = Chain::new(model, Arc::new(Kernels::detect(1)), Precision::F32, words);
-        Bench { chain, adapter, batch }
+        let kernels = Arc::new(Kernels::detect(1));
+        let mut chain = Chain::new(model.clone(), kernels.clone(), Precision::F32, words);
+        let gains = Gains::new(&model, &kernels, &adapter.layout, chain.kernel_scratch());
+        let mut bench = Bench { chain, adapter, gains, model, kernels, batch };
+        bench.refresh();
+        bench
+    }
+
+    /// Brings the gains to θ.
+    fn refresh(&mut self) {
+        let Adapter { layout, config, theta, .. } = &self.adapter;
+        let scratch = self.chain.kernel_scratch();
+        self.gains.refresh(&self.model, &self.kernels, (layout, config), theta, scratch);
     }
 
     /// Sum of the losses, and its gradient.
     fn run(&mut self, dropout: Dropout) -> (f64, Vec<f32>) {
         let mut grads = vec![0.0; self.adapter.theta.len()];
         let a = &self.adapter;
-        let view = AdapterView { layout: &a.layout, theta: &a.theta, scale: a.config.scale() };
+        let view =
+            AdapterView { layout: &a.layout, theta: &a.theta, config: &a.config, gains: self.gains.c() };
         let e = self.chain.accumulate(view, &self.batch, dropout, &mut grads);
         (e.loss_sum, grads)
     }
@@ -259,15 +438,21 @@ impl Bench {
         let (_, grads) = self.run(forward);
         let slots: Vec<_> = self.adapter.layout.slots().collect();
         let mut worst = 0.0f64;
-        for at in slots.into_iter().flat_map(|(_, _, s)| [s.a, s.b]) {
+        let ranges = slots.into_iter().flat_map(|(_, _, s)| [(s.a, false), (s.b, false), (s.m, true)]);
+        for (at, is_magnitude) in ranges.filter(|(at, _)| !at.is_empty()) {
             let steepest = at.max_by(|i, j| grads[*i].abs().total_cmp(&grads[*j].abs())).expect("elements");
             let (h, before) = (2e-3f32, self.adapter.theta[steepest]);
             let mut at_offset = |offset: f32| {
                 self.adapter.theta[steepest] = before + offset;
+                // The norm is a constant to the gradient of A and B: their gains stay as they were.
+                if is_magnitude {
+                    self.refresh();
+                }
                 self.run(differences).0
             };
             let slope = (at_offset(h) - at_offset(-h)) / (2.0 * f64::from(h));
             self.adapter.theta[steepest] = before;
+            self.refresh();
             worst = worst.max((slope / f64::from(grads[steepest]) - 1.0).abs());
         }
         worst
@@ -276,21 +461,23 @@ impl Bench {
 
 #[test]
 fn dropout_drops_the_same_in_forward_and_backward() {
-    let mut bench = Bench::new(&SHORT_BLOCKS);
-    let (one, other) = (Dropout { p: 0.3, key: 17 }, Dropout { p: 0.3, key: 18 });
-    let error = bench.difference_error(one, one);
-    let spoiled = bench.difference_error(one, other);
-    eprintln!("finite differences under dropout: {error:e}; with another mask: {spoiled:e}");
-    assert!(error < 2e-2, "off by {error}");
-    assert!(spoiled > 0.2, "another mask went unnoticed: {spoiled}");
-    let (loss, grads) = bench.run(one);
-    assert_eq!((loss, grads), bench.run(one), "one key, one mask");
-    assert_ne!(bench.run(one).0, bench.run(other).0);
+    for dora in [false, true] {
+        let mut bench = Bench::new(&SHORT_BLOCKS, dora);
+        let (one, other) = (Dropout { p: 0.3, key: 17 }, Dropout { p: 0.3, key: 18 });
+        let error = bench.difference_error(one, one);
+        let spoiled = bench.difference_error(one, other);
+        eprintln!("DoRA {dora}: finite differences under dropout: {error:e}; with another mask: {spoiled:e}");
+        assert!(error < 2e-2, "DoRA {dora}: off by {error}");
+        assert!(spoiled > 0.2, "DoRA {dora}: another mask went unnoticed: {spoiled}");
+        let (loss, grads) = bench.run(one);
+        assert_eq!((loss, grads), bench.run(one), "one key, one mask");
+        assert_ne!(bench.run(one).0, bench.run(other).0);
+    }
 }
 
 #[test]
 fn dropout_keeps_the_mean_and_none_is_none() {
-    let mut bench = Bench::new(&SHORT_BLOCKS);
+    let mut bench = Bench::new(&SHORT_BLOCKS, false);
     let plain = bench.run(Dropout::OFF);
     assert_eq!(plain, bench.run(Dropout { p: 0.0, key: 99 }), "p = 0 is no dropout, bit for bit");
     // While B is zero the loss does not feel the masks, so dB is linear in them: its mean over keys is
@@ -316,8 +503,11 @@ fn dropout_keeps_the_mean_and_none_is_none() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() -> TestResult {
     let model = LONG_BLOCKS.model();
-    for (precision, dropout) in [(Precision::Int8, 0.1), (Precision::F32, 0.0)] {
+    for (precision, dropout, dora) in
+        [(Precision::Int8, 0.1, false), (Precision::F32, 0.0, false), (Precision::Int8, 0.0, true)]
+    {
         let start = adapter(&model, 4, &Proj::ALL, &[0, 1], dropout);
+        let start = if dora { as_dora(&model, &start) } else { start };
         let mut rng = Rng::new(9, 9);
         let steps: Vec<[Batch; 1]> =
             (0..3).map(|_| [batch(model.config(), &[13, 5, 1, 17], &mut rng)]).collect();

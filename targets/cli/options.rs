@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, value_parser};
+use engraft_runtime::adapter::Override;
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::model::Proj;
 
@@ -240,7 +241,7 @@ pub(crate) struct LoraOptions {
     #[arg(long, visible_alias = "lora-rank", value_name = "R", default_value_t = 8, value_parser = value_parser!(u32).range(1..=256))]
     pub(crate) rank: u32,
 
-    /// Alpha: the adapter's effect is multiplied by alpha/r
+    /// Alpha: the adapter's effect is multiplied by alpha/r (by alpha/sqrt(r) with --use-rslora)
     #[arg(long, visible_alias = "lora-alpha", value_name = "ALPHA", default_value_t = 16.0, value_parser = positive_f32)]
     pub(crate) alpha: f32,
 
@@ -255,28 +256,53 @@ pub(crate) struct LoraOptions {
     /// Share of the adapter's inputs set to zero while training
     #[arg(long, visible_alias = "lora-dropout", value_name = "SHARE", default_value_t = 0.0, value_parser = below_one)]
     pub(crate) dropout: f64,
+
+    /// Multiply the adapter's effect by alpha/sqrt(r) instead of alpha/r (rsLoRA)
+    #[arg(long, visible_alias = "rslora")]
+    pub(crate) use_rslora: bool,
+
+    /// Other ranks: a list such as q=4,down=16 or layers.3.q=4
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = ranks)]
+    pub(crate) rank_pattern: Pattern<u32>,
+
+    /// Other alphas, in the same form
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = alphas)]
+    pub(crate) alpha_pattern: Pattern<f32>,
 }
 
 impl LoraOptions {
-    /// The factor that the adapter's product is multiplied by: alpha/r. MLX calls it "scale".
-    pub(crate) fn multiplier(&self) -> f32 {
-        self.alpha / self.rank as f32
-    }
-
-    /// The line that tells the multiplier.
-    pub(crate) fn describe(&self) -> String {
-        let names: Vec<_> = self.lora_modules.0.iter().map(|p| p.hf_name()).collect();
-        let multiplier = self.multiplier();
-        let (alpha, rank) = (self.alpha, self.rank);
-        format!("LoRA on {}: effective multiplier alpha/r = {alpha}/{rank} = {multiplier}", names.join(", "))
+    /// What `--rank-pattern` and `--alpha-pattern` name.
+    pub(crate) fn overrides(&self) -> Vec<Override> {
+        let rank = |(place, rank): &(Place, u32)| place.of(Some(*rank as usize), None);
+        let alpha = |(place, alpha): &(Place, f32)| place.of(None, Some(*alpha));
+        self.rank_pattern.0.iter().map(rank).chain(self.alpha_pattern.0.iter().map(alpha)).collect()
     }
 }
+
+/// A projection in one layer or, without it, in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    layer: Option<usize>,
+    proj: Proj,
+}
+
+impl Place {
+    fn of(self, rank: Option<usize>, alpha: Option<f32>) -> Override {
+        Override { layer: self.layer, proj: self.proj, rank, alpha }
+    }
+}
+
+/// Values of single projections.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pattern<T>(Vec<(Place, T)>);
 
 /// What a training run changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FineTune {
     /// A low-rank adapter beside the frozen model
     Lora,
+    /// The same, and a magnitude for each output row of what is adapted
+    Dora,
 }
 
 /// The projections to adapt, in storage order, at least one.
@@ -318,6 +344,10 @@ pub(crate) struct RunOptions {
     /// Learning rate at its highest (also -lr)
     #[arg(long, value_name = "RATE", default_value_t = 2e-4, value_parser = positive)]
     pub(crate) learning_rate: f64,
+
+    /// Learning rate of B as a multiple of A's (LoRA+)
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive_f32)]
+    pub(crate) lora_plus_ratio: f32,
 
     /// How the learning rate falls after the warmup
     #[arg(long, value_enum, default_value_t = Schedule::Linear)]
@@ -453,6 +483,38 @@ fn modules(text: &str) -> Result<Modules, String> {
     Ok(Modules(found))
 }
 
+fn ranks(text: &str) -> Result<Pattern<u32>, String> {
+    pattern(text, |value| value.parse().ok().filter(|r| (1..=256).contains(r)).ok_or("a rank of 1 to 256"))
+}
+
+fn alphas(text: &str) -> Result<Pattern<f32>, String> {
+    pattern(text, |value| positive_f32(value).map_err(|_| "an alpha above 0 and at most 1e6"))
+}
+
+/// A list of PLACE=VALUE: a projection, or a path that names its layer too, as PEFT's patterns do.
+fn pattern<T>(text: &str, value: impl Fn(&str) -> Result<T, &'static str>) -> Result<Pattern<T>, String> {
+    let entry = |entry: &str| {
+        let form = || format!("`{entry}` must be PLACE=VALUE, such as q=4 or layers.3.q=4");
+        let (path, number) = entry.split_once('=').ok_or_else(form)?;
+        let mut words = path.trim().split('.').rev();
+        let proj = words.next().and_then(Proj::from_name).ok_or_else(form)?;
+        let words: Vec<_> = words.collect();
+        // Read from the end: the layer's number stands before the word `layers`.
+        let layer = match words.iter().position(|w| *w == "layers") {
+            Some(at) => {
+                let number = at.checked_sub(1).and_then(|i| words[i].parse().ok());
+                Some(number.ok_or_else(form)?)
+            }
+            None if words.iter().all(|w| ["self_attn", "mlp"].contains(w)) => None,
+            None => return Err(form()),
+        };
+        let number = value(number.trim()).map_err(|wanted| format!("`{entry}`: {wanted} is needed"))?;
+        Ok((Place { layer, proj }, number))
+    };
+    let entries = text.split(',').map(str::trim).filter(|e| !e.is_empty());
+    Ok(Pattern(entries.map(entry).collect::<Result<_, String>>()?))
+}
+
 /// FILE:SCALE, split at the last colon, for paths may hold some.
 fn scaled_adapter(text: &str) -> Result<ScaledAdapter, String> {
     let form = || "must be FILE:SCALE, such as home/adapter.engraft:0.5".to_string();
@@ -475,6 +537,21 @@ mod tests {
             Modules(vec![Proj::Q, Proj::Down])
         );
         assert!(modules("").is_err() && modules("q,,v").is_err());
+    }
+
+    #[test]
+    fn patterns_name_projections_and_layers() {
+        let place = |layer, proj| Place { layer, proj };
+        let parsed = ranks("q=4, layers.3.mlp.down_proj=16,model.layers.12.self_attn.v_proj=1").unwrap();
+        let expected =
+            vec![(place(None, Proj::Q), 4), (place(Some(3), Proj::Down), 16), (place(Some(12), Proj::V), 1)];
+        assert_eq!(parsed, Pattern(expected));
+        assert_eq!(alphas("").unwrap(), Pattern(vec![]));
+        assert_eq!(alphas("gate=0.5").unwrap(), Pattern(vec![(place(None, Proj::Gate), 0.5)]));
+        for bad in ["q", "q=", "q=0", "q=257", "x=4", "layers.q=4", "layers.x.q=4", "3.q=4", "q=4=5", "=4"] {
+            assert!(ranks(bad).is_err(), "{bad}");
+        }
+        assert!(alphas("q=nan").is_err() && alphas("q=0").is_err());
     }
 
     #[test]

@@ -8,12 +8,14 @@ use crate::model::{ModelConfig, Proj};
 /// Largest rank: beyond it an adapter is no longer small, and kernels size their tiles by it.
 pub const RANK_MAX: usize = 256;
 
-/// The settings of a LoRA adapter: y = x·Wᵀ + (alpha/rank)·(x·Aᵀ)·Bᵀ on each adapted projection.
+/// The settings of an adapter: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ on each adapted projection, where s is alpha/r, or
+/// alpha/√r with rsLoRA (Kalajdzievski, arXiv 2312.03732). With DoRA (Liu et al., arXiv 2402.09353) each
+/// output is then multiplied by m/‖W + s·B·A‖, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
-    /// Rank r, 1 to [`RANK_MAX`].
+    /// Rank r, 1 to [`RANK_MAX`], where no override names another.
     pub rank: usize,
-    /// Alpha, finite and above 0.
+    /// Alpha, finite and above 0, where no override names another.
     pub alpha: f32,
     /// Probability that an input element of the LoRA branch is dropped in training, in [0, 1).
     pub dropout: f32,
@@ -21,10 +23,44 @@ pub struct LoraConfig {
     pub targets: Vec<Proj>,
     /// The adapted layers: ascending, each once.
     pub layers: Vec<usize>,
+    /// Whether s is alpha/√r.
+    pub rslora: bool,
+    /// Whether each output row has a magnitude of its own (DoRA).
+    pub dora: bool,
+    /// Ranks and alphas of single projections: by layer (those of all layers first), then projection.
+    pub overrides: Vec<Override>,
+}
+
+/// Rank or alpha of a projection, in one layer or in all. What names a layer wins over what names none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Override {
+    /// The layer; all of them where `None`.
+    pub layer: Option<usize>,
+    /// The projection.
+    pub proj: Proj,
+    /// Its rank, if it is another.
+    pub rank: Option<usize>,
+    /// Its alpha, if it is another.
+    pub alpha: Option<f32>,
+}
+
+/// Projections that share rank and alpha, in the order of θ: what to tell people of the multiplier.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Case {
+    /// Rank r.
+    pub rank: usize,
+    /// Alpha.
+    pub alpha: f32,
+    /// s.
+    pub scale: f32,
+    /// Layer and projection.
+    pub members: Vec<(usize, Proj)>,
 }
 
 impl LoraConfig {
-    /// Settings checked against a model. Targets and layers may come in any order and repeat.
+    /// Settings of a plain LoRA checked against a model. Targets and layers may come in any order and
+    /// repeat. Further fields may be set on the result, which [`LoraConfig::checked`] then holds against
+    /// the model.
     ///
     /// # Errors
     /// [`ErrorKind::Misuse`] that names the setting and its range.
@@ -36,35 +72,117 @@ impl LoraConfig {
         targets: &[Proj],
         layers: &[usize],
     ) -> Result<LoraConfig> {
-        let (mut targets, mut layers) = (targets.to_vec(), layers.to_vec());
-        targets.sort_unstable();
-        targets.dedup();
-        layers.sort_unstable();
-        layers.dedup();
-        let config = LoraConfig { rank, alpha, dropout, targets, layers };
-        config.check(model.n_layers).map_err(|problem| Error::new(ErrorKind::Misuse, problem))?;
-        let layout = Layout::from_shapes(rank, &config.layers, &shapes(model, &config.targets));
-        if layout.is_none() {
-            let message = format!("rank {rank} on this model exceeds this machine's address space");
-            return Err(Error::new(ErrorKind::Misuse, message));
-        }
-        Ok(config)
+        let (targets, layers) = (targets.to_vec(), layers.to_vec());
+        let config = LoraConfig {
+            rank,
+            alpha,
+            dropout,
+            targets,
+            layers,
+            rslora: false,
+            dora: false,
+            overrides: Vec::new(),
+        };
+        config.checked(model)
     }
 
-    /// The multiplier of the LoRA branch: alpha/rank.
+    /// The same settings in their one order, overrides of one place merged, checked against a model.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] that names the setting and its range; an override of what is not adapted,
+    /// or two that contradict each other.
+    pub fn checked(mut self, model: &ModelConfig) -> Result<LoraConfig> {
+        let misuse = |problem: String| Error::new(ErrorKind::Misuse, problem);
+        self.targets.sort_unstable();
+        self.targets.dedup();
+        self.layers.sort_unstable();
+        self.layers.dedup();
+        self.merge_overrides().map_err(misuse)?;
+        self.check(model.n_layers).map_err(misuse)?;
+        if Layout::from_shapes(&self, &shapes(model, &self.targets)).is_none() {
+            let rank = self.rank_max();
+            return Err(misuse(format!("rank {rank} on this model exceeds this machine's address space")));
+        }
+        Ok(self)
+    }
+
+    /// Sorts the overrides, and makes one of those that name the same place.
+    fn merge_overrides(&mut self) -> std::result::Result<(), String> {
+        self.overrides.sort_by_key(|o| (o.layer, o.proj));
+        let mut merged: Vec<Override> = Vec::with_capacity(self.overrides.len());
+        for o in &self.overrides {
+            match merged.last_mut().filter(|last| (last.layer, last.proj) == (o.layer, o.proj)) {
+                None => merged.push(*o),
+                Some(last) if last.rank.and(o.rank).is_some() || last.alpha.and(o.alpha).is_some() => {
+                    return Err(format!("{} is given two ranks or two alphas", o.place()));
+                }
+                Some(last) => (last.rank, last.alpha) = (last.rank.or(o.rank), last.alpha.or(o.alpha)),
+            }
+        }
+        self.overrides = merged;
+        Ok(())
+    }
+
+    /// The multiplier of the LoRA branch where nothing is overridden: alpha/rank, or alpha/√rank.
     pub fn scale(&self) -> f32 {
-        self.alpha / self.rank as f32
+        self.multiplier(self.rank, self.alpha)
+    }
+
+    /// The rank of one projection.
+    pub fn rank_of(&self, layer: usize, proj: Proj) -> usize {
+        self.overridden(layer, proj, |o| o.rank).unwrap_or(self.rank)
+    }
+
+    /// The alpha of one projection.
+    pub fn alpha_of(&self, layer: usize, proj: Proj) -> f32 {
+        self.overridden(layer, proj, |o| o.alpha).unwrap_or(self.alpha)
+    }
+
+    /// The multiplier s of one projection.
+    pub fn scale_of(&self, layer: usize, proj: Proj) -> f32 {
+        self.multiplier(self.rank_of(layer, proj), self.alpha_of(layer, proj))
+    }
+
+    /// The largest rank of a projection.
+    pub fn rank_max(&self) -> usize {
+        let ranks = self.layers.iter().flat_map(|l| self.targets.iter().map(|p| self.rank_of(*l, *p)));
+        ranks.max().unwrap_or(self.rank)
+    }
+
+    /// The distinct pairs of rank and alpha, in the order in which θ meets them.
+    pub fn cases(&self) -> Vec<Case> {
+        let mut cases: Vec<Case> = Vec::new();
+        for (&layer, &proj) in self.layers.iter().flat_map(|l| self.targets.iter().map(move |p| (l, p))) {
+            let (rank, alpha) = (self.rank_of(layer, proj), self.alpha_of(layer, proj));
+            match cases.iter_mut().find(|c| (c.rank, c.alpha) == (rank, alpha)) {
+                Some(case) => case.members.push((layer, proj)),
+                None => {
+                    let scale = self.multiplier(rank, alpha);
+                    cases.push(Case { rank, alpha, scale, members: vec![(layer, proj)] });
+                }
+            }
+        }
+        cases
+    }
+
+    fn multiplier(&self, rank: usize, alpha: f32) -> f32 {
+        if self.rslora { alpha / (rank as f32).sqrt() } else { alpha / rank as f32 }
+    }
+
+    /// The value of the override that is meant for this place, if any is.
+    fn overridden<T>(&self, layer: usize, proj: Proj, value: impl Fn(&Override) -> Option<T>) -> Option<T> {
+        let at = |wanted: Option<usize>| {
+            let here = self.overrides.iter().filter(|o| o.proj == proj && o.layer == wanted);
+            here.filter_map(&value).next()
+        };
+        at(Some(layer)).or_else(|| at(None))
     }
 
     /// Checks everything that needs no shapes, for a model of `n_layers`.
     pub(super) fn check(&self, n_layers: usize) -> std::result::Result<(), String> {
-        let LoraConfig { rank, alpha, dropout, targets, layers } = self;
-        if !(1..=RANK_MAX).contains(rank) {
-            return Err(format!("rank {rank} is not within 1 to {RANK_MAX}"));
-        }
-        if !(alpha.is_finite() && *alpha > 0.0) {
-            return Err(format!("alpha {alpha} is not a finite number above 0"));
-        }
+        let LoraConfig { rank, alpha, dropout, targets, layers, overrides, .. } = self;
+        check_rank(*rank)?;
+        check_alpha(*alpha)?;
         if !(0.0..1.0).contains(dropout) {
             return Err(format!("dropout {dropout} is not within 0 to 1 (1 excluded)"));
         }
@@ -76,39 +194,90 @@ impl LoraConfig {
         if layers.is_empty() || !layers.is_sorted_by(|a, b| a < b) {
             return Err("adapted layers: name at least one, each once, ascending".into());
         }
-        match layers.last() {
-            Some(last) if *last >= n_layers => Err(format!(
+        if let Some(last) = layers.last().filter(|l| **l >= n_layers) {
+            return Err(format!(
                 "layer {last} is adapted, but the model's layers are 0 to {}",
                 n_layers.saturating_sub(1)
-            )),
-            _ => Ok(()),
+            ));
         }
+        if !overrides.is_sorted_by(|a, b| (a.layer, a.proj) < (b.layer, b.proj)) {
+            return Err("ranks and alphas of single projections: each place once, in order".into());
+        }
+        overrides.iter().try_for_each(|o| self.check_override(o).map_err(|e| format!("{}: {e}", o.place())))
+    }
+
+    /// An override that reaches nothing would be a setting that silently does nothing.
+    fn check_override(&self, o: &Override) -> std::result::Result<(), String> {
+        if o.rank.is_none() && o.alpha.is_none() {
+            return Err("neither rank nor alpha is given".into());
+        }
+        o.rank.map_or(Ok(()), check_rank)?;
+        o.alpha.map_or(Ok(()), check_alpha)?;
+        if !self.targets.contains(&o.proj) || o.layer.is_some_and(|l| !self.layers.contains(&l)) {
+            return Err("its rank or alpha is given, but it is not adapted".into());
+        }
+        Ok(())
     }
 }
 
-/// Where the pair of one projection lies in θ.
+impl Override {
+    /// The place for people, as it is spelled on the command line.
+    fn place(&self) -> String {
+        let proj = self.proj.hf_name();
+        self.layer.map_or_else(|| proj.to_string(), |l| format!("layers.{l}.{proj}"))
+    }
+}
+
+fn check_rank(rank: usize) -> std::result::Result<(), String> {
+    match (1..=RANK_MAX).contains(&rank) {
+        true => Ok(()),
+        false => Err(format!("rank {rank} is not within 1 to {RANK_MAX}")),
+    }
+}
+
+fn check_alpha(alpha: f32) -> std::result::Result<(), String> {
+    match alpha.is_finite() && alpha > 0.0 {
+        true => Ok(()),
+        false => Err(format!("alpha {alpha} is not a finite number above 0")),
+    }
+}
+
+/// Where the parameters of one projection lie in θ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// A, [rank, inputs] row-major.
     pub a: Range<usize>,
     /// Bᵀ, [rank, outputs] row-major: every product reads B along its outputs.
     pub b: Range<usize>,
+    /// DoRA's magnitudes m, [outputs]; empty without DoRA.
+    pub m: Range<usize>,
     /// Rank r.
     pub rank: usize,
     /// Input features of the projection.
     pub inputs: usize,
     /// Output features of the projection.
     pub outputs: usize,
+    /// Output features of all slots before this one: where its rows lie among those of all slots.
+    pub rows_before: usize,
+}
+
+impl Slot {
+    /// Its rows among the output rows of all slots, as norms and gains are stored.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows_before..self.rows_before + self.outputs
+    }
 }
 
 /// The order of all parameters in one flat vector θ: for each adapted layer ascending, for each
-/// adapted projection in storage order, A then Bᵀ. A layer's parameters are one contiguous block.
+/// adapted projection in storage order, A, then Bᵀ, then with DoRA m. A layer's parameters are one
+/// contiguous block; blocks differ in length where ranks do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     layers: Vec<usize>,
-    /// The slots of one block, relative to its start; every block has the same.
-    slots: Vec<(Proj, Slot)>,
-    block_len: usize,
+    /// The adapted projections with their (out, in).
+    shapes: Vec<(Proj, usize, usize)>,
+    /// The slots of each layer in turn, one per shape.
+    slots: Vec<Slot>,
 }
 
 impl Layout {
@@ -117,38 +286,43 @@ impl Layout {
     /// # Panics
     /// If `config` was not made by [`LoraConfig::new`] for this model and its size overflows.
     pub fn new(model: &ModelConfig, config: &LoraConfig) -> Layout {
-        Layout::from_shapes(config.rank, &config.layers, &shapes(model, &config.targets))
+        Layout::from_shapes(config, &shapes(model, &config.targets))
             .expect("LoraConfig::new has checked the sizes")
     }
 
     /// The layout for projections of given (out, in); `None` when a size overflows.
-    pub(super) fn from_shapes(
-        rank: usize,
-        layers: &[usize],
-        shapes: &[(Proj, usize, usize)],
-    ) -> Option<Layout> {
-        let mut slots = Vec::with_capacity(shapes.len());
-        let mut at = 0_usize;
-        for &(proj, outputs, inputs) in shapes {
-            let b = at.checked_add(rank.checked_mul(inputs)?)?;
-            let end = b.checked_add(rank.checked_mul(outputs)?)?;
-            slots.push((proj, Slot { a: at..b, b: b..end, rank, inputs, outputs }));
-            at = end;
+    pub(super) fn from_shapes(config: &LoraConfig, shapes: &[(Proj, usize, usize)]) -> Option<Layout> {
+        let mut slots = Vec::with_capacity(config.layers.len().checked_mul(shapes.len())?);
+        let (mut at, mut rows) = (0_usize, 0_usize);
+        for &layer in &config.layers {
+            for &(proj, outputs, inputs) in shapes {
+                let rank = config.rank_of(layer, proj);
+                let b = at.checked_add(rank.checked_mul(inputs)?)?;
+                let m = b.checked_add(rank.checked_mul(outputs)?)?;
+                let end = m.checked_add(if config.dora { outputs } else { 0 })?;
+                slots.push(Slot { a: at..b, b: b..m, m: m..end, rank, inputs, outputs, rows_before: rows });
+                (at, rows) = (end, rows.checked_add(outputs)?);
+            }
         }
         // θ is f32: its bytes must be addressable too.
-        at.checked_mul(layers.len())?.checked_mul(size_of::<f32>())?;
-        Some(Layout { layers: layers.to_vec(), slots, block_len: at })
+        at.checked_mul(size_of::<f32>())?;
+        Some(Layout { layers: config.layers.clone(), shapes: shapes.to_vec(), slots })
     }
 
     /// Parameters of all layers.
     #[allow(clippy::len_without_is_empty, reason = "a layout is never empty")]
     pub fn len(&self) -> usize {
-        self.block_len * self.layers.len()
+        self.slots.last().map_or(0, |s| s.m.end)
     }
 
-    /// Parameters of one layer's block.
-    pub fn block_len(&self) -> usize {
-        self.block_len
+    /// Output rows of all adapted projections.
+    pub fn rows(&self) -> usize {
+        self.slots.last().map_or(0, |s| s.rows().end)
+    }
+
+    /// The largest rank.
+    pub fn rank_max(&self) -> usize {
+        self.slots.iter().map(|s| s.rank).max().unwrap_or(0)
     }
 
     /// The adapted layers, ascending.
@@ -158,32 +332,37 @@ impl Layout {
 
     /// A layer's block in θ; `None` when the layer is not adapted.
     pub fn block(&self, layer: usize) -> Option<Range<usize>> {
-        let index = self.layers.binary_search(&layer).ok()?;
-        Some(index * self.block_len..(index + 1) * self.block_len)
+        let slots = self.slots_of(layer)?;
+        Some(slots.first()?.a.start..slots.last()?.m.end)
     }
 
     /// A projection's slot in θ; `None` when it is not adapted.
     pub fn slot(&self, layer: usize, proj: Proj) -> Option<Slot> {
-        let start = self.block(layer)?.start;
-        Some(shifted(self.slot_in_block(proj)?, start))
+        let index = self.shapes.iter().position(|(p, _, _)| *p == proj)?;
+        self.slots_of(layer)?.get(index).cloned()
     }
 
-    /// A projection's slot within any layer's block (relative to the block's start).
-    pub fn slot_in_block(&self, proj: Proj) -> Option<&Slot> {
-        self.slots.iter().find(|(p, _)| *p == proj).map(|(_, slot)| slot)
+    /// A projection's slot within its layer's block (relative to the block's start).
+    pub fn slot_in_block(&self, layer: usize, proj: Proj) -> Option<Slot> {
+        let (slot, start) = (self.slot(layer, proj)?, self.block(layer)?.start);
+        let back = |range: &Range<usize>| range.start - start..range.end - start;
+        Some(Slot { a: back(&slot.a), b: back(&slot.b), m: back(&slot.m), ..slot })
     }
 
     /// All slots in the order of θ.
     pub fn slots(&self) -> impl Iterator<Item = (usize, Proj, Slot)> + '_ {
-        self.layers.iter().enumerate().flat_map(move |(index, &layer)| {
-            let start = index * self.block_len;
-            self.slots.iter().map(move |(proj, slot)| (layer, *proj, shifted(slot, start)))
-        })
+        let places = self.layers.iter().flat_map(|l| self.shapes.iter().map(move |(p, _, _)| (*l, *p)));
+        places.zip(&self.slots).map(|((layer, proj), slot)| (layer, proj, slot.clone()))
     }
 
     /// The adapted projections with their (out, in).
     pub(super) fn shapes(&self) -> impl Iterator<Item = (Proj, usize, usize)> + '_ {
-        self.slots.iter().map(|(proj, slot)| (*proj, slot.outputs, slot.inputs))
+        self.shapes.iter().copied()
+    }
+
+    fn slots_of(&self, layer: usize) -> Option<&[Slot]> {
+        let (index, n) = (self.layers.binary_search(&layer).ok()?, self.shapes.len());
+        self.slots.get(index * n..(index + 1) * n)
     }
 }
 
@@ -193,9 +372,4 @@ pub(super) fn shapes(model: &ModelConfig, targets: &[Proj]) -> Vec<(Proj, usize,
         (*proj, outputs, inputs)
     };
     targets.iter().map(shape).collect()
-}
-
-fn shifted(slot: &Slot, by: usize) -> Slot {
-    let move_range = |range: &Range<usize>| range.start + by..range.end + by;
-    Slot { a: move_range(&slot.a), b: move_range(&slot.b), ..slot.clone() }
 }

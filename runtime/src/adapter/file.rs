@@ -1,18 +1,21 @@
 //! `adapter.engraft`: one file that holds an adapter, binds it to its base, and is believed only
 //! whole.
 //!
-//! A frame of kind ADAPTER (see engraft-codec), schema 1: the header below, and one section
-//! `theta`, the flat parameters in the order of [`Layout`], as f32 or f16. The header repeats the
-//! shapes of the adapted projections, so that the file can be checked without its base.
+//! A frame of kind ADAPTER (see engraft-codec), schema 2: the two headers below, and a section
+//! `theta`, every A and Bᵀ in the order of [`Layout`], as f32 or f16. With DoRA a section `magnitude`
+//! follows, every m in the same order, always f32: f16 would round away what training changed in it.
+//! The header repeats the shapes of the adapted projections, so that the file can be checked without its
+//! base. Schema 1 was plain LoRA of one rank: the first header alone, and `theta`.
 
 use std::io::{Seek, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use engraft_codec::{Element, Frame, Kind, Meta, Section, Writer};
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::config::{Layout, LoraConfig};
+use super::config::{Layout, LoraConfig, Override};
 use super::params::{Adapter, BaseIdentity, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
@@ -21,9 +24,12 @@ use crate::storage::{Committed, Disk, Opened, StdIo, Storage, commit, create_dir
 /// The file's name in an adapter directory.
 pub const ADAPTER_FILE: &str = "adapter.engraft";
 
-/// Version of [`Header`] and of the meaning of `theta`.
-const SCHEMA: u16 = 1;
+/// Version of the headers and of the meaning of the sections.
+const SCHEMA: u16 = 2;
+/// The schema before [`Variant`].
+const SCHEMA_PLAIN: u16 = 1;
 const THETA: &str = "theta";
+const MAGNITUDE: &str = "magnitude";
 /// Bounds on what a header may claim: far above any model this runtime takes.
 const LAYERS_MAX: u32 = 1 << 16;
 const FEATURES_MAX: u32 = 1 << 24;
@@ -66,6 +72,23 @@ struct Target {
     inputs: u32,
 }
 
+/// What tells an adapter from a plain LoRA of one rank; follows [`Header`].
+#[derive(Default, Serialize, Deserialize)]
+struct Variant {
+    rslora: bool,
+    dora: bool,
+    overrides: Vec<OverrideRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OverrideRecord {
+    layer: Option<u32>,
+    /// Index in [`Proj::ALL`].
+    proj: u8,
+    rank: Option<u32>,
+    alpha: Option<f32>,
+}
+
 impl Adapter {
     /// Commits the adapter as `dir/adapter.engraft`, creating `dir` if need be.
     ///
@@ -102,13 +125,17 @@ impl Adapter {
         let Opened { mut source, bytes } = storage.open(&path).map_err(io)?;
         let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(&path, e))?;
         check_kind(&frame).map_err(|e| e.at(path.display()))?;
-        let header = frame.header().map_err(|e| frame_error(&path, e))?;
-        let mut adapter = from_header(header, *frame.base_digest())
+        let header = match frame.meta().schema {
+            SCHEMA_PLAIN => frame.header().map(|header| (header, Variant::default())),
+            _ => frame.header(),
+        };
+        let (header, variant) = header.map_err(|e| frame_error(&path, e))?;
+        let mut adapter = from_header(header, variant, *frame.base_digest())
             .map_err(|problem| corrupt(&problem).at(path.display()))?;
         let element = check_table(&frame, &adapter.layout).map_err(|e| e.at(path.display()))?;
         source.rewind().map_err(io)?;
-        adapter.theta = read_theta(&frame, &mut source, element, adapter.layout.len())
-            .map_err(|e| frame_error(&path, e))?;
+        adapter.theta =
+            read_theta(&frame, &mut source, element, &adapter.layout).map_err(|e| frame_error(&path, e))?;
         match first_nonfinite(&adapter.theta) {
             Some(at) => Err(corrupt(&format!("parameter {at} is NaN or infinite")).at(path.display())),
             None => Ok(adapter),
@@ -119,7 +146,7 @@ impl Adapter {
         let misuse = |problem: String| Error::new(ErrorKind::Misuse, problem);
         self.config.check(self.base.n_layers).map_err(misuse)?;
         let shapes: Vec<_> = self.layout.shapes().collect();
-        let layout = Layout::from_shapes(self.config.rank, &self.config.layers, &shapes);
+        let layout = Layout::from_shapes(&self.config, &shapes);
         let targets = self.config.targets.iter();
         if layout.as_ref() != Some(&self.layout)
             || self.theta.len() != self.layout.len()
@@ -134,8 +161,8 @@ impl Adapter {
             let message = format!("parameter {at} is NaN or infinite; the adapter is not saved");
             return Err(Error::new(ErrorKind::NonFinite, message));
         }
-        let overflows = |v: &f32| !f16::from_f32(*v).is_finite();
-        match self.theta.iter().position(overflows) {
+        let overflows = |i: &usize| !f16::from_f32(self.theta[*i]).is_finite();
+        match weights(&self.layout).flatten().find(overflows) {
             Some(at) if precision == Precision::F16 => {
                 let message = format!("parameter {at} ({}) exceeds f16; save as f32", self.theta[at]);
                 Err(Error::new(ErrorKind::NonFinite, message))
@@ -153,22 +180,33 @@ impl Adapter {
             Precision::F32 => Element::F32,
             Precision::F16 => Element::F16,
         };
-        let theta = Section::new(THETA, element, self.theta.len() as u64);
-        let sections = [theta.ok_or(engraft_codec::Error::Misuse("the adapter is too large"))?];
+        let layout = &self.layout;
+        let count = |ranges: &mut dyn Iterator<Item = Range<usize>>| ranges.map(|r| r.len() as u64).sum();
+        let section = |name, element, count| {
+            Section::new(name, element, count).ok_or(engraft_codec::Error::Misuse("the adapter is too large"))
+        };
+        let mut sections = vec![section(THETA, element, count(&mut weights(layout)))?];
+        if self.config.dora {
+            sections.push(section(MAGNITUDE, Element::F32, count(&mut magnitudes(layout)))?);
+        }
         // One file under one name, without successors: it has no generations.
         let meta = Meta { kind: Kind::ADAPTER, schema: SCHEMA, generation: 0, base_digest: self.base.digest };
-        let mut writer = Writer::begin(StdIo(out), &meta, &self.header(), &sections)?;
-        match precision {
-            Precision::F32 => writer.f32(&self.theta)?,
-            Precision::F16 => {
-                let mut bits = [0; CHUNK];
-                for piece in self.theta.chunks(CHUNK) {
-                    for (b, v) in bits.iter_mut().zip(piece) {
-                        *b = f16::from_f32(*v).to_bits();
-                    }
-                    writer.f16_bits(&bits[..piece.len()])?;
-                }
+        let mut writer = Writer::begin(StdIo(out), &meta, &(self.header(), self.variant()), &sections)?;
+        let mut bits = [0; CHUNK];
+        for range in weights(layout) {
+            if precision == Precision::F32 {
+                writer.f32(&self.theta[range])?;
+                continue;
             }
+            for piece in self.theta[range].chunks(CHUNK) {
+                for (b, v) in bits.iter_mut().zip(piece) {
+                    *b = f16::from_f32(*v).to_bits();
+                }
+                writer.f16_bits(&bits[..piece.len()])?;
+            }
+        }
+        for range in magnitudes(layout) {
+            writer.f32(&self.theta[range])?;
         }
         writer.finish().map(|_| ())
     }
@@ -176,7 +214,7 @@ impl Adapter {
     fn header(&self) -> Header {
         // Shapes come from a validated model: they are far below 2^32.
         let target = |(proj, outputs, inputs): (Proj, usize, usize)| Target {
-            proj: Proj::ALL.iter().position(|p| *p == proj).unwrap_or(Proj::ALL.len()) as u8,
+            proj: index(proj),
             outputs: outputs as u32,
             inputs: inputs as u32,
         };
@@ -200,9 +238,37 @@ impl Adapter {
     }
 }
 
+impl Adapter {
+    fn variant(&self) -> Variant {
+        let record = |o: &Override| OverrideRecord {
+            layer: o.layer.map(|l| l as u32),
+            proj: index(o.proj),
+            rank: o.rank.map(|r| r as u32),
+            alpha: o.alpha,
+        };
+        let LoraConfig { rslora, dora, overrides, .. } = &self.config;
+        Variant { rslora: *rslora, dora: *dora, overrides: overrides.iter().map(record).collect() }
+    }
+}
+
+/// The projection's number in the file.
+fn index(proj: Proj) -> u8 {
+    Proj::ALL.iter().position(|p| *p == proj).unwrap_or(Proj::ALL.len()) as u8
+}
+
+/// Where A and Bᵀ of each slot lie in θ, as one range.
+fn weights(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
+    layout.slots().map(|(_, _, slot)| slot.a.start..slot.b.end)
+}
+
+/// Where the magnitudes of each slot lie in θ.
+fn magnitudes(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
+    layout.slots().map(|(_, _, slot)| slot.m).filter(|m| !m.is_empty())
+}
+
 fn check_kind(frame: &Frame) -> Result<()> {
     match (frame.kind(), frame.meta().schema) {
-        (Kind::ADAPTER, SCHEMA) => Ok(()),
+        (Kind::ADAPTER, SCHEMA_PLAIN | SCHEMA) => Ok(()),
         (Kind::ADAPTER, newer) => {
             let message =
                 format!("an adapter of schema {newer}, where this version knows {SCHEMA}; update Engraft");
@@ -214,7 +280,7 @@ fn check_kind(frame: &Frame) -> Result<()> {
 }
 
 /// The adapter that a header describes, still without parameters.
-fn from_header(header: Header, digest: [u8; 32]) -> std::result::Result<Adapter, String> {
+fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::result::Result<Adapter, String> {
     if digest == [0; 32] {
         return Err("it names no base".into());
     }
@@ -235,10 +301,12 @@ fn from_header(header: Header, digest: [u8; 32]) -> std::result::Result<Adapter,
         dropout: header.dropout,
         targets: shapes.iter().map(|(proj, _, _)| *proj).collect(),
         layers: header.layers.iter().map(|l| *l as usize).collect(),
+        rslora: variant.rslora,
+        dora: variant.dora,
+        overrides: variant.overrides.iter().map(from_record).collect::<std::result::Result<_, _>>()?,
     };
     config.check(header.n_layers as usize)?;
-    let layout =
-        Layout::from_shapes(config.rank, &config.layers, &shapes).ok_or("more parameters than memory")?;
+    let layout = Layout::from_shapes(&config, &shapes).ok_or("more parameters than memory")?;
     let base = BaseIdentity {
         digest,
         architecture: header.architecture,
@@ -257,37 +325,74 @@ fn from_header(header: Header, digest: [u8; 32]) -> std::result::Result<Adapter,
     Ok(Adapter { config, layout, theta: Vec::new(), base, meta })
 }
 
+fn from_record(record: &OverrideRecord) -> std::result::Result<Override, String> {
+    Ok(Override {
+        layer: record.layer.map(|l| l as usize),
+        proj: *Proj::ALL.get(usize::from(record.proj)).ok_or("an unknown projection")?,
+        rank: record.rank.map(|r| r as usize),
+        alpha: record.alpha,
+    })
+}
+
 /// The file must hold exactly the parameters that its header's shapes imply.
 fn check_table(frame: &Frame, layout: &Layout) -> Result<Element> {
-    let [theta] = frame.table() else {
-        return Err(corrupt("it must hold one section, theta"));
+    let (theta, magnitude) = match frame.table() {
+        [theta] => (theta, None),
+        [theta, magnitude] => (theta, Some(magnitude)),
+        _ => return Err(corrupt("it must hold one section, theta, and with DoRA another, magnitude")),
     };
     if theta.name() != THETA || theta.element() == Element::Bytes {
         return Err(corrupt("its section is not theta of f32 or f16"));
     }
-    if theta.count() != layout.len() as u64 {
-        let message = format!("{} parameters, where its shapes imply {}", theta.count(), layout.len());
-        return Err(corrupt(&message));
+    if magnitude.is_some_and(|m| m.name() != MAGNITUDE || m.element() != Element::F32) {
+        return Err(corrupt("its second section is not magnitude of f32"));
+    }
+    let count = |ranges: &mut dyn Iterator<Item = Range<usize>>| ranges.map(|r| r.len() as u64).sum::<u64>();
+    let (found, implied) = (theta.count(), count(&mut weights(layout)));
+    if found != implied {
+        return Err(corrupt(&format!("{found} parameters, where its shapes imply {implied}")));
+    }
+    let (found, implied) = (magnitude.map_or(0, Section::count), count(&mut magnitudes(layout)));
+    if found != implied {
+        return Err(corrupt(&format!("{found} magnitudes, where its shapes imply {implied}")));
     }
     Ok(theta.element())
 }
 
-/// Reads θ: `len` numbers, which the file was seen to hold.
+/// Reads θ, all of which the file was seen to hold.
 fn read_theta(
     frame: &Frame,
     source: &mut dyn crate::storage::Source,
     element: Element,
-    len: usize,
+    layout: &Layout,
 ) -> std::result::Result<Vec<f32>, engraft_codec::Error<crate::storage::StdIoError>> {
     let mut sections = frame.sections(StdIo(source))?;
+    let magnitude: usize = magnitudes(layout).map(|r| r.len()).sum();
+    // Sections are read whole: the parameters first lie as in the file, then as in the layout.
+    let mut theta = vec![0.0; layout.len() - magnitude];
     if element == Element::F32 {
-        let mut theta = vec![0.0; len];
         sections.f32(THETA, &mut theta)?;
+    } else {
+        let mut at = theta.iter_mut();
+        let count = at.len();
+        sections.f16_bits(THETA, count, |bits| {
+            at.next().into_iter().for_each(|t| *t = f16::from_bits(bits).to_f32());
+        })?;
+    }
+    if magnitude == 0 {
         return Ok(theta);
     }
-    let mut theta = Vec::with_capacity(len);
-    sections.f16_bits(THETA, len, |bits| theta.push(f16::from_bits(bits).to_f32()))?;
-    Ok(theta)
+    let mut m = vec![0.0; magnitude];
+    sections.f32(MAGNITUDE, &mut m)?;
+    let (mut all, mut theta, mut m) = (Vec::with_capacity(layout.len()), &theta[..], &m[..]);
+    for (_, _, slot) in layout.slots() {
+        let (own, rest) = theta.split_at(slot.b.end - slot.a.start);
+        let (its, others) = m.split_at(slot.m.len());
+        all.extend_from_slice(own);
+        all.extend_from_slice(its);
+        (theta, m) = (rest, others);
+    }
+    Ok(all)
 }
 
 fn first_nonfinite(theta: &[f32]) -> Option<usize> {

@@ -2,9 +2,13 @@
 
 use std::fmt::Write as _;
 
+use engraft_kernels::Kernels;
+
 use super::config::{Layout, LoraConfig, shapes};
+use super::gains;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
+use crate::model::weights::ModelFile;
 
 /// Which base model an adapter belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +55,7 @@ pub struct TrainedWith {
     pub valid_loss_after: Option<f32>,
 }
 
-/// A LoRA adapter in memory.
+/// A LoRA or DoRA adapter in memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     /// What is adapted.
@@ -72,15 +76,50 @@ impl Adapter {
     /// per element of A, in the order of θ.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] when `config` does not fit `model`.
+    /// [`ErrorKind::Misuse`] when `config` does not fit `model`, or is of DoRA.
     pub fn init(
         model: &ModelConfig,
         config: &LoraConfig,
         base_digest: [u8; 32],
         uniform: &mut dyn FnMut() -> f32,
     ) -> Result<Adapter> {
-        let LoraConfig { rank, alpha, dropout, targets, layers } = config;
-        let config = LoraConfig::new(model, *rank, *alpha, *dropout, targets, layers)?;
+        if config.dora {
+            let message = "DoRA starts from the norms of the base's weights: Adapter::init_on takes them";
+            return Err(Error::new(ErrorKind::Misuse, message));
+        }
+        Adapter::fresh(model, config, base_digest, uniform)
+    }
+
+    /// The same of LoRA or DoRA on a model's weights: DoRA's magnitudes are the norms of the dequantized
+    /// rows, so that every gain is exactly 1.
+    ///
+    /// # Errors
+    /// As [`Adapter::init`].
+    pub fn init_on(
+        model: &ModelFile,
+        kernels: &Kernels,
+        config: &LoraConfig,
+        uniform: &mut dyn FnMut() -> f32,
+    ) -> Result<Adapter> {
+        let mut adapter = Adapter::fresh(model.config(), config, model.digest(), uniform)?;
+        if !adapter.config.dora {
+            return Ok(adapter);
+        }
+        let mut scratch = vec![0.0; gains::kernel_words(&adapter.layout, kernels.threads())];
+        let norms = gains::base_norms(model, kernels, &adapter.layout, &mut scratch);
+        for (_, _, slot) in adapter.layout.slots() {
+            adapter.theta[slot.m.clone()].copy_from_slice(&norms[slot.rows()]);
+        }
+        Ok(adapter)
+    }
+
+    fn fresh(
+        model: &ModelConfig,
+        config: &LoraConfig,
+        base_digest: [u8; 32],
+        uniform: &mut dyn FnMut() -> f32,
+    ) -> Result<Adapter> {
+        let config = config.clone().checked(model)?;
         let layout = Layout::new(model, &config);
         let mut theta = vec![0.0; layout.len()];
         for (_, _, slot) in layout.slots() {

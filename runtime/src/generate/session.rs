@@ -5,51 +5,96 @@ use std::sync::Arc;
 use engraft_kernels::{Kernels, KvType};
 
 use super::kv_cache::KvCache;
-use crate::adapter::Adapter;
+use crate::adapter::gains::kernel_words;
+use crate::adapter::{Adapter, Gains, Slot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::model::weights::ModelFile;
 use crate::nn::block::{self, BlockBufs, BlockWords, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
-use crate::nn::{Adapted, BlockPairs, Ctx, Dropout, Pair, Precision, RowMap, rope};
+use crate::nn::{Adapted, BlockPairs, Ctx, Dropout, Gain, Pair, Precision, RowMap, rope};
 
 /// Tokens read at once: enough rows for the tiles, little memory.
 const PREFILL_ROWS: usize = 256;
 
+/// Gains nearer to zero than this become it, since parts are divided by them.
+const GAIN_MIN: f64 = 1e-20;
+
 /// Any number of adapters as one: ranks side by side, scales folded into B.
+///
+/// Each adapter adds to the base what it changes in it, times its factor: W + Σ f·(W′ − W), where W′ is
+/// W + s·B·A of a LoRA and c∘(W + s·B·A) of a DoRA. So the order does not matter, 1 is as trained and 0 is
+/// off. (PEFT gives the same for LoRAs, for one DoRA, and for LoRAs after one DoRA; of others its result
+/// depends on their order.)
 pub struct StackedAdapter {
-    /// Per block and projection: A `[r, in]`, Bᵀ `[r, out]` with its scale, r.
-    pairs: Vec<[Option<(Vec<f32>, Vec<f32>, usize)>; 7]>,
+    /// Per block and projection.
+    pairs: Vec<[Option<Stacked>; 7]>,
     rank: usize,
 }
 
+/// The adapters of one projection as one.
+struct Stacked {
+    /// `[r, in]`.
+    a: Vec<f32>,
+    /// Bᵀ `[r, out]`, divided by the gain where there is one.
+    bt: Vec<f32>,
+    rank: usize,
+    /// 1 + Σ f·(c − 1) `[out]`; empty without DoRA.
+    gain: Vec<f32>,
+}
+
+impl Stacked {
+    /// `parts` are slot, parameters, factor, multiplier, and with DoRA gains.
+    fn new(parts: &[Part<'_>]) -> Option<Stacked> {
+        let outputs = parts.first()?.0.outputs;
+        let mut gain = vec![1.0f64; outputs];
+        for (_, _, factor, _, c) in parts {
+            let c = c.iter().flat_map(|c| c.iter());
+            gain.iter_mut().zip(c).for_each(|(g, c)| *g += f64::from(*factor) * (f64::from(*c) - 1.0));
+        }
+        // What is divided by it must stay finite.
+        gain.iter_mut().filter(|g| g.abs() < GAIN_MIN).for_each(|g| *g = GAIN_MIN);
+        let (mut a, mut bt, mut rank) = (Vec::new(), Vec::new(), 0);
+        for (slot, theta, factor, scale, c) in parts {
+            a.extend_from_slice(&theta[slot.a.clone()]);
+            let effect = f64::from(scale * factor);
+            let own = |i: usize| c.map_or(1.0, |c| f64::from(c[i])) / gain[i];
+            for row in theta[slot.b.clone()].chunks_exact(outputs) {
+                bt.extend(row.iter().enumerate().map(|(i, b)| (f64::from(*b) * effect * own(i)) as f32));
+            }
+            rank += slot.rank;
+        }
+        let has_gain = parts.iter().any(|(.., c)| c.is_some());
+        let gain = gain.iter().filter(|_| has_gain).map(|g| *g as f32).collect();
+        Some(Stacked { a, bt, rank, gain })
+    }
+
+    fn pair(&self) -> Pair<'_> {
+        let gain = (!self.gain.is_empty()).then_some(Gain { c: &self.gain, m: &[] });
+        Pair { a: &self.a, bt: &self.bt, rank: self.rank, scale: 1.0, gain }
+    }
+}
+
 impl StackedAdapter {
-    /// Stacks adapters with a factor each (1 is as trained).
+    /// Stacks adapters with a factor each (1 is as trained). A DoRA costs one reading of the weights that
+    /// it adapts.
     ///
     /// # Errors
     /// `BaseMismatch` when an adapter's shapes are not the model's.
-    pub fn new(model: &ModelFile, adapters: &[(Adapter, f32)]) -> Result<StackedAdapter> {
+    pub fn new(model: &ModelFile, kernels: &Kernels, adapters: &[(Adapter, f32)]) -> Result<StackedAdapter> {
         let c = model.config();
-        for (a, _) in adapters {
-            a.check_shapes(c)?;
-        }
-        let mut rank = 0;
-        let pairs = (0..c.n_layers)
+        adapters.iter().try_for_each(|(a, _)| a.check_shapes(c))?;
+        let gains: Vec<Gains> = adapters.iter().map(|(a, _)| gains_of(model, kernels, a)).collect();
+        let pairs: Vec<[Option<Stacked>; 7]> = (0..c.n_layers)
             .map(|l| {
                 Proj::ALL.map(|p| {
-                    let (mut a, mut bt, mut r) = (Vec::new(), Vec::new(), 0);
-                    for (adapter, factor) in adapters {
-                        let Some(s) = adapter.layout.slot(l, p) else { continue };
-                        let scale = adapter.config.scale() * factor;
-                        a.extend_from_slice(&adapter.theta[s.a]);
-                        bt.extend(adapter.theta[s.b].iter().map(|b| b * scale));
-                        r += s.rank;
-                    }
-                    rank = rank.max(r);
-                    (r > 0).then_some((a, bt, r))
+                    let all = adapters.iter().zip(&gains);
+                    let parts: Vec<_> = all.filter_map(|((a, f), gains)| part(a, *f, gains, l, p)).collect();
+                    Stacked::new(&parts)
                 })
             })
             .collect();
+        let rank = pairs.iter().flatten().flatten().map(|s| s.rank).max().unwrap_or(0);
         Ok(StackedAdapter { pairs, rank })
     }
 
@@ -61,10 +106,24 @@ impl StackedAdapter {
 
 impl Adapted for StackedAdapter {
     fn pairs(&self, layer: usize) -> BlockPairs<'_> {
-        self.pairs[layer]
-            .each_ref()
-            .map(|p| p.as_ref().map(|(a, bt, rank)| Pair { a, bt, rank: *rank, scale: 1.0 }))
+        self.pairs[layer].each_ref().map(|p| p.as_ref().map(Stacked::pair))
     }
+}
+
+/// Slot, parameters, factor, multiplier and gains of one adapter at one place.
+type Part<'a> = (Slot, &'a [f32], f32, f32, Option<&'a [f32]>);
+
+fn part<'a>(a: &'a Adapter, factor: f32, gains: &'a Gains, layer: usize, proj: Proj) -> Option<Part<'a>> {
+    let slot = a.layout.slot(layer, proj)?;
+    let c = a.config.dora.then(|| &gains.c()[slot.rows()]);
+    Some((slot, &a.theta, factor, a.config.scale_of(layer, proj), c))
+}
+
+fn gains_of(model: &ModelFile, kernels: &Kernels, a: &Adapter) -> Gains {
+    let mut scratch = vec![0.0; kernel_words(&a.layout, kernels.threads())];
+    let mut gains = Gains::new(model, kernels, &a.layout, &mut scratch);
+    gains.refresh(model, kernels, (&a.layout, &a.config), &a.theta, &mut scratch);
+    gains
 }
 
 /// A sequence with its cache. Private memory: 2·L·capacity·kv elements and the buffers of one prefill.

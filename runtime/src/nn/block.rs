@@ -9,6 +9,10 @@
 //!
 //! The backward walks these lines from the last to the first. It finds x, and of the other values what
 //! [`Keep`] says; the rest it computes again, by the same functions from the same inputs.
+//!
+//! With DoRA each product is multiplied by its gains c. The gradient of a magnitude is a sum over rows of
+//! dy∘y/m, so the backward needs each projection's output: q and k it turns back, v, g and u are at hand,
+//! and those of o and down are x2 − x and y − x2. Nothing is kept for it.
 
 use engraft_kernels::{
     AttnShape, KvMut, acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
@@ -16,7 +20,7 @@ use engraft_kernels::{
 
 use super::keep::Keep;
 use super::linear::{self, Linear, LinearGrad, LinearScratch};
-use super::{BlockPairGrads, BlockPairs, Ctx, Dropout, PairGrad, RowMap};
+use super::{BlockPairGrads, BlockPairs, Ctx, Dropout, PairGrad, RowMap, dora};
 use crate::model::weights::FrozenBlock;
 use crate::model::{ModelConfig, Proj};
 
@@ -229,15 +233,9 @@ pub fn attention_part(
     ctx.kernels.rope(&mut q[..mq], c.n_heads, c.head_dim, ctx.rope, half, pos, false);
     ctx.kernels.rope(&mut k[..mkv], c.n_kv_heads, c.head_dim, ctx.rope, half, pos, false);
     attention(ctx, rows, q, k, v, att, lse, keys, scratch.kernel);
-    ctx.kernels.copy(x, c.d_model, &mut x2[..md]);
-    linear::forward(
-        ctx,
-        m,
-        &att[..mq],
-        &mut [layer(w, pairs, Proj::O, lo, &mut x2[..md], true)],
-        dropout.at(1),
-        &mut scratch,
-    );
+    // n2 is not computed yet: with a gain it takes the output.
+    let o = layer(w, pairs, Proj::O, lo, &mut b.n2, false);
+    linear::forward_residual(ctx, m, &att[..mq], x, o, &mut x2[..md], dropout.at(1), &mut scratch);
 }
 
 /// n2 = rmsnorm(x2)·w2.
@@ -330,14 +328,16 @@ pub fn forward(
     second_norm(ctx, w, m * c.d_model, b);
     gate_up_part(ctx, w, pairs, m, b, dropout);
     activation(ctx, m * c.d_ff, b);
-    ctx.kernels.copy(&b.attention.x2[..m * c.d_model], c.d_model, y);
     let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
-    let down = layer(w, pairs, Proj::Down, &mut b.mlp.low[2], y, true);
-    linear::forward(ctx, m, &b.h[..m * c.d_ff], &mut [down], dropout.at(3), &mut scratch);
+    // n2 was used last: with a gain it takes the output.
+    let down = layer(w, pairs, Proj::Down, &mut b.mlp.low[2], &mut b.n2, false);
+    let (x2, h) = (&b.attention.x2[..m * c.d_model], &b.h[..m * c.d_ff]);
+    linear::forward_residual(ctx, m, h, x2, down, y, dropout.at(3), &mut scratch);
 }
 
-/// In place dy → dx for the block whose input was x; adds to the adapter's gradients. The buffers hold
-/// what `found` says of this block's forward, and nothing of it afterwards.
+/// In place dy → dx for the block whose input was x and whose output was y (read only where Down has a
+/// gain); adds to the adapter's gradients. The buffers hold what `found` says of this block's forward,
+/// and nothing of it afterwards.
 ///
 /// `want_dx` false leaves dy meaningless: nothing below the first trained block needs it.
 pub fn backward(
@@ -346,7 +346,7 @@ pub fn backward(
     pairs: &BlockPairs<'_>,
     grads: BlockPairGrads<'_>,
     rows: RowMap<'_>,
-    x: &[f32],
+    (x, y): (&[f32], &[f32]),
     dy: &mut [f32],
     b: &mut BlockBufs,
     found: Keep,
@@ -355,7 +355,7 @@ pub fn backward(
 ) {
     recompute(ctx, w, pairs, rows, x, b, found, dropout);
     let [gq, gk, gv, go, gg, gu, gd] = grads;
-    mlp_backward(ctx, w, pairs, [gg, gu, gd], rows.rows(), dy, b, dropout);
+    mlp_backward(ctx, w, pairs, [gg, gu, gd], rows.rows(), y, dy, b, dropout);
     attention_backward(ctx, w, pairs, [gq, gk, gv, go], rows, x, dy, b, dropout, want_dx);
 }
 
@@ -391,8 +391,9 @@ fn mlp_backward(
     ctx: &Ctx<'_>,
     w: &FrozenBlock<'_>,
     pairs: &BlockPairs<'_>,
-    [gg, gu, gd]: [Option<PairGrad<'_>>; 3],
+    [mut gg, mut gu, mut gd]: [Option<PairGrad<'_>>; 3],
     m: usize,
+    y: &[f32],
     dy: &mut [f32],
     b: &mut BlockBufs,
     dropout: Dropout,
@@ -403,12 +404,14 @@ fn mlp_backward(
     let mut s = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
     let part = m * pairs.iter().flatten().map(|p| p.rank).max().unwrap_or(0);
     let (d0, d1) = b.dlow.split_at_mut(part);
-    // y = x2 + h·Wdᵀ
-    let mut down = [grad(w, pairs, Proj::Down, ld, d0, dy, gd)];
+    // y = x2 + h·Wdᵀ; with a gain n1 takes the gradient of its output, and is computed again for q, k, v
+    let (pair, between) = (pairs[Proj::Down as usize], (y, &b.attention.x2[..md]));
+    let own = linear::backward_gain_residual(ctx, pair, &mut gd, between, dy, &mut b.n1);
+    let mut down = [grad(w, pairs, Proj::Down, ld, d0, own, gd)];
     linear::backward_pairs(ctx, m, &b.h[..mf], &mut down, dropout.at(3), &mut s);
     linear::backward_input(ctx, m, &down, &mut b.h[..mf], dropout.at(3), &mut s);
     // h = silu(g)∘u
-    ctx.kernels.swiglu_bwd(&mut g[..mf], &mut u[..mf], &b.h[..mf]);
+    activation_backward(ctx, pairs, (&mut gg, &mut gu), &mut g[..mf], &mut u[..mf], &b.h[..mf]);
     // g, u = n2·Wgᵀ, n2·Wuᵀ
     let mut both =
         [grad(w, pairs, Proj::Gate, lg, d0, &g[..mf], gg), grad(w, pairs, Proj::Up, lu, d1, &u[..mf], gu)];
@@ -418,12 +421,33 @@ fn mlp_backward(
     ctx.kernels.rmsnorm_bwd(&b.attention.x2[..md], w.ffn_norm, c.rms_eps, &b.n2[..md], dy);
 }
 
+/// g, u → dg, du, with any gains of gate and up already in them.
+fn activation_backward(
+    ctx: &Ctx<'_>,
+    pairs: &BlockPairs<'_>,
+    (gg, gu): (&mut Option<PairGrad<'_>>, &mut Option<PairGrad<'_>>),
+    g: &mut [f32],
+    u: &mut [f32],
+    dh: &[f32],
+) {
+    let gain = |p: Proj| pairs[p as usize].and_then(|pair| pair.gain);
+    let (gate, up) = (gain(Proj::Gate), gain(Proj::Up));
+    if gate.is_none() && up.is_none() {
+        return ctx.kernels.swiglu_bwd(g, u, dh);
+    }
+    let gate_sum = gate.as_ref().zip(gg.as_mut()).map(|(gain, grad)| dora::sum(gain, grad.m));
+    let up_sum = up.as_ref().zip(gu.as_mut()).map(|(gain, grad)| dora::sum(gain, grad.m));
+    ctx.kernels.swiglu_bwd_sums(g, u, dh, ctx.config.d_ff, [gate_sum, up_sum]);
+    gate.iter().for_each(|gain| ctx.kernels.scale_columns(gain.c, g));
+    up.iter().for_each(|gain| ctx.kernels.scale_columns(gain.c, u));
+}
+
 /// dx2 → dx through x2 = x + attention(rope(q), rope(k), v)·Woᵀ.
 fn attention_backward(
     ctx: &Ctx<'_>,
     w: &FrozenBlock<'_>,
     pairs: &BlockPairs<'_>,
-    [gq, gk, gv, go]: [Option<PairGrad<'_>>; 4],
+    [mut gq, mut gk, mut gv, mut go]: [Option<PairGrad<'_>>; 4],
     rows: RowMap<'_>,
     x: &[f32],
     dy: &mut [f32],
@@ -437,9 +461,11 @@ fn attention_backward(
     let part = m * pairs.iter().flatten().map(|p| p.rank).max().unwrap_or(0);
     let (d0, rest) = b.dlow.split_at_mut(part);
     let (d1, d2) = rest.split_at_mut(part);
-    let AttentionActs { q, k, v, att, lse, low: [lq, lk, lv, lo], .. } = &b.attention;
-    // x2 = x + att·Woᵀ; h is free and takes d(att)
-    let mut o = [grad(w, pairs, Proj::O, lo, d0, dy, go)];
+    let AttentionActs { q, k, v, att, lse, x2, low: [lq, lk, lv, lo] } = &mut b.attention;
+    // x2 = x + att·Woᵀ; h is free and takes d(att), n2 takes the gradient of the output if o has a gain
+    let own =
+        linear::backward_gain_residual(ctx, pairs[Proj::O as usize], &mut go, (&x2[..md], x), dy, &mut b.n2);
+    let mut o = [grad(w, pairs, Proj::O, lo, d0, own, go)];
     linear::backward_pairs(ctx, m, &att[..mq], &mut o, dropout.at(1), &mut s);
     linear::backward_input(ctx, m, &o, &mut b.h[..mq], dropout.at(1), &mut s);
     // att = attention(q, k, v); g takes dq, u takes dk and dv
@@ -459,6 +485,20 @@ fn attention_backward(
     let pos = |r: usize| rows.pos[r] as usize;
     ctx.kernels.rope(dq, c.n_heads, c.head_dim, ctx.rope, c.rope_dim / 2, pos, true);
     ctx.kernels.rope(dk, c.n_kv_heads, c.head_dim, ctx.rope, c.rope_dim / 2, pos, true);
+    for (p, heads, grad, y, dy) in [
+        (Proj::Q, c.n_heads, &mut gq, &mut q[..mq], &mut *dq),
+        (Proj::K, c.n_kv_heads, &mut gk, &mut k[..mkv], &mut *dk),
+        (Proj::V, 0, &mut gv, &mut v[..mkv], &mut *dv),
+    ] {
+        let pair = pairs[p as usize];
+        if heads > 0 && pair.is_some_and(|pair| pair.gain.is_some()) {
+            ctx.kernels.rope(y, heads, c.head_dim, ctx.rope, c.rope_dim / 2, pos, true);
+        }
+        linear::backward_gain(ctx, pair, grad, y, dy);
+    }
+    if pairs[Proj::Down as usize].is_some_and(|pair| pair.gain.is_some()) {
+        ctx.kernels.rmsnorm(x, w.attn_norm, c.rms_eps, &mut b.n1[..md]);
+    }
     // q, k, v = n1·Wqᵀ, n1·Wkᵀ, n1·Wvᵀ
     let mut qkv = [
         grad(w, pairs, Proj::Q, lq, d0, dq, gq),

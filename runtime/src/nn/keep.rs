@@ -29,7 +29,8 @@ pub enum KeepPrecision {
     #[default]
     F32,
     /// Rounded to the nearest bf16, ties to even; the log-sum-exp stays f32, for the softmax computed from
-    /// it must sum to one.
+    /// it must sum to one. Of x2 what the attention added to x is rounded: the backward of DoRA takes it
+    /// as x2 − x, and beside a large x its rounding would drown it.
     Bf16,
 }
 
@@ -88,10 +89,12 @@ impl Kept {
         self.change_places(b);
     }
 
-    /// After the block's forward over `m` rows: keeps its values.
-    pub fn take(&mut self, k: &Kernels, c: &ModelConfig, m: usize, b: &mut BlockBufs) {
+    /// After the block's forward over `m` rows from x: keeps its values. Of bf16 the buffers no longer
+    /// hold x2.
+    pub fn take(&mut self, k: &Kernels, c: &ModelConfig, m: usize, x: &[f32], b: &mut BlockBufs) {
         self.change_places(b);
         let Store::Bf16(words, lse) = &mut self.store else { return };
+        k.axpy(-1.0, x, &mut b.attention.x2[..x.len()]);
         lse[..m * c.n_heads].copy_from_slice(&b.attention.lse[..m * c.n_heads]);
         let mut rest = &mut words[..];
         for (value, n) in values(c, m, self.keep, b) {
@@ -101,8 +104,8 @@ impl Kept {
         }
     }
 
-    /// Before the block's backward: the kept values into the buffers.
-    pub fn give(&mut self, k: &Kernels, c: &ModelConfig, m: usize, b: &mut BlockBufs) {
+    /// Before the block's backward over `m` rows from x: the kept values into the buffers.
+    pub fn give(&mut self, k: &Kernels, c: &ModelConfig, m: usize, x: &[f32], b: &mut BlockBufs) {
         self.change_places(b);
         let Store::Bf16(words, lse) = &self.store else { return };
         b.attention.lse[..m * c.n_heads].copy_from_slice(&lse[..m * c.n_heads]);
@@ -112,6 +115,7 @@ impl Kept {
             unpack_bf16(k, own, &mut value[..n]);
             rest = tail;
         }
+        k.axpy(1.0, x, &mut b.attention.x2[..x.len()]);
     }
 
     /// After the block's backward: the shared vectors back into the buffers.

@@ -2,7 +2,7 @@
 
 use engraft_kernels::{Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows, acts_words};
 
-use super::{Ctx, Dropout, Pair, PairGrad, Precision};
+use super::{Ctx, Dropout, Pair, PairGrad, Precision, dora};
 
 /// One linear layer's part in a product that shares its input with others.
 pub struct Linear<'a> {
@@ -14,7 +14,7 @@ pub struct Linear<'a> {
     pub h: &'a mut [f32],
     /// `[m, out]`.
     pub y: &'a mut [f32],
-    /// Adds to y, which then holds the residual.
+    /// Adds to y, which then holds the residual. Not with a gain, which is for the layer's output alone.
     pub accumulate: bool,
 }
 
@@ -28,7 +28,7 @@ pub struct LinearScratch<'a> {
     pub dropped: &'a mut [f32],
 }
 
-/// y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ for up to three layers that share x `[m, k]`.
+/// y = c∘(x·Wᵀ + s·(x·Aᵀ)·Bᵀ) for up to three layers that share x `[m, k]`; c is 1 without DoRA.
 pub fn forward(
     ctx: &Ctx<'_>,
     m: usize,
@@ -62,6 +62,63 @@ pub fn forward(
         (Some(a), None, _) => ctx.kernels.qgemm_nt(m, &mut [a], scratch.kernel),
         (None, ..) => {}
     }
+    for l in layers {
+        if let Some(c) = l.pair.and_then(|p| p.gains()) {
+            assert!(!l.accumulate, "a gain would multiply the residual too");
+            ctx.kernels.scale_columns(c, l.y);
+        }
+    }
+}
+
+/// y = before + layer(x), where the layer's `y` is scratch for its output if it has a gain.
+pub fn forward_residual(
+    ctx: &Ctx<'_>,
+    m: usize,
+    x: &[f32],
+    before: &[f32],
+    layer: Linear<'_>,
+    y: &mut [f32],
+    dropout: Dropout,
+    scratch: &mut LinearScratch<'_>,
+) {
+    ctx.kernels.copy(before, ctx.config.d_model, y);
+    let Linear { w, pair, h, y: own, .. } = layer;
+    if pair.is_some_and(|p| p.gain.is_some()) {
+        let own = &mut own[..y.len()];
+        forward(ctx, m, x, &mut [Linear { w, pair, h, y: own, accumulate: false }], dropout, scratch);
+        ctx.kernels.axpy(1.0, own, y);
+    } else {
+        forward(ctx, m, x, &mut [Linear { w, pair, h, y, accumulate: true }], dropout, scratch);
+    }
+}
+
+/// Through y = c∘z: adds to the gradient of m, and brings dy to that of z. Nothing without a gain.
+pub fn backward_gain(
+    ctx: &Ctx<'_>,
+    pair: Option<Pair<'_>>,
+    grad: &mut Option<PairGrad<'_>>,
+    y: &[f32],
+    dy: &mut [f32],
+) {
+    let (Some(gain), Some(grad)) = (pair.and_then(|p| p.gain), grad) else { return };
+    ctx.kernels.column_dots(dy, y, None, gain.c.len(), dora::sum(&gain, grad.m));
+    ctx.kernels.scale_columns(gain.c, dy);
+}
+
+/// The same of y = before + c∘z, where dy stays: the gradient of z is `own`, or dy itself without a gain.
+pub fn backward_gain_residual<'a>(
+    ctx: &Ctx<'_>,
+    pair: Option<Pair<'_>>,
+    grad: &mut Option<PairGrad<'_>>,
+    (y, before): (&[f32], &[f32]),
+    dy: &'a [f32],
+    own: &'a mut [f32],
+) -> &'a [f32] {
+    let (Some(gain), Some(grad)) = (pair.and_then(|p| p.gain), grad) else { return dy };
+    ctx.kernels.column_dots(dy, y, Some(before), gain.c.len(), dora::sum(&gain, grad.m));
+    let own = &mut own[..dy.len()];
+    ctx.kernels.scaled_columns(dy, gain.c, own);
+    own
 }
 
 /// h = s·x·Aᵀ.
@@ -97,7 +154,7 @@ pub struct LinearGrad<'a> {
     pub h: &'a [f32],
     /// Receives s·dy·B `[m, r]`.
     pub dh: &'a mut [f32],
-    /// `[m, out]`.
+    /// Gradient of x·Wᵀ + s·(x·Aᵀ)·Bᵀ `[m, out]`: any gain is already in it.
     pub dy: &'a [f32],
     /// The adapter's gradients.
     pub grad: Option<PairGrad<'a>>,

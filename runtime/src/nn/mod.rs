@@ -4,6 +4,7 @@
 //! every gradient writes the buffer of the value it belongs to as soon as that value was used last.
 
 pub mod block;
+pub mod dora;
 pub mod head;
 pub mod keep;
 pub mod linear;
@@ -55,7 +56,7 @@ impl RowMap<'_> {
     }
 }
 
-/// One projection's adapter: y += scale·(x·Aᵀ)·Bᵀ.
+/// One projection's adapter: y += scale·(x·Aᵀ)·Bᵀ, and with a gain y is then multiplied by it.
 #[derive(Clone, Copy)]
 pub struct Pair<'a> {
     /// A `[r, in]`.
@@ -64,8 +65,19 @@ pub struct Pair<'a> {
     pub bt: &'a [f32],
     /// r.
     pub rank: usize,
-    /// alpha / r.
+    /// s: alpha / r, or alpha / √r with rsLoRA.
     pub scale: f32,
+    /// DoRA's part.
+    pub gain: Option<Gain<'a>>,
+}
+
+/// What multiplies the output rows of a projection with DoRA.
+#[derive(Clone, Copy)]
+pub struct Gain<'a> {
+    /// c = m/‖W + s·B·A‖ `[out]`.
+    pub c: &'a [f32],
+    /// m `[out]`; only the backward reads it.
+    pub m: &'a [f32],
 }
 
 /// The adapter of one block, by projection.
@@ -83,6 +95,8 @@ pub struct PairGrad<'a> {
     pub a: &'a mut [f32],
     /// dBᵀ `[r, out]`, added to.
     pub bt: &'a mut [f32],
+    /// dm `[out]`, added to; empty without DoRA.
+    pub m: &'a mut [f32],
 }
 
 /// Gradients of one block's adapter.

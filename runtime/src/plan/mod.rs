@@ -21,6 +21,8 @@ pub struct Request {
     pub seq: usize,
     /// Adapter parameters.
     pub params: usize,
+    /// f32 words of DoRA's norms and gains ([`crate::adapter::Layout::gain_words`]); 0 without it.
+    pub gain_words: usize,
     /// Largest rank of a projection.
     pub rank: usize,
     /// Adapted blocks, counted from the first adapted one to the last block of the model: those whose
@@ -78,6 +80,8 @@ const ROW_BYTES: usize = 64;
 pub struct ArenaWords {
     /// θ, gradient, and the two moments each.
     pub params: usize,
+    /// DoRA's norms of the base, gains, and the scratch they are computed in.
+    pub gains: usize,
     /// Saved inputs: one `[rows, d]` per kept block, and one for what enters the head.
     pub saved: usize,
     /// What blocks keep beside their inputs; see [`ArenaWords::kept`].
@@ -102,6 +106,7 @@ impl ArenaWords {
         let head = HeadWords::new(c, rows, r.threads, true);
         ArenaWords {
             params: r.params,
+            gains: r.gain_words,
             saved: (r.kept_blocks + 1) * rows * c.d_model,
             keep: r.keep,
             rope: rope::table_words(c, r.seq),
@@ -121,14 +126,16 @@ impl MemoryPlan {
         let row_state = w.rows * (c.d_model * f + 3 * f);
         let data = r.data_tokens * TOKEN_BYTES + r.data_rows * ROW_BYTES;
         let block = w.block.activations();
-        let arena =
-            f * (4 * w.params + w.saved + w.kept() + block + w.head.total() + w.kernel + w.rope) + row_state;
+        let arena = f
+            * (4 * w.params + w.gains + w.saved + w.kept() + block + w.head.total() + w.kernel + w.rope)
+            + row_state;
         // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
         let pools = vec![
             Pool { name: "adapter", bytes: f * w.params },
             Pool { name: "gradients", bytes: f * w.params },
             Pool { name: "moments", bytes: 2 * f * w.params },
+            Pool { name: "gains", bytes: f * w.gains },
             Pool { name: "saved_inputs", bytes: f * w.saved },
             Pool { name: "kept_activations", bytes: f * w.kept() },
             Pool { name: "block_activations", bytes: f * block + row_state },

@@ -8,7 +8,7 @@ use engraft_kernels::Kernels;
 
 use super::chain::{AdapterView, pair_grads};
 use super::optim::{AdamW, AdamWConfig};
-use crate::adapter::{Layout, LoraConfig};
+use crate::adapter::{Gains, Layout, LoraConfig};
 use crate::model::weights::ModelFile;
 use crate::nn::block::{self, BlockBufs, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights};
@@ -41,7 +41,7 @@ pub struct Pieces {
     pub convert_all_s: f64,
     /// Head and loss, with the gradient.
     pub head_s: f64,
-    /// Embedding and optimizer.
+    /// Embedding, optimizer and DoRA's gains.
     pub rest_s: f64,
 }
 
@@ -92,8 +92,9 @@ struct Run<'a> {
     model: &'a ModelFile,
     kernels: &'a Kernels,
     layout: Layout,
-    scale: f32,
+    lora: &'a LoraConfig,
     theta: Vec<f32>,
+    gains: Gains,
     grads: Vec<f32>,
     optimizer: AdamW,
     block: BlockBufs,
@@ -108,21 +109,23 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(model: &'a ModelFile, kernels: &'a Kernels, lora: &LoraConfig, r: &Request) -> Run<'a> {
+    fn new(model: &'a ModelFile, kernels: &'a Kernels, lora: &'a LoraConfig, r: &Request) -> Run<'a> {
         let c = model.config();
         let words = ArenaWords::new(c, r);
         let rows = r.batch * r.seq;
         let mut rng = Rng::new(1, 1);
         let layout = Layout::new(c, lora);
+        let mut block = BlockBufs::new(&words.block, words.kernel);
         let kept = |keep| Kept::new(&words.block, keep, KeepPrecision::Bf16);
         Run {
             theta: (0..layout.len()).map(|_| 0.02 * (rng.f32() - 0.5)).collect(),
             grads: vec![0.0; layout.len()],
             optimizer: AdamW::new(AdamWConfig::default(), layout.len()),
-            layout,
-            scale: lora.scale(),
-            block: BlockBufs::new(&words.block, words.kernel),
+            lora,
+            gains: Gains::new(model, kernels, &layout, &mut block.kernel),
+            block,
             head: HeadBufs::new(&words.head),
+            layout,
             kept: [kept(Keep::All), kept(Keep::Attention)],
             ids: (0..rows).map(|_| rng.below(c.vocab as u64) as u32).collect(),
             seqs: (0..r.batch).map(|i| i * r.seq..(i + 1) * r.seq).collect(),
@@ -181,21 +184,27 @@ impl<'a> Run<'a> {
     fn block_once(&mut self, ctx: &Ctx<'_>, l: usize, dropout: Dropout) -> [f64; 6] {
         let (w, c, m) = (self.model.block(l), ctx.config, self.pos.len());
         let rows = RowMap { seqs: &self.seqs, pos: &self.pos };
-        let view = AdapterView { layout: &self.layout, theta: &self.theta, scale: self.scale };
+        let view = AdapterView {
+            layout: &self.layout,
+            theta: &self.theta,
+            config: self.lora,
+            gains: self.gains.c(),
+        };
         let (pairs, b, x, y) = (view.pairs(l), &mut self.block, &self.x, &mut self.y);
         let forward = seconds(|| block::forward(ctx, &w, &pairs, rows, x, y, b, Keys::Batch, dropout));
         let attention = seconds(|| block::attention_part(ctx, &w, &pairs, rows, x, b, Keys::Batch, dropout));
         let gate_up = seconds(|| block::gate_up_part(ctx, &w, &pairs, m, b, dropout));
         let [all, part] = self.kept.each_mut().map(|kept| {
             seconds(|| {
-                kept.take(ctx.kernels, c, m, b);
-                kept.give(ctx.kernels, c, m, b);
+                kept.take(ctx.kernels, c, m, x, b);
+                kept.give(ctx.kernels, c, m, x, b);
             })
         });
         let grads = pair_grads(&self.layout, l, &mut self.grads);
         y.fill(1e-3);
+        // What the values are does not matter here, so x stands for the block's output too.
         let backward =
-            seconds(|| block::backward(ctx, &w, &pairs, grads, rows, x, y, b, Keep::All, dropout, true));
+            seconds(|| block::backward(ctx, &w, &pairs, grads, rows, (x, x), y, b, Keep::All, dropout, true));
         [forward, attention, gate_up, all, part, backward]
     }
 
@@ -209,10 +218,12 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Seconds of the embedding and the optimizer.
+    /// Seconds of the embedding, the optimizer and DoRA's gains.
     fn rest(&mut self) -> f64 {
         repeated(|| {
             self.embed();
+            let (of, scratch) = ((&self.layout, self.lora), &mut self.block.kernel);
+            self.gains.refresh(self.model, self.kernels, of, &self.theta, scratch);
             self.optimizer.update(self.kernels, &mut self.theta, &self.grads, 1.0, 1e-6);
             self.grads.fill(1e-6);
         })

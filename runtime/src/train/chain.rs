@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 
-use crate::adapter::Layout;
+use crate::adapter::{Layout, LoraConfig};
 use crate::data::Batch;
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::block::{self, BlockBufs, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights};
 use crate::nn::keep::{Keep, Kept};
-use crate::nn::{Adapted, BlockPairGrads, BlockPairs, Ctx, Dropout, Pair, PairGrad, Precision, RowMap, rope};
+use crate::nn::{
+    Adapted, BlockPairGrads, BlockPairs, Ctx, Dropout, Gain, Pair, PairGrad, Precision, RowMap, rope,
+};
 use crate::plan::ArenaWords;
 
 /// A model with the buffers to run micro-batches through it.
@@ -41,15 +43,20 @@ pub struct AdapterView<'a> {
     pub layout: &'a Layout,
     /// All parameters.
     pub theta: &'a [f32],
-    /// alpha / r.
-    pub scale: f32,
+    /// Tells each pair's multiplier.
+    pub config: &'a LoraConfig,
+    /// DoRA's gains of this θ (see [`crate::adapter::Gains`]); empty without it.
+    pub gains: &'a [f32],
 }
 
 impl Adapted for AdapterView<'_> {
     fn pairs(&self, layer: usize) -> BlockPairs<'_> {
         Proj::ALL.map(|p| {
             let s = self.layout.slot(layer, p)?;
-            Some(Pair { a: &self.theta[s.a], bt: &self.theta[s.b], rank: s.rank, scale: self.scale })
+            let scale = self.config.scale_of(layer, p);
+            let gain =
+                (!s.m.is_empty()).then(|| Gain { c: &self.gains[s.rows()], m: &self.theta[s.m.clone()] });
+            Some(Pair { a: &self.theta[s.a], bt: &self.theta[s.b], rank: s.rank, scale, gain })
         })
     }
 }
@@ -107,6 +114,11 @@ impl Chain {
     /// Rows that one micro-batch may have.
     pub fn rows(&self) -> usize {
         self.words.rows
+    }
+
+    /// The kernels' scratch, between passes: for what else needs some.
+    pub fn kernel_scratch(&mut self) -> &mut [f32] {
+        &mut self.block.kernel
     }
 
     /// Loss of a micro-batch; `each` sees (row, loss) of every target.
@@ -175,7 +187,7 @@ impl Chain {
                 dropout_of(dropout, l),
             );
             if let Some(own) = &mut own {
-                own.take(kernels, c, rows, &mut self.block);
+                own.take(kernels, c, rows, x, &mut self.block);
             }
             if !kept {
                 x.copy_from_slice(y);
@@ -234,14 +246,14 @@ impl Chain {
         };
         let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
         for l in (first..c.n_layers).rev() {
-            let slot = l - first;
+            let (x, y) = self.saved[(l - first) * n..(l - first + 2) * n].split_at(n);
             // The shared buffers still hold the last block's forward: the head uses its scratch only.
             let mut own = (c.n_layers - 1 - l).checked_sub(1).map(|i| self.kept.get_mut(i));
             let found = match &mut own {
                 None => Keep::All,
                 Some(None) => Keep::Inputs,
                 Some(Some(own)) => {
-                    own.give(&self.kernels, c, batch.ids.len(), &mut self.block);
+                    own.give(&self.kernels, c, batch.ids.len(), x, &mut self.block);
                     own.keep()
                 }
             };
@@ -251,7 +263,7 @@ impl Chain {
                 &adapter.pairs(l),
                 pair_grads(adapter.layout, l, grads),
                 map,
-                &self.saved[slot * n..(slot + 1) * n],
+                (x, y),
                 &mut self.dx[..n],
                 &mut self.block,
                 found,
@@ -270,11 +282,12 @@ pub(super) fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]
     let Some(block) = layout.block(layer) else { return Default::default() };
     let mut rest = &mut grads[block];
     Proj::ALL.map(|p| {
-        let s = layout.slot_in_block(p)?;
+        let s = layout.slot(layer, p)?;
         let (a, tail) = std::mem::take(&mut rest).split_at_mut(s.a.len());
         let (bt, tail) = tail.split_at_mut(s.b.len());
+        let (m, tail) = tail.split_at_mut(s.m.len());
         rest = tail;
-        Some(PairGrad { a, bt })
+        Some(PairGrad { a, bt, m })
     })
 }
 

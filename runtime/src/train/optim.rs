@@ -1,6 +1,10 @@
 //! AdamW with moments that can be exported, so that training can be resumed.
 
+use std::ops::Range;
+
 use engraft_kernels::{AdamWStep, Kernels};
+
+use crate::adapter::Layout;
 
 /// Hyperparameters of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,11 +19,20 @@ pub struct AdamWConfig {
     pub weight_decay: f32,
     /// Largest gradient norm; larger gradients are scaled down to it. 0 switches clipping off.
     pub max_grad_norm: f32,
+    /// LoRA+ (Hayou et al., arXiv 2402.12354): the learning rate of B as a multiple of A's. 1 is plain.
+    pub lora_plus_ratio: f32,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+        AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            lora_plus_ratio: 1.0,
+        }
     }
 }
 
@@ -44,9 +57,52 @@ impl AdamW {
     ///
     /// Nothing is changed when the norm is not finite.
     pub fn update(&mut self, k: &Kernels, theta: &mut [f32], grads: &[f32], count: f64, lr: f32) -> f64 {
+        let (norm, step) = self.begin(grads, count, lr);
+        if let Some(step) = step {
+            self.apply(k, theta, grads, 0..theta.len(), &step);
+        }
+        norm
+    }
+
+    /// [`AdamW::update`] of an adapter's parameters: B at its own rate, and the magnitudes without decay,
+    /// which would pull them from the base's towards zero.
+    pub fn update_adapter(
+        &mut self,
+        k: &Kernels,
+        layout: &Layout,
+        theta: &mut [f32],
+        grads: &[f32],
+        count: f64,
+        lr: f32,
+    ) -> f64 {
+        let AdamWConfig { lora_plus_ratio: ratio, weight_decay, .. } = self.config;
+        let decays_all = weight_decay == 0.0 || layout.slots().all(|(_, _, s)| s.m.is_empty());
+        if ratio == 1.0 && decays_all {
+            return self.update(k, theta, grads, count, lr);
+        }
+        let (norm, step) = self.begin(grads, count, lr);
+        let Some(step) = step else { return norm };
+        let of_b = AdamWStep { lr: lr * ratio, ..step };
+        let of_m = AdamWStep { weight_decay: 0.0, ..step };
+        for (_, _, slot) in layout.slots() {
+            for (range, step) in [(slot.a, &step), (slot.b, &of_b), (slot.m, &of_m)] {
+                self.apply(k, theta, grads, range, step);
+            }
+        }
+        norm
+    }
+
+    /// Updates the parameters `at`.
+    fn apply(&mut self, k: &Kernels, theta: &mut [f32], grads: &[f32], at: Range<usize>, step: &AdamWStep) {
+        let (m, v) = (&mut self.m[at.clone()], &mut self.v[at.clone()]);
+        k.adamw(&mut theta[at.clone()], &grads[at], m, v, step);
+    }
+
+    /// The norm of the mean gradient, and the update that is due where it is finite.
+    fn begin(&mut self, grads: &[f32], count: f64, lr: f32) -> (f64, Option<AdamWStep>) {
         let norm = norm(grads) / count;
         if !norm.is_finite() {
-            return norm;
+            return (norm, None);
         }
         let c = &self.config;
         let clip = match f64::from(c.max_grad_norm) {
@@ -65,8 +121,7 @@ impl AdamW {
             correct2: correct(c.beta2),
             grad_scale: (clip / count) as f32,
         };
-        k.adamw(theta, grads, &mut self.m, &mut self.v, &step);
-        norm
+        (norm, Some(step))
     }
 }
 

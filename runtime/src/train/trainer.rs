@@ -7,7 +7,7 @@ use engraft_kernels::Kernels;
 use super::chain::{AdapterView, Chain, Evaluated};
 use super::optim::{AdamW, AdamWConfig};
 use super::schedule::Schedule;
-use crate::adapter::{Adapter, TrainedWith};
+use crate::adapter::{Adapter, Gains, TrainedWith};
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
@@ -48,7 +48,11 @@ pub struct StepReport {
 pub struct Trainer {
     chain: Chain,
     kernels: Arc<Kernels>,
+    model: Arc<ModelFile>,
     adapter: Adapter,
+    gains: Gains,
+    /// Whether θ was changed since the gains were taken.
+    stale: bool,
     grads: Vec<f32>,
     optimizer: AdamW,
     options: TrainOptions,
@@ -65,9 +69,13 @@ impl Trainer {
         options: TrainOptions,
     ) -> Trainer {
         let n = adapter.theta.len();
+        let mut chain = Chain::new(model.clone(), kernels.clone(), options.precision, words)
+            .with_gradient_precision(options.gradient);
         Trainer {
-            chain: Chain::new(model, kernels.clone(), options.precision, words)
-                .with_gradient_precision(options.gradient),
+            gains: Gains::new(&model, &kernels, &adapter.layout, chain.kernel_scratch()),
+            stale: true,
+            chain,
+            model,
             kernels,
             grads: vec![0.0; n],
             optimizer: AdamW::new(options.adamw, n),
@@ -109,11 +117,12 @@ impl Trainer {
     /// carries a target.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         self.grads.fill(0.0);
+        self.refresh();
         let mut total = Evaluated::default();
         let mut tokens = 0;
         for (i, b) in batches.iter().enumerate() {
             let dropout = self.dropout(i);
-            let view = view(&self.adapter);
+            let view = view(&self.adapter, &self.gains);
             let e = self.chain.accumulate(view, b, dropout, &mut self.grads);
             total.loss_sum += e.loss_sum;
             total.targets += e.targets;
@@ -127,7 +136,10 @@ impl Trainer {
         let theta = &mut self.adapter.theta;
         // A loss that is not finite must not move θ, whatever its gradient looks like.
         let grad_norm = match total.loss_sum.is_finite() {
-            true => self.optimizer.update(&self.kernels, theta, &self.grads, count, lr),
+            true => {
+                let layout = &self.adapter.layout;
+                self.optimizer.update_adapter(&self.kernels, layout, theta, &self.grads, count, lr)
+            }
             false => f64::NAN,
         };
         if !grad_norm.is_finite() {
@@ -136,19 +148,30 @@ impl Trainer {
             return Err(Error::new(ErrorKind::NonFinite, what));
         }
         self.step += 1;
+        self.stale = true;
         Ok(StepReport { loss: total.loss_sum / count, targets: total.targets, tokens, grad_norm, lr })
     }
 
     /// Mean loss over the targets of `batches`, with the adapter or (None) the base alone.
     pub fn evaluate(&mut self, batches: impl Iterator<Item = Batch>, with_adapter: bool) -> Evaluated {
         let mut total = Evaluated::default();
+        self.refresh();
         for b in batches {
-            let view = view(&self.adapter);
+            let view = view(&self.adapter, &self.gains);
             let e = self.chain.evaluate(with_adapter.then_some(&view), &b, |_, _| {});
             total.loss_sum += e.loss_sum;
             total.targets += e.targets;
         }
         total
+    }
+
+    /// Brings DoRA's gains to θ: once per optimizer step, however many micro-batches it has.
+    fn refresh(&mut self) {
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        let Adapter { layout, config, theta, .. } = &self.adapter;
+        self.gains.refresh(&self.model, &self.kernels, (layout, config), theta, self.chain.kernel_scratch());
     }
 
     fn dropout(&self, micro: usize) -> Dropout {
@@ -158,6 +181,6 @@ impl Trainer {
     }
 }
 
-fn view(a: &Adapter) -> AdapterView<'_> {
-    AdapterView { layout: &a.layout, theta: &a.theta, scale: a.config.scale() }
+fn view<'a>(a: &'a Adapter, gains: &'a Gains) -> AdapterView<'a> {
+    AdapterView { layout: &a.layout, theta: &a.theta, config: &a.config, gains: gains.c() }
 }

@@ -7,6 +7,7 @@ pub mod shared;
 #[path = "../gguf/writer.rs"]
 mod writer;
 
+use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Adapter, LoraConfig};
 use engraft_runtime::data::{Batch, Example};
 use engraft_runtime::model::weights::ModelFile;
@@ -21,12 +22,18 @@ pub fn adapter(model: &ModelFile, rank: usize, targets: &[Proj], layers: &[usize
     let c = model.config();
     let config =
         LoraConfig::new(c, rank, 2.0 * rank as f32, dropout, targets, layers).expect("a valid setting");
+    adapter_of(model, &config)
+}
+
+/// The same of any settings; magnitudes are noise around the base's.
+pub fn adapter_of(model: &ModelFile, config: &LoraConfig) -> Adapter {
     let mut rng = Rng::new(11, 1);
-    let mut adapter =
-        Adapter::init(c, &config, model.digest(), &mut || rng.f32()).expect("an adapter of the model");
+    let mut adapter = Adapter::init_on(model, &Kernels::detect(1), config, &mut || rng.f32())
+        .expect("an adapter of the model");
     let slots: Vec<_> = adapter.layout.slots().collect();
     for (_, _, slot) in slots {
         adapter.theta[slot.b].iter_mut().for_each(|b| *b = 0.05 * rng.normal());
+        adapter.theta[slot.m].iter_mut().for_each(|m| *m *= 1.0 + 0.1 * rng.normal());
     }
     adapter
 }
@@ -49,7 +56,8 @@ pub fn request(c: &ModelConfig, adapter: &Adapter, batch: usize, seq: usize, thr
         batch,
         seq,
         params: adapter.theta.len(),
-        rank: adapter.config.rank,
+        gain_words: adapter.layout.gain_words(),
+        rank: adapter.layout.rank_max(),
         kept_blocks: c.n_layers - adapter.layout.layers()[0],
         threads,
         dropout: adapter.config.dropout > 0.0,

@@ -49,14 +49,18 @@ pub fn sums(
     theta: &[f32],
     batches: &[Batch],
 ) -> Result<Sums> {
-    let mut lora = Lora { scale: adapter.config.scale(), ..Lora::default() };
+    let mut lora = Lora::default();
     let mut vars = Vec::new();
     for (layer, proj, s) in adapter.layout.slots() {
         let a = Tensor::from_slice(&theta[s.a.clone()], (s.rank, s.inputs), &Device::Cpu)?;
         let b = Tensor::from_slice(&theta[s.b.clone()], (s.rank, s.outputs), &Device::Cpu)?;
         let (a, b) = (Var::from_tensor(&a)?, Var::from_tensor(&b.t()?.contiguous()?)?);
         lora.pairs.insert((layer, proj), (a.as_tensor().clone(), b.as_tensor().clone()));
-        vars.push((s, a, b));
+        lora.scales.insert((layer, proj), adapter.config.scale_of(layer, proj));
+        let m = (!s.m.is_empty()).then(|| Var::from_slice(&theta[s.m.clone()], s.outputs, &Device::Cpu));
+        let m = m.transpose()?;
+        lora.magnitudes.extend(m.as_ref().map(|m| ((layer, proj), m.as_tensor().clone())));
+        vars.push((s, a, b, m));
     }
     let (mut total, mut targets): (Option<Tensor>, usize) = (None, 0);
     for (batch, seq) in batches.iter().flat_map(|b| b.seqs.iter().map(move |s| (b, s.clone()))) {
@@ -73,10 +77,13 @@ pub fn sums(
     let Some(total) = total else { candle_core::bail!("a step without a target") };
     let gradients = total.backward()?;
     let mut grads = vec![0.0; adapter.layout.len()];
-    for (s, a, b) in &vars {
+    for (s, a, b, m) in &vars {
         let of = |v: &Var| gradients.get(v).cloned().map_or_else(|| v.zeros_like(), Ok);
         grads[s.a.clone()].copy_from_slice(&of(a)?.flatten_all()?.to_vec1::<f32>()?);
         grads[s.b.clone()].copy_from_slice(&of(b)?.t()?.flatten_all()?.to_vec1::<f32>()?);
+        if let Some(m) = m {
+            grads[s.m.clone()].copy_from_slice(&of(m)?.to_vec1::<f32>()?);
+        }
     }
     Ok(Sums { loss: f64::from(total.to_scalar::<f32>()?), targets, grads })
 }
@@ -88,12 +95,25 @@ pub struct AdamW {
     m: Vec<f64>,
     v: Vec<f64>,
     updates: i32,
+    /// Learning rate and weight decay of each parameter, as multiples of the configured ones.
+    factors: Vec<(f64, f64)>,
 }
 
 impl AdamW {
     pub fn new(config: AdamWConfig, theta: &[f32]) -> AdamW {
         let theta: Vec<f64> = theta.iter().map(|v| f64::from(*v)).collect();
-        AdamW { config, m: vec![0.0; theta.len()], v: vec![0.0; theta.len()], theta, updates: 0 }
+        let n = theta.len();
+        AdamW { config, m: vec![0.0; n], v: vec![0.0; n], theta, updates: 0, factors: vec![(1.0, 1.0); n] }
+    }
+
+    /// For an adapter's parameters: B at its own rate, no decay of magnitudes.
+    pub fn of(config: AdamWConfig, adapter: &Adapter) -> AdamW {
+        let mut adamw = AdamW::new(config, &adapter.theta);
+        for (_, _, s) in adapter.layout.slots() {
+            adamw.factors[s.b].fill((f64::from(config.lora_plus_ratio), 1.0));
+            adamw.factors[s.m].fill((1.0, 0.0));
+        }
+        adamw
     }
 
     pub fn theta_f32(&self) -> Vec<f32> {
@@ -114,17 +134,18 @@ impl AdamW {
             self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
             let m = self.m[i] / (1.0 - beta1.powi(self.updates));
             let v = self.v[i] / (1.0 - beta2.powi(self.updates));
-            self.theta[i] -= lr * (m / (v.sqrt() + eps) + decay * self.theta[i]);
+            let (rate, decays) = self.factors[i];
+            self.theta[i] -= lr * rate * (m / (v.sqrt() + eps) + decay * decays * self.theta[i]);
         }
         norm
     }
 }
 
-/// The largest max|a − b| / max|b| over the tensors (each A and each B) of a layout, and its place.
+/// The largest max|a − b| / max|b| over the tensors (each A, B and m) of a layout, and its place.
 pub fn worst(layout: &Layout, a: &[f32], b: &[f32]) -> (f64, String) {
     let mut worst = (0.0, String::new());
     for (layer, proj, s) in layout.slots() {
-        for (name, at) in [("A", s.a), ("B", s.b)] {
+        for (name, at) in [("A", s.a), ("B", s.b), ("m", s.m)] {
             let error = relative(&a[at.clone()], &b[at]);
             if error > worst.0 || error.is_nan() {
                 worst = (error, format!("{name} of {} in block {layer}", proj.hf_name()));
@@ -149,7 +170,7 @@ pub fn relative(a: &[f32], b: &[f32]) -> f64 {
 pub fn least_cosine(layout: &Layout, a: &[f32], b: &[f32]) -> (f64, String) {
     let mut least = (1.0, String::new());
     for (layer, proj, s) in layout.slots() {
-        for (name, at) in [("A", s.a), ("B", s.b)] {
+        for (name, at) in [("A", s.a), ("B", s.b), ("m", s.m)] {
             let cosine = cosine(&a[at.clone()], &b[at]);
             if cosine < least.0 || cosine.is_nan() {
                 least = (cosine, format!("{name} of {} in block {layer}", proj.hf_name()));

@@ -70,7 +70,11 @@ fn of(precision: Precision) -> nn::Precision {
 ///
 /// # Errors
 /// Those of [`Adapter::load`]; `BaseMismatch` for an adapter of another base. Each names the file.
-pub(crate) fn adapters(model: &ModelFile, options: &AdapterOptions) -> Result<Option<Arc<StackedAdapter>>> {
+pub(crate) fn adapters(
+    model: &ModelFile,
+    options: &AdapterOptions,
+    compute: &ComputeOptions,
+) -> Result<Option<Arc<StackedAdapter>>> {
     let mut loaded = Vec::new();
     for file in options.files()? {
         let adapter = Adapter::load(&file.path)?;
@@ -80,7 +84,7 @@ pub(crate) fn adapters(model: &ModelFile, options: &AdapterOptions) -> Result<Op
     if loaded.is_empty() {
         return Ok(None);
     }
-    Ok(Some(Arc::new(StackedAdapter::new(model, &loaded)?)))
+    Ok(Some(Arc::new(StackedAdapter::new(model, &*kernels(compute)?, &loaded)?)))
 }
 
 /// How the rows of `--data` are read, with at most `rows_max` positions each.

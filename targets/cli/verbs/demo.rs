@@ -221,7 +221,7 @@ impl<'a> Demo<'a> {
             self.train_options(steps),
         );
         self.steps(&mut trainer, &examples, steps)?;
-        Ok(StackedAdapter::new(&self.model, &[(trainer.into_adapter(), 1.0)])?)
+        Ok(StackedAdapter::new(&self.model, &self.kernels, &[(trainer.into_adapter(), 1.0)])?)
     }
 
     /// The commands as conversations whose answers are learned.
@@ -242,6 +242,7 @@ impl<'a> Demo<'a> {
             batch: BATCH.min(examples.len()),
             seq: examples.iter().map(Example::rows).max().unwrap_or(1),
             params: Layout::new(config, lora).len(),
+            gain_words: 0,
             rank: lora.rank,
             kept_blocks: config.n_layers,
             keep: KeepPlan::default(),

@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let subject = options.subject()?;
     options.adapters.files()?;
     let model = common::open_model(&options.model)?;
-    let adapter = common::adapters(&model, &options.adapters)?;
+    let adapter = common::adapters(&model, &options.adapters, &options.compute)?;
     let total = match subject {
         Subject::Text(file) => score_text(options, session, &model, adapter.as_deref(), file)?,
         Subject::Rows(path) => score_rows(options, session, &model, adapter.as_deref(), path)?,

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use engraft_runtime::train::calibrate::calibrate;
 
-use super::prepare::{ladder_table, prepare};
+use super::prepare::{describe, ladder_table, prepare};
 use super::{Session, common};
 use crate::exit::AfterJson;
 use crate::json;
@@ -25,7 +25,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     tune.model.path()?;
     tune.data.path()?;
     let prepared = prepare(tune)?;
-    eprintln!("{}", tune.lora.describe());
+    eprintln!("{}", describe(&prepared.lora));
     json::line(&prepared.table())?;
     let fits = prepared.check(tune.memory_budget);
     // What does not fit is not tried either.

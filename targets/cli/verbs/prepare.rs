@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use engraft_runtime::adapter::{Layout, LoraConfig};
+use engraft_runtime::adapter::{Case, Layout, LoraConfig};
 use engraft_runtime::data::{TrainValid, load_train_valid};
 use engraft_runtime::error::Result;
-use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn;
 use engraft_runtime::nn::keep::KeepPrecision;
 use engraft_runtime::plan::{KeepPlan, MemoryPlan, Request, keep};
@@ -15,7 +15,7 @@ use engraft_runtime::train::calibrate::Pieces;
 
 use super::common;
 use crate::json;
-use crate::options::{self, Layers, LoraOptions, TuneOptions, misuse};
+use crate::options::{self, FineTune, Layers, LoraOptions, TuneOptions, misuse};
 use crate::units::show_bytes;
 
 /// A run that is planned, and not begun.
@@ -36,7 +36,7 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     let model = common::open_model(&tune.model)?;
     let lora = lora_config(model.config(), &tune.lora)?;
-    let params = Layout::new(model.config(), &lora).len();
+    let layout = Layout::new(model.config(), &lora);
     let rows_max = (tune.run.max_seq_length as usize).min(model.config().context_len);
     let tokenizer_bytes = Text::heap_bytes(&model)?;
     let data = std::thread::scope(|scope| {
@@ -47,8 +47,9 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     let mut request = Request {
         batch: tune.run.batch_size as usize,
         seq: rows_max,
-        params,
-        rank: lora.rank,
+        params: layout.len(),
+        gain_words: layout.gain_words(),
+        rank: lora.rank_max(),
         kept_blocks: model.config().n_layers - lora.layers[0],
         keep: KeepPlan::default(),
         threads: tune.compute.threads as usize,
@@ -132,7 +133,38 @@ fn lora_config(model: &ModelConfig, options: &LoraOptions) -> Result<LoraConfig>
     };
     let layers: Vec<usize> = (first..n).collect();
     let rank = options.rank as usize;
-    LoraConfig::new(model, rank, options.alpha, options.dropout as f32, &options.lora_modules.0, &layers)
+    let targets = &options.lora_modules.0;
+    let plain = LoraConfig::new(model, rank, options.alpha, options.dropout as f32, targets, &layers)?;
+    let dora = options.fine_tune_type == FineTune::Dora;
+    LoraConfig { rslora: options.use_rslora, dora, overrides: options.overrides(), ..plain }.checked(model)
+}
+
+/// What is adapted, and the multiplier of each distinct case.
+pub(crate) fn describe(lora: &LoraConfig) -> String {
+    let kind = if lora.dora { "DoRA" } else { "LoRA" };
+    let formula = if lora.rslora { "alpha/sqrt(r)" } else { "alpha/r" };
+    let line = |case: &Case| {
+        let Case { rank, alpha, scale, .. } = case;
+        let of = if lora.rslora { format!("{alpha}/sqrt({rank})") } else { format!("{alpha}/{rank}") };
+        format!("{kind} on {}: effective multiplier {formula} = {of} = {scale}", members(lora, case))
+    };
+    lora.cases().iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// The projections of a case; those that are of it in some layers only, with these.
+fn members(lora: &LoraConfig, case: &Case) -> String {
+    let name = |proj: &Proj| {
+        let layers: Vec<usize> = case.members.iter().filter(|(_, p)| p == proj).map(|(l, _)| *l).collect();
+        match layers.len() {
+            0 => None,
+            n if n == lora.layers.len() => Some(proj.hf_name().to_string()),
+            _ => {
+                let list: Vec<_> = layers.iter().map(usize::to_string).collect();
+                Some(format!("{} of layers {}", proj.hf_name(), list.join(" ")))
+            }
+        }
+    };
+    lora.targets.iter().filter_map(name).collect::<Vec<_>>().join(", ")
 }
 
 impl Prepared {

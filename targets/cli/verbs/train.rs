@@ -18,7 +18,7 @@ use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
 use engraft_runtime::train::{StepReport, TrainOptions, Trainer};
 
-use super::prepare::{Prepared, prepare};
+use super::prepare::{Prepared, describe, prepare};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
 use crate::json;
 use crate::memory::Watch;
@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     }
     check_output(&tune.adapter_path)?;
     let mut prepared = prepare(tune)?;
-    eprintln!("{}\n{}", tune.lora.describe(), prepared.table());
+    eprintln!("{}\n{}", describe(&prepared.lora), prepared.table());
     prepared.check(tune.memory_budget)?;
     create_dir_all(&Disk, &tune.adapter_path)?;
     let Some(data) = prepared.data.take() else { return Ok(()) };
@@ -114,12 +114,11 @@ impl<'a> Run<'a> {
             }
         };
         let mut random = Rng::new(tune.seed, INIT_STREAM);
-        let mut adapter =
-            Adapter::init(model.config(), &prepared.lora, model.digest(), &mut || random.f32())?;
+        let kernels = common::kernels(&tune.compute)?;
+        let mut adapter = Adapter::init_on(model, &kernels, &prepared.lora, &mut || random.f32())?;
         adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
         adapter.meta.seed = tune.seed;
         let words = ArenaWords::new(model.config(), &prepared.request);
-        let kernels = common::kernels(&tune.compute)?;
         let trainer = Trainer::new(model.clone(), kernels, words, adapter, train_options(tune, steps));
         Ok(Run {
             trainer,
@@ -278,6 +277,7 @@ fn train_options(tune: &TuneOptions, steps: u64) -> TrainOptions {
         adamw: AdamWConfig {
             weight_decay: run.weight_decay as f32,
             max_grad_norm: run.max_grad_norm as f32,
+            lora_plus_ratio: run.lora_plus_ratio,
             ..AdamWConfig::default()
         },
         schedule: Schedule {

@@ -1,0 +1,97 @@
+//! DoRA's gains c = m/‖W + s·B·A‖, one per output row, without ever forming W + s·B·A:
+//!
+//! ```text
+//! ‖W_i + s·B_i·A‖² = ‖W_i‖² + 2s·Q_i·B_i,   Q = W·Aᵀ + (s/2)·B·(A·Aᵀ)
+//! ```
+//!
+//! ‖W_i‖ is taken once, from the dequantized weights; Q costs one product of r rows through W for each
+//! new θ. The norm is a constant to the gradient (Liu et al., arXiv 2402.09353, section 4.3).
+
+use engraft_kernels::{ColumnSum, Kernels, LowRank, NtOp, QMatrix, Rows, gemm_scratch_words};
+
+use super::{Gain, Pair};
+
+/// f32 words that the gains of `rows` output rows take: norms and gains.
+pub fn words(rows: usize) -> usize {
+    2 * rows
+}
+
+/// f32 words of scratch for a projection of `outputs` rows with an adapter of rank `rank`: Qᵀ and A·Aᵀ.
+pub fn scratch_words(outputs: usize, rank: usize) -> usize {
+    rank * (outputs + rank)
+}
+
+/// f32 words of the kernels' scratch for a projection `[outputs, inputs]`.
+pub fn kernel_words(outputs: usize, inputs: usize, rank: usize, threads: usize) -> usize {
+    gemm_scratch_words(outputs, inputs, rank).max(inputs) * threads
+}
+
+/// Fills `gains` `[out]` of one projection: m over the norm of W + s·B·A, where `base` `[out]` are the
+/// norms of W. A row whose norm is zero gets 1.
+///
+/// Exactly 1 where B is zero and m is `base`. Products are f32 throughout: of a norm, int8 activations
+/// would show.
+pub fn gains(
+    kernels: &Kernels,
+    w: &QMatrix<'_>,
+    p: &Pair<'_>,
+    m: &[f32],
+    base: &[f32],
+    gains: &mut [f32],
+    scratch: &mut [f32],
+    kernel: &mut [f32],
+) {
+    let (r, n, k) = (p.rank, w.rows(), w.cols());
+    let (q, rest) = scratch.split_at_mut(r * n);
+    let aat = &mut rest[..r * r];
+    kernels.skinny_nt(0.5 * p.scale, p.a, r, k, p.a, r, aat);
+    let low = Some(LowRank { h: aat, b: p.bt, rank: r });
+    kernels.qgemm_nt(r, &mut [NtOp { x: Rows::F32(p.a), w: *w, low, y: q, accumulate: false }], kernel);
+    gains.fill(0.0);
+    kernels.column_dots(p.bt, q, None, n, ColumnSum { out: gains, by: None });
+    for ((g, m), base) in gains.iter_mut().zip(m).zip(base) {
+        *g = gain(*m, *base, 2.0 * f64::from(p.scale) * f64::from(*g));
+    }
+}
+
+/// m/n with n² = base² + grown, by way of (m − n)/n, whose parts do not cancel: m and `base` are near
+/// each other, and n − base = grown/(n + base).
+fn gain(m: f32, base: f32, grown: f64) -> f32 {
+    let (m, base) = (f64::from(m), f64::from(base));
+    let norm = (base * base + grown).max(0.0).sqrt();
+    if norm == 0.0 {
+        return 1.0;
+    }
+    (1.0 + ((m - base) - grown / (norm + base)) / norm) as f32
+}
+
+impl<'a> Pair<'a> {
+    /// The gains of its rows, with DoRA.
+    pub fn gains(&self) -> Option<&'a [f32]> {
+        self.gain.map(|g| g.c)
+    }
+}
+
+/// Where the gradient of m is added: Σ_t dy·y/m, which is Σ_t dy·(y/c)/n without need of n.
+pub(super) fn sum<'a>(gain: &Gain<'a>, out: &'a mut [f32]) -> ColumnSum<'a> {
+    ColumnSum { out, by: Some(gain.m) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_gains_do_not_cancel() {
+        // One in ten million more than the base, in parts that f32 could not tell from 1.
+        for (m, base, grown) in [(3.0f32, 3.0f32, 1.8e-6f64), (0.7, 0.7, -3e-8), (5.0, 5.0, 0.0)] {
+            let n = (f64::from(base).powi(2) + grown).sqrt();
+            let expected = f64::from(m) / n;
+            assert_eq!(gain(m, base, grown), expected as f32);
+        }
+        assert_eq!(gain(1.1, 1.1, 0.0), 1.0);
+        assert_eq!(gain(0.0, 0.0, 0.0), 1.0, "a row of zeros");
+        assert!(gain(0.0, 0.0, 2.0).abs() < 1e-15);
+        assert!(gain(1.0, 1.0, -1.5).is_finite(), "rounding below zero");
+    }
+}
