@@ -141,10 +141,12 @@ fn what_an_adapter_cannot_hold_is_refused_by_name() {
 fn peft_there_and_back_is_the_same() {
     let model = base();
     let folder = tempfile::tempdir().expect("a folder");
+    // Where the folders shall stay, for `make.py check`.
+    let kept = std::env::var_os("ENGRAFT_PEFT_OUT").map(PathBuf::from);
     for name in ["lora", "layers", "patterns", "rslora", "dora"] {
         let mut exchange = imported(&golden(name), &model);
         exchange.base_name = "a/base".into();
-        let dir = folder.path().join(name);
+        let dir = kept.as_deref().unwrap_or(folder.path()).join(name);
         peft::export(&Disk, &dir, &exchange, model.config(), Precision::F32).expect("writing");
         assert_eq!(imported(&dir, &model), exchange, "{name}");
         let settings = fs::read_to_string(dir.join(peft::CONFIG_FILE)).expect("the settings");

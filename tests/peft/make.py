@@ -3,7 +3,8 @@
 Run with torch, transformers and peft (0.21.2 made the files that are checked in):
 
     python tests/peft/make.py                          # write golden/ anew
-    python tests/peft/make.py check DIR NAME           # does PEFT load DIR, with the logits of NAME?
+    ENGRAFT_PEFT_OUT=OUT cargo test -p engraft-runtime --test exchange
+    python tests/peft/make.py check OUT/NAME NAME      # does PEFT load what we wrote, with NAME's logits?
 
 The base's weights are numbers that F16 holds exactly, so the GGUF is the same model. Logits are those
 of PEFT in float32 on fixed ids.
