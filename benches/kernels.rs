@@ -13,9 +13,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use engraft_kernels::{DType, Isa, Kernels, NnOp, NtOp, QMatrix, Rows, acts_words, gemm_scratch_words};
 use engraft_runtime::rng::Rng;
+use machine::Probe;
 
 const N: usize = 1536;
 const K: usize = 576;
+/// Measured runs of each operation.
+const RUNS: usize = 25;
 
 struct Args {
     threads: usize,
@@ -68,17 +71,26 @@ fn random_bytes(dtype: DType, rng: &mut Rng) -> Result<Vec<u8>> {
 }
 
 /// Median seconds of several runs, after one that is not counted.
-fn median(mut f: impl FnMut()) -> f64 {
+fn median(f: impl FnMut()) -> f64 {
+    beside_peak(f, None).0
+}
+
+/// Median seconds of several runs, and the median of the peak's rate, probed before each of them: on a
+/// shared machine both vary together.
+fn beside_peak(mut f: impl FnMut(), probe: Option<Probe>) -> (f64, Option<f64>) {
     f();
-    let mut t: Vec<f64> = (0..15)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    t.sort_by(f64::total_cmp);
-    t[t.len() / 2]
+    let (mut seconds, mut peaks) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        peaks.extend(probe.map(|p| p.rate()));
+        let start = Instant::now();
+        f();
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let middle = |v: &mut Vec<f64>| {
+        v.sort_by(f64::total_cmp);
+        v.get(v.len() / 2).copied()
+    };
+    (middle(&mut seconds).unwrap_or(0.0), middle(&mut peaks))
 }
 
 struct Case<'a> {
@@ -97,46 +109,51 @@ fn close(a: &[f32], b: &[f32]) -> bool {
     a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-4 * (1.0 + top))
 }
 
-/// The best this ISA can do on as many threads, in 10⁹ operations a second.
-#[derive(Clone, Copy)]
-struct Peaks {
-    f32: Option<f64>,
-    int8: Option<f64>,
+/// One product of a kind, for the reports.
+struct Product<'a> {
+    k: &'a Kernels,
+    w: QMatrix<'a>,
+    m: usize,
 }
 
-fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>, peaks: Peaks) -> Result<()> {
-    let mut scratch = vec![0.0; k.threads() * gemm_scratch_words(N, K, 0)];
-    let (mut words, mut spec_words) = (vec![0.0; acts_words(c.m, N)], vec![0.0; acts_words(c.m, N)]);
-    let (mut y, mut expected) = (vec![0.0; c.m * N], vec![0.0; c.m * N]);
-    let flop = 2.0 * (c.m * N * K) as f64;
-    let report = |what: &str, seconds: f64, peak: Option<f64>| {
-        let rate = flop / seconds / 1e9;
+impl Product<'_> {
+    fn report(&self, what: &str, seconds: f64, peak: Option<f64>) {
+        let rate = 2.0 * (self.m * N * K) as f64 / seconds / 1e9;
+        let peak = peak.map(|p| p * self.k.threads() as f64);
         println!(
             "{}",
             serde_json::json!({
-                "op": what, "type": c.w.dtype().name(), "isa": k.isa().name(), "threads": k.threads(),
-                "m": c.m, "gflop_per_s": rate, "share_of_peak": peak.map(|p| rate / p),
-                "microseconds": seconds * 1e6,
+                "op": what, "type": self.w.dtype().name(), "isa": self.k.isa().name(),
+                "threads": self.k.threads(), "m": self.m, "gflop_per_s": rate, "peak_gflop_per_s": peak,
+                "share_of_peak": peak.map(|p| rate / p), "microseconds": seconds * 1e6,
             })
         );
-    };
+    }
+}
+
+fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
+    let product = Product { k, w: c.w, m: c.m };
+    let mut scratch = vec![0.0; k.threads() * gemm_scratch_words(N, K, 0)];
+    let (mut words, mut spec_words) = (vec![0.0; acts_words(c.m, N)], vec![0.0; acts_words(c.m, N)]);
+    let (mut y, mut expected) = (vec![0.0; c.m * N], vec![0.0; c.m * N]);
     for int8 in [true, false] {
         if int8 && c.w.dtype().is_float() {
             continue;
         }
         let rows = |k: &Kernels, words| {
-            if int8 { Rows::Int8(k.quantize(&c.x, c.m, K, words)) } else { Rows::F32(&c.x) }
+            if int8 {
+                Rows::Int8(k.quantize(&c.x, c.m, K, c.w.dtype().group_len() == 16, words))
+            } else {
+                Rows::F32(&c.x)
+            }
         };
         let (x, x_spec) = (rows(k, &mut words), rows(spec, &mut spec_words));
         forward(k, c, x, &mut y, &mut scratch);
         forward(spec, c, x_spec, &mut expected, &mut scratch);
         ensure!(close(&y, &expected), "{} differs from the specification", c.w.dtype().name());
-        let t = median(|| forward(k, c, x, &mut y, &mut scratch));
-        report(
-            if int8 { "forward_int8" } else { "forward_f32" },
-            t,
-            if int8 { peaks.int8 } else { peaks.f32 },
-        );
+        let probe = if int8 { machine::int8(k.isa()) } else { machine::fma(k.isa()) };
+        let (t, peak) = beside_peak(|| forward(k, c, x, &mut y, &mut scratch), probe);
+        product.report(if int8 { "forward_int8" } else { "forward_f32" }, t, peak);
     }
     let (mut dx, mut dx_spec) = (vec![0.0; c.m * K], vec![0.0; c.m * K]);
     for int8 in [true, false] {
@@ -148,11 +165,42 @@ fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>, peaks: Peaks) -> Result<()> {
         let spec_op = [NnOp { dy: rows(spec, &mut spec_words), w: c.w, low: None }];
         spec.qgemm_nn(c.m, &spec_op, &mut dx_spec, false, &mut scratch);
         ensure!(close(&dx, &dx_spec), "input gradient of {} differs", c.w.dtype().name());
-        let t = median(|| k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch));
-        let what = if int8 { "input_gradient_int8" } else { "input_gradient_f32" };
-        report(what, t, if int8 { peaks.int8 } else { peaks.f32 });
+        let probe = if int8 { machine::int8(k.isa()) } else { machine::fma(k.isa()) };
+        let (t, peak) = beside_peak(|| k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch), probe);
+        product.report(if int8 { "input_gradient_int8" } else { "input_gradient_f32" }, t, peak);
     }
     Ok(())
+}
+
+/// The tiles alone: what `m` more rows cost a forward product whose panels are there already.
+fn tiles(k: &Kernels, w: QMatrix<'_>, m: usize) {
+    let mut rng = Rng::new(4, 0);
+    let x: Vec<f32> = (0..2 * m * K).map(|_| rng.f32() - 0.5).collect();
+    let mut scratch = vec![0.0; k.threads() * gemm_scratch_words(N, K, 0)];
+    let mut y = vec![0.0; 2 * m * N];
+    for int8 in [true, false] {
+        if int8 && w.dtype().is_float() {
+            continue;
+        }
+        let probe = if int8 { machine::int8(k.isa()) } else { machine::fma(k.isa()) };
+        let mut time = |rows: usize| {
+            let mut words = vec![0.0; acts_words(rows, K)];
+            let x = &x[..rows * K];
+            let x = if int8 {
+                Rows::Int8(k.quantize(x, rows, K, w.dtype().group_len() == 16, &mut words))
+            } else {
+                Rows::F32(x)
+            };
+            let mut once = || {
+                let op = NtOp { x, w, low: None, y: &mut y[..rows * N], accumulate: false };
+                k.qgemm_nt(rows, &mut [op], &mut scratch);
+            };
+            beside_peak(&mut once, probe)
+        };
+        let ((one, _), (two, peak)) = (time(m), time(2 * m));
+        let what = if int8 { "tile_int8" } else { "tile_f32" };
+        Product { k, w, m }.report(what, two - one, peak);
+    }
 }
 
 /// The time of quantizing activations `[m, 1536]`.
@@ -160,7 +208,7 @@ fn quantization(k: &Kernels, m: usize) {
     let mut rng = Rng::new(1, 0);
     let x: Vec<f32> = (0..m * N).map(|_| rng.f32() - 0.5).collect();
     let mut words = vec![0.0; acts_words(m, N)];
-    let t = median(|| _ = k.quantize(&x, m, N, &mut words));
+    let t = median(|| _ = k.quantize(&x, m, N, false, &mut words));
     println!(
         "{}",
         serde_json::json!({
@@ -245,15 +293,6 @@ fn main() -> Result<()> {
     let spec = Kernels::with_isa(Isa::SCALAR, 1);
     for isa in &a.isas {
         let k = Kernels::with_isa(*isa, a.threads);
-        let all = |peak: Option<f64>| peak.map(|p| p * a.threads as f64);
-        let peaks = Peaks { f32: all(machine::fma_gflop_s(*isa)), int8: all(machine::int8_gop_s(*isa)) };
-        println!(
-            "{}",
-            serde_json::json!({
-                "op": "peak", "isa": isa.name(), "threads": a.threads, "fma_gflop_per_s": peaks.f32,
-                "int8_gop_per_s": peaks.int8,
-            })
-        );
         a.rows.iter().for_each(|m| quantization(&k, *m));
         for dtype in &a.types {
             let mut rng = Rng::new(1, 0);
@@ -262,7 +301,10 @@ fn main() -> Result<()> {
             for m in &a.rows {
                 let mut uniform = |n: usize| (0..n).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
                 let case = Case { w, m: *m, x: uniform(m * K), dy: uniform(m * N) };
-                run(&k, &spec, &case, peaks)?;
+                run(&k, &spec, &case)?;
+                if *m > 64 {
+                    tiles(&k, w, *m);
+                }
                 // On ARM candle's product runs instructions that old cores lack.
                 if cfg!(target_arch = "x86_64") {
                     candle(&w, *m)?;

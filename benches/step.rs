@@ -86,8 +86,8 @@ fn pattern(a: &Args, c: &ModelConfig, r: &Request) -> Result<KeepPlan> {
     })
 }
 
-/// The trainer, its planned bytes, and what it keeps.
-fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String)> {
+/// The trainer, its planned bytes, what it keeps, and how many token ids the bench may draw.
+fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String, u64)> {
     let model = Arc::new(ModelFile::open(&a.model)?);
     let c = model.config();
     let lora = LoraConfig::new(c, 8, 16.0, 0.0, &Proj::ALL, &(0..c.n_layers).collect::<Vec<_>>())?;
@@ -107,6 +107,7 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String)>
     let planned = MemoryPlan::new(c, &request).private_bytes;
     let kept = request.keep.describe(c.n_layers);
     let words = ArenaWords::new(c, &request);
+    let ids = c.vocab.min(40_000) as u64;
     let schedule = Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 100 };
     let options = TrainOptions {
         adamw: AdamWConfig::default(),
@@ -115,7 +116,7 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String)>
         precision: a.precision,
         gradient: a.gradient,
     };
-    Ok((Trainer::new(model, kernels.clone(), words, adapter, options), planned, kept))
+    Ok((Trainer::new(model, kernels.clone(), words, adapter, options), planned, kept, ids))
 }
 
 fn main() -> Result<()> {
@@ -125,11 +126,11 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let kernels = Arc::new(Kernels::with_isa(a.isa, a.threads));
-    let (mut trainer, planned, kept) = trainer(&a, &kernels)?;
+    let (mut trainer, planned, kept, below) = trainer(&a, &kernels)?;
     let mut rng = Rng::new(2, 2);
     let n = a.batch * a.seq;
-    let ids: Vec<u32> = (0..n).map(|_| rng.below(40_000) as u32).collect();
-    let targets = (0..n).map(|_| rng.below(40_000) as u32).collect();
+    let ids: Vec<u32> = (0..n).map(|_| rng.below(below) as u32).collect();
+    let targets = (0..n).map(|_| rng.below(below) as u32).collect();
     let seqs = (0..a.batch).map(|b| b * a.seq..(b + 1) * a.seq).collect();
     let batch = [Batch { ids, targets, seqs }];
     trainer.step(&batch)?;

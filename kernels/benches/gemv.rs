@@ -61,10 +61,38 @@ mod x86_64 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use engraft_kernels::DType;
+    use engraft_kernels::aarch64::dot;
+
+    use super::DotRows;
+
+    pub(super) fn versions() -> Vec<(&'static str, DotRows)> {
+        let mut found: Vec<(&str, DotRows)> = vec![("neon", dot_rows_neon)];
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            found.push(("dotprod", dot_rows_dotprod));
+        }
+        found
+    }
+
+    fn dot_rows_neon(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: every 64-bit ARM core that std supports has NEON.
+        unsafe { dot::dot_rows_neon(dtype, rows, xq, xd, xs, out) }
+    }
+
+    fn dot_rows_dotprod(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: reached only through `versions`, which detected dotprod.
+        unsafe { dot::dot_rows_dotprod(dtype, rows, xq, xd, xs, out) }
+    }
+}
+
 fn versions() -> Vec<(&'static str, DotRows)> {
     #[cfg(target_arch = "x86_64")]
     return x86_64::versions();
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    return aarch64::versions();
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     return vec![("scalar", engraft_kernels::scalar::decode::dot_rows as DotRows)];
 }
 

@@ -11,13 +11,15 @@ pub(crate) const TILE_ROWS_MAX: usize = 8;
 pub struct QuantActs<'a> {
     /// Rows that lie together.
     pub tile: usize,
+    /// Whether the sums of 16 are filled.
+    pub halves: bool,
     /// `[m/tile, k/32, tile, 32]`, −127..=127.
     pub codes: &'a [i8],
     /// `[m/tile, k/32, tile]`.
     pub scale: &'a [f32],
     /// scale·Σcodes per 32, `[m/tile, k/32, tile]`.
     pub bias_sum32: &'a [f32],
-    /// scale·Σcodes per 16, `[m/tile, k/16, tile]`.
+    /// scale·Σcodes per 16, `[m/tile, k/16, tile]`; filled only where asked for, as the next.
     pub bias_sum16: &'a [f32],
     /// −128·Σcodes per 32, `[m/tile, k/32, tile]`.
     pub start32: &'a [i32],
@@ -29,6 +31,7 @@ pub struct QuantActs<'a> {
 pub struct QuantActsMut<'a> {
     pub(crate) k: usize,
     pub(crate) tile: usize,
+    pub(crate) halves: bool,
     pub(crate) codes: &'a mut [i8],
     pub(crate) scale: &'a mut [f32],
     pub(crate) bias_sum32: &'a mut [f32],
@@ -52,7 +55,7 @@ impl<'a> QuantActsMut<'a> {
     ///
     /// # Panics
     /// If the buffer is short or k no multiple of 32.
-    pub fn new(words: &'a mut [f32], m: usize, k: usize, tile: usize) -> Self {
+    pub fn new(words: &'a mut [f32], m: usize, k: usize, tile: usize, halves: bool) -> Self {
         let m = m.next_multiple_of(tile);
         assert!(k.is_multiple_of(32) && words.len() >= m * row_words(k));
         let (codes, rest) = words.split_at_mut(m * k / 4);
@@ -67,6 +70,7 @@ impl<'a> QuantActsMut<'a> {
             QuantActsMut {
                 k,
                 tile,
+                halves,
                 codes: core::slice::from_raw_parts_mut(codes.as_mut_ptr().cast(), m * k),
                 scale,
                 bias_sum32,
@@ -81,6 +85,7 @@ impl<'a> QuantActsMut<'a> {
     pub fn freeze(self) -> QuantActs<'a> {
         QuantActs {
             tile: self.tile,
+            halves: self.halves,
             codes: self.codes,
             scale: self.scale,
             bias_sum32: self.bias_sum32,
@@ -120,6 +125,26 @@ impl QuantActsMut<'_> {
 }
 
 impl RowTarget {
+    /// The same row from block `b` of 32 on.
+    ///
+    /// # Safety
+    /// The row has that block.
+    pub(crate) unsafe fn blocks(self, b: usize) -> RowTarget {
+        let at = b * self.tile;
+        // SAFETY: by the contract all offsets stay within the storage.
+        unsafe {
+            RowTarget {
+                tile: self.tile,
+                codes: self.codes.add(32 * at),
+                scale: self.scale.add(at),
+                bias_sum32: self.bias_sum32.add(at),
+                bias_sum16: self.bias_sum16.add(2 * at),
+                start32: self.start32.add(at),
+                start16: self.start16.add(2 * at),
+            }
+        }
+    }
+
     /// The target of row r.
     ///
     /// # Safety

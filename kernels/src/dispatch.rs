@@ -22,7 +22,7 @@ pub(crate) struct Table {
     pub nn_item: unsafe fn(&NnItem<'_>, usize, &mut [f32]),
     pub dot_nt: unsafe fn(f32, &[f32], usize, usize, &[f32], usize, &mut [f32]),
     pub outer_tn: unsafe fn(&[f32], &[f32], usize, usize, usize, usize, usize, *mut f32, bool),
-    pub quantize_row: unsafe fn(&[f32], RowTarget),
+    pub quantize_row: unsafe fn(&[f32], bool, RowTarget),
     pub rmsnorm_row: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub rmsnorm_bwd_row: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]),
     pub rope_head: unsafe fn(&mut [f32], &[f32], &[f32], f32),
@@ -61,7 +61,7 @@ macro_rules! isa_table {
                     => skinny::dot_nt::<S, { S::DOT_TR }>;
                 outer_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, n0: usize, cols: usize, out: *mut f32, acc: bool)
                     => skinny::outer_tn::<S, FMR, NV>;
-                quantize_row(x: &[f32], t: RowTarget) => rows::quantize_row::<S>;
+                quantize_row(x: &[f32], halves: bool, t: RowTarget) => rows::quantize_row::<S>;
                 rmsnorm_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) => rows::rmsnorm_row::<S>;
                 rmsnorm_bwd_row(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) => rows::rmsnorm_bwd_row::<S>;
                 rope_head(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) => rows::rope_head::<S>;
@@ -170,6 +170,60 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::*;
+    use crate::aarch64::{decode, dot, dotprod, i8mm, neon};
+
+    isa_table!(
+        neon_table,
+        neon::Neon,
+        "neon",
+        decode::unpack_neon,
+        decode::dequantize_neon,
+        decode::dequantize_strip_neon,
+        dot::dot_rows_neon
+    );
+    isa_table!(
+        dotprod_table,
+        dotprod::DotProd,
+        "neon,dotprod",
+        decode::unpack_neon,
+        decode::dequantize_neon,
+        decode::dequantize_strip_neon,
+        dot::dot_rows_dotprod
+    );
+    isa_table!(
+        i8mm_table,
+        i8mm::I8mm,
+        "neon,dotprod,i8mm",
+        decode::unpack_neon,
+        decode::dequantize_neon,
+        decode::dequantize_strip_neon,
+        dot::dot_rows_dotprod
+    );
+
+    pub(super) fn table(isa: Isa) -> Option<&'static Table> {
+        match isa.0 {
+            Kind::Scalar => None,
+            Kind::Neon => Some(&neon_table::TABLE),
+            Kind::DotProd => Some(&dotprod_table::TABLE),
+            Kind::I8mm => Some(&i8mm_table::TABLE),
+        }
+    }
+
+    #[cfg(feature = "std")]
+    pub(super) fn present(kind: Kind) -> bool {
+        use std::arch::is_aarch64_feature_detected as has;
+        match kind {
+            Kind::Scalar => true,
+            Kind::Neon => has!("neon"),
+            Kind::DotProd => has!("neon") && has!("dotprod"),
+            Kind::I8mm => has!("neon") && has!("dotprod") && has!("i8mm"),
+        }
+    }
+}
+
 /// The instruction sets of this architecture, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -180,6 +234,12 @@ enum Kind {
     AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "aarch64")]
+    DotProd,
+    #[cfg(target_arch = "aarch64")]
+    I8mm,
 }
 
 /// An instruction set that this CPU has.
@@ -198,6 +258,12 @@ impl Isa {
         Isa(Kind::AvxVnni),
         #[cfg(target_arch = "x86_64")]
         Isa(Kind::Avx512),
+        #[cfg(target_arch = "aarch64")]
+        Isa(Kind::Neon),
+        #[cfg(target_arch = "aarch64")]
+        Isa(Kind::DotProd),
+        #[cfg(target_arch = "aarch64")]
+        Isa(Kind::I8mm),
     ];
 
     /// The instruction sets this CPU has, weakest first.
@@ -206,7 +272,9 @@ impl Isa {
         Isa::ALL.iter().copied().filter(|i| {
             #[cfg(target_arch = "x86_64")]
             return x86::present(i.0);
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            return arm::present(i.0);
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
             return i.0 == Kind::Scalar;
         })
     }
@@ -233,6 +301,12 @@ impl Isa {
             Kind::AvxVnni => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::DotProd => "dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::I8mm => "i8mm",
         }
     }
 
@@ -240,7 +314,9 @@ impl Isa {
     pub(crate) fn table(self) -> Option<&'static Table> {
         #[cfg(target_arch = "x86_64")]
         return x86::table(self);
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        return arm::table(self);
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         return None;
     }
 }

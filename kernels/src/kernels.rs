@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::acts::{QuantActs, QuantActsMut};
+#[cfg(doc)]
+use crate::block::DType;
 use crate::dispatch::{Isa, Table};
 use crate::generic::adamw::AdamWStep;
 use crate::generic::attention::{self, CachedHead, Head, HeadGrad};
@@ -211,9 +213,17 @@ impl Kernels {
     }
 
     /// Quantizes x `[m, k]` to int8 into `words` (at least `acts_words(m, k)`), for [`Kernels::qgemm_nt`].
-    pub fn quantize<'a>(&self, x: &[f32], m: usize, k: usize, words: &'a mut [f32]) -> QuantActs<'a> {
+    /// `halves` where any of the weights has groups of 16 (see [`DType::group_len`]).
+    pub fn quantize<'a>(
+        &self,
+        x: &[f32],
+        m: usize,
+        k: usize,
+        halves: bool,
+        words: &'a mut [f32],
+    ) -> QuantActs<'a> {
         let tile = self.table.map_or(1, |t| if m <= GEMV_ROWS { 1 } else { t.act_tile });
-        self.quantize_tiles(x, m, k, tile, words)
+        self.quantize_tiles(x, m, k, tile, halves, words)
     }
 
     /// The same of a gradient, for [`Kernels::qgemm_nn`].
@@ -224,7 +234,7 @@ impl Kernels {
         k: usize,
         words: &'a mut [f32],
     ) -> QuantActs<'a> {
-        self.quantize_tiles(x, m, k, self.table.map_or(1, |t| t.act_tile), words)
+        self.quantize_tiles(x, m, k, self.table.map_or(1, |t| t.act_tile), false, words)
     }
 
     fn quantize_tiles<'a>(
@@ -233,11 +243,12 @@ impl Kernels {
         m: usize,
         k: usize,
         tile: usize,
+        halves: bool,
         words: &'a mut [f32],
     ) -> QuantActs<'a> {
         let _timed = self.timed(Op::Quantize);
         assert_eq!(x.len(), m * k);
-        let mut acts = QuantActsMut::new(words, m, k, tile);
+        let mut acts = QuantActsMut::new(words, m, k, tile, halves);
         let Some(t) = self.table else {
             scalar::ops::quantize_row(x, acts.codes, acts.scale);
             fill_sums(&mut acts);
@@ -250,7 +261,7 @@ impl Kernels {
             let target = &target;
             for r in item * per..m.min((item + 1) * per) {
                 // SAFETY: the ISA is present; row r is within the storage and this item's alone.
-                unsafe { (t.quantize_row)(&x[r * k..(r + 1) * k], (*target.0).row(r, k)) }
+                unsafe { (t.quantize_row)(&x[r * k..(r + 1) * k], halves, (*target.0).row(r, k)) }
             }
         });
         acts.freeze()
@@ -523,6 +534,13 @@ impl Kernels {
                 None => scalar::ops::swiglu_bwd(g, u, &dh[at]),
             }
         });
+    }
+
+    /// y = x, `[m, d]`, each thread its rows.
+    pub fn copy(&self, x: &[f32], d: usize, y: &mut [f32]) {
+        let _timed = self.timed(Op::Rows);
+        assert_eq!(x.len(), y.len());
+        self.rows(d, y, |r, row| row.copy_from_slice(&x[r * d..r * d + row.len()]));
     }
 
     /// y += a·x.
@@ -821,7 +839,10 @@ fn check_nt(m: usize, op: &NtOp<'_>) {
     let (n, k) = (op.w.rows(), op.w.cols());
     assert_eq!(op.y.len(), m * n);
     check_rows(&op.x, m, k);
-    assert!(matches!(op.x, Rows::F32(_)) || !op.w.dtype().is_float(), "int8 products need block weights");
+    if let Rows::Int8(a) = op.x {
+        assert!(!op.w.dtype().is_float(), "int8 products need block weights");
+        assert!(a.halves || op.w.dtype().group_len() != 16, "groups of 16 need their sums");
+    }
     check_low(m, n, op.low);
 }
 

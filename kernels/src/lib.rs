@@ -6,6 +6,8 @@
 //! files or errors; wrong shapes are bugs of the caller and panic.
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
 pub mod acts;
 pub mod block;
 mod dispatch;

@@ -31,6 +31,8 @@ fn isas() -> Vec<Isa> {
     }];
     #[cfg(target_arch = "x86_64")]
     isas.extend(x86_64::isas());
+    #[cfg(target_arch = "aarch64")]
+    isas.extend(aarch64::isas());
     isas
 }
 
@@ -92,6 +94,45 @@ mod x86_64 {
     fn dot_rows_avx512(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
         // SAFETY: reached only through `isas`, which detected the features.
         unsafe { dot_avx512::dot_rows_avx512(dtype, rows, xq, xd, xs, out) }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use engraft_kernels::DType;
+    use engraft_kernels::aarch64::{decode, dot};
+
+    use super::Isa;
+
+    /// The versions that this CPU can run, with a loud notice for each that it can't.
+    pub(super) fn isas() -> Vec<Isa> {
+        let mut found = vec![Isa { name: "neon", unpack, dequantize, dot_rows: dot_rows_neon }];
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            found.push(Isa { name: "dotprod", unpack, dequantize, dot_rows: dot_rows_dotprod });
+        } else {
+            eprintln!("SKIPPED: this CPU lacks what dotprod needs");
+        }
+        found
+    }
+
+    fn unpack(dtype: DType, row: &[u8], start: usize, codes: &mut [i8], scale: &mut [f32], bias: &mut [f32]) {
+        // SAFETY: every 64-bit ARM core that std supports has NEON.
+        unsafe { decode::unpack_neon(dtype, row, start, codes, scale, bias) }
+    }
+
+    fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+        // SAFETY: every 64-bit ARM core that std supports has NEON.
+        unsafe { decode::dequantize_neon(dtype, row, start, out) }
+    }
+
+    fn dot_rows_neon(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: every 64-bit ARM core that std supports has NEON.
+        unsafe { dot::dot_rows_neon(dtype, rows, xq, xd, xs, out) }
+    }
+
+    fn dot_rows_dotprod(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: reached only through `isas`, which detected dotprod.
+        unsafe { dot::dot_rows_dotprod(dtype, rows, xq, xd, xs, out) }
     }
 }
 

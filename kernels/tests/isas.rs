@@ -45,7 +45,11 @@ fn forward(
     let (x, h, b) = (rng.vec(m * cols), rng.vec(m * rank), rng.vec(rank * n));
     let mut y = rng.vec(m * n);
     let mut words = vec![0.0; acts_words(m, cols)];
-    let rows = if int8 { Rows::Int8(k.quantize(&x, m, cols, &mut words)) } else { Rows::F32(&x) };
+    let rows = if int8 {
+        Rows::Int8(k.quantize(&x, m, cols, dtype.group_len() == 16, &mut words))
+    } else {
+        Rows::F32(&x)
+    };
     let low = (rank > 0).then_some(LowRank { h: &h, b: &b, rank });
     let op = NtOp { x: rows, w, low, y: &mut y, accumulate: rank > 0 };
     k.qgemm_nt(m, &mut [op], &mut gemm_scratch(k, cols, rank));
@@ -96,7 +100,7 @@ fn forward_product_int8_extremes() {
                 }
                 let x: Vec<f32> = (0..m * cols).map(|i| if (i / 3) % 2 == 0 { 1.0 } else { -1.0 }).collect();
                 let mut words = vec![0.0; acts_words(m, cols)];
-                let rows = Rows::Int8(k.quantize(&x, m, cols, &mut words));
+                let rows = Rows::Int8(k.quantize(&x, m, cols, dtype.group_len() == 16, &mut words));
                 let mut y = vec![0.0; m * n];
                 let op = NtOp {
                     x: rows,
@@ -189,9 +193,10 @@ fn quantized_activations() {
             let mut x = Rng(1).vec(m * cols);
             x[..32].fill(0.0);
             let mut words = vec![0.0; acts_words(m, cols)];
-            let plain = in_order(k.quantize(&x, m, cols, &mut words), m, cols);
-            assert_eq!(plain, in_order(k.quantize_gradient(&x, m, cols, &mut words), m, cols));
-            plain
+            let plain: Vec<f32> = in_order(k.quantize(&x, m, cols, true, &mut words), m, cols);
+            let few = in_order(k.quantize(&x, m, cols, false, &mut words), m, cols);
+            assert_eq!(few, in_order(k.quantize_gradient(&x, m, cols, &mut words), m, cols));
+            plain.into_iter().chain(few).collect()
         });
     }
 }
@@ -206,7 +211,7 @@ fn in_order(a: QuantActs<'_>, m: usize, cols: usize) -> Vec<f32> {
             all.extend(a.codes[32 * i..32 * i + 32].iter().map(|c| f32::from(*c)));
             all.extend([a.scale[i], a.bias_sum32[i], a.start32[i] as f32]);
         }
-        for g in 0..cols / 16 {
+        for g in 0..if a.halves { cols / 16 } else { 0 } {
             let i = at(r, g, cols / 16);
             all.extend([a.bias_sum16[i], a.start16[i] as f32]);
         }
@@ -435,7 +440,7 @@ fn blocks_too_small_for_a_scale_are_zero() {
         for tiny in [0.0, 1e-45, 1e-40, 3e-37] {
             let x: Vec<f32> = (0..64).map(|i| if i < 32 { tiny } else { 1.0 }).collect();
             let mut words = vec![0.0; acts_words(1, 64)];
-            let acts = kernels.quantize(&x, 1, 64, &mut words);
+            let acts = kernels.quantize(&x, 1, 64, false, &mut words);
             assert!(acts.codes[..32].iter().all(|c| *c == 0), "{}: {tiny:e}", isa.name());
             assert!(acts.codes[32..].iter().all(|c| *c == 127), "{}", isa.name());
             assert!(acts.scale.iter().all(|s| s.is_finite()), "{}", isa.name());

@@ -47,11 +47,21 @@ const fn round_up(n: usize, to: usize) -> usize {
     n.div_ceil(to) * to
 }
 
+/// Words from one row of scores to the next: a cache line past whole strips, since rows a power of two
+/// apart would all fall into the same set of the first cache.
+const fn score_row(keys: usize) -> usize {
+    round_up(keys, 32) + 16
+}
+
 /// f32 words of scratch for a head with `keys` keys (the widest ISA's padding).
 pub const fn scratch_words(keys: usize, hd: usize, backward: bool) -> usize {
     let (kp, hp) = (round_up(keys, 32), round_up(hd, 32));
-    let forward = kp * hd + kp * hp + Q_BLOCK * kp;
-    if backward { forward + kp * hd + Q_BLOCK * kp + 2 * Q_BLOCK * hp + 64 } else { forward + 64 }
+    let forward = kp * hd + kp * hp + Q_BLOCK * score_row(keys);
+    if backward {
+        forward + kp * hd + Q_BLOCK * score_row(keys) + 2 * Q_BLOCK * hp + 64
+    } else {
+        forward + 64
+    }
 }
 
 /// Packs rows `[n, hd]` as strips of NR rows, transposed: strip s is `[hd][NR]`, zero-padded.
@@ -174,6 +184,7 @@ pub unsafe fn forward<S: Simd, const MR: usize, const NV: usize>(h: &Head, scrat
     let nr = NV * S::LANES;
     let keys = h.past + h.t;
     let (kp, hp) = (round_up(keys, nr), round_up(h.hd, nr));
+    let sr = score_row(keys);
     let (kt, rest) = scratch.split_at_mut(kp * h.hd);
     let (vp, rest) = rest.split_at_mut(keys * hp);
     // SAFETY: the caller's contract.
@@ -183,11 +194,11 @@ pub unsafe fn forward<S: Simd, const MR: usize, const NV: usize>(h: &Head, scrat
         for i0 in (0..h.t).step_by(Q_BLOCK) {
             let rows = Q_BLOCK.min(h.t - i0);
             let seen = h.past + i0 + rows;
-            let p = &mut rest[..rows * kp];
-            rows_by_strips::<S, MR, NV>(h.q.add(i0 * h.q_row), h.q_row, rows, kt, h.hd, seen, p, kp);
+            let p = &mut rest[..rows * sr];
+            rows_by_strips::<S, MR, NV>(h.q.add(i0 * h.q_row), h.q_row, rows, kt, h.hd, seen, p, sr);
             for r in 0..rows {
                 let own = h.past + i0 + r + 1;
-                let row = &mut p[r * kp..r * kp + seen];
+                let row = &mut p[r * sr..r * sr + seen];
                 let top = max::<S>(&row[..own]) * h.scale;
                 let sum = exp_sum::<S>(&mut row[..own], h.scale, top);
                 super::rows::scale::<S>(1.0 / sum, &mut row[..own]);
@@ -197,7 +208,7 @@ pub unsafe fn forward<S: Simd, const MR: usize, const NV: usize>(h: &Head, scrat
                 }
             }
             let o = h.o.add(i0 * h.q_row);
-            rows_by_rows::<S, MR, NV>(p.as_ptr(), kp, 1, rows, seen, vp, h.hd, hp, o, h.q_row, false);
+            rows_by_rows::<S, MR, NV>(p.as_ptr(), sr, 1, rows, seen, vp, h.hd, hp, o, h.q_row, false);
         }
     }
 }
@@ -215,12 +226,13 @@ pub unsafe fn backward<S: Simd, const MR: usize, const NV: usize>(
     let nr = NV * S::LANES;
     let keys = h.past + h.t;
     let (kp, hp) = (round_up(keys, nr), round_up(h.hd, nr));
+    let sr = score_row(keys);
     let (kt, rest) = scratch.split_at_mut(kp * h.hd);
     let (vt, rest) = rest.split_at_mut(kp * h.hd);
     let (kr, rest) = rest.split_at_mut(keys * hp);
     let (qr, rest) = rest.split_at_mut(Q_BLOCK * hp);
     let (dor, rest) = rest.split_at_mut(Q_BLOCK * hp);
-    let (p, ds) = rest.split_at_mut(Q_BLOCK * kp);
+    let (p, ds) = rest.split_at_mut(Q_BLOCK * sr);
     // SAFETY: the caller's contract.
     unsafe {
         pack_transposed::<S>(h.k, h.kv_row, keys, h.hd, nr, kt);
@@ -237,21 +249,21 @@ pub unsafe fn backward<S: Simd, const MR: usize, const NV: usize>(
             pack_rows(q, h.q_row, rows, h.hd, hp, qr);
             pack_rows(d_o, h.q_row, rows, h.hd, hp, dor);
             // P = exp(scale·Q·Kᵀ − lse); dP = dO·Vᵀ; dS = P∘(dP − Σ dO∘O)·scale
-            rows_by_strips::<S, MR, NV>(q, h.q_row, rows, kt, h.hd, seen, p, kp);
-            rows_by_strips::<S, MR, NV>(d_o, h.q_row, rows, vt, h.hd, seen, ds, kp);
+            rows_by_strips::<S, MR, NV>(q, h.q_row, rows, kt, h.hd, seen, p, sr);
+            rows_by_strips::<S, MR, NV>(d_o, h.q_row, rows, vt, h.hd, seen, ds, sr);
             for r in 0..rows {
                 let own = h.past + i0 + r + 1;
                 let at = (i0 + r) * h.q_row;
                 let o = core::slice::from_raw_parts(h.o.add(at).cast_const(), h.hd);
                 let d = dot::<S>(o, core::slice::from_raw_parts(g.d_o.add(at), h.hd));
-                exp_sum::<S>(&mut p[r * kp..r * kp + own], h.scale, *h.lse.add(i0 + r));
-                p[r * kp + own..r * kp + seen].fill(0.0);
-                softmax_bwd::<S>(&p[r * kp..r * kp + own], d, h.scale, &mut ds[r * kp..r * kp + own]);
-                ds[r * kp + own..r * kp + seen].fill(0.0);
+                exp_sum::<S>(&mut p[r * sr..r * sr + own], h.scale, *h.lse.add(i0 + r));
+                p[r * sr + own..r * sr + seen].fill(0.0);
+                softmax_bwd::<S>(&p[r * sr..r * sr + own], d, h.scale, &mut ds[r * sr..r * sr + own]);
+                ds[r * sr + own..r * sr + seen].fill(0.0);
             }
             rows_by_rows::<S, MR, NV>(
                 ds.as_ptr(),
-                kp,
+                sr,
                 1,
                 rows,
                 seen,
@@ -262,8 +274,8 @@ pub unsafe fn backward<S: Simd, const MR: usize, const NV: usize>(
                 h.q_row,
                 false,
             );
-            rows_by_rows::<S, MR, NV>(ds.as_ptr(), 1, kp, seen, rows, qr, h.hd, hp, g.dk, h.hd, true);
-            rows_by_rows::<S, MR, NV>(p.as_ptr(), 1, kp, seen, rows, dor, h.hd, hp, g.dv, h.hd, true);
+            rows_by_rows::<S, MR, NV>(ds.as_ptr(), 1, sr, seen, rows, qr, h.hd, hp, g.dk, h.hd, true);
+            rows_by_rows::<S, MR, NV>(p.as_ptr(), 1, sr, seen, rows, dor, h.hd, hp, g.dv, h.hd, true);
         }
     }
 }

@@ -102,41 +102,44 @@ pub unsafe fn nt_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: u
     unsafe {
         match it.x {
             Rows::F32(x) => nt_f32::<S, F_MR, NV>(it, x, n0, scratch),
-            Rows::Int8(acts) => {
-                let c = S::class(it.w.dtype());
-                let g16 = it.w.dtype().group_len() == 16;
-                match (g16, c.bias, c.start_at_sum, c.acc16) {
-                    (false, false, true, _) => {
-                        nt_int8::<S, I_MR, NV, 32, false, true, 0>(it, acts, c, n0, scratch)
-                    }
-                    (false, true, true, _) => {
-                        nt_int8::<S, I_MR, NV, 32, true, true, 0>(it, acts, c, n0, scratch)
-                    }
-                    (true, false, true, _) => {
-                        nt_int8::<S, I_MR, NV, 16, false, true, 0>(it, acts, c, n0, scratch)
-                    }
-                    (true, true, true, _) => {
-                        nt_int8::<S, I_MR, NV, 16, true, true, 0>(it, acts, c, n0, scratch)
-                    }
-                    (false, _, false, 8) => {
-                        nt_int8::<S, I_MR, NV, 32, true, false, 8>(it, acts, c, n0, scratch)
-                    }
-                    (false, _, false, 4) => {
-                        nt_int8::<S, I_MR, NV, 32, true, false, 4>(it, acts, c, n0, scratch)
-                    }
-                    (false, false, false, 1) => {
-                        nt_int8::<S, I_MR, NV, 32, false, false, 1>(it, acts, c, n0, scratch)
-                    }
-                    (true, _, false, 8) => {
-                        nt_int8::<S, I_MR, NV, 16, true, false, 8>(it, acts, c, n0, scratch)
-                    }
-                    (true, _, false, 2) => {
-                        nt_int8::<S, I_MR, NV, 16, true, false, 2>(it, acts, c, n0, scratch)
-                    }
-                    _ => unreachable!("no integer tile for {} on this ISA", it.w.dtype().name()),
-                }
-            }
+            Rows::Int8(acts) => nt_class::<S, I_MR, NV>(it, acts, n0, scratch),
         }
+    }
+}
+
+/// The integer tile of the class that the ISA gives W's type.
+#[inline(always)]
+unsafe fn nt_class<S: Simd, const MR: usize, const NV: usize>(
+    it: &NtItem<'_>,
+    acts: QuantActs<'_>,
+    n0: usize,
+    scratch: &mut [f32],
+) {
+    let c = S::class(it.w.dtype());
+    macro_rules! tile {
+        ($group:literal, $bias:literal, $start:literal, $acc16:literal) => {
+            // SAFETY: the caller's contract, passed on.
+            unsafe { nt_int8::<S, MR, NV, $group, $bias, $start, $acc16>(it, acts, c, n0, scratch) }
+        };
+    }
+    match (it.w.dtype().group_len(), c.bias, c.start_at_sum, c.acc16) {
+        (32, false, true, _) => tile!(32, false, true, 0),
+        (32, true, true, _) => tile!(32, true, true, 0),
+        (16, false, true, _) => tile!(16, false, true, 0),
+        (16, true, true, _) => tile!(16, true, true, 0),
+        (32, false, false, 0) => tile!(32, false, false, 0),
+        (32, true, false, 0) => tile!(32, true, false, 0),
+        (16, false, false, 0) => tile!(16, false, false, 0),
+        (16, true, false, 0) => tile!(16, true, false, 0),
+        (32, false, false, 1) => tile!(32, false, false, 1),
+        (32, false, false, 2) => tile!(32, false, false, 2),
+        (32, true, false, 4) => tile!(32, true, false, 4),
+        (32, false, false, 8) => tile!(32, false, false, 8),
+        (32, true, false, 8) => tile!(32, true, false, 8),
+        (16, true, false, 2) => tile!(16, true, false, 2),
+        (16, false, false, 8) => tile!(16, false, false, 8),
+        (16, true, false, 8) => tile!(16, true, false, 8),
+        _ => unreachable!("no integer tile for {} on this ISA", it.w.dtype().name()),
     }
 }
 
@@ -280,7 +283,11 @@ unsafe fn pack_codes<S: Simd, const NV: usize, const G: usize, const BIAS: bool>
             transpose_rows::<S>(row_bias, groups, rows, &mut bias[j0..], nr);
         }
         transpose_rows::<S>(row_scale, groups, rows, &mut scale[j0..], nr);
-        transpose_rows::<S>(row_codes, k / 4, rows, &mut codes[j0..], nr);
+        if S::CODES_TOGETHER == 8 {
+            transpose_pairs(row_codes, k / 8, rows, &mut codes[2 * j0..], nr);
+        } else {
+            transpose_rows::<S>(row_codes, k / 4, rows, &mut codes[j0..], nr);
+        }
     }
     CodePanel { codes: codes.as_ptr().cast(), scale: scale.as_ptr(), bias: bias.as_ptr() }
 }
@@ -299,6 +306,19 @@ fn transpose_rows<S: Simd>(src: &[f32], cols: usize, rows: usize, dst: &mut [f32
         for j in 0..rows {
             // SAFETY: as above.
             unsafe { *dst.get_unchecked_mut(c * dst_row + j) = *src.get_unchecked(j * cols + c) };
+        }
+    }
+}
+
+/// dst[c·dst_row + j] = src[j·cols + c], of pairs of words.
+#[inline(always)]
+fn transpose_pairs(src: &[f32], cols: usize, rows: usize, dst: &mut [f32], dst_row: usize) {
+    assert!(src.len() >= 2 * rows * cols && (cols == 0 || dst.len() >= 2 * ((cols - 1) * dst_row + rows)));
+    let (from, to) = (src.as_ptr().cast::<u64>(), dst.as_mut_ptr().cast::<u64>());
+    for j in 0..rows {
+        for c in 0..cols {
+            // SAFETY: both pairs lie within their slices, as asserted; any bits are two words.
+            unsafe { to.add(c * dst_row + j).write_unaligned(from.add(j * cols + c).read_unaligned()) };
         }
     }
 }
@@ -362,8 +382,16 @@ pub unsafe fn nn_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: u
     unsafe {
         match it.dy {
             Rows::F32(dy) => nn_f32::<S, F_MR, NV>(it, dy, c0, valid, low, scratch),
-            Rows::Int8(dy) if S::INT8_GRADIENT => nn_int8::<S, I_MR, NV, true, 0>(it, dy, c0, low, scratch),
-            Rows::Int8(dy) => nn_int8::<S, I_MR, NV, false, 1>(it, dy, c0, low, scratch),
+            Rows::Int8(dy) => {
+                // The codes made here use all eight bits, as Q8_0's do.
+                let c = S::class(DType::Q8_0);
+                match (c.start_at_sum, c.acc16) {
+                    (true, _) => nn_int8::<S, I_MR, NV, true, 0>(it, dy, c0, low, scratch),
+                    (false, 0) => nn_int8::<S, I_MR, NV, false, 0>(it, dy, c0, low, scratch),
+                    (false, 2) => nn_int8::<S, I_MR, NV, false, 2>(it, dy, c0, low, scratch),
+                    (false, _) => nn_int8::<S, I_MR, NV, false, 1>(it, dy, c0, low, scratch),
+                }
+            }
         }
     }
 }
@@ -525,7 +553,8 @@ unsafe fn quantize_columns<S: Simd, const NV: usize>(group: *const f32, codes: *
                     S::mul(S::load(row.add(2 * NN_STRIP)), inv),
                     S::mul(S::load(row.add(3 * NN_STRIP)), inv),
                 ];
-                S::store_quads(codes.add((q * NV + v) * S::LANES * 4), rows);
+                let t = S::CODES_TOGETHER / 4;
+                S::store_quads(codes.add(((q / t * NV + v) * S::LANES * t + q % t) * 4), rows);
             }
         }
     }

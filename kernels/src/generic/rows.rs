@@ -15,18 +15,19 @@ macro_rules! vectors {
     }};
 }
 
-/// Σ x².
+/// Σ x², accumulated in f64 as ggml does: every activation of the layer hangs on it.
 #[inline(always)]
-unsafe fn sum_squares<S: Simd>(x: &[f32]) -> f32 {
-    // SAFETY: loads stay below x.len().
-    unsafe {
-        let mut acc = S::zero();
-        let done = vectors!(S, x.len(), i, {
-            let v = S::load(x.as_ptr().add(i));
-            acc = S::fma(v, v, acc);
-        });
-        S::sum(acc) + x[done..].iter().map(|v| v * v).sum::<f32>()
+fn sum_squares(x: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0f64; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for i in 0..LANES {
+            sums[i] += f64::from(x[i] * x[i]);
+        }
     }
+    let rest: f64 = rest.iter().map(|v| f64::from(v * v)).sum();
+    (sums.iter().sum::<f64>() + rest) as f32
 }
 
 /// y = x / sqrt(mean(x²) + eps) · w.
@@ -37,7 +38,7 @@ unsafe fn sum_squares<S: Simd>(x: &[f32]) -> f32 {
 pub unsafe fn rmsnorm_row<S: Simd>(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
     // SAFETY: the caller's contract.
     unsafe {
-        let inv = 1.0 / libm::sqrtf(sum_squares::<S>(x) / x.len() as f32 + eps);
+        let inv = 1.0 / libm::sqrtf(sum_squares(x) / x.len() as f32 + eps);
         let done = vectors!(S, x.len(), i, {
             let v = S::mul(S::load(x.as_ptr().add(i)), S::splat(inv));
             S::store(y.as_mut_ptr().add(i), S::mul(v, S::load(w.as_ptr().add(i))));
@@ -57,7 +58,7 @@ pub unsafe fn rmsnorm_bwd_row<S: Simd>(x: &[f32], w: &[f32], eps: f32, dy: &[f32
     // SAFETY: the caller's contract.
     unsafe {
         let d = x.len() as f32;
-        let inv = 1.0 / libm::sqrtf(sum_squares::<S>(x) / d + eps);
+        let inv = 1.0 / libm::sqrtf(sum_squares(x) / d + eps);
         let mut acc = S::zero();
         let done = vectors!(S, x.len(), i, {
             let g = S::mul(S::load(dy.as_ptr().add(i)), S::load(w.as_ptr().add(i)));
@@ -79,45 +80,92 @@ pub unsafe fn rmsnorm_bwd_row<S: Simd>(x: &[f32], w: &[f32], eps: f32, dy: &[f32
     }
 }
 
-/// Quantizes one row to int8 in blocks of 32: scale = max|x| / 127, codes rounded to nearest even.
+/// Quantizes one row to int8 in blocks of 32: scale = max|x| / 127, codes rounded to nearest even. With
+/// `halves`, the sums of 16 are written too, which only types with groups of 16 read.
 ///
 /// # Safety
 /// `x.len()` is a multiple of 32, `t` is that row's storage; S's features are present.
 #[inline(always)]
-pub unsafe fn quantize_row<S: Simd>(x: &[f32], t: RowTarget) {
-    // SAFETY: the caller's contract.
+pub unsafe fn quantize_row<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
+    for (i, x) in x.chunks(32 * S::LANES).enumerate() {
+        // SAFETY: the caller's contract; the storage of later blocks follows that of earlier ones.
+        unsafe { quantize_blocks::<S>(x, halves, t.blocks(i * S::LANES)) };
+    }
+}
+
+/// A smaller largest element counts as this one, so that 127 over it stays finite.
+pub const AMAX_LEAST: f32 = 1e-30;
+
+/// Up to LANES blocks, so that what is computed once a block fills a vector.
+#[inline(always)]
+unsafe fn quantize_blocks<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
+    let (n, lanes) = (x.len() / 32, S::LANES);
+    let mut first = [0.0f32; 256];
+    let mut second = [0.0f32; 256];
+    let (mut scale, mut inverse, mut sums) = ([0.0f32; 16], [0.0f32; 16], [[0.0f32; 16]; 2]);
+    // SAFETY: loads and stores stay within x, within LANES rows of LANES in the buffers, and within the
+    // storage of n blocks; sums of 32 codes are small integers.
     unsafe {
-        for b in 0..x.len() / 32 {
-            let p = x.as_ptr().add(b * 32);
-            let mut top = S::zero();
-            for i in (0..32).step_by(S::LANES) {
-                top = S::max(top, S::abs(S::load(p.add(i))));
+        for i in 0..n {
+            let p = x.as_ptr().add(32 * i);
+            let mut top = S::abs(S::load(p));
+            for j in (lanes..32).step_by(lanes) {
+                top = S::max(top, S::abs(S::load(p.add(j))));
             }
-            let amax = S::hmax(top);
-            let scale = amax / 127.0;
-            // Below, 127 / amax would overflow: such blocks, deep in a softmax's tail, count as zero.
-            let inv = if amax > 1e-36 { 127.0 / amax } else { 0.0 };
-            let codes = t.codes.add(b * t.tile * 32);
-            let mut half = [0.0f32; 2];
-            for h in 0..2 {
-                let mut acc = S::zero();
-                for i in (h * 16..h * 16 + 16).step_by(S::LANES) {
-                    let q = S::round(S::mul(S::load(p.add(i)), S::splat(inv)));
-                    S::store_i8(codes.add(i), q);
-                    acc = S::add(acc, q);
-                }
-                half[h] = S::sum(acc);
-            }
-            let at = b * t.tile;
-            *t.scale.add(at) = scale;
-            for h in 0..2 {
-                let at = (2 * b + h) * t.tile;
-                *t.bias_sum16.add(at) = scale * half[h];
-                *t.start16.add(at) = -128 * half[h] as i32;
-            }
-            *t.bias_sum32.add(at) = scale * (half[0] + half[1]);
-            *t.start32.add(at) = -128 * (half[0] + half[1]) as i32;
+            S::store(first.as_mut_ptr().add(i * lanes), top);
         }
+        let top = S::max(across::<S, true>(&first), S::splat(AMAX_LEAST));
+        S::store(scale.as_mut_ptr(), S::div(top, S::splat(127.0)));
+        S::store(inverse.as_mut_ptr(), S::div(S::splat(127.0), top));
+        for i in 0..n {
+            let (p, codes) = (x.as_ptr().add(32 * i), t.codes.add(32 * i * t.tile));
+            let inverse = S::splat(inverse[i]);
+            let mut sum = [S::zero(); 2];
+            for h in 0..2 {
+                for j in (16 * h..16 * h + 16).step_by(lanes) {
+                    let q = S::round(S::mul(S::load(p.add(j)), inverse));
+                    S::store_i8(codes.add(j), q);
+                    sum[h] = S::add(sum[h], q);
+                }
+            }
+            if halves {
+                S::store(second.as_mut_ptr().add(i * lanes), sum[1]);
+            } else {
+                sum[0] = S::add(sum[0], sum[1]);
+            }
+            S::store(first.as_mut_ptr().add(i * lanes), sum[0]);
+        }
+        S::store(sums[0].as_mut_ptr(), across::<S, false>(&first));
+        if halves {
+            S::store(sums[1].as_mut_ptr(), across::<S, false>(&second));
+        }
+        for i in 0..n {
+            let (at, sum) = (i * t.tile, sums[0][i] + sums[1][i]);
+            *t.scale.add(at) = scale[i];
+            *t.bias_sum32.add(at) = scale[i] * sum;
+            *t.start32.add(at) = -128 * sum.to_int_unchecked::<i32>();
+            for h in 0..if halves { 2 } else { 0 } {
+                let at = (2 * i + h) * t.tile;
+                *t.bias_sum16.add(at) = scale[i] * sums[h][i];
+                *t.start16.add(at) = -128 * sums[h][i].to_int_unchecked::<i32>();
+            }
+        }
+    }
+}
+
+/// Lane i: the largest element, or the sum, of row i of LANES × LANES.
+#[inline(always)]
+unsafe fn across<S: Simd, const MAX: bool>(rows: &[f32; 256]) -> S::F {
+    let mut columns = [0.0f32; 256];
+    // SAFETY: S's features are present where any kernel of S runs; LANES² is at most 256.
+    unsafe {
+        S::transpose(rows.as_ptr(), S::LANES, columns.as_mut_ptr(), S::LANES);
+        let mut all = S::load(columns.as_ptr());
+        for j in 1..S::LANES {
+            let column = S::load(columns.as_ptr().add(j * S::LANES));
+            all = if MAX { S::max(all, column) } else { S::add(all, column) };
+        }
+        all
     }
 }
 

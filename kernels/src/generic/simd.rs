@@ -61,6 +61,18 @@ pub trait Simd: Copy {
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
     /// a · b + c, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// acc[m][v] += Σ a[m][i] · b[i·b_row + v·LANES ..] over as many leading steps i < k as the ISA
+    /// takes several at once; gives their number.
+    #[inline(always)]
+    unsafe fn fma_steps<const MR: usize, const NV: usize>(
+        _acc: &mut [[Self::F; NV]; MR],
+        _k: usize,
+        _a: &[*const f32; MR],
+        _b: *const f32,
+        _b_row: usize,
+    ) -> usize {
+        0
+    }
     /// Larger of each lane.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// Smaller of each lane.
@@ -86,21 +98,25 @@ pub trait Simd: Copy {
 
     /// All lanes `x`.
     unsafe fn splat_i32(x: i32) -> Self::I;
-    /// i32 to f32.
+    /// Where integer sums start.
+    const SUMS_START: i32 = 0;
+    /// Integer sums (below 2^22, started at `SUMS_START`) to f32, exactly.
     unsafe fn to_f32(a: Self::I) -> Self::F;
     /// Rounds lanes (within −127..=127) to i8 and stores `LANES` bytes.
     unsafe fn store_i8(p: *mut i8, v: Self::F);
 
     /// Whether the integer tile beats f32 for 8-bit codes, so that int8 input gradients pay.
     const INT8_GRADIENT: bool;
-    /// Packs four rows of codes (integral, within −127..=127) as `LANES` quads of bytes, the offset
-    /// of 8-bit classes applied.
+    /// Successive codes of one column that lie together in a panel: 4, or 8 for a matrix instruction.
+    const CODES_TOGETHER: usize = 4;
+    /// Rounds and packs four rows of codes (within −127..=127) as `LANES` quads of bytes, one every
+    /// `CODES_TOGETHER` bytes, the offset of 8-bit classes applied.
     unsafe fn store_quads(p: *mut u8, rows: [Self::F; 4]);
 
     /// Adds products of `q` quads to the accumulators.
     ///
-    /// `codes` is `[q][NV·LANES][4]` bytes with the class's offset applied; `x[m]` points at 4·q
-    /// signed activation codes of row m. `ACC16` is the class's `acc16`.
+    /// `codes` is `[4·q/C][NV·LANES][C]` bytes, C being `CODES_TOGETHER`, with the class's offset
+    /// applied; `x[m]` points at 4·q signed activation codes of row m. `ACC16` is the class's `acc16`.
     unsafe fn dot_quads<const MR: usize, const NV: usize, const ACC16: usize>(
         acc: &mut [[Self::I; NV]; MR],
         q: usize,

@@ -31,7 +31,8 @@ pub unsafe fn f32_tile<S: Simd, const MR: usize, const NV: usize>(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        for i in 0..k {
+        let done = if a_step == 1 { S::fma_steps::<MR, NV>(acc, k, a, b, b_row) } else { 0 };
+        for i in done..k {
             let bp = b.add(i * b_row);
             let mut bv = [S::zero(); NV];
             for v in 0..NV {
@@ -63,7 +64,7 @@ pub struct ActTile {
 /// A packed strip of NV·LANES weight rows.
 #[derive(Clone, Copy)]
 pub struct CodePanel {
-    /// `[k/4][NR][4]` codes.
+    /// `[k/C][NR][C]` codes, C being the ISA's `CODES_TOGETHER`.
     pub codes: *const u8,
     /// `[k/G][NR]`.
     pub scale: *const f32,
@@ -94,10 +95,10 @@ pub unsafe fn int8_tile<
     unsafe {
         let nr = NV * S::LANES;
         for g in 0..k / G {
-            let mut ints = [[S::splat_i32(0); NV]; MR];
+            let mut ints = [[S::splat_i32(S::SUMS_START); NV]; MR];
             if START {
                 for m in 0..MR {
-                    ints[m] = [S::splat_i32(*x.start.add(g * MR + m)); NV];
+                    ints[m] = [S::splat_i32(S::SUMS_START + *x.start.add(g * MR + m)); NV];
                 }
             }
             let block = g * G / 32;

@@ -3,6 +3,7 @@
 use super::decode::dequantize;
 use crate::acts::QuantActs;
 use crate::generic::adamw::AdamWStep;
+use crate::generic::rows::AMAX_LEAST;
 use crate::generic::rows::SoftmaxState;
 use crate::view::QMatrix;
 
@@ -119,10 +120,9 @@ pub fn skinny_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, out: &mut [
 /// Quantizes one row to int8 in blocks of 32 (scale = max|x| / 127).
 pub fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
     for (b, block) in x.chunks_exact(32).enumerate() {
-        let amax = block.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+        let amax = block.iter().fold(AMAX_LEAST, |a, v| a.max(v.abs()));
         scale[b] = amax / 127.0;
-        // Below, 127 / amax would overflow: such blocks count as zero.
-        let inv = if amax > 1e-36 { 127.0 / amax } else { 0.0 };
+        let inv = 127.0 / amax;
         for (i, v) in block.iter().enumerate() {
             codes[b * 32 + i] = libm::rintf(v * inv) as i8;
         }
@@ -148,7 +148,7 @@ pub fn rmsnorm_bwd_row(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32
 }
 
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+    let mean = x.iter().map(|v| f64::from(v * v)).sum::<f64>() as f32 / x.len() as f32;
     1.0 / libm::sqrtf(mean + eps)
 }
 

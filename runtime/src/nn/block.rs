@@ -229,7 +229,7 @@ pub fn attention_part(
     ctx.kernels.rope(&mut q[..mq], c.n_heads, c.head_dim, ctx.rope, half, pos, false);
     ctx.kernels.rope(&mut k[..mkv], c.n_kv_heads, c.head_dim, ctx.rope, half, pos, false);
     attention(ctx, rows, q, k, v, att, lse, keys, scratch.kernel);
-    x2[..md].copy_from_slice(x);
+    ctx.kernels.copy(x, c.d_model, &mut x2[..md]);
     linear::forward(
         ctx,
         m,
@@ -330,7 +330,7 @@ pub fn forward(
     second_norm(ctx, w, m * c.d_model, b);
     gate_up_part(ctx, w, pairs, m, b, dropout);
     activation(ctx, m * c.d_ff, b);
-    y.copy_from_slice(&b.attention.x2[..m * c.d_model]);
+    ctx.kernels.copy(&b.attention.x2[..m * c.d_model], c.d_model, y);
     let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
     let down = layer(w, pairs, Proj::Down, &mut b.mlp.low[2], y, true);
     linear::forward(ctx, m, &b.h[..m * c.d_ff], &mut [down], dropout.at(3), &mut scratch);

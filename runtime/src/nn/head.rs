@@ -148,7 +148,8 @@ fn run_chunks(
     let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
     let forward_words = if int8 { acts_words(r, d) } else { 0 };
     let (forward_acts, gradient_acts) = b.acts.split_at_mut(forward_words);
-    let acts = int8.then(|| ctx.kernels.quantize(&b.n[..r * d], r, d, forward_acts));
+    let acts =
+        int8.then(|| ctx.kernels.quantize(&b.n[..r * d], r, d, w.w.dtype().group_len() == 16, forward_acts));
     for first in (0..vocab).step_by(VOCAB_CHUNK) {
         let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
         let logits = &mut b.logits[..r * part.rows()];
@@ -205,7 +206,7 @@ pub fn logits(
     ctx.kernels.rmsnorm(x, w.norm, ctx.config.rms_eps, &mut b.n[..d]);
     let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
     let rows = if int8 {
-        Rows::Int8(ctx.kernels.quantize(&b.n[..d], 1, d, &mut b.acts))
+        Rows::Int8(ctx.kernels.quantize(&b.n[..d], 1, d, w.w.dtype().group_len() == 16, &mut b.acts))
     } else {
         Rows::F32(&b.n[..d])
     };

@@ -51,9 +51,10 @@ pub fn forward(
             );
         }
     }
+    let halves = layers.iter().any(|l| l.w.dtype().group_len() == 16);
     let any_blocks = layers.iter().any(|l| !l.w.dtype().is_float());
-    let acts =
-        (ctx.precision == Precision::Int8 && any_blocks).then(|| ctx.kernels.quantize(x, m, k, scratch.acts));
+    let acts = (ctx.precision == Precision::Int8 && any_blocks)
+        .then(|| ctx.kernels.quantize(x, m, k, halves, scratch.acts));
     let mut ops = layers.iter_mut().map(|l| nt_op(l, m, x, acts));
     match (ops.next(), ops.next(), ops.next()) {
         (Some(a), Some(b), Some(c)) => ctx.kernels.qgemm_nt(m, &mut [a, b, c], scratch.kernel),

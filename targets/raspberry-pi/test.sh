@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Builds the workspace's tests for 64-bit ARM once and runs them on emulated cores: the Pi 4's
+# (cortex-a72: NEON alone), the Pi 5's (cortex-a76: dot products), and one with everything (max: int8
+# matrix products). Uses rustup's target where it is installed, and toolchain.sh's Rust elsewhere.
+#
+#   targets/raspberry-pi/test.sh [CPU ...]
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$(git -C "$here" rev-parse --show-toplevel)"
+cpus=("$@")
+[[ ${#cpus[@]} -gt 0 ]] || cpus=(cortex-a72 cortex-a76 max)
+
+target=aarch64-unknown-linux-gnu
+base=${CARGO_TARGET_DIR:-$PWD/target}
+if [[ ! -d $(rustc --print target-libdir --target $target) ]]; then
+  # shellcheck source=/dev/null
+  . "$(ENGRAFT_ARM_TOOLCHAIN=${ENGRAFT_ARM_TOOLCHAIN:-$base/arm-toolchain} "$here/toolchain.sh")"
+fi
+# A folder of its own: another compiler's products would be rebuilt at every change between the two.
+export CARGO_TARGET_DIR=$base/arm
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+# Static: no loader to find for the emulator, and one file that runs on any Pi.
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static'
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
+
+step() {
+  printf '\n== %s\n' "$*"
+  "$@"
+}
+
+# The command line itself: a test that starts it as another program would need the host's kernel to
+# know ARM, so the emulator is named here.
+smoke() {
+  local engraft=$CARGO_TARGET_DIR/$target/debug/engraft model=targets/cli/seedling.gguf folder
+  folder=$(mktemp -d)
+  step qemu-aarch64 "$engraft" --version
+  step qemu-aarch64 "$engraft" plan --model "$model"
+  step qemu-aarch64 "$engraft" train --model "$model" --data targets/cli/demo/private_train.jsonl \
+    --iters 2 --threads 2 --adapter-path "$folder/adapter"
+  rm -rf "$folder"
+}
+
+step cargo test --target $target --workspace --no-run
+step cargo build --target $target -p engraft
+for cpu in "${cpus[@]}"; do
+  export QEMU_CPU=$cpu
+  printf '\n==== %s\n' "$cpu"
+  step cargo test --target $target -p engraft-kernels
+  step cargo test --target $target -p engraft-codec
+  step cargo test --target $target -p engraft-runtime
+  smoke
+done
+printf '\nPassed on: %s. Left out under emulation: the tests of the command line (they start it as a\n' "${cpus[*]}"
+printf 'program of its own; its smoke run stands in) and tests/tidy.rs, which reads sources only.\n'

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# A cross toolchain for 64-bit ARM Linux on a Debian 12 (x86-64) machine where rustup can't fetch a
+# target: Debian's own newer Rust for both architectures, unpacked into a folder and never installed.
+# Prints the path of a file to source. Running it again does nothing that is already done.
+#
+#   ENGRAFT_ARM_TOOLCHAIN   where to (default: arm-toolchain in cargo's target folder)
+set -euo pipefail
+repository=$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)
+folder=${ENGRAFT_ARM_TOOLCHAIN:-${CARGO_TARGET_DIR:-$repository/target}/arm-toolchain}
+
+packages=(
+  rustc-web cargo-web rust-web-src libstd-rust-web-1.96:amd64 libstd-rust-web-dev:amd64
+  libstd-rust-web-dev:arm64 libllvm22 libgit2-1.5 libhttp-parser2.9 libmbedcrypto7 libmbedtls14
+  libmbedx509-1
+)
+
+say() { printf '%s\n' "$*" >&2; }
+
+# The C compiler links, and QEMU runs what was built; both are ordinary packages of the host.
+install_host_tools() {
+  local missing=()
+  command -v aarch64-linux-gnu-gcc >/dev/null || missing+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+  command -v qemu-aarch64 >/dev/null || missing+=(qemu-user)
+  [[ ${#missing[@]} -eq 0 ]] && return
+  if [[ $(id -u) -ne 0 ]]; then
+    say "as root, run: apt-get install --no-install-recommends ${missing[*]}"
+    return 1
+  fi
+  say "installing ${missing[*]}"
+  apt-get update -qq >&2
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# An apt view of its own with both architectures, over the machine's own sources: adding a foreign
+# architecture to the host would bring a second libc in the linker's way.
+private_apt() {
+  local apt=$folder/apt
+  mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
+  : >"$apt/status"
+  cat >"$apt/apt.conf" <<CONF
+APT::Architectures { "amd64"; "arm64"; };
+APT::Sandbox::User "root";
+Dir::State "$apt/state";
+Dir::State::status "$apt/status";
+Dir::Cache "$apt/cache";
+CONF
+  APT_CONFIG=$apt/apt.conf apt-get "$@"
+}
+
+unpack_rust() {
+  local debs=$folder/debs
+  mkdir -p "$debs"
+  say "fetching Debian's Rust for amd64 and arm64"
+  private_apt update -qq >&2
+  (cd "$debs" && private_apt download -qq "${packages[@]}" >&2)
+  rm -rf "$folder/unpacked"
+  mkdir -p "$folder/unpacked"
+  for deb in "$debs"/*.deb; do
+    dpkg -x "$deb" "$folder/unpacked"
+  done
+  rm -rf "$debs" "$folder/apt"
+}
+
+# The unpacked programs need their libraries named; nothing else about them changes.
+write_wrappers() {
+  mkdir -p "$folder/bin"
+  for tool in cargo rustc rustdoc; do
+    cat >"$folder/bin/$tool" <<WRAPPER
+#!/bin/sh
+LD_LIBRARY_PATH="$folder/unpacked/usr/lib/x86_64-linux-gnu" exec "$folder/unpacked/usr/bin/$tool" "\$@"
+WRAPPER
+    chmod +x "$folder/bin/$tool"
+  done
+  cat >"$folder/env.sh" <<ENV
+export PATH="$folder/bin:\$PATH" RUSTC="$folder/bin/rustc" RUSTDOC="$folder/bin/rustdoc"
+unset RUSTUP_TOOLCHAIN RUSTC_WRAPPER
+ENV
+}
+
+[[ $(dpkg --print-architecture) == amd64 ]] || { say "this recipe is for Debian on x86-64"; exit 1; }
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+install_host_tools
+if [[ ! -e $folder/complete ]]; then
+  unpack_rust
+  write_wrappers
+  "$folder/bin/rustc" --version >&2
+  touch "$folder/complete"
+fi
+printf '%s\n' "$folder/env.sh"
