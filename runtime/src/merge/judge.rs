@@ -42,13 +42,12 @@ impl Judgement {
         self.nll_merged - self.nll_adapter
     }
 
-    /// Whether most of what the adapter does is gone: of its gain, or, where this text shows none, of
-    /// its effect on the distribution.
+    /// Whether most of what the adapter does is gone: of its gain, where this text shows one; or of its
+    /// effect, when the merged model is no nearer to the adapted one than the base alone is. The second
+    /// also catches a faint adapter whose small gain is within the luck of storing.
     pub fn is_lost(&self) -> bool {
-        match self.gain() > 0.0 {
-            true => self.loss() > 0.5 * self.gain(),
-            false => self.kl_merged > 0.5 * self.kl_base,
-        }
+        let gone = self.gain() > 0.0 && self.loss() > 0.5 * self.gain();
+        gone || self.kl_merged >= self.kl_base
     }
 }
 
@@ -196,8 +195,8 @@ mod tests {
             kl_merged,
             kl_base: 0.2,
         };
-        assert!(!at(2.85, 9.0).is_lost() && at(2.95, 0.0).is_lost());
+        assert!(!at(2.85, 0.1).is_lost() && at(2.85, 0.3).is_lost() && at(2.95, 0.0).is_lost());
         let harmful = |kl_merged| Judgement { nll_adapter: 3.1, ..at(3.0, kl_merged) };
-        assert!(!harmful(0.05).is_lost() && harmful(0.15).is_lost());
+        assert!(!harmful(0.15).is_lost() && harmful(0.25).is_lost());
     }
 }
