@@ -49,10 +49,12 @@ fn model_like(folder: &Path) -> String {
 fn the_verbs_are_listed() {
     let output = engraft(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for word in ["plan", "train", "generate", "eval", "demo", "bench", "Exit codes"] {
+    for word in
+        ["plan", "train", "generate", "eval", "import", "export", "merge", "demo", "bench", "Exit codes"]
+    {
         assert!(stdout(&output).contains(word), "{word}");
     }
-    for verb in ["plan", "train", "generate", "eval", "demo", "bench"] {
+    for verb in ["plan", "train", "generate", "eval", "import", "export", "merge", "demo", "bench"] {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");
     }
 }
@@ -326,6 +328,9 @@ fn assert_adapters_are_checked(folder: &Path, adapter: &str, generate: &[&str]) 
         assert_refused(&[arguments, &["--lora", adapter]].concat(), 6, kind, &[word]);
     };
     with(&elsewhere, adapter, "base_mismatch", "another base");
+    let forced = engraft(&[&elsewhere[..], &["--lora", adapter, "--force-base"]].concat());
+    assert_eq!(forced.status.code(), Some(0), "{}", stderr(&forced));
+    assert!(stderr(&forced).contains("--force-base") && stderr(&forced).contains("another base"));
 
     let mut bytes = std::fs::read(Path::new(adapter).join("adapter.engraft")).expect("reading");
     let middle = bytes.len() / 2;
@@ -336,6 +341,96 @@ fn assert_adapters_are_checked(folder: &Path, adapter: &str, generate: &[&str]) 
     std::fs::write(&damaged, &bytes[..middle]).expect("writing");
     with(generate, &damaged, "corrupt", "damaged.engraft");
     with(generate, &seedling(), "corrupt", "seedling.gguf");
+}
+
+/// A file of the goldens that PEFT wrote.
+fn golden(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peft/golden").join(name).display().to_string()
+}
+
+#[test]
+fn adapters_travel_in_and_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (base, ours, file, again) = (golden("base.gguf"), path("ours"), path("a.gguf"), path("again"));
+    let import = ["import", "-m", &base, "--adapter-path", &ours, "--from"];
+    let taken = result_of(&[&import[..], &[&golden("lora")]].concat());
+    assert_keys(&taken, &["format", "modules", "rank", "alpha", "base", "warnings", "adapter"]);
+    assert_eq!(
+        (&taken["format"], &taken["modules"], &taken["alpha"]),
+        (&"peft".into(), &14.into(), &6.0.into())
+    );
+    let export = ["export", "-m", &base, "--lora", &ours, "--format"];
+    let written = result_of(&[&export[..], &["gguf", "-o", &file]].concat());
+    assert_keys(&written, &["format", "modules", "output"]);
+    let back = result_of(&["import", "-m", &base, "--adapter-path", &again, "--from", &file]);
+    assert_eq!(back["format"], "gguf");
+    let bytes = |folder: &str| std::fs::read(Path::new(folder).join("adapter.engraft")).expect("reading");
+    assert_eq!(bytes(&ours), bytes(&again));
+    result_of(&[&export[..], &["peft", "-o", &path("peft"), "--base-name", "some/base"]].concat());
+    result_of(&["import", "-m", &base, "--adapter-path", &again, "--from", &path("peft")]);
+    assert_eq!(bytes(&ours), bytes(&again));
+
+    let into = |from: &str, kind: &str, words: &[&str]| {
+        assert_refused(
+            &["import", "-m", &base, "--adapter-path", &path("no"), "--from", from],
+            6,
+            kind,
+            words,
+        );
+    };
+    into(&golden("dora"), "unsupported", &["dora", "DoRA"]);
+    into(&base, "unsupported", &["base.gguf", "a model"]);
+    into(&path("ours/adapter.engraft"), "unsupported", &["no GGUF"]);
+    let tensors = folder.path().join("peft/adapter_model.safetensors");
+    let good = std::fs::read(&tensors).expect("reading");
+    std::fs::write(&tensors, &good[..good.len() - 1]).expect("writing");
+    into(&path("peft"), "corrupt", &["adapter_model.safetensors", "bytes of data"]);
+    std::fs::write(&tensors, [&good[..good.len() - 4], &f32::NAN.to_le_bytes()].concat()).expect("writing");
+    into(&path("peft"), "corrupt", &["adapter_model.safetensors", "NaN"]);
+    let other = ["import", "-m", &seedling(), "--adapter-path", &path("no"), "--from", &file];
+    assert_refused(&other, 6, "base_mismatch", &["a.gguf", "own base"]);
+    let elsewhere = ["export", "-m", &seedling(), "--lora", &ours, "--format", "gguf", "-o", &file];
+    assert_refused(&elsewhere, 6, "base_mismatch", &["another base"]);
+    assert!(!Path::new(&path("no")).exists(), "nothing is written for what is refused");
+}
+
+#[test]
+fn merging_is_measured_and_refused_where_it_erases() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let (adapter, out) = (path("home"), path("merged.gguf"));
+    let train = ["train", "-m", &model, "--data", &data, "--adapter-path", &adapter, "--iters", "12"];
+    result_of(&[&train[..], &["-b", "4", "-lr", "2e-3", "-t", "2"]].concat());
+    let merge = ["merge", "-m", &model, "--lora", &adapter, "-t", "2", "-o"];
+    let measured = [&merge[..], &[&out, "--data", &data]].concat();
+    let merged = result_of(&[&measured[..], &["--type", "f16"]].concat());
+    assert_keys(&merged, &["output", "bytes", "merged_tensors", "measured", "forced"]);
+    let figures = &merged["measured"];
+    let of = |key: &str| figures[key].as_f64().expect(key);
+    assert!(of("nll_base") - of("nll_adapter") > 0.05, "{figures}");
+    assert!(of("delta_nll").abs() < 0.01 && of("mean_kl") < 0.1 * of("mean_kl_base"), "{figures}");
+    // Alone, the merged model scores as the base with its adapter did.
+    let eval = ["eval", "--data", &data, "-c", "512", "-m"];
+    let alone = result_of(&[&eval[..], &[&out]].concat());
+    assert!((alone["nll"].as_f64().expect("nll") - of("nll_merged")).abs() < 2e-3, "{alone} {figures}");
+
+    // One step at a tiny rate is less than what four bits round away: refused, and the older file stays.
+    let faint = path("faint");
+    let train = ["train", "-m", &model, "--data", &data, "--adapter-path", &faint, "--iters", "1"];
+    result_of(&[&train[..], &["-lr", "1e-5", "-t", "2"]].concat());
+    let coarse = ["merge", "-m", &model, "--lora", &faint, "-o", &out, "--data", &data, "--type", "q4_0"];
+    let before = std::fs::read(&out).expect("the merged model");
+    assert_refused(&coarse, 4, "gate_refused", &["loses most", "--force", "Q8_0"]);
+    assert_eq!(std::fs::read(&out).expect("the merged model"), before);
+    assert_eq!(result_of(&[&coarse[..], &["--force"]].concat())["forced"], true);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("listing").count(), 3, "nothing is left beside");
+    assert_refused(&[&merge[..], &[&out]].concat(), 2, "usage", &["--unmeasured"]);
+    assert_refused(&[&merge[..], &[&model, "--unmeasured"]].concat(), 2, "usage", &["the base itself"]);
+    assert_refused(&[&merge[..], &[&out, "--unmeasured", "--type", "q9"]].concat(), 2, "usage", &["--type"]);
+    let unmeasured = result_of(&[&merge[..], &[&out, "--unmeasured"]].concat());
+    assert!(unmeasured["measured"].is_null());
 }
 
 #[test]

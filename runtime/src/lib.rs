@@ -8,6 +8,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod generate;
+pub mod merge;
 pub mod model;
 pub mod nn;
 pub mod plan;

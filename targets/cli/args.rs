@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
-use crate::verbs::{bench, demo, eval, generate, plan, train};
+use crate::verbs::{bench, demo, eval, export, generate, import, merge, plan, train};
 
 /// Adapt a quantized language model to your own text, on this machine's CPU.
 #[derive(Debug, Parser)]
@@ -39,6 +39,12 @@ pub(crate) enum Verb {
     Generate(generate::Options),
     /// Measure perplexity on a text, or masked loss on held-out data
     Eval(eval::Options),
+    /// Take in an adapter of PEFT, MLX or llama.cpp, and bind it to this model
+    Import(import::Options),
+    /// Write an adapter for PEFT or llama.cpp
+    Export(export::Options),
+    /// Merge an adapter into its model, and measure what that loses
+    Merge(merge::Options),
     /// Teach the built-in model a household's private words, and measure it: no file, no network
     Demo(demo::Options),
     /// Measure this machine in a few seconds: training, reading, generating
@@ -76,7 +82,7 @@ pub(crate) fn command() -> Command {
 
 /// The usage error for a command line with global flags only.
 pub(crate) fn missing_verb() -> anyhow::Error {
-    let message = "a verb is missing: plan, train, generate, eval, demo or bench (see `engraft --help`)";
+    let message = "a verb is missing: plan, train, generate, eval, import, export, merge, demo or bench (see `engraft --help`)";
     command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 

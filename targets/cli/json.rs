@@ -73,6 +73,64 @@ pub(crate) struct Generate {
     pub(crate) tokens_per_s: f64,
 }
 
+/// `engraft import`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Import {
+    /// `peft`, `mlx` or `gguf`.
+    pub(crate) format: &'static str,
+    /// Projections it adapts, over all blocks.
+    pub(crate) modules: usize,
+    pub(crate) rank: usize,
+    pub(crate) alpha: f32,
+    /// Digest of the base it was bound to.
+    pub(crate) base: String,
+    /// What of the adapter was passed over.
+    pub(crate) warnings: Vec<String>,
+    /// Path of the adapter's file.
+    pub(crate) adapter: String,
+}
+
+/// `engraft export`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Export {
+    /// `peft` or `gguf`.
+    pub(crate) format: &'static str,
+    /// Projections it adapts, over all blocks.
+    pub(crate) modules: usize,
+    /// The file or folder.
+    pub(crate) output: String,
+}
+
+/// `engraft merge`. Measures are means over scored tokens, in nats.
+#[derive(Debug, Serialize)]
+pub(crate) struct Merge {
+    /// The merged model's file.
+    pub(crate) output: String,
+    pub(crate) bytes: u64,
+    /// Tensors that were changed.
+    pub(crate) merged_tensors: usize,
+    /// `null` with `--unmeasured`.
+    pub(crate) measured: Option<MergeMeasure>,
+    /// Whether most of the gain was lost, and `--force` kept the file nevertheless.
+    pub(crate) forced: bool,
+}
+
+/// What merging cost.
+#[derive(Debug, Serialize)]
+pub(crate) struct MergeMeasure {
+    pub(crate) tokens: usize,
+    pub(crate) nll_base: f64,
+    /// With the adapter beside the base.
+    pub(crate) nll_adapter: f64,
+    pub(crate) nll_merged: f64,
+    /// `nll_merged - nll_adapter`.
+    pub(crate) delta_nll: f64,
+    /// KL(base with adapter ‖ merged).
+    pub(crate) mean_kl: f64,
+    /// KL(base with adapter ‖ base), for comparison.
+    pub(crate) mean_kl_base: f64,
+}
+
 /// `engraft demo`. Fractions of exactly right answers, 0 to 1.
 #[derive(Debug, Serialize)]
 pub(crate) struct Demo {

@@ -140,6 +140,10 @@ pub(crate) struct AdapterOptions {
     /// An adapter at a scale: 1 is as trained, 0 is off (may be repeated)
     #[arg(long, value_name = "FILE:SCALE", value_parser = scaled_adapter)]
     lora_scaled: Vec<ScaledAdapter>,
+
+    /// Use adapters of another base where their shapes fit: nothing promises that the result makes sense
+    #[arg(long)]
+    pub(crate) force_base: bool,
 }
 
 /// An adapter's file and the factor put on its effect.
@@ -158,11 +162,37 @@ impl AdapterOptions {
         let plain = self.lora.iter().map(|path| (path, 1.0, "--lora"));
         let scaled = self.lora_scaled.iter().map(|a| (&a.path, a.scale, "--lora-scaled"));
         let resolve = |(path, scale, flag): (&PathBuf, f32, &str)| {
-            let path = if stat(path, flag)?.is_dir() { path.join(ADAPTER_FILE) } else { path.clone() };
-            stat(&path, flag)?;
-            Ok(ScaledAdapter { path, scale })
+            Ok(ScaledAdapter { path: adapter_file(path, flag)?, scale })
         };
         plain.chain(scaled).map(resolve).collect()
+    }
+}
+
+/// An adapter's file, which exists: the path itself, or the file in the folder it names.
+///
+/// # Errors
+/// [`ErrorKind::Io`] when it is missing.
+pub(crate) fn adapter_file(path: &Path, flag: &str) -> Result<PathBuf, Error> {
+    let file = if stat(path, flag)?.is_dir() { path.join(ADAPTER_FILE) } else { path.to_path_buf() };
+    stat(&file, flag).map(|_| file)
+}
+
+/// How the numbers of an adapter are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoredAs {
+    /// Exactly
+    #[default]
+    F32,
+    /// Rounded to 11 significant bits, in half the size
+    F16,
+}
+
+impl From<StoredAs> for engraft_runtime::adapter::Precision {
+    fn from(stored: StoredAs) -> Self {
+        match stored {
+            StoredAs::F32 => Self::F32,
+            StoredAs::F16 => Self::F16,
+        }
     }
 }
 

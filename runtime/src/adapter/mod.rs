@@ -1,10 +1,17 @@
 //! LoRA and DoRA adapters: what is adapted and how ([`LoraConfig`]), where each pair lies in the one flat
-//! parameter vector ([`Layout`]), the parameters themselves ([`Adapter`]), and their file.
+//! parameter vector ([`Layout`]), the parameters themselves ([`Adapter`]), and their file; and the
+//! formats of other tools, each to and from an [`exchange::Exchange`].
 
 pub mod config;
+pub mod exchange;
 pub mod file;
+pub mod foreign;
 pub mod gains;
+pub mod gguf_file;
+pub mod mlx;
 pub mod params;
+pub mod peft;
+mod safetensors;
 
 pub use config::{Case, Layout, LoraConfig, Override, RANK_MAX, Slot};
 pub use file::{ADAPTER_FILE, Precision};

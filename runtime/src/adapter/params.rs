@@ -140,7 +140,7 @@ impl Adapter {
         if self.base.digest != *digest {
             let message = format!(
                 "the adapter was trained on another base: {} ({}), and this model is {}; use the GGUF file \
-                 it was trained on, or train again on this one",
+                 it was trained on, train again on this one, or say --force-base",
                 short_hex(&self.base.digest),
                 self.base_name(),
                 short_hex(digest)

@@ -207,6 +207,24 @@ impl Session {
     /// # Errors
     /// `Misuse` for no tokens, more than there is room for, or an id outside the vocabulary.
     pub fn feed(&mut self, ids: &[u32]) -> Result<&mut [f32]> {
+        let mut last = 0;
+        self.read(ids, |_, rows| {
+            last = rows - 1;
+            Ok(())
+        })?;
+        Ok(self.logits_at(last))
+    }
+
+    /// Reads tokens part by part. After each part, `after` may ask [`Session::logits_at`] of its rows;
+    /// it is given how many they are.
+    ///
+    /// # Errors
+    /// As [`Session::feed`], and those of `after`.
+    pub fn read(
+        &mut self,
+        ids: &[u32],
+        mut after: impl FnMut(&mut Session, usize) -> Result<()>,
+    ) -> Result<()> {
         let vocab = self.model.config().vocab;
         if ids.is_empty() || ids.len() > self.room() {
             let message = format!(
@@ -222,11 +240,18 @@ impl Session {
                 format!("token {bad} is outside the vocabulary of {vocab}"),
             ));
         }
-        let mut last = 0;
         for part in ids.chunks(PREFILL_ROWS) {
             self.run(part);
-            last = part.len() - 1;
+            after(self, part.len())?;
         }
+        Ok(())
+    }
+
+    /// Logits `[V]` of what follows row `row` of the part that was read last.
+    ///
+    /// # Panics
+    /// If the part had no such row.
+    pub fn logits_at(&mut self, row: usize) -> &mut [f32] {
         let d = self.model.config().d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
         let ctx = Ctx {
@@ -236,9 +261,9 @@ impl Session {
             precision: self.precision,
             gradient: self.precision,
         };
-        let x = &self.x[last * d..(last + 1) * d];
+        let x = &self.x[row * d..(row + 1) * d];
         head::logits(&ctx, &w, x, &mut self.head, &mut self.block.kernel, &mut self.logits);
-        Ok(&mut self.logits)
+        &mut self.logits
     }
 
     /// Runs all blocks over one part; its outputs are in `x` then.

@@ -8,6 +8,7 @@
 
 mod parse;
 mod value;
+pub mod write;
 
 use std::ops::Range;
 

@@ -77,14 +77,30 @@ pub(crate) fn adapters(
 ) -> Result<Option<Arc<StackedAdapter>>> {
     let mut loaded = Vec::new();
     for file in options.files()? {
-        let adapter = Adapter::load(&file.path)?;
-        adapter.check_base(&model.digest(), model.config()).map_err(|e| e.at(file.path.display()))?;
-        loaded.push((adapter, file.scale));
+        loaded.push((adapter(model, &file.path, options.force_base)?, file.scale));
     }
     if loaded.is_empty() {
         return Ok(None);
     }
     Ok(Some(Arc::new(StackedAdapter::new(model, &*kernels(compute)?, &loaded)?)))
+}
+
+/// One adapter of this model, or with `force_base` of any model of its shapes, which is then said.
+///
+/// # Errors
+/// Those of [`Adapter::load`]; `BaseMismatch`. Each names the file.
+pub(crate) fn adapter(model: &ModelFile, file: &Path, force_base: bool) -> Result<Adapter> {
+    let adapter = Adapter::load(file)?;
+    let checked = adapter.check_base(&model.digest(), model.config());
+    match checked {
+        Err(error) if force_base => {
+            adapter.check_shapes(model.config()).map_err(|e| e.at(file.display()))?;
+            eprintln!("--force-base: {}: {}", file.display(), error.message());
+            Ok(adapter)
+        }
+        Err(error) => Err(error.at(file.display())),
+        Ok(()) => Ok(adapter),
+    }
 }
 
 /// How the rows of `--data` are read, with at most `rows_max` positions each.

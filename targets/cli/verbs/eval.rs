@@ -145,7 +145,7 @@ fn score_text(
 }
 
 /// The text's ids, begun by BOS where the tokenizer adds one, and that BOS.
-fn encode_text(model: &ModelFile, file: &Path) -> Result<(Vec<u32>, Option<u32>)> {
+pub(super) fn encode_text(model: &ModelFile, file: &Path) -> Result<(Vec<u32>, Option<u32>)> {
     let tokenizer = Text::of(model)?.tokenizer;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let ids = bos.into_iter().chain(tokenizer.encode(&common::read_text(file)?, Special::Plain)).collect();
@@ -161,7 +161,7 @@ fn score_rows(
     path: &Path,
 ) -> Result<Evaluated> {
     let rows_max = (options.ctx_size.unwrap_or(ROWS_MAX) as usize).min(model.config().context_len);
-    let (data, which) = held_out(options, model, path, rows_max)?;
+    let (data, which) = held_out(&options.data, options.seed, model, path, rows_max)?;
     common::tell_rows(&data, rows_max);
     eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
     let mut chain = chain(options, model, adapter, data.rows_max())?;
@@ -180,14 +180,15 @@ fn score_rows(
 
 /// The rows to score, and why these: test.jsonl, else valid.jsonl, else the rows that training with
 /// the same seed and share holds out, else all.
-fn held_out(
-    options: &Options,
+pub(super) fn held_out(
+    options: &DataOptions,
+    seed: u64,
     model: &ModelFile,
     path: &Path,
     rows_max: usize,
 ) -> Result<(Dataset, &'static str)> {
     let text = Text::of(model)?;
-    let reading = common::data_options(&options.data, rows_max, options.seed);
+    let reading = common::data_options(options, rows_max, seed);
     if path.is_dir() {
         for (part, which) in [(Part::Test, "the test part"), (Part::Valid, "the validation part")] {
             if let Some(file) = part_file(path, part)? {

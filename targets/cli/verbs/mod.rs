@@ -4,7 +4,10 @@ pub(crate) mod bench;
 mod common;
 pub(crate) mod demo;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod generate;
+pub(crate) mod import;
+pub(crate) mod merge;
 pub(crate) mod plan;
 mod prepare;
 pub(crate) mod train;
@@ -40,6 +43,9 @@ pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
         Verb::Train(options) => train::run(&options, session),
         Verb::Generate(options) => generate::run(&options, session),
         Verb::Eval(options) => eval::run(&options, session),
+        Verb::Import(options) => import::run(&options, session),
+        Verb::Export(options) => export::run(&options, session),
+        Verb::Merge(options) => merge::run(&options, session),
         Verb::Demo(options) => demo::run(&options, session),
         Verb::Bench(options) => bench::run(&options, session),
     }

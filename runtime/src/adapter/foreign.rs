@@ -1,0 +1,139 @@
+//! Adapters of other tools: found out by what they hold, and read into an [`Exchange`].
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde_json::{Map as Object, Value};
+
+use super::exchange::{Exchange, corrupt, unsupported};
+use super::{ADAPTER_FILE, gguf_file, mlx, peft};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::ModelConfig;
+
+/// Longest file of settings, in bytes.
+const JSON_MAX: u64 = 1 << 20;
+
+/// What a foreign adapter became.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imported {
+    /// The adapter.
+    pub exchange: Exchange,
+    /// What of it was passed over.
+    pub warnings: Vec<String>,
+}
+
+/// The formats that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A folder with `adapter_config.json` and `adapter_model.safetensors`.
+    Peft,
+    /// A folder with `adapter_config.json` and `adapters.safetensors`.
+    Mlx,
+    /// llama.cpp's: one GGUF file.
+    Gguf,
+}
+
+impl Format {
+    /// A short name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Peft => "peft",
+            Format::Mlx => "mlx",
+            Format::Gguf => "gguf",
+        }
+    }
+
+    /// The format of what lies at `path`.
+    ///
+    /// # Errors
+    /// `Io`; `Unsupported` or `Misuse` for anything else, with what it seems to be.
+    pub fn detect(path: &Path) -> Result<Format> {
+        let place = path.display();
+        if !path.is_dir() {
+            let mut magic = [0; 4];
+            let file = File::open(path).and_then(|mut f| f.read(&mut magic));
+            file.map_err(|e| Error::io(format!("reading {place}"), e))?;
+            return match &magic {
+                b"GGUF" => Ok(Format::Gguf),
+                _ => Err(unsupported(format!(
+                    "{place}: no GGUF file; name a GGUF adapter, or the folder of a PEFT or MLX adapter"
+                ))),
+            };
+        }
+        let config = path.join(peft::CONFIG_FILE);
+        if !config.exists() {
+            let message = match path.join(ADAPTER_FILE).exists() {
+                true => format!("{place}: an adapter of Engraft's own already; use it with --lora"),
+                false => format!("{place}: no {} in it: not the folder of an adapter", peft::CONFIG_FILE),
+            };
+            return Err(Error::new(ErrorKind::Misuse, message));
+        }
+        let settings = read_json(&config)?;
+        let has = |key| settings.contains_key(key);
+        if has("peft_type") {
+            Ok(Format::Peft)
+        } else if has("lora_parameters") || has("fine_tune_type") || path.join(mlx::TENSORS_FILE).exists() {
+            Ok(Format::Mlx)
+        } else {
+            Err(unsupported(format!("{}: settings of neither PEFT nor MLX", config.display())))
+        }
+    }
+
+    /// Reads an adapter of this format for a model.
+    ///
+    /// # Errors
+    /// Those of [`peft::import`], [`mlx::import`] and [`gguf_file::import`].
+    pub fn import(self, path: &Path, model: &ModelConfig) -> Result<Imported> {
+        match self {
+            Format::Peft => peft::import(path, model),
+            Format::Mlx => mlx::import(path, model),
+            Format::Gguf => gguf_file::import(path, model),
+        }
+    }
+}
+
+/// Reads a JSON object in which no key comes twice on the top level.
+pub(super) fn read_json(file: &Path) -> Result<Object<String, Value>> {
+    let place = file.display();
+    let mut text = Vec::new();
+    let opened = File::open(file).and_then(|f| f.take(JSON_MAX + 1).read_to_end(&mut text));
+    opened.map_err(|e| Error::io(format!("reading {place}"), e))?;
+    if text.len() as u64 > JSON_MAX {
+        return Err(corrupt(format!("{place}: more than {JSON_MAX} bytes are no settings")));
+    }
+    let parsed = serde_json::from_slice(&text).map_err(|e| corrupt(format!("{place}: {e}")))?;
+    let Unique(object) = parsed;
+    Ok(object)
+}
+
+struct Unique(Object<String, Value>);
+
+impl<'de> de::Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Unique, D::Error> {
+        deserializer.deserialize_map(Once).map(Unique)
+    }
+}
+
+struct Once;
+
+impl<'de> Visitor<'de> for Once {
+    type Value = Object<String, Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of settings")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Self::Value, M::Error> {
+        let mut found = Object::new();
+        while let Some((key, value)) = map.next_entry::<String, Value>()? {
+            if found.contains_key(&key) {
+                return Err(de::Error::custom(format!("key {key:?} comes twice")));
+            }
+            found.insert(key, value);
+        }
+        Ok(found)
+    }
+}

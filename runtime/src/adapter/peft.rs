@@ -1,0 +1,486 @@
+//! PEFT's adapters: a folder of `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! Settings that change what is computed are honoured or refused by name, never ignored; only keys that
+//! PEFT does not know are passed over, with a warning.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Map as Object, Value, json};
+
+use super::Precision;
+use super::exchange::{
+    Exchange, Matrix, Module, Part, Parts, Rows, corrupt, hf_path, module_of, unknown_tensor, unsupported,
+};
+use super::foreign::{Imported, read_json};
+use super::safetensors::{self, Tensor, Written};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::gguf::quote;
+use crate::model::{ModelConfig, Proj};
+use crate::storage::{Storage, commit, create_dir_all};
+
+/// The settings' file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The tensors' file.
+pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+
+/// Keys of the settings that change nothing here: names, provenance, and settings of training.
+const INERT: [&str; 21] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "monteclora_config",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "runtime_config",
+    "task_type",
+    "velora_config",
+];
+
+/// Keys that ask for other mathematics, or more than pairs: refused unless they are off.
+const FOREIGN: [&str; 12] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+];
+
+/// Keys that are read.
+const READ: [&str; 10] = [
+    "alpha_pattern",
+    "bias",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "rank_pattern",
+    "target_modules",
+    "use_dora",
+    "use_rslora",
+    "init_lora_weights",
+];
+
+/// Initializations after which the adapter belongs to a base that was changed, not to the file.
+const CHANGED_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// Reads a folder.
+///
+/// # Errors
+/// `Io`; `Corrupt` where the files break their formats or contradict each other or the tensors hold no
+/// finite numbers; `Unsupported` for settings and tensors beyond LoRA on the seven projections;
+/// `BaseMismatch` for shapes that are not the model's.
+pub fn import(dir: &Path, model: &ModelConfig) -> Result<Imported> {
+    let config_file = dir.join(CONFIG_FILE);
+    let object = read_json(&config_file)?;
+    let mut warnings = Vec::new();
+    let settings = Settings::read(&object, &mut warnings).map_err(|e| e.at(config_file.display()))?;
+    let file = dir.join(TENSORS_FILE);
+    if !file.exists() && dir.join("adapter_model.bin").exists() {
+        return Err(unsupported(format!(
+            "{}: adapter_model.bin is a pickle, which can run code and is not read; save it again with \
+             safe_serialization=True",
+            dir.display()
+        )));
+    }
+    let mut parts = Parts::default();
+    safetensors::read(&file, |tensor| put(&mut parts, tensor))?;
+    settings.check_presence(&parts, model).map_err(|e| e.at(dir.display()))?;
+    let mut exchange = settings.exchange(parts, model).map_err(|e| e.at(dir.display()))?;
+    exchange.check(model).map_err(|e| e.at(file.display()))?;
+    Ok(Imported { exchange, warnings })
+}
+
+/// Sorts a tensor into its pair by its name.
+fn put(parts: &mut Parts, tensor: Tensor) -> Result<()> {
+    let unknown = || unknown_tensor(&tensor.name);
+    let path = tensor.name.strip_prefix("base_model.model.").unwrap_or(&tensor.name);
+    let (path, part) = [
+        (".lora_A.weight", Part::A),
+        (".lora_B.weight", Part::B),
+        (".lora_magnitude_vector", Part::Magnitude),
+        (".lora_magnitude_vector.weight", Part::Magnitude),
+    ]
+    .into_iter()
+    .find_map(|(suffix, part)| Some((path.strip_suffix(suffix)?, part)))
+    .ok_or_else(unknown)?;
+    let module = module_of(path).ok_or_else(unknown)?;
+    let (rows, cols) = match (part, &tensor.shape[..]) {
+        (Part::Magnitude, [n]) => (*n, 1),
+        _ => tensor.matrix()?,
+    };
+    parts.put(module, part, Matrix { rows, cols, values: tensor.values })
+}
+
+/// What of the settings decides.
+struct Settings {
+    rank: usize,
+    alpha: f32,
+    dropout: f32,
+    rslora: bool,
+    dora: bool,
+    base_name: String,
+    ranks: Patterns,
+    alphas: Patterns,
+    /// `None` where they are all, or a regular expression.
+    targets: Option<BTreeSet<String>>,
+    layers: Option<BTreeSet<usize>>,
+    /// Whether modules may be left out of the targets.
+    excludes: bool,
+}
+
+impl Settings {
+    fn read(object: &Object<String, Value>, warnings: &mut Vec<String>) -> Result<Settings> {
+        foreign_settings(object)?;
+        for key in object.keys() {
+            let known = |list: &[&str]| list.contains(&key.as_str());
+            if !known(&INERT) && !known(&FOREIGN) && !known(&READ) {
+                warnings.push(format!("{CONFIG_FILE}: unknown key {} is ignored", quote(key)));
+            }
+        }
+        let rank = number(object, "r")?.map_or(Ok(8), |r| whole("r", r))?;
+        let targets = match object.get("target_modules") {
+            Some(Value::Array(items)) => {
+                Some(items.iter().map(|v| text("target_modules", v)).collect::<Result<_>>()?)
+            }
+            Some(Value::String(all)) if all == "all-linear" => None,
+            Some(Value::String(_)) => {
+                let warning = "target_modules is a regular expression, which is not read: the tensors decide";
+                warnings.push(format!("{CONFIG_FILE}: {warning}"));
+                None
+            }
+            None | Some(Value::Null) => None,
+            Some(_) => return Err(corrupt("target_modules is neither a list nor a text")),
+        };
+        let layer = |v: &Value| {
+            v.as_f64().map_or(Err(corrupt("layers_to_transform holds no numbers")), |n| {
+                whole("layers_to_transform", n)
+            })
+        };
+        let layers = match object.get("layers_to_transform") {
+            None | Some(Value::Null) => None,
+            Some(Value::Array(items)) => Some(items.iter().map(layer).collect::<Result<_>>()?),
+            Some(one) => Some(BTreeSet::from([layer(one)?])),
+        };
+        Ok(Settings {
+            rank,
+            alpha: number(object, "lora_alpha")?.unwrap_or(8.0) as f32,
+            dropout: number(object, "lora_dropout")?.unwrap_or(0.0) as f32,
+            rslora: flag(object, "use_rslora")?,
+            dora: flag(object, "use_dora")?,
+            base_name: object
+                .get("base_model_name_or_path")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .into(),
+            ranks: Patterns::read(object, "rank_pattern")?,
+            alphas: Patterns::read(object, "alpha_pattern")?,
+            targets,
+            layers,
+            excludes: object.get("exclude_modules").is_some_and(|v| !v.is_null()),
+        })
+    }
+
+    /// Holds the tensors against the settings: both must name the same modules, or the folder is made
+    /// of two adapters, or of half a one.
+    fn check_presence(&self, parts: &Parts, model: &ModelConfig) -> Result<()> {
+        let Some(targets) = &self.targets else { return Ok(()) };
+        let is_target = |(layer, proj)| {
+            let path = hf_path(layer, proj);
+            let named = targets.iter().any(|t| path == *t || path.ends_with(&format!(".{t}")));
+            named && self.layers.as_ref().is_none_or(|l| l.contains(&layer))
+        };
+        if let Some((layer, proj)) = parts.names().find(|m| !is_target(*m)) {
+            let path = hf_path(layer, proj);
+            return Err(corrupt(format!(
+                "tensors of {path}, which target_modules and layers_to_transform leave out"
+            )));
+        }
+        if self.excludes {
+            return Ok(());
+        }
+        let mut every = (0..model.n_layers).flat_map(|l| Proj::ALL.map(|p| (l, p)));
+        match every.find(|m| is_target(*m) && !parts.has(*m)) {
+            None => Ok(()),
+            Some((layer, proj)) => Err(corrupt(format!(
+                "no tensors of {}, which target_modules names: the adapter is cut, or of a shorter model",
+                hf_path(layer, proj)
+            ))),
+        }
+    }
+
+    fn exchange(self, parts: Parts, model: &ModelConfig) -> Result<Exchange> {
+        let modules = parts.modules(
+            |proj| Some(Rows::of(model, proj)),
+            |layer, proj, found| {
+                let path = hf_path(layer, proj);
+                let rank = self.ranks.of(&path)?.map_or(Ok(self.rank), |r| whole("rank_pattern", r))?;
+                if rank != found {
+                    return Err(corrupt(format!(
+                        "{path}: tensors of rank {found}, where the settings say {rank}"
+                    )));
+                }
+                Ok(self.alphas.of(&path)?.map_or(self.alpha, |a| a as f32))
+            },
+        )?;
+        let Settings { rslora, dora, dropout, base_name, .. } = self;
+        Ok(Exchange { rslora, dora, dropout, base_name, modules })
+    }
+}
+
+/// Refuses what would compute something else than LoRA on linear layers.
+fn foreign_settings(object: &Object<String, Value>) -> Result<()> {
+    let of = |key: &str| object.get(key).unwrap_or(&Value::Null);
+    match of("peft_type") {
+        Value::String(kind) if kind == "LORA" => {}
+        Value::String(kind) => {
+            return Err(unsupported(format!("peft_type {}: LORA can be used", quote(kind))));
+        }
+        _ => return Err(corrupt("peft_type is missing: these are no settings of PEFT")),
+    }
+    match of("task_type") {
+        Value::Null => {}
+        Value::String(task) if task == "CAUSAL_LM" => {}
+        other => return Err(unsupported(format!("task_type {other}: CAUSAL_LM can be used"))),
+    }
+    match of("bias") {
+        Value::Null => {}
+        Value::String(bias) if bias == "none" => {}
+        other => {
+            return Err(unsupported(format!("bias {other}: trained biases can't be used, only \"none\"")));
+        }
+    }
+    for key in FOREIGN {
+        let is_off = match of(key) {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(items) => items.is_empty(),
+            _ => false,
+        };
+        if !is_off {
+            return Err(unsupported(format!(
+                "{key} is set: it changes what is computed, and can't be used here"
+            )));
+        }
+    }
+    if let Value::String(init) = of("init_lora_weights")
+        && let Some(kind) = CHANGED_BASE.iter().find(|k| init.to_lowercase().starts_with(*k))
+    {
+        return Err(unsupported(format!(
+            "init_lora_weights {}: {kind} changes the base itself, so the adapter does not fit the base's file; save \
+             it with path_initial_model_for_weight_conversion",
+            quote(init)
+        )));
+    }
+    Ok(())
+}
+
+/// `rank_pattern` or `alpha_pattern`.
+struct Patterns {
+    key: &'static str,
+    values: Vec<(String, f64)>,
+}
+
+impl Patterns {
+    fn read(object: &Object<String, Value>, key: &'static str) -> Result<Patterns> {
+        let items = match object.get(key) {
+            None | Some(Value::Null) => return Ok(Patterns { key, values: Vec::new() }),
+            Some(Value::Object(items)) => items,
+            Some(_) => return Err(corrupt(format!("{key} is no object"))),
+        };
+        let mut values = Vec::with_capacity(items.len());
+        for (pattern, value) in items {
+            let plain = pattern.strip_prefix('^').unwrap_or(pattern).replace("\\.", ".");
+            if !plain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') {
+                return Err(unsupported(format!(
+                    "{key} {}: names of modules or their ends are read, regular expressions are not; write \
+                     the modules out",
+                    quote(pattern)
+                )));
+            }
+            let value =
+                value.as_f64().ok_or_else(|| corrupt(format!("{key} {} is no number", quote(pattern))))?;
+            values.push((pattern.replace("\\.", "."), value));
+        }
+        Ok(Patterns { key, values })
+    }
+
+    /// The value for a module: of the pattern that is its name or, without `^`, the end of it.
+    fn of(&self, path: &str) -> Result<Option<f64>> {
+        let mut found: Option<(&str, f64)> = None;
+        for (pattern, value) in &self.values {
+            let matches = match pattern.strip_prefix('^') {
+                Some(whole) => path == whole,
+                None => path == pattern || path.ends_with(&format!(".{pattern}")),
+            };
+            if !matches {
+                continue;
+            }
+            if let Some((other, before)) = found
+                && before != *value
+            {
+                let (other, pattern) = (quote(other), quote(pattern));
+                let problem =
+                    format!("{}: {other} and {pattern} both name {path}, with different values", self.key);
+                return Err(unsupported(problem));
+            }
+            found = Some((pattern, *value));
+        }
+        Ok(found.map(|(_, value)| value))
+    }
+}
+
+fn number(object: &Object<String, Value>, key: &str) -> Result<Option<f64>> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(v) => v.as_f64().map(Some).ok_or_else(|| corrupt(format!("{key} is no number"))),
+    }
+}
+
+fn flag(object: &Object<String, Value>, key: &str) -> Result<bool> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(on)) => Ok(*on),
+        Some(_) => Err(corrupt(format!("{key} is neither true nor false"))),
+    }
+}
+
+fn text(key: &str, value: &Value) -> Result<String> {
+    value.as_str().map(str::to_owned).ok_or_else(|| corrupt(format!("{key} holds no texts")))
+}
+
+fn whole(key: &str, value: f64) -> Result<usize> {
+    if value >= 0.0 && value <= f64::from(1 << 24) && value.fract() == 0.0 {
+        return Ok(value as usize);
+    }
+    Err(corrupt(format!("{key} {value} is no whole number in range")))
+}
+
+/// Writes the folder: the tensors first, so that settings mean a whole adapter.
+///
+/// # Errors
+/// `NonFinite` for numbers beyond f16; `Io`.
+pub fn export(
+    storage: &dyn Storage,
+    dir: &Path,
+    exchange: &Exchange,
+    model: &ModelConfig,
+    precision: Precision,
+) -> Result<()> {
+    let tensors: Vec<_> = exchange.modules.iter().flat_map(|m| tensors_of(m, model)).collect();
+    let mut config = serde_json::to_string_pretty(&config_of(exchange, model))
+        .map_err(|e| Error::new(ErrorKind::Misuse, format!("{CONFIG_FILE}: {e}")))?;
+    config.push('\n');
+    create_dir_all(storage, dir)?;
+    commit(storage, dir, TENSORS_FILE, |out| safetensors::write(out, &tensors, precision))?;
+    commit(storage, dir, CONFIG_FILE, |out| {
+        out.write_all(config.as_bytes()).map_err(|e| Error::io(format!("writing {CONFIG_FILE}"), e))
+    })?;
+    Ok(())
+}
+
+fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Written> {
+    let (outputs, inputs) = m.proj.shape(model);
+    let rows = Rows::of(model, m.proj);
+    let path = format!("base_model.model.{}", hf_path(m.layer, m.proj));
+    let tensor = |suffix: &str, shape: &[usize], values| Written {
+        name: format!("{path}.{suffix}"),
+        shape: shape.to_vec(),
+        values,
+    };
+    let mut tensors = vec![
+        tensor("lora_A.weight", &[m.rank, inputs], m.a.clone()),
+        tensor("lora_B.weight", &[outputs, m.rank], rows.to_hf(&m.b, m.rank)),
+    ];
+    if let Some(magnitude) = &m.magnitude {
+        tensors.push(tensor("lora_magnitude_vector", &[outputs], rows.to_hf(magnitude, 1)));
+    }
+    tensors
+}
+
+/// The settings; serde_json keeps the keys of an object sorted, as PEFT writes them.
+fn config_of(exchange: &Exchange, model: &ModelConfig) -> Value {
+    let modules = &exchange.modules;
+    // The commonest values are the defaults, so that a uniform adapter has no patterns.
+    let rank = commonest(modules.iter().map(|m| m.rank));
+    let alpha = f32::from_bits(commonest(modules.iter().map(|m| m.alpha.to_bits())));
+    let mut ranks = Object::new();
+    let mut alphas = Object::new();
+    for m in modules {
+        let path = || hf_path(m.layer, m.proj);
+        if m.rank != rank {
+            ranks.insert(path(), m.rank.into());
+        }
+        if m.alpha.to_bits() != alpha.to_bits() {
+            alphas.insert(path(), short(m.alpha));
+        }
+    }
+    let (targets, layers) = targets_of(modules, model);
+    let base = Some(&exchange.base_name).filter(|name| !name.is_empty());
+    json!({
+        "alpha_pattern": alphas,
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_pattern": null,
+        "layers_to_transform": layers,
+        "lora_alpha": short(alpha),
+        "lora_dropout": short(exchange.dropout),
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": ranks,
+        "revision": null,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+        "use_dora": exchange.dora,
+        "use_rslora": exchange.rslora,
+    })
+}
+
+/// The modules as names with layers where that says it all, else each by its path.
+fn targets_of(modules: &[Module], model: &ModelConfig) -> (Vec<String>, Option<Vec<usize>>) {
+    let layers: BTreeSet<_> = modules.iter().map(|m| m.layer).collect();
+    let projs: BTreeSet<_> = modules.iter().map(|m| m.proj).collect();
+    if layers.len() * projs.len() != modules.len() {
+        return (modules.iter().map(|m| hf_path(m.layer, m.proj)).collect(), None);
+    }
+    let some = (layers.len() < model.n_layers).then(|| layers.into_iter().collect());
+    (projs.iter().map(|p| p.hf_name().to_string()).collect(), some)
+}
+
+fn commonest<T: Ord + Copy + Default>(values: impl Iterator<Item = T>) -> T {
+    let mut counts = BTreeMap::new();
+    for v in values {
+        *counts.entry(v).or_insert(0_usize) += 1;
+    }
+    counts.into_iter().max_by_key(|(_, n)| *n).map(|(v, _)| v).unwrap_or_default()
+}
+
+/// The shortest decimals of an f32, whole where it is whole: 0.1 rather than 0.10000000149011612.
+fn short(value: f32) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e9 {
+        return (value as i64).into();
+    }
+    value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}

@@ -1,0 +1,170 @@
+//! An adapter merged into its base: W' = diag(c)·(W + s·B·A), stored again as blocks.
+//!
+//! One tensor is computed at a time, some rows of it at once, so memory is bounded by a row's length.
+//! Storing can round a small update away, so a merged file is [measured](judge) before it is believed.
+
+pub mod judge;
+pub mod quantize;
+
+use std::io::Write;
+use std::path::Path;
+
+use engraft_kernels::{DType, QMatrix, scalar};
+
+use crate::adapter::exchange::{Exchange, Module};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Proj;
+use crate::model::gguf::write::{Header, failed};
+use crate::model::gguf::{Entry, TensorInfo, ValueType};
+use crate::model::weights::ModelFile;
+use crate::storage::{Committed, Storage, commit};
+
+/// Elements computed at once.
+const CHUNK: usize = 1 << 17;
+const FILE_TYPE: &str = "general.file_type";
+
+/// Commits the merged model as `dir/name`: metadata as the base has it, tensors that no module touches
+/// byte for byte, the others as their own type or as `dtype`.
+///
+/// # Errors
+/// `Misuse` for a type whose blocks do not divide a row; `NonFinite` where the sum leaves the type's
+/// range; those of [`Exchange::check`]; `Io`. An older file stays whole.
+pub fn write(
+    storage: &dyn Storage,
+    dir: &Path,
+    name: &str,
+    base: &ModelFile,
+    exchange: &Exchange,
+    dtype: Option<DType>,
+) -> Result<Committed> {
+    let mut exchange = exchange.clone();
+    exchange.check(base.config())?;
+    let gguf = base.gguf();
+    let mut header = Header::new(gguf.alignment());
+    for entry in gguf.entries() {
+        put_entry(&mut header, entry, base.bytes(), dtype);
+    }
+    let mut plan = Vec::with_capacity(gguf.tensors().len());
+    for tensor in gguf.tensors() {
+        let module = module_of(tensor, &exchange);
+        let dtype = module.and(dtype).unwrap_or(tensor.dtype);
+        let row = dtype.row_bytes(tensor.cols()).ok_or_else(|| indivisible(tensor, dtype))?;
+        header.tensor(&tensor.name, dtype, &tensor.dims, row * tensor.rows());
+        plan.push((tensor, module, dtype));
+    }
+    commit(storage, dir, name, |out| {
+        header.write(out)?;
+        for (tensor, module, dtype) in &plan {
+            let stored = &base.bytes()[tensor.range.clone()];
+            let written = match module {
+                None => out.write_all(stored).map(|()| stored.len()).map_err(failed)?,
+                Some(m) => {
+                    merged(out, tensor, stored, &exchange, m, *dtype).map_err(|e| e.at(&tensor.name))?
+                }
+            };
+            header.pad(out, written)?;
+        }
+        Ok(())
+    })
+}
+
+/// Copies an entry; the file's type is that of the merged tensors where they are of another.
+fn put_entry(header: &mut Header, entry: &Entry, bytes: &[u8], dtype: Option<DType>) {
+    let value_type = entry.value.value_type();
+    match dtype.and_then(file_type) {
+        Some(new) if &*entry.key == FILE_TYPE && value_type == ValueType::U32 => header.u32(FILE_TYPE, new),
+        _ => header.raw(&entry.key, value_type, &bytes[entry.range.clone()]),
+    }
+}
+
+/// `general.file_type` of a file made mostly of one type (llama.cpp's numbers).
+fn file_type(dtype: DType) -> Option<u32> {
+    Some(match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Q4_0 => 2,
+        DType::Q4_1 => 3,
+        DType::Q8_0 => 7,
+        DType::Q5_0 => 8,
+        DType::Q5_1 => 9,
+        DType::Q2_K => 10,
+        DType::Q3_K => 12,
+        DType::Q4_K => 15,
+        DType::Q5_K => 17,
+        DType::Q6_K => 18,
+        DType::IQ4_NL => 25,
+        DType::IQ4_XS => 30,
+        DType::BF16 => 32,
+    })
+}
+
+/// The module that changes a tensor.
+fn module_of<'e>(tensor: &TensorInfo, exchange: &'e Exchange) -> Option<&'e Module> {
+    let (layer, rest) = tensor.name.strip_prefix("blk.")?.split_once('.')?;
+    let (layer, proj): (usize, _) = (layer.parse().ok()?, rest.strip_suffix(".weight")?);
+    let proj = Proj::ALL.into_iter().find(|p| p.gguf_name() == proj)?;
+    exchange.modules.iter().find(|m| (m.layer, m.proj) == (layer, proj))
+}
+
+fn indivisible(tensor: &TensorInfo, dtype: DType) -> Error {
+    let (name, cols, block) = (&tensor.name, tensor.cols(), dtype.block_len());
+    let message = format!(
+        "{name}: rows of {cols} are no whole {} blocks of {block}; choose another --type",
+        dtype.name()
+    );
+    Error::new(ErrorKind::Misuse, message)
+}
+
+/// Writes one tensor's merged rows; gives the bytes written.
+fn merged(
+    out: &mut dyn Write,
+    tensor: &TensorInfo,
+    stored: &[u8],
+    exchange: &Exchange,
+    module: &Module,
+    dtype: DType,
+) -> Result<usize> {
+    let cols = tensor.cols();
+    let at_once = (CHUNK / cols).max(1);
+    let (mut values, mut bytes, mut written) = (vec![0.0; at_once * cols], Vec::new(), 0);
+    let w = QMatrix::new(tensor.dtype, tensor.rows(), cols, stored)
+        .map_err(|_| Error::new(ErrorKind::Corrupt, "its size is not its shape's"))?;
+    for first in (0..tensor.rows()).step_by(at_once) {
+        let count = at_once.min(tensor.rows() - first);
+        for (i, row) in values[..count * cols].chunks_exact_mut(cols).enumerate() {
+            merged_row(&w, exchange, module, first + i, row);
+            if let Some(bad) = row.iter().find(|v| !v.is_finite() || beyond(dtype, **v)) {
+                let message = format!("row {}: {bad} can't be stored as {}", first + i, dtype.name());
+                return Err(Error::new(ErrorKind::NonFinite, message));
+            }
+        }
+        bytes.clear();
+        quantize::rows(dtype, &values[..count * cols], cols, &mut bytes)?;
+        out.write_all(&bytes).map_err(failed)?;
+        written += bytes.len();
+    }
+    Ok(written)
+}
+
+/// Whether f16, which stores floats and every block's scale, can't hold a value.
+fn beyond(dtype: DType, value: f32) -> bool {
+    !matches!(dtype, DType::F32 | DType::BF16) && value.abs() > 65_504.0
+}
+
+/// Row `r` of diag(c)·(W + s·B·A), c = m / ‖row‖ for DoRA and 1 else.
+fn merged_row(w: &QMatrix<'_>, exchange: &Exchange, m: &Module, r: usize, row: &mut [f32]) {
+    scalar::decode::dequantize(w.dtype(), w.row(r), 0, row);
+    let scale = exchange.scale(m);
+    for (b, a) in m.b[r * m.rank..(r + 1) * m.rank].iter().zip(m.a.chunks_exact(row.len())) {
+        let factor = scale * b;
+        for (v, a) in row.iter_mut().zip(a) {
+            *v += factor * a;
+        }
+    }
+    if let Some(magnitude) = &m.magnitude {
+        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        // A row of zeros has no direction: it stays.
+        let c = if norm > 0.0 { (f64::from(magnitude[r]) / norm) as f32 } else { 1.0 };
+        row.iter_mut().for_each(|v| *v *= c);
+    }
+}

@@ -1,0 +1,68 @@
+//! `engraft import`: an adapter of another tool becomes one of ours, bound to a model.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use engraft_runtime::adapter::Adapter;
+use engraft_runtime::adapter::foreign::Format;
+use engraft_runtime::adapter::params::short_hex;
+use engraft_runtime::storage::Disk;
+
+use super::{Session, common};
+use crate::json;
+use crate::options::{ModelOptions, StoredAs, stat};
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    model: ModelOptions,
+
+    /// The adapter: a folder of PEFT's or MLX's, or a GGUF file; which one is found out
+    #[arg(long, value_name = "PATH")]
+    from: PathBuf,
+
+    /// Folder for adapter.engraft
+    #[arg(long, value_name = "DIR", default_value = "adapter")]
+    adapter_path: PathBuf,
+
+    /// How its numbers are stored
+    #[arg(long = "type", value_enum, value_name = "TYPE", default_value_t = StoredAs::F32)]
+    stored: StoredAs,
+}
+
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+    options.model.path()?;
+    stat(&options.from, "--from")?;
+    let format = Format::detect(&options.from)?;
+    let model = common::open_model(&options.model)?;
+    let imported = format.import(&options.from, model.config())?;
+    for warning in &imported.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let digest = model.digest();
+    let place = options.from.display();
+    let mut adapter =
+        Adapter::from_exchange(model.config(), digest, imported.exchange).map_err(|e| e.at(place))?;
+    adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
+    let file = adapter.save(&Disk, &options.adapter_path, options.stored.into())?.path;
+    let base = short_hex(&digest);
+    eprintln!(
+        "{} adapters name no base that could be checked: bound to {} ({base}) by its shapes alone",
+        format.name(),
+        model.label()
+    );
+    let (modules, rank) = (adapter.layout.slots().count(), adapter.config.rank);
+    let alpha = adapter.config.alpha;
+    json::line(&format!(
+        "{modules} projections, rank {rank}, effective multiplier {}: {}",
+        adapter.config.scale(),
+        file.display()
+    ))?;
+    if session.json {
+        let (format, warnings) = (format.name(), imported.warnings);
+        let adapter = file.display().to_string();
+        json::emit(&json::Import { format, modules, rank, alpha, base, warnings, adapter })?;
+    }
+    Ok(())
+}
