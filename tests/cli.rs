@@ -379,7 +379,10 @@ fn adapters_travel_in_and_out() {
             words,
         );
     };
-    into(&golden("dora"), "unsupported", &["dora", "DoRA"]);
+    let dora = path("dora");
+    result_of(&["import", "-m", &base, "--adapter-path", &dora, "--from", &golden("dora")]);
+    let as_lora = ["export", "-m", &base, "--lora", &dora, "--format", "gguf", "-o", &path("dora.gguf")];
+    assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge"]);
     into(&base, "unsupported", &["base.gguf", "a model"]);
     into(&path("ours/adapter.engraft"), "unsupported", &["no GGUF"]);
     let tensors = folder.path().join("peft/adapter_model.safetensors");
