@@ -40,25 +40,20 @@ smoke() {
   rm -rf "$folder"
 }
 
-# The test programs that run under emulation. Always the whole workspace, since another choice of
-# packages is another choice of features, for which everything would be built anew.
-programs=(--lib --bins)
-for file in kernels/tests/*.rs runtime/tests/*.rs runtime/tests/*/main.rs runtime/codec/tests/*.rs; do
-  [[ -e $file ]] || continue
-  name=$(basename "$file" .rs)
-  [[ $name != main ]] || name=$(basename "$(dirname "$file")")
-  programs+=(--test "$name")
-done
+# The test programs that run under emulation, which is slow: not whole trainings, and on all cores but the
+# first only what an instruction set touches. Always the whole workspace, since another choice of packages
+# is another choice of features, for which everything would be built anew.
+touched=(--lib --test decode --test isas --test forward)
+programs=("${touched[@]}" --bins --test frame --test adapter_file --test data --test gguf --test exchange)
 
 step cargo test --target $target --workspace --no-run
 for cpu in "${cpus[@]}"; do
   export QEMU_CPU=$cpu
   printf '\n==== %s\n' "$cpu"
   step cargo test --no-fail-fast --target $target --workspace "${programs[@]}"
-  # Emulation is slow: on the other cores, what differs there.
-  programs=(--lib --test decode --test isas --test forward --test reference)
+  programs=("${touched[@]}")
   smoke
 done
 printf '\nPassed on: %s. Left out under emulation: the tests of the command line (they start it as a\n' "${cpus[*]}"
-printf 'program of its own; its smoke run stands in), tests/tidy.rs, which reads sources only, and on all\n'
-printf 'cores but the first the tests of whole trainings and of what no instruction set touches.\n'
+printf 'program of its own; its smoke run stands in), tests/tidy.rs, which reads sources only, and those of\n'
+printf 'whole trainings; on all cores but the first, what no instruction set touches.\n'
