@@ -21,7 +21,7 @@ use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
-use engraft_runtime::train::{Schedule, TrainOptions, Trainer};
+use engraft_runtime::train::{Direction, KlPenalty, Schedule, TrainOptions, Trainer};
 
 /// Allocations so far, and bytes allocated and not freed.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
@@ -89,13 +89,14 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
         let blocks = layers.len() - 1;
         let all = |precision| KeepPlan { all: blocks, attention: 0, precision };
         let attention = |precision| KeepPlan { all: 0, attention: blocks, precision };
-        for (precision, dropout, threads, keep, dora) in [
-            (Precision::Int8, 0.0, 1, KeepPlan::default(), false),
-            (Precision::Int8, 0.1, 2, attention(KeepPrecision::F32), false),
-            (Precision::Int8, 0.1, 2, attention(KeepPrecision::Bf16), true),
-            (Precision::Int8, 0.0, 2, all(KeepPrecision::Bf16), false),
-            (Precision::F32, 0.0, 2, all(KeepPrecision::F32), true),
-            (Precision::Int8, 0.0, 1, KeepPlan::default(), true),
+        let kl = |direction| Some(KlPenalty { weight: 0.1, direction });
+        for (precision, dropout, threads, keep, dora, kl) in [
+            (Precision::Int8, 0.0, 1, KeepPlan::default(), false, None),
+            (Precision::Int8, 0.1, 2, attention(KeepPrecision::F32), false, kl(Direction::Forward)),
+            (Precision::Int8, 0.1, 2, attention(KeepPrecision::Bf16), true, None),
+            (Precision::Int8, 0.0, 2, all(KeepPrecision::Bf16), false, None),
+            (Precision::F32, 0.0, 2, all(KeepPrecision::F32), true, kl(Direction::Reverse)),
+            (Precision::Int8, 0.0, 1, KeepPlan::default(), true, None),
         ] {
             let kernels = Arc::new(Kernels::detect(threads));
             let c = model.config();
@@ -103,13 +104,15 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             let live = LIVE.load(Ordering::SeqCst);
             let plain = LoraConfig::new(c, 4, 8.0, dropout, &Proj::ALL, &layers)?;
             let start = adapter_of(&model, &LoraConfig { dora, ..plain });
-            let request = Request { keep, ..request(c, &start, 3, 32, threads) };
+            let beside_base = kl.is_some();
+            let request = Request { keep, beside_base, ..request(c, &start, 3, 32, threads) };
             let options = TrainOptions {
                 adamw: AdamWConfig::default(),
                 schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 10 },
                 seed: 0,
                 precision,
                 gradient: precision,
+                kl,
             };
             let mut trainer =
                 Trainer::new(model.clone(), kernels, ArenaWords::new(c, &request), start, options);
@@ -118,7 +121,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             let pool = |name: &&str| plan.pools.iter().find(|p| p.name == *name).map_or(0, |p| p.bytes);
             let planned = ARENA.iter().chain(&["rotary_table"]).map(pool).sum::<usize>();
             eprintln!(
-                "{} dropout {dropout} {keep:?} DoRA {dora}: {allocated} bytes allocated, {planned} planned",
+                "{} dropout {dropout} {keep:?} DoRA {dora} {kl:?}: {allocated} bytes allocated, {planned} planned",
                 spec.name
             );
             assert!(allocated.abs_diff(planned) * 100 <= planned, "{allocated} bytes, {planned} planned");

@@ -37,6 +37,7 @@ fn options(precision: Precision, total: u64, clip: f32) -> TrainOptions {
         seed: 3,
         precision,
         gradient: precision,
+        kl: None,
     }
 }
 

@@ -161,7 +161,7 @@ impl Session {
         let rows = PREFILL_ROWS.min(capacity);
         let rank = adapter.as_ref().map_or(0, |a| a.rank);
         let words = BlockWords::new(c, rows, capacity, rank, kernels.threads(), false, false);
-        let head = HeadWords::new(c, 1, kernels.threads(), false);
+        let head = HeadWords::new(c, 1, kernels.threads(), false, false);
         let mut table = vec![0.0; rope::table_words(c, capacity)];
         rope::table(c, model.rope_freqs(), &mut table);
         Ok(Session {

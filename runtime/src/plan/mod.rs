@@ -34,7 +34,11 @@ pub struct Request {
     pub threads: usize,
     /// Whether dropout is on.
     pub dropout: bool,
-    /// Tokens of training and validation data held in memory, with their masks.
+    /// Whether the base's head runs beside the tuned model's: for a KL term, or to compare the two.
+    pub beside_base: bool,
+    /// Bytes held before training starts and gone by then: sampling replay rows, initializing from data.
+    pub preparation_bytes: usize,
+    /// Tokens of training, validation and replay data held in memory, with their masks.
     pub data_tokens: usize,
     /// Rows (examples) of that data.
     pub data_rows: usize,
@@ -103,7 +107,7 @@ impl ArenaWords {
     pub fn new(c: &ModelConfig, r: &Request) -> ArenaWords {
         let rows = r.batch * r.seq;
         let block = BlockWords::new(c, rows, r.seq, r.rank, r.threads, r.dropout, true);
-        let head = HeadWords::new(c, rows, r.threads, true);
+        let head = HeadWords::new(c, rows, r.threads, true, r.beside_base);
         ArenaWords {
             params: r.params,
             gains: r.gain_words,
@@ -131,6 +135,8 @@ impl MemoryPlan {
             + row_state;
         // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
+        // So is all preparation.
+        let preparation = r.preparation_bytes.saturating_sub(arena + tokenizer);
         let pools = vec![
             Pool { name: "adapter", bytes: f * w.params },
             Pool { name: "gradients", bytes: f * w.params },
@@ -144,6 +150,7 @@ impl MemoryPlan {
             Pool { name: "rotary_table", bytes: f * w.rope },
             Pool { name: "data", bytes: data },
             Pool { name: "tokenizer", bytes: tokenizer },
+            Pool { name: "preparation", bytes: preparation },
             Pool { name: "model_norms", bytes: r.model_bytes },
             Pool { name: "process", bytes: PROCESS_BYTES + r.threads * THREAD_BYTES },
         ];

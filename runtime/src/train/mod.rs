@@ -6,6 +6,7 @@ pub mod optim;
 pub mod schedule;
 pub mod trainer;
 
+pub use crate::nn::divergence::{Compared, Direction, KlPenalty};
 pub use chain::{Chain, Evaluated};
 pub use optim::AdamW;
 pub use schedule::Schedule;

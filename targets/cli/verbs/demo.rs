@@ -265,6 +265,7 @@ impl<'a> Demo<'a> {
             seed: self.options.seed,
             precision: common::precision(&self.options.compute),
             gradient: common::gradient(&self.options.compute),
+            kl: None,
         }
     }
 

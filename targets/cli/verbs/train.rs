@@ -289,5 +289,6 @@ fn train_options(tune: &TuneOptions, steps: u64) -> TrainOptions {
         seed: tune.seed,
         precision: common::precision(&tune.compute),
         gradient: common::gradient(&tune.compute),
+        kl: None,
     }
 }
