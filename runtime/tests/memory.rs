@@ -14,11 +14,15 @@ use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::data::Batch;
+use engraft_runtime::generate::replay::{Sampling, Starts};
 use engraft_runtime::model::Proj;
+use engraft_runtime::model::text::Text;
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::nn::keep::KeepPrecision;
 use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::train::eva::{self, EvaWords};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
 use engraft_runtime::train::{Direction, KlPenalty, Schedule, TrainOptions, Trainer};
@@ -26,6 +30,14 @@ use engraft_runtime::train::{Direction, KlPenalty, Schedule, TrainOptions, Train
 /// Allocations so far, and bytes allocated and not freed.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// The most that was alive at once.
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn count(bytes: usize) {
+    CALLS.fetch_add(1, Ordering::SeqCst);
+    let live = LIVE.fetch_add(bytes, Ordering::SeqCst) + bytes;
+    PEAK.fetch_max(live, Ordering::SeqCst);
+}
 
 struct Counting;
 
@@ -36,15 +48,13 @@ static HEAP: Counting = Counting;
 // touching them never allocates.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        LIVE.fetch_add(layout.size(), Ordering::SeqCst);
+        count(layout.size());
         // SAFETY: the caller's promises about `layout` are the system allocator's demands.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        LIVE.fetch_add(layout.size(), Ordering::SeqCst);
+        count(layout.size());
         // SAFETY: the caller's promises about `layout` are the system allocator's demands.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -139,5 +149,55 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
         }
     }
+    eva_is_planned()?;
+    sampling_is_planned()
+}
+
+/// Bytes that `work` held at most beyond what was there.
+fn peak_of(work: impl FnOnce() -> TestResult) -> Result<usize, Box<dyn std::error::Error>> {
+    let live = LIVE.load(Ordering::SeqCst);
+    PEAK.store(live, Ordering::SeqCst);
+    work()?;
+    Ok(PEAK.load(Ordering::SeqCst) - live)
+}
+
+fn assert_planned(what: &str, peak: usize, planned: usize) {
+    eprintln!("{what}: {peak} bytes at most, {planned} planned");
+    assert!(peak.abs_diff(planned) * 50 <= planned, "{what}: {peak} bytes, {planned} planned");
+}
+
+/// Initialization from data stays within its words too.
+fn eva_is_planned() -> TestResult {
+    let model = LONG_BLOCKS.model();
+    let kernels = Arc::new(Kernels::detect(2));
+    wake_all(&kernels);
+    let mut rng = Rng::new(6, 6);
+    let batches: Vec<Batch> = (0..4).map(|_| batch(model.config(), &[32, 32, 32], &mut rng)).collect();
+    for targets in [&Proj::ALL[..], &[Proj::Q, Proj::V]] {
+        let lora = LoraConfig::new(model.config(), 4, 8.0, 0.0, targets, &[0, 1])?;
+        let mut adapter = adapter_of(&model, &lora);
+        let words = EvaWords::new(model.config(), &adapter.layout, (96, 32, 4 * 96), 2);
+        let peak =
+            peak_of(|| Ok(eva::initialize(&mut adapter, &model, &kernels, Precision::Int8, &batches, 0)?))?;
+        assert_planned("EVA", peak, 4 * words.total());
+    }
+    Ok(())
+}
+
+/// So does the sampling of replay rows.
+fn sampling_is_planned() -> TestResult {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../targets/cli/seedling.gguf");
+    let model = Arc::new(ModelFile::open(file)?);
+    let kernels = Arc::new(Kernels::detect(2));
+    wake_all(&kernels);
+    let starts = Starts::of(&Text::of(&model)?, 64)?;
+    let sampling = Sampling { count: 6, tokens: 40, rows_max: 64, seed: 0 };
+    let mut rows = 0;
+    let peak = peak_of(|| {
+        let sampled = sampling.run(&model, &kernels, Precision::Int8, &starts, |_| true)?;
+        rows = sampled.iter().map(|e| size_of_val(e) + 5 * e.ids.len()).sum();
+        Ok(())
+    })?;
+    assert_planned("sampling", peak - rows, sampling.bytes(model.config(), &starts, 2));
     Ok(())
 }

@@ -16,7 +16,7 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Layout, LoraConfig, Override};
-use super::params::{Adapter, BaseIdentity, TrainedWith};
+use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::storage::{Committed, Disk, Opened, StdIo, Storage, commit, create_dir_all, frame_error};
@@ -75,10 +75,15 @@ struct Target {
 /// What tells an adapter from a plain LoRA of one rank; follows [`Header`].
 #[derive(Default, Serialize, Deserialize)]
 struct Variant {
-    rslora: bool,
+    /// Of [`RSLORA`] and [`EVA`]; once it was a bool for the first alone.
+    flags: u8,
     dora: bool,
     overrides: Vec<OverrideRecord>,
 }
+
+/// Bits of [`Variant::flags`].
+const RSLORA: u8 = 1;
+const EVA: u8 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct OverrideRecord {
@@ -247,7 +252,9 @@ impl Adapter {
             alpha: o.alpha,
         };
         let LoraConfig { rslora, dora, overrides, .. } = &self.config;
-        Variant { rslora: *rslora, dora: *dora, overrides: overrides.iter().map(record).collect() }
+        let eva = if self.meta.init == Init::Eva { EVA } else { 0 };
+        let flags = eva | if *rslora { RSLORA } else { 0 };
+        Variant { flags, dora: *dora, overrides: overrides.iter().map(record).collect() }
     }
 }
 
@@ -284,6 +291,9 @@ fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::resul
     if digest == [0; 32] {
         return Err("it names no base".into());
     }
+    if variant.flags & !(RSLORA | EVA) != 0 {
+        return Err(format!("flags {:#x}", variant.flags));
+    }
     if !(1..=LAYERS_MAX).contains(&header.n_layers) {
         return Err(format!("{} layers", header.n_layers));
     }
@@ -301,7 +311,7 @@ fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::resul
         dropout: header.dropout,
         targets: shapes.iter().map(|(proj, _, _)| *proj).collect(),
         layers: header.layers.iter().map(|l| *l as usize).collect(),
-        rslora: variant.rslora,
+        rslora: variant.flags & RSLORA != 0,
         dora: variant.dora,
         overrides: variant.overrides.iter().map(from_record).collect::<std::result::Result<_, _>>()?,
     };
@@ -319,6 +329,7 @@ fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::resul
         steps: header.steps,
         tokens: header.tokens,
         seed: header.seed,
+        init: if variant.flags & EVA != 0 { Init::Eva } else { Init::Kaiming },
         valid_loss_before: header.valid_loss_before,
         valid_loss_after: header.valid_loss_after,
     };

@@ -16,4 +16,4 @@ mod safetensors;
 pub use config::{Case, Layout, LoraConfig, Override, RANK_MAX, Slot};
 pub use file::{ADAPTER_FILE, Precision};
 pub use gains::Gains;
-pub use params::{Adapter, BaseIdentity, TrainedWith};
+pub use params::{Adapter, BaseIdentity, Init, TrainedWith};

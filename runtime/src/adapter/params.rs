@@ -38,6 +38,16 @@ impl BaseIdentity {
     }
 }
 
+/// How A began. (B began as zero.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Init {
+    /// Uniformly random, as Kaiming's initialization with a = √5.
+    #[default]
+    Kaiming,
+    /// As the leading right singular vectors of inputs ([`crate::train::eva`]).
+    Eva,
+}
+
 /// How an adapter was trained: for people, nothing is decided by it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainedWith {
@@ -49,6 +59,8 @@ pub struct TrainedWith {
     pub tokens: u64,
     /// Seed of initial values, order and dropout.
     pub seed: u64,
+    /// How A began.
+    pub init: Init,
     /// Held-out loss of the base alone, nats per token.
     pub valid_loss_before: Option<f32>,
     /// Held-out loss with the adapter, nats per token.

@@ -1,6 +1,7 @@
 //! Generation: a session with its key/value cache, and the sampler.
 
 pub mod kv_cache;
+pub mod replay;
 pub mod sampler;
 pub mod session;
 

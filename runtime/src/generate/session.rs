@@ -158,7 +158,7 @@ impl Session {
         cache: KvType,
     ) -> Result<Session> {
         let c = model.config();
-        let rows = PREFILL_ROWS.min(capacity);
+        let rows = Session::rows(capacity);
         let rank = adapter.as_ref().map_or(0, |a| a.rank);
         let words = BlockWords::new(c, rows, capacity, rank, kernels.threads(), false, false);
         let head = HeadWords::new(c, 1, kernels.threads(), false, false);
@@ -180,6 +180,11 @@ impl Session {
             kernels,
             model,
         })
+    }
+
+    /// Tokens that a session of this capacity reads at once.
+    pub fn rows(capacity: usize) -> usize {
+        PREFILL_ROWS.min(capacity)
     }
 
     /// Tokens in the cache.

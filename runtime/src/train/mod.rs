@@ -2,8 +2,10 @@
 
 pub mod calibrate;
 pub mod chain;
+pub mod eva;
 pub mod optim;
 pub mod schedule;
+pub mod subspace;
 pub mod trainer;
 
 pub use crate::nn::divergence::{Compared, Direction, KlPenalty};
