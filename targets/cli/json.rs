@@ -46,6 +46,8 @@ pub(crate) struct Train {
     /// `null` where the system does not tell.
     pub(crate) peak_private_bytes: Option<u64>,
     pub(crate) train_loss: f64,
+    /// Divergence from the base per trained token; `null` without `--kl-weight`.
+    pub(crate) train_kl: Option<f64>,
     /// `null` without validation data; so is the next.
     pub(crate) valid_loss_before: Option<f64>,
     pub(crate) valid_loss_after: Option<f64>,
@@ -215,6 +217,7 @@ mod tests {
             planned_private_bytes: 4,
             peak_private_bytes: None,
             train_loss: 5.0,
+            train_kl: None,
             valid_loss_before: None,
             valid_loss_after: Some(6.0),
             adapter: "a".into(),
@@ -223,7 +226,7 @@ mod tests {
             serde_json::to_string(&train).unwrap(),
             r#"{"steps":1,"tokens":2,"tokens_per_s":3.0,"planned_private_bytes":4,"peak_private_bytes":null,"#
                 .to_string()
-                + r#""train_loss":5.0,"valid_loss_before":null,"valid_loss_after":6.0,"adapter":"a"}"#
+                + r#""train_loss":5.0,"train_kl":null,"valid_loss_before":null,"valid_loss_after":6.0,"adapter":"a"}"#
         );
         let error = ErrorBody { kind: "io", message: "m", exit_code: 1 };
         assert_eq!(
