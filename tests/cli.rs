@@ -363,6 +363,10 @@ fn eva_begins_as_the_base_and_is_kept_in_the_file() {
     };
     assert_eq!(bytes(&["kaiming"]), 0);
     assert!(bytes(&["eva", "--eva-batches", "200"]) > 100_000_000);
+    let tight = [&plan[..], &["eva", "--eva-batches", "200", "--memory-budget", "100M"]].concat();
+    let output = engraft(&tight);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("fewer --eva-batches"), "{}", stderr(&output));
 }
 
 #[test]

@@ -220,6 +220,10 @@ fn comparing_tells_each_target_and_the_losses_of_both() -> TestResult {
         })
         .collect();
     assert_eq!(places, wanted);
+    let mut silent = bench.batches[0].clone();
+    silent.targets.fill(u32::MAX);
+    let nothing = chain.compare(&view, &silent, |_, _| panic!("a row without a target"));
+    assert_eq!(nothing, Compared::default());
     for (with, sum) in [(true, total.loss), (false, total.base_loss)] {
         let losses = bench.batches.iter().map(|b| {
             let adapter = with.then_some(&view as &dyn engraft_runtime::nn::Adapted);

@@ -57,7 +57,7 @@ fn inputs(model: &ModelFile, layer: usize, which: usize, masked: bool) -> Vec<Ve
     let mut found = Vec::new();
     for (batch, seq) in batches(model).iter().flat_map(|b| b.seqs.iter().map(move |s| (b, s.clone()))) {
         let m = seq.len();
-        let whole: [Range<usize>; 1] = [0..m];
+        let whole: Vec<Range<usize>> = std::iter::once(0..m).collect();
         let pos: Vec<u32> = (0..m as u32).collect();
         let rows = RowMap { seqs: &whole, pos: &pos };
         let mut x = vec![0.0; m * c.d_model];

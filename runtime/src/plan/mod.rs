@@ -167,7 +167,17 @@ impl MemoryPlan {
             return Ok(());
         }
         let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
-        let (asked, r) = (r.keep, &Request { keep: KeepPlan::default(), ..*r });
+        if fits(&Request { preparation_bytes: 0, ..*r }) {
+            let message = format!(
+                "what precedes training needs {} of private memory, the budget is {}; fewer --eva-batches, or \
+                 fewer --replay-tokens, fit",
+                mib(self.private_bytes),
+                mib(budget)
+            );
+            return Err(Error::new(ErrorKind::DoesNotFit, message));
+        }
+        // Preparation shrinks with what the hints change; it is told of once the rest fits.
+        let (asked, r) = (r.keep, &Request { keep: KeepPlan::default(), preparation_bytes: 0, ..*r });
         let hint = if asked.blocks() > 0 && fits(r) {
             "--keep auto fits (it keeps what the budget allows)".to_string()
         } else {

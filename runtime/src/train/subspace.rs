@@ -256,7 +256,7 @@ mod tests {
             for (row, at) in found.chunks_exact(n).zip(&order) {
                 let value = gram[at * n + at];
                 let along: f64 = (0..n).map(|c| f64::from(row[c]) * vectors[c * n + at]).sum();
-                assert!(1.0 - along.abs() < f64::from(bound), "{decay}: {along}");
+                assert!(1.0 - along.abs() < bound, "{decay}: {along}");
                 let times = (0..n).map(|i| (0..n).map(|j| whole[i * n + j] * f64::from(row[j])).sum::<f64>());
                 let own: f64 = times.zip(row).map(|(w, v)| w * f64::from(*v)).sum();
                 assert!((own / value - 1.0).abs() < 1e-2, "{own} for {value}");
