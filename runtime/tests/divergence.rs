@@ -250,7 +250,7 @@ fn train(
         schedule: Schedule { shape: Shape::Constant, peak: 4e-3, warmup: 0, total: steps },
         seed: 0,
         precision: Precision::Int8,
-        gradient: Precision::Int8,
+        gradient: Precision::Int8.into(),
         kl: penalty,
     };
     let words = ArenaWords::new(model.config(), &request);

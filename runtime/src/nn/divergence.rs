@@ -219,11 +219,7 @@ fn run_chunks(
         let dn = if train.is_some() { &mut b.dn[..m * d] } else { &mut [] };
         fold(ctx.kernels, first, train, &b.targets, logits, &mut b.state[..m], pair, dn);
         if train.is_some() {
-            let dy = if ctx.gradient == Precision::Int8 && ctx.kernels.int8_gradient(&part) {
-                Rows::Int8(ctx.kernels.quantize_gradient(logits, m, part.rows(), gradient_acts))
-            } else {
-                Rows::F32(logits)
-            };
+            let dy = ctx.gradient_rows(logits, m, &part, gradient_acts);
             let op = NnOp { dy, w: part, low: None };
             ctx.kernels.qgemm_nn(m, &[op], &mut b.dn[..m * d], first > 0, kernel);
         }

@@ -182,7 +182,7 @@ impl<'a> Walk<'a> {
             config: c,
             rope: &self.rope,
             precision: self.precision,
-            gradient: self.precision,
+            gradient: self.precision.into(),
         };
         let (mut first, mut kept) = (0, 0);
         for batch in self.batches {

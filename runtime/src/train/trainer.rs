@@ -12,7 +12,7 @@ use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::{Compared, KlPenalty};
-use crate::nn::{Dropout, Precision};
+use crate::nn::{Dropout, GradientPrecision, Precision};
 use crate::plan::ArenaWords;
 
 /// Settings of the optimization.
@@ -27,7 +27,7 @@ pub struct TrainOptions {
     /// How products are computed.
     pub precision: Precision,
     /// How input gradients are computed.
-    pub gradient: Precision,
+    pub gradient: GradientPrecision,
     /// A penalty on leaving the base; the plan must say `beside_base` then.
     pub kl: Option<KlPenalty>,
 }
