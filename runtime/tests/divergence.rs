@@ -44,7 +44,7 @@ impl Bench {
         let mut chain = Chain::new(model.clone(), kernels.clone(), precision, words);
         let mut gains = Gains::new(model, &kernels, &adapter.layout, chain.kernel_scratch());
         let of = (&adapter.layout, &adapter.config);
-        gains.refresh(model, &kernels, of, &adapter.theta, chain.kernel_scratch());
+        gains.refresh(model, &kernels, of, &adapter.theta, chain.gain_scratch(true));
         Bench { chain, adapter, gains, batches }
     }
 

@@ -214,7 +214,7 @@ fn run_chunks(
         let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
         let logits = &mut b.logits[..m * part.rows()];
         let rows = acts.map_or(Rows::F32(&b.n[..m * d]), Rows::Int8);
-        let op = NtOp { x: rows, w: part, low: None, y: logits, accumulate: false };
+        let op = NtOp { x: rows, w: part, low: None, gain: None, y: logits, accumulate: false };
         ctx.kernels.qgemm_nt(m, &mut [op], kernel);
         let dn = if train.is_some() { &mut b.dn[..m * d] } else { &mut [] };
         fold(ctx.kernels, first, train, &b.targets, logits, &mut b.state[..m], pair, dn);
