@@ -191,7 +191,8 @@ impl Adapter {
             theta[slot.m].copy_from_slice(m.magnitude.as_deref().unwrap_or_default());
         }
         let meta = TrainedWith { base_name: exchange.base_name, ..TrainedWith::default() };
-        Ok(Adapter { config, layout, theta, base: BaseIdentity::new(base_digest, model), meta })
+        let base = BaseIdentity::new(base_digest, model);
+        Ok(Adapter { config, layout, theta, base, meta, binding: None })
     }
 
     /// The adapter in no format's shape.
