@@ -5,6 +5,9 @@
 #[allow(dead_code, reason = "cargo calls its main, the tests its parser")]
 mod build_script;
 
+#[path = "cli/adapters.rs"]
+mod adapters;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -385,7 +388,7 @@ fn adapters_travel_in_and_out() {
     let dora = path("dora");
     result_of(&["import", "-m", &base, "--adapter-path", &dora, "--from", &golden("dora")]);
     let as_lora = ["export", "-m", &base, "--lora", &dora, "--format", "gguf", "-o", &path("dora.gguf")];
-    assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge"]);
+    assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge", "--dora-svd-rank"]);
     into(&base, "unsupported", &["base.gguf", "a model"]);
     into(&path("ours/adapter.engraft"), "unsupported", &["no GGUF"]);
     let tensors = folder.path().join("peft/adapter_model.safetensors");

@@ -366,10 +366,12 @@ fn whole_frames_with_wrong_content_are_refused() {
     let good = Forged::default();
     assert!(load_bytes(dir.path(), &good.bytes()).is_ok(), "positive control");
     type Edit = fn(&mut Forged);
-    let wrong: [(&str, Edit); 13] = [
+    let wrong: [(&str, Edit); 15] = [
         ("NaN", |f| f.theta[3] = f32::NAN),
         ("infinity", |f| f.theta[3] = f32::INFINITY),
         ("too few", |f| f.theta.truncate(47)),
+        ("parameters of another rank", |f| f.theta.resize(72, 0.5)),
+        ("another rank than its parameters", |f| f.rank = 3),
         ("no digest", |f| f.meta.base_digest = [0; 32]),
         ("checkpoint", |f| f.meta.kind = Kind::CHECKPOINT),
         ("rank 0", |f| f.rank = 0),

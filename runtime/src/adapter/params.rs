@@ -171,7 +171,7 @@ impl Adapter {
             )
         };
         let message = format!(
-            "the adapter's shapes are not this model's: it was trained on {}, and this is {}{}; use its own base",
+            "the adapter was trained on another base, of other shapes: {}, where this model is {}{}; use its own base",
             describe(&self.base),
             describe(&here),
             if same_shapes { "" } else { " (projections of other sizes)" }
