@@ -140,9 +140,9 @@ fn rounding_first_stores_exactly_what_was_rounded() {
     let dir = tempfile::tempdir().unwrap();
     let mut adapter = varied(true);
     let before = adapter.theta.clone();
-    adapter.round_to(Precision::F32);
+    adapter.round_to(Precision::F32).unwrap();
     assert_eq!(adapter.theta, before);
-    adapter.round_to(Precision::F16);
+    adapter.round_to(Precision::F16).unwrap();
     assert_ne!(adapter.theta, before);
     save(&adapter, dir.path(), Precision::F16);
     assert_eq!(Adapter::load(dir.path()).unwrap(), adapter);
@@ -340,6 +340,7 @@ fn nonfinite_parameters_are_never_saved() {
     let mut large = adapter();
     large.theta[0] = 1e6;
     assert_eq!(large.save(&Disk, dir.path(), Precision::F16).unwrap_err().kind(), ErrorKind::NonFinite);
+    assert_eq!(large.round_to(Precision::F16).unwrap_err().kind(), ErrorKind::NonFinite);
     large.save(&Disk, dir.path(), Precision::F32).unwrap();
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::models::{LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::LoraConfig;
+use engraft_runtime::adapter::{Binding, LoraConfig, Prober};
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::Proj;
 use engraft_runtime::nn::Precision;
@@ -26,6 +26,8 @@ use engraft_runtime::train::{Schedule, TrainOptions, Trainer};
 /// Allocations so far, and bytes allocated and not freed.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// The most that was live since it was last set.
+static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
 
@@ -37,14 +39,16 @@ static HEAP: Counting = Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.fetch_add(1, Ordering::SeqCst);
-        LIVE.fetch_add(layout.size(), Ordering::SeqCst);
+        let live = LIVE.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
+        PEAK.fetch_max(live, Ordering::SeqCst);
         // SAFETY: the caller's promises about `layout` are the system allocator's demands.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         CALLS.fetch_add(1, Ordering::SeqCst);
-        LIVE.fetch_add(layout.size(), Ordering::SeqCst);
+        let live = LIVE.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
+        PEAK.fetch_max(live, Ordering::SeqCst);
         // SAFETY: the caller's promises about `layout` are the system allocator's demands.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -112,7 +116,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
                 gradient: precision,
             };
             let mut trainer =
-                Trainer::new(model.clone(), kernels, ArenaWords::new(c, &request), start, options);
+                Trainer::new(model.clone(), kernels.clone(), ArenaWords::new(c, &request), start, options);
             let allocated = LIVE.load(Ordering::SeqCst) - live;
             let plan = MemoryPlan::new(c, &request);
             let pool = |name: &&str| plan.pools.iter().find(|p| p.name == *name).map_or(0, |p| p.bytes);
@@ -134,6 +138,16 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             }
             let calls = CALLS.load(Ordering::SeqCst) - calls;
             assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
+
+            // What saving takes for the fingerprint, beside the file's buffers.
+            let live = LIVE.load(Ordering::SeqCst);
+            PEAK.store(live, Ordering::SeqCst);
+            let adapter = trainer.adapter();
+            let mut prober = Prober::new(&model, &kernels, adapter.layout.rank_max());
+            Binding::of(adapter, &model, &mut prober)?;
+            let (taken, planned) = (PEAK.load(Ordering::SeqCst) - live, pool(&"fingerprint"));
+            eprintln!("fingerprint: {taken} bytes at most, {planned} planned");
+            assert!(taken <= planned + 1024 && taken * 10 >= planned * 9, "{taken} of {planned}");
         }
     }
     Ok(())

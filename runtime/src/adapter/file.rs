@@ -186,11 +186,16 @@ impl Adapter {
 
     /// Rounds the parameters to what a file of this precision holds, so that a binding taken afterwards is
     /// of what will be loaded. Magnitudes are stored exactly.
-    pub fn round_to(&mut self, precision: Precision) {
+    ///
+    /// # Errors
+    /// What keeps [`Adapter::save`] from storing them so.
+    pub fn round_to(&mut self, precision: Precision) -> Result<()> {
+        self.check_storable(precision)?;
         if precision == Precision::F16 {
             let Adapter { layout, theta, .. } = self;
             weights(layout).flatten().for_each(|i| theta[i] = f16::from_f32(theta[i]).to_f32());
         }
+        Ok(())
     }
 
     fn check_storable(&self, precision: Precision) -> Result<()> {

@@ -154,7 +154,8 @@ impl Session {
     /// Reads tokens and returns the logits `[V]` of what follows them.
     ///
     /// # Errors
-    /// `Misuse` for no tokens, more than there is room for, or an id outside the vocabulary.
+    /// `Misuse` for no tokens, more than there is room for, or an id outside the vocabulary;
+    /// `BaseMismatch` where a slot that is followed holds adapters of a model of other shapes.
     pub fn feed(&mut self, ids: &[u32]) -> Result<&mut [f32]> {
         let mut last = 0;
         self.read(ids, |_, rows| {

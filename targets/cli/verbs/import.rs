@@ -45,7 +45,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let mut adapter =
         Adapter::from_exchange(model.config(), digest, imported.exchange).map_err(|e| e.at(&place))?;
     adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
-    adapter.round_to(options.stored.into());
+    adapter.round_to(options.stored.into()).map_err(|e| e.at(&place))?;
     let mut prober = Prober::new(&model, &common::best_kernels(), adapter.layout.rank_max());
     let binding = Binding::of(&adapter, &model, &mut prober).map_err(|e| e.at(&place))?;
     binding.check_effect(&adapter).map_err(|e| e.at(&place))?;
