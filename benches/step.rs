@@ -1,7 +1,7 @@
 //! Tokens per second of a training step, and the share of each operation.
 //!
 //! `cargo bench --bench step -- MODEL.gguf [--seq 256] [--batch 1] [--threads 2] [--isa NAME]
-//! [--steps 8] [--fine-tune-type lora|dora] [--precision int8|f32] [--gradient-precision int8|f32] [--keep inputs|attention|all|N]
+//! [--steps 8] [--fine-tune-type lora|dora] [--precision int8|f32] [--gradient-precision int8|bf16|f32] [--keep inputs|attention|all|N]
 //! [--keep-precision f32|bf16]` prints one JSON line: the planned memory, every step's rate, their
 //! median, and the shares of the time. `--keep N` is the best pattern within N bytes of planned memory.
 
@@ -14,8 +14,8 @@ use engraft_runtime::adapter::{Adapter, LoraConfig};
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
-use engraft_runtime::nn::Precision;
 use engraft_runtime::nn::keep::{Keep, KeepPrecision};
+use engraft_runtime::nn::{GradientPrecision, Precision};
 use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request, keep};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
@@ -30,7 +30,7 @@ struct Args {
     isa: Isa,
     steps: usize,
     precision: Precision,
-    gradient: Precision,
+    gradient: GradientPrecision,
     dora: bool,
     keep: String,
     keep_precision: KeepPrecision,
@@ -45,7 +45,7 @@ fn args() -> Result<Args> {
         isa: Isa::detect(),
         steps: 8,
         precision: Precision::Int8,
-        gradient: Precision::Int8,
+        gradient: GradientPrecision::Int8,
         dora: false,
         keep: "inputs".into(),
         keep_precision: KeepPrecision::F32,
@@ -63,7 +63,11 @@ fn args() -> Result<Args> {
                 a.precision = if value()? == "f32" { Precision::F32 } else { Precision::Int8 };
             }
             "--gradient-precision" => {
-                a.gradient = if value()? == "f32" { Precision::F32 } else { Precision::Int8 };
+                a.gradient = match value()?.as_str() {
+                    "f32" => GradientPrecision::F32,
+                    "bf16" => GradientPrecision::Bf16,
+                    _ => GradientPrecision::Int8,
+                };
             }
             "--fine-tune-type" => a.dora = value()? == "dora",
             "--keep" => a.keep = value()?,

@@ -113,7 +113,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
                 schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 10 },
                 seed: 0,
                 precision,
-                gradient: precision,
+                gradient: precision.into(),
             };
             let mut trainer =
                 Trainer::new(model.clone(), kernels.clone(), ArenaWords::new(c, &request), start, options);
