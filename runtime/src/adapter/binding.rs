@@ -105,7 +105,8 @@ impl Prober {
     /// The fingerprint with an adapter as it is stored. A DoRA costs two readings of what it adapts.
     pub fn of(&mut self, adapter: &Adapter) -> Fingerprint {
         let Adapter { layout, config, theta, .. } = adapter;
-        let mut scratch = vec![0.0; gains::kernel_words(layout, self.kernels.threads())];
+        let needed = if config.dora { gains::kernel_words(layout, self.kernels.threads()) } else { 0 };
+        let mut scratch = vec![0.0; needed];
         let mut gains = Gains::new(&self.model, &self.kernels, layout, &mut scratch);
         gains.refresh(&self.model, &self.kernels, (layout, config), theta, &mut scratch);
         drop(scratch);
