@@ -98,7 +98,7 @@ pub fn low_rank(
     let Adapter { layout, config, theta, .. } = adapter;
     let mut kernel = vec![0.0; gains::kernel_words(layout, kernels.threads())];
     let mut found = Gains::new(model, kernels, layout, &mut kernel);
-    found.refresh(model, kernels, (layout, config), theta, &mut kernel);
+    found.refresh(model, kernels, (layout, config), theta, (&mut kernel, &mut []));
     let all = layout.slots().count();
     let (mut modules, mut errors) = (Vec::with_capacity(all), Vec::with_capacity(all));
     for (done, (layer, proj, slot)) in layout.slots().enumerate() {
@@ -164,7 +164,7 @@ impl<'a> Delta<'a> {
         let m = x.len() / k;
         let (mut y, mut h) = (vec![0.0; m * n], vec![0.0; m * r]);
         self.kernels.skinny_nt(self.scale, x, m, k, self.a, r, &mut h);
-        let op = NtOp { x: Rows::F32(x), w: self.w, low: None, y: &mut y, accumulate: false };
+        let op = NtOp { x: Rows::F32(x), w: self.w, low: None, gain: None, y: &mut y, accumulate: false };
         self.kernels.qgemm_nt(m, &mut [op], &mut self.kernel);
         let (c, bt) = (self.c, self.bt);
         self.kernels.rows(n, &mut y, |t, row| {

@@ -108,7 +108,7 @@ impl Prober {
         let needed = if config.dora { gains::kernel_words(layout, self.kernels.threads()) } else { 0 };
         let mut scratch = vec![0.0; needed];
         let mut gains = Gains::new(&self.model, &self.kernels, layout, &mut scratch);
-        gains.refresh(&self.model, &self.kernels, (layout, config), theta, &mut scratch);
+        gains.refresh(&self.model, &self.kernels, (layout, config), theta, (&mut scratch, &mut []));
         drop(scratch);
         self.with(&AdapterView { layout, config, theta, gains: gains.c() })
     }
