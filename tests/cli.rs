@@ -5,11 +5,16 @@
 #[allow(dead_code, reason = "cargo calls its main, the tests its parser")]
 mod build_script;
 
+#[path = "cli/adapters.rs"]
+mod adapters;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
 fn engraft(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_engraft")).args(arguments).output().expect("running engraft")
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
+    command.args(arguments).output().expect("running engraft")
 }
 
 fn stdout(output: &Output) -> String {
@@ -447,7 +452,8 @@ fn adapters_travel_in_and_out() {
     );
     let export = ["export", "-m", &base, "--lora", &ours, "--format"];
     let written = result_of(&[&export[..], &["gguf", "-o", &file]].concat());
-    assert_keys(&written, &["format", "modules", "output"]);
+    assert_keys(&written, &["format", "modules", "output", "approximation"]);
+    assert!(written["approximation"].is_null());
     let back = result_of(&["import", "-m", &base, "--adapter-path", &again, "--from", &file]);
     assert_eq!(back["format"], "gguf");
     let bytes = |folder: &str| std::fs::read(Path::new(folder).join("adapter.engraft")).expect("reading");
@@ -467,7 +473,7 @@ fn adapters_travel_in_and_out() {
     let dora = path("dora");
     result_of(&["import", "-m", &base, "--adapter-path", &dora, "--from", &golden("dora")]);
     let as_lora = ["export", "-m", &base, "--lora", &dora, "--format", "gguf", "-o", &path("dora.gguf")];
-    assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge"]);
+    assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge", "--dora-svd-rank"]);
     into(&base, "unsupported", &["base.gguf", "a model"]);
     into(&path("ours/adapter.engraft"), "unsupported", &["no GGUF"]);
     let tensors = folder.path().join("peft/adapter_model.safetensors");

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::models::{LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::LoraConfig;
+use engraft_runtime::adapter::{Binding, LoraConfig, Prober};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::replay::{Sampling, Starts};
 use engraft_runtime::model::Proj;
@@ -125,7 +125,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
                 kl,
             };
             let mut trainer =
-                Trainer::new(model.clone(), kernels, ArenaWords::new(c, &request), start, options);
+                Trainer::new(model.clone(), kernels.clone(), ArenaWords::new(c, &request), start, options);
             let allocated = LIVE.load(Ordering::SeqCst) - live;
             let plan = MemoryPlan::new(c, &request);
             let pool = |name: &&str| plan.pools.iter().find(|p| p.name == *name).map_or(0, |p| p.bytes);
@@ -147,6 +147,16 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             }
             let calls = CALLS.load(Ordering::SeqCst) - calls;
             assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
+
+            // What saving takes for the fingerprint, beside the file's buffers.
+            let live = LIVE.load(Ordering::SeqCst);
+            PEAK.store(live, Ordering::SeqCst);
+            let adapter = trainer.adapter();
+            let mut prober = Prober::new(&model, &kernels, adapter.layout.rank_max());
+            Binding::of(adapter, &model, &mut prober)?;
+            let (taken, planned) = (PEAK.load(Ordering::SeqCst) - live, pool(&"fingerprint"));
+            eprintln!("fingerprint: {taken} bytes at most, {planned} planned");
+            assert!(taken <= planned + 1024 && taken * 10 >= planned * 9, "{taken} of {planned}");
         }
     }
     eva_is_planned()?;

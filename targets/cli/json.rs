@@ -101,6 +101,42 @@ pub(crate) struct Export {
     pub(crate) modules: usize,
     /// The file or folder.
     pub(crate) output: String,
+    /// What took a DoRA's place; `null` without `--dora-svd-rank`.
+    pub(crate) approximation: Option<ExportApproximation>,
+}
+
+/// A plain LoRA in place of a DoRA. Errors are shares of the change, in Frobenius norms.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExportApproximation {
+    pub(crate) rank: u32,
+    /// Of all projections together.
+    pub(crate) relative_error: f64,
+    pub(crate) projections: Vec<ProjectionError>,
+    /// `null` without a held-out text.
+    pub(crate) measured: Option<ExportMeasure>,
+}
+
+/// The error of one projection.
+#[derive(Debug, Serialize)]
+pub(crate) struct ProjectionError {
+    pub(crate) layer: usize,
+    /// As Hugging Face names it.
+    pub(crate) projection: &'static str,
+    pub(crate) relative_error: f64,
+}
+
+/// What the plain LoRA costs on held-out text: means over scored tokens, in nats.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExportMeasure {
+    pub(crate) tokens: usize,
+    pub(crate) nll_base: f64,
+    /// With the DoRA.
+    pub(crate) nll_adapter: f64,
+    pub(crate) nll_exported: f64,
+    /// KL(base with the DoRA ‖ base with what is written).
+    pub(crate) mean_kl: f64,
+    /// KL(base with the DoRA ‖ base).
+    pub(crate) mean_kl_base: f64,
 }
 
 /// `engraft merge`. Measures are means over scored tokens, in nats.

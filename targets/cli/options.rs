@@ -26,12 +26,28 @@ pub(crate) struct ModelOptions {
     /// The model: a GGUF file
     #[arg(short = 'm', long = "model", value_name = "FILE")]
     model: Option<PathBuf>,
+
+    /// Read the whole model to know it again, instead of remembering its digest for this state of the file
+    #[arg(long)]
+    no_digest_cache: bool,
 }
 
 impl ModelOptions {
     /// Whether a model is named.
     pub(crate) fn is_given(&self) -> bool {
         self.model.is_some()
+    }
+
+    /// The folder where digests are remembered: `ENGRAFT_CACHE_DIR`, else `engraft` in the user's cache
+    /// folder; `None` where there is none, or it is not wanted.
+    pub(crate) fn digest_cache(&self) -> Option<PathBuf> {
+        // Empty or relative paths count as absent, as the XDG base directory specification wants it.
+        let named = |key: &str| std::env::var_os(key).map(PathBuf::from).filter(|p| p.is_absolute());
+        let of_user = || {
+            let cache = named("XDG_CACHE_HOME").or_else(|| named("HOME").map(|home| home.join(".cache")));
+            cache.map(|folder| folder.join("engraft"))
+        };
+        if self.no_digest_cache { None } else { named("ENGRAFT_CACHE_DIR").or_else(of_user) }
     }
 
     /// The model's path, which names a file.

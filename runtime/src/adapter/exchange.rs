@@ -194,7 +194,8 @@ impl Adapter {
         }
         let meta =
             TrainedWith { base_name: exchange.base_name, init: exchange.init, ..TrainedWith::default() };
-        Ok(Adapter { config, layout, theta, base: BaseIdentity::new(base_digest, model), meta })
+        let base = BaseIdentity::new(base_digest, model);
+        Ok(Adapter { config, layout, theta, base, meta, binding: None })
     }
 
     /// The adapter in no format's shape.

@@ -123,7 +123,8 @@ pub fn export(
     if exchange.dora {
         return Err(unsupported(
             "a DoRA adapter can't be written as a GGUF adapter: llama.cpp knows no magnitudes, and its effect is of \
-             full rank; merge it into the model (engraft merge), or export it as PEFT (--format peft)",
+             full rank; merge it into the model (engraft merge), export it as PEFT (--format peft), or write the \
+             nearest LoRA of a rank (--dora-svd-rank), whose error is told",
         ));
     }
     let file = path.file_name().and_then(|f| f.to_str());

@@ -4,7 +4,9 @@ pub mod kv_cache;
 pub mod replay;
 pub mod sampler;
 pub mod session;
+pub mod stacked;
 
 pub use engraft_kernels::KvType;
 pub use sampler::{Sampler, SamplerOptions};
-pub use session::{Session, StackedAdapter};
+pub use session::Session;
+pub use stacked::{AdapterSlot, StackedAdapter};

@@ -6,6 +6,7 @@ pub mod keep;
 
 pub use keep::KeepPlan;
 
+use crate::adapter::binding;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::nn::block::BlockWords;
@@ -148,6 +149,7 @@ impl MemoryPlan {
             Pool { name: "head_chunk", bytes: f * w.head.total() },
             Pool { name: "kernel_scratch", bytes: f * w.kernel },
             Pool { name: "rotary_table", bytes: f * w.rope },
+            Pool { name: "fingerprint", bytes: f * binding::words(c, r) },
             Pool { name: "data", bytes: data },
             Pool { name: "tokenizer", bytes: tokenizer },
             Pool { name: "preparation", bytes: preparation },

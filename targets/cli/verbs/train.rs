@@ -9,10 +9,11 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{Adapter, Precision};
+use engraft_runtime::adapter::{Adapter, Binding, Precision, Prober};
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor, TrainValid};
 use engraft_runtime::error::Error;
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::{Disk, create_dir_all};
@@ -120,6 +121,8 @@ struct Run<'a> {
     session: &'a Session,
     data: &'a TrainValid,
     trainer: Trainer,
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
     batches: Mixed<'a>,
     /// The micro-batches of a step, filled anew each time.
     micro: Vec<Batch>,
@@ -171,9 +174,12 @@ impl<'a> Run<'a> {
         };
         let adapter = fresh_adapter(tune, prepared, data, &kernels)?;
         let words = ArenaWords::new(model.config(), &prepared.request);
-        let trainer = Trainer::new(model.clone(), kernels, words, adapter, train_options(tune, steps));
+        let trainer =
+            Trainer::new(model.clone(), kernels.clone(), words, adapter, train_options(tune, steps));
         Ok(Run {
             trainer,
+            model: model.clone(),
+            kernels,
             batches,
             micro: vec![Batch::default(); per_step],
             steps,
@@ -294,14 +300,17 @@ impl<'a> Run<'a> {
         Ok(Some(loss))
     }
 
-    /// Commits the adapter as it is now.
+    /// Commits the adapter as it is now, bound to its base by what both compute.
     fn save(&mut self) -> Result<PathBuf> {
         let steps = self.trainer.steps();
         let meta = self.trainer.meta_mut();
         (meta.steps, meta.tokens) = (steps, self.targets);
         meta.valid_loss_before = self.valid_before.map(|l| l as f32);
         meta.valid_loss_after = self.valid_after.map(|l| l as f32);
-        Ok(self.trainer.adapter().save(&Disk, &self.tune.adapter_path, Precision::F32)?.path)
+        let adapter = self.trainer.adapter();
+        let mut prober = Prober::new(&self.model, &self.kernels, adapter.layout.rank_max());
+        let binding = Binding::of(adapter, &self.model, &mut prober)?;
+        Ok(adapter.save_bound(&Disk, &self.tune.adapter_path, Precision::F32, &binding)?.path)
     }
 
     fn is_cancelled(&self) -> bool {
