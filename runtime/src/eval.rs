@@ -6,19 +6,20 @@ use engraft_kernels::Kernels;
 
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::weights::ModelFile;
+use crate::model::tuned::Weights;
 use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
 use crate::train::chain::{Chain, Evaluated};
 
 /// A chain for scoring alone: one sequence at a time, nothing kept for a backward.
 pub fn scoring_chain(
-    model: Arc<ModelFile>,
+    model: impl Into<Weights>,
     kernels: Arc<Kernels>,
     precision: Precision,
     rank: usize,
     seq: usize,
 ) -> Chain {
+    let model = model.into();
     let request = Request {
         batch: 1,
         seq,

@@ -9,6 +9,7 @@ use crate::adapter::gains::kernel_words;
 use crate::adapter::{Adapter, Gains, Slot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
+use crate::model::tuned::Weights;
 use crate::model::weights::ModelFile;
 use crate::nn::block::{self, BlockBufs, BlockWords, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
@@ -128,7 +129,7 @@ fn gains_of(model: &ModelFile, kernels: &Kernels, a: &Adapter) -> Gains {
 
 /// A sequence with its cache. Private memory: 2·L·capacity·kv elements and the buffers of one prefill.
 pub struct Session {
-    model: Arc<ModelFile>,
+    model: Weights,
     kernels: Arc<Kernels>,
     adapter: Option<Arc<StackedAdapter>>,
     precision: Precision,
@@ -145,18 +146,19 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session for at most `capacity` tokens, whose cache is of type `cache`.
+    /// A session on a model's file, or on tuned weights, for at most `capacity` tokens, whose cache is of type `cache`.
     ///
     /// # Errors
     /// `Unsupported` where the cache's type does not suit the model.
     pub fn new(
-        model: Arc<ModelFile>,
+        model: impl Into<Weights>,
         kernels: Arc<Kernels>,
         adapter: Option<Arc<StackedAdapter>>,
         precision: Precision,
         capacity: usize,
         cache: KvType,
     ) -> Result<Session> {
+        let model = model.into();
         let c = model.config();
         let rows = PREFILL_ROWS.min(capacity);
         let rank = adapter.as_ref().map_or(0, |a| a.rank);

@@ -2,11 +2,13 @@
 
 pub mod calibrate;
 pub mod chain;
+pub mod full;
 pub mod optim;
 pub mod schedule;
 pub mod trainer;
 
 pub use chain::{Chain, Evaluated};
+pub use full::FullTrainer;
 pub use optim::AdamW;
 pub use schedule::Schedule;
 pub use trainer::{StepReport, TrainOptions, Trainer};
