@@ -8,17 +8,19 @@ use std::sync::Arc;
 
 use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
 use common::{TestResult, batch, referee};
-use engraft_kernels::{Kernels, KvType};
+use engraft_kernels::{DType, Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::data::Batch;
 use engraft_runtime::eval::scoring_chain;
 use engraft_runtime::generate::Session;
+use engraft_runtime::merge;
 use engraft_runtime::model::tuned::{TunedLayout, TunedModel, Weights};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::nn::keep::KeepPrecision;
 use engraft_runtime::plan::{ArenaWords, FullUpdate, KeepPlan, Request};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::storage::Disk;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
 use engraft_runtime::train::{FullTrainer, Schedule, TrainOptions};
@@ -211,6 +213,68 @@ fn sessions_run_on_tuned_weights() -> TestResult {
         trainer.step(&data(&model, 1, &[&[30, 5]]).remove(0))?;
         let tuned = logits(trainer.weights())?;
         assert!(referee::relative(&tuned, &file) > 1e-4, "{}: a step changes what sessions see", spec.name);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_model_that_is_written_is_what_was_tuned() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    for spec in SPECS {
+        let model = spec.model();
+        let mut trainer = trainer(&model, 2, 1.0, FullUpdate::AtEnd, KeepPlan::default());
+        trainer.step(&data(&model, 1, &[&[30, 5]]).remove(0))?;
+        let tuned = trainer.into_weights();
+        let written = |dtype| -> Result<ModelFile, engraft_runtime::Error> {
+            ModelFile::open(merge::tuned::write(&Disk, folder.path(), "m.gguf", &tuned, dtype)?.path)
+        };
+        let again = TunedModel::new(Arc::new(written(Some(DType::F32))?), &Kernels::detect(1));
+        let bits = |m: &TunedModel| m.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&again) == bits(&tuned), "{}: f32 is exact", spec.name);
+        let own = written(None)?;
+        for (old, new) in model.gguf().tensors().iter().zip(own.gguf().tensors()) {
+            assert_eq!((&old.name, old.dtype, &old.dims), (&new.name, new.dtype, &new.dims));
+        }
+        for (old, new) in model.gguf().entries().iter().zip(own.gguf().entries()) {
+            let (a, b) = (&model.bytes()[old.range.clone()], &own.bytes()[new.range.clone()]);
+            assert_eq!((&old.key, a), (&new.key, b), "{}", spec.name);
+        }
+        let stored = TunedModel::new(Arc::new(own), &Kernels::detect(1));
+        let (error, place) = worst(&model, stored.values(), tuned.values());
+        assert!(error < 0.3, "{}: {error} at {place}", spec.name);
+        // A weight that a type can't hold is refused, and the file before it stays.
+        let before = std::fs::read(folder.path().join("m.gguf"))?;
+        let mut broken = TunedModel::new(model.clone(), &Kernels::detect(1));
+        broken.values_mut()[7] = f32::NAN;
+        let refused = merge::tuned::write(&Disk, folder.path(), "m.gguf", &broken, None).map(|_| ());
+        assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::NonFinite));
+        assert!(std::fs::read(folder.path().join("m.gguf"))? == before);
+    }
+    assert_eq!(
+        merge::tuned::check_type(&FLOATS.model(), Some(DType::Q4_0)).map_err(|e| e.kind()),
+        Err(ErrorKind::Misuse)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_loss_that_is_not_finite_changes_nothing() -> TestResult {
+    let model = FLOATS.model();
+    let step = data(&model, 1, &[&[13, 5, 9]]).remove(0);
+    for (clip, update) in [(1.0, FullUpdate::AtEnd), (0.0, FullUpdate::AtOnce)] {
+        let mut options = options(clip);
+        options.schedule.peak = f32::INFINITY;
+        let c = model.config();
+        let full = Some(update);
+        let request = Request { batch: 1, seq: 64, full, kept_blocks: c.n_layers, threads: 1, ..Request::default() };
+        let words = ArenaWords::new(c, &request);
+        let mut trainer = FullTrainer::new(model.clone(), Arc::new(Kernels::detect(1)), words, options);
+        // The first step's infinite rate breaks the weights; the second sees it and moves nothing.
+        trainer.step(&step)?;
+        let before: Vec<u32> = values(&trainer).iter().map(|v| v.to_bits()).collect();
+        assert_eq!(trainer.step(&step).map(|_| ()).map_err(|e| e.kind()), Err(ErrorKind::NonFinite));
+        let after: Vec<u32> = values(&trainer).iter().map(|v| v.to_bits()).collect();
+        assert!(before == after && trainer.steps() == 1, "{update:?}");
     }
     Ok(())
 }
