@@ -169,6 +169,13 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Arm, usize, String, u64)
     Ok((Arm::Adapter(Box::new(trainer)), planned, kept, ids))
 }
 
+/// The largest resident size of this process, mapped files included; `None` where the system does not tell.
+fn peak_rss_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
+}
+
 fn main() -> Result<()> {
     let a = args()?;
     if a.model.is_empty() {
@@ -204,7 +211,7 @@ fn main() -> Result<()> {
             "precision": format!("{:?}", a.precision), "keep": kept,
             "keep_precision": a.keep_precision.to_string(), "planned_private_bytes": planned,
             "tokens_per_s": sorted[sorted.len() / 2],
-            "best": sorted.last(), "all": rates, "shares": shares,
+            "peak_rss_mib": peak_rss_mib(), "best": sorted.last(), "all": rates, "shares": shares,
         })
     );
     Ok(())
