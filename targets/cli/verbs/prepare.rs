@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use engraft_kernels::DType;
 use engraft_runtime::adapter::{Case, Layout, LoraConfig};
 use engraft_runtime::data::{TrainValid, load_train_valid};
 use engraft_runtime::error::Result;
@@ -30,6 +31,8 @@ pub(crate) struct Prepared {
     pub(crate) data: Option<TrainValid>,
     /// The adapter; `None` where every weight is trained.
     pub(crate) lora: Option<LoraConfig>,
+    /// The type that the trained model's matrices are to be stored as, where one is asked for.
+    pub(crate) dtype: Option<DType>,
     pub(crate) request: Request,
     pub(crate) plan: MemoryPlan,
 }
@@ -74,7 +77,7 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     }
     request.keep = keep_plan(tune, model.config(), &request);
     let plan = MemoryPlan::new(model.config(), &request);
-    Ok(Prepared { model, data, lora, request, plan })
+    Ok(Prepared { model, data, lora, dtype: tune.lora.dtype, request, plan })
 }
 
 /// What is trained, as far as memory depends on it.
@@ -168,10 +171,18 @@ fn lora_config(model: &ModelConfig, options: &LoraOptions) -> Result<LoraConfig>
     LoraConfig { rslora: options.use_rslora, dora, overrides: options.overrides(), ..plain }.checked(model)
 }
 
-/// What full fine-tuning trains, and below a size the advice against it.
-fn describe_full(model: &ModelConfig) -> String {
-    let n = TunedLayout::new(model).len();
-    let text = format!("full fine-tuning: all {n} weights, in f32");
+/// What full fine-tuning trains, with warnings of what often goes wrong.
+fn describe_full(model: &ModelFile, dtype: Option<DType>) -> String {
+    let n = TunedLayout::new(model.config()).len();
+    let mut text = format!("full fine-tuning: all {n} weights, in f32");
+    let stored = dtype.unwrap_or(model.block(0).proj(Proj::Down).dtype());
+    if is_coarse(stored) {
+        text += &format!(
+            "\nwarning: the model will be stored as {}, whose rounding can undo much of what small steps \
+             change; --type Q8_0 or F16 keeps it",
+            stored.name()
+        );
+    }
     if n >= ADVISED_PARAMS {
         return text;
     }
@@ -180,6 +191,11 @@ fn describe_full(model: &ModelConfig) -> String {
          below 300M, at times beneath what they did untrained (arXiv 2606.06920); --fine-tune-type lora or \
          dora is the advice below 500M"
     )
+}
+
+/// Whether a type has fewer than eight bits an element.
+fn is_coarse(dtype: DType) -> bool {
+    dtype.block_bytes() < dtype.block_len()
 }
 
 /// What is adapted, and the multiplier of each distinct case.
@@ -213,7 +229,7 @@ fn members(lora: &LoraConfig, case: &Case) -> String {
 impl Prepared {
     /// What is trained, for people.
     pub(crate) fn describe(&self) -> String {
-        self.lora.as_ref().map_or_else(|| describe_full(self.model.config()), describe_adapter)
+        self.lora.as_ref().map_or_else(|| describe_full(&self.model, self.dtype), describe_adapter)
     }
 
     /// The plan for people.

@@ -169,9 +169,7 @@ impl<'a> Run<'a> {
             self.progress.note(&format!("saved {}", file.display()));
             let stored = score_file(self.tune, self.session, self.data, &file)?;
             if let (Some(before), Some(after), Some(stored)) = (self.valid_before, self.valid_after, stored) {
-                self.progress.note(&format!(
-                    "held-out loss before {before:.4}, after {after:.4} (f32 weights), of the file written {stored:.4}"
-                ));
+                self.progress.note(&describe_stored(before, after, stored));
             }
             (result.model, result.valid_loss_stored) = (Some(file.display().to_string()), Some(stored));
         }
@@ -285,6 +283,17 @@ impl<'a> Run<'a> {
             }
             Err(error) => error,
         }
+    }
+}
+
+/// What became of a gain when the model was stored.
+fn describe_stored(before: f64, after: f64, stored: f64) -> String {
+    let text = format!(
+        "held-out loss before {before:.4}, after {after:.4} (f32 weights), of the file written {stored:.4}"
+    );
+    match after < before && stored - after > 0.5 * (before - after) {
+        true => text + "\nwarning: storing lost most of the gain; train again with --type Q8_0 or F16",
+        false => text,
     }
 }
 
