@@ -156,18 +156,26 @@ fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
         product.report(if int8 { "forward_int8" } else { "forward_f32" }, t, peak);
     }
     let (mut dx, mut dx_spec) = (vec![0.0; c.m * K], vec![0.0; c.m * K]);
-    for int8 in [true, false] {
-        let rows = |k: &Kernels, words| {
-            if int8 { Rows::Int8(k.quantize_gradient(&c.dy, c.m, N, words)) } else { Rows::F32(&c.dy) }
+    for (what, probe) in [
+        ("input_gradient_int8", machine::int8(k.isa())),
+        ("input_gradient_bf16", machine::bf16(k.isa())),
+        ("input_gradient_f32", machine::fma(k.isa())),
+    ] {
+        if what.ends_with("bf16") && !k.bf16_gradient(&c.w) {
+            continue;
+        }
+        let rows = |k: &Kernels, words| match what {
+            "input_gradient_int8" => Rows::Int8(k.quantize_gradient(&c.dy, c.m, N, words)),
+            "input_gradient_bf16" => Rows::Bf16(k.round_gradient(&c.dy, c.m, N, words)),
+            _ => Rows::F32(&c.dy),
         };
         let op = [NnOp { dy: rows(k, &mut words), w: c.w, low: None }];
         k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch);
         let spec_op = [NnOp { dy: rows(spec, &mut spec_words), w: c.w, low: None }];
         spec.qgemm_nn(c.m, &spec_op, &mut dx_spec, false, &mut scratch);
         ensure!(close(&dx, &dx_spec), "input gradient of {} differs", c.w.dtype().name());
-        let probe = if int8 { machine::int8(k.isa()) } else { machine::fma(k.isa()) };
         let (t, peak) = beside_peak(|| k.qgemm_nn(c.m, &op, &mut dx, false, &mut scratch), probe);
-        product.report(if int8 { "input_gradient_int8" } else { "input_gradient_f32" }, t, peak);
+        product.report(what, t, peak);
     }
     Ok(())
 }

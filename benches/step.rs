@@ -1,7 +1,8 @@
 //! Tokens per second of a training step, and the share of each operation.
 //!
 //! `cargo bench --bench step -- MODEL.gguf [--seq 256] [--batch 1] [--threads 2] [--isa NAME]
-//! [--steps 8] [--fine-tune-type lora|dora|full] [--max-grad-norm 1] [--precision int8|f32] [--gradient-precision int8|f32] [--keep inputs|attention|all|N]
+//! [--steps 8] [--fine-tune-type lora|dora|full] [--max-grad-norm 1] [--precision int8|f32]
+//! [--gradient-precision int8|bf16|f32] [--keep inputs|attention|all|N]
 //! [--keep-precision f32|bf16]` prints one JSON line: the planned memory, every step's rate, their
 //! median, and the shares of the time. `--keep N` is the best pattern within N bytes of planned memory.
 
@@ -14,8 +15,8 @@ use engraft_runtime::adapter::{Adapter, LoraConfig};
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
-use engraft_runtime::nn::Precision;
 use engraft_runtime::nn::keep::{Keep, KeepPrecision};
+use engraft_runtime::nn::{GradientPrecision, Precision};
 use engraft_runtime::plan::{ArenaWords, FullUpdate, KeepPlan, MemoryPlan, Request, keep};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
@@ -30,7 +31,7 @@ struct Args {
     isa: Isa,
     steps: usize,
     precision: Precision,
-    gradient: Precision,
+    gradient: GradientPrecision,
     kind: String,
     max_grad_norm: f32,
     keep: String,
@@ -46,7 +47,7 @@ fn args() -> Result<Args> {
         isa: Isa::detect(),
         steps: 8,
         precision: Precision::Int8,
-        gradient: Precision::Int8,
+        gradient: GradientPrecision::Int8,
         kind: "lora".into(),
         max_grad_norm: 1.0,
         keep: "inputs".into(),
@@ -65,7 +66,11 @@ fn args() -> Result<Args> {
                 a.precision = if value()? == "f32" { Precision::F32 } else { Precision::Int8 };
             }
             "--gradient-precision" => {
-                a.gradient = if value()? == "f32" { Precision::F32 } else { Precision::Int8 };
+                a.gradient = match value()?.as_str() {
+                    "f32" => GradientPrecision::F32,
+                    "bf16" => GradientPrecision::Bf16,
+                    _ => GradientPrecision::Int8,
+                };
             }
             "--fine-tune-type" => a.kind = value()?,
             "--max-grad-norm" => a.max_grad_norm = value()?.parse()?,

@@ -271,7 +271,7 @@ impl Shared {
             config: self.setup.model.config(),
             rope: &self.rope,
             precision: Precision::Int8,
-            gradient: Precision::Int8,
+            gradient: Precision::Int8.into(),
         }
     }
 

@@ -47,6 +47,18 @@ pub fn fma(isa: Isa) -> Option<Probe> {
     };
 }
 
+/// Products of bf16 summed in f32 (two operations each).
+pub fn bf16(isa: Isa) -> Option<Probe> {
+    #[cfg(target_arch = "x86_64")]
+    return (isa.name() == "avx512" && std::is_x86_feature_detected!("avx512bf16"))
+        .then_some(Probe { run: x86_64::dot_avx512_bf16, operations: x86_64::WORK * 64.0 });
+    #[cfg(not(target_arch = "x86_64"))]
+    return {
+        _ = isa;
+        None
+    };
+}
+
 /// 8-bit dot products (a multiplication and an addition are two operations).
 pub fn int8(isa: Isa) -> Option<Probe> {
     #[cfg(target_arch = "x86_64")]
@@ -102,6 +114,9 @@ mod x86_64 {
     chains!(
         fma_avx512, "avx512f", _mm512_setzero_ps(), _mm512_set1_ps(0.5), |a, x| _mm512_fmadd_ps(x, x, *a);
         fma_avx2, "avx2,fma", _mm256_setzero_ps(), _mm256_set1_ps(0.5), |a, x| _mm256_fmadd_ps(x, x, *a);
+        dot_avx512_bf16, "avx512f,avx512bf16", _mm512_setzero_ps(), _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.5), _mm512_set1_ps(0.5)), |a, x| {
+            _mm512_dpbf16_ps(*a, x, x)
+        };
         dot_avx512, "avx512f,avx512vnni", _mm512_setzero_si512(), _mm512_set1_epi8(1), |a, x| {
             _mm512_dpbusd_epi32(*a, x, x)
         };

@@ -40,9 +40,10 @@ pub struct QuantActsMut<'a> {
     pub(crate) start16: &'a mut [i32],
 }
 
-/// f32 words that m × k quantized activations take, whatever the tile.
+/// f32 words that m × k quantized activations take, whatever the tile, and as many bf16.
 pub const fn acts_words(m: usize, k: usize) -> usize {
-    (m + TILE_ROWS_MAX - 1) * row_words(k)
+    let words = row_words(k);
+    (m + TILE_ROWS_MAX - 1) * if words > k / 2 { words } else { k / 2 }
 }
 
 const fn row_words(k: usize) -> usize {

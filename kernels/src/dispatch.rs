@@ -44,6 +44,40 @@ pub(crate) struct Table {
     pub dot_rows: unsafe fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]),
 }
 
+/// The input gradient in bf16, beside a table whose instruction set multiplies bf16 on some CPUs.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16Table {
+    pub nn_item: unsafe fn(&NnItem<'_>, &[u16], usize, &mut [f32]),
+    pub round_row: unsafe fn(&[f32], *mut u16),
+}
+
+/// Compiles the bf16 part for one ISA.
+macro_rules! bf16_table {
+    ($table:ident, $simd:ty, $features:literal) => {
+        mod $table {
+            use super::*;
+            use crate::generic::bf16::{self, Bf16};
+            use crate::generic::simd::Simd;
+
+            #[target_feature(enable = $features)]
+            unsafe fn nn_item(it: &NnItem<'_>, dy: &[u16], c0: usize, scratch: &mut [f32]) {
+                // SAFETY: the caller holds the token of this ISA and keeps the callee's contract.
+                unsafe {
+                    bf16::nn_item::<$simd, { <$simd>::MR }, { <$simd as Simd>::NV }>(it, dy, c0, scratch)
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn round_row(x: &[f32], out: *mut u16) {
+                // SAFETY: as above.
+                unsafe { bf16::round_row::<$simd>(x, out) }
+            }
+
+            pub(super) static TABLE: Bf16Table = Bf16Table { nn_item, round_row };
+        }
+    };
+}
+
 /// Compiles the generic algorithms for one ISA: functions with its target features, and their table.
 macro_rules! isa_table {
     ($table:ident, $simd:ty, $features:literal, $unpack:path, $dequant:path, $strip:path, $dot_rows:path) => {
@@ -144,6 +178,18 @@ mod x86 {
         dot_avx512::dot_rows_avx512
     );
 
+    bf16_table!(
+        avx512_bf16_table,
+        avx512::Avx512,
+        "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16"
+    );
+
+    #[cfg(feature = "std")]
+    pub(super) fn bf16(isa: Isa) -> Option<&'static Bf16Table> {
+        let has = isa.0 == Kind::Avx512 && std::is_x86_feature_detected!("avx512bf16");
+        has.then_some(&avx512_bf16_table::TABLE)
+    }
+
     pub(super) fn table(isa: Isa) -> Option<&'static Table> {
         match isa.0 {
             Kind::Scalar => None,
@@ -204,6 +250,14 @@ mod arm {
         decode::dequantize_strip_neon,
         dot::dot_rows_dotprod
     );
+
+    bf16_table!(i8mm_bf16_table, i8mm::I8mm, "neon,dotprod,i8mm,bf16");
+
+    #[cfg(feature = "std")]
+    pub(super) fn bf16(isa: Isa) -> Option<&'static Bf16Table> {
+        let has = isa.0 == Kind::I8mm && std::arch::is_aarch64_feature_detected!("bf16");
+        has.then_some(&i8mm_bf16_table::TABLE)
+    }
 
     pub(super) fn table(isa: Isa) -> Option<&'static Table> {
         match isa.0 {
@@ -310,6 +364,17 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Kind::I8mm => "i8mm",
         }
+    }
+
+    /// The bf16 part of its kernels, where this CPU has the instructions.
+    #[cfg(feature = "std")]
+    pub(crate) fn bf16(self) -> Option<&'static Bf16Table> {
+        #[cfg(target_arch = "x86_64")]
+        return x86::bf16(self);
+        #[cfg(target_arch = "aarch64")]
+        return arm::bf16(self);
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        return None;
     }
 
     /// Its kernels; none for scalar, whose specification is called directly.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::acts::{QuantActs, QuantActsMut};
 #[cfg(doc)]
 use crate::block::DType;
-use crate::dispatch::{Isa, Table};
+use crate::dispatch::{Bf16Table, Isa, Table};
 use crate::generic::adamw::AdamWStep;
 use crate::generic::attention::{self, CachedHead, Head, HeadGrad};
 use crate::generic::gemm::{self, LowRank, NN_STRIP, NnItem, NtItem, Rows, TN_SCRATCH_WORDS, TnItem};
@@ -29,6 +29,7 @@ const RUN: usize = 16 * 1024;
 pub struct Kernels {
     isa: Isa,
     table: Option<&'static Table>,
+    bf16: Option<&'static Bf16Table>,
     pool: Pool,
     profile: Profile,
 }
@@ -228,7 +229,8 @@ impl Kernels {
 
     /// Kernels for one available instruction set.
     pub fn with_isa(isa: Isa, threads: usize) -> Kernels {
-        Kernels { isa, table: isa.table(), pool: Pool::new(threads), profile: Profile::default() }
+        let (table, bf16) = (isa.table(), isa.bf16());
+        Kernels { isa, table, bf16, pool: Pool::new(threads), profile: Profile::default() }
     }
 
     /// The instruction set in use.
@@ -390,6 +392,34 @@ impl Kernels {
             && w.cols().is_multiple_of(32)
     }
 
+    /// Whether the input gradient through w can be computed with bf16 dy.
+    pub fn bf16_gradient(&self, w: &QMatrix<'_>) -> bool {
+        self.bf16.is_some() && w.rows().is_multiple_of(32) && w.cols().is_multiple_of(32)
+    }
+
+    /// Rounds a gradient x `[m, k]` to bf16 into `words` (at least `acts_words(m, k)`), for
+    /// [`Kernels::qgemm_nn`]; k is a multiple of 32. On CPUs without bf16 products only the scalar
+    /// specification reads it.
+    pub fn round_gradient<'a>(&self, x: &[f32], m: usize, k: usize, words: &'a mut [f32]) -> &'a [u16] {
+        let _timed = self.timed(Op::Quantize);
+        assert!(x.len() == m * k && k.is_multiple_of(32) && 2 * words.len() >= m * k);
+        // SAFETY: any bits are two u16, whose alignment is less; the borrow passes to the result.
+        let out = unsafe { from_raw_parts_mut(words.as_mut_ptr().cast::<u16>(), m * k) };
+        let to = Shared(out.as_mut_ptr());
+        let per = (4096 / k).clamp(1, 64);
+        self.pool.run(m.div_ceil(per), |item, _| {
+            let range = item * per * k..m.min((item + 1) * per) * k;
+            // SAFETY: items own disjoint rows.
+            let out = unsafe { to.part(range.clone()) };
+            match self.bf16 {
+                // SAFETY: the ISA is present; the stretch has whole rows of a multiple of 32.
+                Some(t) => unsafe { (t.round_row)(&x[range], out.as_mut_ptr()) },
+                None => scalar::ops::round_bf16(&x[range], out),
+            }
+        });
+        out
+    }
+
     /// dx[m, k] (+)= Σ over `ops` of dy·W (+ h·b).
     pub fn qgemm_nn(
         &self,
@@ -408,13 +438,14 @@ impl Kernels {
             check_rows(&op.dy, m, op.w.rows());
             check_low(m, k, op.low);
             let whole = op.w.rows().is_multiple_of(32) && k.is_multiple_of(32);
-            assert!(whole || matches!(op.dy, Rows::F32(_)), "int8 gradients need whole blocks of 32");
+            assert!(whole || matches!(op.dy, Rows::F32(_)), "rounded gradients need whole blocks of 32");
         }
         let Some(t) = self.table else {
             for (i, op) in ops.iter().enumerate() {
                 match op.dy {
                     Rows::F32(dy) => scalar::ops::qgemm_nn(dy, m, &op.w, dx, accumulate || i > 0),
                     Rows::Int8(dy) => scalar::ops::qgemm_nn_int8(&dy, m, &op.w, dx, accumulate || i > 0),
+                    Rows::Bf16(dy) => scalar::ops::qgemm_nn_bf16(dy, m, &op.w, dx, accumulate || i > 0),
                 }
                 if let Some(l) = op.low {
                     scalar::ops::add_low_rank(l.h, m, l.b, l.rank, k, dx);
@@ -422,7 +453,11 @@ impl Kernels {
             }
             return;
         };
-        ops.iter().for_each(|op| assert_tile(&op.dy, t.act_tile));
+        for op in ops {
+            assert_tile(&op.dy, t.act_tile);
+            let runs = self.bf16.is_some() || !matches!(op.dy, Rows::Bf16(_));
+            assert!(runs, "this CPU has no bf16 products: see `bf16_gradient`");
+        }
         let rank = ops.iter().map(|o| o.low.map_or(0, |l| l.rank)).max().unwrap_or(0);
         let n = ops.iter().map(|o| o.w.rows()).max().unwrap_or(0);
         let scratch = Scratch::new(scratch, self.threads(), gemm::nn_scratch_words(n, rank));
@@ -441,7 +476,14 @@ impl Kernels {
                     dequant: t.dequant,
                 };
                 // SAFETY: as in `qgemm_nt`: this item owns its strip of dx for all summands.
-                unsafe { (t.nn_item)(&it, item * NN_STRIP, scratch.of(worker)) }
+                unsafe {
+                    match (op.dy, self.bf16) {
+                        (Rows::Bf16(dy), Some(t)) => {
+                            (t.nn_item)(&it, dy, item * NN_STRIP, scratch.of(worker));
+                        }
+                        _ => (t.nn_item)(&it, item * NN_STRIP, scratch.of(worker)),
+                    }
+                }
             }
         });
     }
@@ -1065,6 +1107,7 @@ fn check_nt(m: usize, op: &NtOp<'_>) {
     let (n, k) = (op.w.rows(), op.w.cols());
     assert_eq!(op.y.len(), m * n);
     check_rows(&op.x, m, k);
+    assert!(!matches!(op.x, Rows::Bf16(_)), "bf16 is for input gradients");
     if let Rows::Int8(a) = op.x {
         assert!(!op.w.dtype().is_float(), "int8 products need block weights");
         assert!(a.halves || op.w.dtype().group_len() != 16, "groups of 16 need their sums");
@@ -1075,6 +1118,7 @@ fn check_nt(m: usize, op: &NtOp<'_>) {
 fn check_rows(x: &Rows<'_>, m: usize, k: usize) {
     match x {
         Rows::F32(x) => assert_eq!(x.len(), m * k),
+        Rows::Bf16(x) => assert_eq!(x.len(), m * k),
         Rows::Int8(a) => {
             let m = m.next_multiple_of(a.tile);
             assert!(a.codes.len() == m * k && a.scale.len() == m * k / 32);
@@ -1096,6 +1140,7 @@ fn scalar_nt(m: usize, op: &mut NtOp<'_>) {
     match op.x {
         Rows::F32(x) => scalar::ops::qgemm_nt(x, m, &op.w, op.y, op.accumulate),
         Rows::Int8(a) => scalar::ops::qgemm_nt_int8(&a, m, &op.w, op.y, op.accumulate),
+        Rows::Bf16(_) => unreachable!("bf16 is for input gradients: check_nt"),
     }
     if let Some(l) = op.low {
         scalar::ops::add_low_rank(l.h, m, l.b, l.rank, op.w.rows(), op.y);

@@ -165,6 +165,42 @@ fn input_gradient_int8() {
 }
 
 #[test]
+fn input_gradient_bf16() {
+    let mut tried = 0;
+    for dtype in DType::ALL {
+        for (m, n, cols) in [(1, 32, 256), (13, 96, 256), (7, 320, 768)] {
+            for rank in [0, 3] {
+                let run = |k: &Kernels| {
+                    let mut rng = Rng(17);
+                    let bytes = random_bytes(dtype, n, cols, &mut rng);
+                    let (dy, h, b) = (rng.vec(m * n), rng.vec(m * rank), rng.vec(rank * cols));
+                    let low = (rank > 0).then_some(LowRank { h: &h, b: &b, rank });
+                    let mut words = vec![0.0; acts_words(m, n)];
+                    let rows = Rows::Bf16(k.round_gradient(&dy, m, n, &mut words));
+                    let op = NnOp { dy: rows, w: view(dtype, n, cols, &bytes), low };
+                    let mut dx = rng.vec(m * cols);
+                    k.qgemm_nn(m, &[op], &mut dx, rank > 0, &mut gemm_scratch(k, cols, rank));
+                    dx
+                };
+                let bytes = random_bytes(dtype, n, cols, &mut Rng(17));
+                let has = |isa: &Isa| Kernels::with_isa(*isa, 1).bf16_gradient(&view(dtype, n, cols, &bytes));
+                let spec = run(&Kernels::with_isa(Isa::SCALAR, 1));
+                for isa in Isa::available().filter(has) {
+                    let one = run(&Kernels::with_isa(isa, 1));
+                    let what = format!("nn bf16 {} {m}×{n}×{cols} rank {rank}", dtype.name());
+                    assert_close(&what, &one, &spec, 2e-5);
+                    assert_eq!(one, run(&Kernels::with_isa(isa, 2)), "{what} differs with 2 threads");
+                    tried += 1;
+                }
+            }
+        }
+    }
+    if tried == 0 {
+        eprintln!("SKIPPED: this CPU has no bf16 products");
+    }
+}
+
+#[test]
 fn rank_r_products() {
     for (m, k_len, r) in [(1, 64, 1), (5, 172, 3), (33, 576, 8), (20, 65, 16)] {
         on_every_isa(&format!("skinny_nt {m}×{k_len} rank {r}"), 1e-5, |k| {

@@ -16,8 +16,8 @@ use engraft_runtime::generate::Session;
 use engraft_runtime::merge;
 use engraft_runtime::model::tuned::{TunedLayout, TunedModel, Weights};
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::nn::Precision;
 use engraft_runtime::nn::keep::KeepPrecision;
+use engraft_runtime::nn::{GradientPrecision, Precision};
 use engraft_runtime::plan::{ArenaWords, FullUpdate, KeepPlan, Request};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::Disk;
@@ -34,7 +34,7 @@ fn options(clip: f32) -> TrainOptions {
         schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 2, total: 10 },
         seed: 0,
         precision: Precision::Int8,
-        gradient: Precision::Int8,
+        gradient: GradientPrecision::Int8,
     }
 }
 

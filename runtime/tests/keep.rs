@@ -46,7 +46,7 @@ fn trainer(
         schedule: Schedule { shape: Shape::Constant, peak: 2e-3, warmup: 0, total: 40 },
         seed: 3,
         precision,
-        gradient: precision,
+        gradient: precision.into(),
     };
     Trainer::new(model.clone(), kernels, ArenaWords::new(model.config(), &request), start.clone(), options)
 }

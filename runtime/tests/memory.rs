@@ -111,7 +111,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
                 schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 10 },
                 seed: 0,
                 precision,
-                gradient: precision,
+                gradient: precision.into(),
             };
             let mut trainer =
                 Trainer::new(model.clone(), kernels, ArenaWords::new(c, &request), start, options);
@@ -167,7 +167,7 @@ fn full_fine_tuning_keeps_to_its_plan() -> TestResult {
             schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 10 },
             seed: 0,
             precision: Precision::F32,
-            gradient: Precision::F32,
+            gradient: Precision::F32.into(),
         };
         let mut trainer = FullTrainer::new(model.clone(), kernels, ArenaWords::new(c, &request), options);
         let allocated = LIVE.load(Ordering::SeqCst) - live;

@@ -13,7 +13,7 @@ use engraft_runtime::adapter::{Adapter, Gains, LoraConfig, Override};
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::nn::{Dropout, Precision};
+use engraft_runtime::nn::{Dropout, GradientPrecision, Precision};
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::chain::AdapterView;
@@ -27,7 +27,10 @@ const SEQ: usize = 40;
 /// The bound of int8 activations: relative error of the loss, and 1 − cosine of every gradient tensor.
 const INT8_LOSS: f64 = 1e-2;
 const INT8_TURN: f64 = 1e-2;
-/// The same of the real model, whose thirty blocks add up the rounding of as many inputs.
+/// The same of bf16 input gradients beside an exact forward.
+const BF16_LOSS: f64 = 1e-3;
+const BF16_TURN: f64 = 1e-4;
+/// As [`INT8_TURN`], of the real model, whose thirty blocks add up the rounding of as many inputs.
 const INT8_TURN_REAL: f64 = 3e-2;
 
 fn options(precision: Precision, total: u64, clip: f32) -> TrainOptions {
@@ -36,7 +39,7 @@ fn options(precision: Precision, total: u64, clip: f32) -> TrainOptions {
         schedule: Schedule { shape: Shape::Cosine, peak: 4e-3, warmup: 3, total },
         seed: 3,
         precision,
-        gradient: precision,
+        gradient: precision.into(),
     }
 }
 
@@ -343,6 +346,23 @@ fn int8_activations_stay_within_their_bound() -> TestResult {
             let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
             eprintln!("int8 {} rank {rank} {targets:?} {layers:?}: {strayed:?}", spec.name);
             assert!(strayed.loss < INT8_LOSS && strayed.turn < INT8_TURN, "{}: {strayed:?}", spec.name);
+        }
+    }
+    Ok(())
+}
+
+/// bf16 has 8 significant bits, and its errors average out over a sum: the same data, only dx rounded.
+#[test]
+fn bf16_gradients_stay_within_their_bound() -> TestResult {
+    for spec in [&SHORT_BLOCKS, &LONG_BLOCKS] {
+        let model = spec.model();
+        let weights = referee::weights(&model)?;
+        for (rank, targets, layers) in settings(spec) {
+            let start = adapter(&model, rank, &targets, &layers, 0.0);
+            let o = TrainOptions { gradient: GradientPrecision::Bf16, ..options(Precision::F32, 10, 0.5) };
+            let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
+            eprintln!("bf16 {} rank {rank} {targets:?} {layers:?}: {strayed:?}", spec.name);
+            assert!(strayed.loss < BF16_LOSS && strayed.turn < BF16_TURN, "{}: {strayed:?}", spec.name);
         }
     }
     Ok(())

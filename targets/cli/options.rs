@@ -72,7 +72,7 @@ pub(crate) struct ComputeOptions {
 
     /// Input gradients in training [default: as --precision]
     #[arg(long, value_enum)]
-    pub(crate) gradient_precision: Option<Precision>,
+    pub(crate) gradient_precision: Option<GradientPrecision>,
 
     /// Use this instruction set instead of the best one (for testing)
     #[arg(long, value_enum)]
@@ -84,6 +84,17 @@ pub(crate) struct ComputeOptions {
 pub(crate) enum Precision {
     /// Quantized to 8 bits per block of 32, as llama.cpp does: the fast path
     Int8,
+    /// Kept as they are
+    F32,
+}
+
+/// Input gradients in training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GradientPrecision {
+    /// Gradients and weights quantized to 8 bits per block of 32: the fast path
+    Int8,
+    /// Both rounded to bf16, where the CPU multiplies it (AVX-512 BF16, Armv8.6); elsewhere f32
+    Bf16,
     /// Kept as they are
     F32,
 }
@@ -346,6 +357,10 @@ impl TuneOptions {
             ("--alpha-pattern", !lora.alpha_pattern.0.is_empty()),
             ("--lora-plus-ratio", run.lora_plus_ratio != 1.0),
         ];
+        if self.compute.gradient_precision.is_some() {
+            let message = "--gradient-precision is for adapters; --fine-tune-type full computes in f32";
+            return Err(misuse(message));
+        }
         match meant_for_adapters.iter().find(|(_, given)| *given) {
             None => Ok(()),
             Some((flag, _)) => {

@@ -37,6 +37,8 @@ pub enum Rows<'a> {
     F32(&'a [f32]),
     /// int8 codes in blocks of 32: plain rows for a product of a few rows, else in the ISA's tiles.
     Int8(QuantActs<'a>),
+    /// bf16 `[m, k]`, for input gradients where [`crate::Kernels::bf16_gradient`] says so.
+    Bf16(&'a [u16]),
 }
 
 /// y[m, n] (+)= x[m, k] · W[n, k]ᵀ (+ h·b).
@@ -99,7 +101,7 @@ pub fn nn_scratch_words(n: usize, rank: usize) -> usize {
 }
 
 /// Takes `n` words off the front of the scratch.
-fn take<'s>(scratch: &mut &'s mut [f32], n: usize) -> &'s mut [f32] {
+pub(super) fn take<'s>(scratch: &mut &'s mut [f32], n: usize) -> &'s mut [f32] {
     let (a, b) = core::mem::take(scratch).split_at_mut(n);
     *scratch = b;
     a
@@ -121,6 +123,7 @@ pub unsafe fn nt_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: u
         match it.x {
             Rows::F32(x) => nt_f32::<S, F_MR, NV>(it, x, n0, scratch),
             Rows::Int8(acts) => nt_class::<S, I_MR, NV>(it, acts, n0, scratch),
+            Rows::Bf16(_) => unreachable!("bf16 is for input gradients"),
         }
     }
 }
@@ -386,16 +389,8 @@ pub unsafe fn nn_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: u
     c0: usize,
     mut scratch: &mut [f32],
 ) {
-    let k = it.w.cols();
-    let valid = NN_STRIP.min(k - c0);
-    let low = take(&mut scratch, NN_STRIP * it.low.map_or(0, |l| l.rank));
-    if let Some(l) = it.low {
-        for j in 0..l.rank {
-            let dst = &mut low[j * NN_STRIP..(j + 1) * NN_STRIP];
-            dst[..valid].copy_from_slice(&l.b[j * k + c0..j * k + c0 + valid]);
-            dst[valid..].fill(0.0);
-        }
-    }
+    let valid = NN_STRIP.min(it.w.cols() - c0);
+    let low = pack_strip_low(it.low, it.w.cols(), c0, &mut scratch);
     // SAFETY: the caller's contract, passed on.
     unsafe {
         match it.dy {
@@ -410,8 +405,29 @@ pub unsafe fn nn_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: u
                     (false, _) => nn_int8::<S, I_MR, NV, false, 1>(it, dy, c0, low, scratch),
                 }
             }
+            Rows::Bf16(_) => unreachable!("bf16 has an item of its own"),
         }
     }
+}
+
+/// The strip's columns of b `[r, k]` as rows of 32, zero-padded.
+#[inline(always)]
+pub(super) fn pack_strip_low<'s>(
+    low: Option<LowRank<'_>>,
+    k: usize,
+    c0: usize,
+    scratch: &mut &'s mut [f32],
+) -> &'s [f32] {
+    let valid = NN_STRIP.min(k - c0);
+    let strip = take(scratch, NN_STRIP * low.map_or(0, |l| l.rank));
+    if let Some(l) = low {
+        for j in 0..l.rank {
+            let dst = &mut strip[j * NN_STRIP..(j + 1) * NN_STRIP];
+            dst[..valid].copy_from_slice(&l.b[j * k + c0..j * k + c0 + valid]);
+            dst[valid..].fill(0.0);
+        }
+    }
+    strip
 }
 
 #[inline(always)]
@@ -465,7 +481,7 @@ unsafe fn nn_f32<S: Simd, const MR: usize, const NV: usize>(
 
 /// Columns `c0..c0 + valid` of W's rows from `n0`, as rows of 32, zero-padded.
 #[inline(always)]
-unsafe fn decode_strip(
+pub(super) unsafe fn decode_strip(
     w: &QMatrix<'_>,
     strip: StripFn,
     dequant: DequantFn,
@@ -487,7 +503,7 @@ unsafe fn decode_strip(
 }
 
 #[inline(always)]
-unsafe fn add_strip_low<S: Simd, const MR: usize, const NV: usize>(
+pub(super) unsafe fn add_strip_low<S: Simd, const MR: usize, const NV: usize>(
     acc: &mut [[S::F; NV]; MR],
     low: Option<LowRank<'_>>,
     strip: *const f32,

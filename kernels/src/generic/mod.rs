@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod bf16;
 pub mod gemm;
 pub mod rows;
 pub mod simd;

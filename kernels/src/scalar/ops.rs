@@ -1,5 +1,7 @@
 //! The operations as their formulas read.
 
+use half::bf16;
+
 use super::decode::dequantize;
 use crate::acts::QuantActs;
 use crate::generic::adamw::AdamWStep;
@@ -57,6 +59,26 @@ pub fn qgemm_nn(dy: &[f32], m: usize, w: &QMatrix<'_>, dx: &mut [f32], accumulat
     for_each_weight(w, |r, c, v| {
         for t in 0..m {
             dx[t * k + c] += dy[t * n + r] * v;
+        }
+    });
+}
+
+/// x rounded to bf16, to nearest, ties to even.
+pub fn round_bf16(x: &[f32], out: &mut [u16]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = bf16::from_f32(*x).to_bits();
+    }
+}
+
+/// [`qgemm_nn`] with gradients in bf16 and W rounded to bf16; sums in f32.
+pub fn qgemm_nn_bf16(dy: &[u16], m: usize, w: &QMatrix<'_>, dx: &mut [f32], accumulate: bool) {
+    let (n, k) = (w.rows(), w.cols());
+    if !accumulate {
+        dx[..m * k].fill(0.0);
+    }
+    for_each_weight(w, |r, c, v| {
+        for t in 0..m {
+            dx[t * k + c] += bf16::from_bits(dy[t * n + r]).to_f32() * bf16::from_f32(v).to_f32();
         }
     });
 }

@@ -2,6 +2,7 @@
 
 pub mod avx2;
 pub mod avx512;
+pub mod avx512_bf16;
 pub mod decode;
 pub mod dot;
 pub mod dot_avx512;

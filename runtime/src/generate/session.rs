@@ -261,7 +261,7 @@ impl Session {
             config: self.model.config(),
             rope: &self.rope,
             precision: self.precision,
-            gradient: self.precision,
+            gradient: self.precision.into(),
         };
         let x = &self.x[row * d..(row + 1) * d];
         head::logits(&ctx, &w, x, &mut self.head, &mut self.block.kernel, &mut self.logits);
@@ -278,8 +278,13 @@ impl Session {
         kernels.rows(d, &mut self.x[..n * d], |r, row| {
             kernels.dequantize_row(&embedding, ids[r] as usize, row);
         });
-        let ctx =
-            Ctx { kernels, config: c, rope: &self.rope, precision: self.precision, gradient: self.precision };
+        let ctx = Ctx {
+            kernels,
+            config: c,
+            rope: &self.rope,
+            precision: self.precision,
+            gradient: self.precision.into(),
+        };
         let rows = RowMap { seqs: &[], pos: &self.pos };
         for l in 0..c.n_layers {
             let cache = self.cache.layer(l, self.filled);

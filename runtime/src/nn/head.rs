@@ -226,11 +226,7 @@ fn run_chunks(
         let dn = train.then_some(&mut b.dn[..r * d]);
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
         if train {
-            let dy = if ctx.gradient == Precision::Int8 && ctx.kernels.int8_gradient(&part) {
-                Rows::Int8(ctx.kernels.quantize_gradient(logits, r, part.rows(), gradient_acts))
-            } else {
-                Rows::F32(logits)
-            };
+            let dy = ctx.gradient_rows(logits, r, &part, gradient_acts);
             let op = NnOp { dy, w: part, low: None };
             ctx.kernels.qgemm_nn(r, &[op], &mut b.dn[..r * d], first > 0, kernel);
         }

@@ -196,7 +196,8 @@ pub fn backward_input(
     let fused = dropout.p == 0.0;
     let (mut rest, mut rows) = (&mut *scratch.acts, [Rows::F32(&[]); 3]);
     for (l, rows) in layers.iter().zip(&mut rows) {
-        (*rows, rest) = gradient_rows(ctx, m, l, rest);
+        let (own, others) = rest.split_at_mut(acts_words(m, l.w.rows()).min(rest.len()));
+        (*rows, rest) = (ctx.gradient_rows(l.dy, m, &l.w, own), others);
     }
     let op = |i: usize| nn_op(&layers[i], rows[i], m, fused);
     match layers {
@@ -210,20 +211,6 @@ pub fn backward_input(
             add_dropped_branch(ctx, m, l, dx, dropout, i, scratch.dropped);
         }
     }
-}
-
-/// dy as the input gradient wants it, and what is left of the buffer.
-fn gradient_rows<'a>(
-    ctx: &Ctx<'_>,
-    m: usize,
-    l: &LinearGrad<'a>,
-    acts: &'a mut [f32],
-) -> (Rows<'a>, &'a mut [f32]) {
-    if ctx.gradient == Precision::F32 || !ctx.kernels.int8_gradient(&l.w) {
-        return (Rows::F32(l.dy), acts);
-    }
-    let (own, rest) = acts.split_at_mut(acts_words(m, l.w.rows()));
-    (Rows::Int8(ctx.kernels.quantize_gradient(l.dy, m, l.w.rows(), own)), rest)
 }
 
 fn nn_op<'a>(l: &'a LinearGrad<'_>, dy: Rows<'a>, m: usize, fused: bool) -> NnOp<'a> {

@@ -12,7 +12,7 @@ pub mod rope;
 
 use std::ops::Range;
 
-use engraft_kernels::Kernels;
+use engraft_kernels::{Kernels, QMatrix, Rows};
 
 use crate::model::ModelConfig;
 
@@ -23,6 +23,27 @@ pub enum Precision {
     Int8,
     /// f32 throughout; the weights' exact values.
     F32,
+}
+
+/// How input gradients treat dy and W; what does not divide into blocks of 32 is computed in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientPrecision {
+    /// Both in int8, dy in blocks along its rows and W's columns in groups of 32 rows: the manner of
+    /// SwitchBack (Wortsman et al., arXiv 2304.13013).
+    Int8,
+    /// Both rounded to bf16 where the CPU multiplies it, else in f32.
+    Bf16,
+    /// f32 throughout.
+    F32,
+}
+
+impl From<Precision> for GradientPrecision {
+    fn from(p: Precision) -> Self {
+        match p {
+            Precision::Int8 => GradientPrecision::Int8,
+            Precision::F32 => GradientPrecision::F32,
+        }
+    }
 }
 
 /// What every function of this room needs to know.
@@ -37,7 +58,30 @@ pub struct Ctx<'a> {
     /// How products are computed.
     pub precision: Precision,
     /// How input gradients are computed.
-    pub gradient: Precision,
+    pub gradient: GradientPrecision,
+}
+
+impl Ctx<'_> {
+    /// A gradient dy `[m, out]` of a product with w as [`Kernels::qgemm_nn`] is to read it, in `words`
+    /// where it is rounded.
+    pub fn gradient_rows<'a>(
+        &self,
+        dy: &'a [f32],
+        m: usize,
+        w: &QMatrix<'_>,
+        words: &'a mut [f32],
+    ) -> Rows<'a> {
+        let n = w.rows();
+        match self.gradient {
+            GradientPrecision::Int8 if self.kernels.int8_gradient(w) => {
+                Rows::Int8(self.kernels.quantize_gradient(dy, m, n, words))
+            }
+            GradientPrecision::Bf16 if self.kernels.bf16_gradient(w) => {
+                Rows::Bf16(self.kernels.round_gradient(dy, m, n, words))
+            }
+            _ => Rows::F32(dy),
+        }
+    }
 }
 
 /// The rows of a micro-batch: sequences one after another, without padding.

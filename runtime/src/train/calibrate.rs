@@ -13,7 +13,7 @@ use crate::model::weights::ModelFile;
 use crate::nn::block::{self, BlockBufs, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights};
 use crate::nn::keep::{Keep, KeepPrecision, Kept};
-use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
+use crate::nn::{Adapted, Ctx, Dropout, GradientPrecision, Precision, RowMap, rope};
 use crate::plan::{ArenaWords, KeepPlan, Request};
 use crate::rng::Rng;
 
@@ -74,7 +74,7 @@ pub fn calibrate(
     lora: &LoraConfig,
     request: &Request,
     precision: Precision,
-    gradient: Precision,
+    gradient: GradientPrecision,
 ) -> Pieces {
     let mut run = Run::new(model, kernels, lora, request);
     let c = model.config();

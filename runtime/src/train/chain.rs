@@ -13,7 +13,8 @@ use crate::nn::block::{self, BlockBufs, Keys};
 use crate::nn::head::{self, HeadBufs, HeadGrads, HeadWeights};
 use crate::nn::keep::{Keep, Kept};
 use crate::nn::{
-    Adapted, BlockGrads, BlockPairGrads, BlockPairs, Ctx, Dropout, Gain, Pair, PairGrad, Precision, RowMap, rope,
+    Adapted, BlockGrads, BlockPairGrads, BlockPairs, Ctx, Dropout, Gain, GradientPrecision, Pair, PairGrad,
+    Precision, RowMap, rope,
 };
 use crate::plan::ArenaWords;
 
@@ -22,7 +23,7 @@ pub struct Chain {
     model: Weights,
     kernels: Arc<Kernels>,
     precision: Precision,
-    gradient: Precision,
+    gradient: GradientPrecision,
     words: ArenaWords,
     rope: Vec<f32>,
     /// `[kept + 1, rows, d]`: inputs of the blocks from `first_kept`, then of the head.
@@ -92,7 +93,7 @@ impl Chain {
                 .map(|from_last| Kept::new(&words.block, words.keep.of(from_last), words.keep.precision))
                 .collect(),
             head: HeadBufs::new(&words.head),
-            gradient: precision,
+            gradient: precision.into(),
             precision,
             words,
             kernels,
@@ -102,7 +103,7 @@ impl Chain {
 
     /// Computes input gradients at another precision than the forward's.
     #[must_use]
-    pub fn with_gradient_precision(mut self, gradient: Precision) -> Chain {
+    pub fn with_gradient_precision(mut self, gradient: GradientPrecision) -> Chain {
         self.gradient = gradient;
         self
     }

@@ -11,7 +11,7 @@ use crate::adapter::{Adapter, Gains, TrainedWith};
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
-use crate::nn::{Dropout, Precision};
+use crate::nn::{Dropout, GradientPrecision, Precision};
 use crate::plan::ArenaWords;
 
 /// Settings of the optimization.
@@ -26,7 +26,7 @@ pub struct TrainOptions {
     /// How products are computed.
     pub precision: Precision,
     /// How input gradients are computed.
-    pub gradient: Precision,
+    pub gradient: GradientPrecision,
 }
 
 /// What one optimizer step did.

@@ -196,7 +196,7 @@ impl Bench<'_> {
             schedule: Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 100 },
             seed: 0,
             precision: exact.unwrap_or(common::precision(&self.options.compute)),
-            gradient: exact.unwrap_or(common::gradient(&self.options.compute)),
+            gradient: exact.map_or(common::gradient(&self.options.compute), Into::into),
         };
         let words = ArenaWords::new(c, r);
         Ok(Trainer::new(self.model.clone(), kernels.clone(), words, adapter, options))

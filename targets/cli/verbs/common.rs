@@ -12,7 +12,9 @@ use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn;
 
-use crate::options::{AdapterOptions, ComputeOptions, DataOptions, ModelOptions, Precision, misuse};
+use crate::options::{
+    AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
+};
 
 /// Skipped rows that are named without `-v`.
 const SKIPPED_SHOWN: usize = 10;
@@ -51,18 +53,19 @@ pub(crate) fn kernels(options: &ComputeOptions) -> Result<Arc<Kernels>> {
 
 /// How products treat activations.
 pub(crate) fn precision(options: &ComputeOptions) -> nn::Precision {
-    of(options.precision)
+    match options.precision {
+        Precision::Int8 => nn::Precision::Int8,
+        Precision::F32 => nn::Precision::F32,
+    }
 }
 
 /// How training computes input gradients.
-pub(crate) fn gradient(options: &ComputeOptions) -> nn::Precision {
-    of(options.gradient_precision.unwrap_or(options.precision))
-}
-
-fn of(precision: Precision) -> nn::Precision {
-    match precision {
-        Precision::Int8 => nn::Precision::Int8,
-        Precision::F32 => nn::Precision::F32,
+pub(crate) fn gradient(options: &ComputeOptions) -> nn::GradientPrecision {
+    match options.gradient_precision {
+        None => precision(options).into(),
+        Some(GradientPrecision::Int8) => nn::GradientPrecision::Int8,
+        Some(GradientPrecision::Bf16) => nn::GradientPrecision::Bf16,
+        Some(GradientPrecision::F32) => nn::GradientPrecision::F32,
     }
 }
 
