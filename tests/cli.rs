@@ -468,7 +468,8 @@ fn full_fine_tuning_writes_a_model_that_scores_as_told() {
     // Block by block, less memory; in the base's own types by default.
     let small = result_of(&[&run[..], &[&path("small"), "--max-grad-norm", "0"]].concat());
     assert!(small["planned_private_bytes"].as_u64() < tuned["planned_private_bytes"].as_u64());
-    let size = |file: &serde_json::Value| std::fs::metadata(file.as_str().expect("a path")).expect("a file").len();
+    let size =
+        |file: &serde_json::Value| std::fs::metadata(file.as_str().expect("a path")).expect("a file").len();
     let of_base = std::fs::metadata(&model).expect("the base").len();
     assert_eq!(size(&small["model"]), of_base);
     assert!(size(&tuned["model"]) > of_base);
@@ -492,7 +493,9 @@ fn assert_full_is_planned_and_checked(train: &[&str], out: &str) {
     };
     at(bytes(&at_once) + 100_000, &["--max-grad-norm 0"]);
     at(bytes(&at_once) / 2, &["--fine-tune-type lora"]);
-    for (flag, value) in [("--rank", "4"), ("--lora-modules", "q"), ("--num-layers", "2"), ("--dropout", "0.1")] {
+    for (flag, value) in
+        [("--rank", "4"), ("--lora-modules", "q"), ("--num-layers", "2"), ("--dropout", "0.1")]
+    {
         assert_refused(&[train, &[flag, value]].concat(), 2, "usage", &[flag, "every weight"]);
     }
     assert_refused(&[train, &["--type", "q4_k"]].concat(), 2, "usage", &["--type"]);

@@ -49,8 +49,7 @@ impl<'a> QMatrix<'a> {
         // Stored floats are little-endian, and these bytes must be such.
         const { assert!(cfg!(target_endian = "little")) };
         // SAFETY: f32 has no padding and bytes no alignment; the length is that of the same memory.
-        let bytes =
-            unsafe { core::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+        let bytes = unsafe { core::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
         QMatrix::new(DType::F32, rows, cols, bytes)
     }
 

@@ -5,8 +5,7 @@ mod common;
 
 use common::{Rng, assert_close, random_bytes, view};
 use engraft_kernels::{
-    AdamWStep, AttnShape, DType, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp, QMatrix, QuantActs,
-    Rows,
+    AdamWStep, AttnShape, DType, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows,
     SoftmaxState, acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
 };
 

@@ -38,7 +38,13 @@ fn options(clip: f32) -> TrainOptions {
     }
 }
 
-fn trainer(model: &Arc<ModelFile>, threads: usize, clip: f32, full: FullUpdate, keep: KeepPlan) -> FullTrainer {
+fn trainer(
+    model: &Arc<ModelFile>,
+    threads: usize,
+    clip: f32,
+    full: FullUpdate,
+    keep: KeepPlan,
+) -> FullTrainer {
     let c = model.config();
     let request = Request {
         batch: 1,
@@ -69,7 +75,8 @@ fn values(trainer: &FullTrainer) -> Vec<f32> {
 /// The names of all trained tensors, and where they lie.
 fn tensors(model: &ModelFile) -> Vec<(String, std::ops::Range<usize>)> {
     let layout = TunedLayout::new(model.config());
-    let all = model.gguf().tensors().iter().filter_map(|t| Some((t.name.to_string(), layout.tensor(&t.name)?)));
+    let all =
+        model.gguf().tensors().iter().filter_map(|t| Some((t.name.to_string(), layout.tensor(&t.name)?)));
     all.collect()
 }
 
@@ -110,7 +117,10 @@ fn some_steps_follow_the_referee() -> TestResult {
             assert!(error < 2e-4, "{} step {i}: {error:e} at {place}", spec.name);
             let mut spoiled = sums.grads.clone();
             spoiled[layout.output_norm().start] *= 1.01;
-            assert!(i > 0 || worst(&model, trainer.gradients(), &spoiled).0 > 2e-4, "a spoiled gain goes unseen");
+            assert!(
+                i > 0 || worst(&model, trainer.gradients(), &spoiled).0 > 2e-4,
+                "a spoiled gain goes unseen"
+            );
             let norm = adamw.update(&sums, options(1.0).schedule.rate(i as u64));
             assert!((report.grad_norm - norm).abs() < 1e-4 * norm, "{} for {norm}", report.grad_norm);
         }
@@ -179,7 +189,9 @@ fn the_bits_do_not_depend_on_threads_memory_or_when_weights_are_updated() -> Tes
 fn what_can_not_be_done_is_refused_and_changes_nothing() -> TestResult {
     let model = FLOATS.model();
     let step = data(&model, 1, &[&[13, 5, 9]]).remove(0);
-    let kind = |r: Result<_, engraft_runtime::Error>| r.map(|_: engraft_runtime::train::StepReport| ()).map_err(|e| e.kind());
+    let kind = |r: Result<_, engraft_runtime::Error>| {
+        r.map(|_: engraft_runtime::train::StepReport| ()).map_err(|e| e.kind())
+    };
     let mut at_end = trainer(&model, 1, 1.0, FullUpdate::AtEnd, KeepPlan::default());
     let held = at_end.weights();
     assert_eq!(kind(at_end.step(&step)), Err(ErrorKind::Misuse), "weights that are held elsewhere");
@@ -202,7 +214,8 @@ fn what_can_not_be_done_is_refused_and_changes_nothing() -> TestResult {
 fn sessions_run_on_tuned_weights() -> TestResult {
     let kernels = Arc::new(Kernels::detect(2));
     let logits = |weights: Weights| -> Result<Vec<f32>, engraft_runtime::Error> {
-        let mut session = Session::new(weights, kernels.clone(), None, Precision::F32, IDS.len(), KvType::F32)?;
+        let mut session =
+            Session::new(weights, kernels.clone(), None, Precision::F32, IDS.len(), KvType::F32)?;
         Ok(session.feed(&IDS)?.to_vec())
     };
     for spec in SPECS {
@@ -266,7 +279,8 @@ fn a_loss_that_is_not_finite_changes_nothing() -> TestResult {
         options.schedule.peak = f32::INFINITY;
         let c = model.config();
         let full = Some(update);
-        let request = Request { batch: 1, seq: 64, full, kept_blocks: c.n_layers, threads: 1, ..Request::default() };
+        let request =
+            Request { batch: 1, seq: 64, full, kept_blocks: c.n_layers, threads: 1, ..Request::default() };
         let words = ArenaWords::new(c, &request);
         let mut trainer = FullTrainer::new(model.clone(), Arc::new(Kernels::detect(1)), words, options);
         // The first step's infinite rate breaks the weights; the second sees it and moves nothing.

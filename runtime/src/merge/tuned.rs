@@ -53,9 +53,7 @@ pub fn write(
             let stored = &base.bytes()[tensor.range.clone()];
             let written = match tuned.tensor(tensor) {
                 None => out.write_all(stored).map(|()| stored.len()).map_err(failed)?,
-                Some(values) => {
-                    rows(out, values, tensor.cols(), *dtype).map_err(|e| e.at(&tensor.name))?
-                }
+                Some(values) => rows(out, values, tensor.cols(), *dtype).map_err(|e| e.at(&tensor.name))?,
             };
             header.pad(out, written)?;
         }

@@ -168,7 +168,16 @@ impl MemoryPlan {
         let block = w.block.activations();
         let (weights, gradients) = w.full.map_or((0, 0), |full| (full.weights, full.gradients));
         let arena = f
-            * (3 * weights + gradients + 4 * w.params + w.gains + w.saved + w.kept() + block + w.head.total() + w.kernel + w.rope)
+            * (3 * weights
+                + gradients
+                + 4 * w.params
+                + w.gains
+                + w.saved
+                + w.kept()
+                + block
+                + w.head.total()
+                + w.kernel
+                + w.rope)
             + row_state;
         // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);

@@ -124,8 +124,7 @@ impl FullTrainer {
         if self.broken {
             return misuse("an earlier step failed midway: the weights are of no use");
         }
-        if self.update == FullUpdate::AtOnce
-            && (batches.len() != 1 || self.options.adamw.max_grad_norm > 0.0)
+        if self.update == FullUpdate::AtOnce && (batches.len() != 1 || self.options.adamw.max_grad_norm > 0.0)
         {
             return misuse("blocks updated at once need a single micro-batch and no clipping");
         }

@@ -306,10 +306,8 @@ pub(crate) fn plan_table(request: &Request, plan: &MemoryPlan) -> String {
         Some(FullUpdate::AtEnd) => "every weight".to_string(),
         Some(FullUpdate::AtOnce) => "every weight, block by block".to_string(),
     };
-    let mut text = format!(
-        "plan: {} x {} tokens, {trained}, {} threads",
-        request.batch, request.seq, request.threads
-    );
+    let mut text =
+        format!("plan: {} x {} tokens, {trained}, {} threads", request.batch, request.seq, request.threads);
     for pool in plan.pools.iter().filter(|p| p.bytes > 0) {
         text += &line(pool.name, pool.bytes);
     }

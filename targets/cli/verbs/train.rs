@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
             result.adapter = Some(file.display().to_string());
         }
         if let Arm::Full(trainer) = self.arm {
-            let file = write_model(self.tune, &*trainer.into_weights(), MODEL_FILE)?;
+            let file = write_model(self.tune, &trainer.into_weights(), MODEL_FILE)?;
             self.progress.note(&format!("saved {}", file.display()));
             let stored = score_file(self.tune, self.session, self.data, &file)?;
             if let (Some(before), Some(after), Some(stored)) = (self.valid_before, self.valid_after, stored) {
