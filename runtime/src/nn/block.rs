@@ -419,10 +419,22 @@ fn mlp_backward(
     linear::backward_pairs(ctx, m, &b.n2[..md], &mut both, dropout.at(2), &mut s);
     linear::backward_input(ctx, m, &both, &mut b.n2[..md], dropout.at(2), &mut s);
     // n2 = rmsnorm(x2)·w2
-    if let Some(grad) = norm {
-        ctx.kernels.rmsnorm_weight_bwd(&b.attention.x2[..md], c.rms_eps, &b.n2[..md], grad.begun());
+    norm_backward(ctx, &b.attention.x2[..md], w.ffn_norm, norm, &b.n2[..md], dy);
+}
+
+/// Through n = rmsnorm(x)·w: adds to dx, and gives the gradient of w where that is trained.
+fn norm_backward(
+    ctx: &Ctx<'_>,
+    x: &[f32],
+    w: &[f32],
+    grad: Option<WeightGrad<'_>>,
+    dn: &[f32],
+    dx: &mut [f32],
+) {
+    if let Some(grad) = grad {
+        ctx.kernels.rmsnorm_weight_bwd(x, ctx.config.rms_eps, dn, grad.begun());
     }
-    ctx.kernels.rmsnorm_bwd(&b.attention.x2[..md], w.ffn_norm, c.rms_eps, &b.n2[..md], dy);
+    ctx.kernels.rmsnorm_bwd(x, w, ctx.config.rms_eps, dn, dx);
 }
 
 /// g, u → dg, du, with any gains of gate and up already in them.
@@ -514,10 +526,7 @@ fn attention_backward(
     if want_dx {
         linear::backward_input(ctx, m, &qkv, &mut b.n1[..md], dropout.at(0), &mut s);
         // n1 = rmsnorm(x)·w1
-        if let Some(grad) = norm {
-            ctx.kernels.rmsnorm_weight_bwd(x, c.rms_eps, &b.n1[..md], grad.begun());
-        }
-        ctx.kernels.rmsnorm_bwd(x, w.attn_norm, c.rms_eps, &b.n1[..md], dy);
+        norm_backward(ctx, x, w.attn_norm, norm, &b.n1[..md], dy);
     }
 }
 
