@@ -528,6 +528,73 @@ fn merging_is_measured_and_refused_where_it_erases() {
 }
 
 #[test]
+fn full_fine_tuning_writes_a_model_that_scores_as_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (model, data, out) = (seedling(), shipped("demo/private_train.jsonl"), path("tuned"));
+    let train = ["train", "-m", &model, "--data", &data, "-t", "2", "--fine-tune-type", "full"];
+    let run = [&train[..], &["-b", "4", "-lr", "1e-3", "--iters", "8", "--adapter-path"]].concat();
+    let output = engraft(&[&run[..], &[&out, "--type", "f16", "--json"]].concat());
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    for word in ["warning", "2606.06920", "--fine-tune-type lora", "held-out loss before", "weights"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    let tuned = last_line(&output);
+    assert_keys(&tuned, &[&TRAIN_KEYS[..8], &["model", "valid_loss_stored"]].concat());
+    let loss = |key: &str| tuned[key].as_f64().expect(key);
+    assert!(loss("valid_loss_after") < loss("valid_loss_before") - 0.05, "{tuned}");
+    assert!((loss("valid_loss_stored") - loss("valid_loss_after")).abs() < 0.02, "{tuned}");
+    if let Some(peak) = tuned["peak_private_bytes"].as_u64() {
+        assert!(Some(peak) <= tuned["planned_private_bytes"].as_u64(), "{tuned}");
+    }
+    // The file is a model like any other: the tokenizer and the template came along.
+    let file = tuned["model"].as_str().expect("a path");
+    let eval = ["eval", "-m", file, "--data", &data, "-c", "200", "-t", "2"];
+    let nll = result_of(&eval)["nll"].as_f64().expect("nll");
+    assert!((nll - loss("valid_loss_stored")).abs() < 1e-4, "{nll} of {tuned}");
+    let said = result_of(&["generate", "-m", file, "-p", "turn on the light", "--chat", "-n", "8"]);
+    assert!(!said["text"].as_str().expect("text").is_empty());
+
+    // Block by block, less memory; in the base's own types by default.
+    let small = result_of(&[&run[..], &[&path("small"), "--max-grad-norm", "0"]].concat());
+    assert!(small["planned_private_bytes"].as_u64() < tuned["planned_private_bytes"].as_u64());
+    let size =
+        |file: &serde_json::Value| std::fs::metadata(file.as_str().expect("a path")).expect("a file").len();
+    let of_base = std::fs::metadata(&model).expect("the base").len();
+    assert_eq!(size(&small["model"]), of_base);
+    assert!(size(&tuned["model"]) > of_base);
+    assert_full_is_planned_and_checked(&train, &path("none"));
+}
+
+/// A budget that is too small is refused with what fits; flags of adapters are refused by name.
+fn assert_full_is_planned_and_checked(train: &[&str], out: &str) {
+    let plan = [&["plan"], &train[1..]].concat();
+    let shown = result_of(&plan);
+    for pool in ["weights", "gradients", "moments"] {
+        assert!(shown["pools"][pool].as_u64() > Some(1 << 20), "{pool}: {shown}");
+    }
+    assert_eq!(shown["pools"]["adapter"], 0);
+    let at_once = result_of(&[&plan[..], &["--max-grad-norm", "0", "--keep", "inputs"]].concat());
+    let bytes = |plan: &serde_json::Value| plan["planned_private_bytes"].as_u64().expect("bytes");
+    let at = |budget: u64, hints: &[&str]| {
+        let budget = budget.to_string();
+        let bounded = [train, &["--adapter-path", out, "--memory-budget", &budget]].concat();
+        assert_refused(&bounded, 3, "does_not_fit", &[&["--memory-budget", " fits"], hints].concat());
+    };
+    at(bytes(&at_once) + 100_000, &["--max-grad-norm 0"]);
+    at(bytes(&at_once) / 2, &["--fine-tune-type lora"]);
+    for (flag, value) in
+        [("--rank", "4"), ("--lora-modules", "q"), ("--num-layers", "2"), ("--dropout", "0.1")]
+    {
+        assert_refused(&[train, &[flag, value]].concat(), 2, "usage", &[flag, "every weight"]);
+    }
+    assert_refused(&[train, &["--type", "q4_k"]].concat(), 2, "usage", &["--type"]);
+    assert_refused(&["plan", "-m", train[2], "--type", "f16"], 2, "usage", &["--fine-tune-type full"]);
+    assert!(!Path::new(out).exists(), "nothing is made of what is refused");
+}
+
+#[test]
 fn broken_models_are_refused_with_6() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("model.gguf");
@@ -677,7 +744,21 @@ fn the_bench_measures_the_built_in_model() {
 #[cfg(unix)]
 fn an_interrupted_run_saves_and_exits_with_130() {
     let folder = tempfile::tempdir().expect("a folder");
-    let out = folder.path().join("out");
+    interrupted(folder.path(), "lora", "adapter.engraft");
+    // A finished model stays, whatever becomes of the next run.
+    let valid = folder.path().join("out/model.gguf");
+    std::fs::write(&valid, "a finished one").expect("writing");
+    let out = interrupted(folder.path(), "full", "stopped.gguf");
+    assert_eq!(std::fs::read_to_string(&valid).expect("reading"), "a finished one");
+    let stopped = out.join("stopped.gguf").display().to_string();
+    result_of(&["generate", "-m", &stopped, "-p", "a", "-n", "1"]);
+}
+
+/// Runs a training that is stopped once it has begun, and gives its folder, where `file` then is.
+#[cfg(unix)]
+fn interrupted(folder: &Path, kind: &str, file: &str) -> std::path::PathBuf {
+    let out = folder.join("out");
+    let _ = std::fs::remove_file(out.join("metrics.jsonl"));
     let mut child = Command::new(env!("CARGO_BIN_EXE_engraft"))
         .args([
             "train",
@@ -688,7 +769,7 @@ fn an_interrupted_run_saves_and_exits_with_130() {
             "--iters",
             "1000000",
         ])
-        .args(["--save-every", "0", "--json", "--adapter-path"])
+        .args(["--fine-tune-type", kind, "--save-every", "0", "--json", "--adapter-path"])
         .arg(&out)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::null())
@@ -705,7 +786,8 @@ fn an_interrupted_run_saves_and_exits_with_130() {
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
     assert!(killed.success());
     assert_eq!(child.wait().expect("an end").code(), Some(130));
-    assert!(out.join("adapter.engraft").is_file());
+    assert!(out.join(file).is_file());
+    out
 }
 
 #[test]

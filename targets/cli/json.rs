@@ -52,7 +52,15 @@ pub(crate) struct Train {
     pub(crate) valid_loss_before: Option<f64>,
     pub(crate) valid_loss_after: Option<f64>,
     /// Path of the adapter's file.
-    pub(crate) adapter: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) adapter: Option<String>,
+    /// With full fine-tuning, path of the model's file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<String>,
+    /// Held-out loss of that file: as `valid_loss_after`, which is that of the f32 weights, and what
+    /// storing them cost. `null` as the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) valid_loss_stored: Option<Option<f64>>,
 }
 
 /// `engraft eval`.
@@ -256,7 +264,9 @@ mod tests {
             train_kl: None,
             valid_loss_before: None,
             valid_loss_after: Some(6.0),
-            adapter: "a".into(),
+            adapter: Some("a".into()),
+            model: None,
+            valid_loss_stored: None,
         };
         assert_eq!(
             serde_json::to_string(&train).unwrap(),

@@ -1,5 +1,6 @@
 //! One file per verb: its options, and what it does with the runtime.
 
+mod arm;
 pub(crate) mod bench;
 mod common;
 pub(crate) mod demo;
