@@ -381,8 +381,11 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
     let adapter = folder.path().join("home").display().to_string();
     let flags = ["--fine-tune-type", "dora", "--rslora", "--rank-pattern", "q=4,layers.1.down=2"];
     let run = ["train", "-m", &model, "--data", &data, "--adapter-path", &adapter, "--json"];
+    // In f32: the session's adapter is scaled otherwise than the trainer's, and int8 activations carry the
+    // last bit of that to other codes.
+    let exactly = ["--precision", "f32"];
     let short = ["--iters", "6", "-b", "4", "-lr", "2e-3", "--lora-plus-ratio", "4"];
-    let output = engraft(&[&run[..], &flags, &short].concat());
+    let output = engraft(&[&run[..], &flags, &short, &exactly].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for line in [
         "DoRA on q_proj: effective multiplier alpha/sqrt(r) = 16/sqrt(4) = 8",
@@ -394,7 +397,7 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
     let loss = |name: &str| trained[name].as_f64().expect("a loss");
     assert!(loss("valid_loss_after") < loss("valid_loss_before"), "{trained}");
     let eval = ["eval", "-m", &model, "--data", &data, "-c", "200"];
-    let nll = |more: &[&str]| result_of(&[&eval[..], more].concat())["nll"].as_f64().expect("nll");
+    let nll = |more: &[&str]| result_of(&[&eval[..], &exactly, more].concat())["nll"].as_f64().expect("nll");
     assert!((nll(&["--lora", &adapter]) - loss("valid_loss_after")).abs() < 1e-4);
     let off = format!("{adapter}/adapter.engraft:0");
     assert!((nll(&["--lora-scaled", &off]) - loss("valid_loss_before")).abs() < 1e-6);
