@@ -80,7 +80,8 @@ mod tests {
 
     #[test]
     fn equal_rows_are_named() {
-        let train = rows("train", &["How many apples?", "Two plus 2?", "Ein Gruß", "!!!", "How many apples?"]);
+        let train =
+            rows("train", &["How many apples?", "Two plus 2?", "Ein Gruß", "!!!", "How many apples?"]);
         let held = rows(
             "test",
             &["how  many\tAPPLES", "Two plus 3?", "Two plus 2?", "ein gruß!", "???", "how manyapples", "!!!"],

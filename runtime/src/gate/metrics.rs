@@ -89,7 +89,9 @@ fn canonical(value: &Value) -> String {
             format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(","))
         }
         Value::Object(fields) => {
-            let one = |(key, value): (&String, &Value)| format!("{}:{}", Value::from(key.as_str()), canonical(value));
+            let one = |(key, value): (&String, &Value)| {
+                format!("{}:{}", Value::from(key.as_str()), canonical(value))
+            };
             let mut all: Vec<String> = fields.iter().map(one).collect();
             all.sort();
             format!("{{{}}}", all.join(","))
@@ -110,7 +112,9 @@ mod tests {
 
     #[test]
     fn json_is_compared_by_fields() {
-        let of = |output: &str| json_match(output, r#"{"a": 1, "b": {"c": "x", "d": [1, {"k": 2}]}, "e": {}}"#).unwrap();
+        let of = |output: &str| {
+            json_match(output, r#"{"a": 1, "b": {"c": "x", "d": [1, {"k": 2}]}, "e": {}}"#).unwrap()
+        };
         let all = of("```json\n{\"b\":{\"d\":[1.0,{\"k\":2}],\"c\":\"x\"},\"a\":1e0,\"e\":{}}\n```");
         assert_eq!((all.fields, all.equal, all.all_equal(), all.share()), (4, 4, true, 1.0));
         let part = of(r#" {"a": 2, "b": {"c": "x"}, "z": null} "#);
@@ -119,7 +123,9 @@ mod tests {
             assert_eq!(of(bad), JsonMatch { parsed: false, fields: 4, equal: 0 });
         }
         assert!(!of("[]").all_equal() && !of("\"1\"").all_equal());
-        assert!(json_match("5", "5.0").unwrap().all_equal() && !json_match("\"5\"", "5").unwrap().all_equal());
+        assert!(
+            json_match("5", "5.0").unwrap().all_equal() && !json_match("\"5\"", "5").unwrap().all_equal()
+        );
         assert!(json_match("{}", "{}").unwrap().all_equal());
         assert_eq!(json_match("{}", "nothing").unwrap_err().kind(), ErrorKind::BadData);
     }

@@ -10,5 +10,9 @@
 //! input gives equal bytes.
 
 pub mod leak;
+pub mod metrics;
+pub mod number;
+pub mod retention;
 pub mod statistics;
+pub mod task;
 pub mod verdict;

@@ -48,7 +48,7 @@ impl Number {
     }
 }
 
-/// A number and the characters `start..end` it was read from.
+/// A number, and the character at which it starts.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) start: usize,
@@ -236,7 +236,8 @@ impl Text<'_> {
             p = self.after_sign(i)?;
         }
         let (magnitude, end) = self.unsigned(p)?;
-        Some((magnitude.map(|m| Number::new(sign == '-', m)), end))
+        let negative = (sign == '-') != self.starts_with(p, "\\frac{-");
+        Some((magnitude.map(|m| Number::new(negative, m)), end))
     }
 
     fn after_sign(&self, i: usize) -> Option<usize> {
@@ -263,6 +264,9 @@ impl Text<'_> {
         }
         if let Some((n, d)) = vulgar(self.at(i)) {
             return Some((ratio(n, d), i + 1));
+        }
+        if !self.is_digit(i) && self.at(i) != '.' {
+            return None;
         }
         if self.is_part_of_a_name(i) {
             // The whole run, so that a name of digits isn't read from its second one on.
@@ -321,7 +325,12 @@ impl Text<'_> {
 
     /// `\frac{a}{b}` or `\frac12`, and where it ends.
     fn frac(&self, i: usize) -> Option<(Decimal, Decimal, usize)> {
-        let (n, end) = self.group(i + "\\frac".len())?;
+        // A minus in the numerator is the whole fraction's: `signed` sees to it.
+        let start = i + "\\frac".len();
+        let (n, end) = match self.starts_with(start, "{-") {
+            true => self.group_from(start + 2)?,
+            false => self.group(start)?,
+        };
         let (d, end) = self.group(end)?;
         Some((n, d, end))
     }
@@ -332,7 +341,12 @@ impl Text<'_> {
             let digit = self.at(i).to_digit(10)? as u8;
             return Some((Decimal { digits: vec![digit], exponent: 0 }, i + 1));
         }
-        let (decimal, end) = self.decimal(self.past_blank(i + 1))?;
+        self.group_from(i + 1)
+    }
+
+    /// The rest of a group behind its brace.
+    fn group_from(&self, i: usize) -> Option<(Decimal, usize)> {
+        let (decimal, end) = self.decimal(self.past_blank(i))?;
         let close = self.past_blank(end);
         (self.at(close) == '}').then_some((decimal?, close + 1))
     }
@@ -398,7 +412,8 @@ impl Text<'_> {
             end + 1
         } else {
             let p = self.past_blank(end);
-            let times = ["\\times", "\\cdot", "×", "·", "*", "x"].into_iter().find(|t| self.starts_with(p, t))?;
+            let times =
+                ["\\times", "\\cdot", "×", "·", "*", "x"].into_iter().find(|t| self.starts_with(p, t))?;
             let ten = self.past_blank(p + times.chars().count());
             if !self.starts_with(ten, "10^") {
                 return None;
@@ -411,8 +426,8 @@ impl Text<'_> {
         if last == first || self.at(last).is_ascii_alphabetic() {
             return None;
         }
-        let text: String = self.0[first..last.min(first + 6)].iter().collect();
-        let value = text.parse::<i32>().ok().filter(|v| *v <= EXPONENT_MAX);
+        let text: String = self.0[first..last.min(first + 9)].iter().collect();
+        let value = text.parse::<i32>().ok().filter(|v| last - first < 9 && *v <= EXPONENT_MAX);
         let close = last + usize::from(self.at(digits_at.saturating_sub(1)) == '{' && self.at(last) == '}');
         Some((value.map(|v| if sign == '-' { -v } else { v }), close))
     }
@@ -500,7 +515,10 @@ mod tests {
         let third = format!("{}/3", u128::MAX - 1);
         assert_eq!(all(&third), third, "2^128 − 2 has the remainder 2 by 3");
         assert_eq!(all(&format!("1/{}", 1u128 << 127)).len(), 129, "127 places, exactly");
-        for part in ["-", "- ", "\\frac{", "1,", "1,111,", "$", "9", "a", "5/", ".", "1 1/", "e", "9e", "=-", "½", "1.111"] {
+        for part in [
+            "-", "- ", "\\frac{", "1,", "1,111,", "$", "9", "a", "5/", ".", "1 1/", "e", "9e", "=-", "½",
+            "1.111",
+        ] {
             let text = part.repeat(100_000);
             let _ = scan(&normalize(&text));
         }

@@ -219,8 +219,7 @@ impl Verdict {
     /// None in practice; serialization is fallible by type.
     pub fn to_json(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(self);
-        let text =
-            text.map_err(|e| Error::new(ErrorKind::NonFinite, format!("writing the verdict: {e}")))?;
+        let text = text.map_err(|e| Error::new(ErrorKind::NonFinite, format!("writing the verdict: {e}")))?;
         Ok(text + "\n")
     }
 
@@ -310,7 +309,9 @@ pub(super) fn accuracy_sentence(name: &str, against: &str, a: &Accuracy, held_ou
         true => format!("{name} is not significantly less accurate than {against}: {counts}."),
         false => {
             let needed = held_out.discordant_min;
-            format!("Accuracy can't tell {name} and {against} apart: {counts}; {needed} discordant pairs are needed.")
+            format!(
+                "Accuracy can't tell {name} and {against} apart: {counts}; {needed} discordant pairs are needed."
+            )
         }
     }
 }
@@ -341,7 +342,12 @@ pub(super) fn forgetting(arm: &ArmResult, t: &Thresholds, report: &mut ArmReport
 }
 
 /// Chooses, and says why.
-pub(super) fn conclude(court: &Court<'_>, arms: Vec<ArmReport>, leaks: &[Leak], binding: &Binding) -> Verdict {
+pub(super) fn conclude(
+    court: &Court<'_>,
+    arms: Vec<ArmReport>,
+    leaks: &[Leak],
+    binding: &Binding,
+) -> Verdict {
     let held_out = court.held_out;
     let mut undecided: Vec<String> = Vec::new();
     let (decision, sentence) = if let Some(first) = leaks.first() {
@@ -359,7 +365,8 @@ pub(super) fn conclude(court: &Court<'_>, arms: Vec<ArmReport>, leaks: &[Leak], 
     if !matches!(decision, Decision::Promote { .. }) {
         undecided.extend(arms.iter().filter(|a| !a.eligible).flat_map(|a| a.undecided.iter().cloned()));
     }
-    let reasons = std::iter::once(sentence.clone()).chain(arms.iter().flat_map(|a| a.reasons.iter().cloned()));
+    let reasons =
+        std::iter::once(sentence.clone()).chain(arms.iter().flat_map(|a| a.reasons.iter().cloned()));
     Verdict {
         schema: SCHEMA,
         decision,
@@ -411,8 +418,7 @@ fn choose(arms: &[ArmReport]) -> (Decision, String) {
         );
         return (Decision::KeepPrompting { arm: arm.name.clone(), k }, sentence);
     }
-    let harmed: Vec<&str> =
-        arms.iter().filter(|a| a.negative_transfer).map(|a| a.name.as_str()).collect();
+    let harmed: Vec<&str> = arms.iter().filter(|a| a.negative_transfer).map(|a| a.name.as_str()).collect();
     let harm = match harmed.is_empty() {
         true => String::new(),
         false => format!(" Negative transfer: {}.", harmed.join(", ")),

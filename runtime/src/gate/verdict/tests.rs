@@ -57,7 +57,11 @@ fn a_better_arm_is_promoted_and_the_best_of_two() {
     let v = judged(&[zero(), few(2.8), lora(2.5), arm("dora", ArmKind::Trained, 2.4)]);
     assert_eq!(v.decision, Decision::Promote { arm: "dora".into() }, "{:#?}", v.reasons);
     assert_eq!(v.require_promotion().unwrap(), "dora");
-    assert!(v.sentence.contains("zero-shot by 0.5") || v.sentence.contains("zero-shot by 0.6"), "{}", v.sentence);
+    assert!(
+        v.sentence.contains("zero-shot by 0.5") || v.sentence.contains("zero-shot by 0.6"),
+        "{}",
+        v.sentence
+    );
     assert!(v.arms[2].eligible && v.arms[3].eligible && v.undecided.is_empty());
     assert_eq!(v.arms[3].comparisons.len(), 2);
     // The second of two in Holm's order is tested at twice the first's level.
@@ -101,7 +105,9 @@ fn forgetting_turns_a_winner_down() {
     let mut far = lora(2.0);
     far.task_kl = Some(0.5);
     let strict = |task_kl_max| Thresholds { task_kl_max, ..quick() };
-    let promoted = |t| judge(&[zero(), few(2.8), far.clone()], &[], &t, &Binding::default()).unwrap().promoted().is_some();
+    let promoted = |t| {
+        judge(&[zero(), few(2.8), far.clone()], &[], &t, &Binding::default()).unwrap().promoted().is_some()
+    };
     assert!(promoted(strict(None)) && promoted(strict(Some(1.0))) && !promoted(strict(Some(0.4))));
 }
 
@@ -164,7 +170,8 @@ fn leaks_are_refused_and_named() {
 #[test]
 fn equal_arms_have_no_winner() {
     // The same arm twice: every difference is 0.
-    let twin = ArmResult { name: "twin".into(), kind: ArmKind::Trained, retention: lora(0.0).retention, ..zero() };
+    let twin =
+        ArmResult { name: "twin".into(), kind: ArmKind::Trained, retention: lora(0.0).retention, ..zero() };
     let v = judged(&[zero(), few(3.0), twin]);
     assert!(v.promoted().is_none() && !v.arms[2].negative_transfer);
     assert!(v.undecided.iter().any(|u| u.starts_with("twin against zero-shot")));
@@ -174,9 +181,19 @@ fn equal_arms_have_no_winner() {
             arm.nll = losses(3.0, 0.5, seed * 10 + salt, N);
             arm
         };
-        let arms = [noise(zero(), 1), noise(few(3.0), 2), noise(lora(3.0), 3), noise(arm("b", ArmKind::Trained, 3.0), 4)];
-        judge(&arms, &[], &Thresholds { few_shot_required: seed % 2 == 0, ..quick() }, &Binding { seed, ..Binding::default() })
-            .unwrap()
+        let arms = [
+            noise(zero(), 1),
+            noise(few(3.0), 2),
+            noise(lora(3.0), 3),
+            noise(arm("b", ArmKind::Trained, 3.0), 4),
+        ];
+        judge(
+            &arms,
+            &[],
+            &Thresholds { few_shot_required: seed % 2 == 0, ..quick() },
+            &Binding { seed, ..Binding::default() },
+        )
+        .unwrap()
     };
     let verdicts: Vec<Verdict> = (0..100).map(lucky).collect();
     assert!(verdicts.iter().filter(|v| v.promoted().is_none()).count() >= 99);
@@ -188,7 +205,12 @@ fn equal_arms_have_no_winner() {
             arm
         };
         let t = Thresholds { few_shot_required: false, ..quick() };
-        let v = judge(&[noise(zero(), 1), noise(lora(3.0), 2)], &[], &t, &Binding { seed: *seed, ..Binding::default() });
+        let v = judge(
+            &[noise(zero(), 1), noise(lora(3.0), 2)],
+            &[],
+            &t,
+            &Binding { seed: *seed, ..Binding::default() },
+        );
         v.unwrap().promoted().is_none()
     };
     assert!((0..100).filter(alone).count() >= 95);
@@ -197,7 +219,10 @@ fn equal_arms_have_no_winner() {
 #[test]
 fn training_needs_few_shot_to_compare_with() {
     let v = judged(&[zero(), lora(2.0)]);
-    assert!(v.promoted().is_none() && v.undecided.iter().any(|u| u.contains("Few-shot prompting was not measured")));
+    assert!(
+        v.promoted().is_none()
+            && v.undecided.iter().any(|u| u.contains("Few-shot prompting was not measured"))
+    );
     let t = Thresholds { few_shot_required: false, ..quick() };
     let v = judge(&[zero(), lora(2.0)], &[], &t, &Binding::default()).unwrap();
     assert_eq!(v.promoted(), Some("lora"));
@@ -214,7 +239,10 @@ fn a_least_improvement_is_demanded() {
     let v = promoted(0.3);
     assert_eq!(v.promoted(), Some("lora"));
     // The gain is shown whole, not less what is demanded.
-    assert_eq!(v.arms[2].comparisons[0].gain.map(|g| (g * 1e6).round()), judged(&arms).arms[2].comparisons[0].gain.map(|g| (g * 1e6).round()));
+    assert_eq!(
+        v.arms[2].comparisons[0].gain.map(|g| (g * 1e6).round()),
+        judged(&arms).arms[2].comparisons[0].gain.map(|g| (g * 1e6).round())
+    );
     assert!(promoted(0.8).promoted().is_none());
 }
 
@@ -226,7 +254,12 @@ fn equal_input_gives_equal_bytes() {
     let text = json(&binding);
     assert_eq!(text, json(&binding));
     assert_ne!(text, json(&Binding { seed: 8, ..binding.clone() }));
-    assert!(text.starts_with("{\n  \"schema\": 1,\n  \"decision\": \"PROMOTE\",\n  \"arm\": \"lora\",\n  \"sentence\": "), "{text}");
+    assert!(
+        text.starts_with(
+            "{\n  \"schema\": 1,\n  \"decision\": \"PROMOTE\",\n  \"arm\": \"lora\",\n  \"sentence\": "
+        ),
+        "{text}"
+    );
     let back = Verdict::from_json(&text).unwrap();
     assert_eq!((back.decision.to_string(), &back.binding), ("PROMOTE(lora)".into(), &binding));
     assert_eq!(back.arms[2].kind, ArmKind::Trained);
@@ -249,7 +282,9 @@ fn an_arm_does_not_move_anothers_interval() {
 
 #[test]
 fn wrong_arguments_are_refused() {
-    let kind = |arms: &[ArmResult], t: Thresholds| judge(arms, &[], &t, &Binding::default()).map(|_| ()).unwrap_err().kind();
+    let kind = |arms: &[ArmResult], t: Thresholds| {
+        judge(arms, &[], &t, &Binding::default()).map(|_| ()).unwrap_err().kind()
+    };
     assert_eq!(kind(&[few(2.0)], quick()), ErrorKind::Misuse);
     assert_eq!(kind(&[], quick()), ErrorKind::Misuse);
     assert_eq!(kind(&[zero(), zero()], quick()), ErrorKind::Misuse);
@@ -260,7 +295,10 @@ fn wrong_arguments_are_refused() {
     assert_eq!(kind(&[zero(), other.clone()], quick()), ErrorKind::Misuse);
     other.nll.pop();
     assert_eq!(kind(&[zero(), other], quick()), ErrorKind::Misuse);
-    assert_eq!(kind(&[zero(), ArmResult { correct: Some(vec![true]), ..lora(2.0) }], quick()), ErrorKind::Misuse);
+    assert_eq!(
+        kind(&[zero(), ArmResult { correct: Some(vec![true]), ..lora(2.0) }], quick()),
+        ErrorKind::Misuse
+    );
     assert_eq!(kind(&[ArmResult { nll: vec![], ..zero() }], quick()), ErrorKind::BadData);
     let mut nan = zero();
     nan.nll[0].sum = f64::NAN;
