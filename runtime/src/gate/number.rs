@@ -283,10 +283,10 @@ impl Text<'_> {
             return (value, end);
         }
         let slash = self.past_blank(end);
-        if self.at(slash) == '/' && self.is_digit(self.past_blank(slash + 1)) {
-            if let Some((d, end)) = self.decimal(self.past_blank(slash + 1)) {
-                return (d.and_then(|d| divide(decimal, &d)), end);
-            }
+        let is_fraction = self.at(slash) == '/' && self.is_digit(self.past_blank(slash + 1));
+        let below = is_fraction.then(|| self.decimal(self.past_blank(slash + 1))).flatten();
+        if let Some((d, end)) = below {
+            return (d.and_then(|d| divide(decimal, &d)), end);
         }
         let (power, end) = self.power(end).unwrap_or((Some(0), end));
         let (words, end) = self.scale_word(end);

@@ -188,3 +188,22 @@ fn calculator_notes_go() {
     assert_eq!(without_calculator("a << b"), "a << b");
     assert_eq!(without_calculator("<<<<>>>>"), ">>");
 }
+
+/// The data set's own rule, what stands behind `####` without commas, on all of its answers.
+#[test]
+fn the_answers_of_gsm8k_are_read_as_its_authors_do() {
+    let default = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    let root = std::env::var_os("ENGRAFT_SHARED").map_or(default, std::path::PathBuf::from);
+    let path = root.join("data/gsm8k/test.jsonl");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        eprintln!("SKIPPED: {} is absent; set ENGRAFT_SHARED to the folder that holds data/", path.display());
+        return;
+    };
+    for line in text.lines() {
+        let row = Task::Gsm8k.row(&serde_json::from_str(line).unwrap()).unwrap();
+        let gold = row.answer.rsplit("#### ").next().unwrap().replace(',', "");
+        let found = extract(&row.answer).unwrap().to_string();
+        assert_eq!(found, gold.trim(), "{}", row.answer);
+        assert_eq!(extract(&without_calculator(&row.answer)).unwrap().to_string(), found);
+    }
+}

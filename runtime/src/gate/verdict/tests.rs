@@ -190,7 +190,7 @@ fn equal_arms_have_no_winner() {
         judge(
             &arms,
             &[],
-            &Thresholds { few_shot_required: seed % 2 == 0, ..quick() },
+            &Thresholds { few_shot_required: seed.is_multiple_of(2), ..quick() },
             &Binding { seed, ..Binding::default() },
         )
         .unwrap()
