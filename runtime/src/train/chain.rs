@@ -1,6 +1,8 @@
 //! The chain: embedding, blocks forward keeping their inputs and what the plan grants them beside,
 //! head with loss, blocks backward in reverse. A plain loop over slices of one arena: no tape, no allocation.
 
+mod compare;
+
 use std::sync::Arc;
 
 use engraft_kernels::Kernels;
@@ -120,6 +122,12 @@ impl Chain {
     /// The kernels' scratch, between passes: for what else needs some.
     pub fn kernel_scratch(&mut self) -> &mut [f32] {
         &mut self.block.kernel
+    }
+
+    /// That and the room for quantized activations; none of it where `exact`.
+    pub fn gain_scratch(&mut self, exact: bool) -> (&mut [f32], &mut [f32]) {
+        let acts = if exact { 0 } else { self.block.acts.len() };
+        (&mut self.block.kernel, &mut self.block.acts[..acts])
     }
 
     /// Loss of a micro-batch; `each` sees (row, loss) of every target.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, value_parser};
+use engraft_kernels::Kernels;
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::source::part_file;
 use engraft_runtime::data::{self, Dataset, Part, load_train_valid};
@@ -85,10 +86,12 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let subject = options.subject()?;
     options.adapters.files()?;
     let model = common::open_model(&options.model)?;
-    let adapter = common::adapters(&model, &options.adapters, &options.compute)?;
+    let kernels = common::kernels(&options.compute)?;
+    let adapter = common::adapters(&model, &kernels, &options.adapters)?;
+    let used = (&kernels, adapter.as_deref());
     let total = match subject {
-        Subject::Text(file) => score_text(options, session, &model, adapter.as_deref(), file)?,
-        Subject::Rows(path) => score_rows(options, session, &model, adapter.as_deref(), path)?,
+        Subject::Text(file) => score_text(options, session, &model, used, file)?,
+        Subject::Rows(path) => score_rows(options, session, &model, used, path)?,
     };
     let nll = common::finite(total.loss_sum / total.targets as f64, "the loss")?;
     let (ppl, tokens) = (nll.exp(), total.targets);
@@ -103,12 +106,11 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
 fn chain(
     options: &Options,
     model: &Arc<ModelFile>,
-    adapter: Option<&StackedAdapter>,
+    (kernels, adapter): (&Arc<Kernels>, Option<&StackedAdapter>),
     rows: usize,
-) -> Result<Chain> {
-    let kernels = common::kernels(&options.compute)?;
+) -> Chain {
     let rank = adapter.map_or(0, StackedAdapter::rank);
-    Ok(eval::scoring_chain(model.clone(), kernels, common::precision(&options.compute), rank, rows))
+    eval::scoring_chain(model.clone(), kernels.clone(), common::precision(&options.compute), rank, rows)
 }
 
 /// Perplexity of a text, in llama-perplexity's convention.
@@ -116,7 +118,7 @@ fn score_text(
     options: &Options,
     session: &Session,
     model: &Arc<ModelFile>,
-    adapter: Option<&StackedAdapter>,
+    used: (&Arc<Kernels>, Option<&StackedAdapter>),
     file: &Path,
 ) -> Result<Evaluated> {
     let window = options.ctx_size.unwrap_or(TEXT_WINDOW) as usize;
@@ -127,7 +129,7 @@ fn score_text(
         );
     }
     let (ids, bos) = encode_text(model, file)?;
-    let mut chain = chain(options, model, adapter, window)?;
+    let mut chain = chain(options, model, used, window);
     let mut told = Instant::now();
     let progress = |done: usize, all: usize, so_far: Evaluated| {
         if told.elapsed() >= TELL_EVERY || done == all {
@@ -139,7 +141,7 @@ fn score_text(
         }
         !session.cancel.load(Ordering::Relaxed)
     };
-    let adapter = adapter.map(|a| a as &dyn Adapted);
+    let adapter = used.1.map(|a| a as &dyn Adapted);
     let scored = eval::perplexity(&mut chain, adapter, &ids, window, bos, progress);
     Ok(scored.map_err(|e| e.at(file.display()))?)
 }
@@ -157,15 +159,15 @@ fn score_rows(
     options: &Options,
     session: &Session,
     model: &Arc<ModelFile>,
-    adapter: Option<&StackedAdapter>,
+    used: (&Arc<Kernels>, Option<&StackedAdapter>),
     path: &Path,
 ) -> Result<Evaluated> {
     let rows_max = (options.ctx_size.unwrap_or(ROWS_MAX) as usize).min(model.config().context_len);
     let (data, which) = held_out(&options.data, options.seed, model, path, rows_max)?;
     common::tell_rows(&data, rows_max);
     eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
-    let mut chain = chain(options, model, adapter, data.rows_max())?;
-    let adapter = adapter.map(|a| a as &dyn Adapted);
+    let mut chain = chain(options, model, used, data.rows_max());
+    let adapter = used.1.map(|a| a as &dyn Adapted);
     let mut total = Evaluated::default();
     for batch in in_order(&data.examples, 1) {
         if session.cancel.load(Ordering::Relaxed) {

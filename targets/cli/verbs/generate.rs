@@ -175,11 +175,11 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     options.adapters.files()?;
     let prompt = options.prompt()?;
     let model = common::open_model(&options.model)?;
-    let adapter = common::adapters(&model, &options.adapters, &options.compute)?;
+    let kernels = common::kernels(&options.compute)?;
+    let adapter = common::adapters(&model, &kernels, &options.adapters)?;
     let text = Text::of(&model)?;
     let ids = prompt_ids(options, &text, &prompt)?;
     let capacity = capacity(options, model.config(), ids.len())?;
-    let kernels = common::kernels(&options.compute)?;
     let mut sequence = Sequence::new(
         model,
         kernels,
