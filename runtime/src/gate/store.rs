@@ -241,7 +241,8 @@ impl<'s> Store<'s> {
         let newest_first: Vec<u64> = self.numbers()?.into_iter().rev().collect();
         let Some(pointer) = pointer else {
             let has_manifest = |n: &u64| {
-                is_lost || !matches!(self.storage.kind(&self.generation_dir(*n).join(MANIFEST_FILE)), Ok(None))
+                is_lost
+                    || !matches!(self.storage.kind(&self.generation_dir(*n).join(MANIFEST_FILE)), Ok(None))
             };
             return Ok(newest_first.into_iter().filter(has_manifest).collect());
         };
@@ -340,13 +341,18 @@ impl<'s> Store<'s> {
             ContentKind::FewShot => {
                 let path = dir.join(FEW_SHOT_FILE);
                 let bytes = self.read(&path, TEXT_BYTES_MAX)?;
-                let parsed: FewShot = serde_json::from_slice(&bytes).map_err(|e| {
-                    Error::new(ErrorKind::Corrupt, format!("{}: {e}", path.display()))
-                })?;
+                let parsed: FewShot = serde_json::from_slice(&bytes)
+                    .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}: {e}", path.display())))?;
                 let messages = parsed.messages.into_iter();
                 Ok(InUse::FewShot(messages.map(|t| Message::new(t.role, t.content)).collect()))
             }
         }
+    }
+
+    /// Where a generation's adapter is; `None` where it puts something else beside its base.
+    pub fn adapter_file(&self, generation: &Generation) -> Option<PathBuf> {
+        let is_adapter = generation.content == ContentKind::Adapter;
+        is_adapter.then(|| self.generation_dir(generation.number).join(ADAPTER_FILE))
     }
 
     /// The verdict of a generation, as it was given to [`Writer::promote`].

@@ -12,6 +12,7 @@ use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn;
 
+use super::adapter::Stored;
 use crate::options::{
     AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
 };
@@ -69,18 +70,22 @@ pub(crate) fn gradient(options: &ComputeOptions) -> nn::GradientPrecision {
     }
 }
 
-/// All adapters of the command line as one; `None` where none is named.
+/// All adapters of the command line as one, and that of the store; `None` where there is none.
 ///
 /// # Errors
 /// Those of [`Adapter::load`]; `BaseMismatch` for an adapter of another base. Each names the file.
 pub(crate) fn adapters(
     model: &ModelFile,
     options: &AdapterOptions,
+    store: &Stored,
     compute: &ComputeOptions,
 ) -> Result<Option<Arc<StackedAdapter>>> {
     let mut loaded = Vec::new();
     for file in options.files()? {
         loaded.push((adapter(model, &file.path, options.force_base)?, file.scale));
+    }
+    if let Some(file) = &store.adapter {
+        loaded.push((adapter(model, file, options.force_base)?, 1.0));
     }
     if loaded.is_empty() {
         return Ok(None);

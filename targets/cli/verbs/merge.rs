@@ -166,7 +166,7 @@ fn held_out(options: &Options, model: &ModelFile, data: Option<&Path>) -> Result
             examples
         }
         (None, Some(path)) => {
-            let (data, which) = eval::held_out(&options.data, options.seed, model, path, window)?;
+            let (data, which) = eval::held_out(&options.data, options.seed, model, path, window, Vec::new())?;
             common::tell_rows(&data, window);
             eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
             data.examples

@@ -192,10 +192,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_no_damage() {
         let newer = serde_json::json!({ "format": 2, "whatever": 1 });
-        assert_eq!(
-            decode::<Pointer>(&encode(&newer).unwrap()).unwrap_err().kind(),
-            ErrorKind::Unsupported
-        );
+        assert_eq!(decode::<Pointer>(&encode(&newer).unwrap()).unwrap_err().kind(), ErrorKind::Unsupported);
         let foreign = serde_json::json!({ "format": 1, "whatever": 1 });
         assert_eq!(decode::<Pointer>(&encode(&foreign).unwrap()).unwrap_err().kind(), ErrorKind::Corrupt);
     }
