@@ -111,6 +111,8 @@ struct State {
     live: Tree,
     /// Changing calls until the power fails.
     left: usize,
+    /// Whether that was one failing call only, and the next goes well again.
+    once: bool,
     calls: usize,
     lie: Lie,
 }
@@ -146,6 +148,7 @@ impl Memory {
             changes: vec![],
             live,
             left: usize::MAX,
+            once: false,
             calls: 0,
             lie,
         })))
@@ -160,6 +163,7 @@ impl Memory {
     fn step(&self) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         if state.left == 0 {
+            state.left = if state.once { usize::MAX } else { 0 };
             return Err(io::Error::other("the power failed"));
         }
         state.left -= 1;
@@ -216,6 +220,7 @@ impl Memory {
                     live: tree.clone(),
                     changes: vec![],
                     left: usize::MAX,
+                    once: false,
                     calls: 0,
                     lie: state.lie,
                 }))));
@@ -461,6 +466,31 @@ fn a_crash_anywhere_leaves_the_old_state_or_the_new() {
     assert!(wrong.is_empty(), "{} of {states}: {}", wrong.len(), wrong[0]);
     eprintln!("{} crash states", total + states);
     assert!(total + states > 2000, "{total} + {states}");
+}
+
+#[test]
+fn a_call_that_fails_leaves_the_old_state_or_the_new_and_no_litter() {
+    let full = Memory::new(Lie::None);
+    fill(&full, Path::new("/s"));
+    for case in cases() {
+        for k in 0.. {
+            let memory = full.fork(k);
+            memory.0.borrow_mut().once = true;
+            let store = Store::open(&memory, Path::new("/s")).unwrap();
+            let ended = (case.run)(&store);
+            if memory.calls() >= k && memory.0.borrow().left < usize::MAX {
+                assert!(ended.is_ok(), "no call was left to fail");
+                break;
+            }
+            let allowed =
+                if ended.is_ok() { vec![Some(case.after)] } else { vec![case.before, Some(case.after)] };
+            check(&memory, &allowed).unwrap_or_else(|e| panic!("{} failing at {k}: {e}", case.name));
+            promote(&store.writer().unwrap(), &Candidate::Base).unwrap();
+            let listing = store.list().unwrap();
+            assert!(listing.unknown.is_empty(), "{} failing at {k}: {:?}", case.name, listing.unknown);
+            assert!(listing.generations.iter().all(|g| g.manifest.is_ok()), "{} failing at {k}", case.name);
+        }
+    }
 }
 
 #[test]

@@ -209,10 +209,18 @@ fn describe_generation(
     }
 }
 
-/// The one word of a verdict, if it has one that a terminal can show.
+/// The one word of a verdict, if it has one that a terminal can show: what stands under `verdict` or
+/// `decision`, itself or the name of its kind.
 fn word(verdict: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(verdict).ok()?;
-    let word = value.get("verdict")?.as_str()?;
+    let found = ["verdict", "decision"].iter().find_map(|key| value.get(key))?;
+    let word = match found {
+        serde_json::Value::Object(map) => match map.get("kind") {
+            Some(kind) => kind.as_str(),
+            None => map.keys().next().map(String::as_str),
+        },
+        other => other.as_str(),
+    }?;
     let shown = word.chars().all(|c| c.is_ascii_graphic() || c == ' ') && word.len() <= WORD_MAX;
     shown.then(|| word.to_owned())
 }
@@ -382,4 +390,20 @@ fn describe(content: ContentKind) -> &'static str {
 
 fn hex(bytes: &[u8; 32]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_have_a_word_or_none() {
+        let of = |text: &str| word(text.as_bytes());
+        assert_eq!(of(r#"{"verdict":"KEEP_BASE"}"#).as_deref(), Some("KEEP_BASE"));
+        assert_eq!(of(r#"{"decision":{"promote":{"arm":"lora"}}}"#).as_deref(), Some("promote"));
+        assert_eq!(of(r#"{"decision":{"kind":"keep_prompting","k":5}}"#).as_deref(), Some("keep_prompting"));
+        for other in ["", "{}", "[1]", r#"{"verdict":1}"#, "{\"verdict\":\"\\u001b[2J\"}"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
 }
