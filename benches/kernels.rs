@@ -101,7 +101,7 @@ struct Case<'a> {
 }
 
 fn forward(k: &Kernels, c: &Case<'_>, x: Rows<'_>, y: &mut [f32], scratch: &mut [f32]) {
-    k.qgemm_nt(c.m, &mut [NtOp { x, w: c.w, low: None, y, accumulate: false }], scratch);
+    k.qgemm_nt(c.m, &mut [NtOp { x, w: c.w, low: None, gain: None, y, accumulate: false }], scratch);
 }
 
 fn close(a: &[f32], b: &[f32]) -> bool {
@@ -200,7 +200,7 @@ fn tiles(k: &Kernels, w: QMatrix<'_>, m: usize) {
                 Rows::F32(x)
             };
             let mut once = || {
-                let op = NtOp { x, w, low: None, y: &mut y[..rows * N], accumulate: false };
+                let op = NtOp { x, w, low: None, gain: None, y: &mut y[..rows * N], accumulate: false };
                 k.qgemm_nt(rows, &mut [op], &mut scratch);
             };
             beside_peak(&mut once, probe)

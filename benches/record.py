@@ -81,7 +81,7 @@ def step_round(args: argparse.Namespace, put) -> None:
             if "planned_private_bytes" in line:
                 put("step", case, "planned_private_bytes", line["planned_private_bytes"])
     for case, (flags, env) in PEFT.items() if args.peft_python else []:
-        script = [args.peft_python, "benches/peers/peft_step.py", "--steps", "5", "--warmup", "2", *flags]
+        script = [args.peft_python, "benches/peers/peft_step.py", "--steps", "3", "--warmup", "2", *flags]
         for line in lines(script, env):
             put("step", case, "tokens_per_s", line["tokens_per_second_median"])
             put("step", case, "peak_rss_mib", line["peak_rss_mib"])

@@ -11,6 +11,12 @@ use crate::generic::gemm::{NnItem, NtItem, StripFn};
 use crate::generic::rows::SoftmaxState;
 use crate::kv::KvHead;
 
+/// See [`crate::generic::rows::swiglu_bwd_gains`].
+pub(crate) type SwigluBwdGains = unsafe fn(&mut [f32], &mut [f32], &[f32], [&[f32]; 2], [&mut [f32]; 2]);
+/// See [`crate::generic::rows::gain_bwd`].
+pub(crate) type GainBwd =
+    unsafe fn(usize, *const f32, (*const f32, *const f32), *const f32, *mut f32, *mut f32);
+
 /// The kernels of one instruction set. Every function may only run on a CPU that has it.
 #[allow(missing_docs, reason = "each field is named after the generic function it holds")]
 #[derive(Clone, Copy)]
@@ -28,6 +34,8 @@ pub(crate) struct Table {
     pub rope_head: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     pub swiglu: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub swiglu_bwd: unsafe fn(&mut [f32], &mut [f32], &[f32]),
+    pub swiglu_bwd_gains: SwigluBwdGains,
+    pub gain_bwd: GainBwd,
     pub ce_chunk_row: unsafe fn(&mut [f32], usize, usize, &mut SoftmaxState) -> f32,
     pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
     pub scale: unsafe fn(f32, &mut [f32]),
@@ -101,6 +109,10 @@ macro_rules! isa_table {
                 rope_head(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) => rows::rope_head::<S>;
                 swiglu(g: &[f32], u: &[f32], h: &mut [f32]) => rows::swiglu::<S>;
                 swiglu_bwd(g: &mut [f32], u: &mut [f32], dh: &[f32]) => rows::swiglu_bwd::<S>;
+                swiglu_bwd_gains(g: &mut [f32], u: &mut [f32], dh: &[f32], c: [&[f32]; 2], s: [&mut [f32]; 2])
+                    => rows::swiglu_bwd_gains::<S>;
+                gain_bwd(n: usize, dy: *const f32, y: (*const f32, *const f32), c: *const f32, dz: *mut f32, s: *mut f32)
+                    => rows::gain_bwd::<S>;
                 axpy(a: f32, x: &[f32], y: &mut [f32]) => rows::axpy::<S>;
                 scale(a: f32, y: &mut [f32]) => rows::scale::<S>;
                 attention(h: &Head, scratch: &mut [f32]) => attention::forward::<S, FMR, NV>;
@@ -123,7 +135,7 @@ macro_rules! isa_table {
                     S::I8_MR
                 },
                 nt_item, nn_item, dot_nt, outer_tn, quantize_row, rmsnorm_row, rmsnorm_bwd_row, rope_head,
-                swiglu, swiglu_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, kv_expand, adamw,
+                swiglu, swiglu_bwd, swiglu_bwd_gains, gain_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, kv_expand, adamw,
                 unpack: $unpack,
                 dequant: $dequant,
                 dot_rows: $dot_rows,

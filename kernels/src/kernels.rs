@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::acts::{QuantActs, QuantActsMut};
 #[cfg(doc)]
 use crate::block::DType;
-use crate::dispatch::{Bf16Table, Isa, Table};
+use crate::dispatch::{Bf16Table, GainBwd, Isa, SwigluBwdGains, Table};
 use crate::generic::adamw::AdamWStep;
 use crate::generic::attention::{self, CachedHead, Head, HeadGrad};
 use crate::generic::gemm::{self, LowRank, NN_STRIP, NnItem, NtItem, Rows};
@@ -85,7 +85,7 @@ impl Drop for Timed<'_> {
     }
 }
 
-/// One forward product: y[m, n] (+)= x · Wᵀ (+ h·b).
+/// One forward product: y[m, n] (+)= c∘(x · Wᵀ (+ h·b)).
 pub struct NtOp<'a> {
     /// `[m, k]`.
     pub x: Rows<'a>,
@@ -93,6 +93,8 @@ pub struct NtOp<'a> {
     pub w: QMatrix<'a>,
     /// Adds h `[m, r]` · b `[r, n]`.
     pub low: Option<LowRank<'a>>,
+    /// `[n]`: what each column of the sum is multiplied by, before it is added to y.
+    pub gain: Option<&'a [f32]>,
     /// `[m, n]`.
     pub y: &'a mut [f32],
     /// Adds to y instead of overwriting it.
@@ -142,6 +144,19 @@ pub fn cached_attention_scratch_words(keys: usize, head_dim: usize) -> usize {
 
 /// Columns that one item of a sum over rows takes.
 const COLUMNS: usize = 128;
+
+/// Where the gradient that [`Kernels::gain_bwd`] takes lies, and where it goes.
+pub enum GainGradient<'a> {
+    /// dy, over which dz is written.
+    InPlace(&'a mut [f32]),
+    /// Both apart.
+    Apart {
+        /// `[m, n]`.
+        dy: &'a [f32],
+        /// `[m, n]`.
+        dz: &'a mut [f32],
+    },
+}
 
 /// Receives a sum per column.
 pub struct ColumnSum<'a> {
@@ -267,7 +282,8 @@ impl Kernels {
         self.quantize_tiles(x, m, k, tile, halves, words)
     }
 
-    /// The same of a gradient, for [`Kernels::qgemm_nn`].
+    /// The same of a gradient, for [`Kernels::qgemm_nn`]; or of a few rows x, for one [`Kernels::qgemm_nt`]
+    /// with weights of groups of 32 that is to go through the tiles all the same.
     pub fn quantize_gradient<'a>(
         &self,
         x: &[f32],
@@ -314,7 +330,7 @@ impl Kernels {
         let Some(t) = self.table else {
             return ops.iter_mut().for_each(|op| scalar_nt(m, op));
         };
-        let few = |op: &NtOp<'_>| m <= GEMV_ROWS && matches!(op.x, Rows::Int8(_));
+        let few = |op: &NtOp<'_>| m <= GEMV_ROWS && matches!(op.x, Rows::Int8(a) if a.tile == 1);
         let mut starts = [0usize; 9];
         let mut needed = 0;
         assert!(ops.len() < starts.len());
@@ -345,6 +361,7 @@ impl Kernels {
                 x: op.x,
                 w: op.w,
                 low: op.low,
+                gain: op.gain,
                 y: y.0,
                 accumulate: op.accumulate,
                 unpack: t.unpack,
@@ -360,7 +377,7 @@ impl Kernels {
     /// Products of a few rows with integer x: dot products on the stored blocks. Each thread reads one contiguous part
     /// of all weights, since memory is fastest in long streams.
     fn gemv(&self, t: &Table, m: usize, ops: &mut [NtOp<'_>]) {
-        let rows = |op: &NtOp<'_>| if matches!(op.x, Rows::Int8(_)) { op.w.rows() } else { 0 };
+        let rows = |op: &NtOp<'_>| if matches!(op.x, Rows::Int8(a) if a.tile == 1) { op.w.rows() } else { 0 };
         let total: usize = ops.iter().map(rows).sum();
         let part = total.div_ceil(self.threads());
         let ys: [Shared<f32>; 8] = core::array::from_fn(|i| {
@@ -617,44 +634,41 @@ impl Kernels {
         });
     }
 
-    /// [`Kernels::swiglu_bwd`] of `[m, n]` that also adds Σ_t dg·g and Σ_t du·u of each column to `sums`,
-    /// before g and u are gone.
-    pub fn swiglu_bwd_sums(
+    /// [`Kernels::swiglu_bwd`] of `[m, n]` where g and u were multiplied by gains: adds Σ_t dg·g and Σ_t du·u
+    /// of each column to the sums, and leaves dg and du multiplied by the gains. Without a gain c is 1.
+    pub fn swiglu_bwd_gains(
         &self,
         g: &mut [f32],
         u: &mut [f32],
         dh: &[f32],
         n: usize,
-        sums: [Option<ColumnSum<'_>>; 2],
+        gains: [Option<(&[f32], ColumnSum<'_>)>; 2],
     ) {
         let _timed = self.timed(Op::Rows);
         assert!(g.len() == dh.len() && u.len() == dh.len() && dh.len().is_multiple_of(n));
         let m = dh.len() / n;
-        let f = self.table.map(|t| t.swiglu_bwd);
+        let f = self.table.map_or(scalar::ops::swiglu_bwd_gains as SwigluBwdGains, |t| t.swiglu_bwd_gains);
         let (g, u) = (Shared(g.as_mut_ptr()), Shared(u.as_mut_ptr()));
-        let sums = sums.map(|s| s.map(|s| s.shared(n)));
+        let gains = gains.map(|gain| gain.map(|(c, sum)| (c, sum.shared(n))));
+        assert!(gains.iter().flatten().all(|(c, _)| c.len() == n));
         self.pool.run(n.div_ceil(COLUMNS), |item, _| {
             let columns = item * COLUMNS..n.min((item + 1) * COLUMNS);
             let width = columns.len();
-            let mut before = [[0.0f32; COLUMNS]; 2];
-            let mut total = [[0.0f32; COLUMNS]; 2];
+            let ones = [1.0; COLUMNS];
+            let c = |i: usize| gains[i].as_ref().map_or(&ones[..width], |(c, _)| &c[columns.clone()]);
+            let c = [c(0), c(1)];
+            let [mut total_g, mut total_u] = [[0.0f32; COLUMNS]; 2];
             for t in 0..m {
                 let at = t * n + columns.start..t * n + columns.end;
-                // SAFETY: items own disjoint columns of g and u, whose lengths were checked.
-                let (g, u) = unsafe { (g.part(at.clone()), u.part(at.clone())) };
-                before[0][..width].copy_from_slice(g);
-                before[1][..width].copy_from_slice(u);
-                match f {
-                    // SAFETY: equal lengths; the ISA is present.
-                    Some(f) => unsafe { f(g, u, &dh[at]) },
-                    None => scalar::ops::swiglu_bwd(g, u, &dh[at]),
-                }
-                for (total, (before, after)) in total.iter_mut().zip(before.iter().zip([&*g, &*u])) {
-                    total.iter_mut().zip(before).zip(after).for_each(|((s, b), a)| *s += b * a);
+                // SAFETY: items own disjoint columns of g and u, whose lengths were checked; all stretches
+                // are of one length; the ISA is present.
+                unsafe {
+                    let (g, u) = (g.part(at.clone()), u.part(at.clone()));
+                    f(g, u, &dh[at], c, [&mut total_g[..width], &mut total_u[..width]]);
                 }
             }
-            for (sum, total) in sums.iter().zip(&total) {
-                if let Some(sum) = sum {
+            for (gain, total) in gains.iter().zip([total_g, total_u]) {
+                if let Some((_, sum)) = gain {
                     // SAFETY: items own disjoint columns.
                     unsafe { sum.add(columns.clone(), &total[..width]) };
                 }
@@ -662,10 +676,10 @@ impl Kernels {
         });
     }
 
-    /// Adds Σ_t a·(b − from) of each column of `[m, n]` to `sum`; an absent `from` is zero.
-    pub fn column_dots(&self, a: &[f32], b: &[f32], from: Option<&[f32]>, n: usize, sum: ColumnSum<'_>) {
+    /// Adds Σ_t a·b of each column of `[m, n]` to `sum`.
+    pub fn column_dots(&self, a: &[f32], b: &[f32], n: usize, sum: ColumnSum<'_>) {
         let _timed = self.timed(Op::Rows);
-        assert!(a.len() == b.len() && a.len().is_multiple_of(n) && from.is_none_or(|f| f.len() == a.len()));
+        assert!(a.len() == b.len() && a.len().is_multiple_of(n));
         let m = a.len() / n;
         let sum = sum.shared(n);
         self.pool.run(n.div_ceil(COLUMNS), |item, _| {
@@ -673,34 +687,56 @@ impl Kernels {
             let mut total = [0.0f32; COLUMNS];
             for t in 0..m {
                 let at = t * n + columns.start..t * n + columns.end;
-                let pairs = total.iter_mut().zip(&a[at.clone()]).zip(&b[at.clone()]);
-                match from {
-                    None => pairs.for_each(|((s, a), b)| *s += a * b),
-                    Some(from) => {
-                        pairs.zip(&from[at]).for_each(|(((s, a), b), f)| *s += a * (b - f));
-                    }
-                }
+                total.iter_mut().zip(&a[at.clone()]).zip(&b[at]).for_each(|((s, a), b)| *s += a * b);
             }
             // SAFETY: items own disjoint columns.
             unsafe { sum.add(columns.clone(), &total[..columns.len()]) };
         });
     }
 
-    /// out[m, n] = a[m, n] with each column i multiplied by c_i.
-    pub fn scaled_columns(&self, a: &[f32], c: &[f32], out: &mut [f32]) {
+    /// Backward through y = before + c∘z `[m, n]` (`before` absent: zero): dz = dy∘c, written to `dz` or, where
+    /// that is absent, over dy; adds Σ_t dy·(y − before) of each column to `sum`.
+    pub fn gain_bwd(
+        &self,
+        dy: GainGradient<'_>,
+        y: &[f32],
+        before: Option<&[f32]>,
+        c: &[f32],
+        sum: ColumnSum<'_>,
+    ) {
         let _timed = self.timed(Op::Rows);
-        let n = c.len();
-        assert!(a.len() == out.len() && a.len().is_multiple_of(n));
-        self.rows(n, out, |t, row| {
-            row.iter_mut().zip(&a[t * n..(t + 1) * n]).zip(c).for_each(|((o, a), c)| *o = a * c);
+        let (len, n) = (y.len(), c.len());
+        let (dy, dz) = match dy {
+            GainGradient::InPlace(d) => {
+                assert_eq!(d.len(), len);
+                (d.as_ptr(), Shared(d.as_mut_ptr()))
+            }
+            GainGradient::Apart { dy, dz } => {
+                assert!(dy.len() == len && dz.len() == len);
+                (dy.as_ptr(), Shared(dz.as_mut_ptr()))
+            }
+        };
+        assert!(len.is_multiple_of(n) && before.is_none_or(|b| b.len() == len));
+        let (dy, sum) = (Shared(dy.cast_mut()), sum.shared(n));
+        let f = self.table.map_or(scalar::ops::gain_bwd as GainBwd, |t| t.gain_bwd);
+        self.pool.run(n.div_ceil(COLUMNS), |item, _| {
+            let columns = item * COLUMNS..n.min((item + 1) * COLUMNS);
+            let mut total = [0.0f32; COLUMNS];
+            let (dy, dz) = (&dy, &dz);
+            for t in 0..len / n {
+                let at = t * n + columns.start;
+                let before = before.map_or(core::ptr::null(), |b| b[at..].as_ptr());
+                // SAFETY: items own disjoint columns of dy and dz, within lengths that were checked; the
+                // ISA is present.
+                unsafe {
+                    let (y, c) = (y[at..].as_ptr(), c[columns.start..].as_ptr());
+                    let (dy, dz) = (dy.0.add(at), dz.0.add(at));
+                    f(columns.len(), dy, (y, before), c, dz, total.as_mut_ptr());
+                }
+            }
+            // SAFETY: items own disjoint columns.
+            unsafe { sum.add(columns.clone(), &total[..columns.len()]) };
         });
-    }
-
-    /// Multiplies each column i of y `[m, n]` by c_i.
-    pub fn scale_columns(&self, c: &[f32], y: &mut [f32]) {
-        let _timed = self.timed(Op::Rows);
-        assert!(y.len().is_multiple_of(c.len()));
-        self.rows(c.len(), y, |_, row| row.iter_mut().zip(c).for_each(|(y, c)| *y *= c));
     }
 
     /// Euclidean norms of the rows of w, decoded to f32 and summed in f64.
@@ -1007,6 +1043,9 @@ unsafe fn gemv_rows(t: &Table, m: usize, op: &NtOp<'_>, y: &Shared<f32>, rows: R
                 }
                 y.part(r * n + from..r * n + to)
             };
+            if let Some(c) = op.gain {
+                out.iter_mut().zip(&c[from..to]).for_each(|(o, c)| *o *= c);
+            }
             for (y, o) in y.iter_mut().zip(&*out) {
                 *y = if op.accumulate { *y + *o } else { *o };
             }
@@ -1030,6 +1069,7 @@ fn check_nt(m: usize, op: &NtOp<'_>) {
         assert!(a.halves || op.w.dtype().group_len() != 16, "groups of 16 need their sums");
     }
     check_low(m, n, op.low);
+    assert!(op.gain.is_none_or(|c| c.len() == n));
 }
 
 fn check_rows(x: &Rows<'_>, m: usize, k: usize) {
@@ -1054,6 +1094,14 @@ fn assert_tile(x: &Rows<'_>, tile: usize) {
 
 fn scalar_nt(m: usize, op: &mut NtOp<'_>) {
     check_nt(m, op);
+    if let Some(c) = op.gain {
+        let mut z = vec![0.0; m * c.len()];
+        scalar_nt(m, &mut NtOp { gain: None, y: &mut z, accumulate: false, ..*op });
+        for (i, (y, z)) in op.y.iter_mut().zip(z).enumerate() {
+            *y = if op.accumulate { *y } else { 0.0 } + c[i % c.len()] * z;
+        }
+        return;
+    }
     match op.x {
         Rows::F32(x) => scalar::ops::qgemm_nt(x, m, &op.w, op.y, op.accumulate),
         Rows::Int8(a) => scalar::ops::qgemm_nt_int8(&a, m, &op.w, op.y, op.accumulate),

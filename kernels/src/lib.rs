@@ -31,8 +31,8 @@ pub use generic::gemm::{LowRank, Rows};
 pub use generic::rows::SoftmaxState;
 #[cfg(feature = "std")]
 pub use kernels::{
-    AttnShape, ColumnSum, Kernels, NnOp, NtOp, Op, attention_scratch_words, cached_attention_scratch_words,
-    gemm_scratch_words,
+    AttnShape, ColumnSum, GainGradient, Kernels, NnOp, NtOp, Op, attention_scratch_words,
+    cached_attention_scratch_words, gemm_scratch_words,
 };
 pub use kv::{KV_BLOCK, Kv, KvMut, KvType};
 pub use view::{QMatrix, ViewError};

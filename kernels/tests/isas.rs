@@ -5,8 +5,9 @@ mod common;
 
 use common::{Rng, assert_close, random_bytes, view};
 use engraft_kernels::{
-    AdamWStep, AttnShape, DType, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp, QuantActs, Rows,
-    SoftmaxState, acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
+    AdamWStep, AttnShape, ColumnSum, DType, GainGradient, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp,
+    QuantActs, Rows, SoftmaxState, acts_words, attention_scratch_words, cached_attention_scratch_words,
+    gemm_scratch_words,
 };
 
 /// Runs `f` on the scalar specification and on each ISA with 1, 2 and 4 threads; results of one ISA
@@ -51,7 +52,9 @@ fn forward(
         Rows::F32(&x)
     };
     let low = (rank > 0).then_some(LowRank { h: &h, b: &b, rank });
-    let op = NtOp { x: rows, w, low, y: &mut y, accumulate: rank > 0 };
+    let gains = rng.vec(n);
+    let gain = (rank == 3).then_some(&*gains);
+    let op = NtOp { x: rows, w, low, gain, y: &mut y, accumulate: rank > 0 };
     k.qgemm_nt(m, &mut [op], &mut gemm_scratch(k, cols, rank));
     y
 }
@@ -106,6 +109,7 @@ fn forward_product_int8_extremes() {
                     x: rows,
                     w: view(dtype, n, cols, &bytes),
                     low: None,
+                    gain: None,
                     y: &mut y,
                     accumulate: false,
                 };
@@ -265,6 +269,23 @@ fn norms_and_elementwise() {
             k.rmsnorm(&x, &w, 1e-5, &mut y);
             k.rmsnorm_bwd(&x, &w, 1e-5, &dy, &mut dx);
             y.into_iter().chain(dx).collect()
+        });
+    }
+    for (m, n) in [(3, 5), (7, 160), (40, 300)] {
+        on_every_isa(&format!("gains backward {m}×{n}"), 1e-5, |k| {
+            let mut rng = Rng(23);
+            let (c, by) = (rng.vec(n), rng.vec(n));
+            let [dy, y, before] = [0; 3].map(|_| rng.vec(m * n));
+            let [mut g, mut u, mut dz] = [0; 3].map(|_| rng.vec(m * n));
+            let mut sums = [0; 4].map(|_| rng.vec(n));
+            let [apart, here, gate, dots] = &mut sums;
+            let apart = ColumnSum { out: apart, by: Some(&by) };
+            k.gain_bwd(GainGradient::Apart { dy: &dy, dz: &mut dz }, &y, Some(&before), &c, apart);
+            k.gain_bwd(GainGradient::InPlace(&mut dz), &y, None, &c, ColumnSum { out: here, by: None });
+            let gate = Some((&*c, ColumnSum { out: gate, by: None }));
+            k.swiglu_bwd_gains(&mut g, &mut u, &dy, n, [gate, None]);
+            k.column_dots(&dy, &y, n, ColumnSum { out: dots, by: None });
+            [g, u, dz].into_iter().chain(sums).flatten().collect()
         });
     }
     for n in [1, 37, 20_000] {

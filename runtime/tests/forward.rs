@@ -201,7 +201,7 @@ fn a_dora_alone_infers_as_it_trained() -> TestResult {
         let mut chain = Chain::new(model.clone(), kernels.clone(), Precision::Int8, words);
         let mut gains = Gains::new(&model, &kernels, &a.layout, chain.kernel_scratch());
         let of = (&a.layout, &a.config);
-        gains.refresh(&model, &kernels, of, &a.theta, chain.kernel_scratch());
+        gains.refresh(&model, &kernels, of, &a.theta, chain.gain_scratch(true));
         let trained = AdapterView { layout: &a.layout, theta: &a.theta, config: &a.config, gains: gains.c() };
         let batch = batch(model.config(), &[13, 5, 21], &mut Rng::new(3, 3));
         let expected = chain.evaluate(Some(&trained), &batch, |_, _| {});

@@ -41,13 +41,15 @@ pub enum Rows<'a> {
     Bf16(&'a [u16]),
 }
 
-/// y[m, n] (+)= x[m, k] · W[n, k]ᵀ (+ h·b).
+/// y[m, n] (+)= c∘(x[m, k] · W[n, k]ᵀ (+ h·b)).
 #[derive(Clone, Copy)]
 pub struct NtItem<'a> {
     pub m: usize,
     pub x: Rows<'a>,
     pub w: QMatrix<'a>,
     pub low: Option<LowRank<'a>>,
+    /// c `[n]`; 1 where absent.
+    pub gain: Option<&'a [f32]>,
     /// Row-major `[m, n]`, written by strips.
     pub y: *mut f32,
     pub accumulate: bool,
@@ -158,6 +160,7 @@ unsafe fn nt_f32<S: Simd, const MR: usize, const NV: usize>(
     // SAFETY: the caller's contract; the panel has k rows of nr.
     unsafe {
         let panel = pack_f32::<S>(it, n0, nr, &mut scratch);
+        let gain = pack_gain(it.gain, n0, nr, &mut scratch);
         let low = pack_low::<S, NV>(it.low, n, n0, scratch);
         for m0 in (0..it.m).step_by(MR) {
             let rows = MR.min(it.m - m0);
@@ -165,6 +168,7 @@ unsafe fn nt_f32<S: Simd, const MR: usize, const NV: usize>(
             let a = row_pointers::<f32, MR>(x.as_ptr().add(m0 * k), k, rows);
             f32_tile::<S, MR, NV>(&mut acc, k, &a, 1, panel, nr);
             add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
+            scale_tile::<S, MR, NV>(&mut acc, gain);
             store_tile::<S, MR, NV>(&acc, rows, valid, it.y.add(m0 * n + n0), n, it.accumulate);
         }
     }
@@ -223,6 +227,7 @@ unsafe fn nt_int8<
     // SAFETY: the caller's contract; `pack_codes` fills the whole panel it returns.
     unsafe {
         let panel = pack_codes::<S, NV, G, BIAS>(it, class, n0, &mut scratch);
+        let gain = pack_gain(it.gain, n0, nr, &mut scratch);
         let low = pack_low::<S, NV>(it.low, n, n0, scratch);
         let groups = k / G;
         let (bias_sum, start) =
@@ -238,6 +243,7 @@ unsafe fn nt_int8<
             let mut acc = [[S::zero(); NV]; MR];
             int8_tile::<S, MR, NV, G, BIAS, START, ACC16>(&mut acc, k, x, panel);
             add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
+            scale_tile::<S, MR, NV>(&mut acc, gain);
             store_tile::<S, MR, NV>(&acc, rows, valid, it.y.add(m0 * n + n0), n, it.accumulate);
         }
     }
@@ -343,6 +349,35 @@ unsafe fn pack_low<S: Simd, const NV: usize>(
         panel[j * nr + valid..(j + 1) * nr].fill(0.0);
     }
     panel.as_ptr()
+}
+
+/// The strip's gains, zero-padded to `nr`; null where there are none.
+#[inline(always)]
+fn pack_gain(gain: Option<&[f32]>, n0: usize, nr: usize, scratch: &mut &mut [f32]) -> *const f32 {
+    let Some(c) = gain else { return core::ptr::null() };
+    let (panel, valid) = (take(scratch, nr), nr.min(c.len() - n0));
+    panel[..valid].copy_from_slice(&c[n0..n0 + valid]);
+    panel[valid..].fill(0.0);
+    panel.as_ptr()
+}
+
+#[inline(always)]
+unsafe fn scale_tile<S: Simd, const MR: usize, const NV: usize>(
+    acc: &mut [[S::F; NV]; MR],
+    gain: *const f32,
+) {
+    if gain.is_null() {
+        return;
+    }
+    for v in 0..NV {
+        // SAFETY: the panel has NV vectors.
+        unsafe {
+            let c = S::load(gain.add(v * S::LANES));
+            for m in 0..MR {
+                acc[m][v] = S::mul(acc[m][v], c);
+            }
+        }
+    }
 }
 
 #[inline(always)]

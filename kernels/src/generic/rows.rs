@@ -277,6 +277,77 @@ pub unsafe fn swiglu_bwd<S: Simd>(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
     }
 }
 
+/// [`swiglu_bwd`] of a stretch of a row whose g and u were multiplied by gains c: adds dg·g and du·u to
+/// `sums`, and leaves dg·c and du·c.
+///
+/// # Safety
+/// Equal lengths; S's features are present.
+#[inline(always)]
+pub unsafe fn swiglu_bwd_gains<S: Simd>(
+    g: &mut [f32],
+    u: &mut [f32],
+    dh: &[f32],
+    c: [&[f32]; 2],
+    sums: [&mut [f32]; 2],
+) {
+    let [sum_g, sum_u] = sums;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let done = vectors!(S, dh.len(), i, {
+            let (gp, up) = (g.as_mut_ptr().add(i), u.as_mut_ptr().add(i));
+            let (gv, uv) = (S::load(gp), S::load(up));
+            let (dg, du) = swiglu_grad::<S>(gv, uv, S::load(dh.as_ptr().add(i)));
+            let (sg, su) = (sum_g.as_mut_ptr().add(i), sum_u.as_mut_ptr().add(i));
+            S::store(sg, S::fma(dg, gv, S::load(sg)));
+            S::store(su, S::fma(du, uv, S::load(su)));
+            S::store(gp, S::mul(dg, S::load(c[0].as_ptr().add(i))));
+            S::store(up, S::mul(du, S::load(c[1].as_ptr().add(i))));
+        });
+        for i in done..dh.len() {
+            let before = (g[i], u[i]);
+            swiglu_bwd::<S>(&mut g[i..=i], &mut u[i..=i], &dh[i..=i]);
+            sum_g[i] += g[i] * before.0;
+            sum_u[i] += u[i] * before.1;
+            g[i] *= c[0][i];
+            u[i] *= c[1][i];
+        }
+    }
+}
+
+/// `n` columns of one row, backward through y = before + c∘z: sum += dy·(y − before), dz = dy·c. A null
+/// `before` is zero; dz may be dy.
+///
+/// # Safety
+/// All pointers but a null `before` cover n elements; S's features are present.
+#[inline(always)]
+pub unsafe fn gain_bwd<S: Simd>(
+    n: usize,
+    dy: *const f32,
+    (y, before): (*const f32, *const f32),
+    c: *const f32,
+    dz: *mut f32,
+    sum: *mut f32,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let done = vectors!(S, n, i, {
+            let dv = S::load(dy.add(i));
+            let mut yv = S::load(y.add(i));
+            if !before.is_null() {
+                yv = S::sub(yv, S::load(before.add(i)));
+            }
+            S::store(sum.add(i), S::fma(dv, yv, S::load(sum.add(i))));
+            S::store(dz.add(i), S::mul(dv, S::load(c.add(i))));
+        });
+        for i in done..n {
+            let before = if before.is_null() { 0.0 } else { *before.add(i) };
+            let d = *dy.add(i);
+            *sum.add(i) += d * (*y.add(i) - before);
+            *dz.add(i) = d * *c.add(i);
+        }
+    }
+}
+
 /// y += a·x.
 ///
 /// # Safety

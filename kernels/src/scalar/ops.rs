@@ -204,6 +204,41 @@ pub fn swiglu_bwd(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
     }
 }
 
+/// The same behind gains; see [`crate::generic::rows::swiglu_bwd_gains`].
+pub fn swiglu_bwd_gains(g: &mut [f32], u: &mut [f32], dh: &[f32], c: [&[f32]; 2], sums: [&mut [f32]; 2]) {
+    for i in 0..g.len() {
+        let before = (g[i], u[i]);
+        swiglu_bwd(&mut g[i..=i], &mut u[i..=i], &dh[i..=i]);
+        sums[0][i] += g[i] * before.0;
+        sums[1][i] += u[i] * before.1;
+        g[i] *= c[0][i];
+        u[i] *= c[1][i];
+    }
+}
+
+/// `n` columns of one row backward through a gain; see [`crate::generic::rows::gain_bwd`].
+///
+/// # Safety
+/// All pointers but a null `before` cover n elements.
+pub unsafe fn gain_bwd(
+    n: usize,
+    dy: *const f32,
+    (y, before): (*const f32, *const f32),
+    c: *const f32,
+    dz: *mut f32,
+    sum: *mut f32,
+) {
+    for i in 0..n {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let before = if before.is_null() { 0.0 } else { *before.add(i) };
+            let d = *dy.add(i);
+            *sum.add(i) += d * (*y.add(i) - before);
+            *dz.add(i) = d * *c.add(i);
+        }
+    }
+}
+
 /// One chunk of the running softmax; see [`crate::generic::rows::ce_chunk_row`].
 pub fn ce_chunk_row(logits: &mut [f32], first_id: usize, target: usize, st: &mut SoftmaxState) -> f32 {
     if let Some(l) = target.checked_sub(first_id).and_then(|i| logits.get(i)) {

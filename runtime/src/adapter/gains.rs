@@ -59,14 +59,15 @@ impl Gains {
         Gains { base: base_norms(model, kernels, layout, kernel), c: vec![1.0; layout.rows()], scratch }
     }
 
-    /// The gains of θ as it is now: one product of r rows through every adapted matrix.
+    /// The gains of θ as it is now: one product of r rows through every adapted matrix, with `kernel` as
+    /// scratch, and A's rows in int8 where there is room for them in `acts` (see [`dora::gains`]).
     pub fn refresh(
         &mut self,
         model: &ModelFile,
         kernels: &Kernels,
         (layout, config): (&Layout, &LoraConfig),
         theta: &[f32],
-        kernel: &mut [f32],
+        (kernel, acts): (&mut [f32], &mut [f32]),
     ) {
         if self.base.is_empty() {
             return;
@@ -82,7 +83,7 @@ impl Gains {
                 &self.base[rows.clone()],
                 &mut self.c[rows],
                 &mut self.scratch,
-                kernel,
+                (&mut *kernel, &mut *acts),
             );
         }
     }

@@ -122,7 +122,7 @@ fn part<'a>(a: &'a Adapter, factor: f32, gains: &'a Gains, layer: usize, proj: P
 fn gains_of(model: &ModelFile, kernels: &Kernels, a: &Adapter) -> Gains {
     let mut scratch = vec![0.0; kernel_words(&a.layout, kernels.threads())];
     let mut gains = Gains::new(model, kernels, &a.layout, &mut scratch);
-    gains.refresh(model, kernels, (&a.layout, &a.config), &a.theta, &mut scratch);
+    gains.refresh(model, kernels, (&a.layout, &a.config), &a.theta, (&mut scratch, &mut []));
     gains
 }
 

@@ -153,7 +153,8 @@ pub struct BlockBufs {
     h: Vec<f32>,
     per_head: Vec<f32>,
     dlow: Vec<f32>,
-    acts: Vec<f32>,
+    /// Quantized activations; DoRA's gains borrow it between passes.
+    pub acts: Vec<f32>,
     dropped: Vec<f32>,
     /// The kernels' scratch; the head borrows it too.
     pub kernel: Vec<f32>,
@@ -233,9 +234,9 @@ pub fn attention_part(
     ctx.kernels.rope(&mut q[..mq], c.n_heads, c.head_dim, ctx.rope, half, pos, false);
     ctx.kernels.rope(&mut k[..mkv], c.n_kv_heads, c.head_dim, ctx.rope, half, pos, false);
     attention(ctx, rows, q, k, v, att, lse, keys, scratch.kernel);
-    // n2 is not computed yet: with a gain it takes the output.
-    let o = layer(w, pairs, Proj::O, lo, &mut b.n2, false);
-    linear::forward_residual(ctx, m, &att[..mq], x, o, &mut x2[..md], dropout.at(1), &mut scratch);
+    ctx.kernels.copy(x, c.d_model, &mut x2[..md]);
+    let o = layer(w, pairs, Proj::O, lo, &mut x2[..md], true);
+    linear::forward(ctx, m, &att[..mq], &mut [o], dropout.at(1), &mut scratch);
 }
 
 /// n2 = rmsnorm(x2)·w2.
@@ -329,10 +330,9 @@ pub fn forward(
     gate_up_part(ctx, w, pairs, m, b, dropout);
     activation(ctx, m * c.d_ff, b);
     let mut scratch = LinearScratch { acts: &mut b.acts, kernel: &mut b.kernel, dropped: &mut b.dropped };
-    // n2 was used last: with a gain it takes the output.
-    let down = layer(w, pairs, Proj::Down, &mut b.mlp.low[2], &mut b.n2, false);
-    let (x2, h) = (&b.attention.x2[..m * c.d_model], &b.h[..m * c.d_ff]);
-    linear::forward_residual(ctx, m, h, x2, down, y, dropout.at(3), &mut scratch);
+    ctx.kernels.copy(&b.attention.x2[..m * c.d_model], c.d_model, y);
+    let down = layer(w, pairs, Proj::Down, &mut b.mlp.low[2], y, true);
+    linear::forward(ctx, m, &b.h[..m * c.d_ff], &mut [down], dropout.at(3), &mut scratch);
 }
 
 /// In place dy → dx for the block whose input was x and whose output was y (read only where Down has a
@@ -435,11 +435,9 @@ fn activation_backward(
     if gate.is_none() && up.is_none() {
         return ctx.kernels.swiglu_bwd(g, u, dh);
     }
-    let gate_sum = gate.as_ref().zip(gg.as_mut()).map(|(gain, grad)| dora::sum(gain, grad.m));
-    let up_sum = up.as_ref().zip(gu.as_mut()).map(|(gain, grad)| dora::sum(gain, grad.m));
-    ctx.kernels.swiglu_bwd_sums(g, u, dh, ctx.config.d_ff, [gate_sum, up_sum]);
-    gate.iter().for_each(|gain| ctx.kernels.scale_columns(gain.c, g));
-    up.iter().for_each(|gain| ctx.kernels.scale_columns(gain.c, u));
+    let gate = gate.as_ref().zip(gg.as_mut()).map(|(gain, grad)| (gain.c, dora::sum(gain, grad.m)));
+    let up = up.as_ref().zip(gu.as_mut()).map(|(gain, grad)| (gain.c, dora::sum(gain, grad.m)));
+    ctx.kernels.swiglu_bwd_gains(g, u, dh, ctx.config.d_ff, [gate, up]);
 }
 
 /// dx2 → dx through x2 = x + attention(rope(q), rope(k), v)·Woᵀ.

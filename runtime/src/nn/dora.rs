@@ -7,7 +7,7 @@
 //! ‖W_i‖ is taken once, from the dequantized weights; Q costs one product of r rows through W for each
 //! new θ. The norm is a constant to the gradient (Liu et al., arXiv 2402.09353, section 4.3).
 
-use engraft_kernels::{ColumnSum, Kernels, LowRank, NtOp, QMatrix, Rows, gemm_scratch_words};
+use engraft_kernels::{ColumnSum, Kernels, LowRank, NtOp, QMatrix, Rows, acts_words, gemm_scratch_words};
 
 use super::{Gain, Pair};
 
@@ -29,8 +29,9 @@ pub fn kernel_words(outputs: usize, inputs: usize, rank: usize, threads: usize) 
 /// Fills `gains` `[out]` of one projection: m over the norm of W + s·B·A, where `base` `[out]` are the
 /// norms of W. A row whose norm is zero gets 1.
 ///
-/// Exactly 1 where B is zero and m is `base`. Products are f32 throughout: of a norm, int8 activations
-/// would show.
+/// Exactly 1 where B is zero and m is `base`. With room for A's rows in int8 in `acts`, W·Aᵀ is taken with
+/// them, as the forward takes its products: it enters the norm only through B, so of the rounding there
+/// arrives what the update is of W. Without room it is exact to f32.
 pub fn gains(
     kernels: &Kernels,
     w: &QMatrix<'_>,
@@ -39,16 +40,21 @@ pub fn gains(
     base: &[f32],
     gains: &mut [f32],
     scratch: &mut [f32],
-    kernel: &mut [f32],
+    (kernel, acts): (&mut [f32], &mut [f32]),
 ) {
     let (r, n, k) = (p.rank, w.rows(), w.cols());
     let (q, rest) = scratch.split_at_mut(r * n);
     let aat = &mut rest[..r * r];
     kernels.skinny_nt(0.5 * p.scale, p.a, r, k, p.a, r, aat);
     let low = Some(LowRank { h: aat, b: p.bt, rank: r });
-    kernels.qgemm_nt(r, &mut [NtOp { x: Rows::F32(p.a), w: *w, low, y: q, accumulate: false }], kernel);
+    let x = if !w.dtype().is_float() && w.dtype().group_len() == 32 && acts.len() >= acts_words(r, k) {
+        Rows::Int8(kernels.quantize_gradient(p.a, r, k, acts))
+    } else {
+        Rows::F32(p.a)
+    };
+    kernels.qgemm_nt(r, &mut [NtOp { x, w: *w, low, gain: None, y: q, accumulate: false }], kernel);
     gains.fill(0.0);
-    kernels.column_dots(p.bt, q, None, n, ColumnSum { out: gains, by: None });
+    kernels.column_dots(p.bt, q, n, ColumnSum { out: gains, by: None });
     for ((g, m), base) in gains.iter_mut().zip(m).zip(base) {
         *g = gain(*m, *base, 2.0 * f64::from(p.scale) * f64::from(*g));
     }

@@ -154,7 +154,7 @@ fn run_chunks(
         let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
         let logits = &mut b.logits[..r * part.rows()];
         let rows = acts.map_or(Rows::F32(&b.n[..r * d]), Rows::Int8);
-        let op = NtOp { x: rows, w: part, low: None, y: logits, accumulate: false };
+        let op = NtOp { x: rows, w: part, low: None, gain: None, y: logits, accumulate: false };
         ctx.kernels.qgemm_nt(r, &mut [op], kernel);
         let dn = train.then_some(&mut b.dn[..r * d]);
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
@@ -206,6 +206,6 @@ pub fn logits(
     } else {
         Rows::F32(&b.n[..d])
     };
-    let op = NtOp { x: rows, w: w.w, low: None, y: out, accumulate: false };
+    let op = NtOp { x: rows, w: w.w, low: None, gain: None, y: out, accumulate: false };
     ctx.kernels.qgemm_nt(1, &mut [op], kernel);
 }

@@ -1,6 +1,6 @@
 //! Linear layers with an adapter: forward and backward.
 
-use engraft_kernels::{Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows, acts_words};
+use engraft_kernels::{GainGradient, Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows, acts_words};
 
 use super::{Ctx, Dropout, Pair, PairGrad, Precision, dora};
 
@@ -14,7 +14,7 @@ pub struct Linear<'a> {
     pub h: &'a mut [f32],
     /// `[m, out]`.
     pub y: &'a mut [f32],
-    /// Adds to y, which then holds the residual. Not with a gain, which is for the layer's output alone.
+    /// Adds to y, which then holds the residual.
     pub accumulate: bool,
 }
 
@@ -62,34 +62,6 @@ pub fn forward(
         (Some(a), None, _) => ctx.kernels.qgemm_nt(m, &mut [a], scratch.kernel),
         (None, ..) => {}
     }
-    for l in layers {
-        if let Some(c) = l.pair.and_then(|p| p.gains()) {
-            assert!(!l.accumulate, "a gain would multiply the residual too");
-            ctx.kernels.scale_columns(c, l.y);
-        }
-    }
-}
-
-/// y = before + layer(x), where the layer's `y` is scratch for its output if it has a gain.
-pub fn forward_residual(
-    ctx: &Ctx<'_>,
-    m: usize,
-    x: &[f32],
-    before: &[f32],
-    layer: Linear<'_>,
-    y: &mut [f32],
-    dropout: Dropout,
-    scratch: &mut LinearScratch<'_>,
-) {
-    ctx.kernels.copy(before, ctx.config.d_model, y);
-    let Linear { w, pair, h, y: own, .. } = layer;
-    if pair.is_some_and(|p| p.gain.is_some()) {
-        let own = &mut own[..y.len()];
-        forward(ctx, m, x, &mut [Linear { w, pair, h, y: own, accumulate: false }], dropout, scratch);
-        ctx.kernels.axpy(1.0, own, y);
-    } else {
-        forward(ctx, m, x, &mut [Linear { w, pair, h, y, accumulate: true }], dropout, scratch);
-    }
 }
 
 /// Through y = c∘z: adds to the gradient of m, and brings dy to that of z. Nothing without a gain.
@@ -101,8 +73,7 @@ pub fn backward_gain(
     dy: &mut [f32],
 ) {
     let (Some(gain), Some(grad)) = (pair.and_then(|p| p.gain), grad) else { return };
-    ctx.kernels.column_dots(dy, y, None, gain.c.len(), dora::sum(&gain, grad.m));
-    ctx.kernels.scale_columns(gain.c, dy);
+    ctx.kernels.gain_bwd(GainGradient::InPlace(dy), y, None, gain.c, dora::sum(&gain, grad.m));
 }
 
 /// The same of y = before + c∘z, where dy stays: the gradient of z is `own`, or dy itself without a gain.
@@ -115,9 +86,9 @@ pub fn backward_gain_residual<'a>(
     own: &'a mut [f32],
 ) -> &'a [f32] {
     let (Some(gain), Some(grad)) = (pair.and_then(|p| p.gain), grad) else { return dy };
-    ctx.kernels.column_dots(dy, y, Some(before), gain.c.len(), dora::sum(&gain, grad.m));
     let own = &mut own[..dy.len()];
-    ctx.kernels.scaled_columns(dy, gain.c, own);
+    let gradient = GainGradient::Apart { dy, dz: own };
+    ctx.kernels.gain_bwd(gradient, y, Some(before), gain.c, dora::sum(&gain, grad.m));
     own
 }
 
@@ -141,7 +112,7 @@ fn nt_op<'a>(l: &'a mut Linear<'_>, m: usize, x: &'a [f32], acts: Option<QuantAc
         _ => Rows::F32(x),
     };
     let low = l.pair.map(|p| LowRank { h: &l.h[..m * p.rank], b: p.bt, rank: p.rank });
-    NtOp { x: rows, w: l.w, low, y: l.y, accumulate: l.accumulate }
+    NtOp { x: rows, w: l.w, low, gain: l.pair.and_then(|p| p.gains()), y: l.y, accumulate: l.accumulate }
 }
 
 /// One linear layer's part in the backward of layers that share their input.

@@ -222,7 +222,7 @@ impl<'a> Run<'a> {
     fn rest(&mut self) -> f64 {
         repeated(|| {
             self.embed();
-            let (of, scratch) = ((&self.layout, self.lora), &mut self.block.kernel);
+            let (of, scratch) = ((&self.layout, self.lora), (&mut *self.block.kernel, &mut *self.block.acts));
             self.gains.refresh(self.model, self.kernels, of, &self.theta, scratch);
             self.optimizer.update(self.kernels, &mut self.theta, &self.grads, 1.0, 1e-6);
             self.grads.fill(1e-6);

@@ -122,6 +122,12 @@ impl Chain {
         &mut self.block.kernel
     }
 
+    /// That and the room for quantized activations; none of it where `exact`.
+    pub fn gain_scratch(&mut self, exact: bool) -> (&mut [f32], &mut [f32]) {
+        let acts = if exact { 0 } else { self.block.acts.len() };
+        (&mut self.block.kernel, &mut self.block.acts[..acts])
+    }
+
     /// Loss of a micro-batch; `each` sees (row, loss) of every target.
     pub fn evaluate(
         &mut self,

@@ -51,8 +51,8 @@ pub struct Trainer {
     model: Arc<ModelFile>,
     adapter: Adapter,
     gains: Gains,
-    /// Whether θ was changed since the gains were taken.
-    stale: bool,
+    /// How the gains of the present θ were taken, if they were.
+    fresh: Option<Precision>,
     grads: Vec<f32>,
     optimizer: AdamW,
     options: TrainOptions,
@@ -73,7 +73,7 @@ impl Trainer {
             .with_gradient_precision(options.gradient);
         Trainer {
             gains: Gains::new(&model, &kernels, &adapter.layout, chain.kernel_scratch()),
-            stale: true,
+            fresh: None,
             chain,
             model,
             kernels,
@@ -117,7 +117,7 @@ impl Trainer {
     /// carries a target.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         self.grads.fill(0.0);
-        self.refresh();
+        self.refresh(self.options.precision);
         let mut total = Evaluated::default();
         let mut tokens = 0;
         for (i, b) in batches.iter().enumerate() {
@@ -148,14 +148,15 @@ impl Trainer {
             return Err(Error::new(ErrorKind::NonFinite, what));
         }
         self.step += 1;
-        self.stale = true;
+        self.fresh = None;
         Ok(StepReport { loss: total.loss_sum / count, targets: total.targets, tokens, grad_norm, lr })
     }
 
     /// Mean loss over the targets of `batches`, with the adapter or (None) the base alone.
     pub fn evaluate(&mut self, batches: impl Iterator<Item = Batch>, with_adapter: bool) -> Evaluated {
         let mut total = Evaluated::default();
-        self.refresh();
+        // What a session has of the adapter, to the last bit.
+        self.refresh(Precision::F32);
         for b in batches {
             let view = view(&self.adapter, &self.gains);
             let e = self.chain.evaluate(with_adapter.then_some(&view), &b, |_, _| {});
@@ -165,13 +166,16 @@ impl Trainer {
         total
     }
 
-    /// Brings DoRA's gains to θ: once per optimizer step, however many micro-batches it has.
-    fn refresh(&mut self) {
-        if !std::mem::take(&mut self.stale) {
+    /// Brings DoRA's gains to θ: once per optimizer step, however many micro-batches it has. A step takes
+    /// them alike whether or not an evaluation came before it.
+    fn refresh(&mut self, precision: Precision) {
+        if self.fresh == Some(precision) {
             return;
         }
+        self.fresh = Some(precision);
         let Adapter { layout, config, theta, .. } = &self.adapter;
-        self.gains.refresh(&self.model, &self.kernels, (layout, config), theta, self.chain.kernel_scratch());
+        let scratch = self.chain.gain_scratch(precision == Precision::F32);
+        self.gains.refresh(&self.model, &self.kernels, (layout, config), theta, scratch);
     }
 
     fn dropout(&self, micro: usize) -> Dropout {
