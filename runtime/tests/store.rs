@@ -383,7 +383,7 @@ fn check(memory: &Memory, allowed: &[Option<u64>]) -> std::result::Result<(), St
     }
     let content = store.load(&active.generation).map_err(|e| e.to_string())?;
     let expected = match number {
-        Some(1) if allowed[0].is_some() => InUse::Adapter(adapter(1, BASE)),
+        Some(1) if allowed[0].is_some() => InUse::Adapter(Box::new(adapter(1, BASE))),
         Some(3) => InUse::FewShot(examples()),
         Some(4) => InUse::Base,
         _ => content.clone(),
@@ -525,7 +525,7 @@ fn generations_roll_back_one_by_one_and_numbers_never_return() {
     assert_eq!(writer.rollback().unwrap_err().kind(), ErrorKind::Misuse);
     // What was promoted while 1 was active leads back to 1, not to 4.
     assert_eq!(promote(&writer, &Candidate::Adapter(&adapter(5, BASE))).unwrap(), 5);
-    assert_eq!(store.load(&store.verify(5).unwrap()).unwrap(), InUse::Adapter(adapter(5, BASE)));
+    assert_eq!(store.load(&store.verify(5).unwrap()).unwrap(), InUse::Adapter(Box::new(adapter(5, BASE))));
     let pruned = writer.prune(1).unwrap();
     assert_eq!((pruned.removed, pruned.left), (vec![2, 3, 4], vec![]));
     assert_eq!(writer.rollback().unwrap().number, 1);

@@ -76,7 +76,7 @@ pub struct Active {
 #[derive(Clone, Debug, PartialEq)]
 pub enum InUse {
     /// An adapter. Its base is not checked: see [`Adapter::check_base`].
-    Adapter(Adapter),
+    Adapter(Box<Adapter>),
     /// Messages to put before those of the user. Made for [`Generation::base`]: see
     /// [`Generation::check_base`].
     FewShot(Vec<Message>),
@@ -336,7 +336,7 @@ impl<'s> Store<'s> {
                     let message = "names another base than its generation";
                     return Err(Error::new(ErrorKind::Corrupt, message).at(path.display()));
                 }
-                Ok(InUse::Adapter(adapter))
+                Ok(InUse::Adapter(Box::new(adapter)))
             }
             ContentKind::FewShot => {
                 let path = dir.join(FEW_SHOT_FILE);
