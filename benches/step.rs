@@ -124,6 +124,7 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String, 
         seed: 0,
         precision: a.precision,
         gradient: a.gradient,
+        kl: None,
     };
     Ok((Trainer::new(model, kernels.clone(), words, adapter, options), planned, kept, ids))
 }

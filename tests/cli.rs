@@ -5,6 +5,9 @@
 #[allow(dead_code, reason = "cargo calls its main, the tests its parser")]
 mod build_script;
 
+#[path = "cli/adapters.rs"]
+mod adapters;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -15,7 +18,9 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
 
 fn engraft(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_engraft")).args(arguments).output().expect("running engraft")
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
+    command.args(arguments).output().expect("running engraft")
 }
 
 fn stdout(output: &Output) -> String {
@@ -225,13 +230,14 @@ fn assert_keys(object: &serde_json::Value, expected: &[&str]) {
     assert_eq!(found, expected.iter().copied().collect());
 }
 
-const TRAIN_KEYS: [&str; 9] = [
+const TRAIN_KEYS: [&str; 10] = [
     "steps",
     "tokens",
     "tokens_per_s",
     "planned_private_bytes",
     "peak_private_bytes",
     "train_loss",
+    "train_kl",
     "valid_loss_before",
     "valid_loss_after",
     "adapter",
@@ -301,6 +307,88 @@ fn training_changes_what_eval_and_generate_see() {
     let streamed = engraft(&[&generate[..], &["--lora", &adapter]].concat());
     assert_eq!(stdout(&streamed).trim_end_matches('\n'), said["text"].as_str().expect("text"));
     assert_adapters_are_checked(folder.path(), &adapter, &generate);
+}
+
+#[test]
+fn a_penalty_and_replay_hold_the_model_near_its_base() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let general = folder.path().join("general.jsonl").display().to_string();
+    std::fs::write(&general, "{\"text\":\"turn on the light\"}\n{\"text\":\"good night\"}\n")
+        .expect("writing");
+    let run = |name: &str, flags: &[&str]| {
+        let adapter = folder.path().join(name).display().to_string();
+        let train = ["train", "-m", &model, "--data", &data, "--adapter-path", &adapter, "--iters", "20"];
+        let output = engraft(&[&train[..], &["-b", "4", "-lr", "2e-3", "-t", "2", "--json"], flags].concat());
+        assert_eq!(output.status.code(), Some(0), "{flags:?}: {}", stderr(&output));
+        let trained = last_line(&output);
+        assert_keys(&trained, &TRAIN_KEYS);
+        if let Some(peak) = trained["peak_private_bytes"].as_u64() {
+            let planned = trained["planned_private_bytes"].as_u64().expect("bytes");
+            assert!(peak <= planned, "{flags:?}: {peak} of {planned}");
+        }
+        let bytes = std::fs::read(folder.path().join(name).join("adapter.engraft")).expect("the adapter");
+        (trained, stderr(&output), bytes)
+    };
+    let (plain, ..) = run("plain", &[]);
+    assert!(plain["train_kl"].is_null());
+    let kl = |trained: &serde_json::Value| trained["train_kl"].as_f64().expect("a divergence");
+    let (loose, told, _) = run("loose", &["--kl-weight", "1e-6"]);
+    assert!(told.contains("KL(base‖tuned) at weight 0.000001: the base runs forward once more"), "{told}");
+    let (tight, ..) = run("tight", &["--kl-weight", "20", "--kl-direction", "reverse"]);
+    assert!(kl(&tight) < 0.5 * kl(&loose), "{} and {}", kl(&tight), kl(&loose));
+    let metrics = std::fs::read_to_string(folder.path().join("tight/metrics.jsonl")).expect("metrics");
+    assert!(metrics.contains("\"kl\":"), "{metrics}");
+
+    let (_, told, from_file) = run("file", &["--replay", &general, "--replay-share", "0.5"]);
+    assert!(told.contains("2 rows with") && told.contains("0.5 of each batch's rows"), "{told}");
+    let sampled = ["--replay", "base", "--replay-count", "6", "--replay-tokens", "12"];
+    let (_, told, from_base) = run("base", &sampled);
+    assert!(told.contains("sampled 6 rows"), "{told}");
+    assert!(from_base == run("again", &sampled).2, "sampling and training are not reproducible");
+    assert!(from_base != from_file);
+
+    let train = ["train", "-m", &model, "--data", &data];
+    let misused = [&train[..], &["--replay-share", "0.5"]].concat();
+    assert_refused(&misused, 2, "usage", &["--replay-share", "--replay base"]);
+    assert_refused(&[&train[..], &["--replay", "gone.jsonl"]].concat(), 1, "io", &["--replay", "gone.jsonl"]);
+    let tight = [&train[..], &["--memory-budget", "5M", "--replay", "base"]].concat();
+    assert_refused(&tight, 3, "does_not_fit", &["--memory-budget"]);
+}
+
+#[test]
+fn eva_begins_as_the_base_and_is_kept_in_the_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let adapter = folder.path().join("home").display().to_string();
+    let flags = ["--init", "eva", "--eva-batches", "3", "-b", "4", "-t", "2"];
+    let train =
+        ["train", "-m", &model, "--data", &data, "--adapter-path", &adapter, "--iters", "12", "--json"];
+    let output = engraft(&[&train[..], &["-lr", "2e-3"], &flags].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("EVA: A from 3 batches"), "{}", stderr(&output));
+    let trained = last_line(&output);
+    let loss = |name: &str| trained[name].as_f64().expect("a loss");
+    assert!(loss("valid_loss_after") < loss("valid_loss_before"), "{trained}");
+    if let Some(peak) = trained["peak_private_bytes"].as_u64() {
+        assert!(peak <= trained["planned_private_bytes"].as_u64().expect("bytes"), "{trained}");
+    }
+    let peft = folder.path().join("peft").display().to_string();
+    result_of(&["export", "-m", &model, "--lora", &adapter, "--format", "peft", "-o", &peft]);
+    let settings = std::fs::read_to_string(Path::new(&peft).join("adapter_config.json")).expect("settings");
+    assert!(settings.contains("\"init_lora_weights\": \"eva\""), "{settings}");
+    // Many batches need more than training itself: the plan says so.
+    let plan = ["plan", "-m", &model, "--no-calibration", "--keep", "inputs", "--init"];
+    let bytes = |flags: &[&str]| {
+        let plan = result_of(&[&plan[..], flags].concat());
+        plan["pools"]["preparation"].as_u64().expect("a pool")
+    };
+    assert_eq!(bytes(&["kaiming"]), 0);
+    assert!(bytes(&["eva", "--eva-batches", "200"]) > 100_000_000);
+    let tight = [&plan[..], &["eva", "--eva-batches", "200", "--memory-budget", "100M"]].concat();
+    let output = engraft(&tight);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("fewer --eva-batches"), "{}", stderr(&output));
 }
 
 #[test]
@@ -379,7 +467,8 @@ fn adapters_travel_in_and_out() {
     );
     let export = ["export", "-m", &base, "--lora", &ours, "--format"];
     let written = result_of(&[&export[..], &["gguf", "-o", &file]].concat());
-    assert_keys(&written, &["format", "modules", "output"]);
+    assert_keys(&written, &["format", "modules", "output", "approximation"]);
+    assert!(written["approximation"].is_null());
     let back = result_of(&["import", "-m", &base, "--adapter-path", &again, "--from", &file]);
     assert_eq!(back["format"], "gguf");
     let bytes = |folder: &str| std::fs::read(Path::new(folder).join("adapter.engraft")).expect("reading");
@@ -399,7 +488,7 @@ fn adapters_travel_in_and_out() {
     let dora = path("dora");
     result_of(&["import", "-m", &base, "--adapter-path", &dora, "--from", &golden("dora")]);
     let as_lora = ["export", "-m", &base, "--lora", &dora, "--format", "gguf", "-o", &path("dora.gguf")];
-    assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge"]);
+    assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge", "--dora-svd-rank"]);
     into(&base, "unsupported", &["base.gguf", "a model"]);
     into(&path("ours/adapter.engraft"), "unsupported", &["no GGUF"]);
     let tensors = folder.path().join("peft/adapter_model.safetensors");

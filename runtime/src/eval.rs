@@ -7,6 +7,7 @@ use engraft_kernels::Kernels;
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
+use crate::nn::divergence::Compared;
 use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
 use crate::train::chain::{Chain, Evaluated};
@@ -19,17 +20,43 @@ pub fn scoring_chain(
     rank: usize,
     seq: usize,
 ) -> Chain {
-    let request = Request {
-        batch: 1,
-        seq,
-        params: 0,
-        rank,
-        kept_blocks: 0,
-        threads: kernels.threads(),
-        ..Request::default()
-    };
+    let words = ArenaWords::new(model.config(), &scoring(&kernels, rank, seq));
+    Chain::new(model, kernels, precision, words)
+}
+
+/// The same for [`compare`]: a tuned model beside its base.
+pub fn comparing_chain(
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
+    precision: Precision,
+    rank: usize,
+    seq: usize,
+) -> Chain {
+    let request = Request { beside_base: true, ..scoring(&kernels, rank, seq) };
     let words = ArenaWords::new(model.config(), &request);
     Chain::new(model, kernels, precision, words)
+}
+
+fn scoring(kernels: &Kernels, rank: usize, seq: usize) -> Request {
+    Request { batch: 1, seq, rank, threads: kernels.threads(), ..Request::default() }
+}
+
+/// A tuned model beside its base over the targets of `batches`: sums of both losses and of the divergence
+/// in both directions. `each` sees (batch, row, what that target adds).
+///
+/// # Panics
+/// If the chain is not one of [`comparing_chain`], or a batch has more rows than it was made for.
+pub fn compare(
+    chain: &mut Chain,
+    adapter: &dyn Adapted,
+    batches: impl Iterator<Item = Batch>,
+    mut each: impl FnMut(usize, usize, Compared),
+) -> Compared {
+    let mut total = Compared::default();
+    for (i, batch) in batches.enumerate() {
+        total += chain.compare(adapter, &batch, |row, one| each(i, row, one));
+    }
+    total
 }
 
 /// Perplexity in llama-perplexity's convention: windows of `ctx` tokens without overlap, each begun by

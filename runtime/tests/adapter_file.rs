@@ -7,7 +7,8 @@ use engraft_codec::embedded_io::{ErrorKind as IoKind, ErrorType, Write};
 use engraft_codec::{Element, Kind, Meta, Section, Writer};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::{
-    ADAPTER_FILE, Adapter, BaseIdentity, Layout, LoraConfig, Override, Precision, TrainedWith,
+    ADAPTER_FILE, Adapter, BaseIdentity, Binding, Fingerprint, Layout, LoraConfig, Override, Precision,
+    TrainedWith,
 };
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::storage::{Disk, Storage};
@@ -105,7 +106,46 @@ fn a_file_of_schema_1_loads_as_it_was_meant() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(load_bytes(dir.path(), SCHEMA_1).unwrap(), adapter());
     let again = save(&adapter(), dir.path(), Precision::F32);
-    assert_eq!((again[SCHEMA_AT], SCHEMA_1[SCHEMA_AT]), (2, 1), "what is written anew is of schema 2");
+    assert_eq!((again[SCHEMA_AT], SCHEMA_1[SCHEMA_AT]), (3, 1), "what is written anew is of schema 3");
+    let forged = Forged { meta: Meta { schema: 2, ..Forged::default().meta }, ..Forged::default() };
+    let loaded = load_bytes(dir.path(), &forged.bytes()).unwrap();
+    assert_eq!((loaded.config.rank, loaded.binding), (2, None), "schema 2");
+}
+
+#[test]
+fn a_binding_round_trips_and_its_nonsense_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, adapted) = (Fingerprint([1.5; 8]), Fingerprint([-0.25; 8]));
+    let bound = Binding { template: [9; 32], matched: 6, base, adapted };
+    let mut adapter = adapter();
+    adapter.save_bound(&Disk, dir.path(), Precision::F32, &bound).unwrap();
+    adapter.binding = Some(bound);
+    assert_eq!(Adapter::load(dir.path()).unwrap(), adapter);
+    save(&adapter, dir.path(), Precision::F16);
+    assert_eq!(Adapter::load(dir.path()).unwrap().binding, adapter.binding);
+    for (what, wrong) in [
+        ("7 of its 6", Binding { matched: 7, ..bound }),
+        ("0 of its 6", Binding { matched: 0, ..bound }),
+        ("NaN", Binding { adapted: Fingerprint([f32::NAN; 8]), ..bound }),
+        ("infinity", Binding { base: Fingerprint([f32::INFINITY; 8]), ..bound }),
+    ] {
+        adapter.save_bound(&Disk, dir.path(), Precision::F32, &wrong).unwrap();
+        let error = Adapter::load(dir.path()).expect_err(what);
+        assert!(error.kind() == ErrorKind::Corrupt && error.message().contains(what), "{error}");
+    }
+}
+
+#[test]
+fn rounding_first_stores_exactly_what_was_rounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut adapter = varied(true);
+    let before = adapter.theta.clone();
+    adapter.round_to(Precision::F32).unwrap();
+    assert_eq!(adapter.theta, before);
+    adapter.round_to(Precision::F16).unwrap();
+    assert_ne!(adapter.theta, before);
+    save(&adapter, dir.path(), Precision::F16);
+    assert_eq!(Adapter::load(dir.path()).unwrap(), adapter);
 }
 
 /// Every kind of setting that schema 1 had not.
@@ -124,7 +164,7 @@ fn varied(dora: bool) -> Adapter {
     let mut number = uniform(9);
     let theta = (0..layout.len()).map(|_| number() - 0.5).collect();
     let base = BaseIdentity::new([7; 32], &model);
-    Adapter { config, layout, theta, base, meta: TrainedWith::default() }
+    Adapter { config, layout, theta, base, meta: TrainedWith::default(), binding: None }
 }
 
 #[test]
@@ -300,6 +340,7 @@ fn nonfinite_parameters_are_never_saved() {
     let mut large = adapter();
     large.theta[0] = 1e6;
     assert_eq!(large.save(&Disk, dir.path(), Precision::F16).unwrap_err().kind(), ErrorKind::NonFinite);
+    assert_eq!(large.round_to(Precision::F16).unwrap_err().kind(), ErrorKind::NonFinite);
     large.save(&Disk, dir.path(), Precision::F32).unwrap();
 }
 
@@ -326,10 +367,12 @@ fn whole_frames_with_wrong_content_are_refused() {
     let good = Forged::default();
     assert!(load_bytes(dir.path(), &good.bytes()).is_ok(), "positive control");
     type Edit = fn(&mut Forged);
-    let wrong: [(&str, Edit); 13] = [
+    let wrong: [(&str, Edit); 15] = [
         ("NaN", |f| f.theta[3] = f32::NAN),
         ("infinity", |f| f.theta[3] = f32::INFINITY),
         ("too few", |f| f.theta.truncate(47)),
+        ("parameters of another rank", |f| f.theta.resize(72, 0.5)),
+        ("another rank than its parameters", |f| f.rank = 3),
         ("no digest", |f| f.meta.base_digest = [0; 32]),
         ("checkpoint", |f| f.meta.kind = Kind::CHECKPOINT),
         ("rank 0", |f| f.rank = 0),
@@ -347,7 +390,7 @@ fn whole_frames_with_wrong_content_are_refused() {
         let error = load_bytes(dir.path(), &forged.bytes()).expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
     }
-    let newer = Forged { meta: Meta { schema: 3, ..good.meta }, ..Forged::default() };
+    let newer = Forged { meta: Meta { schema: 4, ..good.meta }, ..Forged::default() };
     assert_eq!(load_bytes(dir.path(), &newer.bytes()).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
@@ -376,8 +419,15 @@ impl Forged {
         let lora = (self.rank, self.alpha, 0.0f32, &self.targets, &self.layers);
         let trained = ("toy", 1u64, 2u64, 3u64, None::<f32>, None::<f32>);
         let sections = [Section::new("theta", Element::F32, self.theta.len() as u64).unwrap()];
-        let header = (model, lora, trained);
-        let mut writer = Writer::begin(Bytes(Vec::new()), &self.meta, &header, &sections).unwrap();
+        let plain = (model, lora, trained);
+        let out = Bytes(Vec::new());
+        // Schema 2 adds rsLoRA, DoRA and overrides; schema 3 a binding.
+        let mut writer = match self.meta.schema {
+            1 => Writer::begin(out, &self.meta, &plain, &sections),
+            2 => Writer::begin(out, &self.meta, &(plain, (false, false, 0_u8)), &sections),
+            _ => Writer::begin(out, &self.meta, &(plain, (false, false, 0_u8), None::<u8>), &sections),
+        }
+        .unwrap();
         writer.f32(&self.theta).unwrap();
         writer.finish().unwrap().0
     }

@@ -47,6 +47,7 @@ fn trainer(
         seed: 3,
         precision,
         gradient: precision.into(),
+        kl: None,
     };
     Trainer::new(model.clone(), kernels, ArenaWords::new(model.config(), &request), start.clone(), options)
 }

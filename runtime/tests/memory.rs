@@ -12,20 +12,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::models::{LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::LoraConfig;
+use engraft_runtime::adapter::{Binding, LoraConfig, Prober};
 use engraft_runtime::data::Batch;
+use engraft_runtime::generate::replay::{Sampling, Starts};
 use engraft_runtime::model::Proj;
+use engraft_runtime::model::text::Text;
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::nn::keep::KeepPrecision;
 use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::train::eva::{self, EvaWords};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
-use engraft_runtime::train::{Schedule, TrainOptions, Trainer};
+use engraft_runtime::train::{Direction, KlPenalty, Schedule, TrainOptions, Trainer};
 
 /// Allocations so far, and bytes allocated and not freed.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// The most that was alive at once.
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn count(bytes: usize) {
+    CALLS.fetch_add(1, Ordering::SeqCst);
+    let live = LIVE.fetch_add(bytes, Ordering::SeqCst) + bytes;
+    PEAK.fetch_max(live, Ordering::SeqCst);
+}
 
 struct Counting;
 
@@ -36,15 +48,13 @@ static HEAP: Counting = Counting;
 // touching them never allocates.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        LIVE.fetch_add(layout.size(), Ordering::SeqCst);
+        count(layout.size());
         // SAFETY: the caller's promises about `layout` are the system allocator's demands.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        LIVE.fetch_add(layout.size(), Ordering::SeqCst);
+        count(layout.size());
         // SAFETY: the caller's promises about `layout` are the system allocator's demands.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -89,13 +99,14 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
         let blocks = layers.len() - 1;
         let all = |precision| KeepPlan { all: blocks, attention: 0, precision };
         let attention = |precision| KeepPlan { all: 0, attention: blocks, precision };
-        for (precision, dropout, threads, keep, dora) in [
-            (Precision::Int8, 0.0, 1, KeepPlan::default(), false),
-            (Precision::Int8, 0.1, 2, attention(KeepPrecision::F32), false),
-            (Precision::Int8, 0.1, 2, attention(KeepPrecision::Bf16), true),
-            (Precision::Int8, 0.0, 2, all(KeepPrecision::Bf16), false),
-            (Precision::F32, 0.0, 2, all(KeepPrecision::F32), true),
-            (Precision::Int8, 0.0, 1, KeepPlan::default(), true),
+        let kl = |direction| Some(KlPenalty { weight: 0.1, direction });
+        for (precision, dropout, threads, keep, dora, kl) in [
+            (Precision::Int8, 0.0, 1, KeepPlan::default(), false, None),
+            (Precision::Int8, 0.1, 2, attention(KeepPrecision::F32), false, kl(Direction::Forward)),
+            (Precision::Int8, 0.1, 2, attention(KeepPrecision::Bf16), true, None),
+            (Precision::Int8, 0.0, 2, all(KeepPrecision::Bf16), false, None),
+            (Precision::F32, 0.0, 2, all(KeepPrecision::F32), true, kl(Direction::Reverse)),
+            (Precision::Int8, 0.0, 1, KeepPlan::default(), true, None),
         ] {
             let kernels = Arc::new(Kernels::detect(threads));
             let c = model.config();
@@ -103,22 +114,24 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             let live = LIVE.load(Ordering::SeqCst);
             let plain = LoraConfig::new(c, 4, 8.0, dropout, &Proj::ALL, &layers)?;
             let start = adapter_of(&model, &LoraConfig { dora, ..plain });
-            let request = Request { keep, ..request(c, &start, 3, 32, threads) };
+            let beside_base = kl.is_some();
+            let request = Request { keep, beside_base, ..request(c, &start, 3, 32, threads) };
             let options = TrainOptions {
                 adamw: AdamWConfig::default(),
                 schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 10 },
                 seed: 0,
                 precision,
                 gradient: precision.into(),
+                kl,
             };
             let mut trainer =
-                Trainer::new(model.clone(), kernels, ArenaWords::new(c, &request), start, options);
+                Trainer::new(model.clone(), kernels.clone(), ArenaWords::new(c, &request), start, options);
             let allocated = LIVE.load(Ordering::SeqCst) - live;
             let plan = MemoryPlan::new(c, &request);
             let pool = |name: &&str| plan.pools.iter().find(|p| p.name == *name).map_or(0, |p| p.bytes);
             let planned = ARENA.iter().chain(&["rotary_table"]).map(pool).sum::<usize>();
             eprintln!(
-                "{} dropout {dropout} {keep:?} DoRA {dora}: {allocated} bytes allocated, {planned} planned",
+                "{} dropout {dropout} {keep:?} DoRA {dora} {kl:?}: {allocated} bytes allocated, {planned} planned",
                 spec.name
             );
             assert!(allocated.abs_diff(planned) * 100 <= planned, "{allocated} bytes, {planned} planned");
@@ -134,7 +147,67 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             }
             let calls = CALLS.load(Ordering::SeqCst) - calls;
             assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
+
+            // What saving takes for the fingerprint, beside the file's buffers.
+            let live = LIVE.load(Ordering::SeqCst);
+            PEAK.store(live, Ordering::SeqCst);
+            let adapter = trainer.adapter();
+            let mut prober = Prober::new(&model, &kernels, adapter.layout.rank_max());
+            Binding::of(adapter, &model, &mut prober)?;
+            let (taken, planned) = (PEAK.load(Ordering::SeqCst) - live, pool(&"fingerprint"));
+            eprintln!("fingerprint: {taken} bytes at most, {planned} planned");
+            assert!(taken <= planned + 1024 && taken * 10 >= planned * 9, "{taken} of {planned}");
         }
     }
+    eva_is_planned()?;
+    sampling_is_planned()
+}
+
+/// Bytes that `work` held at most beyond what was there.
+fn peak_of(work: impl FnOnce() -> TestResult) -> Result<usize, Box<dyn std::error::Error>> {
+    let live = LIVE.load(Ordering::SeqCst);
+    PEAK.store(live, Ordering::SeqCst);
+    work()?;
+    Ok(PEAK.load(Ordering::SeqCst) - live)
+}
+
+fn assert_planned(what: &str, peak: usize, planned: usize) {
+    eprintln!("{what}: {peak} bytes at most, {planned} planned");
+    assert!(peak.abs_diff(planned) * 50 <= planned, "{what}: {peak} bytes, {planned} planned");
+}
+
+/// Initialization from data stays within its words too.
+fn eva_is_planned() -> TestResult {
+    let model = LONG_BLOCKS.model();
+    let kernels = Arc::new(Kernels::detect(2));
+    wake_all(&kernels);
+    let mut rng = Rng::new(6, 6);
+    let batches: Vec<Batch> = (0..4).map(|_| batch(model.config(), &[32, 32, 32], &mut rng)).collect();
+    for targets in [&Proj::ALL[..], &[Proj::Q, Proj::V]] {
+        let lora = LoraConfig::new(model.config(), 4, 8.0, 0.0, targets, &[0, 1])?;
+        let mut adapter = adapter_of(&model, &lora);
+        let words = EvaWords::new(model.config(), &adapter.layout, (96, 32, 4 * 96), 2);
+        let peak =
+            peak_of(|| Ok(eva::initialize(&mut adapter, &model, &kernels, Precision::Int8, &batches, 0)?))?;
+        assert_planned("EVA", peak, 4 * words.total());
+    }
+    Ok(())
+}
+
+/// So does the sampling of replay rows.
+fn sampling_is_planned() -> TestResult {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../targets/cli/seedling.gguf");
+    let model = Arc::new(ModelFile::open(file)?);
+    let kernels = Arc::new(Kernels::detect(2));
+    wake_all(&kernels);
+    let starts = Starts::of(&Text::of(&model)?, 64)?;
+    let sampling = Sampling { count: 6, tokens: 40, rows_max: 64, seed: 0 };
+    let mut rows = 0;
+    let peak = peak_of(|| {
+        let sampled = sampling.run(&model, &kernels, Precision::Int8, &starts, |_| true)?;
+        rows = sampled.iter().map(|e| size_of_val(e) + 5 * e.ids.len()).sum();
+        Ok(())
+    })?;
+    assert_planned("sampling", peak - rows, sampling.bytes(model.config(), &starts, 2));
     Ok(())
 }

@@ -42,6 +42,7 @@ fn options(precision: Precision, total: u64, clip: f32) -> TrainOptions {
         seed: 3,
         precision,
         gradient: precision.into(),
+        kl: None,
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Train {
     /// `null` where the system does not tell.
     pub(crate) peak_private_bytes: Option<u64>,
     pub(crate) train_loss: f64,
+    /// Divergence from the base per trained token; `null` without `--kl-weight`.
+    pub(crate) train_kl: Option<f64>,
     /// `null` without validation data; so is the next.
     pub(crate) valid_loss_before: Option<f64>,
     pub(crate) valid_loss_after: Option<f64>,
@@ -99,6 +101,42 @@ pub(crate) struct Export {
     pub(crate) modules: usize,
     /// The file or folder.
     pub(crate) output: String,
+    /// What took a DoRA's place; `null` without `--dora-svd-rank`.
+    pub(crate) approximation: Option<ExportApproximation>,
+}
+
+/// A plain LoRA in place of a DoRA. Errors are shares of the change, in Frobenius norms.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExportApproximation {
+    pub(crate) rank: u32,
+    /// Of all projections together.
+    pub(crate) relative_error: f64,
+    pub(crate) projections: Vec<ProjectionError>,
+    /// `null` without a held-out text.
+    pub(crate) measured: Option<ExportMeasure>,
+}
+
+/// The error of one projection.
+#[derive(Debug, Serialize)]
+pub(crate) struct ProjectionError {
+    pub(crate) layer: usize,
+    /// As Hugging Face names it.
+    pub(crate) projection: &'static str,
+    pub(crate) relative_error: f64,
+}
+
+/// What the plain LoRA costs on held-out text: means over scored tokens, in nats.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExportMeasure {
+    pub(crate) tokens: usize,
+    pub(crate) nll_base: f64,
+    /// With the DoRA.
+    pub(crate) nll_adapter: f64,
+    pub(crate) nll_exported: f64,
+    /// KL(base with the DoRA ‖ base with what is written).
+    pub(crate) mean_kl: f64,
+    /// KL(base with the DoRA ‖ base).
+    pub(crate) mean_kl_base: f64,
 }
 
 /// `engraft merge`. Measures are means over scored tokens, in nats.
@@ -313,6 +351,7 @@ mod tests {
             planned_private_bytes: 4,
             peak_private_bytes: None,
             train_loss: 5.0,
+            train_kl: None,
             valid_loss_before: None,
             valid_loss_after: Some(6.0),
             adapter: "a".into(),
@@ -321,7 +360,7 @@ mod tests {
             serde_json::to_string(&train).unwrap(),
             r#"{"steps":1,"tokens":2,"tokens_per_s":3.0,"planned_private_bytes":4,"peak_private_bytes":null,"#
                 .to_string()
-                + r#""train_loss":5.0,"valid_loss_before":null,"valid_loss_after":6.0,"adapter":"a"}"#
+                + r#""train_loss":5.0,"train_kl":null,"valid_loss_before":null,"valid_loss_after":6.0,"adapter":"a"}"#
         );
         let error = ErrorBody { kind: "io", message: "m", exit_code: 1 };
         assert_eq!(

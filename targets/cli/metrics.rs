@@ -52,6 +52,9 @@ pub(crate) struct StepRecord {
     pub(crate) step: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) train_loss: Option<f64>,
+    /// Divergence from the base per trained token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kl: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) valid_loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum, value_parser};
 use engraft_runtime::adapter::Override;
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::model::Proj;
+use engraft_runtime::train::{Direction, KlPenalty};
 
 use crate::units;
 
@@ -16,18 +17,37 @@ pub(crate) const ADAPTER_FILE: &str = "adapter.engraft";
 /// Steps of a run that says neither `--iters` nor `--epochs`.
 const ITERS_DEFAULT: u32 = 300;
 
+/// Share of replayed rows where only what to replay is said.
+const REPLAY_SHARE: f64 = 0.1;
+
 /// The model's file.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelOptions {
     /// The model: a GGUF file
     #[arg(short = 'm', long = "model", value_name = "FILE")]
     model: Option<PathBuf>,
+
+    /// Read the whole model to know it again, instead of remembering its digest for this state of the file
+    #[arg(long)]
+    no_digest_cache: bool,
 }
 
 impl ModelOptions {
     /// Whether a model is named.
     pub(crate) fn is_given(&self) -> bool {
         self.model.is_some()
+    }
+
+    /// The folder where digests are remembered: `ENGRAFT_CACHE_DIR`, else `engraft` in the user's cache
+    /// folder; `None` where there is none, or it is not wanted.
+    pub(crate) fn digest_cache(&self) -> Option<PathBuf> {
+        // Empty or relative paths count as absent, as the XDG base directory specification wants it.
+        let named = |key: &str| std::env::var_os(key).map(PathBuf::from).filter(|p| p.is_absolute());
+        let of_user = || {
+            let cache = named("XDG_CACHE_HOME").or_else(|| named("HOME").map(|home| home.join(".cache")));
+            cache.map(|folder| folder.join("engraft"))
+        };
+        if self.no_digest_cache { None } else { named("ENGRAFT_CACHE_DIR").or_else(of_user) }
     }
 
     /// The model's path, which names a file.
@@ -248,6 +268,9 @@ pub(crate) struct TuneOptions {
     pub(crate) lora: LoraOptions,
 
     #[command(flatten)]
+    pub(crate) retention: RetentionOptions,
+
+    #[command(flatten)]
     pub(crate) run: RunOptions,
 
     #[command(flatten)]
@@ -313,6 +336,23 @@ pub(crate) struct LoraOptions {
     /// Other alphas, in the same form
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = alphas)]
     pub(crate) alpha_pattern: Pattern<f32>,
+
+    /// How A begins (B begins as zero, so that nothing is changed yet)
+    #[arg(long, value_enum, default_value_t = Init::Kaiming)]
+    pub(crate) init: Init,
+
+    /// Batches of training rows that --init eva looks at
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=65_536))]
+    pub(crate) eva_batches: u32,
+}
+
+/// How A begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Init {
+    /// Uniformly random
+    Kaiming,
+    /// As the directions in which each projection's inputs vary most on the training rows
+    Eva,
 }
 
 impl LoraOptions {
@@ -360,6 +400,78 @@ pub(crate) enum Layers {
     All,
     /// The last so many, at least one.
     Last(u32),
+}
+
+/// What keeps a model near what it was.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Against forgetting")]
+pub(crate) struct RetentionOptions {
+    /// Replay rows among the training rows: of a .jsonl file, or sampled from the base before training starts
+    #[arg(long, value_name = "FILE|base", value_parser = replay)]
+    pub(crate) replay: Option<ReplaySource>,
+
+    /// Share of the rows that are replayed, at most 0.9 [default: 0.1 with --replay]
+    #[arg(long, value_name = "SHARE", value_parser = replay_share)]
+    replay_share: Option<f64>,
+
+    /// Rows to sample with --replay base
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) replay_count: u32,
+
+    /// Tokens to sample for each of them at most
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) replay_tokens: u32,
+
+    /// Weight of the divergence from the base in each token's loss (0: none)
+    #[arg(long, value_name = "W", default_value_t = 0.0, value_parser = kl_weight)]
+    kl_weight: f32,
+
+    /// Which divergence
+    #[arg(long, value_enum, default_value_t = KlDirection::Forward)]
+    kl_direction: KlDirection,
+}
+
+impl RetentionOptions {
+    /// The share of replayed rows, 0 without any.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] for a share of nothing.
+    pub(crate) fn share(&self) -> Result<f64, Error> {
+        match (&self.replay, self.replay_share) {
+            (Some(_), share) => Ok(share.unwrap_or(REPLAY_SHARE)),
+            (None, None) => Ok(0.0),
+            (None, Some(_)) => {
+                Err(misuse("--replay-share: name what to replay: --replay FILE or --replay base"))
+            }
+        }
+    }
+
+    /// The penalty on leaving the base, if there is one.
+    pub(crate) fn penalty(&self) -> Option<KlPenalty> {
+        let direction = match self.kl_direction {
+            KlDirection::Forward => Direction::Forward,
+            KlDirection::Reverse => Direction::Reverse,
+        };
+        (self.kl_weight > 0.0).then_some(KlPenalty { weight: self.kl_weight, direction })
+    }
+}
+
+/// Where replayed rows come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ReplaySource {
+    /// The model itself.
+    Base,
+    /// Rows of any known format.
+    File(PathBuf),
+}
+
+/// Which way the divergence from the base is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KlDirection {
+    /// KL(base‖tuned): what was likely stays likely
+    Forward,
+    /// KL(tuned‖base): what was unlikely stays unlikely
+    Reverse,
 }
 
 /// The course of a run.
@@ -493,6 +605,22 @@ pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
 
 pub(crate) fn below_one(text: &str) -> Result<f64, String> {
     number(text, "of at least 0 and below 1", |v| (0.0..1.0).contains(&v))
+}
+
+fn replay(text: &str) -> Result<ReplaySource, String> {
+    match text {
+        "" => Err("must be a file, or base".into()),
+        "base" => Ok(ReplaySource::Base),
+        file => Ok(ReplaySource::File(file.into())),
+    }
+}
+
+fn replay_share(text: &str) -> Result<f64, String> {
+    number(text, "of 0 to 0.9", |v| (0.0..=0.9).contains(&v))
+}
+
+fn kl_weight(text: &str) -> Result<f32, String> {
+    Ok(number(text, "of 0 to 1e6", |v| v == 0.0 || v as f32 > 0.0 && v <= 1e6)? as f32)
 }
 
 /// A seed; -1 draws one.

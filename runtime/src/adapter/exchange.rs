@@ -6,7 +6,7 @@
 //! side by side.
 
 use super::config::{Layout, LoraConfig, Override, RANK_MAX};
-use super::params::{Adapter, BaseIdentity, TrainedWith};
+use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::gguf::quote;
 use crate::model::{ModelConfig, Proj};
@@ -37,6 +37,8 @@ pub struct Exchange {
     pub rslora: bool,
     /// Whether modules carry magnitudes.
     pub dora: bool,
+    /// How A began.
+    pub init: Init,
     /// Dropout it was trained with.
     pub dropout: f32,
     /// The base's name as the adapter gives it; empty where it gives none.
@@ -190,8 +192,10 @@ impl Adapter {
             transpose(&m.b, slot.rank, &mut theta[slot.b]);
             theta[slot.m].copy_from_slice(m.magnitude.as_deref().unwrap_or_default());
         }
-        let meta = TrainedWith { base_name: exchange.base_name, ..TrainedWith::default() };
-        Ok(Adapter { config, layout, theta, base: BaseIdentity::new(base_digest, model), meta })
+        let meta =
+            TrainedWith { base_name: exchange.base_name, init: exchange.init, ..TrainedWith::default() };
+        let base = BaseIdentity::new(base_digest, model);
+        Ok(Adapter { config, layout, theta, base, meta, binding: None })
     }
 
     /// The adapter in no format's shape.
@@ -206,6 +210,7 @@ impl Adapter {
         Exchange {
             rslora: self.config.rslora,
             dora: self.config.dora,
+            init: self.meta.init,
             dropout: self.config.dropout,
             base_name: self.meta.base_name.clone(),
             modules: self.layout.slots().map(module).collect(),

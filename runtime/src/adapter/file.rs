@@ -1,11 +1,11 @@
 //! `adapter.engraft`: one file that holds an adapter, binds it to its base, and is believed only
 //! whole.
 //!
-//! A frame of kind ADAPTER (see engraft-codec), schema 2: the two headers below, and a section
+//! A frame of kind ADAPTER (see engraft-codec), schema 3: the three headers below, and a section
 //! `theta`, every A and Bᵀ in the order of [`Layout`], as f32 or f16. With DoRA a section `magnitude`
 //! follows, every m in the same order, always f32: f16 would round away what training changed in it.
 //! The header repeats the shapes of the adapted projections, so that the file can be checked without its
-//! base. Schema 1 was plain LoRA of one rank: the first header alone, and `theta`.
+//! base. Schema 2 had no binding; schema 1 was plain LoRA of one rank: the first header alone, and `theta`.
 
 use std::io::{Seek, Write};
 use std::ops::Range;
@@ -15,8 +15,9 @@ use engraft_codec::{Element, Frame, Kind, Meta, Section, Writer};
 use half::f16;
 use serde::{Deserialize, Serialize};
 
+use super::binding::{Binding, Fingerprint, PROBES};
 use super::config::{Layout, LoraConfig, Override};
-use super::params::{Adapter, BaseIdentity, TrainedWith};
+use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::storage::{Committed, Disk, Opened, StdIo, Storage, commit, create_dir_all, frame_error};
@@ -25,7 +26,9 @@ use crate::storage::{Committed, Disk, Opened, StdIo, Storage, commit, create_dir
 pub const ADAPTER_FILE: &str = "adapter.engraft";
 
 /// Version of the headers and of the meaning of the sections.
-const SCHEMA: u16 = 2;
+const SCHEMA: u16 = 3;
+/// The schema before [`BindingRecord`].
+const SCHEMA_UNBOUND: u16 = 2;
 /// The schema before [`Variant`].
 const SCHEMA_PLAIN: u16 = 1;
 const THETA: &str = "theta";
@@ -75,10 +78,15 @@ struct Target {
 /// What tells an adapter from a plain LoRA of one rank; follows [`Header`].
 #[derive(Default, Serialize, Deserialize)]
 struct Variant {
-    rslora: bool,
+    /// Of [`RSLORA`] and [`EVA`]; once it was a bool for the first alone.
+    flags: u8,
     dora: bool,
     overrides: Vec<OverrideRecord>,
 }
+
+/// Bits of [`Variant::flags`].
+const RSLORA: u8 = 1;
+const EVA: u8 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct OverrideRecord {
@@ -89,6 +97,15 @@ struct OverrideRecord {
     alpha: Option<f32>,
 }
 
+/// What the adapter and its base computed when it was saved; follows [`Variant`], where it is known.
+#[derive(Serialize, Deserialize)]
+struct BindingRecord {
+    template: [u8; 32],
+    matched: u32,
+    base: [f32; PROBES],
+    adapted: [f32; PROBES],
+}
+
 impl Adapter {
     /// Commits the adapter as `dir/adapter.engraft`, creating `dir` if need be.
     ///
@@ -97,11 +114,35 @@ impl Adapter {
     /// [`ErrorKind::Misuse`] when the parts of the adapter contradict each other;
     /// [`ErrorKind::Io`]. An older file stays whole.
     pub fn save(&self, storage: &dyn Storage, dir: &Path, precision: Precision) -> Result<Committed> {
+        self.save_as_bound(storage, dir, precision, self.binding.as_ref())
+    }
+
+    /// [`Adapter::save`] with a binding taken of this adapter as it is now.
+    ///
+    /// # Errors
+    /// As [`Adapter::save`].
+    pub fn save_bound(
+        &self,
+        storage: &dyn Storage,
+        dir: &Path,
+        precision: Precision,
+        binding: &Binding,
+    ) -> Result<Committed> {
+        self.save_as_bound(storage, dir, precision, Some(binding))
+    }
+
+    fn save_as_bound(
+        &self,
+        storage: &dyn Storage,
+        dir: &Path,
+        precision: Precision,
+        binding: Option<&Binding>,
+    ) -> Result<Committed> {
         let path = dir.join(ADAPTER_FILE);
         self.check_storable(precision).map_err(|e| e.at(path.display()))?;
         create_dir_all(storage, dir)?;
         commit(storage, dir, ADAPTER_FILE, |out| {
-            self.write(out, precision).map_err(|e| frame_error(&path, e))
+            self.write(out, precision, binding).map_err(|e| frame_error(&path, e))
         })
     }
 
@@ -126,11 +167,17 @@ impl Adapter {
         let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(&path, e))?;
         check_kind(&frame).map_err(|e| e.at(path.display()))?;
         let header = match frame.meta().schema {
-            SCHEMA_PLAIN => frame.header().map(|header| (header, Variant::default())),
+            SCHEMA_PLAIN => frame.header().map(|header| (header, Variant::default(), None)),
+            SCHEMA_UNBOUND => frame.header().map(|(header, variant)| (header, variant, None)),
             _ => frame.header(),
         };
-        let (header, variant) = header.map_err(|e| frame_error(&path, e))?;
+        let (header, variant, bound): (_, _, Option<BindingRecord>) =
+            header.map_err(|e| frame_error(&path, e))?;
         let mut adapter = from_header(header, variant, *frame.base_digest())
+            .map_err(|problem| corrupt(&problem).at(path.display()))?;
+        adapter.binding = bound
+            .map(|record| from_bound(&record, &adapter.layout))
+            .transpose()
             .map_err(|problem| corrupt(&problem).at(path.display()))?;
         let element = check_table(&frame, &adapter.layout).map_err(|e| e.at(path.display()))?;
         source.rewind().map_err(io)?;
@@ -140,6 +187,20 @@ impl Adapter {
             Some(at) => Err(corrupt(&format!("parameter {at} is NaN or infinite")).at(path.display())),
             None => Ok(adapter),
         }
+    }
+
+    /// Rounds the parameters to what a file of this precision holds, so that a binding taken afterwards is
+    /// of what will be loaded. Magnitudes are stored exactly.
+    ///
+    /// # Errors
+    /// What keeps [`Adapter::save`] from storing them so.
+    pub fn round_to(&mut self, precision: Precision) -> Result<()> {
+        self.check_storable(precision)?;
+        if precision == Precision::F16 {
+            let Adapter { layout, theta, .. } = self;
+            weights(layout).flatten().for_each(|i| theta[i] = f16::from_f32(theta[i]).to_f32());
+        }
+        Ok(())
     }
 
     fn check_storable(&self, precision: Precision) -> Result<()> {
@@ -175,6 +236,7 @@ impl Adapter {
         &self,
         out: &mut dyn Write,
         precision: Precision,
+        binding: Option<&Binding>,
     ) -> std::result::Result<(), engraft_codec::Error<crate::storage::StdIoError>> {
         let element = match precision {
             Precision::F32 => Element::F32,
@@ -191,7 +253,8 @@ impl Adapter {
         }
         // One file under one name, without successors: it has no generations.
         let meta = Meta { kind: Kind::ADAPTER, schema: SCHEMA, generation: 0, base_digest: self.base.digest };
-        let mut writer = Writer::begin(StdIo(out), &meta, &(self.header(), self.variant()), &sections)?;
+        let header = (self.header(), self.variant(), binding.map(to_bound));
+        let mut writer = Writer::begin(StdIo(out), &meta, &header, &sections)?;
         let mut bits = [0; CHUNK];
         for range in weights(layout) {
             if precision == Precision::F32 {
@@ -247,7 +310,9 @@ impl Adapter {
             alpha: o.alpha,
         };
         let LoraConfig { rslora, dora, overrides, .. } = &self.config;
-        Variant { rslora: *rslora, dora: *dora, overrides: overrides.iter().map(record).collect() }
+        let eva = if self.meta.init == Init::Eva { EVA } else { 0 };
+        let flags = eva | if *rslora { RSLORA } else { 0 };
+        Variant { flags, dora: *dora, overrides: overrides.iter().map(record).collect() }
     }
 }
 
@@ -268,7 +333,7 @@ fn magnitudes(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
 
 fn check_kind(frame: &Frame) -> Result<()> {
     match (frame.kind(), frame.meta().schema) {
-        (Kind::ADAPTER, SCHEMA_PLAIN | SCHEMA) => Ok(()),
+        (Kind::ADAPTER, SCHEMA_PLAIN | SCHEMA_UNBOUND | SCHEMA) => Ok(()),
         (Kind::ADAPTER, newer) => {
             let message =
                 format!("an adapter of schema {newer}, where this version knows {SCHEMA}; update Engraft");
@@ -283,6 +348,9 @@ fn check_kind(frame: &Frame) -> Result<()> {
 fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::result::Result<Adapter, String> {
     if digest == [0; 32] {
         return Err("it names no base".into());
+    }
+    if variant.flags & !(RSLORA | EVA) != 0 {
+        return Err(format!("flags {:#x}", variant.flags));
     }
     if !(1..=LAYERS_MAX).contains(&header.n_layers) {
         return Err(format!("{} layers", header.n_layers));
@@ -301,7 +369,7 @@ fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::resul
         dropout: header.dropout,
         targets: shapes.iter().map(|(proj, _, _)| *proj).collect(),
         layers: header.layers.iter().map(|l| *l as usize).collect(),
-        rslora: variant.rslora,
+        rslora: variant.flags & RSLORA != 0,
         dora: variant.dora,
         overrides: variant.overrides.iter().map(from_record).collect::<std::result::Result<_, _>>()?,
     };
@@ -319,10 +387,11 @@ fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::resul
         steps: header.steps,
         tokens: header.tokens,
         seed: header.seed,
+        init: if variant.flags & EVA != 0 { Init::Eva } else { Init::Kaiming },
         valid_loss_before: header.valid_loss_before,
         valid_loss_after: header.valid_loss_after,
     };
-    Ok(Adapter { config, layout, theta: Vec::new(), base, meta })
+    Ok(Adapter { config, layout, theta: Vec::new(), base, meta, binding: None })
 }
 
 fn from_record(record: &OverrideRecord) -> std::result::Result<Override, String> {
@@ -332,6 +401,29 @@ fn from_record(record: &OverrideRecord) -> std::result::Result<Override, String>
         rank: record.rank.map(|r| r as usize),
         alpha: record.alpha,
     })
+}
+
+fn to_bound(binding: &Binding) -> BindingRecord {
+    BindingRecord {
+        template: binding.template,
+        // A model's projections are far below 2^32.
+        matched: binding.matched as u32,
+        base: binding.base.0,
+        adapted: binding.adapted.0,
+    }
+}
+
+fn from_bound(record: &BindingRecord, layout: &Layout) -> std::result::Result<Binding, String> {
+    let BindingRecord { template, matched, base, adapted } = record;
+    let (matched, projections) = (*matched as usize, layout.slots().count());
+    if !(1..=projections).contains(&matched) {
+        return Err(format!("{matched} of its {projections} projections are said to find their tensor"));
+    }
+    let (base, adapted) = (Fingerprint(*base), Fingerprint(*adapted));
+    match base.is_finite() && adapted.is_finite() {
+        true => Ok(Binding { template: *template, matched, base, adapted }),
+        false => Err("its fingerprint holds a NaN or infinity".into()),
+    }
 }
 
 /// The file must hold exactly the parameters that its header's shapes imply.

@@ -11,6 +11,7 @@ use half::f16;
 use super::Precision;
 use super::exchange::{Exchange, Matrix, Module, Part, Parts, name, unknown_tensor, unsupported};
 use super::foreign::Imported;
+use super::params::Init;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::gguf::write::{Header, failed};
 use crate::model::gguf::{Gguf, TensorInfo, quote};
@@ -46,7 +47,8 @@ fn read(gguf: &Gguf, bytes: &[u8], model: &ModelConfig) -> Result<Imported> {
     let alpha_of = |_, _, rank: usize| Ok(if alpha == 0.0 { rank as f32 } else { alpha });
     let modules = parts.modules(|_| None, alpha_of)?;
     let base_name = gguf.string("general.name")?.unwrap_or_default().to_owned();
-    let mut exchange = Exchange { rslora: false, dora: false, dropout: 0.0, base_name, modules };
+    let mut exchange =
+        Exchange { rslora: false, dora: false, init: Init::default(), dropout: 0.0, base_name, modules };
     exchange.check(model)?;
     let prompt = gguf.string("adapter.lora.prompt_prefix")?;
     let warning =
@@ -121,7 +123,8 @@ pub fn export(
     if exchange.dora {
         return Err(unsupported(
             "a DoRA adapter can't be written as a GGUF adapter: llama.cpp knows no magnitudes, and its effect is of \
-             full rank; merge it into the model (engraft merge), or export it as PEFT (--format peft)",
+             full rank; merge it into the model (engraft merge), export it as PEFT (--format peft), or write the \
+             nearest LoRA of a rank (--dora-svd-rank), whose error is told",
         ));
     }
     let file = path.file_name().and_then(|f| f.to_str());

@@ -11,6 +11,7 @@ use super::exchange::{
     Exchange, Matrix, Part, Parts, Rows, corrupt, module_of, transpose, unknown_tensor, unsupported,
 };
 use super::foreign::{Imported, read_json};
+use super::params::Init;
 use super::peft::CONFIG_FILE;
 use super::safetensors::{self, Tensor};
 use crate::error::Result;
@@ -96,7 +97,14 @@ impl Settings {
                 ))),
             },
         )?;
-        let mut exchange = Exchange { rslora: false, dora, dropout, base_name: String::new(), modules };
+        let mut exchange = Exchange {
+            rslora: false,
+            dora,
+            init: Init::default(),
+            dropout,
+            base_name: String::new(),
+            modules,
+        };
         exchange.check(model)?;
         Ok(Imported { exchange, warnings: Vec::new() })
     }

@@ -2,6 +2,8 @@
 //! parameter vector ([`Layout`]), the parameters themselves ([`Adapter`]), and their file; and the
 //! formats of other tools, each to and from an [`exchange::Exchange`].
 
+pub mod approximate;
+pub mod binding;
 pub mod config;
 pub mod exchange;
 pub mod file;
@@ -13,7 +15,8 @@ pub mod params;
 pub mod peft;
 mod safetensors;
 
+pub use binding::{Binding, Fingerprint, Prober};
 pub use config::{Case, Layout, LoraConfig, Override, RANK_MAX, Slot};
 pub use file::{ADAPTER_FILE, Precision};
 pub use gains::Gains;
-pub use params::{Adapter, BaseIdentity, TrainedWith};
+pub use params::{Adapter, BaseIdentity, Init, TrainedWith};

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use engraft_kernels::Kernels;
 
+use super::binding::Binding;
 use super::config::{Layout, LoraConfig, shapes};
 use super::gains;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +39,16 @@ impl BaseIdentity {
     }
 }
 
+/// How A began. (B began as zero.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Init {
+    /// Uniformly random, as Kaiming's initialization with a = √5.
+    #[default]
+    Kaiming,
+    /// As the leading right singular vectors of inputs ([`crate::train::eva`]).
+    Eva,
+}
+
 /// How an adapter was trained: for people, nothing is decided by it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainedWith {
@@ -49,6 +60,8 @@ pub struct TrainedWith {
     pub tokens: u64,
     /// Seed of initial values, order and dropout.
     pub seed: u64,
+    /// How A began.
+    pub init: Init,
     /// Held-out loss of the base alone, nats per token.
     pub valid_loss_before: Option<f32>,
     /// Held-out loss with the adapter, nats per token.
@@ -68,6 +81,8 @@ pub struct Adapter {
     pub base: BaseIdentity,
     /// How it was trained.
     pub meta: TrainedWith,
+    /// What its file says of it on its base; `None` before it was first saved, and of older files.
+    pub binding: Option<Binding>,
 }
 
 impl Adapter {
@@ -129,7 +144,7 @@ impl Adapter {
             }
         }
         let base = BaseIdentity::new(base_digest, model);
-        Ok(Adapter { config, layout, theta, base, meta: TrainedWith::default() })
+        Ok(Adapter { config, layout, theta, base, meta: TrainedWith::default(), binding: None })
     }
 
     /// Checks that the adapter belongs to the model with this digest.
@@ -168,7 +183,7 @@ impl Adapter {
             )
         };
         let message = format!(
-            "the adapter's shapes are not this model's: it was trained on {}, and this is {}{}; use its own base",
+            "the adapter was trained on another base, of other shapes: {}, where this model is {}{}; use its own base",
             describe(&self.base),
             describe(&here),
             if same_shapes { "" } else { " (projections of other sizes)" }
@@ -177,7 +192,7 @@ impl Adapter {
     }
 
     /// The base's name, quoted: it comes from a file.
-    fn base_name(&self) -> String {
+    pub(super) fn base_name(&self) -> String {
         if self.meta.base_name.is_empty() { "unnamed".into() } else { format!("{:?}", self.meta.base_name) }
     }
 }

@@ -13,6 +13,7 @@ use super::exchange::{
     Exchange, Matrix, Module, Part, Parts, Rows, corrupt, hf_path, module_of, unknown_tensor, unsupported,
 };
 use super::foreign::{Imported, read_json};
+use super::params::Init;
 use super::safetensors::{self, Tensor, Written};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::gguf::quote;
@@ -136,6 +137,7 @@ struct Settings {
     alpha: f32,
     dropout: f32,
     rslora: bool,
+    init: Init,
     dora: bool,
     base_name: String,
     ranks: Patterns,
@@ -185,6 +187,10 @@ impl Settings {
             alpha: number(object, "lora_alpha")?.unwrap_or(8.0) as f32,
             dropout: number(object, "lora_dropout")?.unwrap_or(0.0) as f32,
             rslora: flag(object, "use_rslora")?,
+            init: match object.get("init_lora_weights").and_then(Value::as_str) {
+                Some("eva") => Init::Eva,
+                _ => Init::Kaiming,
+            },
             dora: flag(object, "use_dora")?,
             base_name: object
                 .get("base_model_name_or_path")
@@ -241,8 +247,8 @@ impl Settings {
                 Ok(self.alphas.of(&path)?.map_or(self.alpha, |a| a as f32))
             },
         )?;
-        let Settings { rslora, dora, dropout, base_name, .. } = self;
-        Ok(Exchange { rslora, dora, dropout, base_name, modules })
+        let Settings { rslora, dora, init, dropout, base_name, .. } = self;
+        Ok(Exchange { rslora, dora, init, dropout, base_name, modules })
     }
 }
 
@@ -434,6 +440,10 @@ fn config_of(exchange: &Exchange, model: &ModelConfig) -> Value {
         }
     }
     let (targets, layers) = targets_of(modules, model);
+    let init = match exchange.init {
+        Init::Kaiming => Value::Bool(true),
+        Init::Eva => "eva".into(),
+    };
     let base = Some(&exchange.base_name).filter(|name| !name.is_empty());
     json!({
         "alpha_pattern": alphas,
@@ -441,7 +451,7 @@ fn config_of(exchange: &Exchange, model: &ModelConfig) -> Value {
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
-        "init_lora_weights": true,
+        "init_lora_weights": init,
         "layers_pattern": null,
         "layers_to_transform": layers,
         "lora_alpha": short(alpha),

@@ -103,6 +103,16 @@ impl<'d> Batches<'d> {
     /// examples.
     pub fn next_into(&mut self, batch: &mut Batch) {
         batch.clear();
+        self.push(self.batch_size, batch);
+    }
+
+    /// Appends the next sequence to a batch, of whatever size the batches otherwise are.
+    pub fn push_next(&mut self, batch: &mut Batch) {
+        self.push(1, batch);
+    }
+
+    /// Appends the next `count` sequences, or those that are left of this pass.
+    fn push(&mut self, count: usize, batch: &mut Batch) {
         if self.examples.is_empty() {
             return;
         }
@@ -111,7 +121,7 @@ impl<'d> Batches<'d> {
             self.shuffle();
         }
         let start = self.cursor.index as usize;
-        let end = self.examples.len().min(start.saturating_add(self.batch_size));
+        let end = self.examples.len().min(start.saturating_add(count));
         for at in &self.order[start..end] {
             batch.push(&self.examples[*at as usize]);
         }

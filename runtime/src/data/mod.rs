@@ -7,10 +7,12 @@ pub mod batches;
 pub mod formats;
 pub mod jsonl;
 pub mod masks;
+pub mod replay;
 pub mod source;
 
 pub use batches::{Batch, Batches, Cursor};
 pub use formats::{DataOptions, Format, OverLong, Sample};
+pub use replay::{Mixed, MixedCursor};
 pub use source::{Part, TrainValid, load, load_train_valid, split};
 
 use std::path::PathBuf;

@@ -1,9 +1,12 @@
 //! Generation: a session with its key/value cache, and the sampler.
 
 pub mod kv_cache;
+pub mod replay;
 pub mod sampler;
 pub mod session;
+pub mod stacked;
 
 pub use engraft_kernels::KvType;
 pub use sampler::{Sampler, SamplerOptions};
-pub use session::{Session, StackedAdapter};
+pub use session::Session;
+pub use stacked::{AdapterSlot, StackedAdapter};

@@ -90,6 +90,9 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// Bytes of scratch per token of the vocabulary, at most.
+    pub const TOKEN_BYTES: usize = size_of::<Candidate>() + 1;
+
     /// A sampler at the start of its seed's random stream.
     ///
     /// # Errors

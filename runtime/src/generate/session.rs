@@ -5,135 +5,42 @@ use std::sync::Arc;
 use engraft_kernels::{Kernels, KvType};
 
 use super::kv_cache::KvCache;
-use crate::adapter::gains::kernel_words;
-use crate::adapter::{Adapter, Gains, Slot};
+use super::stacked::{AdapterSlot, StackedAdapter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Proj;
+use crate::model::ModelConfig;
 use crate::model::weights::ModelFile;
 use crate::nn::block::{self, BlockBufs, BlockWords, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
-use crate::nn::{Adapted, BlockPairs, Ctx, Dropout, Gain, Pair, Precision, RowMap, rope};
+use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
 
 /// Tokens read at once: enough rows for the tiles, little memory.
 const PREFILL_ROWS: usize = 256;
 
-/// Gains nearer to zero than this become it, since parts are divided by them.
-const GAIN_MIN: f64 = 1e-20;
-
-/// Any number of adapters as one: ranks side by side, scales folded into B.
+/// A sequence with its cache. Private memory: 2·L·capacity·kv elements, the buffers of one prefill, and the
+/// ids that were read.
 ///
-/// Each adapter adds to the base what it changes in it, times its factor: W + Σ f·(W′ − W), where W′ is
-/// W + s·B·A of a LoRA and c∘(W + s·B·A) of a DoRA. So the order does not matter, 1 is as trained and 0 is
-/// off. (PEFT gives the same for LoRAs, for one DoRA, and for LoRAs after one DoRA; of others its result
-/// depends on their order.)
-pub struct StackedAdapter {
-    /// Per block and projection.
-    pairs: Vec<[Option<Stacked>; 7]>,
-    rank: usize,
-}
-
-/// The adapters of one projection as one.
-struct Stacked {
-    /// `[r, in]`.
-    a: Vec<f32>,
-    /// Bᵀ `[r, out]`, divided by the gain where there is one.
-    bt: Vec<f32>,
-    rank: usize,
-    /// 1 + Σ f·(c − 1) `[out]`; empty without DoRA.
-    gain: Vec<f32>,
-}
-
-impl Stacked {
-    /// `parts` are slot, parameters, factor, multiplier, and with DoRA gains.
-    fn new(parts: &[Part<'_>]) -> Option<Stacked> {
-        let outputs = parts.first()?.0.outputs;
-        let mut gain = vec![1.0f64; outputs];
-        for (_, _, factor, _, c) in parts {
-            let c = c.iter().flat_map(|c| c.iter());
-            gain.iter_mut().zip(c).for_each(|(g, c)| *g += f64::from(*factor) * (f64::from(*c) - 1.0));
-        }
-        // What is divided by it must stay finite.
-        gain.iter_mut().filter(|g| g.abs() < GAIN_MIN).for_each(|g| *g = GAIN_MIN);
-        let (mut a, mut bt, mut rank) = (Vec::new(), Vec::new(), 0);
-        for (slot, theta, factor, scale, c) in parts {
-            a.extend_from_slice(&theta[slot.a.clone()]);
-            let effect = f64::from(scale * factor);
-            let own = |i: usize| c.map_or(1.0, |c| f64::from(c[i])) / gain[i];
-            for row in theta[slot.b.clone()].chunks_exact(outputs) {
-                bt.extend(row.iter().enumerate().map(|(i, b)| (f64::from(*b) * effect * own(i)) as f32));
-            }
-            rank += slot.rank;
-        }
-        let has_gain = parts.iter().any(|(.., c)| c.is_some());
-        let gain = gain.iter().filter(|_| has_gain).map(|g| *g as f32).collect();
-        Some(Stacked { a, bt, rank, gain })
-    }
-
-    fn pair(&self) -> Pair<'_> {
-        let gain = (!self.gain.is_empty()).then_some(Gain { c: &self.gain, m: &[] });
-        Pair { a: &self.a, bt: &self.bt, rank: self.rank, scale: 1.0, gain }
-    }
-}
-
-impl StackedAdapter {
-    /// Stacks adapters with a factor each (1 is as trained). A DoRA costs one reading of the weights that
-    /// it adapts.
-    ///
-    /// # Errors
-    /// `BaseMismatch` when an adapter's shapes are not the model's.
-    pub fn new(model: &ModelFile, kernels: &Kernels, adapters: &[(Adapter, f32)]) -> Result<StackedAdapter> {
-        let c = model.config();
-        adapters.iter().try_for_each(|(a, _)| a.check_shapes(c))?;
-        let gains: Vec<Gains> = adapters.iter().map(|(a, _)| gains_of(model, kernels, a)).collect();
-        let pairs: Vec<[Option<Stacked>; 7]> = (0..c.n_layers)
-            .map(|l| {
-                Proj::ALL.map(|p| {
-                    let all = adapters.iter().zip(&gains);
-                    let parts: Vec<_> = all.filter_map(|((a, f), gains)| part(a, *f, gains, l, p)).collect();
-                    Stacked::new(&parts)
-                })
-            })
-            .collect();
-        let rank = pairs.iter().flatten().flatten().map(|s| s.rank).max().unwrap_or(0);
-        Ok(StackedAdapter { pairs, rank })
-    }
-
-    /// The largest rank of a projection: what buffers must hold.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-}
-
-impl Adapted for StackedAdapter {
-    fn pairs(&self, layer: usize) -> BlockPairs<'_> {
-        self.pairs[layer].each_ref().map(|p| p.as_ref().map(Stacked::pair))
-    }
-}
-
-/// Slot, parameters, factor, multiplier and gains of one adapter at one place.
-type Part<'a> = (Slot, &'a [f32], f32, f32, Option<&'a [f32]>);
-
-fn part<'a>(a: &'a Adapter, factor: f32, gains: &'a Gains, layer: usize, proj: Proj) -> Option<Part<'a>> {
-    let slot = a.layout.slot(layer, proj)?;
-    let c = a.config.dora.then(|| &gains.c()[slot.rows()]);
-    Some((slot, &a.theta, factor, a.config.scale_of(layer, proj), c))
-}
-
-fn gains_of(model: &ModelFile, kernels: &Kernels, a: &Adapter) -> Gains {
-    let mut scratch = vec![0.0; kernel_words(&a.layout, kernels.threads())];
-    let mut gains = Gains::new(model, kernels, &a.layout, &mut scratch);
-    gains.refresh(model, kernels, (&a.layout, &a.config), &a.theta, (&mut scratch, &mut []));
-    gains
-}
-
-/// A sequence with its cache. Private memory: 2·L·capacity·kv elements and the buffers of one prefill.
+/// Sessions share the model, and adapters where they use the same; nothing that one of them does is seen
+/// by another. (Kernels of several threads serve one caller at a time: sessions that run side by side
+/// without waiting take kernels of one thread each.)
+///
+/// Adapters may be swapped between any two calls that read: what is read from then on is computed with the
+/// new ones, while keys and values of earlier tokens stay in the cache as the old ones made them, until
+/// [`Session::refresh`] computes them anew.
 pub struct Session {
     model: Arc<ModelFile>,
     kernels: Arc<Kernels>,
-    adapter: Option<Arc<StackedAdapter>>,
+    adapters: Option<Arc<StackedAdapter>>,
+    /// Where adapters come from, unless they are this session's own.
+    slot: Option<Arc<AdapterSlot>>,
+    /// The generation of the slot that `adapters` are of.
+    generation: Option<u64>,
+    /// The rank that the buffers hold.
+    rank: usize,
     precision: Precision,
     capacity: usize,
     filled: usize,
+    /// Ids of what the cache holds.
+    ids: Vec<u32>,
     cache: KvCache,
     rope: Vec<f32>,
     x: Vec<f32>,
@@ -148,38 +55,84 @@ impl Session {
     /// A session for at most `capacity` tokens, whose cache is of type `cache`.
     ///
     /// # Errors
-    /// `Unsupported` where the cache's type does not suit the model.
+    /// `Unsupported` where the cache's type does not suit the model; `BaseMismatch` for adapters that were
+    /// stacked for a model of other shapes.
     pub fn new(
         model: Arc<ModelFile>,
         kernels: Arc<Kernels>,
-        adapter: Option<Arc<StackedAdapter>>,
+        adapters: Option<Arc<StackedAdapter>>,
         precision: Precision,
         capacity: usize,
         cache: KvType,
     ) -> Result<Session> {
         let c = model.config();
-        let rows = PREFILL_ROWS.min(capacity);
-        let rank = adapter.as_ref().map_or(0, |a| a.rank);
-        let words = BlockWords::new(c, rows, capacity, rank, kernels.threads(), false, false);
-        let head = HeadWords::new(c, 1, kernels.threads(), false);
+        adapters.as_ref().map_or(Ok(()), |a| a.check_fits(c))?;
+        let rows = Session::rows(capacity);
+        let rank = adapters.as_ref().map_or(0, |a| a.rank());
+        let head = HeadWords::new(c, 1, kernels.threads(), false, false);
         let mut table = vec![0.0; rope::table_words(c, capacity)];
         rope::table(c, model.rope_freqs(), &mut table);
         Ok(Session {
             capacity,
             filled: 0,
+            ids: Vec::with_capacity(capacity),
             cache: KvCache::new(c, capacity, cache)?,
             rope: table,
             x: vec![0.0; rows * c.d_model],
             y: vec![0.0; rows * c.d_model],
             pos: Vec::with_capacity(rows),
-            block: BlockBufs::new(&words, words.kernel().max(head.kernel())),
+            block: block_bufs(c, &kernels, capacity, rank),
             head: HeadBufs::new(&head),
             logits: vec![0.0; c.vocab],
             precision,
-            adapter,
+            adapters,
+            slot: None,
+            generation: None,
+            rank,
             kernels,
             model,
         })
+    }
+
+    /// Tokens that a session of this capacity reads at once.
+    pub fn rows(capacity: usize) -> usize {
+        PREFILL_ROWS.min(capacity)
+    }
+
+    /// Uses these adapters from the next token on, and no slot any more. Waits for nobody and loads
+    /// nothing; buffers grow if no adapters before were of that rank.
+    ///
+    /// # Errors
+    /// `BaseMismatch` for adapters that were stacked for a model of other shapes; the old ones stay.
+    pub fn set_adapters(&mut self, adapters: Option<Arc<StackedAdapter>>) -> Result<()> {
+        self.use_adapters(adapters)?;
+        (self.slot, self.generation) = (None, None);
+        Ok(())
+    }
+
+    /// Takes adapters from a slot, anew before each call that reads: a prompt is read with one set of them.
+    /// Those that do not fit the model are refused by the call that would use them.
+    pub fn follow(&mut self, slot: Arc<AdapterSlot>) {
+        (self.slot, self.generation) = (Some(slot), None);
+    }
+
+    /// The generation of the slot that was used last; `None` without a slot, or before the first reading.
+    pub fn generation(&self) -> Option<u64> {
+        self.generation
+    }
+
+    /// Reads everything in the cache anew, as if the adapters of now had been there from the beginning;
+    /// returns the logits `[V]` of what follows.
+    ///
+    /// # Errors
+    /// `Misuse` for an empty cache, and those of [`Session::feed`], after which the cache is empty.
+    pub fn refresh(&mut self) -> Result<&mut [f32]> {
+        let ids = std::mem::replace(&mut self.ids, Vec::with_capacity(self.capacity));
+        if ids.is_empty() {
+            return Err(Error::new(ErrorKind::Misuse, "nothing was read that could be read anew"));
+        }
+        self.filled = 0;
+        self.feed(&ids)
     }
 
     /// Tokens in the cache.
@@ -200,12 +153,14 @@ impl Session {
     /// Forgets all but the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.filled = self.filled.min(len);
+        self.ids.truncate(len);
     }
 
     /// Reads tokens and returns the logits `[V]` of what follows them.
     ///
     /// # Errors
-    /// `Misuse` for no tokens, more than there is room for, or an id outside the vocabulary.
+    /// `Misuse` for no tokens, more than there is room for, or an id outside the vocabulary;
+    /// `BaseMismatch` where a slot that is followed holds adapters of a model of other shapes.
     pub fn feed(&mut self, ids: &[u32]) -> Result<&mut [f32]> {
         let mut last = 0;
         self.read(ids, |_, rows| {
@@ -240,10 +195,31 @@ impl Session {
                 format!("token {bad} is outside the vocabulary of {vocab}"),
             ));
         }
+        self.take_from_slot()?;
         for part in ids.chunks(PREFILL_ROWS) {
             self.run(part);
             after(self, part.len())?;
         }
+        Ok(())
+    }
+
+    /// One look at the slot; nothing else where nothing was swapped.
+    fn take_from_slot(&mut self) -> Result<()> {
+        let Some(new) = self.slot.as_ref().and_then(|s| s.newer_than(self.generation)) else { return Ok(()) };
+        self.use_adapters(new.adapters.clone())?;
+        self.generation = Some(new.generation);
+        Ok(())
+    }
+
+    fn use_adapters(&mut self, adapters: Option<Arc<StackedAdapter>>) -> Result<()> {
+        if let Some(new) = &adapters {
+            new.check_fits(self.model.config())?;
+            if new.rank() > self.rank {
+                self.rank = new.rank();
+                self.block = block_bufs(self.model.config(), &self.kernels, self.capacity, self.rank);
+            }
+        }
+        self.adapters = adapters;
         Ok(())
     }
 
@@ -286,7 +262,7 @@ impl Session {
         let rows = RowMap { seqs: &[], pos: &self.pos };
         for l in 0..c.n_layers {
             let cache = self.cache.layer(l, self.filled);
-            let pairs = self.adapter.as_ref().map_or([None; 7], |a| a.pairs(l));
+            let pairs = self.adapters.as_ref().map_or([None; 7], |a| a.pairs(l));
             let (x, y) = (&self.x[..n * d], &mut self.y[..n * d]);
             block::forward(
                 &ctx,
@@ -302,5 +278,14 @@ impl Session {
             std::mem::swap(&mut self.x, &mut self.y);
         }
         self.filled += n;
+        self.ids.extend_from_slice(ids);
     }
+}
+
+/// The buffers of a prefill: for blocks with adapters of a rank, and the head.
+fn block_bufs(c: &ModelConfig, kernels: &Kernels, capacity: usize, rank: usize) -> BlockBufs {
+    let threads = kernels.threads();
+    let words = BlockWords::new(c, PREFILL_ROWS.min(capacity), capacity, rank, threads, false, false);
+    let head = HeadWords::new(c, 1, threads, false, false);
+    BlockBufs::new(&words, words.kernel().max(head.kernel()))
 }

@@ -72,15 +72,37 @@ impl Judge {
         precision: Precision,
         rows: usize,
     ) -> Result<Judge> {
-        let session = |model: &Arc<ModelFile>, adapter| {
+        let compared = [(base, None), (base, Some(adapter)), (merged, None)];
+        Judge::of(compared, kernels, precision, rows)
+    }
+
+    /// The same of any adapter that takes another's place beside one base.
+    ///
+    /// # Errors
+    /// Those of [`Session::new`].
+    pub fn beside(
+        base: &Arc<ModelFile>,
+        adapter: Arc<StackedAdapter>,
+        instead: Arc<StackedAdapter>,
+        kernels: &Arc<Kernels>,
+        precision: Precision,
+        rows: usize,
+    ) -> Result<Judge> {
+        let compared = [(base, None), (base, Some(adapter)), (base, Some(instead))];
+        Judge::of(compared, kernels, precision, rows)
+    }
+
+    fn of(
+        compared: [(&Arc<ModelFile>, Option<Arc<StackedAdapter>>); 3],
+        kernels: &Arc<Kernels>,
+        precision: Precision,
+        rows: usize,
+    ) -> Result<Judge> {
+        let log_p = vec![0.0; compared[0].0.config().vocab];
+        let [base, adapted, merged] = compared.map(|(model, adapter)| {
             Session::new(model.clone(), kernels.clone(), adapter, precision, rows, KvType::F32)
-        };
-        Ok(Judge {
-            base: session(base, None)?,
-            adapted: session(base, Some(adapter))?,
-            merged: session(merged, None)?,
-            log_p: vec![0.0; base.config().vocab],
-        })
+        });
+        Ok(Judge { base: base?, adapted: adapted?, merged: merged?, log_p })
     }
 
     /// Scores the masked tokens of examples. `progress` is told how many examples are done, and may

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::digest_cache::Stamp;
 
 /// The bytes of one file, and a label that names it in errors.
 ///
@@ -16,6 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Map {
     label: String,
     path: Option<PathBuf>,
+    /// The state of the file when it was opened.
+    stamp: Option<Stamp>,
     source: Source,
 }
 
@@ -38,6 +41,7 @@ impl Map {
     pub fn open(path: impl AsRef<Path>) -> Result<Map> {
         let path = path.as_ref();
         let (file, _) = open_regular(path)?;
+        let stamp = stamp(&file);
         // SAFETY: the map is only ever read, through `&[u8]`. Another process may change the file's
         // bytes meanwhile; no type here has invalid bit patterns, each string is checked for UTF-8 at
         // each reading, and all ranges are checked against the length of the map, which is fixed.
@@ -50,7 +54,7 @@ impl Map {
         if mapped.is_empty() {
             return Err(empty(path));
         }
-        Ok(Map::new(path, Source::Mapped(mapped)))
+        Ok(Map::new(path, stamp, Source::Mapped(mapped)))
     }
 
     /// Reads the whole regular file at `path` into private memory (`--no-mmap`).
@@ -60,6 +64,7 @@ impl Map {
     pub fn read(path: impl AsRef<Path>) -> Result<Map> {
         let path = path.as_ref();
         let (file, len) = open_regular(path)?;
+        let stamp = stamp(&file);
         let does_not_fit = || {
             let p = path.display();
             Error::new(
@@ -77,21 +82,31 @@ impl Map {
         if bytes.is_empty() {
             return Err(empty(path));
         }
-        Ok(Map::new(path, Source::Owned(bytes)))
+        Ok(Map::new(path, stamp, Source::Owned(bytes)))
     }
 
     /// Bytes that are part of the program, such as the embedded demonstration model.
     pub fn from_static(label: impl Into<String>, bytes: &'static [u8]) -> Map {
-        Map { label: label.into(), path: None, source: Source::Static(bytes) }
+        Map { label: label.into(), path: None, stamp: None, source: Source::Static(bytes) }
     }
 
     /// Bytes already in memory.
     pub fn from_vec(label: impl Into<String>, bytes: Vec<u8>) -> Map {
-        Map { label: label.into(), path: None, source: Source::Owned(bytes) }
+        Map { label: label.into(), path: None, stamp: None, source: Source::Owned(bytes) }
     }
 
-    fn new(path: &Path, source: Source) -> Map {
-        Map { label: path.display().to_string(), path: Some(path.to_path_buf()), source }
+    fn new(path: &Path, stamp: Option<Stamp>, source: Source) -> Map {
+        Map { label: path.display().to_string(), path: Some(path.to_path_buf()), stamp, source }
+    }
+
+    /// What told the file's state when it was opened, where the bytes came from one and the system tells.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        self.stamp
+    }
+
+    /// The same of what lies at the path now.
+    pub(crate) fn stamp_now(&self) -> Option<Stamp> {
+        Stamp::of(&fs::metadata(self.path.as_ref()?).ok()?)
     }
 
     /// All bytes.
@@ -151,6 +166,11 @@ impl fmt::Debug for Map {
         };
         write!(f, "Map({}, {} bytes {how})", self.label, self.as_bytes().len())
     }
+}
+
+/// The state of an open file.
+fn stamp(file: &File) -> Option<Stamp> {
+    file.metadata().ok().as_ref().and_then(Stamp::of)
 }
 
 /// Opens `path` if it is a regular file with content; gives its length in bytes.

@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod config;
+pub mod digest_cache;
 pub mod gguf;
 pub mod map;
 pub mod text;

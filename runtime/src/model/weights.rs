@@ -12,9 +12,11 @@ use half::{bf16, f16};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::{ModelConfig, Proj};
+use crate::model::digest_cache::DigestCache;
 use crate::model::gguf::{Gguf, TensorInfo};
 use crate::model::map::Map;
 
+pub(super) use digest::DOMAIN as DIGEST_DOMAIN;
 use layout::Layout;
 
 /// A llama-architecture model in a GGUF file. Immutable; share it between threads by reference.
@@ -32,6 +34,7 @@ pub struct ModelFile {
     /// `[rope_dim / 2]`: divisors of the rotary frequencies.
     rope_freqs: Option<Vec<f32>>,
     digest: OnceLock<[u8; 32]>,
+    digest_cache: Option<DigestCache>,
 }
 
 /// The frozen weights of a whole model, as views of the file.
@@ -101,7 +104,16 @@ impl ModelFile {
             rope_freqs = Some(freqs);
         }
         map.prefetch();
-        Ok(ModelFile { map, gguf, config, layout, norms, rope_freqs, digest: OnceLock::new() })
+        let digest = OnceLock::new();
+        Ok(ModelFile { map, gguf, config, layout, norms, rope_freqs, digest, digest_cache: None })
+    }
+
+    /// Lets [`ModelFile::digest`] look in a cache first, and keep there what it computes. A model that did
+    /// not come from a file is not affected.
+    #[must_use]
+    pub fn with_digest_cache(mut self, cache: DigestCache) -> ModelFile {
+        self.digest_cache = Some(cache);
+        self
     }
 
     /// Shapes and constants.
@@ -186,9 +198,31 @@ impl ModelFile {
 
     /// SHA-256 of what an adapter depends on: every tensor (name, type, extents, bytes), the
     /// hyperparameters, and the metadata under `tokenizer.`. Independent of the order of the metadata,
-    /// of padding, and of names and licences. Computed at the first call, which reads the whole file.
+    /// of padding, and of names and licences. Computed at the first call, which reads the whole file
+    /// unless the [cache](ModelFile::with_digest_cache) knows it.
     pub fn digest(&self) -> [u8; 32] {
-        *self.digest.get_or_init(|| digest::compute(&self.gguf, &self.config, self.map.as_bytes()))
+        *self.digest.get_or_init(|| {
+            let compute = || digest::compute(&self.gguf, &self.config, self.map.as_bytes());
+            let Some((cache, stamp)) = self.digest_cache.as_ref().zip(self.map.stamp()) else {
+                return compute();
+            };
+            cache.get(&stamp).unwrap_or_else(|| {
+                let digest = compute();
+                // Of a file that was changed or replaced meanwhile, nobody knows which state was read.
+                if self.map.stamp_now() == Some(stamp) {
+                    cache.put(&stamp, &digest);
+                }
+                digest
+            })
+        })
+    }
+
+    /// SHA-256 of the file's chat template, or of the fact that it has none.
+    ///
+    /// # Errors
+    /// `Corrupt` where the template is no text.
+    pub fn template_digest(&self) -> Result<[u8; 32]> {
+        Ok(digest::template(self.gguf.string("tokenizer.chat_template")?))
     }
 
     fn norm(&self, i: usize) -> &[f32] {

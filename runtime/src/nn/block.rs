@@ -179,6 +179,14 @@ impl BlockBufs {
     }
 }
 
+impl BlockBufs {
+    /// What q, k and v, then o, then gate and up, then down read in the last forward, of `m` rows.
+    pub fn inputs(&self, c: &ModelConfig, m: usize) -> [&[f32]; 4] {
+        let (d, q, ff) = (m * c.d_model, m * c.d_q(), m * c.d_ff);
+        [&self.n1[..d], &self.attention.att[..q], &self.n2[..d], &self.h[..ff]]
+    }
+}
+
 /// Keys and values of earlier positions of one sequence, `[capacity, kv·hd]` each.
 pub struct KvLayer<'a> {
     /// Keys, rotated.

@@ -6,6 +6,7 @@
 
 use engraft_kernels::{NnOp, NtOp, QMatrix, Rows, SoftmaxState, acts_words, gemm_scratch_words};
 
+use super::divergence::{self, PairBufs};
 use super::{Ctx, Precision};
 use crate::model::ModelConfig;
 
@@ -21,23 +22,34 @@ pub struct HeadWords {
     acts: usize,
     kernel: usize,
     train: bool,
+    /// Whether a base's head runs beside it: two rows for each.
+    beside_base: bool,
 }
 
 impl HeadWords {
-    /// For at most `rows` rows that carry a loss.
-    pub fn new(c: &ModelConfig, rows: usize, threads: usize, train: bool) -> Self {
+    /// For at most `rows` rows that carry a loss, with `beside_base` each of them beside the base's
+    /// ([`divergence`]).
+    pub fn new(c: &ModelConfig, rows: usize, threads: usize, train: bool, beside_base: bool) -> Self {
+        let all = if beside_base { 2 * rows } else { rows };
         // Inputs forward, the chunk's gradient backward.
-        let words = |k: usize| if k.is_multiple_of(32) { acts_words(rows, k) } else { 0 };
+        let words = |k: usize| if k.is_multiple_of(32) { acts_words(all, k) } else { 0 };
         let chunk = VOCAB_CHUNK.min(c.vocab);
-        let acts = words(c.d_model) + if train { acts_words(rows, chunk.next_multiple_of(32)) } else { 0 };
+        let acts = words(c.d_model) + if train { words(chunk.next_multiple_of(32)) } else { 0 };
         let kernel = gemm_scratch_words(chunk, c.d_model, 0) * threads;
-        HeadWords { rows, d: c.d_model, chunk, acts, kernel, train }
+        HeadWords { rows, d: c.d_model, chunk, acts, kernel, train, beside_base }
+    }
+
+    /// Rows of norms, gradients and logits.
+    fn all(&self) -> usize {
+        if self.beside_base { 2 * self.rows } else { self.rows }
     }
 
     /// Words in all, the kernels' scratch (borrowed from the block's) left out.
     pub fn total(&self) -> usize {
-        let grads = if self.train { self.rows * self.d } else { 0 };
-        2 * self.rows * self.d + grads + self.rows * self.chunk + self.acts + 5 * self.rows
+        let (rows, all) = (self.rows, self.all());
+        let grads = if self.train { all * self.d } else { 0 };
+        let pair = if self.beside_base { rows * divergence::own_words(self.chunk) } else { 0 };
+        rows * self.d + all * self.d + grads + all * self.chunk + self.acts + 3 * all + 2 * rows + pair
     }
 
     /// Words of kernel scratch that the head needs of the block's.
@@ -48,15 +60,17 @@ impl HeadWords {
 
 /// The head's buffers.
 pub struct HeadBufs {
-    /// Rows of x that carry a loss, and their norm.
-    x: Vec<f32>,
-    n: Vec<f32>,
-    dn: Vec<f32>,
-    logits: Vec<f32>,
-    acts: Vec<f32>,
-    state: Vec<SoftmaxState>,
-    targets: Vec<u32>,
-    at: Vec<u32>,
+    /// Rows of x that carry a loss, and their norm; of the norm and what follows it the base's rows come
+    /// second where they run beside.
+    pub(super) x: Vec<f32>,
+    pub(super) n: Vec<f32>,
+    pub(super) dn: Vec<f32>,
+    pub(super) logits: Vec<f32>,
+    pub(super) acts: Vec<f32>,
+    pub(super) state: Vec<SoftmaxState>,
+    pub(super) targets: Vec<u32>,
+    pub(super) at: Vec<u32>,
+    pub(super) pair: Option<PairBufs>,
 }
 
 impl HeadBufs {
@@ -65,13 +79,14 @@ impl HeadBufs {
         let empty = SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 };
         HeadBufs {
             x: vec![0.0; w.rows * w.d],
-            n: vec![0.0; w.rows * w.d],
-            dn: vec![0.0; if w.train { w.rows * w.d } else { 0 }],
-            logits: vec![0.0; w.rows * w.chunk],
+            n: vec![0.0; w.all() * w.d],
+            dn: vec![0.0; if w.train { w.all() * w.d } else { 0 }],
+            logits: vec![0.0; w.all() * w.chunk],
             acts: vec![0.0; w.acts],
-            state: vec![empty; w.rows],
+            state: vec![empty; w.all()],
             targets: Vec::with_capacity(w.rows),
             at: Vec::with_capacity(w.rows),
+            pair: w.beside_base.then(|| PairBufs::new(w.rows, w.chunk)),
         }
     }
 }
@@ -117,13 +132,15 @@ pub fn loss(
         sum += loss;
     }
     if let Some(dx) = dx {
-        finish_gradient(ctx, w, r, b, dx);
+        target_rows(ctx, w, r, b);
+        finish_rows(ctx, r, d, b);
+        through_norm(ctx, w, r, b, dx);
     }
     (sum, r)
 }
 
 /// Copies the rows with a target to the front of the buffers.
-fn gather(x: &[f32], targets: &[u32], d: usize, b: &mut HeadBufs) {
+pub(super) fn gather(x: &[f32], targets: &[u32], d: usize, b: &mut HeadBufs) {
     b.targets.clear();
     b.at.clear();
     for (i, t) in targets.iter().enumerate().filter(|(_, t)| **t != u32::MAX) {
@@ -166,20 +183,28 @@ fn run_chunks(
     }
 }
 
-/// dn = dn/Σ − W_target, then through the norm into dx.
-fn finish_gradient(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, b: &mut HeadBufs, dx: &mut [f32]) {
-    let d = w.norm.len();
-    let (state, targets, spare) = (&b.state, &b.targets, &mut b.n);
-    ctx.kernels.rows(d, &mut spare[..r * d], |i, row| {
+/// The targets' rows of W into n, whose values were used last.
+pub(super) fn target_rows(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, b: &mut HeadBufs) {
+    let (d, targets) = (w.norm.len(), &b.targets);
+    ctx.kernels.rows(d, &mut b.n[..r * d], |i, row| {
         ctx.kernels.dequantize_row(&w.w, targets[i] as usize, row);
     });
-    let target_rows = &b.n;
+}
+
+/// dn = dn/Σ − W_target.
+fn finish_rows(ctx: &Ctx<'_>, r: usize, d: usize, b: &mut HeadBufs) {
+    let (state, target_rows) = (&b.state, &b.n);
     ctx.kernels.rows(d, &mut b.dn[..r * d], |i, row| {
         let inv = 1.0 / state[i].sum;
         for (v, t) in row.iter_mut().zip(&target_rows[i * d..]) {
             *v = *v * inv - t;
         }
     });
+}
+
+/// dn through the norm into the rows of dx.
+pub(super) fn through_norm(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, b: &mut HeadBufs, dx: &mut [f32]) {
+    let d = w.norm.len();
     let n = &mut b.n[..r * d];
     n.fill(0.0);
     ctx.kernels.rmsnorm_bwd(&b.x[..r * d], w.norm, ctx.config.rms_eps, &b.dn[..r * d], n);

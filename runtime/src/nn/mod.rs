@@ -4,6 +4,7 @@
 //! every gradient writes the buffer of the value it belongs to as soon as that value was used last.
 
 pub mod block;
+pub mod divergence;
 pub mod dora;
 pub mod head;
 pub mod keep;

@@ -6,6 +6,7 @@ pub mod keep;
 
 pub use keep::KeepPlan;
 
+use crate::adapter::binding;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::nn::block::BlockWords;
@@ -34,7 +35,11 @@ pub struct Request {
     pub threads: usize,
     /// Whether dropout is on.
     pub dropout: bool,
-    /// Tokens of training and validation data held in memory, with their masks.
+    /// Whether the base's head runs beside the tuned model's: for a KL term, or to compare the two.
+    pub beside_base: bool,
+    /// Bytes held before training starts and gone by then: sampling replay rows, initializing from data.
+    pub preparation_bytes: usize,
+    /// Tokens of training, validation and replay data held in memory, with their masks.
     pub data_tokens: usize,
     /// Rows (examples) of that data.
     pub data_rows: usize,
@@ -103,7 +108,7 @@ impl ArenaWords {
     pub fn new(c: &ModelConfig, r: &Request) -> ArenaWords {
         let rows = r.batch * r.seq;
         let block = BlockWords::new(c, rows, r.seq, r.rank, r.threads, r.dropout, true);
-        let head = HeadWords::new(c, rows, r.threads, true);
+        let head = HeadWords::new(c, rows, r.threads, true, r.beside_base);
         ArenaWords {
             params: r.params,
             gains: r.gain_words,
@@ -131,6 +136,8 @@ impl MemoryPlan {
             + row_state;
         // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
+        // So is all preparation.
+        let preparation = r.preparation_bytes.saturating_sub(arena + tokenizer);
         let pools = vec![
             Pool { name: "adapter", bytes: f * w.params },
             Pool { name: "gradients", bytes: f * w.params },
@@ -142,8 +149,10 @@ impl MemoryPlan {
             Pool { name: "head_chunk", bytes: f * w.head.total() },
             Pool { name: "kernel_scratch", bytes: f * w.kernel },
             Pool { name: "rotary_table", bytes: f * w.rope },
+            Pool { name: "fingerprint", bytes: f * binding::words(c, r) },
             Pool { name: "data", bytes: data },
             Pool { name: "tokenizer", bytes: tokenizer },
+            Pool { name: "preparation", bytes: preparation },
             Pool { name: "model_norms", bytes: r.model_bytes },
             Pool { name: "process", bytes: PROCESS_BYTES + r.threads * THREAD_BYTES },
         ];
@@ -160,7 +169,17 @@ impl MemoryPlan {
             return Ok(());
         }
         let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
-        let (asked, r) = (r.keep, &Request { keep: KeepPlan::default(), ..*r });
+        if fits(&Request { preparation_bytes: 0, ..*r }) {
+            let message = format!(
+                "what precedes training needs {} of private memory, the budget is {}; fewer --eva-batches, or \
+                 fewer --replay-tokens, fit",
+                mib(self.private_bytes),
+                mib(budget)
+            );
+            return Err(Error::new(ErrorKind::DoesNotFit, message));
+        }
+        // Preparation shrinks with what the hints change; it is told of once the rest fits.
+        let (asked, r) = (r.keep, &Request { keep: KeepPlan::default(), preparation_bytes: 0, ..*r });
         let hint = if asked.blocks() > 0 && fits(r) {
             "--keep auto fits (it keeps what the budget allows)".to_string()
         } else {

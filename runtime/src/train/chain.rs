@@ -1,6 +1,8 @@
 //! The chain: embedding, blocks forward keeping their inputs and what the plan grants them beside,
 //! head with loss, blocks backward in reverse. A plain loop over slices of one arena: no tape, no allocation.
 
+mod compare;
+
 use std::sync::Arc;
 
 use engraft_kernels::Kernels;

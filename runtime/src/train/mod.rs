@@ -2,10 +2,13 @@
 
 pub mod calibrate;
 pub mod chain;
+pub mod eva;
 pub mod optim;
 pub mod schedule;
+pub mod subspace;
 pub mod trainer;
 
+pub use crate::nn::divergence::{Compared, Direction, KlPenalty};
 pub use chain::{Chain, Evaluated};
 pub use optim::AdamW;
 pub use schedule::Schedule;

@@ -11,6 +11,7 @@ use crate::adapter::{Adapter, Gains, TrainedWith};
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
+use crate::nn::divergence::{Compared, KlPenalty};
 use crate::nn::{Dropout, GradientPrecision, Precision};
 use crate::plan::ArenaWords;
 
@@ -27,6 +28,8 @@ pub struct TrainOptions {
     pub precision: Precision,
     /// How input gradients are computed.
     pub gradient: GradientPrecision,
+    /// A penalty on leaving the base; the plan must say `beside_base` then.
+    pub kl: Option<KlPenalty>,
 }
 
 /// What one optimizer step did.
@@ -34,6 +37,8 @@ pub struct TrainOptions {
 pub struct StepReport {
     /// Mean loss over the step's targets, nats.
     pub loss: f64,
+    /// Mean divergence from the base that the penalty weighs, nats per target; `None` without a penalty.
+    pub kl: Option<f64>,
     /// Targets of the step.
     pub targets: usize,
     /// Tokens of the step.
@@ -118,14 +123,13 @@ impl Trainer {
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         self.grads.fill(0.0);
         self.refresh(self.options.precision);
-        let mut total = Evaluated::default();
+        let (mut total, mut kl_sum) = (Evaluated::default(), 0.0);
         let mut tokens = 0;
         for (i, b) in batches.iter().enumerate() {
-            let dropout = self.dropout(i);
-            let view = view(&self.adapter, &self.gains);
-            let e = self.chain.accumulate(view, b, dropout, &mut self.grads);
+            let (e, kl) = self.accumulate(i, b);
             total.loss_sum += e.loss_sum;
             total.targets += e.targets;
+            kl_sum += kl;
             tokens += b.ids.len();
         }
         if total.targets == 0 {
@@ -135,7 +139,7 @@ impl Trainer {
         let lr = self.options.schedule.rate(self.step);
         let theta = &mut self.adapter.theta;
         // A loss that is not finite must not move θ, whatever its gradient looks like.
-        let grad_norm = match total.loss_sum.is_finite() {
+        let grad_norm = match total.loss_sum.is_finite() && kl_sum.is_finite() {
             true => {
                 let layout = &self.adapter.layout;
                 self.optimizer.update_adapter(&self.kernels, layout, theta, &self.grads, count, lr)
@@ -149,7 +153,19 @@ impl Trainer {
         }
         self.step += 1;
         self.fresh = None;
-        Ok(StepReport { loss: total.loss_sum / count, targets: total.targets, tokens, grad_norm, lr })
+        let kl = self.options.kl.map(|_| kl_sum / count);
+        Ok(StepReport { loss: total.loss_sum / count, kl, targets: total.targets, tokens, grad_norm, lr })
+    }
+
+    /// Adds the gradient of micro-batch `i` of a step; its loss, and its divergence where that is weighed.
+    fn accumulate(&mut self, i: usize, batch: &Batch) -> (Evaluated, f64) {
+        let dropout = self.dropout(i);
+        let view = view(&self.adapter, &self.gains);
+        let Some(penalty) = self.options.kl else {
+            return (self.chain.accumulate(view, batch, dropout, &mut self.grads), 0.0);
+        };
+        let c = self.chain.accumulate_near_base(view, batch, dropout, penalty, &mut self.grads);
+        (Evaluated { loss_sum: c.loss, targets: c.targets }, c.kl(penalty.direction))
     }
 
     /// Mean loss over the targets of `batches`, with the adapter or (None) the base alone.
@@ -162,6 +178,19 @@ impl Trainer {
             let e = self.chain.evaluate(with_adapter.then_some(&view), &b, |_, _| {});
             total.loss_sum += e.loss_sum;
             total.targets += e.targets;
+        }
+        total
+    }
+
+    /// The tuned model beside its base over the targets of `batches`: sums of losses and divergences.
+    ///
+    /// # Panics
+    /// If the plan did not say `beside_base`.
+    pub fn compare(&mut self, batches: impl Iterator<Item = Batch>) -> Compared {
+        self.refresh(Precision::F32);
+        let mut total = Compared::default();
+        for b in batches {
+            total += self.chain.compare(&view(&self.adapter, &self.gains), &b, |_, _| {});
         }
         total
     }

@@ -15,7 +15,7 @@ use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::Request;
 use engraft_runtime::rng::Rng;
 
-pub type TestResult = Result<(), Box<dyn std::error::Error>>;
+pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 /// A fresh adapter whose B is noise, not zero, so that every gradient is alive from the first step.
 pub fn adapter(model: &ModelFile, rank: usize, targets: &[Proj], layers: &[usize], dropout: f32) -> Adapter {

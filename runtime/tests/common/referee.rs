@@ -5,12 +5,15 @@ use engraft_kernels::{QMatrix, scalar};
 use engraft_runtime::adapter::{Adapter, Layout};
 use engraft_runtime::data::Batch;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn::divergence::{Direction, KlPenalty};
 use engraft_runtime::reference::{self, Lora, NO_TARGET, PlainBlock, PlainWeights, Weights};
 use engraft_runtime::train::optim::AdamWConfig;
 
 /// Sums over the targets of a step, gradients in the order of θ.
 pub struct Sums {
     pub loss: f64,
+    /// The divergence that is penalized, unweighted.
+    pub kl: f64,
     pub targets: usize,
     pub grads: Vec<f32>,
 }
@@ -49,6 +52,18 @@ pub fn sums(
     theta: &[f32],
     batches: &[Batch],
 ) -> Result<Sums> {
+    penalized_sums(model, weights, adapter, theta, batches, None)
+}
+
+/// The same with a penalty on leaving the base, whose gradient is added.
+pub fn penalized_sums(
+    model: &ModelFile,
+    weights: &Weights,
+    adapter: &Adapter,
+    theta: &[f32],
+    batches: &[Batch],
+    penalty: Option<KlPenalty>,
+) -> Result<Sums> {
     let mut lora = Lora::default();
     let mut vars = Vec::new();
     for (layer, proj, s) in adapter.layout.slots() {
@@ -62,15 +77,23 @@ pub fn sums(
         lora.magnitudes.extend(m.as_ref().map(|m| ((layer, proj), m.as_tensor().clone())));
         vars.push((s, a, b, m));
     }
-    let (mut total, mut targets): (Option<Tensor>, usize) = (None, 0);
+    let (mut total, mut kl, mut targets): (Option<Tensor>, f64, usize) = (None, 0.0, 0);
+    let mut loss_sum = 0.0;
     for (batch, seq) in batches.iter().flat_map(|b| b.seqs.iter().map(move |s| (b, s.clone()))) {
         let wanted = &batch.targets[seq.clone()];
         let n = wanted.iter().filter(|t| **t != NO_TARGET).count();
         if n == 0 {
             continue;
         }
-        let logits = reference::logits(model.config(), weights, Some(&lora), &batch.ids[seq])?;
-        let loss = (reference::loss(&logits, wanted)? * n as f64)?;
+        let logits = reference::logits(model.config(), weights, Some(&lora), &batch.ids[seq.clone()])?;
+        let mut loss = (reference::loss(&logits, wanted)? * n as f64)?;
+        loss_sum += f64::from(loss.to_scalar::<f32>()?);
+        if let Some(KlPenalty { weight, direction }) = penalty {
+            let base = reference::logits(model.config(), weights, None, &batch.ids[seq])?;
+            let own = divergence(&logits, &base, wanted, direction)?;
+            kl += f64::from(own.to_scalar::<f32>()?);
+            loss = (loss + (own * f64::from(weight))?)?;
+        }
         total = Some(total.map_or(Ok(loss.clone()), |t| t + loss)?);
         targets += n;
     }
@@ -85,7 +108,24 @@ pub fn sums(
             grads[s.m.clone()].copy_from_slice(&of(m)?.to_vec1::<f32>()?);
         }
     }
-    Ok(Sums { loss: f64::from(total.to_scalar::<f32>()?), targets, grads })
+    Ok(Sums { loss: loss_sum, kl, targets, grads })
+}
+
+/// Σ KL over the rows with a target, as it is defined, from whole rows of logits.
+fn divergence(tuned: &Tensor, base: &Tensor, targets: &[u32], direction: Direction) -> Result<Tensor> {
+    let rows: Vec<u32> = (0..).zip(targets).filter(|(_, t)| **t != NO_TARGET).map(|(i, _)| i).collect();
+    let n = rows.len();
+    let rows = Tensor::from_vec(rows, n, &Device::Cpu)?;
+    let log_softmax = |x: &Tensor| -> Result<Tensor> {
+        let x = x.index_select(&rows, 0)?;
+        let x = x.broadcast_sub(&x.max_keepdim(1)?.detach())?;
+        x.broadcast_sub(&x.exp()?.sum_keepdim(1)?.log()?)
+    };
+    let (tuned, base) = (log_softmax(tuned)?, log_softmax(base)?);
+    match direction {
+        Direction::Forward => (base.exp()? * (&base - &tuned)?)?.sum_all(),
+        Direction::Reverse => (tuned.exp()? * (&tuned - &base)?)?.sum_all(),
+    }
 }
 
 /// AdamW with clipping, as its paper writes it, in f64.

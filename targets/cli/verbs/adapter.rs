@@ -3,10 +3,11 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, value_parser};
-use engraft_runtime::adapter::{Adapter, params::short_hex};
+use engraft_runtime::adapter::{Adapter, Prober, params::short_hex};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::store::{Active, ContentKind, Generation, InUse, Listed, Store};
 use engraft_runtime::model::chat::Message;
@@ -43,7 +44,7 @@ enum What {
         #[arg(value_name = "GENERATION", value_parser = value_parser!(u64).range(1..))]
         generation: Option<u64>,
     },
-    /// Read every file again and compare it with its digest; with -m also the base
+    /// Read every file again and compare it with its digest; with -m hold it against the model too
     Verify {
         #[command(flatten)]
         place: Place,
@@ -289,7 +290,7 @@ fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<
     let (mut good, mut problems): (Vec<u64>, Vec<Error>) = (Vec::new(), Vec::new());
     for found in store.list()?.generations {
         let number = found.number;
-        match check(store, number, model.as_deref()) {
+        match check(store, number, model.as_ref()) {
             Ok(()) => {
                 json::line(&format!("generation {number}: good"))?;
                 good.push(number);
@@ -324,12 +325,16 @@ fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<
     Err(if session.json { error.context(AfterJson("adapter verify")) } else { error })
 }
 
-fn check(store: &Store<'_>, number: u64, model: Option<&ModelFile>) -> Result<(), Error> {
+fn check(store: &Store<'_>, number: u64, model: Option<&Arc<ModelFile>>) -> Result<(), Error> {
     let generation = store.verify(number)?;
     let content = store.load(&generation)?;
     match (model, content) {
         (None, _) => Ok(()),
-        (Some(model), InUse::Adapter(adapter)) => adapter.check_base(&model.digest(), model.config()),
+        (Some(model), InUse::Adapter(adapter)) => {
+            let kernels = common::best_kernels();
+            let mut prober = Prober::new(model, &kernels, adapter.layout.rank_max());
+            adapter.check(model, &mut prober).map(|_| ())
+        }
         (Some(model), _) => generation.check_base(&model.digest()),
     }
 }

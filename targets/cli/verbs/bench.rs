@@ -197,6 +197,7 @@ impl Bench<'_> {
             seed: 0,
             precision: exact.unwrap_or(common::precision(&self.options.compute)),
             gradient: exact.map_or(common::gradient(&self.options.compute), Into::into),
+            kl: None,
         };
         let words = ArenaWords::new(c, r);
         Ok(Trainer::new(self.model.clone(), kernels.clone(), words, adapter, options))

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::ValueEnum;
 use engraft_kernels::{Isa, Kernels};
-use engraft_runtime::adapter::Adapter;
+use engraft_runtime::adapter::{Adapter, Prober};
 use engraft_runtime::data::{self, Dataset, OverLong};
 use engraft_runtime::error::{Error, ErrorKind, Result};
 use engraft_runtime::generate::StackedAdapter;
+use engraft_runtime::model::digest_cache::DigestCache;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn;
 
@@ -26,7 +28,10 @@ const SKIPPED_SHOWN: usize = 10;
 /// Those of [`ModelOptions::path`] and [`ModelFile::open`].
 pub(crate) fn open_model(options: &ModelOptions) -> Result<Arc<ModelFile>> {
     let path = options.path()?;
-    let model = ModelFile::open(path).map_err(|e| e.at("-m/--model"))?;
+    let mut model = ModelFile::open(path).map_err(|e| e.at("-m/--model"))?;
+    if let Some(folder) = options.digest_cache() {
+        model = model.with_digest_cache(DigestCache::new(folder));
+    }
     log::info!("{}: {:?}", path.display(), model.config());
     Ok(Arc::new(model))
 }
@@ -70,45 +75,63 @@ pub(crate) fn gradient(options: &ComputeOptions) -> nn::GradientPrecision {
     }
 }
 
-/// All adapters of the command line as one, and that of the store; `None` where there is none.
+/// The kernels of the best instruction set, for verbs that compute little.
+pub(crate) fn best_kernels() -> Arc<Kernels> {
+    Arc::new(Kernels::detect(std::thread::available_parallelism().map_or(1, usize::from)))
+}
+
+/// All adapters of the command line as one, and that of the store, each held against the model; `None` where
+/// there is none.
 ///
 /// # Errors
-/// Those of [`Adapter::load`]; `BaseMismatch` for an adapter of another base. Each names the file.
+/// Those of [`adapter`].
 pub(crate) fn adapters(
-    model: &ModelFile,
+    model: &Arc<ModelFile>,
+    kernels: &Arc<Kernels>,
     options: &AdapterOptions,
     store: &Stored,
-    compute: &ComputeOptions,
 ) -> Result<Option<Arc<StackedAdapter>>> {
     let mut loaded = Vec::new();
     for file in options.files()? {
-        loaded.push((adapter(model, &file.path, options.force_base)?, file.scale));
+        loaded.push((adapter(model, kernels, &file.path, options.force_base)?, file.scale));
     }
     if let Some(file) = &store.adapter {
-        loaded.push((adapter(model, file, options.force_base)?, 1.0));
+        loaded.push((adapter(model, kernels, file, options.force_base)?, 1.0));
     }
     if loaded.is_empty() {
         return Ok(None);
     }
-    Ok(Some(Arc::new(StackedAdapter::new(model, &*kernels(compute)?, &loaded)?)))
+    Ok(Some(Arc::new(StackedAdapter::new(model, kernels, &loaded)?)))
 }
 
 /// One adapter of this model, or with `force_base` of any model of its shapes, which is then said.
 ///
 /// # Errors
-/// Those of [`Adapter::load`]; `BaseMismatch`. Each names the file.
-pub(crate) fn adapter(model: &ModelFile, file: &Path, force_base: bool) -> Result<Adapter> {
+/// Those of [`Adapter::load`] and [`Adapter::check`]. Each names the file.
+pub(crate) fn adapter(
+    model: &Arc<ModelFile>,
+    kernels: &Arc<Kernels>,
+    file: &Path,
+    force_base: bool,
+) -> Result<Adapter> {
     let adapter = Adapter::load(file)?;
-    let checked = adapter.check_base(&model.digest(), model.config());
+    let (place, started) = (file.display(), Instant::now());
+    let mut prober = Prober::new(model, kernels, adapter.layout.rank_max());
+    let checked = adapter.check(model, &mut prober);
+    log::info!("{place}: held against the model in {:.0} ms", 1e3 * started.elapsed().as_secs_f64());
     match checked {
-        Err(error) if force_base => {
-            adapter.check_shapes(model.config()).map_err(|e| e.at(file.display()))?;
+        Err(error) if force_base && error.kind() == ErrorKind::BaseMismatch => {
+            adapter.check_shapes(model.config()).map_err(|e| e.at(place))?;
             eprintln!("--force-base: {}: {}", file.display(), error.message());
-            Ok(adapter)
         }
-        Err(error) => Err(error.at(file.display())),
-        Ok(()) => Ok(adapter),
+        Err(error) => return Err(error.at(place)),
+        Ok(unrecorded) if unrecorded.is_empty() => {}
+        Ok(unrecorded) => eprintln!(
+            "{place}: its file is of an older version: {} could not be checked, only the base's digest and shapes",
+            unrecorded.join(", ")
+        ),
     }
+    Ok(adapter)
 }
 
 /// How the rows of `--data` are read, with at most `rows_max` positions each.

@@ -15,6 +15,7 @@ use engraft_runtime::adapter::{Adapter, Layout, LoraConfig};
 use engraft_runtime::data::masks::encode_sample;
 use engraft_runtime::data::{self, Batch, Batches, Cursor, Example, Sample};
 use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::generate::replay::complete;
 use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session as Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::chat::{Message, encode_pieces};
@@ -188,16 +189,9 @@ impl<'a> Demo<'a> {
         let messages = [Message::new("user", command.prompt.as_str())];
         let pieces = self.text.chat.render_messages(&messages, true)?;
         let (prompt, _) = encode_pieces(tokenizer, &pieces, &messages);
-        sequence.truncate(0);
-        let mut answer = Vec::new();
-        let mut logits = sequence.feed(&prompt)?;
-        while answer.len() < ANSWER_MAX {
-            let id = sampler.try_sample(logits, &[]).ok_or_else(common::no_token)?;
-            if tokenizer.is_end(id) || sequence.room() == 0 {
-                break;
-            }
-            answer.push(id);
-            logits = sequence.feed(&[id])?;
+        let mut answer = complete(sequence, sampler, &prompt, ANSWER_MAX, |id| tokenizer.is_end(id))?;
+        if answer.last().is_some_and(|id| tokenizer.is_end(*id)) {
+            answer.pop();
         }
         Ok(tokenizer.decode(&answer))
     }
@@ -248,6 +242,8 @@ impl<'a> Demo<'a> {
             keep: KeepPlan::default(),
             threads: self.kernels.threads(),
             dropout: true,
+            beside_base: false,
+            preparation_bytes: 0,
             data_tokens: examples.iter().map(|e| e.ids.len()).sum(),
             data_rows: examples.len(),
             // The tokenizer stays here, for the answers after the training.
@@ -265,6 +261,7 @@ impl<'a> Demo<'a> {
             seed: self.options.seed,
             precision: common::precision(&self.options.compute),
             gradient: common::gradient(&self.options.compute),
+            kl: None,
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, value_parser};
+use engraft_kernels::Kernels;
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::source::part_file;
 use engraft_runtime::data::{self, Dataset, Part, load_train_valid};
@@ -88,17 +89,17 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     options.adapters.files()?;
     let model = common::open_model(&options.model)?;
     let stored = Stored::of(&model, &options.adapters)?;
-    let adapter = common::adapters(&model, &options.adapters, &stored, &options.compute)?;
+    let kernels = common::kernels(&options.compute)?;
+    let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
+    let used = (&kernels, adapter.as_deref());
     let total = match subject {
         Subject::Text(_) if !stored.few_shot.is_empty() => {
             let message = "--store: its active generation is few-shot examples, which have no place before a \
                            text: give --data";
             return Err(misuse(message).into());
         }
-        Subject::Text(file) => score_text(options, session, &model, adapter.as_deref(), file)?,
-        Subject::Rows(path) => {
-            score_rows(options, session, &model, adapter.as_deref(), stored.few_shot, path)?
-        }
+        Subject::Text(file) => score_text(options, session, &model, used, file)?,
+        Subject::Rows(path) => score_rows(options, session, &model, used, stored.few_shot, path)?,
     };
     let nll = common::finite(total.loss_sum / total.targets as f64, "the loss")?;
     let (ppl, tokens) = (nll.exp(), total.targets);
@@ -113,12 +114,11 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
 fn chain(
     options: &Options,
     model: &Arc<ModelFile>,
-    adapter: Option<&StackedAdapter>,
+    (kernels, adapter): (&Arc<Kernels>, Option<&StackedAdapter>),
     rows: usize,
-) -> Result<Chain> {
-    let kernels = common::kernels(&options.compute)?;
+) -> Chain {
     let rank = adapter.map_or(0, StackedAdapter::rank);
-    Ok(eval::scoring_chain(model.clone(), kernels, common::precision(&options.compute), rank, rows))
+    eval::scoring_chain(model.clone(), kernels.clone(), common::precision(&options.compute), rank, rows)
 }
 
 /// Perplexity of a text, in llama-perplexity's convention.
@@ -126,7 +126,7 @@ fn score_text(
     options: &Options,
     session: &Session,
     model: &Arc<ModelFile>,
-    adapter: Option<&StackedAdapter>,
+    used: (&Arc<Kernels>, Option<&StackedAdapter>),
     file: &Path,
 ) -> Result<Evaluated> {
     let window = options.ctx_size.unwrap_or(TEXT_WINDOW) as usize;
@@ -137,7 +137,7 @@ fn score_text(
         );
     }
     let (ids, bos) = encode_text(model, file)?;
-    let mut chain = chain(options, model, adapter, window)?;
+    let mut chain = chain(options, model, used, window);
     let mut told = Instant::now();
     let progress = |done: usize, all: usize, so_far: Evaluated| {
         if told.elapsed() >= TELL_EVERY || done == all {
@@ -149,7 +149,7 @@ fn score_text(
         }
         !session.cancel.load(Ordering::Relaxed)
     };
-    let adapter = adapter.map(|a| a as &dyn Adapted);
+    let adapter = used.1.map(|a| a as &dyn Adapted);
     let scored = eval::perplexity(&mut chain, adapter, &ids, window, bos, progress);
     Ok(scored.map_err(|e| e.at(file.display()))?)
 }
@@ -167,7 +167,7 @@ fn score_rows(
     options: &Options,
     session: &Session,
     model: &Arc<ModelFile>,
-    adapter: Option<&StackedAdapter>,
+    used: (&Arc<Kernels>, Option<&StackedAdapter>),
     few_shot: Vec<Message>,
     path: &Path,
 ) -> Result<Evaluated> {
@@ -184,8 +184,8 @@ fn score_rows(
     }
     common::tell_rows(&data, rows_max);
     eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
-    let mut chain = chain(options, model, adapter, data.rows_max())?;
-    let adapter = adapter.map(|a| a as &dyn Adapted);
+    let mut chain = chain(options, model, used, data.rows_max());
+    let adapter = used.1.map(|a| a as &dyn Adapted);
     let mut total = Evaluated::default();
     for batch in in_order(&data.examples, 1) {
         if session.cancel.load(Ordering::Relaxed) {

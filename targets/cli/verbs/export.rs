@@ -1,15 +1,25 @@
 //! `engraft export`: an adapter in the format of another tool.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
-use engraft_runtime::adapter::{gguf_file, peft};
+use clap::{Args, ValueEnum, value_parser};
+use engraft_kernels::Kernels;
+use engraft_runtime::adapter::approximate::{self, Approximation, ModuleError};
+use engraft_runtime::adapter::{Adapter, gguf_file, peft};
+use engraft_runtime::data::Example;
+use engraft_runtime::error::Error;
+use engraft_runtime::generate::StackedAdapter;
+use engraft_runtime::merge::judge::{Judge, Judgement};
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
 
+use super::measure::{self, HeldOut};
 use super::{Session, common};
 use crate::json;
-use crate::options::{ModelOptions, StoredAs, adapter_file, misuse};
+use crate::options::{ComputeOptions, ModelOptions, StoredAs, adapter_file, misuse};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -36,9 +46,20 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME")]
     base_name: Option<String>,
 
+    /// Write a DoRA as the plain LoRA of this rank nearest to it, and tell its error (and with --data or
+    /// --file what it costs)
+    #[arg(long, value_name = "R", value_parser = value_parser!(u32).range(1..=256))]
+    dora_svd_rank: Option<u32>,
+
     /// Take the adapter for this model though it names another base, where its shapes fit
     #[arg(long)]
     force_base: bool,
+
+    #[command(flatten)]
+    held_out: HeldOut,
+
+    #[command(flatten)]
+    compute: ComputeOptions,
 }
 
 /// The formats that are written.
@@ -53,32 +74,132 @@ enum Format {
 pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     options.model.path()?;
     let file = adapter_file(&options.lora, "--lora")?;
+    check_paths(options)?;
+    let model = common::open_model(&options.model)?;
+    let kernels = common::kernels(&options.compute)?;
+    let adapter = common::adapter(&model, &kernels, &file, options.force_base)?;
+    // Read before the work, so that a bad text is refused at once.
+    let examples = options.held_out.examples(&model)?;
+    let (mut exchange, approximated) = match options.dora_svd_rank {
+        None => (adapter.to_exchange(), None),
+        Some(rank) => {
+            let found = approximate(options, session, (&model, &kernels), &adapter, rank as usize)?;
+            tell(&found);
+            let measured = match examples.is_empty() {
+                true => None,
+                false => Some(judge(options, session, (&model, &kernels), adapter, &found, &examples)?),
+            };
+            let figures = figures(rank, &found, measured.as_ref());
+            (found.exchange, Some(figures))
+        }
+    };
+    if let Some(name) = &options.base_name {
+        exchange.base_name.clone_from(name);
+    }
+    let (output, stored) = (&options.output, options.stored.into());
+    let format = match options.format {
+        Format::Peft => {
+            peft::export(&Disk, output, &exchange, model.config(), stored)?;
+            "peft"
+        }
+        Format::Gguf => {
+            gguf_file::export(&Disk, output, &exchange, model.config(), stored)?;
+            "gguf"
+        }
+    };
+    let (modules, output) = (exchange.modules.len(), output.display().to_string());
+    json::line(&format!("{modules} projections written as {format}: {output}"))?;
+    if session.json {
+        json::emit(&json::Export { format, modules, output, approximation: approximated })?;
+    }
+    Ok(())
+}
+
+fn check_paths(options: &Options) -> Result<(), Error> {
     let output = &options.output;
     if (options.format == Format::Gguf && output.is_dir())
         || (options.format == Format::Peft && output.is_file())
     {
         let wanted = if options.format == Format::Gguf { "a file" } else { "a folder" };
-        return Err(misuse(format!("-o/--output: {}: name {wanted}", output.display())).into());
+        return Err(misuse(format!("-o/--output: {}: name {wanted}", output.display())));
     }
-    let model = common::open_model(&options.model)?;
-    let mut exchange = common::adapter(&model, &file, options.force_base)?.to_exchange();
-    if let Some(name) = &options.base_name {
-        exchange.base_name.clone_from(name);
-    }
-    let format = match options.format {
-        Format::Peft => {
-            peft::export(&Disk, output, &exchange, model.config(), options.stored.into())?;
-            "peft"
-        }
-        Format::Gguf => {
-            gguf_file::export(&Disk, output, &exchange, model.config(), options.stored.into())?;
-            "gguf"
-        }
-    };
-    let modules = exchange.modules.len();
-    json::line(&format!("{modules} projections written as {format}: {}", output.display()))?;
-    if session.json {
-        json::emit(&json::Export { format, modules, output: output.display().to_string() })?;
+    if options.held_out.is_given()? && options.dora_svd_rank.is_none() {
+        return Err(misuse("--file and --data measure what --dora-svd-rank loses, which is not given"));
     }
     Ok(())
+}
+
+/// The nearest plain LoRA, with progress.
+fn approximate(
+    options: &Options,
+    session: &Session,
+    (model, kernels): (&ModelFile, &Kernels),
+    adapter: &Adapter,
+    rank: usize,
+) -> Result<Approximation, Error> {
+    let per_layer = adapter.config.targets.len();
+    let progress = |done: usize, all: usize| {
+        if done.is_multiple_of(4 * per_layer) || done == all {
+            eprintln!("approximated {done}/{all} projections");
+        }
+        !session.cancel.load(Ordering::Relaxed)
+    };
+    let seed = options.held_out.seed;
+    approximate::low_rank(model, kernels, adapter, rank, seed, progress).map_err(|e| e.at("--dora-svd-rank"))
+}
+
+/// The errors of all projections, a line for each block, and of all together.
+fn tell(found: &Approximation) {
+    for block in found.errors.chunk_by(|a, b| a.layer == b.layer) {
+        let of = |e: &ModuleError| format!("{} {:.4}", e.proj.hf_name(), e.relative());
+        let line: Vec<_> = block.iter().map(of).collect();
+        eprintln!("layer {}: relative error of {}", block[0].layer, line.join(", "));
+    }
+    eprintln!("relative error of the whole change (Frobenius norm): {:.4}", found.relative_error());
+}
+
+/// Base, DoRA and what takes its place, on held-out text.
+fn judge(
+    options: &Options,
+    session: &Session,
+    (model, kernels): (&Arc<ModelFile>, &Arc<Kernels>),
+    adapter: Adapter,
+    found: &Approximation,
+    examples: &[Example],
+) -> Result<Judgement> {
+    let instead = Adapter::from_exchange(model.config(), model.digest(), found.exchange.clone())?;
+    let stacked = |adapter| StackedAdapter::new(model, kernels, &[(adapter, 1.0)]).map(Arc::new);
+    let (rows, precision) = (measure::rows_max(examples), common::precision(&options.compute));
+    let mut judge = Judge::beside(model, stacked(adapter)?, stacked(instead)?, kernels, precision, rows)?;
+    let j = measure::score(&mut judge, examples, session)?;
+    eprintln!(
+        "held out, {} tokens: base {:.4}, with the DoRA {:.4}, with the LoRA {:.4} nats/token\n\
+         mean KL from the DoRA to the LoRA {:.5}, where that to the base is {:.5}",
+        j.tokens, j.nll_base, j.nll_adapter, j.nll_merged, j.kl_merged, j.kl_base
+    );
+    if j.is_lost() {
+        eprintln!("warning: most of what the DoRA does is lost; a higher --dora-svd-rank keeps more");
+    }
+    Ok(j)
+}
+
+fn figures(rank: u32, found: &Approximation, measured: Option<&Judgement>) -> json::ExportApproximation {
+    let projection = |e: &ModuleError| json::ProjectionError {
+        layer: e.layer,
+        projection: e.proj.hf_name(),
+        relative_error: e.relative(),
+    };
+    json::ExportApproximation {
+        rank,
+        relative_error: found.relative_error(),
+        projections: found.errors.iter().map(projection).collect(),
+        measured: measured.map(|j| json::ExportMeasure {
+            tokens: j.tokens,
+            nll_base: j.nll_base,
+            nll_adapter: j.nll_adapter,
+            nll_exported: j.nll_merged,
+            mean_kl: j.kl_merged,
+            mean_kl_base: j.kl_base,
+        }),
+    }
 }

@@ -182,11 +182,11 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
             misuse("--store: its active generation is few-shot examples, a chat's: say --chat").into()
         );
     }
-    let adapter = common::adapters(&model, &options.adapters, &stored, &options.compute)?;
+    let kernels = common::kernels(&options.compute)?;
+    let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let text = Text::of(&model)?;
     let ids = prompt_ids(options, &text, &stored.few_shot, &prompt)?;
     let capacity = capacity(options, model.config(), ids.len())?;
-    let kernels = common::kernels(&options.compute)?;
     let mut sequence = Sequence::new(
         model,
         kernels,

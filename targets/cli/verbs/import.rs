@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::adapter::Adapter;
 use engraft_runtime::adapter::foreign::Format;
 use engraft_runtime::adapter::params::short_hex;
+use engraft_runtime::adapter::{Adapter, Binding, Prober};
 use engraft_runtime::storage::Disk;
 
 use super::{Session, common};
@@ -43,8 +43,13 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let digest = model.digest();
     let place = options.from.display();
     let mut adapter =
-        Adapter::from_exchange(model.config(), digest, imported.exchange).map_err(|e| e.at(place))?;
+        Adapter::from_exchange(model.config(), digest, imported.exchange).map_err(|e| e.at(&place))?;
     adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
+    adapter.round_to(options.stored.into()).map_err(|e| e.at(&place))?;
+    let mut prober = Prober::new(&model, &common::best_kernels(), adapter.layout.rank_max());
+    let binding = Binding::of(&adapter, &model, &mut prober).map_err(|e| e.at(&place))?;
+    binding.check_effect(&adapter).map_err(|e| e.at(&place))?;
+    adapter.binding = Some(binding);
     let file = adapter.save(&Disk, &options.adapter_path, options.stored.into())?.path;
     let base = short_hex(&digest);
     eprintln!(

@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::Result;
-use clap::{Args, value_parser};
-use engraft_kernels::DType;
+use clap::Args;
+use engraft_kernels::{DType, Kernels};
 use engraft_runtime::adapter::Adapter;
 use engraft_runtime::data::Example;
 use engraft_runtime::error::{Error, ErrorKind};
@@ -16,12 +15,10 @@ use engraft_runtime::merge::judge::{Judge, Judgement};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, Storage, create_dir_all};
 
-use super::{Session, common, eval};
+use super::measure::{self, HeldOut};
+use super::{Session, common};
 use crate::json;
-use crate::options::{self, ComputeOptions, DataOptions, ModelOptions, adapter_file, misuse, stat};
-
-/// Examples between two reports.
-const TELL_EVERY: usize = 8;
+use crate::options::{ComputeOptions, ModelOptions, adapter_file, misuse};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -40,22 +37,6 @@ pub(crate) struct Options {
     #[arg(long = "type", value_name = "TYPE", value_parser = dtype)]
     dtype: Option<DType>,
 
-    /// A held-out text to measure on (or --data)
-    #[arg(short, long, value_name = "FILE", conflicts_with = "data")]
-    file: Option<PathBuf>,
-
-    /// Tokens of a window of the text, or of a row at most
-    #[arg(short, long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(2..=1 << 20))]
-    ctx_size: u32,
-
-    /// Tokens to score at most
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = value_parser!(u32).range(1..))]
-    max_tokens: u32,
-
-    /// Seed of the split, as it was for training
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
-    seed: u64,
-
     /// Keep the merged model even if most of the adapter's gain is lost
     #[arg(long)]
     force: bool,
@@ -69,7 +50,7 @@ pub(crate) struct Options {
     force_base: bool,
 
     #[command(flatten)]
-    data: DataOptions,
+    held_out: HeldOut,
 
     #[command(flatten)]
     compute: ComputeOptions,
@@ -79,18 +60,16 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let base = options.model.path()?;
     let file = adapter_file(&options.lora, "--lora")?;
     let (dir, name) = output(&options.output, base)?;
-    let data = options.data.path()?;
-    if let Some(text) = &options.file {
-        stat(text, "-f/--file")?;
-    } else if data.is_none() && !options.unmeasured {
+    if !options.held_out.is_given()? && !options.unmeasured {
         let message =
             "merging can erase an adapter: name a held-out text with --file or --data, or say --unmeasured";
         return Err(misuse(message).into());
     }
     let model = common::open_model(&options.model)?;
-    let adapter = common::adapter(&model, &file, options.force_base)?;
+    let kernels = common::kernels(&options.compute)?;
+    let adapter = common::adapter(&model, &kernels, &file, options.force_base)?;
     // Read before the work, so that a bad text is refused at once.
-    let examples = if options.unmeasured { Vec::new() } else { held_out(options, &model, data)? };
+    let examples = if options.unmeasured { Vec::new() } else { options.held_out.examples(&model)? };
     create_dir_all(&Disk, &dir)?;
     let exchange = adapter.to_exchange();
     let merged_tensors = exchange.modules.len();
@@ -99,7 +78,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let bytes = merge::write(&Disk, &dir, &staged_name, &model, &exchange, options.dtype)?.bytes;
     let measured = match options.unmeasured {
         true => None,
-        false => Some(judge(options, session, &model, adapter, &staged.0, &examples)?),
+        false => Some(judge(options, session, (&model, &kernels), adapter, &staged.0, &examples)?),
     };
     let lost = measured.as_ref().is_some_and(Judgement::is_lost);
     if let Some(found) = &measured {
@@ -111,7 +90,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     place(&staged.0, &dir, &options.output)?;
     json::line(&format!("{merged_tensors} tensors merged: {}", options.output.display()))?;
     if session.json {
-        let (output, measured) = (options.output.display().to_string(), measured.as_ref().map(measure));
+        let (output, measured) = (options.output.display().to_string(), measured.as_ref().map(figures));
         json::emit(&json::Merge { output, bytes, merged_tensors, measured, forced: lost })?;
     }
     Ok(())
@@ -149,60 +128,19 @@ fn place(staged: &Path, dir: &Path, output: &Path) -> Result<(), Error> {
     Disk.sync_dir(dir).map_err(io)
 }
 
-/// What to measure on: windows of a text with their second halves scored, or held-out rows; cut at
-/// `--max-tokens`.
-fn held_out(options: &Options, model: &ModelFile, data: Option<&Path>) -> Result<Vec<Example>> {
-    let window = (options.ctx_size as usize).min(model.config().context_len);
-    let mut examples = match (&options.file, data) {
-        (Some(file), _) => {
-            let (ids, bos) = eval::encode_text(model, file)?;
-            let mut examples = Vec::new();
-            for ids in ids.chunks(window).filter(|w| w.len() >= 2) {
-                let mut ids = ids.to_vec();
-                ids[0] = bos.unwrap_or(ids[0]);
-                let mask = (0..ids.len()).map(|i| i > ids.len() / 2).collect();
-                examples.push(Example { ids, mask });
-            }
-            examples
-        }
-        (None, Some(path)) => {
-            let (data, which) = eval::held_out(&options.data, options.seed, model, path, window, Vec::new())?;
-            common::tell_rows(&data, window);
-            eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
-            data.examples
-        }
-        (None, None) => Vec::new(),
-    };
-    let mut left = options.max_tokens as usize;
-    examples.retain(|e| {
-        let keep = left > 0;
-        left = left.saturating_sub(e.mask.iter().skip(1).filter(|m| **m).count());
-        keep
-    });
-    Ok(examples)
-}
-
 fn judge(
     options: &Options,
     session: &Session,
-    model: &Arc<ModelFile>,
+    (model, kernels): (&Arc<ModelFile>, &Arc<Kernels>),
     adapter: Adapter,
     merged: &Path,
     examples: &[Example],
 ) -> Result<Judgement> {
     let merged = Arc::new(ModelFile::open(merged)?);
-    let kernels = common::kernels(&options.compute)?;
-    let beside = Arc::new(StackedAdapter::new(model, &kernels, &[(adapter, 1.0)])?);
-    let rows = examples.iter().map(|e| e.ids.len()).max().unwrap_or(1);
-    let precision = common::precision(&options.compute);
-    let mut judge = Judge::new(model, beside, &merged, &kernels, precision, rows)?;
-    let progress = |done: usize| {
-        if done.is_multiple_of(TELL_EVERY) || done == examples.len() {
-            eprintln!("measured {done}/{}", examples.len());
-        }
-        !session.cancel.load(Ordering::Relaxed)
-    };
-    Ok(judge.score(examples, progress)?)
+    let beside = Arc::new(StackedAdapter::new(model, kernels, &[(adapter, 1.0)])?);
+    let (rows, precision) = (measure::rows_max(examples), common::precision(&options.compute));
+    let mut judge = Judge::new(model, beside, &merged, kernels, precision, rows)?;
+    Ok(measure::score(&mut judge, examples, session)?)
 }
 
 fn describe(j: &Judgement) -> String {
@@ -232,7 +170,7 @@ fn refusal(j: &Judgement) -> Error {
     Error::new(ErrorKind::GateRefused, message)
 }
 
-fn measure(j: &Judgement) -> json::MergeMeasure {
+fn figures(j: &Judgement) -> json::MergeMeasure {
     json::MergeMeasure {
         tokens: j.tokens,
         nll_base: j.nll_base,

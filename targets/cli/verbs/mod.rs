@@ -8,6 +8,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
+mod measure;
 pub(crate) mod merge;
 pub(crate) mod plan;
 mod prepare;

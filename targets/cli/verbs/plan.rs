@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use engraft_runtime::train::calibrate::calibrate;
 
-use super::prepare::{describe, ladder_table, prepare};
+use super::prepare::{describe, describe_retention, ladder_table, prepare};
 use super::{Session, common};
 use crate::exit::AfterJson;
 use crate::json;
@@ -26,6 +26,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     tune.data.path()?;
     let prepared = prepare(tune)?;
     eprintln!("{}", describe(&prepared.lora));
+    eprint!("{}", describe_retention(tune, &prepared)?);
     json::line(&prepared.table())?;
     let fits = prepared.check(tune.memory_budget);
     // What does not fit is not tried either.

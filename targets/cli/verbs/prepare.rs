@@ -3,29 +3,64 @@
 use std::sync::Arc;
 
 use engraft_runtime::adapter::{Case, Layout, LoraConfig};
-use engraft_runtime::data::{TrainValid, load_train_valid};
+use engraft_runtime::data::batches::max_tokens;
+use engraft_runtime::data::{Example, TrainValid, load, load_train_valid};
 use engraft_runtime::error::Result;
+use engraft_runtime::generate::replay::{Sampling, Starts};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn;
 use engraft_runtime::nn::keep::KeepPrecision;
 use engraft_runtime::plan::{KeepPlan, MemoryPlan, Request, keep};
+use engraft_runtime::rng::Rng;
+use engraft_runtime::train::Direction;
 use engraft_runtime::train::calibrate::Pieces;
+use engraft_runtime::train::eva::EvaWords;
 
 use super::common;
 use crate::json;
-use crate::options::{self, FineTune, Layers, LoraOptions, TuneOptions, misuse};
+use crate::options::{self, FineTune, Init, Layers, LoraOptions, ReplaySource, TuneOptions, misuse, stat};
 use crate::units::show_bytes;
+
+/// The random stream of sampled replay rows' seed.
+const REPLAY_STREAM: u64 = 0x5245_504C;
 
 /// A run that is planned, and not begun.
 pub(crate) struct Prepared {
     pub(crate) model: Arc<ModelFile>,
     /// The rows; `None` without `--data`.
     pub(crate) data: Option<TrainValid>,
+    /// What is replayed among them.
+    pub(crate) replay: Option<Replay>,
     pub(crate) lora: LoraConfig,
     pub(crate) request: Request,
     pub(crate) plan: MemoryPlan,
+}
+
+/// Rows to replay.
+pub(crate) enum Replay {
+    /// Read from a file.
+    Rows(Vec<Example>),
+    /// Sampled from the base once the plan is accepted.
+    Sampled(Starts, Sampling),
+}
+
+impl Replay {
+    /// Tokens of all rows, rows, and positions of the longest; of sampled ones, at most.
+    fn extent(&self) -> (usize, usize, usize) {
+        match self {
+            Replay::Rows(rows) => (
+                rows.iter().map(|e| e.ids.len()).sum(),
+                rows.len(),
+                rows.iter().map(Example::rows).max().unwrap_or(0),
+            ),
+            Replay::Sampled(starts, sampling) => {
+                let (tokens, longest) = sampling.extent(starts);
+                (tokens, sampling.count, longest)
+            }
+        }
+    }
 }
 
 /// Opens the model, reads the data, and plans. The tokenizer is gone when this returns, and the model's
@@ -39,10 +74,10 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     let layout = Layout::new(model.config(), &lora);
     let rows_max = (tune.run.max_seq_length as usize).min(model.config().context_len);
     let tokenizer_bytes = Text::heap_bytes(&model)?;
-    let data = std::thread::scope(|scope| {
+    let (data, replay) = std::thread::scope(|scope| {
         // The digest reads the whole file: beside the tokenizer's work it costs no time.
         scope.spawn(|| model.digest());
-        read_data(tune, &model, rows_max)
+        read_rows(tune, &model, rows_max)
     })?;
     let mut request = Request {
         batch: tune.run.batch_size as usize,
@@ -54,6 +89,8 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         keep: KeepPlan::default(),
         threads: tune.compute.threads as usize,
         dropout: lora.dropout > 0.0,
+        beside_base: tune.retention.penalty().is_some(),
+        preparation_bytes: 0,
         data_tokens: 0,
         data_rows: 0,
         tokenizer_bytes,
@@ -67,9 +104,47 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         request.data_tokens = examples().map(|e| e.ids.len()).sum();
         request.data_rows = examples().count();
     }
+    request.preparation_bytes = preparation_bytes(tune, model.config(), &layout, &request, &data, &replay);
+    if let Some(replay) = &replay {
+        let (tokens, rows, longest) = replay.extent();
+        request.data_tokens += tokens;
+        request.data_rows += rows;
+        request.seq = request.seq.max(longest);
+        // Replayed rows fill batches that the data alone would not.
+        request.batch = tune.run.batch_size as usize;
+    }
     request.keep = keep_plan(tune, model.config(), &request);
     let plan = MemoryPlan::new(model.config(), &request);
-    Ok(Prepared { model, data, lora, request, plan })
+    Ok(Prepared { model, data, replay, lora, request, plan })
+}
+
+/// What is held at most before training, beside data: EVA's walk, or the sampling of replay rows. The
+/// request is that of the data alone.
+fn preparation_bytes(
+    tune: &TuneOptions,
+    c: &ModelConfig,
+    layout: &Layout,
+    request: &Request,
+    data: &Option<TrainValid>,
+    replay: &Option<Replay>,
+) -> usize {
+    let eva = || {
+        let (batch, count) = (tune.run.batch_size as usize, tune.lora.eva_batches as usize);
+        let (rows, batches) = match data {
+            Some(data) => {
+                let examples = &data.train.examples;
+                (max_tokens(examples, batch), count.min(examples.len().div_ceil(batch)))
+            }
+            None => (batch * request.seq, count),
+        };
+        let words = EvaWords::new(c, layout, (rows, request.seq, rows * batches), request.threads);
+        size_of::<f32>() * (words.total() + layout.len())
+    };
+    let eva = if tune.lora.init == Init::Eva { eva() } else { 0 };
+    match replay {
+        Some(Replay::Sampled(starts, sampling)) => eva.max(sampling.bytes(c, starts, request.threads)),
+        _ => eva,
+    }
 }
 
 /// What blocks keep, as `--keep` says.
@@ -90,10 +165,54 @@ fn keep_plan(tune: &TuneOptions, c: &ModelConfig, request: &Request) -> KeepPlan
     KeepPlan::uniform(level, precision, request.kept_blocks)
 }
 
-/// The rows of `--data` as token ids, and what there is to say of them.
-fn read_data(tune: &TuneOptions, model: &ModelFile, rows_max: usize) -> Result<Option<TrainValid>> {
-    let Some(path) = tune.data.path()? else { return Ok(None) };
+/// The rows of `--data` and `--replay`; the tokenizer is gone afterwards.
+fn read_rows(
+    tune: &TuneOptions,
+    model: &ModelFile,
+    rows_max: usize,
+) -> Result<(Option<TrainValid>, Option<Replay>)> {
+    // Checked before anything is read.
+    let share = tune.retention.share()?;
+    if let Some(ReplaySource::File(file)) = &tune.retention.replay {
+        stat(file, "--replay")?;
+    }
+    if tune.data.path()?.is_none() && tune.retention.replay.is_none() {
+        return Ok((None, None));
+    }
     let text = Text::of(model)?;
+    let data = read_data(tune, &text, rows_max)?;
+    Ok((data, if share > 0.0 { read_replay(tune, &text, rows_max)? } else { None }))
+}
+
+/// The rows of `--replay`, or what sampling them begins with.
+fn read_replay(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Option<Replay>> {
+    let retention = &tune.retention;
+    match &retention.replay {
+        None => Ok(None),
+        Some(ReplaySource::Base) => {
+            let seed = Rng::new(tune.seed, REPLAY_STREAM).next_u64();
+            let (count, tokens) = (retention.replay_count as usize, retention.replay_tokens as usize);
+            let starts = Starts::of(text, rows_max).map_err(|e| e.at("--replay base"))?;
+            Ok(Some(Replay::Sampled(starts, Sampling { count, tokens, rows_max, seed })))
+        }
+        Some(ReplaySource::File(file)) => {
+            let options = common::data_options(&tune.data, rows_max, tune.seed);
+            let rows = load(file, &text.tokenizer, &text.chat, &options).map_err(|e| e.at("--replay"))?;
+            common::tell_rows(&rows, rows_max);
+            eprintln!(
+                "{}: {} rows with {} trained tokens to replay",
+                file.display(),
+                rows.examples.len(),
+                rows.trained_tokens()
+            );
+            Ok(Some(Replay::Rows(rows.examples)))
+        }
+    }
+}
+
+/// The rows of `--data` as token ids, and what there is to say of them.
+fn read_data(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Option<TrainValid>> {
+    let Some(path) = tune.data.path()? else { return Ok(None) };
     let options = common::data_options(&tune.data, rows_max, tune.seed);
     let data = load_train_valid(path, &text.tokenizer, &text.chat, &options)?;
     common::tell_rows(&data.train, rows_max);
@@ -149,6 +268,31 @@ pub(crate) fn describe(lora: &LoraConfig) -> String {
         format!("{kind} on {}: effective multiplier {formula} = {of} = {scale}", members(lora, case))
     };
     lora.cases().iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// What stands against forgetting, and what it costs; empty where nothing does.
+pub(crate) fn describe_retention(tune: &TuneOptions, prepared: &Prepared) -> Result<String> {
+    let mut text = String::new();
+    if let Some(replay) = &prepared.replay {
+        let (tokens, rows, _) = replay.extent();
+        let origin = match replay {
+            Replay::Rows(_) => format!("{rows} rows of {tokens} tokens"),
+            Replay::Sampled(..) => format!("{rows} rows sampled from the base, at most {tokens} tokens"),
+        };
+        text += &format!("replay: {origin}; {} of each batch's rows on average\n", tune.retention.share()?);
+    }
+    if let Some(penalty) = tune.retention.penalty() {
+        let name = match penalty.direction {
+            Direction::Forward => "KL(base‖tuned)",
+            Direction::Reverse => "KL(tuned‖base)",
+        };
+        text += &format!(
+            "{name} at weight {}: the base runs forward once more on every batch, and its head beside the \
+             tuned model's\n",
+            penalty.weight
+        );
+    }
+    Ok(text)
 }
 
 /// The projections of a case; those that are of it in some layers only, with these.

@@ -2,23 +2,26 @@
 
 use std::io::Stderr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::adapter::{Adapter, Precision};
+use engraft_kernels::Kernels;
+use engraft_runtime::adapter::{Adapter, Binding, Precision, Prober};
 use engraft_runtime::data::batches::in_order;
-use engraft_runtime::data::{Batch, Batches, Cursor, TrainValid};
+use engraft_runtime::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor, TrainValid};
 use engraft_runtime::error::Error;
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::{Disk, create_dir_all};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
-use engraft_runtime::train::{StepReport, TrainOptions, Trainer};
+use engraft_runtime::train::{StepReport, TrainOptions, Trainer, eva};
 
-use super::prepare::{Prepared, describe, prepare};
+use super::prepare::{Prepared, Replay, describe, describe_retention, prepare};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
 use crate::json;
 use crate::memory::Watch;
@@ -43,15 +46,64 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     }
     check_output(&tune.adapter_path)?;
     let mut prepared = prepare(tune)?;
-    eprintln!("{}\n{}", describe(&prepared.lora), prepared.table());
+    eprint!("{}\n{}", describe(&prepared.lora), describe_retention(tune, &prepared)?);
+    eprintln!("{}", prepared.table());
     prepared.check(tune.memory_budget)?;
     create_dir_all(&Disk, &tune.adapter_path)?;
+    let kernels = common::kernels(&tune.compute)?;
+    let replay = replay_rows(tune, session, &mut prepared, &kernels)?;
     let Some(data) = prepared.data.take() else { return Ok(()) };
-    let result = Run::new(tune, session, &prepared, &data, watch)?.train()?;
+    let result = Run::new(tune, session, &prepared, (&data, &replay), kernels, watch)?.train()?;
     if session.json {
         json::emit(&result)?;
     }
     Ok(())
+}
+
+/// The rows to replay, sampled now where they come from the base; none without `--replay`.
+fn replay_rows(
+    tune: &TuneOptions,
+    session: &Session,
+    prepared: &mut Prepared,
+    kernels: &Arc<Kernels>,
+) -> Result<Vec<Example>> {
+    let (starts, sampling) = match prepared.replay.take() {
+        None => return Ok(Vec::new()),
+        Some(Replay::Rows(rows)) => return Ok(rows),
+        Some(Replay::Sampled(starts, sampling)) => (starts, sampling),
+    };
+    let started = Instant::now();
+    let go_on = |_: usize| !session.cancel.load(Ordering::Relaxed);
+    let rows = sampling.run(&prepared.model, kernels, common::precision(&tune.compute), &starts, go_on)?;
+    let tokens: usize = rows.iter().map(Example::trained_tokens).sum();
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("sampled {} rows of {tokens} tokens from the base in {seconds:.1} s", rows.len());
+    Ok(rows)
+}
+
+/// An adapter that changes nothing yet, begun as `--init` says.
+fn fresh_adapter(
+    tune: &TuneOptions,
+    prepared: &Prepared,
+    data: &TrainValid,
+    kernels: &Arc<Kernels>,
+) -> Result<Adapter> {
+    let model = &prepared.model;
+    let mut random = Rng::new(tune.seed, INIT_STREAM);
+    let mut adapter = Adapter::init_on(model, kernels, &prepared.lora, &mut || random.f32())?;
+    adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
+    adapter.meta.seed = tune.seed;
+    if tune.lora.init == options::Init::Eva {
+        let started = Instant::now();
+        // The batches that training would begin with, none of them twice.
+        let size = tune.run.batch_size as usize;
+        let batches = Batches::new(&data.train.examples, size, tune.seed, Cursor::default());
+        let count = batches.batches_per_epoch().min(tune.lora.eva_batches as usize);
+        let batches: Vec<Batch> = batches.take(count).collect();
+        eva::initialize(&mut adapter, model, kernels, common::precision(&tune.compute), &batches, tune.seed)?;
+        eprintln!("EVA: A from {count} batches in {:.1} s", started.elapsed().as_secs_f64());
+    }
+    Ok(adapter)
 }
 
 /// Refuses an output that is a file, before an hour of training finds out.
@@ -69,7 +121,9 @@ struct Run<'a> {
     session: &'a Session,
     data: &'a TrainValid,
     trainer: Trainer,
-    batches: Batches<'a>,
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
+    batches: Mixed<'a>,
     /// The micro-batches of a step, filled anew each time.
     micro: Vec<Batch>,
     steps: u64,
@@ -83,6 +137,9 @@ struct Run<'a> {
     /// Loss of the steps since the last report, and of the last full report.
     recent: Mean,
     reported_loss: f64,
+    /// The same of the divergence from the base, where it is weighed.
+    recent_kl: Mean,
+    reported_kl: Option<f64>,
     valid_before: Option<f64>,
     valid_after: Option<f64>,
 }
@@ -100,28 +157,29 @@ impl<'a> Run<'a> {
         tune: &'a TuneOptions,
         session: &'a Session,
         prepared: &Prepared,
-        data: &'a TrainValid,
+        (data, replay): (&'a TrainValid, &'a [Example]),
+        kernels: Arc<Kernels>,
         watch: Watch,
     ) -> Result<Run<'a>> {
         let model = &prepared.model;
         let per_step = tune.run.grad_accumulation_steps as usize;
+        let (size, share) = (prepared.request.batch, tune.retention.share()?);
         let batches =
-            Batches::new(&data.train.examples, prepared.request.batch, tune.seed, Cursor::default());
+            Mixed::new(&data.train.examples, replay, share, size, tune.seed, MixedCursor::default());
         let steps = match tune.run.length() {
             Length::Iters(n) => u64::from(n),
             Length::Epochs(n) => {
                 (u64::from(n) * batches.batches_per_epoch() as u64).div_ceil(per_step as u64)
             }
         };
-        let mut random = Rng::new(tune.seed, INIT_STREAM);
-        let kernels = common::kernels(&tune.compute)?;
-        let mut adapter = Adapter::init_on(model, &kernels, &prepared.lora, &mut || random.f32())?;
-        adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
-        adapter.meta.seed = tune.seed;
+        let adapter = fresh_adapter(tune, prepared, data, &kernels)?;
         let words = ArenaWords::new(model.config(), &prepared.request);
-        let trainer = Trainer::new(model.clone(), kernels, words, adapter, train_options(tune, steps));
+        let trainer =
+            Trainer::new(model.clone(), kernels.clone(), words, adapter, train_options(tune, steps));
         Ok(Run {
             trainer,
+            model: model.clone(),
+            kernels,
             batches,
             micro: vec![Batch::default(); per_step],
             steps,
@@ -134,6 +192,8 @@ impl<'a> Run<'a> {
             seconds: 0.0,
             recent: Mean::default(),
             reported_loss: f64::NAN,
+            recent_kl: Mean::default(),
+            reported_kl: None,
             valid_before: None,
             valid_after: None,
             tune,
@@ -162,6 +222,7 @@ impl<'a> Run<'a> {
             planned_private_bytes: self.planned_bytes,
             peak_private_bytes: self.watch.sample(),
             train_loss: self.reported_loss,
+            train_kl: self.reported_kl,
             valid_loss_before: self.valid_before,
             valid_loss_after: self.valid_after,
             adapter: file.display().to_string(),
@@ -180,6 +241,8 @@ impl<'a> Run<'a> {
         self.targets += report.targets as u64;
         self.recent.sum += report.loss * report.targets as f64;
         self.recent.count += report.targets;
+        self.recent_kl.sum += report.kl.unwrap_or_default() * report.targets as f64;
+        self.recent_kl.count += report.targets;
         self.show(&report)?;
 
         let (step, run) = (self.trainer.steps(), &self.tune.run);
@@ -206,9 +269,12 @@ impl<'a> Run<'a> {
         }
         self.reported_loss = self.recent.sum / self.recent.count as f64;
         self.recent = Mean::default();
+        self.reported_kl = report.kl.map(|_| self.recent_kl.sum / self.recent_kl.count as f64);
+        self.recent_kl = Mean::default();
         self.metrics.append(&StepRecord {
             step,
             train_loss: Some(self.reported_loss),
+            kl: self.reported_kl,
             learning_rate: Some(report.lr.into()),
             grad_norm: Some(report.grad_norm),
             tokens_per_s: Some(tokens_per_s),
@@ -234,14 +300,17 @@ impl<'a> Run<'a> {
         Ok(Some(loss))
     }
 
-    /// Commits the adapter as it is now.
+    /// Commits the adapter as it is now, bound to its base by what both compute.
     fn save(&mut self) -> Result<PathBuf> {
         let steps = self.trainer.steps();
         let meta = self.trainer.meta_mut();
         (meta.steps, meta.tokens) = (steps, self.targets);
         meta.valid_loss_before = self.valid_before.map(|l| l as f32);
         meta.valid_loss_after = self.valid_after.map(|l| l as f32);
-        Ok(self.trainer.adapter().save(&Disk, &self.tune.adapter_path, Precision::F32)?.path)
+        let adapter = self.trainer.adapter();
+        let mut prober = Prober::new(&self.model, &self.kernels, adapter.layout.rank_max());
+        let binding = Binding::of(adapter, &self.model, &mut prober)?;
+        Ok(adapter.save_bound(&Disk, &self.tune.adapter_path, Precision::F32, &binding)?.path)
     }
 
     fn is_cancelled(&self) -> bool {
@@ -289,5 +358,6 @@ fn train_options(tune: &TuneOptions, steps: u64) -> TrainOptions {
         seed: tune.seed,
         precision: common::precision(&tune.compute),
         gradient: common::gradient(&tune.compute),
+        kl: tune.retention.penalty(),
     }
 }

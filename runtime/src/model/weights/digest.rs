@@ -6,13 +6,13 @@ use crate::model::config::ModelConfig;
 use crate::model::gguf::Gguf;
 
 /// Sets this encoding apart from any other use of SHA-256; a change of the encoding changes it.
-const DOMAIN: &[u8] = b"engraft base model, encoding 1\n";
+pub const DOMAIN: &str = "engraft base model, encoding 1\n";
 
 /// SHA-256 over tensors in the order of the file, hyperparameters, and tokenizer metadata in the order
 /// of its keys. Every variable part is preceded by its length, so no two models encode alike.
 pub(super) fn compute(gguf: &Gguf, config: &ModelConfig, bytes: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    hash.update(DOMAIN);
+    hash.update(DOMAIN.as_bytes());
     hash.update((gguf.tensors().len() as u64).to_le_bytes());
     for t in gguf.tensors() {
         sized(&mut hash, t.name.as_bytes());
@@ -30,6 +30,15 @@ pub(super) fn compute(gguf: &Gguf, config: &ModelConfig, bytes: &[u8]) -> [u8; 3
         // Little-endian as the format demands, and the same in both versions of it.
         sized(&mut hash, &bytes[entry.range.clone()]);
     }
+    hash.finalize().into()
+}
+
+/// SHA-256 of a chat template, or of its absence.
+pub(super) fn template(text: Option<&str>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(b"engraft chat template\n");
+    hash.update([u8::from(text.is_some())]);
+    hash.update(text.unwrap_or_default().as_bytes());
     hash.finalize().into()
 }
 

@@ -1,0 +1,191 @@
+//! Rows sampled from the base itself, to be replayed while an adapter is trained: what it would say
+//! unasked, and what it answers to plain questions.
+
+use std::sync::Arc;
+
+use engraft_kernels::{Kernels, KvType};
+
+use super::{Sampler, SamplerOptions, Session};
+use crate::data::Example;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::ModelConfig;
+use crate::model::chat::{Message, TemplateKind, encode_pieces};
+use crate::model::text::Text;
+use crate::model::weights::ModelFile;
+use crate::nn::block::BlockWords;
+use crate::nn::head::HeadWords;
+use crate::nn::{Precision, rope};
+
+/// Questions without a subject of their own: where the answer goes is the base's choice.
+const QUESTIONS: [&str; 12] = [
+    "Tell me something interesting.",
+    "Explain a concept that you know well.",
+    "Write a short story.",
+    "What can you help me with?",
+    "Give me some advice.",
+    "Write a few lines of code and explain them.",
+    "Summarize an event in history.",
+    "Ask yourself a question and answer it.",
+    "How does something in everyday life work?",
+    "Solve a small problem step by step.",
+    "Describe a place.",
+    "Write a list of useful facts.",
+];
+
+/// What sampled rows begin with, and which tokens end them. Holds no tokenizer.
+#[derive(Clone, Debug)]
+pub struct Starts {
+    prompts: Vec<Vec<u32>>,
+    ends: Vec<u32>,
+}
+
+impl Starts {
+    /// The token that begins texts, and before a chat template of the model's own, in turn, plain
+    /// questions; those of fewer than `rows_max` tokens.
+    ///
+    /// # Errors
+    /// `Unsupported` for a model that knows neither; `Misuse` where `rows_max` has room for none; those of
+    /// the template.
+    pub fn of(text: &Text, rows_max: usize) -> Result<Starts> {
+        let tokenizer = &text.tokenizer;
+        let begin = tokenizer.bos().or(tokenizer.eos()).map(|id| vec![id]);
+        let mut prompts = Vec::new();
+        if text.chat.kind() == TemplateKind::Model {
+            for question in QUESTIONS {
+                let messages = [Message::new("user", question)];
+                let pieces = text.chat.render_messages(&messages, true)?;
+                prompts.extend(begin.clone());
+                prompts.push(encode_pieces(tokenizer, &pieces, &messages).0);
+            }
+        } else {
+            prompts.extend(begin);
+        }
+        if prompts.is_empty() {
+            let message = "the model has neither a token that begins texts nor a chat template: replay rows \
+                           of a file instead";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        prompts.retain(|p| !p.is_empty() && p.len() < rows_max);
+        if prompts.is_empty() {
+            let message =
+                format!("no row of {rows_max} tokens has room for a sample: raise --max-seq-length");
+            return Err(Error::new(ErrorKind::Misuse, message));
+        }
+        let vocab = tokenizer.vocab_size() as u32;
+        Ok(Starts { prompts, ends: (0..vocab).filter(|id| tokenizer.is_end(*id)).collect() })
+    }
+
+    /// Tokens of row `i` at most, when `tokens` are sampled and the row has at most `rows_max` positions.
+    fn len(&self, i: usize, tokens: usize, rows_max: usize) -> usize {
+        (self.prompts[i % self.prompts.len()].len() + tokens).min(rows_max + 1)
+    }
+}
+
+/// How many rows to sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling {
+    /// Rows.
+    pub count: usize,
+    /// Tokens sampled for each at most, at least 1.
+    pub tokens: usize,
+    /// Positions of a row at most.
+    pub rows_max: usize,
+    /// Seed.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// Tokens of all rows and positions of the longest, at most.
+    pub fn extent(&self, starts: &Starts) -> (usize, usize) {
+        let len = |i: usize| starts.len(i, self.tokens, self.rows_max);
+        ((0..self.count).map(len).sum(), (0..self.count).map(len).max().unwrap_or(1) - 1)
+    }
+
+    /// Bytes that [`Sampling::run`] holds at most, beside the rows themselves.
+    pub fn bytes(&self, c: &ModelConfig, starts: &Starts, threads: usize) -> usize {
+        let capacity = self.extent(starts).1 + 1;
+        let rows = Session::rows(capacity);
+        let block = BlockWords::new(c, rows, capacity, 0, threads, false, false);
+        let head = HeadWords::new(c, 1, threads, false, false);
+        let kernel = block.kernel().max(head.kernel());
+        let words = block.activations() + kernel + head.total() + rope::table_words(c, capacity);
+        let cache = 2 * c.n_layers * capacity * c.d_kv() * size_of::<u16>();
+        // Logits, and the sampler's candidates.
+        let vocab = c.vocab * (4 + Sampler::TOKEN_BYTES);
+        4 * (words + rows * (2 * c.d_model + 1)) + cache + vocab
+    }
+
+    /// The rows, at temperature 1 from the whole vocabulary; every sampled token is a target, those before
+    /// are not. The same seed gives the same rows on any number of threads. `progress` is told how many
+    /// are done, and may return false to stop.
+    ///
+    /// # Errors
+    /// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Session::new`].
+    pub fn run(
+        &self,
+        model: &Arc<ModelFile>,
+        kernels: &Arc<Kernels>,
+        precision: Precision,
+        starts: &Starts,
+        mut progress: impl FnMut(usize) -> bool,
+    ) -> Result<Vec<Example>> {
+        let capacity = self.extent(starts).1 + 1;
+        let mut session =
+            Session::new(model.clone(), kernels.clone(), None, precision, capacity, KvType::F16)?;
+        let options = SamplerOptions {
+            temp: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: self.seed,
+            ..Default::default()
+        };
+        let mut sampler = Sampler::new(options)?;
+        let mut examples = Vec::with_capacity(self.count);
+        for i in 0..self.count {
+            let prompt = &starts.prompts[i % starts.prompts.len()];
+            let limit = starts.len(i, self.tokens, self.rows_max) - prompt.len();
+            let sampled =
+                complete(&mut session, &mut sampler, prompt, limit, |id| starts.ends.contains(&id))?;
+            let mut ids = Vec::with_capacity(prompt.len() + sampled.len());
+            ids.extend_from_slice(prompt);
+            ids.extend_from_slice(&sampled);
+            let mask = (0..ids.len()).map(|at| at >= prompt.len()).collect();
+            examples.push(Example { ids, mask });
+            if !progress(i + 1) {
+                return Err(Error::new(ErrorKind::Cancelled, "stopped while replay rows were sampled"));
+            }
+        }
+        Ok(examples)
+    }
+}
+
+/// What follows a prompt, from an empty cache: at most `limit` tokens, up to the one that ends it, which
+/// is included.
+///
+/// # Errors
+/// `NonFinite` where no token can be chosen; those of [`Session::feed`].
+pub fn complete(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    limit: usize,
+    is_end: impl Fn(u32) -> bool,
+) -> Result<Vec<u32>> {
+    let no_token = || {
+        let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
+        Error::new(ErrorKind::NonFinite, message)
+    };
+    session.truncate(0);
+    let mut answer = Vec::new();
+    let mut logits = session.feed(prompt)?;
+    while answer.len() < limit {
+        let id = sampler.try_sample(logits, &[]).ok_or_else(no_token)?;
+        answer.push(id);
+        if is_end(id) || answer.len() == limit || session.room() == 0 {
+            break;
+        }
+        logits = session.feed(&[id])?;
+    }
+    Ok(answer)
+}

@@ -1,0 +1,249 @@
+//! Digests of model files, remembered: hashing a model reads the whole of it, which costs more than all
+//! else there is to check when an adapter is loaded.
+//!
+//! A file counts as the same while device, inode, size, and the times of its last change in content and
+//! in description are the same, to the nanosecond. One small text file holds the last digests, with a
+//! checksum: anything else than a whole file of this version is ignored, and written anew. Nothing here
+//! fails: without a cache, or with a broken one, digests are computed.
+
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest, Sha256};
+
+use crate::storage::{Disk, Storage, commit, create_dir_all};
+
+/// The file within the cache's folder.
+pub const CACHE_FILE: &str = "digests";
+/// Digests that are kept, the latest last.
+const ENTRIES_MAX: usize = 64;
+/// Bytes that a cache file may have.
+const BYTES_MAX: u64 = 1 << 15;
+/// A file changed within this time may change again without another time stamp: its digest is not kept.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds of the last change of its content, and of its description.
+    times: [i64; 4],
+}
+
+impl Stamp {
+    /// The stamp of an open file; `None` where the system does not number its files.
+    #[cfg(unix)]
+    pub fn of(found: &std::fs::Metadata) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        Some(Stamp {
+            device: found.dev(),
+            inode: found.ino(),
+            bytes: found.size(),
+            times: [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()],
+        })
+    }
+
+    /// The stamp of an open file; `None` where the system does not number its files.
+    #[cfg(not(unix))]
+    pub fn of(_: &std::fs::Metadata) -> Option<Stamp> {
+        None
+    }
+
+    /// Whether the last change is old enough that another one would show.
+    fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let latest = self.times[0].max(self.times[2]);
+        u64::try_from(latest).is_ok_and(|t| Duration::from_secs(t) + SETTLED < now)
+    }
+
+    /// The line of a digest.
+    fn line(&self, digest: &[u8; 32]) -> String {
+        let [a, b, c, d] = self.times;
+        format!("{} {} {} {a} {b} {c} {d} {}\n", self.device, self.inode, self.bytes, hex(digest))
+    }
+}
+
+/// Digests remembered in a folder. Two processes may use one at a time; a lost entry is computed again.
+#[derive(Clone, Debug)]
+pub struct DigestCache {
+    dir: PathBuf,
+}
+
+impl DigestCache {
+    /// The cache in a folder, which is created (accessible to its owner only) when the first digest is kept.
+    pub fn new(dir: impl Into<PathBuf>) -> DigestCache {
+        DigestCache { dir: dir.into() }
+    }
+
+    /// The digest that is kept for a state of a file.
+    pub fn get(&self, stamp: &Stamp) -> Option<[u8; 32]> {
+        self.entries().into_iter().rev().find(|(s, _)| s == stamp).map(|(_, digest)| digest)
+    }
+
+    /// Keeps the digest of a state of a file, unless the file changed a moment ago.
+    pub fn put(&self, stamp: &Stamp, digest: &[u8; 32]) {
+        if !stamp.is_settled() {
+            return;
+        }
+        let mut entries = self.entries();
+        entries.retain(|(s, _)| (s.device, s.inode) != (stamp.device, stamp.inode));
+        entries.push((*stamp, *digest));
+        let first = entries.len().saturating_sub(ENTRIES_MAX);
+        let text = encode(&entries[first..]);
+        let written = create_dir_all(&Disk, &self.dir).and_then(|()| {
+            commit(&Disk, &self.dir, CACHE_FILE, |out| {
+                out.write_all(text.as_bytes()).map_err(|e| crate::Error::io("writing", e))
+            })
+        });
+        // A cache is a convenience: a read-only home costs time, not the run.
+        if let Err(error) = written {
+            log::info!("the digest is not kept: {error}");
+        }
+    }
+
+    fn entries(&self) -> Vec<(Stamp, [u8; 32])> {
+        let path = self.dir.join(CACHE_FILE);
+        read(&path).and_then(|text| decode(&text)).unwrap_or_default()
+    }
+}
+
+fn read(path: &Path) -> Option<String> {
+    let opened = Disk.open(path).ok()?;
+    let mut text = String::new();
+    opened.source.take(BYTES_MAX + 1).read_to_string(&mut text).ok()?;
+    (text.len() as u64 <= BYTES_MAX).then_some(text)
+}
+
+/// The first line: a digest of another encoding is another digest.
+fn title() -> &'static str {
+    super::weights::DIGEST_DOMAIN
+}
+
+fn encode(entries: &[(Stamp, [u8; 32])]) -> String {
+    let mut text = title().to_string();
+    text.extend(entries.iter().map(|(stamp, digest)| stamp.line(digest)));
+    let sum = hex(&Sha256::digest(text.as_bytes()).into());
+    text + &sum + "\n"
+}
+
+fn decode(text: &str) -> Option<Vec<(Stamp, [u8; 32])>> {
+    let body_bytes = text.strip_suffix('\n')?.rfind('\n')? + 1;
+    let (body, sum) = text.split_at(body_bytes);
+    if sum.trim_end() != hex(&Sha256::digest(body.as_bytes()).into()) {
+        return None;
+    }
+    body.strip_prefix(title())?.lines().map(entry).collect()
+}
+
+fn entry(line: &str) -> Option<(Stamp, [u8; 32])> {
+    let mut words = line.split(' ');
+    let mut number = || words.next()?.parse::<u64>().ok();
+    let (device, inode, bytes) = (number()?, number()?, number()?);
+    let mut time = || words.next()?.parse::<i64>().ok();
+    let times = [time()?, time()?, time()?, time()?];
+    let digest = unhex(words.next()?)?;
+    words.next().is_none().then_some((Stamp { device, inode, bytes, times }, digest))
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    let mut out = String::with_capacity(64);
+    for byte in digest {
+        // Writing to a String does not fail.
+        let _ = write!(out, "{byte:02x}");
+    }
+    out
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut digest = [0; 32];
+    for (i, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(digest)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn stamp(inode: u64) -> Stamp {
+        Stamp { device: 1, inode, bytes: 10, times: [5, 6, -7, 8] }
+    }
+
+    #[test]
+    fn digests_are_kept_by_every_part_of_a_stamp() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let cache = DigestCache::new(dir.path().join("a/b"));
+        assert_eq!(cache.get(&stamp(1)), None);
+        cache.put(&stamp(1), &[0xa5; 32]);
+        cache.put(&stamp(2), &[7; 32]);
+        assert_eq!((cache.get(&stamp(1)), cache.get(&stamp(2))), (Some([0xa5; 32]), Some([7; 32])));
+        let mut others = [stamp(1); 7];
+        others[0].device = 2;
+        others[1].inode = 3;
+        others[2].bytes = 11;
+        (0..4).for_each(|i| others[3 + i].times[i] += 1);
+        assert!(others.iter().all(|s| cache.get(s).is_none()));
+        // A changed file takes its entry's place; the oldest go.
+        cache.put(&others[2], &[1; 32]);
+        assert_eq!((cache.get(&stamp(1)), cache.get(&others[2])), (None, Some([1; 32])));
+        (10..10 + ENTRIES_MAX as u64).for_each(|i| cache.put(&stamp(i), &[9; 32]));
+        assert_eq!((cache.get(&others[2]), cache.entries().len()), (None, ENTRIES_MAX));
+    }
+
+    #[test]
+    fn what_changed_just_now_is_not_kept() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let cache = DigestCache::new(dir.path());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_secs() as i64;
+        for times in [[now, 0, 0, 0], [0, 0, now, 0], [now + 1000, 0, 0, 0]] {
+            let fresh = Stamp { times, ..stamp(1) };
+            cache.put(&fresh, &[1; 32]);
+            assert_eq!(cache.get(&fresh), None);
+        }
+    }
+
+    #[test]
+    fn a_broken_cache_is_ignored_and_written_anew() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a folder");
+        let cache = DigestCache::new(dir.path().join("own"));
+        cache.put(&stamp(1), &[0xa5; 32]);
+        let file = dir.path().join("own").join(CACHE_FILE);
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        assert_eq!((mode(&file), mode(file.parent().expect("a folder"))), (0o600, 0o700));
+        let good = fs::read(&file).expect("reading");
+        let mut accepted = 0;
+        for at in 0..good.len() {
+            for bad in [good[..at].to_vec(), flipped(&good, at)] {
+                fs::write(&file, bad).expect("writing");
+                accepted += usize::from(cache.get(&stamp(1)).is_some_and(|d| d != [0xa5; 32]));
+                assert_eq!(cache.entries(), vec![], "byte {at}");
+            }
+        }
+        assert_eq!(accepted, 0);
+        for bad in [vec![b'x'; 1 << 20], vec![0xff; 9]] {
+            fs::write(&file, bad).expect("writing");
+            cache.put(&stamp(3), &[2; 32]);
+            assert_eq!(cache.get(&stamp(3)), Some([2; 32]));
+        }
+        // Where nothing can be written, nothing is kept, and nothing fails.
+        let blocked = DigestCache::new(file.join("below a file"));
+        blocked.put(&stamp(1), &[1; 32]);
+        assert_eq!(blocked.get(&stamp(1)), None);
+    }
+
+    fn flipped(good: &[u8], at: usize) -> Vec<u8> {
+        let mut bytes = good.to_vec();
+        bytes[at] ^= 1 << (at % 8);
+        bytes
+    }
+}

@@ -1,0 +1,95 @@
+//! The tuned model beside its base on the same rows: the base's hidden states come from the same weights
+//! without the adapter, in a forward of its own that keeps nothing for a backward.
+
+use super::{AdapterView, Chain};
+use crate::data::Batch;
+use crate::nn::divergence::{self, Compared, KlPenalty};
+use crate::nn::head::HeadWeights;
+use crate::nn::{Adapted, Ctx, Dropout};
+
+impl Chain {
+    /// Losses of the tuned model and its base on a micro-batch, and how far they lie apart; `each` sees
+    /// (row, what that target adds).
+    ///
+    /// # Panics
+    /// If the chain was not planned with `beside_base`.
+    pub fn compare(
+        &mut self,
+        adapter: &dyn Adapted,
+        batch: &Batch,
+        each: impl FnMut(usize, Compared),
+    ) -> Compared {
+        self.take_base(batch);
+        self.forward(Some(adapter), batch, Dropout::OFF, self.model.config().n_layers);
+        self.compare_heads(batch, 0, None, each)
+    }
+
+    /// [`Chain::accumulate`] of the loss with a penalty: adds the gradient of Σ cross-entropy + weight·KL.
+    ///
+    /// # Panics
+    /// As [`Chain::compare`].
+    pub fn accumulate_near_base(
+        &mut self,
+        adapter: AdapterView<'_>,
+        batch: &Batch,
+        dropout: Dropout,
+        penalty: KlPenalty,
+        grads: &mut [f32],
+    ) -> Compared {
+        // The base first: the backward finds the last block's forward in the shared buffers.
+        self.take_base(batch);
+        let first = adapter.layout.layers()[0];
+        self.forward(Some(&adapter), batch, dropout, first);
+        let slot = self.config().n_layers - first;
+        let result = self.compare_heads(batch, slot, Some(penalty), |_, _| {});
+        self.backward(adapter, batch, dropout, grads, first);
+        result
+    }
+
+    /// The base's forward; its last hidden states go to the head's buffers.
+    fn take_base(&mut self, batch: &Batch) {
+        let c = self.model.config();
+        let n = batch.ids.len() * c.d_model;
+        self.forward(None, batch, Dropout::OFF, c.n_layers);
+        let c = self.model.config();
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let ctx = Ctx {
+            kernels: &self.kernels,
+            config: c,
+            rope: &self.rope,
+            precision: self.precision,
+            gradient: self.gradient,
+        };
+        divergence::keep_base(&ctx, &w, &self.saved[..n], &batch.targets, &mut self.head);
+    }
+
+    /// The tuned model's head on slot `slot` of `saved`; with a penalty, the gradient in `dx`.
+    fn compare_heads(
+        &mut self,
+        batch: &Batch,
+        slot: usize,
+        train: Option<KlPenalty>,
+        each: impl FnMut(usize, Compared),
+    ) -> Compared {
+        let c = self.model.config();
+        let n = batch.ids.len() * c.d_model;
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let ctx = Ctx {
+            kernels: &self.kernels,
+            config: c,
+            rope: &self.rope,
+            precision: self.precision,
+            gradient: self.gradient,
+        };
+        divergence::loss(
+            &ctx,
+            &w,
+            &self.saved[slot * n..(slot + 1) * n],
+            &batch.targets,
+            train.map(|penalty| (penalty, &mut self.dx[..n])),
+            &mut self.head,
+            &mut self.block.kernel,
+            each,
+        )
+    }
+}
