@@ -4,15 +4,17 @@
 //! which are compared as exact [`number`]s or by other [`metrics`]; [`retention`] is text that no training
 //! should harm; [`leak`] finds held-out rows that training saw; [`statistics`] says what differences
 //! between arms on the same held-out examples mean; and [`verdict`] judges: promote a trained arm, keep
-//! prompting with examples, or keep the base, each with its reasons and figures.
+//! prompting with examples, or keep the base, each with its reasons and figures. What is promoted is kept
+//! in a [`store`].
 //!
-//! Nothing here runs a model or reads a file: figures and strings come in, a verdict goes out, and equal
-//! input gives equal bytes.
+//! All but the store runs no model and reads no file: figures and strings come in, a verdict goes out, and
+//! equal input gives equal bytes.
 
 pub mod leak;
 pub mod metrics;
 pub mod number;
 pub mod retention;
 pub mod statistics;
+pub mod store;
 pub mod task;
 pub mod verdict;
