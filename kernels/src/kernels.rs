@@ -792,7 +792,8 @@ impl Kernels {
         let (dy, dz) = match dy {
             GainGradient::InPlace(d) => {
                 assert_eq!(d.len(), len);
-                (d.as_ptr(), Shared(d.as_mut_ptr()))
+                let d = d.as_mut_ptr();
+                (d.cast_const(), Shared(d))
             }
             GainGradient::Apart { dy, dz } => {
                 assert!(dy.len() == len && dz.len() == len);

@@ -355,7 +355,7 @@ pub(crate) struct LoraOptions {
     pub(crate) init: Init,
 
     /// Batches of training rows that --init eva looks at
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=4096))]
     pub(crate) eva_batches: u32,
 }
 

@@ -149,14 +149,15 @@ impl Binding {
     /// The binding of an adapter to its base, as both are now.
     ///
     /// # Errors
-    /// `BaseMismatch` where the shapes are not the model's; `Corrupt` where the outputs are no numbers;
+    /// `BaseMismatch` where the shapes are not the model's; `NonFinite` where the outputs are no numbers;
     /// those of [`ModelFile::template_digest`].
     pub fn of(adapter: &Adapter, model: &ModelFile, prober: &mut Prober) -> Result<Binding> {
         adapter.check_shapes(model.config())?;
         let (base, adapted) = (prober.base(), prober.of(adapter));
         for (found, what) in [(&base, "the base"), (&adapted, "the base with the adapter")] {
             if !found.is_finite() {
-                return Err(corrupt(format!("{what} gives no numbers on fixed tokens: it is broken")));
+                let message = format!("{what} gives no finite numbers on fixed tokens");
+                return Err(Error::new(ErrorKind::NonFinite, message));
             }
         }
         let matched = matched(model, &adapter.layout);

@@ -78,7 +78,7 @@ struct Target {
 /// What tells an adapter from a plain LoRA of one rank; follows [`Header`].
 #[derive(Default, Serialize, Deserialize)]
 struct Variant {
-    /// Of [`RSLORA`] and [`EVA`]; once it was a bool for the first alone.
+    /// Of [`RSLORA`] and [`EVA`]. Schema 2 has a bool here, which reads as the first.
     flags: u8,
     dora: bool,
     overrides: Vec<OverrideRecord>,

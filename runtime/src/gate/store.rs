@@ -202,11 +202,12 @@ impl<'s> Store<'s> {
     /// [`ErrorKind::Corrupt`] when no generation verifies, [`ErrorKind::Unsupported`] for a pointer of a
     /// newer version, [`ErrorKind::Io`].
     pub fn active(&self) -> Result<Option<Active>> {
-        let mut passed_over = Vec::new();
+        let (mut passed_over, mut unread) = (Vec::new(), false);
         let pointer = match self.pointer() {
             Ok(pointer) => pointer,
             Err(e) if e.kind() == ErrorKind::Unsupported => return Err(e),
             Err(e) => {
+                unread |= e.kind() == ErrorKind::Io;
                 passed_over.push(e.message().to_owned());
                 None
             }
@@ -221,7 +222,10 @@ impl<'s> Store<'s> {
             match self.verify_named(*number, named) {
                 Ok(generation) => return Ok(Some(Active { generation, passed_over })),
                 Err(e) if e.kind() == ErrorKind::Unsupported => return Err(e),
-                Err(e) => passed_over.push(e.message().to_owned()),
+                Err(e) => {
+                    unread |= e.kind() == ErrorKind::Io;
+                    passed_over.push(e.message().to_owned());
+                }
             }
         }
         if passed_over.is_empty() {
@@ -232,7 +236,17 @@ impl<'s> Store<'s> {
             self.dir.display(),
             passed_over.join("; ")
         );
-        Err(Error::new(ErrorKind::Corrupt, message))
+        Err(Error::new(if unread { ErrorKind::Io } else { ErrorKind::Corrupt }, message))
+    }
+
+    /// Reads the pointer and every generation.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] where something could not be read; damage is none.
+    fn readable(&self) -> Result<()> {
+        let io = |e: Error| if e.kind() == ErrorKind::Io { Err(e) } else { Ok(()) };
+        self.pointer().map(drop).or_else(io)?;
+        self.numbers()?.into_iter().try_for_each(|n| self.verify(n).map(drop).or_else(io))
     }
 
     /// The generations that may be active, best first. Without a pointer that names it, a directory

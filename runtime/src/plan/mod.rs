@@ -188,6 +188,8 @@ impl MemoryPlan {
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
         // So is all preparation.
         let preparation = r.preparation_bytes.saturating_sub(arena + tokenizer);
+        // Taken of adapters only.
+        let fingerprint = if r.full.is_some() { 0 } else { f * binding::words(c, r) };
         let pools = vec![
             Pool { name: "weights", bytes: f * weights },
             Pool { name: "adapter", bytes: f * w.params },
@@ -200,7 +202,7 @@ impl MemoryPlan {
             Pool { name: "head_chunk", bytes: f * w.head.total() },
             Pool { name: "kernel_scratch", bytes: f * w.kernel },
             Pool { name: "rotary_table", bytes: f * w.rope },
-            Pool { name: "fingerprint", bytes: f * binding::words(c, r) },
+            Pool { name: "fingerprint", bytes: fingerprint },
             Pool { name: "data", bytes: data },
             Pool { name: "tokenizer", bytes: tokenizer },
             Pool { name: "preparation", bytes: preparation },

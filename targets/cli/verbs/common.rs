@@ -57,6 +57,20 @@ pub(crate) fn kernels(options: &ComputeOptions) -> Result<Arc<Kernels>> {
     Ok(Arc::new(kernels))
 }
 
+/// Refuses to write over a file that is read, whatever the two paths look like.
+///
+/// # Errors
+/// `Misuse`.
+pub(crate) fn refuse_input(input: &Path, output: &Path, flag: &str) -> Result<()> {
+    match (output.canonicalize(), input.canonicalize()) {
+        (Ok(a), Ok(b)) if a == b => {
+            let what = output.display();
+            Err(misuse(format!("{flag}: {what} is read by this command and never written: name another")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How products treat activations.
 pub(crate) fn precision(options: &ComputeOptions) -> nn::Precision {
     match options.precision {

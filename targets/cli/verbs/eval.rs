@@ -89,6 +89,10 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     options.adapters.files()?;
     let model = common::open_model(&options.model)?;
     let stored = Stored::of(&model, &options.adapters)?;
+    if !stored.few_shot.is_empty() && !options.data.masks_prompt() {
+        let message = "--no-mask-prompt: the store's few-shot examples are never scored; leave it out";
+        return Err(misuse(message).into());
+    }
     let kernels = common::kernels(&options.compute)?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let used = (&kernels, adapter.as_deref());

@@ -117,6 +117,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
 
 fn check_paths(options: &Options) -> Result<(), Error> {
     let output = &options.output;
+    common::refuse_input(options.model.path()?, output, "-o/--output")?;
+    common::refuse_input(&adapter_file(&options.lora, "--lora")?, output, "-o/--output")?;
     if (options.format == Format::Gguf && output.is_dir())
         || (options.format == Format::Peft && output.is_file())
     {

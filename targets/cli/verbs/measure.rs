@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_runtime::data::Example;
-use engraft_runtime::error::Error;
+use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::merge::judge::{Judge, Judgement};
 use engraft_runtime::model::weights::ModelFile;
 
@@ -70,6 +70,10 @@ impl HeldOut {
             left = left.saturating_sub(e.mask.iter().skip(1).filter(|m| **m).count());
             keep
         });
+        if self.is_given()? && !examples.iter().any(|e| e.mask.iter().skip(1).any(|m| *m)) {
+            let message = "the held-out text has no token to score: give a longer one";
+            return Err(Error::new(ErrorKind::BadData, message).into());
+        }
         Ok(examples)
     }
 }

@@ -103,11 +103,7 @@ fn output(output: &Path, base: &Path) -> Result<(PathBuf, String), Error> {
     if output.is_dir() {
         return Err(refuse("a folder: name a file"));
     }
-    if let (Ok(a), Ok(b)) = (output.canonicalize(), base.canonicalize())
-        && a == b
-    {
-        return Err(refuse("the base itself, which is never written: name another file"));
-    }
+    common::refuse_input(base, output, "-o/--output")?;
     Ok((output.parent().unwrap_or(Path::new("")).to_path_buf(), name.to_string()))
 }
 

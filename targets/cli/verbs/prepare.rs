@@ -30,7 +30,7 @@ use crate::units::show_bytes;
 
 /// The random stream of sampled replay rows' seed.
 const REPLAY_STREAM: u64 = 0x5245_504C;
-/// The study advises against full fine-tuning of models with fewer parameters.
+/// arXiv 2606.06920 advises against full fine-tuning of models with fewer parameters.
 const ADVISED_PARAMS: usize = 500_000_000;
 
 /// A run that is planned, and not begun.

@@ -47,6 +47,11 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         );
     }
     check_output(&tune.adapter_path)?;
+    if tune.lora.fine_tune_type == options::FineTune::Full {
+        for name in [MODEL_FILE, STOPPED_FILE] {
+            common::refuse_input(tune.model.path()?, &tune.adapter_path.join(name), "--adapter-path")?;
+        }
+    }
     let mut prepared = prepare(tune)?;
     eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);

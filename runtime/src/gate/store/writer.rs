@@ -130,13 +130,19 @@ impl<'s> Writer<'s> {
     /// One more than any number that a generation has or had.
     fn next_number(&self) -> Result<u64> {
         let store = self.store;
-        let highest = store.pointer().ok().flatten().map_or(0, |p| p.highest);
-        let number = store.taken_numbers()?.into_iter().fold(highest, u64::max).saturating_add(1);
+        let number = self.highest()?.saturating_add(1);
         if number > NUMBER_MAX {
             let message = "no number is left for another generation; begin a new store";
             return Err(Error::new(ErrorKind::Misuse, message).at(store.dir.display()));
         }
         Ok(number)
+    }
+
+    /// The highest number that a generation has or had; 0 before the first.
+    fn highest(&self) -> Result<u64> {
+        let store = self.store;
+        let highest = store.pointer().ok().flatten().map_or(0, |p| p.highest);
+        Ok(store.taken_numbers()?.into_iter().fold(highest, u64::max))
     }
 
     /// Everything of a generation, the manifest last.
@@ -210,7 +216,7 @@ impl<'s> Writer<'s> {
     fn point_to(&self, generation: &Generation) -> Result<()> {
         let store = self.store;
         let (_, manifest) = store.manifest(generation.number)?;
-        let highest = self.next_number()?.saturating_sub(1).max(generation.number);
+        let highest = self.highest()?.max(generation.number);
         let mut files = generation.files.clone();
         files.push(manifest);
         let pointer = Pointer::new(generation.number, generation.previous, highest, files);
@@ -231,11 +237,23 @@ impl<'s> Writer<'s> {
         let Some(active) = store.active()? else { return Ok(Pruned::default()) };
         // A pointer that fell back is written anew first: what it named may be about to go.
         if !active.passed_over.is_empty() {
+            // Not so where it fell back because something could not be read.
+            store.readable()?;
             self.point_to(&active.generation)?;
         }
         let numbers = store.numbers()?;
-        let whole = numbers.iter().rev().filter(|n| store.verify(**n).is_ok());
-        let mut kept: Vec<u64> = whole.take(keep).copied().collect();
+        let mut kept = Vec::new();
+        for number in numbers.iter().rev() {
+            if kept.len() == keep {
+                break;
+            }
+            match store.verify(*number) {
+                Ok(_) => kept.push(*number),
+                Err(e) if e.kind() == ErrorKind::Corrupt => {}
+                // What can't be read now is not known to be damaged.
+                Err(e) => return Err(e),
+            }
+        }
         kept.push(active.generation.number);
         kept.extend(active.generation.previous);
         let mut pruned = Pruned::default();
