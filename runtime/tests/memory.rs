@@ -147,20 +147,28 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             }
             let calls = CALLS.load(Ordering::SeqCst) - calls;
             assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
-
-            // What saving takes for the fingerprint, beside the file's buffers.
-            let live = LIVE.load(Ordering::SeqCst);
-            PEAK.store(live, Ordering::SeqCst);
-            let adapter = trainer.adapter();
-            let mut prober = Prober::new(&model, &kernels, adapter.layout.rank_max());
-            Binding::of(adapter, &model, &mut prober)?;
-            let (taken, planned) = (PEAK.load(Ordering::SeqCst) - live, pool(&"fingerprint"));
-            eprintln!("fingerprint: {taken} bytes at most, {planned} planned");
-            assert!(taken <= planned + 1024 && taken * 10 >= planned * 9, "{taken} of {planned}");
+            fingerprint_is_planned(&model, &kernels, &trainer, pool(&"fingerprint"))?;
         }
     }
     eva_is_planned()?;
     sampling_is_planned()
+}
+
+/// What saving takes for the fingerprint, beside the file's buffers.
+fn fingerprint_is_planned(
+    model: &Arc<ModelFile>,
+    kernels: &Arc<Kernels>,
+    trainer: &Trainer,
+    planned: usize,
+) -> TestResult {
+    let adapter = trainer.adapter();
+    let taken = peak_of(|| {
+        let mut prober = Prober::new(model, kernels, adapter.layout.rank_max());
+        Ok(Binding::of(adapter, model, &mut prober).map(drop)?)
+    })?;
+    eprintln!("fingerprint: {taken} bytes at most, {planned} planned");
+    assert!(taken <= planned + 1024 && taken * 10 >= planned * 9, "{taken} of {planned}");
+    Ok(())
 }
 
 /// Bytes that `work` held at most beyond what was there.
