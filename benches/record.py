@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--peft-python", type=Path, help="Python that has torch, transformers and peft")
     parser.add_argument("--llama-build", type=Path, help="build tree of llama.cpp")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["step", "decode", "kernels"], help="a part of it")
+    parser.add_argument("--only", choices=["step", "full", "decode", "kernels"], help="a part of it")
     return parser.parse_args()
 
 
@@ -87,6 +87,26 @@ def step_round(args: argparse.Namespace, put) -> None:
             put("step", case, "peak_rss_mib", line["peak_rss_mib"])
 
 
+FULL = {
+    "engraft full 1x256": [],
+    "engraft full 1x256, all kept": ["--keep", "all"],
+    "engraft full 1x256, all kept, updated at once": ["--keep", "all", "--max-grad-norm", "0"],
+}
+
+
+def full_round(args: argparse.Namespace, put) -> None:
+    for case, flags in FULL.items():
+        for line in lines([*bench("step"), args.model, "--fine-tune-type", "full", "--steps", "5", *flags]):
+            put("full", case, "tokens_per_s", line["tokens_per_s"])
+            put("full", case, "planned_private_bytes", line["planned_private_bytes"])
+            if line["peak_rss_mib"] is not None:
+                put("full", case, "peak_rss_mib", line["peak_rss_mib"])
+    if args.llama_build:
+        for line in lines([sys.executable, "benches/peers/llama_finetune.py", args.llama_build, args.model]):
+            put("full", "llama-finetune 1x256", "tokens_per_s", line["tokens_per_second_median"])
+            put("full", "llama-finetune 1x256", "peak_rss_mib", line["peak_rss_mib"])
+
+
 def decode_round(args: argparse.Namespace, put) -> None:
     for model in [args.model, *args.models]:
         found = lines([*bench("decode"), model])
@@ -113,7 +133,7 @@ def main() -> int:
     def put(part: str, case: str, metric: str, value: float) -> None:
         figures[part, case, metric].append(value)
 
-    parts = {"step": step_round, "decode": decode_round, "kernels": kernels_round}
+    parts = {"step": step_round, "full": full_round, "decode": decode_round, "kernels": kernels_round}
     for _ in range(args.rounds):
         for name, run in parts.items():
             if args.only in (None, name):

@@ -1,7 +1,8 @@
 //! Tokens per second of a training step, and the share of each operation.
 //!
 //! `cargo bench --bench step -- MODEL.gguf [--seq 256] [--batch 1] [--threads 2] [--isa NAME]
-//! [--steps 8] [--fine-tune-type lora|dora] [--precision int8|f32] [--gradient-precision int8|bf16|f32] [--keep inputs|attention|all|N]
+//! [--steps 8] [--fine-tune-type lora|dora|full] [--max-grad-norm 1] [--precision int8|f32]
+//! [--gradient-precision int8|bf16|f32] [--keep inputs|attention|all|N]
 //! [--keep-precision f32|bf16]` prints one JSON line: the planned memory, every step's rate, their
 //! median, and the shares of the time. `--keep N` is the best pattern within N bytes of planned memory.
 
@@ -16,11 +17,11 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn::keep::{Keep, KeepPrecision};
 use engraft_runtime::nn::{GradientPrecision, Precision};
-use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request, keep};
+use engraft_runtime::plan::{ArenaWords, FullUpdate, KeepPlan, MemoryPlan, Request, keep};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
-use engraft_runtime::train::{TrainOptions, Trainer};
+use engraft_runtime::train::{FullTrainer, StepReport, TrainOptions, Trainer};
 
 struct Args {
     model: String,
@@ -31,7 +32,8 @@ struct Args {
     steps: usize,
     precision: Precision,
     gradient: GradientPrecision,
-    dora: bool,
+    kind: String,
+    max_grad_norm: f32,
     keep: String,
     keep_precision: KeepPrecision,
 }
@@ -46,7 +48,8 @@ fn args() -> Result<Args> {
         steps: 8,
         precision: Precision::Int8,
         gradient: GradientPrecision::Int8,
-        dora: false,
+        kind: "lora".into(),
+        max_grad_norm: 1.0,
         keep: "inputs".into(),
         keep_precision: KeepPrecision::F32,
     };
@@ -69,7 +72,8 @@ fn args() -> Result<Args> {
                     _ => GradientPrecision::Int8,
                 };
             }
-            "--fine-tune-type" => a.dora = value()? == "dora",
+            "--fine-tune-type" => a.kind = value()?,
+            "--max-grad-norm" => a.max_grad_norm = value()?.parse()?,
             "--keep" => a.keep = value()?,
             "--keep-precision" => {
                 let bf16 = value()? == "bf16";
@@ -93,12 +97,62 @@ fn pattern(a: &Args, c: &ModelConfig, r: &Request) -> Result<KeepPlan> {
     })
 }
 
+/// What is trained.
+enum Arm {
+    Adapter(Box<Trainer>),
+    Full(Box<FullTrainer>),
+}
+
+impl Arm {
+    fn step(&mut self, batch: &[Batch]) -> engraft_runtime::Result<StepReport> {
+        match self {
+            Arm::Adapter(trainer) => trainer.step(batch),
+            Arm::Full(trainer) => trainer.step(batch),
+        }
+    }
+}
+
+fn options(a: &Args) -> TrainOptions {
+    TrainOptions {
+        adamw: AdamWConfig { max_grad_norm: a.max_grad_norm, ..AdamWConfig::default() },
+        schedule: Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 100 },
+        seed: 0,
+        precision: a.precision,
+        gradient: a.gradient,
+        kl: None,
+    }
+}
+
+/// Full fine-tuning of every weight, as [`trainer`].
+fn full_trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Arm, usize, String, u64)> {
+    let model = Arc::new(ModelFile::open(&a.model)?);
+    let c = model.config();
+    let full = if a.max_grad_norm > 0.0 { FullUpdate::AtEnd } else { FullUpdate::AtOnce };
+    let mut request = Request {
+        batch: a.batch,
+        seq: a.seq,
+        full: Some(full),
+        kept_blocks: c.n_layers,
+        threads: a.threads,
+        model_bytes: model.private_bytes(),
+        ..Request::default()
+    };
+    request.keep = pattern(a, c, &request)?;
+    let (planned, kept) = (MemoryPlan::new(c, &request).private_bytes, request.keep.describe(c.n_layers));
+    let (words, ids) = (ArenaWords::new(c, &request), c.vocab.min(40_000) as u64);
+    let trainer = FullTrainer::new(model, kernels.clone(), words, options(a));
+    Ok((Arm::Full(Box::new(trainer)), planned, kept, ids))
+}
+
 /// The trainer, its planned bytes, what it keeps, and how many token ids the bench may draw.
-fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String, u64)> {
+fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Arm, usize, String, u64)> {
+    if a.kind == "full" {
+        return full_trainer(a, kernels);
+    }
     let model = Arc::new(ModelFile::open(&a.model)?);
     let c = model.config();
     let lora = LoraConfig::new(c, 8, 16.0, 0.0, &Proj::ALL, &(0..c.n_layers).collect::<Vec<_>>())?;
-    let lora = LoraConfig { dora: a.dora, ..lora };
+    let lora = LoraConfig { dora: a.kind == "dora", ..lora };
     let mut rng = Rng::new(1, 1);
     let adapter = Adapter::init_on(&model, kernels, &lora, &mut || rng.f32())?;
     let mut request = Request {
@@ -117,16 +171,15 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Trainer, usize, String, 
     let kept = request.keep.describe(c.n_layers);
     let words = ArenaWords::new(c, &request);
     let ids = c.vocab.min(40_000) as u64;
-    let schedule = Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 100 };
-    let options = TrainOptions {
-        adamw: AdamWConfig::default(),
-        schedule,
-        seed: 0,
-        precision: a.precision,
-        gradient: a.gradient,
-        kl: None,
-    };
-    Ok((Trainer::new(model, kernels.clone(), words, adapter, options), planned, kept, ids))
+    let trainer = Trainer::new(model, kernels.clone(), words, adapter, options(a));
+    Ok((Arm::Adapter(Box::new(trainer)), planned, kept, ids))
+}
+
+/// The largest resident size of this process, mapped files included; `None` where the system does not tell.
+fn peak_rss_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
 }
 
 fn main() -> Result<()> {
@@ -160,11 +213,11 @@ fn main() -> Result<()> {
     println!(
         "{}",
         serde_json::json!({
-            "adapter": if a.dora { "dora" } else { "lora" }, "isa": a.isa.name(), "threads": kernels.threads(), "seq": a.seq, "batch": a.batch,
+            "adapter": a.kind, "isa": a.isa.name(), "threads": kernels.threads(), "seq": a.seq, "batch": a.batch,
             "precision": format!("{:?}", a.precision), "keep": kept,
             "keep_precision": a.keep_precision.to_string(), "planned_private_bytes": planned,
             "tokens_per_s": sorted[sorted.len() / 2],
-            "best": sorted.last(), "all": rates, "shares": shares,
+            "peak_rss_mib": peak_rss_mib(), "best": sorted.last(), "all": rates, "shares": shares,
         })
     );
     Ok(())

@@ -294,7 +294,7 @@ impl Shared {
             let (a, tail) = std::mem::take(&mut rest).split_at_mut(s.a.len());
             let (bt, tail) = tail.split_at_mut(s.b.len());
             rest = tail;
-            Some(PairGrad { a, bt, m: &mut [] })
+            Some(PairGrad { a, bt, m: &mut [], w: None })
         })
     }
 }

@@ -7,7 +7,7 @@ use crate::acts::RowTarget;
 use crate::block::DType;
 use crate::generic::adamw::AdamWStep;
 use crate::generic::attention::{CachedHead, Head, HeadGrad};
-use crate::generic::gemm::{NnItem, NtItem, StripFn};
+use crate::generic::gemm::{NnItem, NtItem, StripFn, TnItem};
 use crate::generic::rows::SoftmaxState;
 use crate::kv::KvHead;
 
@@ -26,6 +26,7 @@ pub(crate) struct Table {
     pub act_tile: usize,
     pub nt_item: unsafe fn(&NtItem<'_>, usize, &mut [f32]),
     pub nn_item: unsafe fn(&NnItem<'_>, usize, &mut [f32]),
+    pub tn_item: unsafe fn(&TnItem<'_>, usize, &mut [f32]),
     pub dot_nt: unsafe fn(f32, &[f32], usize, usize, &[f32], usize, &mut [f32]),
     pub outer_tn: unsafe fn(&[f32], &[f32], usize, usize, usize, usize, usize, *mut f32, bool),
     pub quantize_row: unsafe fn(&[f32], bool, RowTarget),
@@ -99,6 +100,7 @@ macro_rules! isa_table {
             isa_table!(@wrap $features,
                 nt_item(it: &NtItem<'_>, n0: usize, scratch: &mut [f32]) => gemm::nt_item::<S, FMR, { S::I8_MR }, NV>;
                 nn_item(it: &NnItem<'_>, c0: usize, scratch: &mut [f32]) => gemm::nn_item::<S, FMR, { S::I8_MR }, NV>;
+                tn_item(it: &TnItem<'_>, k0: usize, scratch: &mut [f32]) => gemm::tn_item::<S, FMR, NV>;
                 dot_nt(s: f32, x: &[f32], rows: usize, k: usize, p: &[f32], r: usize, h: &mut [f32])
                     => skinny::dot_nt::<S, { S::DOT_TR }>;
                 outer_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, n0: usize, cols: usize, out: *mut f32, acc: bool)
@@ -134,7 +136,7 @@ macro_rules! isa_table {
                     assert!(S::I8_MR <= crate::acts::TILE_ROWS_MAX);
                     S::I8_MR
                 },
-                nt_item, nn_item, dot_nt, outer_tn, quantize_row, rmsnorm_row, rmsnorm_bwd_row, rope_head,
+                nt_item, nn_item, tn_item, dot_nt, outer_tn, quantize_row, rmsnorm_row, rmsnorm_bwd_row, rope_head,
                 swiglu, swiglu_bwd, swiglu_bwd_gains, gain_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, kv_expand, adamw,
                 unpack: $unpack,
                 dequant: $dequant,

@@ -11,7 +11,7 @@ use crate::block::DType;
 use crate::dispatch::{Bf16Table, GainBwd, Isa, SwigluBwdGains, Table};
 use crate::generic::adamw::AdamWStep;
 use crate::generic::attention::{self, CachedHead, Head, HeadGrad};
-use crate::generic::gemm::{self, LowRank, NN_STRIP, NnItem, NtItem, Rows};
+use crate::generic::gemm::{self, LowRank, NN_STRIP, NnItem, NtItem, Rows, TN_SCRATCH_WORDS, TnItem};
 use crate::generic::rows::SoftmaxState;
 use crate::generic::skinny::DOT_ROWS;
 use crate::kv::{KV_BLOCK, Kv};
@@ -43,6 +43,8 @@ pub enum Op {
     Gemv,
     /// Input gradients, the adapter's part in them.
     InputGradient,
+    /// Weight gradients, in full fine-tuning.
+    WeightGradient,
     /// The adapter's own rank-r products.
     RankR,
     /// Quantization of activations.
@@ -59,10 +61,11 @@ pub enum Op {
 
 impl Op {
     /// All classes.
-    pub const ALL: [Op; 9] = [
+    pub const ALL: [Op; 10] = [
         Op::Forward,
         Op::Gemv,
         Op::InputGradient,
+        Op::WeightGradient,
         Op::RankR,
         Op::Quantize,
         Op::Attention,
@@ -127,9 +130,10 @@ pub struct AttnShape {
     pub head_dim: usize,
 }
 
-/// f32 words of scratch per thread for both products with weights `[n, k]` and rank `rank`.
+/// f32 words of scratch per thread for the products with weights `[n, k]` and rank `rank`, forward, to the
+/// input and to the weights.
 pub fn gemm_scratch_words(n: usize, k: usize, rank: usize) -> usize {
-    gemm::nt_scratch_words(k, rank).max(gemm::nn_scratch_words(n, rank))
+    gemm::nt_scratch_words(k, rank).max(gemm::nn_scratch_words(n, rank)).max(TN_SCRATCH_WORDS)
 }
 
 /// f32 words of scratch per thread for attention over `keys` keys.
@@ -501,6 +505,33 @@ impl Kernels {
         });
     }
 
+    /// dw[n, k] (+)= dy[m, n]ᵀ · x[m, k], all f32.
+    pub fn gemm_tn(
+        &self,
+        dy: &[f32],
+        x: &[f32],
+        m: usize,
+        dw: &mut [f32],
+        accumulate: bool,
+        scratch: &mut [f32],
+    ) {
+        let _timed = self.timed(Op::WeightGradient);
+        let (n, k) = (dy.len() / m, x.len() / m);
+        assert!(dy.len() == m * n && x.len() == m * k && dw.len() == n * k);
+        let Some(t) = self.table else {
+            return scalar::ops::gemm_tn(dy, x, m, n, k, dw, accumulate);
+        };
+        let scratch = Scratch::new(scratch, self.threads(), TN_SCRATCH_WORDS);
+        let out = Shared(dw.as_mut_ptr());
+        self.pool.run(k.div_ceil(t.nt_strip), |item, worker| {
+            let out = &out;
+            let it = TnItem { m, n, k, dy, x, dw: out.0, accumulate };
+            // SAFETY: shapes were checked, items own disjoint strips of dw, the scratch is this worker's,
+            // and the ISA is present.
+            unsafe { (t.tn_item)(&it, item * t.nt_strip, scratch.of(worker)) }
+        });
+    }
+
     /// h[m, r] = s · x[m, k] · p[r, k]ᵀ.
     pub fn skinny_nt(&self, s: f32, x: &[f32], m: usize, k: usize, p: &[f32], r: usize, h: &mut [f32]) {
         let _timed = self.timed(Op::RankR);
@@ -572,6 +603,58 @@ impl Kernels {
                 None => scalar::ops::rmsnorm_bwd_row(&x[at.clone()], w, eps, &dy[at], row),
             }
         });
+    }
+
+    /// dw += gradient of [`Kernels::rmsnorm`] with respect to its weights, at x and applied to dy.
+    pub fn rmsnorm_weight_bwd(&self, x: &[f32], eps: f32, dy: &[f32], dw: &mut [f32]) {
+        const ROWS: usize = 256;
+        let _timed = self.timed(Op::Rows);
+        let d = dw.len();
+        assert!(x.len() == dy.len() && x.len().is_multiple_of(d));
+        if self.table.is_none() {
+            let rows = x.chunks_exact(d).zip(dy.chunks_exact(d));
+            return rows.for_each(|(x, dy)| scalar::ops::rmsnorm_weight_bwd_row(x, eps, dy, dw));
+        }
+        let dw = Shared(dw.as_mut_ptr());
+        for (x, dy) in x.chunks(ROWS * d).zip(dy.chunks(ROWS * d)) {
+            let mut inv = [0.0f32; ROWS];
+            inv.iter_mut().zip(x.chunks_exact(d)).for_each(|(i, x)| *i = scalar::ops::inverse_rms(x, eps));
+            let (dw, inv) = (&dw, &inv);
+            self.pool.run(d.div_ceil(COLUMNS), |item, _| {
+                let columns = item * COLUMNS..d.min((item + 1) * COLUMNS);
+                // SAFETY: items own disjoint columns of dw.
+                let dw = unsafe { dw.part(columns.clone()) };
+                for (t, inv) in inv.iter().enumerate().take(x.len() / d) {
+                    let at = t * d + columns.start..t * d + columns.end;
+                    let pairs = x[at.clone()].iter().zip(&dy[at]);
+                    dw.iter_mut().zip(pairs).for_each(|(w, (x, dy))| *w += dy * x * inv);
+                }
+            });
+        }
+    }
+
+    /// Σ x², in f64, of parts that do not depend on the number of threads.
+    pub fn sum_squares(&self, x: &[f32]) -> f64 {
+        const PARTS: usize = 64;
+        const LANES: usize = 8;
+        let _timed = self.timed(Op::Optimizer);
+        let mut sums = [0.0f64; PARTS];
+        let shared = Shared(sums.as_mut_ptr());
+        let len = x.len().div_ceil(PARTS);
+        self.pool.run(PARTS, |item, _| {
+            let part = &x[x.len().min(item * len)..x.len().min((item + 1) * len)];
+            let (whole, rest) = part.as_chunks::<LANES>();
+            let mut lanes = [0.0f64; LANES];
+            for v in whole {
+                for (sum, v) in lanes.iter_mut().zip(v) {
+                    *sum += f64::from(*v) * f64::from(*v);
+                }
+            }
+            let rest: f64 = rest.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+            // SAFETY: items own one sum each.
+            unsafe { shared.part(item..item + 1)[0] = lanes.iter().sum::<f64>() + rest };
+        });
+        sums.iter().sum()
     }
 
     /// Rotates every head of x `[m, heads·hd]`; row r uses `table[pos(r)]`: cosines then sines.

@@ -41,6 +41,18 @@ impl<'a> QMatrix<'a> {
         Ok(QMatrix { dtype, rows, cols, bytes })
     }
 
+    /// A view of f32 values, row-major, as a matrix of type F32.
+    ///
+    /// # Errors
+    /// As [`QMatrix::new`].
+    pub fn of_f32(rows: usize, cols: usize, values: &'a [f32]) -> Result<Self, ViewError> {
+        // Stored floats are little-endian, and these bytes must be such.
+        const { assert!(cfg!(target_endian = "little")) };
+        // SAFETY: f32 has no padding and bytes no alignment; the length is that of the same memory.
+        let bytes = unsafe { core::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+        QMatrix::new(DType::F32, rows, cols, bytes)
+    }
+
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.dtype

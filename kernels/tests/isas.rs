@@ -6,8 +6,8 @@ mod common;
 use common::{Rng, assert_close, random_bytes, view};
 use engraft_kernels::{
     AdamWStep, AttnShape, ColumnSum, DType, GainGradient, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp,
-    QuantActs, Rows, SoftmaxState, acts_words, attention_scratch_words, cached_attention_scratch_words,
-    gemm_scratch_words,
+    QMatrix, QuantActs, Rows, SoftmaxState, acts_words, attention_scratch_words,
+    cached_attention_scratch_words, gemm_scratch_words,
 };
 
 /// Runs `f` on the scalar specification and on each ISA with 1, 2 and 4 threads; results of one ISA
@@ -226,6 +226,45 @@ fn rank_r_products() {
 }
 
 #[test]
+fn weight_gradient() {
+    // Ragged in every direction; more rows than are summed at once; whole tiles.
+    for (m, n, cols) in [(1, 1, 1), (5, 13, 172), (33, 40, 65), (300, 25, 96), (513, 7, 33), (24, 96, 256)] {
+        for accumulate in [false, true] {
+            on_every_isa(&format!("gemm_tn {m}×{n}×{cols} adding {accumulate}"), 1e-5, |k| {
+                let mut rng = Rng(17);
+                let (dy, x) = (rng.vec(m * n), rng.vec(m * cols));
+                let mut dw = rng.vec(n * cols);
+                k.gemm_tn(&dy, &x, m, &mut dw, accumulate, &mut gemm_scratch(k, cols, 0));
+                dw
+            });
+        }
+    }
+}
+
+#[test]
+fn sums_of_squares() {
+    for n in [0, 1, 63, 64, 65, 10_007] {
+        on_every_isa(&format!("sum_squares {n}"), 1e-6, |k| {
+            let x = Rng(18).vec(n);
+            let plain: f64 = x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+            let sum = k.sum_squares(&x);
+            assert!((sum - plain).abs() <= 1e-12 * plain, "{sum} for {plain}");
+            vec![sum as f32]
+        });
+    }
+}
+
+#[test]
+fn f32_values_are_a_matrix() {
+    let values = Rng(19).vec(3 * 40);
+    let view = QMatrix::of_f32(3, 40, &values).expect("a matrix");
+    let mut row = vec![0.0; 40];
+    Kernels::detect(1).dequantize_row(&view, 2, &mut row);
+    assert_eq!(row, values[80..]);
+    assert!(QMatrix::of_f32(4, 40, &values).is_err());
+}
+
+#[test]
 fn quantized_activations() {
     let cols = 96;
     for m in [1, 9, 30] {
@@ -268,9 +307,17 @@ fn norms_and_elementwise() {
             let (mut y, mut dx) = (vec![0.0; 13 * d], rng.vec(13 * d));
             k.rmsnorm(&x, &w, 1e-5, &mut y);
             k.rmsnorm_bwd(&x, &w, 1e-5, &dy, &mut dx);
-            y.into_iter().chain(dx).collect()
+            let mut dw = rng.vec(d);
+            k.rmsnorm_weight_bwd(&x, 1e-5, &dy, &mut dw);
+            y.into_iter().chain(dx).chain(dw).collect()
         });
     }
+    on_every_isa("rmsnorm's weights, more rows than are summed at once", 1e-5, |k| {
+        let mut rng = Rng(12);
+        let (x, dy, mut dw) = (rng.vec(300 * 150), rng.vec(300 * 150), rng.vec(150));
+        k.rmsnorm_weight_bwd(&x, 1e-5, &dy, &mut dw);
+        dw
+    });
     for (m, n) in [(3, 5), (7, 160), (40, 300)] {
         on_every_isa(&format!("gains backward {m}×{n}"), 1e-5, |k| {
             let mut rng = Rng(23);

@@ -6,7 +6,7 @@ use engraft_kernels::Kernels;
 
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::weights::ModelFile;
+use crate::model::tuned::Weights;
 use crate::nn::divergence::Compared;
 use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
@@ -14,24 +14,26 @@ use crate::train::chain::{Chain, Evaluated};
 
 /// A chain for scoring alone: one sequence at a time, nothing kept for a backward.
 pub fn scoring_chain(
-    model: Arc<ModelFile>,
+    model: impl Into<Weights>,
     kernels: Arc<Kernels>,
     precision: Precision,
     rank: usize,
     seq: usize,
 ) -> Chain {
+    let model = model.into();
     let words = ArenaWords::new(model.config(), &scoring(&kernels, rank, seq));
     Chain::new(model, kernels, precision, words)
 }
 
 /// The same for [`compare`]: a tuned model beside its base.
 pub fn comparing_chain(
-    model: Arc<ModelFile>,
+    model: impl Into<Weights>,
     kernels: Arc<Kernels>,
     precision: Precision,
     rank: usize,
     seq: usize,
 ) -> Chain {
+    let model = model.into();
     let request = Request { beside_base: true, ..scoring(&kernels, rank, seq) };
     let words = ArenaWords::new(model.config(), &request);
     Chain::new(model, kernels, precision, words)

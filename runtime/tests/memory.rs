@@ -9,23 +9,23 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::models::{LONG_BLOCKS, SHORT_BLOCKS};
+use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Binding, LoraConfig, Prober};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::replay::{Sampling, Starts};
-use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn::Precision;
 use engraft_runtime::nn::keep::KeepPrecision;
-use engraft_runtime::plan::{ArenaWords, KeepPlan, MemoryPlan, Request};
+use engraft_runtime::plan::{ArenaWords, FullUpdate, KeepPlan, MemoryPlan, Request};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::eva::{self, EvaWords};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
-use engraft_runtime::train::{Direction, KlPenalty, Schedule, TrainOptions, Trainer};
+use engraft_runtime::train::{Direction, FullTrainer, KlPenalty, Schedule, TrainOptions, Trainer};
 
 /// Allocations so far, and bytes allocated and not freed.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
@@ -67,7 +67,8 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// The pools that are allocated before the first step, by name.
-const ARENA: [&str; 9] = [
+const ARENA: [&str; 11] = [
+    "weights",
     "adapter",
     "gradients",
     "moments",
@@ -77,6 +78,7 @@ const ARENA: [&str; 9] = [
     "block_activations",
     "head_chunk",
     "kernel_scratch",
+    "rotary_table",
 ];
 
 /// Returns when every worker has begun to work: a thread's start-up allocates, and may be late.
@@ -127,9 +129,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             let mut trainer =
                 Trainer::new(model.clone(), kernels.clone(), ArenaWords::new(c, &request), start, options);
             let allocated = LIVE.load(Ordering::SeqCst) - live;
-            let plan = MemoryPlan::new(c, &request);
-            let pool = |name: &&str| plan.pools.iter().find(|p| p.name == *name).map_or(0, |p| p.bytes);
-            let planned = ARENA.iter().chain(&["rotary_table"]).map(pool).sum::<usize>();
+            let planned = planned_pools(c, &request, &ARENA);
             eprintln!(
                 "{} dropout {dropout} {keep:?} DoRA {dora} {kl:?}: {allocated} bytes allocated, {planned} planned",
                 spec.name
@@ -147,11 +147,13 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             }
             let calls = CALLS.load(Ordering::SeqCst) - calls;
             assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
-            fingerprint_is_planned(&model, &kernels, &trainer, pool(&"fingerprint"))?;
+            let planned = planned_pools(c, &request, &["fingerprint"]);
+            fingerprint_is_planned(&model, &kernels, &trainer, planned)?;
         }
     }
     eva_is_planned()?;
-    sampling_is_planned()
+    sampling_is_planned()?;
+    full_fine_tuning_keeps_to_its_plan()
 }
 
 /// What saving takes for the fingerprint, beside the file's buffers.
@@ -217,5 +219,50 @@ fn sampling_is_planned() -> TestResult {
         Ok(())
     })?;
     assert_planned("sampling", peak - rows, sampling.bytes(model.config(), &starts, 2));
+    Ok(())
+}
+
+/// Bytes of some pools of a plan.
+fn planned_pools(c: &ModelConfig, request: &Request, names: &[&str]) -> usize {
+    let plan = MemoryPlan::new(c, request);
+    plan.pools.iter().filter(|p| names.contains(&p.name)).map(|p| p.bytes).sum()
+}
+
+/// The same of full fine-tuning, whenever it updates its weights.
+fn full_fine_tuning_keeps_to_its_plan() -> TestResult {
+    for (spec, update, max_grad_norm, threads) in [
+        (&SHORT_BLOCKS, FullUpdate::AtEnd, 1.0, 2),
+        (&LONG_BLOCKS, FullUpdate::AtOnce, 0.0, 1),
+        (&FLOATS, FullUpdate::AtOnce, 0.0, 2),
+        (&FLOATS, FullUpdate::AtEnd, 1.0, 1),
+    ] {
+        let model = spec.model();
+        let kernels = Arc::new(Kernels::detect(threads));
+        let c = model.config();
+        wake_all(&kernels);
+        let live = LIVE.load(Ordering::SeqCst);
+        let keep = KeepPlan { all: 1, attention: 0, precision: KeepPrecision::Bf16 };
+        let (full, kept_blocks) = (Some(update), c.n_layers);
+        let request = Request { batch: 3, seq: 32, full, kept_blocks, keep, threads, ..Request::default() };
+        let options = TrainOptions {
+            adamw: AdamWConfig { max_grad_norm, ..AdamWConfig::default() },
+            schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 10 },
+            seed: 0,
+            precision: Precision::F32,
+            gradient: Precision::F32.into(),
+            kl: None,
+        };
+        let mut trainer = FullTrainer::new(model.clone(), kernels, ArenaWords::new(c, &request), options);
+        let allocated = LIVE.load(Ordering::SeqCst) - live;
+        let planned = planned_pools(c, &request, &ARENA);
+        eprintln!("{} full, {update:?}: {allocated} bytes allocated, {planned} planned", spec.name);
+        assert!(allocated.abs_diff(planned) * 100 <= planned, "{allocated} bytes, {planned} planned");
+        let mut rng = Rng::new(6, 6);
+        let steps = [[batch(c, &[7, 3, 30], &mut rng)], [batch(c, &[32, 32, 32], &mut rng)]];
+        trainer.step(&steps[0])?;
+        let calls = CALLS.load(Ordering::SeqCst);
+        steps.iter().try_for_each(|step| trainer.step(step).map(|_| ()))?;
+        assert_eq!(CALLS.load(Ordering::SeqCst) - calls, 0, "{} full: allocations in two steps", spec.name);
+    }
     Ok(())
 }

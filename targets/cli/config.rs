@@ -133,7 +133,7 @@ mod tests {
             "rank = 4\nlora_alpha = 32\nlearning-rate = 1e-3\nlora-modules = [\"q\", \"v_proj\"]\nepochs = 2";
         let options = train(toml, &["--rank", "16"]).unwrap();
         assert_eq!((options.lora.rank, options.lora.alpha), (16, 32.0));
-        assert_eq!(options.run.learning_rate, 1e-3);
+        assert_eq!(options.run.learning_rate(options.lora.fine_tune_type), 1e-3);
         assert_eq!(options.lora.lora_modules.0.len(), 2);
         assert_eq!(options.run.length(), Length::Epochs(2));
         assert_eq!(train(toml, &["--iters", "7"]).unwrap().run.length(), Length::Iters(7));

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, value_parser};
+use engraft_kernels::DType;
 use engraft_runtime::adapter::Override;
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::model::Proj;
@@ -13,6 +14,14 @@ use crate::units;
 
 /// The adapter's file within `--adapter-path`.
 pub(crate) const ADAPTER_FILE: &str = "adapter.engraft";
+
+/// Learning rates of runs that say none.
+const RATE_ADAPTER: f64 = 2e-4;
+const RATE_FULL: f64 = 2e-5;
+
+/// Rank and alpha of a run that says none.
+const RANK_DEFAULT: u32 = 8;
+const ALPHA_DEFAULT: f32 = 16.0;
 
 /// Steps of a run that says neither `--iters` nor `--epochs`.
 const ITERS_DEFAULT: u32 = 300;
@@ -172,6 +181,10 @@ pub(crate) struct AdapterOptions {
     #[arg(long, value_name = "FILE:SCALE", value_parser = scaled_adapter)]
     lora_scaled: Vec<ScaledAdapter>,
 
+    /// Use what is active in an adapter store: its adapter, or its few-shot examples
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+
     /// Use adapters of another base where their shapes fit: nothing promises that the result makes sense
     #[arg(long)]
     pub(crate) force_base: bool,
@@ -237,7 +250,7 @@ pub(crate) struct TuneOptions {
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Folder for adapter.engraft and metrics.jsonl
+    /// Folder for adapter.engraft (model.gguf with --fine-tune-type full) and metrics.jsonl
     #[arg(long, value_name = "DIR", default_value = "adapter")]
     pub(crate) adapter_path: PathBuf,
 
@@ -293,7 +306,7 @@ pub(crate) enum KeepPrecision {
     Bf16,
 }
 
-/// The adapter to be trained.
+/// What is trained: an adapter, or the model.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Adapter")]
 pub(crate) struct LoraOptions {
@@ -301,12 +314,16 @@ pub(crate) struct LoraOptions {
     #[arg(long, value_enum, default_value_t = FineTune::Lora)]
     pub(crate) fine_tune_type: FineTune,
 
+    /// With full: type of the model's matrices (F32, F16, Q8_0, Q4_K, ...) [default: each as in the base]
+    #[arg(long = "type", value_name = "TYPE", value_parser = dtype)]
+    pub(crate) dtype: Option<DType>,
+
     /// Rank r
-    #[arg(long, visible_alias = "lora-rank", value_name = "R", default_value_t = 8, value_parser = value_parser!(u32).range(1..=256))]
+    #[arg(long, visible_alias = "lora-rank", value_name = "R", default_value_t = RANK_DEFAULT, value_parser = value_parser!(u32).range(1..=256))]
     pub(crate) rank: u32,
 
     /// Alpha: the adapter's effect is multiplied by alpha/r (by alpha/sqrt(r) with --use-rslora)
-    #[arg(long, visible_alias = "lora-alpha", value_name = "ALPHA", default_value_t = 16.0, value_parser = positive_f32)]
+    #[arg(long, visible_alias = "lora-alpha", value_name = "ALPHA", default_value_t = ALPHA_DEFAULT, value_parser = positive_f32)]
     pub(crate) alpha: f32,
 
     /// Projections to adapt: all, or a list of q, k, v, o, gate, up, down
@@ -360,6 +377,49 @@ impl LoraOptions {
     }
 }
 
+impl TuneOptions {
+    /// Refuses flags that would do nothing beside `--fine-tune-type`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`], with the flag's name.
+    pub(crate) fn check_kind(&self) -> Result<(), Error> {
+        let (lora, run) = (&self.lora, &self.run);
+        if lora.fine_tune_type != FineTune::Full {
+            return match lora.dtype {
+                None => Ok(()),
+                Some(_) => Err(misuse("--type is for --fine-tune-type full, which writes a model")),
+            };
+        }
+        let meant_for_adapters = [
+            ("--rank", lora.rank != RANK_DEFAULT),
+            ("--alpha", lora.alpha != ALPHA_DEFAULT),
+            ("--lora-modules", lora.lora_modules.0.len() < Proj::ALL.len()),
+            ("--num-layers", lora.num_layers != Layers::All),
+            ("--dropout", lora.dropout > 0.0),
+            ("--use-rslora", lora.use_rslora),
+            ("--rank-pattern", !lora.rank_pattern.0.is_empty()),
+            ("--alpha-pattern", !lora.alpha_pattern.0.is_empty()),
+            ("--lora-plus-ratio", run.lora_plus_ratio != 1.0),
+            ("--init eva", lora.init == Init::Eva),
+        ];
+        if self.compute.gradient_precision.is_some() {
+            let message = "--gradient-precision is for adapters; --fine-tune-type full computes in f32";
+            return Err(misuse(message));
+        }
+        if self.retention.penalty().is_some() {
+            let message = "--kl-weight weighs an adapter against the base beneath it, which \
+                           --fine-tune-type full does not keep; --replay works with both";
+            return Err(misuse(message));
+        }
+        match meant_for_adapters.iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((flag, _)) => {
+                Err(misuse(format!("{flag} shapes an adapter; --fine-tune-type full trains every weight")))
+            }
+        }
+    }
+}
+
 /// A projection in one layer or, without it, in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -384,6 +444,8 @@ pub(crate) enum FineTune {
     Lora,
     /// The same, and a magnitude for each output row of what is adapted
     Dora,
+    /// Every weight of the model, in f32; the result is a model
+    Full,
 }
 
 /// The projections to adapt, in storage order, at least one.
@@ -494,9 +556,9 @@ pub(crate) struct RunOptions {
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", default_value_t = 256, value_parser = value_parser!(u32).range(2..=1 << 20))]
     pub(crate) max_seq_length: u32,
 
-    /// Learning rate at its highest (also -lr)
-    #[arg(long, value_name = "RATE", default_value_t = 2e-4, value_parser = positive)]
-    pub(crate) learning_rate: f64,
+    /// Learning rate at its highest (also -lr) [default: 2e-4, and 2e-5 with --fine-tune-type full]
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    learning_rate: Option<f64>,
 
     /// Learning rate of B as a multiple of A's (LoRA+)
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive_f32)]
@@ -526,12 +588,17 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) steps_per_eval: u32,
 
-    /// Steps between saves of the adapter (0: at the end only)
+    /// Steps between saves of the adapter (0: at the end only, as --fine-tune-type full always does)
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) save_every: u32,
 }
 
 impl RunOptions {
+    /// The highest learning rate. A model bears about a tenth of what an adapter does.
+    pub(crate) fn learning_rate(&self, kind: FineTune) -> f64 {
+        self.learning_rate.unwrap_or(if kind == FineTune::Full { RATE_FULL } else { RATE_ADAPTER })
+    }
+
     /// How long to train.
     pub(crate) fn length(&self) -> Length {
         match (self.iters, self.epochs) {
@@ -626,6 +693,12 @@ pub(crate) fn seed(text: &str) -> Result<u64, String> {
         return Ok(RandomState::new().hash_one(0u8));
     }
     text.parse().map_err(|_| "must be a whole number of at least 0, or -1 for another each time".into())
+}
+
+/// A type by ggml's name.
+pub(crate) fn dtype(text: &str) -> Result<DType, String> {
+    let named = DType::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(text));
+    named.ok_or_else(|| format!("must be one of {}", DType::ALL.map(DType::name).join(", ")))
 }
 
 fn layers(text: &str) -> Result<Layers, String> {

@@ -71,6 +71,24 @@ pub struct NnItem<'a> {
     pub dequant: DequantFn,
 }
 
+/// Rows of x and dy that the weight gradient sums at once: their panel stays in the first cache.
+const TN_CHUNK: usize = 256;
+
+/// dw[n, k] (+)= dy[m, n]ᵀ · x[m, k].
+#[derive(Clone, Copy)]
+pub struct TnItem<'a> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub dy: &'a [f32],
+    pub x: &'a [f32],
+    pub dw: *mut f32,
+    pub accumulate: bool,
+}
+
+/// f32 words of scratch that a weight gradient's item needs.
+pub const TN_SCRATCH_WORDS: usize = TN_CHUNK * 32;
+
 /// f32 words of scratch that a forward item needs: W has rows of `k` elements, the adapter rank r.
 pub fn nt_scratch_words(k: usize, rank: usize) -> usize {
     // The widest panel has 32 columns and is largest in f32; what is decoded before it is transposed
@@ -532,6 +550,41 @@ pub(super) unsafe fn add_strip_low<S: Simd, const MR: usize, const NV: usize>(
     unsafe {
         let h = row_pointers::<f32, MR>(l.h.as_ptr().add(m0 * l.rank), l.rank, rows);
         f32_tile::<S, MR, NV>(acc, l.rank, &h, 1, strip, NN_STRIP);
+    }
+}
+
+/// The strip of NV·LANES columns of dw from `k0`, for all its rows.
+///
+/// # Safety
+/// dy is m × n, x is m × k, dw covers n × k; `k0` is a multiple of the strip below k, no other item writes
+/// the strip, the scratch has [`TN_SCRATCH_WORDS`], and the CPU has S's features.
+#[inline(always)]
+pub unsafe fn tn_item<S: Simd, const MR: usize, const NV: usize>(
+    it: &TnItem<'_>,
+    k0: usize,
+    mut scratch: &mut [f32],
+) {
+    let (n, k, nr) = (it.n, it.k, NV * S::LANES);
+    let valid = nr.min(k - k0);
+    let panel = take(&mut scratch, TN_CHUNK * nr);
+    for m0 in (0..it.m).step_by(TN_CHUNK) {
+        let chunk = TN_CHUNK.min(it.m - m0);
+        for (t, row) in panel[..chunk * nr].chunks_exact_mut(nr).enumerate() {
+            let at = (m0 + t) * k + k0;
+            row[..valid].copy_from_slice(&it.x[at..at + valid]);
+            row[valid..].fill(0.0);
+        }
+        // SAFETY: the caller's contract; the panel has `chunk` rows of nr.
+        unsafe {
+            for n0 in (0..n).step_by(MR) {
+                let rows = MR.min(n - n0);
+                let a = row_pointers::<f32, MR>(it.dy.as_ptr().add(m0 * n + n0), 1, rows);
+                let mut acc = [[S::zero(); NV]; MR];
+                f32_tile::<S, MR, NV>(&mut acc, chunk, &a, n, panel.as_ptr(), nr);
+                let add = it.accumulate || m0 > 0;
+                store_tile::<S, MR, NV>(&acc, rows, valid, it.dw.add(n0 * k + k0), k, add);
+            }
+        }
     }
 }
 

@@ -139,6 +139,20 @@ pub fn skinny_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, out: &mut [
     }
 }
 
+/// dw[n, k] (+)= dy[m, n]ᵀ · x[m, k].
+pub fn gemm_tn(dy: &[f32], x: &[f32], m: usize, n: usize, k: usize, dw: &mut [f32], accumulate: bool) {
+    if !accumulate {
+        dw.fill(0.0);
+    }
+    for t in 0..m {
+        for i in 0..n {
+            for j in 0..k {
+                dw[i * k + j] += dy[t * n + i] * x[t * k + j];
+            }
+        }
+    }
+}
+
 /// Quantizes one row to int8 in blocks of 32 (scale = max|x| / 127).
 pub fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
     for (b, block) in x.chunks_exact(32).enumerate() {
@@ -169,7 +183,16 @@ pub fn rmsnorm_bwd_row(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32
     }
 }
 
-fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+/// dw += x∘dy / sqrt(mean(x²) + eps).
+pub fn rmsnorm_weight_bwd_row(x: &[f32], eps: f32, dy: &[f32], dw: &mut [f32]) {
+    let inv = inverse_rms(x, eps);
+    for i in 0..x.len() {
+        dw[i] += dy[i] * x[i] * inv;
+    }
+}
+
+/// 1 / sqrt(mean(x²) + eps).
+pub fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     let mean = x.iter().map(|v| f64::from(v * v)).sum::<f64>() as f32 / x.len() as f32;
     1.0 / libm::sqrtf(mean + eps)
 }

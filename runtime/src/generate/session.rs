@@ -8,7 +8,7 @@ use super::kv_cache::KvCache;
 use super::stacked::{AdapterSlot, StackedAdapter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
-use crate::model::weights::ModelFile;
+use crate::model::tuned::Weights;
 use crate::nn::block::{self, BlockBufs, BlockWords, Keys};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
 use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
@@ -27,7 +27,7 @@ const PREFILL_ROWS: usize = 256;
 /// new ones, while keys and values of earlier tokens stay in the cache as the old ones made them, until
 /// [`Session::refresh`] computes them anew.
 pub struct Session {
-    model: Arc<ModelFile>,
+    model: Weights,
     kernels: Arc<Kernels>,
     adapters: Option<Arc<StackedAdapter>>,
     /// Where adapters come from, unless they are this session's own.
@@ -52,19 +52,20 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session for at most `capacity` tokens, whose cache is of type `cache`.
+    /// A session on a model's file, or on tuned weights, for at most `capacity` tokens, whose cache is of type `cache`.
     ///
     /// # Errors
     /// `Unsupported` where the cache's type does not suit the model; `BaseMismatch` for adapters that were
     /// stacked for a model of other shapes.
     pub fn new(
-        model: Arc<ModelFile>,
+        model: impl Into<Weights>,
         kernels: Arc<Kernels>,
         adapters: Option<Arc<StackedAdapter>>,
         precision: Precision,
         capacity: usize,
         cache: KvType,
     ) -> Result<Session> {
+        let model = model.into();
         let c = model.config();
         adapters.as_ref().map_or(Ok(()), |a| a.check_fits(c))?;
         let rows = Session::rows(capacity);

@@ -5,6 +5,7 @@
 
 pub mod judge;
 pub mod quantize;
+pub mod tuned;
 
 use std::io::Write;
 use std::path::Path;

@@ -8,6 +8,7 @@ pub mod gguf;
 pub mod map;
 pub mod text;
 pub mod tokenizer;
+pub mod tuned;
 pub mod weights;
 
 pub use config::{ModelConfig, Proj};

@@ -20,7 +20,7 @@ use engraft_kernels::{
 
 use super::keep::Keep;
 use super::linear::{self, Linear, LinearGrad, LinearScratch};
-use super::{BlockPairGrads, BlockPairs, Ctx, Dropout, PairGrad, RowMap, dora};
+use super::{BlockGrads, BlockPairs, Ctx, Dropout, PairGrad, RowMap, WeightGrad, dora};
 use crate::model::weights::FrozenBlock;
 use crate::model::{ModelConfig, Proj};
 
@@ -344,15 +344,15 @@ pub fn forward(
 }
 
 /// In place dy → dx for the block whose input was x and whose output was y (read only where Down has a
-/// gain); adds to the adapter's gradients. The buffers hold what `found` says of this block's forward,
+/// gain); adds to the adapter's gradients, or gives those of the weights themselves. The buffers hold what `found` says of this block's forward,
 /// and nothing of it afterwards.
 ///
 /// `want_dx` false leaves dy meaningless: nothing below the first trained block needs it.
-pub fn backward(
+pub fn backward<'g>(
     ctx: &Ctx<'_>,
     w: &FrozenBlock<'_>,
     pairs: &BlockPairs<'_>,
-    grads: BlockPairGrads<'_>,
+    grads: impl Into<BlockGrads<'g>>,
     rows: RowMap<'_>,
     (x, y): (&[f32], &[f32]),
     dy: &mut [f32],
@@ -362,9 +362,9 @@ pub fn backward(
     want_dx: bool,
 ) {
     recompute(ctx, w, pairs, rows, x, b, found, dropout);
-    let [gq, gk, gv, go, gg, gu, gd] = grads;
-    mlp_backward(ctx, w, pairs, [gg, gu, gd], rows.rows(), y, dy, b, dropout);
-    attention_backward(ctx, w, pairs, [gq, gk, gv, go], rows, x, dy, b, dropout, want_dx);
+    let BlockGrads { pairs: [gq, gk, gv, go, gg, gu, gd], norms: [first, second] } = grads.into();
+    mlp_backward(ctx, w, pairs, [gg, gu, gd], second, rows.rows(), y, dy, b, dropout);
+    attention_backward(ctx, w, pairs, [gq, gk, gv, go], first, rows, x, dy, b, dropout, want_dx);
 }
 
 /// Brings the buffers to where the forward left them.
@@ -400,6 +400,7 @@ fn mlp_backward(
     w: &FrozenBlock<'_>,
     pairs: &BlockPairs<'_>,
     [mut gg, mut gu, mut gd]: [Option<PairGrad<'_>>; 3],
+    norm: Option<WeightGrad<'_>>,
     m: usize,
     y: &[f32],
     dy: &mut [f32],
@@ -426,7 +427,22 @@ fn mlp_backward(
     linear::backward_pairs(ctx, m, &b.n2[..md], &mut both, dropout.at(2), &mut s);
     linear::backward_input(ctx, m, &both, &mut b.n2[..md], dropout.at(2), &mut s);
     // n2 = rmsnorm(x2)·w2
-    ctx.kernels.rmsnorm_bwd(&b.attention.x2[..md], w.ffn_norm, c.rms_eps, &b.n2[..md], dy);
+    norm_backward(ctx, &b.attention.x2[..md], w.ffn_norm, norm, &b.n2[..md], dy);
+}
+
+/// Through n = rmsnorm(x)·w: adds to dx, and gives the gradient of w where that is trained.
+fn norm_backward(
+    ctx: &Ctx<'_>,
+    x: &[f32],
+    w: &[f32],
+    grad: Option<WeightGrad<'_>>,
+    dn: &[f32],
+    dx: &mut [f32],
+) {
+    if let Some(grad) = grad {
+        ctx.kernels.rmsnorm_weight_bwd(x, ctx.config.rms_eps, dn, grad.begun());
+    }
+    ctx.kernels.rmsnorm_bwd(x, w, ctx.config.rms_eps, dn, dx);
 }
 
 /// g, u → dg, du, with any gains of gate and up already in them.
@@ -454,6 +470,7 @@ fn attention_backward(
     w: &FrozenBlock<'_>,
     pairs: &BlockPairs<'_>,
     [mut gq, mut gk, mut gv, mut go]: [Option<PairGrad<'_>>; 4],
+    norm: Option<WeightGrad<'_>>,
     rows: RowMap<'_>,
     x: &[f32],
     dy: &mut [f32],
@@ -515,7 +532,7 @@ fn attention_backward(
     if want_dx {
         linear::backward_input(ctx, m, &qkv, &mut b.n1[..md], dropout.at(0), &mut s);
         // n1 = rmsnorm(x)·w1
-        ctx.kernels.rmsnorm_bwd(x, w.attn_norm, c.rms_eps, &b.n1[..md], dy);
+        norm_backward(ctx, x, w.attn_norm, norm, &b.n1[..md], dy);
     }
 }
 

@@ -7,7 +7,7 @@
 use engraft_kernels::{NnOp, NtOp, QMatrix, Rows, SoftmaxState, acts_words, gemm_scratch_words};
 
 use super::divergence::{self, PairBufs};
-use super::{Ctx, Precision};
+use super::{Ctx, Precision, WeightGrad};
 use crate::model::ModelConfig;
 
 /// Vocabulary rows of one chunk.
@@ -125,17 +125,84 @@ pub fn loss(
     let train = dx.is_some();
     ctx.kernels.rmsnorm(&b.x[..r * d], w.norm, ctx.config.rms_eps, &mut b.n[..r * d]);
     run_chunks(ctx, w, r, train, b, kernel);
-    let mut sum = 0.0;
-    for (i, s) in b.state[..r].iter().enumerate() {
-        let loss = f64::from(s.max) + f64::from(s.sum).ln() - f64::from(s.target);
-        each(b.at[i] as usize, loss);
-        sum += loss;
-    }
+    let sum = sum_losses(r, b, &mut each);
     if let Some(dx) = dx {
         target_rows(ctx, w, r, b);
         finish_rows(ctx, r, d, b);
         through_norm(ctx, w, r, b, dx);
     }
+    (sum, r)
+}
+
+/// The sum of the losses of r rows, each of which `each` sees.
+fn sum_losses(r: usize, b: &HeadBufs, each: &mut impl FnMut(usize, f64)) -> f64 {
+    let mut sum = 0.0;
+    for (s, at) in b.state[..r].iter().zip(&b.at) {
+        let loss = f64::from(s.max) + f64::from(s.sum).ln() - f64::from(s.target);
+        each(*at as usize, loss);
+        sum += loss;
+    }
+    sum
+}
+
+/// Gradients of the head's weights.
+pub struct HeadGrads<'a> {
+    /// `[d]`.
+    pub norm: WeightGrad<'a>,
+    /// `[V, d]`.
+    pub w: WeightGrad<'a>,
+}
+
+/// As [`loss`] with `dx`, and the gradients of the head's own weights.
+///
+/// dW = pᵀ·n needs the probabilities themselves, so the logits are computed twice: once for what they sum
+/// to, and once more, chunk by chunk, for the gradients.
+pub fn loss_with_weights(
+    ctx: &Ctx<'_>,
+    w: &HeadWeights<'_>,
+    x: &[f32],
+    targets: &[u32],
+    dx: &mut [f32],
+    grads: HeadGrads<'_>,
+    b: &mut HeadBufs,
+    kernel: &mut [f32],
+) -> (f64, usize) {
+    let d = w.norm.len();
+    gather(x, targets, d, b);
+    let r = b.targets.len();
+    dx.fill(0.0);
+    let (dnorm, accumulate) = (grads.norm.begun(), grads.w.accumulate);
+    if r == 0 {
+        grads.w.begun();
+        return (0.0, 0);
+    }
+    ctx.kernels.rmsnorm(&b.x[..r * d], w.norm, ctx.config.rms_eps, &mut b.n[..r * d]);
+    run_chunks(ctx, w, r, false, b, kernel);
+    let sum = sum_losses(r, b, &mut |_, _| {});
+    // With the log-sum-exp for a maximum, the same pass over the chunks gives probabilities.
+    for s in &mut b.state[..r] {
+        (s.max, s.sum) = (s.max + s.sum.ln(), 0.0);
+    }
+    for first in (0..w.w.rows()).step_by(VOCAB_CHUNK) {
+        let part = w.w.rows_range(first, w.w.rows().min(first + VOCAB_CHUNK));
+        let n = &b.n[..r * d];
+        let logits = &mut b.logits[..r * part.rows()];
+        let op = NtOp { x: Rows::F32(n), w: part, low: None, gain: None, y: logits, accumulate: false };
+        ctx.kernels.qgemm_nt(r, &mut [op], kernel);
+        ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], None);
+        for (row, target) in logits.chunks_exact_mut(part.rows()).zip(&b.targets) {
+            if let Some(p) = (*target as usize).checked_sub(first).and_then(|i| row.get_mut(i)) {
+                *p -= 1.0;
+            }
+        }
+        let op = NnOp { dy: Rows::F32(logits), w: part, low: None };
+        ctx.kernels.qgemm_nn(r, &[op], &mut b.dn[..r * d], first > 0, kernel);
+        let dw = &mut grads.w.dw[first * d..(first + part.rows()) * d];
+        ctx.kernels.gemm_tn(logits, n, r, dw, accumulate, kernel);
+    }
+    let (x, dn) = (&b.x[..r * d], &b.dn[..r * d]);
+    ctx.kernels.rmsnorm_weight_bwd(x, ctx.config.rms_eps, dn, dnorm);
+    through_norm(ctx, w, r, b, dx);
     (sum, r)
 }
 

@@ -131,7 +131,8 @@ pub struct LinearGrad<'a> {
     pub grad: Option<PairGrad<'a>>,
 }
 
-/// Adds to the adapters' gradients: dB = s·dyᵀ·(x·Aᵀ), dA = (s·dy·B)ᵀ·x. Uses x before it is lost.
+/// Adds to the adapters' gradients: dB = s·dyᵀ·(x·Aᵀ), dA = (s·dy·B)ᵀ·x; or gives those of the weights:
+/// dW = dyᵀ·x. Uses x before it is lost.
 pub fn backward_pairs(
     ctx: &Ctx<'_>,
     m: usize,
@@ -142,6 +143,9 @@ pub fn backward_pairs(
 ) {
     let k = x.len() / m;
     for (i, l) in layers.iter_mut().enumerate() {
+        if let Some(w) = l.grad.as_mut().and_then(|g| g.w.as_mut()) {
+            ctx.kernels.gemm_tn(l.dy, x, m, w.dw, w.accumulate, scratch.kernel);
+        }
         let (Some(p), Some(g)) = (l.pair, l.grad.as_mut()) else { continue };
         let out = l.dy.len() / m;
         ctx.kernels.skinny_nt(p.scale, l.dy, m, out, p.bt, p.rank, &mut l.dh[..m * p.rank]);

@@ -134,7 +134,7 @@ pub trait Adapted {
     fn pairs(&self, layer: usize) -> BlockPairs<'_>;
 }
 
-/// Gradients of one projection's adapter, shaped as [`Pair`].
+/// Gradients of one projection: of its adapter, shaped as [`Pair`], or of its own weights.
 pub struct PairGrad<'a> {
     /// dA `[r, in]`, added to.
     pub a: &'a mut [f32],
@@ -142,10 +142,44 @@ pub struct PairGrad<'a> {
     pub bt: &'a mut [f32],
     /// dm `[out]`, added to; empty without DoRA.
     pub m: &'a mut [f32],
+    /// dW `[out, in]`, where the weights themselves are trained.
+    pub w: Option<WeightGrad<'a>>,
+}
+
+/// The gradient of a stored tensor.
+pub struct WeightGrad<'a> {
+    /// Shaped as the tensor.
+    pub dw: &'a mut [f32],
+    /// Adds to it instead of overwriting it.
+    pub accumulate: bool,
+}
+
+impl<'a> WeightGrad<'a> {
+    /// The values to add to: zeros at first.
+    pub(crate) fn begun(self) -> &'a mut [f32] {
+        if !self.accumulate {
+            self.dw.fill(0.0);
+        }
+        self.dw
+    }
 }
 
 /// Gradients of one block's adapter.
 pub type BlockPairGrads<'a> = [Option<PairGrad<'a>>; 7];
+
+/// Gradients of one block, and of its norms where they are trained.
+pub struct BlockGrads<'a> {
+    /// By projection.
+    pub pairs: BlockPairGrads<'a>,
+    /// Of the norm before attention and of that before the MLP, `[d]` each.
+    pub norms: [Option<WeightGrad<'a>>; 2],
+}
+
+impl<'a> From<BlockPairGrads<'a>> for BlockGrads<'a> {
+    fn from(pairs: BlockPairGrads<'a>) -> Self {
+        BlockGrads { pairs, norms: [None, None] }
+    }
+}
 
 /// Dropout on the adapter's branch: which element is dropped is a function of these numbers alone.
 #[derive(Clone, Copy, Debug)]

@@ -8,10 +8,43 @@ pub use keep::KeepPlan;
 
 use crate::adapter::binding;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::ModelConfig;
+use crate::model::tuned::TunedLayout;
+use crate::model::{ModelConfig, Proj};
 use crate::nn::block::BlockWords;
 use crate::nn::head::HeadWords;
 use crate::nn::rope;
+
+/// When full fine-tuning updates the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FullUpdate {
+    /// After the step: all gradients are held, so their norm can be clipped and micro-batches summed.
+    AtEnd,
+    /// Each block as soon as its backward is done: the gradients of one block and of the embedding are
+    /// held. For a single micro-batch, without clipping.
+    AtOnce,
+}
+
+/// f32 words of full fine-tuning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FullWords {
+    /// The trained weights; each of the two moments alike.
+    pub weights: usize,
+    /// Gradients.
+    pub gradients: usize,
+    /// When the weights are updated.
+    pub update: FullUpdate,
+}
+
+impl FullWords {
+    fn new(c: &ModelConfig, update: FullUpdate) -> FullWords {
+        let layout = TunedLayout::new(c);
+        let gradients = match update {
+            FullUpdate::AtEnd => layout.len(),
+            FullUpdate::AtOnce => layout.outer().end + layout.block_len(),
+        };
+        FullWords { weights: layout.len(), gradients, update }
+    }
+}
 
 /// What a training run asks for, as far as memory depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -22,6 +55,8 @@ pub struct Request {
     pub seq: usize,
     /// Adapter parameters.
     pub params: usize,
+    /// Full fine-tuning instead of an adapter: every weight is trained, and `params` is 0.
+    pub full: Option<FullUpdate>,
     /// f32 words of DoRA's norms and gains ([`crate::adapter::Layout::gain_words`]); 0 without it.
     pub gain_words: usize,
     /// Largest rank of a projection.
@@ -79,12 +114,16 @@ const THREAD_BYTES: usize = 64 << 10;
 const TOKEN_BYTES: usize = 5;
 /// Bytes per data row beside its tokens.
 const ROW_BYTES: usize = 64;
+/// Rank of the adapter that is named where full fine-tuning does not fit.
+const LORA_RANK: usize = 8;
 
 /// Words of everything the arena holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArenaWords {
     /// θ, gradient, and the two moments each.
     pub params: usize,
+    /// Full fine-tuning's weights, moments and gradients.
+    pub full: Option<FullWords>,
     /// DoRA's norms of the base, gains, and the scratch they are computed in.
     pub gains: usize,
     /// Saved inputs: one `[rows, d]` per kept block, and one for what enters the head.
@@ -111,6 +150,7 @@ impl ArenaWords {
         let head = HeadWords::new(c, rows, r.threads, true, r.beside_base);
         ArenaWords {
             params: r.params,
+            full: r.full.map(|update| FullWords::new(c, update)),
             gains: r.gain_words,
             saved: (r.kept_blocks + 1) * rows * c.d_model,
             keep: r.keep,
@@ -131,17 +171,28 @@ impl MemoryPlan {
         let row_state = w.rows * (c.d_model * f + 3 * f);
         let data = r.data_tokens * TOKEN_BYTES + r.data_rows * ROW_BYTES;
         let block = w.block.activations();
+        let (weights, gradients) = w.full.map_or((0, 0), |full| (full.weights, full.gradients));
         let arena = f
-            * (4 * w.params + w.gains + w.saved + w.kept() + block + w.head.total() + w.kernel + w.rope)
+            * (3 * weights
+                + gradients
+                + 4 * w.params
+                + w.gains
+                + w.saved
+                + w.kept()
+                + block
+                + w.head.total()
+                + w.kernel
+                + w.rope)
             + row_state;
         // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
         // So is all preparation.
         let preparation = r.preparation_bytes.saturating_sub(arena + tokenizer);
         let pools = vec![
+            Pool { name: "weights", bytes: f * weights },
             Pool { name: "adapter", bytes: f * w.params },
-            Pool { name: "gradients", bytes: f * w.params },
-            Pool { name: "moments", bytes: 2 * f * w.params },
+            Pool { name: "gradients", bytes: f * (w.params + gradients) },
+            Pool { name: "moments", bytes: 2 * f * (w.params + weights) },
             Pool { name: "gains", bytes: f * w.gains },
             Pool { name: "saved_inputs", bytes: f * w.saved },
             Pool { name: "kept_activations", bytes: f * w.kept() },
@@ -200,6 +251,15 @@ impl MemoryPlan {
     /// The largest batch, else the longest sequence, that fits.
     fn hint(&self, c: &ModelConfig, r: &Request, budget: usize) -> String {
         let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
+        if r.full == Some(FullUpdate::AtEnd) {
+            let at_once = Request { full: Some(FullUpdate::AtOnce), ..*r };
+            let saves = FullWords::new(c, FullUpdate::AtOnce).gradients < TunedLayout::new(c).len();
+            if saves && fits(&at_once) {
+                return "--max-grad-norm 0 --grad-accumulation-steps 1 fits (each block's gradients are used \
+                        and forgotten at once)"
+                    .into();
+            }
+        }
         if r.batch > 1 && fits(&Request { batch: 1, ..*r }) {
             let batch = (1..r.batch).rfind(|b| fits(&Request { batch: *b, ..*r })).unwrap_or(1);
             format!("--batch-size {batch} fits (was {})", r.batch)
@@ -209,8 +269,28 @@ impl MemoryPlan {
                 Some(s) => {
                     format!("--batch-size 1 --max-seq-length {s} fits (was {} and {})", r.batch, r.seq)
                 }
+                None if r.full.is_some() => self.instead_of_full(c, r, budget),
                 None => self.smaller_adapter(c, r, budget),
             }
+        }
+    }
+
+    /// The hint where full fine-tuning does not fit however short the sequences.
+    fn instead_of_full(&self, c: &ModelConfig, r: &Request, budget: usize) -> String {
+        let layers = c.n_layers;
+        let pair = |p: Proj| {
+            let (out, inner) = p.shape(c);
+            LORA_RANK * (out + inner)
+        };
+        let params = layers * Proj::ALL.map(pair).iter().sum::<usize>();
+        let lora = Request { full: None, params, rank: LORA_RANK, ..*r };
+        let bytes = MemoryPlan::new(c, &lora).private_bytes;
+        let least = Request { full: Some(FullUpdate::AtOnce), batch: 1, seq: 16.min(r.seq), ..*r };
+        let least = mib(MemoryPlan::new(c, &least).private_bytes);
+        let what = format!("--fine-tune-type lora --rank {LORA_RANK}");
+        match bytes <= budget {
+            true => format!("{what} fits; full fine-tuning of this model takes {least} at least"),
+            false => format!("{what} would take {}, full fine-tuning {least} at least", mib(bytes)),
         }
     }
 

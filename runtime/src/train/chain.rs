@@ -9,20 +9,20 @@ use engraft_kernels::Kernels;
 
 use crate::adapter::{Layout, LoraConfig};
 use crate::data::Batch;
-use crate::model::weights::ModelFile;
+use crate::model::tuned::{TunedModel, Weights};
 use crate::model::{ModelConfig, Proj};
 use crate::nn::block::{self, BlockBufs, Keys};
-use crate::nn::head::{self, HeadBufs, HeadWeights};
+use crate::nn::head::{self, HeadBufs, HeadGrads, HeadWeights};
 use crate::nn::keep::{Keep, Kept};
 use crate::nn::{
-    Adapted, BlockPairGrads, BlockPairs, Ctx, Dropout, Gain, GradientPrecision, Pair, PairGrad, Precision,
-    RowMap, rope,
+    Adapted, BlockGrads, BlockPairGrads, BlockPairs, Ctx, Dropout, Gain, GradientPrecision, Pair, PairGrad,
+    Precision, RowMap, rope,
 };
 use crate::plan::ArenaWords;
 
 /// A model with the buffers to run micro-batches through it.
 pub struct Chain {
-    model: Arc<ModelFile>,
+    model: Weights,
     kernels: Arc<Kernels>,
     precision: Precision,
     gradient: GradientPrecision,
@@ -76,11 +76,12 @@ pub struct Evaluated {
 impl Chain {
     /// Allocates the arena.
     pub fn new(
-        model: Arc<ModelFile>,
+        model: impl Into<Weights>,
         kernels: Arc<Kernels>,
         precision: Precision,
         words: ArenaWords,
     ) -> Chain {
+        let model = model.into();
         let c = model.config();
         let mut table = vec![0.0; words.rope];
         rope::table(c, model.rope_freqs(), &mut table);
@@ -119,6 +120,19 @@ impl Chain {
         self.words.rows
     }
 
+    /// The weights, shared.
+    pub fn weights(&self) -> Weights {
+        self.model.clone()
+    }
+
+    /// The weights to be changed; `None` where they are a file's, or shared.
+    pub fn weights_mut(&mut self) -> Option<&mut TunedModel> {
+        match &mut self.model {
+            Weights::Stored(_) => None,
+            Weights::Tuned(model) => Arc::get_mut(model),
+        }
+    }
+
     /// The kernels' scratch, between passes: for what else needs some.
     pub fn kernel_scratch(&mut self) -> &mut [f32] {
         &mut self.block.kernel
@@ -154,6 +168,47 @@ impl Chain {
         let result = self.head_loss(batch, self.config().n_layers - first, true, |_, _| {});
         self.backward(adapter, batch, dropout, grads, first);
         result
+    }
+
+    /// Loss of a micro-batch, and the gradients of the head's weights. What blocks keep is ready for
+    /// [`Chain::backward_weights`] then.
+    pub(super) fn forward_weights(&mut self, batch: &Batch, grads: HeadGrads<'_>) -> Evaluated {
+        self.forward(None, batch, Dropout::OFF, 0);
+        let c = self.model.config();
+        let n = batch.ids.len() * c.d_model;
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let (loss_sum, targets) = head::loss_with_weights(
+            &Ctx {
+                kernels: &self.kernels,
+                config: c,
+                rope: &self.rope,
+                precision: self.precision,
+                gradient: self.gradient,
+            },
+            &w,
+            &self.saved[c.n_layers * n..(c.n_layers + 1) * n],
+            &batch.targets,
+            &mut self.dx[..n],
+            grads,
+            &mut self.head,
+            &mut self.block.kernel,
+        );
+        Evaluated { loss_sum, targets }
+    }
+
+    /// The gradients of block `l`'s weights, after those of the blocks above it.
+    pub(super) fn backward_weights(&mut self, batch: &Batch, l: usize, grads: BlockGrads<'_>) {
+        // The first block's input needs a gradient too: the embedding is trained.
+        self.backward_block(&[None; 7], grads, batch, l, 0, Dropout::OFF);
+    }
+
+    /// Adds to the gradient of the embedding `[V, d]`, after those of all blocks.
+    pub(super) fn backward_embedding(&self, batch: &Batch, grad: &mut [f32]) {
+        let d = self.model.config().d_model;
+        for (id, dx) in batch.ids.iter().zip(self.dx.chunks_exact(d)) {
+            let row = &mut grad[*id as usize * d..(*id as usize + 1) * d];
+            row.iter_mut().zip(dx).for_each(|(g, v)| *g += v);
+        }
     }
 
     /// Runs all blocks; the inputs of blocks from `first_kept` on stay in `saved`.
@@ -244,6 +299,22 @@ impl Chain {
         grads: &mut [f32],
         first: usize,
     ) {
+        for l in (first..self.config().n_layers).rev() {
+            let grads = pair_grads(adapter.layout, l, grads);
+            self.backward_block(&adapter.pairs(l), grads.into(), batch, l, first, dropout);
+        }
+    }
+
+    /// Walks block `l` back; `first` is the lowest that has gradients.
+    fn backward_block(
+        &mut self,
+        pairs: &BlockPairs<'_>,
+        grads: BlockGrads<'_>,
+        batch: &Batch,
+        l: usize,
+        first: usize,
+        dropout: Dropout,
+    ) {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
         let ctx = Ctx {
@@ -254,34 +325,34 @@ impl Chain {
             gradient: self.gradient,
         };
         let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
-        for l in (first..c.n_layers).rev() {
-            let (x, y) = self.saved[(l - first) * n..(l - first + 2) * n].split_at(n);
-            // The shared buffers still hold the last block's forward: the head uses its scratch only.
-            let mut own = (c.n_layers - 1 - l).checked_sub(1).map(|i| self.kept.get_mut(i));
-            let found = match &mut own {
-                None => Keep::All,
-                Some(None) => Keep::Inputs,
-                Some(Some(own)) => {
-                    own.give(&self.kernels, c, batch.ids.len(), x, &mut self.block);
-                    own.keep()
-                }
-            };
-            block::backward(
-                &ctx,
-                &self.model.block(l),
-                &adapter.pairs(l),
-                pair_grads(adapter.layout, l, grads),
-                map,
-                (x, y),
-                &mut self.dx[..n],
-                &mut self.block,
-                found,
-                dropout_of(dropout, l),
-                l > first,
-            );
-            if let Some(Some(own)) = own {
-                own.release(&mut self.block);
+        let (x, y) = self.saved[(l - first) * n..(l - first + 2) * n].split_at(n);
+        // The shared buffers still hold the last block's forward: the head uses its scratch only.
+        let mut own = (c.n_layers - 1 - l).checked_sub(1).map(|i| self.kept.get_mut(i));
+        let found = match &mut own {
+            None => Keep::All,
+            Some(None) => Keep::Inputs,
+            Some(Some(own)) => {
+                own.give(&self.kernels, c, batch.ids.len(), x, &mut self.block);
+                own.keep()
             }
+        };
+        // Below the lowest block only a trained embedding needs a gradient.
+        let want_dx = l > first || grads.norms[0].is_some();
+        block::backward(
+            &ctx,
+            &self.model.block(l),
+            pairs,
+            grads,
+            map,
+            (x, y),
+            &mut self.dx[..n],
+            &mut self.block,
+            found,
+            dropout_of(dropout, l),
+            want_dx,
+        );
+        if let Some(Some(own)) = own {
+            own.release(&mut self.block);
         }
     }
 }
@@ -296,7 +367,7 @@ pub(super) fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]
         let (bt, tail) = tail.split_at_mut(s.b.len());
         let (m, tail) = tail.split_at_mut(s.m.len());
         rest = tail;
-        Some(PairGrad { a, bt, m })
+        Some(PairGrad { a, bt, m, w: None })
     })
 }
 

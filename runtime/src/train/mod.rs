@@ -3,6 +3,7 @@
 pub mod calibrate;
 pub mod chain;
 pub mod eva;
+pub mod full;
 pub mod optim;
 pub mod schedule;
 pub mod subspace;
@@ -10,6 +11,7 @@ pub mod trainer;
 
 pub use crate::nn::divergence::{Compared, Direction, KlPenalty};
 pub use chain::{Chain, Evaluated};
+pub use full::FullTrainer;
 pub use optim::AdamW;
 pub use schedule::Schedule;
 pub use trainer::{StepReport, TrainOptions, Trainer};

@@ -92,6 +92,44 @@ impl AdamW {
         norm
     }
 
+    /// Counts an update whose mean gradient has `norm`, and gives what is due; `None`, uncounted, where the
+    /// norm is not finite. For [`AdamW::update_part`].
+    pub fn begin_with(&mut self, norm: f64, count: f64, lr: f32) -> Option<AdamWStep> {
+        if !norm.is_finite() {
+            return None;
+        }
+        let c = &self.config;
+        let clip = match f64::from(c.max_grad_norm) {
+            max if max > 0.0 && norm > max => max / norm,
+            _ => 1.0,
+        };
+        self.updates += 1;
+        let correct = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(self.updates as f64))) as f32;
+        Some(AdamWStep {
+            lr,
+            beta1: c.beta1,
+            beta2: c.beta2,
+            eps: c.eps,
+            weight_decay: c.weight_decay,
+            correct1: correct(c.beta1),
+            correct2: correct(c.beta2),
+            grad_scale: (clip / count) as f32,
+        })
+    }
+
+    /// Updates a part of the parameters, whose moments begin at `first`.
+    pub fn update_part(
+        &mut self,
+        k: &Kernels,
+        theta: &mut [f32],
+        grads: &[f32],
+        first: usize,
+        step: &AdamWStep,
+    ) {
+        let at = first..first + theta.len();
+        k.adamw(theta, grads, &mut self.m[at.clone()], &mut self.v[at], step);
+    }
+
     /// Updates the parameters `at`.
     fn apply(&mut self, k: &Kernels, theta: &mut [f32], grads: &[f32], at: Range<usize>, step: &AdamWStep) {
         let (m, v) = (&mut self.m[at.clone()], &mut self.v[at.clone()]);
@@ -101,27 +139,7 @@ impl AdamW {
     /// The norm of the mean gradient, and the update that is due where it is finite.
     fn begin(&mut self, grads: &[f32], count: f64, lr: f32) -> (f64, Option<AdamWStep>) {
         let norm = norm(grads) / count;
-        if !norm.is_finite() {
-            return (norm, None);
-        }
-        let c = &self.config;
-        let clip = match f64::from(c.max_grad_norm) {
-            max if max > 0.0 && norm > max => max / norm,
-            _ => 1.0,
-        };
-        self.updates += 1;
-        let correct = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(self.updates as f64))) as f32;
-        let step = AdamWStep {
-            lr,
-            beta1: c.beta1,
-            beta2: c.beta2,
-            eps: c.eps,
-            weight_decay: c.weight_decay,
-            correct1: correct(c.beta1),
-            correct2: correct(c.beta2),
-            grad_scale: (clip / count) as f32,
-        };
-        (norm, Some(step))
+        (norm, self.begin_with(norm, count, lr))
     }
 }
 

@@ -1,10 +1,14 @@
 //! The referee: `reference.rs` with candle's autograd on the dequantized model, and AdamW in f64.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor, Var};
 use engraft_kernels::{QMatrix, scalar};
 use engraft_runtime::adapter::{Adapter, Layout};
 use engraft_runtime::data::Batch;
+use engraft_runtime::model::tuned::TunedLayout;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn::divergence::{Direction, KlPenalty};
 use engraft_runtime::reference::{self, Lora, NO_TARGET, PlainBlock, PlainWeights, Weights};
 use engraft_runtime::train::optim::AdamWConfig;
@@ -128,6 +132,71 @@ fn divergence(tuned: &Tensor, base: &Tensor, targets: &[u32], direction: Directi
     }
 }
 
+/// Loss and gradients of one step of full fine-tuning, for weights `values` as they lie.
+pub fn full_sums(model: &ModelFile, values: &[f32], batches: &[Batch]) -> Result<Sums> {
+    let c = model.config();
+    let layout = TunedLayout::new(c);
+    let mut vars = Vec::new();
+    let mut var = |at: Range<usize>, shape: Vec<usize>| -> Result<Tensor> {
+        let var = Var::from_slice(&values[at.clone()], shape, &Device::Cpu)?;
+        let tensor = var.as_tensor().clone();
+        vars.push((at, var));
+        Ok(tensor)
+    };
+    let (v, d) = (c.vocab, c.d_model);
+    let token_embd = var(layout.token_embd(), vec![v, d])?;
+    let output = (!c.tied).then(|| var(layout.output(), vec![v, d])).transpose()?;
+    let output_norm = var(layout.output_norm(), vec![d])?;
+    let mut blocks = Vec::new();
+    for l in 0..c.n_layers {
+        let mut tensor = |name: &str, shape| {
+            var(layout.tensor(&format!("blk.{l}.{name}.weight")).expect("a trained tensor"), shape)
+        };
+        let attn_norm = tensor("attn_norm", vec![d])?;
+        let ffn_norm = tensor("ffn_norm", vec![d])?;
+        let mut proj = Vec::new();
+        for p in Proj::ALL {
+            let (out, inner) = p.shape(c);
+            proj.push(tensor(p.gguf_name(), vec![out, inner])?);
+        }
+        let proj = <[Tensor; 7]>::try_from(proj).expect("seven");
+        blocks.push(reference::BlockWeights { attn_norm, ffn_norm, proj });
+    }
+    let rope_freqs = model.rope_freqs().map(<[f32]>::to_vec);
+    let weights = Weights { token_embd, output, output_norm, rope_freqs, blocks };
+    let (total, targets) = total_loss(c, &weights, None, batches)?;
+    let gradients = total.backward()?;
+    let mut grads = vec![0.0; layout.len()];
+    for (at, var) in vars {
+        let own = gradients.get(&var).cloned().map_or_else(|| var.zeros_like(), Ok)?;
+        grads[at].copy_from_slice(&own.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Ok(Sums { loss: f64::from(total.to_scalar::<f32>()?), kl: 0.0, targets, grads })
+}
+
+/// The summed loss of all targets of a step, and how many they are.
+fn total_loss(
+    c: &ModelConfig,
+    weights: &Weights,
+    lora: Option<&Lora>,
+    batches: &[Batch],
+) -> Result<(Tensor, usize)> {
+    let (mut total, mut targets): (Option<Tensor>, usize) = (None, 0);
+    for (batch, seq) in batches.iter().flat_map(|b| b.seqs.iter().map(move |s| (b, s.clone()))) {
+        let wanted = &batch.targets[seq.clone()];
+        let n = wanted.iter().filter(|t| **t != NO_TARGET).count();
+        if n == 0 {
+            continue;
+        }
+        let logits = reference::logits(c, weights, lora, &batch.ids[seq])?;
+        let loss = (reference::loss(&logits, wanted)? * n as f64)?;
+        total = Some(total.map_or(Ok(loss.clone()), |t| t + loss)?);
+        targets += n;
+    }
+    let Some(total) = total else { candle_core::bail!("a step without a target") };
+    Ok((total, targets))
+}
+
 /// AdamW with clipping, as its paper writes it, in f64.
 pub struct AdamW {
     config: AdamWConfig,
@@ -158,6 +227,17 @@ impl AdamW {
 
     pub fn theta_f32(&self) -> Vec<f32> {
         self.theta.iter().map(|v| *v as f32).collect()
+    }
+
+    /// For all weights of a model: no decay of norms.
+    pub fn full(config: AdamWConfig, layout: &TunedLayout, n_layers: usize, values: &[f32]) -> AdamW {
+        let mut adamw = AdamW::new(config, values);
+        adamw.factors[layout.output_norm()].fill((1.0, 0.0));
+        for l in 0..n_layers {
+            let start = layout.block(l).start;
+            adamw.factors[start..start + layout.norms()[1].end].fill((1.0, 0.0));
+        }
+        adamw
     }
 
     /// One update; returns the norm of the mean gradient before clipping.

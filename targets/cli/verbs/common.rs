@@ -14,6 +14,7 @@ use engraft_runtime::model::digest_cache::DigestCache;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn;
 
+use super::adapter::Stored;
 use crate::options::{
     AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
 };
@@ -79,7 +80,8 @@ pub(crate) fn best_kernels() -> Arc<Kernels> {
     Arc::new(Kernels::detect(std::thread::available_parallelism().map_or(1, usize::from)))
 }
 
-/// All adapters of the command line as one, each held against the model; `None` where none is named.
+/// All adapters of the command line as one, and that of the store, each held against the model; `None` where
+/// there is none.
 ///
 /// # Errors
 /// Those of [`adapter`].
@@ -87,16 +89,16 @@ pub(crate) fn adapters(
     model: &Arc<ModelFile>,
     kernels: &Arc<Kernels>,
     options: &AdapterOptions,
+    store: &Stored,
 ) -> Result<Option<Arc<StackedAdapter>>> {
-    let files = options.files()?;
-    if let [only] = &files[..]
-        && only.scale == 1.0
-    {
-        return adapter_in_use(model, kernels, &only.path, options.force_base).map(Some);
+    let named = options.files()?.into_iter().map(|file| (file.path, file.scale));
+    let files: Vec<_> = named.chain(store.adapter.iter().map(|file| (file.clone(), 1.0))).collect();
+    if let [(file, 1.0)] = &files[..] {
+        return adapter_in_use(model, kernels, file, options.force_base).map(Some);
     }
-    let mut loaded = Vec::new();
-    for file in files {
-        loaded.push((adapter(model, kernels, &file.path, options.force_base)?, file.scale));
+    let mut loaded = Vec::with_capacity(files.len());
+    for (file, scale) in &files {
+        loaded.push((adapter(model, kernels, file, options.force_base)?, *scale));
     }
     if loaded.is_empty() {
         return Ok(None);

@@ -236,6 +236,7 @@ impl<'a> Demo<'a> {
             batch: BATCH.min(examples.len()),
             seq: examples.iter().map(Example::rows).max().unwrap_or(1),
             params: Layout::new(config, lora).len(),
+            full: None,
             gain_words: 0,
             rank: lora.rank,
             kept_blocks: config.n_layers,

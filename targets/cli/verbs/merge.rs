@@ -34,7 +34,7 @@ pub(crate) struct Options {
     output: PathBuf,
 
     /// Type of the merged tensors (F32, F16, Q8_0, Q4_K, ...) [default: each its own]
-    #[arg(long = "type", value_name = "TYPE", value_parser = dtype)]
+    #[arg(long = "type", value_name = "TYPE", value_parser = crate::options::dtype)]
     dtype: Option<DType>,
 
     /// Keep the merged model even if most of the adapter's gain is lost
@@ -180,9 +180,4 @@ fn figures(j: &Judgement) -> json::MergeMeasure {
         mean_kl: j.kl_merged,
         mean_kl_base: j.kl_base,
     }
-}
-
-fn dtype(text: &str) -> Result<DType, String> {
-    let named = DType::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(text));
-    named.ok_or_else(|| format!("must be one of {}", DType::ALL.map(DType::name).join(", ")))
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use engraft_runtime::train::calibrate::calibrate;
 
-use super::prepare::{describe, describe_retention, ladder_table, prepare};
+use super::prepare::{describe_retention, ladder_table, prepare};
 use super::{Session, common};
 use crate::exit::AfterJson;
 use crate::json;
@@ -25,16 +25,16 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     tune.model.path()?;
     tune.data.path()?;
     let prepared = prepare(tune)?;
-    eprintln!("{}", describe(&prepared.lora));
+    eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);
     json::line(&prepared.table())?;
     let fits = prepared.check(tune.memory_budget);
-    // What does not fit is not tried either.
-    let pieces = match &fits {
-        Ok(()) if !options.no_calibration => Some(calibrate(
+    // What does not fit is not tried either; the rates of full fine-tuning are not predicted.
+    let pieces = match (&fits, &prepared.lora) {
+        (Ok(()), Some(lora)) if !options.no_calibration => Some(calibrate(
             &prepared.model,
             &common::kernels(&tune.compute)?,
-            &prepared.lora,
+            lora,
             &prepared.request,
             common::precision(&tune.compute),
             common::gradient(&tune.compute),

@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 
+use engraft_kernels::DType;
 use engraft_runtime::adapter::{Case, Layout, LoraConfig};
 use engraft_runtime::data::batches::max_tokens;
 use engraft_runtime::data::{Example, TrainValid, load, load_train_valid};
 use engraft_runtime::error::Result;
 use engraft_runtime::generate::replay::{Sampling, Starts};
+use engraft_runtime::merge::tuned::check_type;
 use engraft_runtime::model::text::Text;
+use engraft_runtime::model::tuned::TunedLayout;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn;
 use engraft_runtime::nn::keep::KeepPrecision;
-use engraft_runtime::plan::{KeepPlan, MemoryPlan, Request, keep};
+use engraft_runtime::plan::{FullUpdate, KeepPlan, MemoryPlan, Request, keep};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::Direction;
 use engraft_runtime::train::calibrate::Pieces;
@@ -20,11 +23,15 @@ use engraft_runtime::train::eva::EvaWords;
 
 use super::common;
 use crate::json;
-use crate::options::{self, FineTune, Init, Layers, LoraOptions, ReplaySource, TuneOptions, misuse, stat};
+use crate::options::{
+    self, FineTune, Init, Layers, LoraOptions, ReplaySource, RunOptions, TuneOptions, misuse, stat,
+};
 use crate::units::show_bytes;
 
 /// The random stream of sampled replay rows' seed.
 const REPLAY_STREAM: u64 = 0x5245_504C;
+/// The study advises against full fine-tuning of models with fewer parameters.
+const ADVISED_PARAMS: usize = 500_000_000;
 
 /// A run that is planned, and not begun.
 pub(crate) struct Prepared {
@@ -33,7 +40,10 @@ pub(crate) struct Prepared {
     pub(crate) data: Option<TrainValid>,
     /// What is replayed among them.
     pub(crate) replay: Option<Replay>,
-    pub(crate) lora: LoraConfig,
+    /// The adapter; `None` where every weight is trained.
+    pub(crate) lora: Option<LoraConfig>,
+    /// The type that the trained model's matrices are to be stored as, where one is asked for.
+    pub(crate) dtype: Option<DType>,
     pub(crate) request: Request,
     pub(crate) plan: MemoryPlan,
 }
@@ -69,9 +79,15 @@ impl Replay {
 /// # Errors
 /// Those of opening and reading; `Misuse` for an adapter that does not fit the model.
 pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
+    tune.check_kind()?;
     let model = common::open_model(&tune.model)?;
-    let lora = lora_config(model.config(), &tune.lora)?;
-    let layout = Layout::new(model.config(), &lora);
+    let lora = match tune.lora.fine_tune_type {
+        FineTune::Full => None,
+        FineTune::Lora | FineTune::Dora => Some(lora_config(model.config(), &tune.lora)?),
+    };
+    if lora.is_none() {
+        check_type(&model, tune.lora.dtype).map_err(|e| e.at("--type"))?;
+    }
     let rows_max = (tune.run.max_seq_length as usize).min(model.config().context_len);
     let tokenizer_bytes = Text::heap_bytes(&model)?;
     let (data, replay) = std::thread::scope(|scope| {
@@ -82,20 +98,12 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     let mut request = Request {
         batch: tune.run.batch_size as usize,
         seq: rows_max,
-        params: layout.len(),
-        gain_words: layout.gain_words(),
-        rank: lora.rank_max(),
-        kept_blocks: model.config().n_layers - lora.layers[0],
-        keep: KeepPlan::default(),
         threads: tune.compute.threads as usize,
-        dropout: lora.dropout > 0.0,
         beside_base: tune.retention.penalty().is_some(),
-        preparation_bytes: 0,
-        data_tokens: 0,
-        data_rows: 0,
         tokenizer_bytes,
         model_bytes: model.private_bytes(),
         mapped_bytes: model.mapped_bytes(),
+        ..trained(model.config(), lora.as_ref(), &tune.run)
     };
     if let Some(data) = &data {
         let examples = || data.train.examples.iter().chain(&data.valid.examples);
@@ -104,7 +112,8 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         request.data_tokens = examples().map(|e| e.ids.len()).sum();
         request.data_rows = examples().count();
     }
-    request.preparation_bytes = preparation_bytes(tune, model.config(), &layout, &request, &data, &replay);
+    request.preparation_bytes =
+        preparation_bytes(tune, model.config(), lora.as_ref(), &request, &data, &replay);
     if let Some(replay) = &replay {
         let (tokens, rows, longest) = replay.extent();
         request.data_tokens += tokens;
@@ -115,7 +124,7 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     }
     request.keep = keep_plan(tune, model.config(), &request);
     let plan = MemoryPlan::new(model.config(), &request);
-    Ok(Prepared { model, data, replay, lora, request, plan })
+    Ok(Prepared { model, data, replay, lora, dtype: tune.lora.dtype, request, plan })
 }
 
 /// What is held at most before training, beside data: EVA's walk, or the sampling of replay rows. The
@@ -123,12 +132,13 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
 fn preparation_bytes(
     tune: &TuneOptions,
     c: &ModelConfig,
-    layout: &Layout,
+    lora: Option<&LoraConfig>,
     request: &Request,
     data: &Option<TrainValid>,
     replay: &Option<Replay>,
 ) -> usize {
-    let eva = || {
+    let eva = |lora: &LoraConfig| {
+        let layout = Layout::new(c, lora);
         let (batch, count) = (tune.run.batch_size as usize, tune.lora.eva_batches as usize);
         let (rows, batches) = match data {
             Some(data) => {
@@ -137,13 +147,32 @@ fn preparation_bytes(
             }
             None => (batch * request.seq, count),
         };
-        let words = EvaWords::new(c, layout, (rows, request.seq, rows * batches), request.threads);
+        let words = EvaWords::new(c, &layout, (rows, request.seq, rows * batches), request.threads);
         size_of::<f32>() * (words.total() + layout.len())
     };
-    let eva = if tune.lora.init == Init::Eva { eva() } else { 0 };
+    let eva = lora.filter(|_| tune.lora.init == Init::Eva).map_or(0, eva);
     match replay {
         Some(Replay::Sampled(starts, sampling)) => eva.max(sampling.bytes(c, starts, request.threads)),
         _ => eva,
+    }
+}
+
+/// What is trained, as far as memory depends on it.
+fn trained(c: &ModelConfig, lora: Option<&LoraConfig>, run: &RunOptions) -> Request {
+    let Some(lora) = lora else {
+        // Without a norm to clip by and without sums to wait for, no gradient is needed for long.
+        let at_once = run.max_grad_norm == 0.0 && run.grad_accumulation_steps == 1;
+        let full = Some(if at_once { FullUpdate::AtOnce } else { FullUpdate::AtEnd });
+        return Request { full, kept_blocks: c.n_layers, ..Request::default() };
+    };
+    let layout = Layout::new(c, lora);
+    Request {
+        params: layout.len(),
+        gain_words: layout.gain_words(),
+        rank: lora.rank_max(),
+        kept_blocks: c.n_layers - lora.layers[0],
+        dropout: lora.dropout > 0.0,
+        ..Request::default()
     }
 }
 
@@ -156,7 +185,12 @@ fn keep_plan(tune: &TuneOptions, c: &ModelConfig, request: &Request) -> KeepPlan
     let level = match tune.keep {
         options::Keep::Auto => {
             let budget = tune.memory_budget.map(|b| usize::try_from(b).unwrap_or(usize::MAX));
-            return keep::choose(c, request, precision, budget.unwrap_or(keep::UNASKED_BYTES));
+            let unasked = match request.full {
+                None => keep::UNASKED_BYTES,
+                // Beside what the weights take anyway.
+                Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
+            };
+            return keep::choose(c, request, precision, budget.unwrap_or(unasked));
         }
         options::Keep::Inputs => nn::keep::Keep::Inputs,
         options::Keep::Attention => nn::keep::Keep::Attention,
@@ -258,8 +292,35 @@ fn lora_config(model: &ModelConfig, options: &LoraOptions) -> Result<LoraConfig>
     LoraConfig { rslora: options.use_rslora, dora, overrides: options.overrides(), ..plain }.checked(model)
 }
 
+/// What full fine-tuning trains, with warnings of what often goes wrong.
+fn describe_full(model: &ModelFile, dtype: Option<DType>) -> String {
+    let n = TunedLayout::new(model.config()).len();
+    let mut text = format!("full fine-tuning: all {n} weights, in f32");
+    let stored = dtype.unwrap_or(model.block(0).proj(Proj::Down).dtype());
+    if is_coarse(stored) {
+        text += &format!(
+            "\nwarning: the model will be stored as {}, whose rounding can undo much of what small steps \
+             change; --type Q8_0 or F16 keeps it",
+            stored.name()
+        );
+    }
+    if n >= ADVISED_PARAMS {
+        return text;
+    }
+    format!(
+        "{text}\nwarning: this model has fewer than 500M parameters. Full fine-tuning often harms models \
+         below 300M, at times beneath what they did untrained (arXiv 2606.06920); --fine-tune-type lora or \
+         dora is the advice below 500M"
+    )
+}
+
+/// Whether a type has fewer than eight bits an element.
+fn is_coarse(dtype: DType) -> bool {
+    dtype.block_bytes() < dtype.block_len()
+}
+
 /// What is adapted, and the multiplier of each distinct case.
-pub(crate) fn describe(lora: &LoraConfig) -> String {
+fn describe_adapter(lora: &LoraConfig) -> String {
     let kind = if lora.dora { "DoRA" } else { "LoRA" };
     let formula = if lora.rslora { "alpha/sqrt(r)" } else { "alpha/r" };
     let line = |case: &Case| {
@@ -312,6 +373,11 @@ fn members(lora: &LoraConfig, case: &Case) -> String {
 }
 
 impl Prepared {
+    /// What is trained, for people.
+    pub(crate) fn describe(&self) -> String {
+        self.lora.as_ref().map_or_else(|| describe_full(&self.model, self.dtype), describe_adapter)
+    }
+
     /// The plan for people.
     pub(crate) fn table(&self) -> String {
         plan_table(&self.request, &self.plan)
@@ -381,10 +447,13 @@ pub(crate) fn ladder_table(ladder: &[json::Rung]) -> String {
 /// A plan for people: a line per pool, what they come to, and what is not among them.
 pub(crate) fn plan_table(request: &Request, plan: &MemoryPlan) -> String {
     let line = |name: &str, bytes: usize| format!("\n{name:<18} {:>12}", show_bytes(bytes as u64));
-    let mut text = format!(
-        "plan: {} x {} tokens, {} adapter parameters, {} threads",
-        request.batch, request.seq, request.params, request.threads
-    );
+    let trained = match request.full {
+        None => format!("{} adapter parameters", request.params),
+        Some(FullUpdate::AtEnd) => "every weight".to_string(),
+        Some(FullUpdate::AtOnce) => "every weight, block by block".to_string(),
+    };
+    let mut text =
+        format!("plan: {} x {} tokens, {trained}, {} threads", request.batch, request.seq, request.threads);
     for pool in plan.pools.iter().filter(|p| p.bytes > 0) {
         text += &line(pool.name, pool.bytes);
     }

@@ -1,4 +1,4 @@
-//! `engraft train`: a LoRA adapter, trained inside its memory plan.
+//! `engraft train`: an adapter, or the whole model, trained inside its memory plan.
 
 use std::io::Stderr;
 use std::path::{Path, PathBuf};
@@ -9,19 +9,21 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{Adapter, Binding, Precision, Prober};
+use engraft_runtime::adapter::{Adapter, Binding, LoraConfig, Precision, Prober};
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor, TrainValid};
 use engraft_runtime::error::Error;
+use engraft_runtime::model::tuned::Weights;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::{Disk, create_dir_all};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
-use engraft_runtime::train::{StepReport, TrainOptions, Trainer, eva};
+use engraft_runtime::train::{FullTrainer, StepReport, TrainOptions, Trainer, eva};
 
-use super::prepare::{Prepared, Replay, describe, describe_retention, prepare};
+use super::arm::{Arm, MODEL_FILE, STOPPED_FILE, score_file, write_model};
+use super::prepare::{Prepared, Replay, describe_retention, prepare};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
 use crate::json;
 use crate::memory::Watch;
@@ -46,7 +48,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     }
     check_output(&tune.adapter_path)?;
     let mut prepared = prepare(tune)?;
-    eprint!("{}\n{}", describe(&prepared.lora), describe_retention(tune, &prepared)?);
+    eprintln!("{}", prepared.describe());
+    eprint!("{}", describe_retention(tune, &prepared)?);
     eprintln!("{}", prepared.table());
     prepared.check(tune.memory_budget)?;
     create_dir_all(&Disk, &tune.adapter_path)?;
@@ -85,12 +88,13 @@ fn replay_rows(
 fn fresh_adapter(
     tune: &TuneOptions,
     prepared: &Prepared,
+    lora: &LoraConfig,
     data: &TrainValid,
     kernels: &Arc<Kernels>,
 ) -> Result<Adapter> {
     let model = &prepared.model;
     let mut random = Rng::new(tune.seed, INIT_STREAM);
-    let mut adapter = Adapter::init_on(model, kernels, &prepared.lora, &mut || random.f32())?;
+    let mut adapter = Adapter::init_on(model, kernels, lora, &mut || random.f32())?;
     adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
     adapter.meta.seed = tune.seed;
     if tune.lora.init == options::Init::Eva {
@@ -120,7 +124,7 @@ struct Run<'a> {
     tune: &'a TuneOptions,
     session: &'a Session,
     data: &'a TrainValid,
-    trainer: Trainer,
+    arm: Arm,
     model: Arc<ModelFile>,
     kernels: Arc<Kernels>,
     batches: Mixed<'a>,
@@ -161,7 +165,6 @@ impl<'a> Run<'a> {
         kernels: Arc<Kernels>,
         watch: Watch,
     ) -> Result<Run<'a>> {
-        let model = &prepared.model;
         let per_step = tune.run.grad_accumulation_steps as usize;
         let (size, share) = (prepared.request.batch, tune.retention.share()?);
         let batches =
@@ -172,13 +175,9 @@ impl<'a> Run<'a> {
                 (u64::from(n) * batches.batches_per_epoch() as u64).div_ceil(per_step as u64)
             }
         };
-        let adapter = fresh_adapter(tune, prepared, data, &kernels)?;
-        let words = ArenaWords::new(model.config(), &prepared.request);
-        let trainer =
-            Trainer::new(model.clone(), kernels.clone(), words, adapter, train_options(tune, steps));
         Ok(Run {
-            trainer,
-            model: model.clone(),
+            arm: arm(tune, prepared, data, &kernels, steps)?,
+            model: prepared.model.clone(),
             kernels,
             batches,
             micro: vec![Batch::default(); per_step],
@@ -204,29 +203,44 @@ impl<'a> Run<'a> {
 
     /// The whole run: held-out loss, steps, held-out loss, and the adapter's file.
     fn train(mut self) -> Result<json::Train> {
-        self.valid_before = self.evaluate(false)?;
-        while self.trainer.steps() < self.steps && !self.is_cancelled() {
+        self.valid_before = self.evaluate()?;
+        while self.arm.steps() < self.steps && !self.is_cancelled() {
             self.step()?;
         }
         self.progress.finish();
         if self.is_cancelled() {
             return Err(self.stopped());
         }
-        self.valid_after = self.evaluate(true)?;
-        let file = self.save()?;
-        self.progress.note(&format!("saved {}", file.display()));
-        Ok(json::Train {
-            steps: self.trainer.steps(),
+        self.valid_after = self.evaluate()?;
+        let mut result = json::Train {
+            steps: self.arm.steps(),
             tokens: self.tokens,
             tokens_per_s: self.tokens as f64 / self.seconds,
             planned_private_bytes: self.planned_bytes,
-            peak_private_bytes: self.watch.sample(),
+            peak_private_bytes: None,
             train_loss: self.reported_loss,
             train_kl: self.reported_kl,
             valid_loss_before: self.valid_before,
             valid_loss_after: self.valid_after,
-            adapter: file.display().to_string(),
-        })
+            adapter: None,
+            model: None,
+            valid_loss_stored: None,
+        };
+        if let Some(file) = self.save_adapter()? {
+            self.progress.note(&format!("saved {}", file.display()));
+            result.adapter = Some(file.display().to_string());
+        }
+        if let Arm::Full(trainer) = self.arm {
+            let file = write_model(self.tune, &trainer.into_weights(), MODEL_FILE)?;
+            self.progress.note(&format!("saved {}", file.display()));
+            let stored = score_file(self.tune, self.session, self.data, &file)?;
+            if let (Some(before), Some(after), Some(stored)) = (self.valid_before, self.valid_after, stored) {
+                self.progress.note(&describe_stored(before, after, stored));
+            }
+            (result.model, result.valid_loss_stored) = (Some(file.display().to_string()), Some(stored));
+        }
+        result.peak_private_bytes = self.watch.sample();
+        Ok(result)
     }
 
     /// One optimizer step, and what is due after it.
@@ -235,7 +249,7 @@ impl<'a> Run<'a> {
         for batch in &mut self.micro {
             self.batches.next_into(batch);
         }
-        let report = self.trainer.step(&self.micro)?;
+        let report = self.arm.step(&self.micro)?;
         self.seconds += started.elapsed().as_secs_f64();
         self.tokens += report.tokens as u64;
         self.targets += report.targets as u64;
@@ -245,21 +259,21 @@ impl<'a> Run<'a> {
         self.recent_kl.count += report.targets;
         self.show(&report)?;
 
-        let (step, run) = (self.trainer.steps(), &self.tune.run);
+        let (step, run) = (self.arm.steps(), &self.tune.run);
         let due = |every: u32| every > 0 && step.is_multiple_of(every.into()) && step < self.steps;
         let (evaluate, save) = (due(run.steps_per_eval), due(run.save_every));
         if evaluate {
-            self.evaluate(true)?;
+            self.evaluate()?;
         }
         if save {
-            self.save()?;
+            self.save_adapter()?;
         }
         Ok(())
     }
 
     /// Progress of a step, and its record where one is due.
     fn show(&mut self, report: &StepReport) -> Result<()> {
-        let step = self.trainer.steps();
+        let step = self.arm.steps();
         let tokens_per_s = self.tokens as f64 / self.seconds;
         let peak_private_bytes = self.watch.sample();
         let loss = report.loss;
@@ -285,53 +299,98 @@ impl<'a> Run<'a> {
     }
 
     /// Held-out loss, recorded and shown; `None` without held-out rows, or when stopped midway.
-    fn evaluate(&mut self, with_adapter: bool) -> Result<Option<f64>> {
+    fn evaluate(&mut self) -> Result<Option<f64>> {
         let session = self.session;
         let rows = in_order(&self.data.valid.examples, 1);
         let rows = rows.take_while(|_| !session.cancel.load(Ordering::Relaxed));
-        let total = self.trainer.evaluate(rows, with_adapter);
+        let total = self.arm.evaluate(rows);
         if total.targets == 0 || self.is_cancelled() {
             return Ok(None);
         }
         let loss = common::finite(total.loss_sum / total.targets as f64, "the held-out loss")?;
-        let step = self.trainer.steps();
+        let step = self.arm.steps();
         self.metrics.append(&StepRecord { step, valid_loss: Some(loss), ..StepRecord::default() })?;
         self.progress.note(&format!("step {step}/{}  held-out loss {loss:.4}", self.steps));
         Ok(Some(loss))
     }
 
-    /// Commits the adapter as it is now, bound to its base by what both compute.
-    fn save(&mut self) -> Result<PathBuf> {
-        let steps = self.trainer.steps();
-        let meta = self.trainer.meta_mut();
+    /// Commits the adapter as it is now, bound to its base by what both compute; `None` where there is none.
+    fn save_adapter(&mut self) -> Result<Option<PathBuf>> {
+        let Arm::Adapter(trainer) = &mut self.arm else { return Ok(None) };
+        let steps = trainer.steps();
+        let meta = trainer.meta_mut();
         (meta.steps, meta.tokens) = (steps, self.targets);
         meta.valid_loss_before = self.valid_before.map(|l| l as f32);
         meta.valid_loss_after = self.valid_after.map(|l| l as f32);
-        let adapter = self.trainer.adapter();
+        let adapter = trainer.adapter();
         let mut prober = Prober::new(&self.model, &self.kernels, adapter.layout.rank_max());
         let binding = Binding::of(adapter, &self.model, &mut prober)?;
-        Ok(adapter.save_bound(&Disk, &self.tune.adapter_path, Precision::F32, &binding)?.path)
+        let saved = adapter.save_bound(&Disk, &self.tune.adapter_path, Precision::F32, &binding)?;
+        Ok(Some(saved.path))
     }
 
     fn is_cancelled(&self) -> bool {
         self.session.cancel.load(Ordering::Relaxed)
     }
 
+    /// Commits what is there of an unfinished run: an adapter under its name, a model under one of its own.
+    fn save_stopped(&mut self) -> Result<Option<PathBuf>> {
+        match &self.arm {
+            Arm::Adapter(_) => self.save_adapter(),
+            Arm::Full(trainer) => match trainer.weights() {
+                Weights::Tuned(tuned) => Ok(Some(write_model(self.tune, &tuned, STOPPED_FILE)?)),
+                Weights::Stored(_) => Ok(None),
+            },
+        }
+    }
+
     /// Ctrl-C: what is learned so far is kept, if anything is.
     fn stopped(&mut self) -> anyhow::Error {
-        let step = self.trainer.steps();
+        let step = self.arm.steps();
         if step == 0 {
             return common::cancelled("stopped before the first step: nothing to save").into();
         }
-        match self.save() {
+        match self.save_stopped() {
             Ok(file) => {
                 let total = self.steps;
-                let message = format!("stopped after step {step} of {total}; saved {}", file.display());
-                common::cancelled(message).into()
+                let saved = file.map_or("nothing to save".into(), |f| format!("saved {}", f.display()));
+                common::cancelled(format!("stopped after step {step} of {total}; {saved}")).into()
             }
             Err(error) => error,
         }
     }
+}
+
+/// What became of a gain when the model was stored.
+fn describe_stored(before: f64, after: f64, stored: f64) -> String {
+    let text = format!(
+        "held-out loss before {before:.4}, after {after:.4} (f32 weights), of the file written {stored:.4}"
+    );
+    match after < before && stored - after > 0.5 * (before - after) {
+        true => text + "\nwarning: storing lost most of the gain; train again with --type Q8_0 or F16",
+        false => text,
+    }
+}
+
+/// The trainer, its arena allocated.
+fn arm(
+    tune: &TuneOptions,
+    prepared: &Prepared,
+    data: &TrainValid,
+    kernels: &Arc<Kernels>,
+    steps: u64,
+) -> Result<Arm> {
+    let (model, kernels) = (prepared.model.clone(), kernels.clone());
+    let options = train_options(tune, steps);
+    let adapter = match &prepared.lora {
+        Some(lora) => Some(fresh_adapter(tune, prepared, lora, data, &kernels)?),
+        None => None,
+    };
+    let words = ArenaWords::new(model.config(), &prepared.request);
+    Ok(match adapter {
+        Some(adapter) => Arm::Adapter(Box::new(Trainer::new(model, kernels, words, adapter, options))),
+        None => Arm::Full(Box::new(FullTrainer::new(model, kernels, words, options))),
+    })
 }
 
 /// The optimizer's settings from the flags.
@@ -351,7 +410,7 @@ fn train_options(tune: &TuneOptions, steps: u64) -> TrainOptions {
         },
         schedule: Schedule {
             shape,
-            peak: run.learning_rate as f32,
+            peak: run.learning_rate(tune.lora.fine_tune_type) as f32,
             warmup: run.warmup_steps.into(),
             total: steps,
         },

@@ -1,0 +1,85 @@
+//! A fully fine-tuned model as a GGUF file: metadata and tokenizer of its base, each matrix stored as the
+//! base stores it or as asked for.
+
+use std::io::Write;
+use std::path::Path;
+
+use engraft_kernels::DType;
+
+use super::{CHUNK, beyond, indivisible, put_entry, quantize};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::gguf::TensorInfo;
+use crate::model::gguf::write::{Header, failed};
+use crate::model::tuned::TunedModel;
+use crate::model::weights::ModelFile;
+use crate::storage::{Committed, Storage, commit};
+
+/// Whether the matrices of a model can be stored as `dtype`; to be asked before an hour of training.
+///
+/// # Errors
+/// `Misuse` for a type whose blocks do not divide a row.
+pub fn check_type(base: &ModelFile, dtype: Option<DType>) -> Result<()> {
+    base.gguf().tensors().iter().try_for_each(|tensor| stored_as(tensor, dtype).map(|_| ()))
+}
+
+/// Commits the model as `dir/name`: metadata as the base has it, matrices as their own type or as
+/// `dtype`, vectors as their own.
+///
+/// # Errors
+/// Those of [`check_type`]; `NonFinite` for a weight that the type can't hold; `Io`. An older file stays
+/// whole.
+pub fn write(
+    storage: &dyn Storage,
+    dir: &Path,
+    name: &str,
+    tuned: &TunedModel,
+    dtype: Option<DType>,
+) -> Result<Committed> {
+    let base = tuned.base();
+    let gguf = base.gguf();
+    let mut header = Header::new(gguf.alignment());
+    for entry in gguf.entries() {
+        put_entry(&mut header, entry, base.bytes(), dtype);
+    }
+    let mut plan = Vec::with_capacity(gguf.tensors().len());
+    for tensor in gguf.tensors() {
+        let (dtype, row) = stored_as(tensor, dtype)?;
+        header.tensor(&tensor.name, dtype, &tensor.dims, row * tensor.rows());
+        plan.push((tensor, dtype));
+    }
+    commit(storage, dir, name, |out| {
+        header.write(out)?;
+        for (tensor, dtype) in &plan {
+            let stored = &base.bytes()[tensor.range.clone()];
+            let written = match tuned.tensor(tensor) {
+                None => out.write_all(stored).map(|()| stored.len()).map_err(failed)?,
+                Some(values) => rows(out, values, tensor.cols(), *dtype).map_err(|e| e.at(&tensor.name))?,
+            };
+            header.pad(out, written)?;
+        }
+        Ok(())
+    })
+}
+
+/// The type of a tensor in the file, and the bytes of its rows.
+fn stored_as(tensor: &TensorInfo, dtype: Option<DType>) -> Result<(DType, usize)> {
+    let dtype = dtype.filter(|_| tensor.dims.len() > 1).unwrap_or(tensor.dtype);
+    let row = dtype.row_bytes(tensor.cols()).ok_or_else(|| indivisible(tensor, dtype))?;
+    Ok((dtype, row))
+}
+
+/// Writes the rows of one tensor; gives the bytes written.
+fn rows(out: &mut dyn Write, values: &[f32], cols: usize, dtype: DType) -> Result<usize> {
+    let (mut bytes, mut written) = (Vec::new(), 0);
+    for part in values.chunks((CHUNK / cols).max(1) * cols) {
+        if let Some(bad) = part.iter().find(|v| !v.is_finite() || beyond(dtype, **v)) {
+            let message = format!("{bad} can't be stored as {}", dtype.name());
+            return Err(Error::new(ErrorKind::NonFinite, message));
+        }
+        bytes.clear();
+        quantize::rows(dtype, part, cols, &mut bytes)?;
+        out.write_all(&bytes).map_err(failed)?;
+        written += bytes.len();
+    }
+    Ok(written)
+}

@@ -1,0 +1,257 @@
+//! Full fine-tuning: every weight of the model is a parameter, in f32.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use engraft_kernels::{AdamWStep, Kernels};
+
+use super::chain::{Chain, Evaluated};
+use super::optim::AdamW;
+use super::trainer::{StepReport, TrainOptions};
+use crate::data::Batch;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Proj;
+use crate::model::tuned::{TunedLayout, TunedModel, Weights};
+use crate::model::weights::ModelFile;
+use crate::nn::head::HeadGrads;
+use crate::nn::{BlockGrads, PairGrad, Precision, WeightGrad};
+use crate::plan::{ArenaWords, FullUpdate};
+
+/// One run of full fine-tuning.
+pub struct FullTrainer {
+    chain: Chain,
+    kernels: Arc<Kernels>,
+    layout: TunedLayout,
+    update: FullUpdate,
+    /// As the parameters lie; with [`FullUpdate::AtOnce`] those outside the blocks, and of one block.
+    grads: Vec<f32>,
+    optimizer: AdamW,
+    options: TrainOptions,
+    step: u64,
+    /// Whether a step failed after it had changed some weights.
+    broken: bool,
+}
+
+impl FullTrainer {
+    /// Allocates the arena that `words` describes and dequantizes the model into it. The options'
+    /// precisions do not matter: everything is f32.
+    ///
+    /// # Panics
+    /// If `words` are not of full fine-tuning.
+    pub fn new(
+        model: Arc<ModelFile>,
+        kernels: Arc<Kernels>,
+        words: ArenaWords,
+        options: TrainOptions,
+    ) -> FullTrainer {
+        let full = words.full.expect("the words of full fine-tuning");
+        let tuned = TunedModel::new(model, &kernels);
+        FullTrainer {
+            layout: tuned.layout().clone(),
+            chain: Chain::new(Arc::new(tuned), kernels.clone(), Precision::F32, words),
+            update: full.update,
+            grads: vec![0.0; full.gradients],
+            optimizer: AdamW::new(options.adamw, full.weights),
+            options,
+            kernels,
+            step: 0,
+            broken: false,
+        }
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// The weights as they are now, for sessions and scoring chains to run on. While any of these is
+    /// alive, [`FullTrainer::step`] refuses to change them.
+    pub fn weights(&self) -> Weights {
+        self.chain.weights()
+    }
+
+    /// The weights, at the end; everything else is freed.
+    pub fn into_weights(self) -> Arc<TunedModel> {
+        match self.chain.weights() {
+            Weights::Tuned(model) => model,
+            Weights::Stored(_) => unreachable!("made of tuned weights"),
+        }
+    }
+
+    /// Gradients of the last step: sums over its targets. As the parameters lie, unless blocks are
+    /// updated at once.
+    pub fn gradients(&self) -> &[f32] {
+        &self.grads
+    }
+
+    /// One optimizer step over micro-batches.
+    ///
+    /// # Errors
+    /// `NonFinite` when loss or gradient is: the weights are unchanged then, or with
+    /// [`FullUpdate::AtOnce`] no further step is taken. `BadData` when no row carries a target. `Misuse`
+    /// for weights that others still hold, and for several micro-batches or clipping with `AtOnce`.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        self.check(batches)?;
+        let lr = self.options.schedule.rate(self.step);
+        let (total, grad_norm) = match (self.update, batches) {
+            (FullUpdate::AtOnce, [batch]) => self.step_at_once(batch, lr)?,
+            _ => self.step_at_end(batches, lr)?,
+        };
+        self.step += 1;
+        Ok(StepReport {
+            loss: total.loss_sum / total.targets as f64,
+            kl: None,
+            targets: total.targets,
+            tokens: batches.iter().map(|b| b.ids.len()).sum(),
+            grad_norm,
+            lr,
+        })
+    }
+
+    /// Mean loss over the targets of `batches`.
+    pub fn evaluate(&mut self, batches: impl Iterator<Item = Batch>) -> Evaluated {
+        let mut total = Evaluated::default();
+        for b in batches {
+            let e = self.chain.evaluate(None, &b, |_, _| {});
+            total.loss_sum += e.loss_sum;
+            total.targets += e.targets;
+        }
+        total
+    }
+
+    /// Whether a step can be taken at all.
+    fn check(&mut self, batches: &[Batch]) -> Result<()> {
+        let misuse = |message: &str| Err(Error::new(ErrorKind::Misuse, message));
+        if self.broken {
+            return misuse("an earlier step failed midway: the weights are of no use");
+        }
+        if self.update == FullUpdate::AtOnce && (batches.len() != 1 || self.options.adamw.max_grad_norm > 0.0)
+        {
+            return misuse("blocks updated at once need a single micro-batch and no clipping");
+        }
+        if self.chain.weights_mut().is_none() {
+            return misuse("the weights are still in use elsewhere; drop what reads them first");
+        }
+        Ok(())
+    }
+
+    /// Forward and backward of every micro-batch, then one update of everything.
+    fn step_at_end(&mut self, batches: &[Batch], lr: f32) -> Result<(Evaluated, f64)> {
+        let mut total = Evaluated::default();
+        for (i, batch) in batches.iter().enumerate() {
+            let accumulate = i > 0;
+            let e = self.chain.forward_weights(batch, head_grads(&self.layout, &mut self.grads, accumulate));
+            for l in (0..self.chain.config().n_layers).rev() {
+                let grads = block_grads(&self.layout, &mut self.grads[self.layout.block(l)], accumulate);
+                self.chain.backward_weights(batch, l, grads);
+            }
+            self.embedding_gradient(batch, accumulate);
+            total.loss_sum += e.loss_sum;
+            total.targets += e.targets;
+        }
+        let count = self.counted(&total)?;
+        let (outer, layers) = (self.layout.outer(), 0..self.chain.config().n_layers);
+        let parts = || std::iter::once(outer.clone()).chain(layers.clone().map(|l| self.layout.block(l)));
+        let squares: f64 = parts().map(|at| self.kernels.sum_squares(&self.grads[at])).sum();
+        let norm = squares.sqrt() / count;
+        let step = self.optimizer.begin_with(norm, count, lr).ok_or_else(|| self.not_finite())?;
+        self.apply(outer.clone(), outer, &step);
+        for l in layers {
+            self.apply(self.layout.block(l), self.layout.block(l), &step);
+        }
+        Ok((total, norm))
+    }
+
+    /// Forward, then block by block backward and update.
+    fn step_at_once(&mut self, batch: &Batch, lr: f32) -> Result<(Evaluated, f64)> {
+        let total = self.chain.forward_weights(batch, head_grads(&self.layout, &mut self.grads, false));
+        let count = self.counted(&total)?;
+        // Without clipping the update does not depend on the norm.
+        let step = self.optimizer.begin_with(0.0, count, lr).ok_or_else(|| self.not_finite())?;
+        let outer = self.layout.outer();
+        let mut squares = 0.0f64;
+        for l in (0..self.chain.config().n_layers).rev() {
+            let own = outer.end..self.grads.len();
+            let grads = block_grads(&self.layout, &mut self.grads[own.clone()], false);
+            self.chain.backward_weights(batch, l, grads);
+            squares += self.part_squares(own.clone())?;
+            self.apply(self.layout.block(l), own, &step);
+        }
+        self.embedding_gradient(batch, false);
+        squares += self.part_squares(outer.clone())?;
+        self.apply(outer.clone(), outer, &step);
+        Ok((total, squares.sqrt() / count))
+    }
+
+    /// The sum of squares of some gradients, which must be finite.
+    fn part_squares(&mut self, at: Range<usize>) -> Result<f64> {
+        let squares = self.kernels.sum_squares(&self.grads[at]);
+        if squares.is_finite() {
+            return Ok(squares);
+        }
+        self.broken = true;
+        Err(self.not_finite())
+    }
+
+    /// The targets of a step as a divisor; before anything is changed.
+    fn counted(&self, total: &Evaluated) -> Result<f64> {
+        if total.targets == 0 {
+            return Err(Error::new(ErrorKind::BadData, "a step without a single trained token"));
+        }
+        if !total.loss_sum.is_finite() {
+            return Err(self.not_finite());
+        }
+        Ok(total.targets as f64)
+    }
+
+    fn not_finite(&self) -> Error {
+        let what = format!("step {}: loss or gradient is not finite; lower --learning-rate", self.step + 1);
+        Error::new(ErrorKind::NonFinite, what)
+    }
+
+    fn embedding_gradient(&mut self, batch: &Batch, accumulate: bool) {
+        let at = self.layout.token_embd();
+        // A tied embedding has its gradient as the head already.
+        let begun = accumulate || self.layout.output() == at;
+        let grad = WeightGrad { dw: &mut self.grads[at], accumulate: begun }.begun();
+        self.chain.backward_embedding(batch, grad);
+    }
+
+    /// Updates the parameters `at` with the gradients `from`. Norms do not decay: there is nothing in a
+    /// gain that should be near zero.
+    fn apply(&mut self, at: Range<usize>, from: Range<usize>, step: &AdamWStep) {
+        let norms = if at.start == 0 { self.layout.output_norm() } else { 0..self.layout.norms()[1].end };
+        let gains = AdamWStep { weight_decay: 0.0, ..*step };
+        let Some(model) = self.chain.weights_mut() else { return };
+        let parts = [(0..norms.start, step), (norms.clone(), &gains), (norms.end..at.len(), step)];
+        for (within, step) in parts.into_iter().filter(|(within, _)| !within.is_empty()) {
+            let first = at.start + within.start;
+            let theta = &mut model.values_mut()[first..at.start + within.end];
+            let grads = &self.grads[from.start + within.start..from.start + within.end];
+            self.optimizer.update_part(&self.kernels, theta, grads, first, step);
+        }
+    }
+}
+
+/// The head's part of the gradients.
+fn head_grads<'a>(layout: &TunedLayout, grads: &'a mut [f32], accumulate: bool) -> HeadGrads<'a> {
+    let (w, rest) = grads[layout.output().start..].split_at_mut(layout.output().len());
+    let norm = &mut rest[..layout.output_norm().len()];
+    HeadGrads { norm: WeightGrad { dw: norm, accumulate }, w: WeightGrad { dw: w, accumulate } }
+}
+
+/// The gradients of one block, cut into its tensors.
+fn block_grads<'a>(layout: &TunedLayout, block: &'a mut [f32], accumulate: bool) -> BlockGrads<'a> {
+    let mut rest = block;
+    let mut cut = |n: usize| {
+        let (dw, tail) = std::mem::take(&mut rest).split_at_mut(n);
+        rest = tail;
+        Some(WeightGrad { dw, accumulate })
+    };
+    let norms = layout.norms().map(|at| cut(at.len()));
+    let pairs = Proj::ALL.map(|p| {
+        let w = cut(layout.proj(p).len());
+        Some(PairGrad { a: &mut [], bt: &mut [], m: &mut [], w })
+    });
+    BlockGrads { pairs, norms }
+}
