@@ -682,7 +682,7 @@ fn full_fine_tuning_writes_a_model_that_scores_as_told() {
         assert!(told.contains(word), "{word}: {told}");
     }
     let tuned = last_line(&output);
-    assert_keys(&tuned, &[&TRAIN_KEYS[..8], &["model", "valid_loss_stored"]].concat());
+    assert_keys(&tuned, &[&TRAIN_KEYS[..9], &["model", "valid_loss_stored"]].concat());
     let loss = |key: &str| tuned[key].as_f64().expect(key);
     assert!(loss("valid_loss_after") < loss("valid_loss_before") - 0.05, "{tuned}");
     assert!((loss("valid_loss_stored") - loss("valid_loss_after")).abs() < 0.02, "{tuned}");
