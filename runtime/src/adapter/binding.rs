@@ -200,6 +200,21 @@ impl Adapter {
     pub fn check(&self, model: &ModelFile, prober: &mut Prober) -> Result<Vec<&'static str>> {
         self.check_shapes(model.config())?;
         let now = prober.of(self);
+        self.check_found(model, prober, now)
+    }
+
+    /// [`Adapter::check`] with a fingerprint that was [taken](Prober::with) of this adapter alone, as it is in
+    /// use: what a DoRA needs to be used is then not computed twice.
+    ///
+    /// # Errors
+    /// As [`Adapter::check`].
+    pub fn check_found(
+        &self,
+        model: &ModelFile,
+        prober: &mut Prober,
+        now: Fingerprint,
+    ) -> Result<Vec<&'static str>> {
+        self.check_shapes(model.config())?;
         if !now.is_finite() {
             return Err(corrupt("with the adapter the model gives no numbers: it is broken"));
         }

@@ -105,17 +105,36 @@ pub(crate) fn adapters(
     options: &AdapterOptions,
     store: &Stored,
 ) -> Result<Option<Arc<StackedAdapter>>> {
-    let mut loaded = Vec::new();
-    for file in options.files()? {
-        loaded.push((adapter(model, kernels, &file.path, options.force_base)?, file.scale));
+    let named = options.files()?.into_iter().map(|file| (file.path, file.scale));
+    let files: Vec<_> = named.chain(store.adapter.iter().map(|file| (file.clone(), 1.0))).collect();
+    if let [(file, 1.0)] = &files[..] {
+        return adapter_in_use(model, kernels, file, options.force_base).map(Some);
     }
-    if let Some(file) = &store.adapter {
-        loaded.push((adapter(model, kernels, file, options.force_base)?, 1.0));
+    let mut loaded = Vec::with_capacity(files.len());
+    for (file, scale) in &files {
+        loaded.push((adapter(model, kernels, file, options.force_base)?, *scale));
     }
     if loaded.is_empty() {
         return Ok(None);
     }
     Ok(Some(Arc::new(StackedAdapter::new(model, kernels, &loaded)?)))
+}
+
+/// One adapter as trained: what it needs to be used also serves to check it.
+fn adapter_in_use(
+    model: &Arc<ModelFile>,
+    kernels: &Arc<Kernels>,
+    file: &Path,
+    force_base: bool,
+) -> Result<Arc<StackedAdapter>> {
+    let alone = [(Adapter::load(file)?, 1.0)];
+    let stacked = StackedAdapter::new(model, kernels, &alone).map_err(|e| e.at(file.display()))?;
+    let adapter = &alone[0].0;
+    hold(model, kernels, adapter, file, force_base, |prober| {
+        let now = prober.with(&stacked);
+        adapter.check_found(model, prober, now)
+    })?;
+    Ok(Arc::new(stacked))
 }
 
 /// One adapter of this model, or with `force_base` of any model of its shapes, which is then said.
@@ -129,9 +148,22 @@ pub(crate) fn adapter(
     force_base: bool,
 ) -> Result<Adapter> {
     let adapter = Adapter::load(file)?;
+    hold(model, kernels, &adapter, file, force_base, |prober| adapter.check(model, prober))?;
+    Ok(adapter)
+}
+
+/// Holds an adapter against the model by `check`; says what was overridden, and what could not be checked.
+fn hold(
+    model: &Arc<ModelFile>,
+    kernels: &Arc<Kernels>,
+    adapter: &Adapter,
+    file: &Path,
+    force_base: bool,
+    check: impl FnOnce(&mut Prober) -> Result<Vec<&'static str>>,
+) -> Result<()> {
     let (place, started) = (file.display(), Instant::now());
     let mut prober = Prober::new(model, kernels, adapter.layout.rank_max());
-    let checked = adapter.check(model, &mut prober);
+    let checked = check(&mut prober);
     log::info!("{place}: held against the model in {:.0} ms", 1e3 * started.elapsed().as_secs_f64());
     match checked {
         Err(error) if force_base && error.kind() == ErrorKind::BaseMismatch => {
@@ -145,7 +177,7 @@ pub(crate) fn adapter(
             unrecorded.join(", ")
         ),
     }
-    Ok(adapter)
+    Ok(())
 }
 
 /// How the rows of `--data` are read, with at most `rows_max` positions each.
