@@ -11,6 +11,12 @@ mod adapters;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use engraft_runtime::adapter::Adapter;
+use engraft_runtime::gate::store::{Candidate, Store};
+use engraft_runtime::model::chat::Message;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::storage::Disk;
+
 fn engraft(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
     command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
@@ -54,12 +60,23 @@ fn model_like(folder: &Path) -> String {
 fn the_verbs_are_listed() {
     let output = engraft(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for word in
-        ["plan", "train", "generate", "eval", "import", "export", "merge", "demo", "bench", "Exit codes"]
-    {
+    for word in [
+        "plan",
+        "train",
+        "generate",
+        "eval",
+        "import",
+        "export",
+        "merge",
+        "adapter",
+        "demo",
+        "bench",
+        "Exit codes",
+    ] {
         assert!(stdout(&output).contains(word), "{word}");
     }
-    for verb in ["plan", "train", "generate", "eval", "import", "export", "merge", "demo", "bench"] {
+    for verb in ["plan", "train", "generate", "eval", "import", "export", "merge", "adapter", "demo", "bench"]
+    {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");
     }
 }
@@ -381,8 +398,10 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
     let adapter = folder.path().join("home").display().to_string();
     let flags = ["--fine-tune-type", "dora", "--rslora", "--rank-pattern", "q=4,layers.1.down=2"];
     let run = ["train", "-m", &model, "--data", &data, "--adapter-path", &adapter, "--json"];
+    // In f32: int8 activations near a tie may round either way in the two orders of computing.
+    let exact = ["--precision", "f32"];
     let short = ["--iters", "6", "-b", "4", "-lr", "2e-3", "--lora-plus-ratio", "4"];
-    let output = engraft(&[&run[..], &flags, &short].concat());
+    let output = engraft(&[&run[..], &flags, &short, &exact].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for line in [
         "DoRA on q_proj: effective multiplier alpha/sqrt(r) = 16/sqrt(4) = 8",
@@ -394,7 +413,7 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
     let loss = |name: &str| trained[name].as_f64().expect("a loss");
     assert!(loss("valid_loss_after") < loss("valid_loss_before"), "{trained}");
     let eval = ["eval", "-m", &model, "--data", &data, "-c", "200"];
-    let nll = |more: &[&str]| result_of(&[&eval[..], more].concat())["nll"].as_f64().expect("nll");
+    let nll = |more: &[&str]| result_of(&[&eval[..], &exact, more].concat())["nll"].as_f64().expect("nll");
     assert!((nll(&["--lora", &adapter]) - loss("valid_loss_after")).abs() < 1e-4);
     let off = format!("{adapter}/adapter.engraft:0");
     assert!((nll(&["--lora-scaled", &off]) - loss("valid_loss_before")).abs() < 1e-6);
@@ -547,6 +566,130 @@ fn merging_is_measured_and_refused_where_it_erases() {
     assert!(unmeasured["measured"].is_null());
 }
 
+/// Promotes into a store of the built-in model, for which `engraft adapt` is not needed here.
+fn promote(dir: &Path, candidate: &Candidate<'_>) -> u64 {
+    let model = ModelFile::open(Path::new(&seedling())).expect("the model");
+    let store = Store::create(&Disk, dir).expect("a store");
+    let base = (&model.digest(), model.config());
+    store.promote(candidate, b"{\"verdict\":\"PROMOTE\"}", base, false).expect("promoting").number
+}
+
+/// Trains a little on the built-in model, and gives the adapter.
+fn trained(folder: &Path, name: &str, more: &[&str]) -> Adapter {
+    let out = folder.join(name).display().to_string();
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let train = ["train", "-m", &model, "--data", &data, "--adapter-path", &out, "-b", "4", "-t", "2"];
+    result_of(&[&train[..], &["-lr", "2e-3"], more].concat());
+    Adapter::load(Path::new(&out)).expect("the adapter")
+}
+
+#[test]
+fn a_store_is_used_rolled_back_and_pruned() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("store");
+    let (model, data, store) = (seedling(), shipped("demo/private_train.jsonl"), dir.display().to_string());
+    assert_eq!(promote(&dir, &Candidate::Adapter(&trained(folder.path(), "a", &["--iters", "3"]))), 1);
+    assert_eq!(promote(&dir, &Candidate::Adapter(&trained(folder.path(), "b", &["--iters", "9"]))), 2);
+    let adapter = |words: &[&str]| result_of(&[&["adapter"], words, &["--store", &store]].concat());
+    let listed = adapter(&["ls"]);
+    assert_keys(&listed, &["active", "generations", "passed_over", "unknown"]);
+    assert_eq!((&listed["active"], &listed["generations"][0]["verdict"]), (&2.into(), &"PROMOTE".into()));
+    assert_eq!(adapter(&["show"])["adapter"]["steps"], 9);
+    assert_eq!(adapter(&["show", "1"])["adapter"]["steps"], 3);
+
+    // What is active is what eval and generate use, as --lora would.
+    let eval = ["eval", "-m", &model, "--data", &data, "-c", "200", "-t", "2"];
+    let nll = |more: &[&str]| result_of(&[&eval[..], more].concat())["nll"].as_f64().expect("nll");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    assert_eq!(nll(&["--store", &store]), nll(&["--lora", &path("b")]));
+    let back = adapter(&["rollback"]);
+    assert_eq!((&back["active"], &back["was"]), (&1.into(), &2.into()));
+    assert_eq!(nll(&["--store", &store]), nll(&["--lora", &path("a")]));
+    let twice = ["adapter", "rollback", "--store", &store];
+    assert_refused(&twice, 2, "usage", &["generation 1", "the first"]);
+    assert_eq!(adapter(&["rollback", "--to", "2"])["active"], 2);
+    assert_refused(&[&twice[..], &["--to", "9"]].concat(), 2, "usage", &["no generation 9"]);
+    assert_eq!(adapter(&["verify", "-m", &model])["good"], serde_json::json!([1, 2]));
+
+    assert_eq!(promote(&dir, &Candidate::Base), 3);
+    assert_eq!(nll(&["--store", &store]), nll(&[]));
+    assert_eq!(adapter(&["prune", "--keep", "1"])["removed"], serde_json::json!([1]));
+    assert_refused(&["adapter", "prune", "--store", &store, "--keep", "0"], 2, "usage", &["--keep"]);
+    let opened = Store::open(&Disk, &dir).expect("the store");
+    let held = opened.writer().expect("the lock");
+    assert_refused(
+        &["adapter", "prune", "--store", &store],
+        1,
+        "busy",
+        &["another process", &format!("{store}/lock")],
+    );
+    drop(held);
+    assert_refused(&["adapter", "ls", "--store", &path("gone")], 1, "io", &["--store", "check the path"]);
+    assert_refused(&["adapter", "ls", "--store", &path("a")], 2, "usage", &["no adapter store"]);
+    assert_refused(&["adapter", "ls"], 2, "usage", &["--store"]);
+    assert_stores_are_checked(folder.path(), &dir, &eval);
+}
+
+/// Another base, a damaged file, a damaged pointer: 6, or the generation before with a word on stderr.
+fn assert_stores_are_checked(folder: &Path, dir: &Path, eval: &[&str]) {
+    let store = dir.display().to_string();
+    result_of(&["adapter", "rollback", "--store", &store]);
+    let mut other = std::fs::read(seedling()).expect("reading");
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    let base = folder.join("other.gguf").display().to_string();
+    std::fs::write(&base, other).expect("writing");
+    let elsewhere = [&["eval", "-m", &base], &eval[3..], &["--store", &store]].concat();
+    assert_refused(&elsewhere, 6, "base_mismatch", &["another base", "adapter.engraft"]);
+    let forced = engraft(&[&elsewhere[..], &["--force-base"]].concat());
+    assert_eq!(forced.status.code(), Some(0), "{}", stderr(&forced));
+    let verify = ["adapter", "verify", "--store", &store];
+    assert_eq!(engraft(&[&verify[..], &["-m", &base]].concat()).status.code(), Some(6));
+
+    let file = dir.join("generations/000002/adapter.engraft");
+    let bytes = std::fs::read(&file).expect("reading");
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("writing");
+    let output = engraft(&[&verify[..], &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
+    assert_eq!(last_line(&output)["good"], serde_json::json!([3]));
+    // The only older generation was pruned: nothing is left to use.
+    let used = [eval, &["--store", &store]].concat();
+    assert_refused(&used, 6, "corrupt", &["adapter.engraft"]);
+    std::fs::write(&file, bytes).expect("writing");
+    std::fs::write(dir.join("active"), "{}").expect("writing");
+    let output = engraft(&used);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for words in ["passed over: ", "active: ", "cut short", "generation 3, the base alone"] {
+        assert!(stderr(&output).contains(words), "{words}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn few_shot_examples_of_a_store_go_before_every_prompt() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("store");
+    let (model, data, store) = (seedling(), shipped("demo/private_train.jsonl"), dir.display().to_string());
+    let examples = [Message::new("user", "turn on the lamp"), Message::new("assistant", "{\"x\":1}")];
+    assert_eq!(promote(&dir, &Candidate::FewShot(&examples)), 1);
+    let generate = ["generate", "-m", &model, "-p", "turn on the light", "--temp", "0", "-n", "8", "-t", "2"];
+    assert_refused(&[&generate[..], &["--store", &store]].concat(), 2, "usage", &["--chat"]);
+    let tokens = |more: &[&str]| {
+        result_of(&[&generate[..], &["--chat"], more].concat())["prompt_tokens"].as_u64().expect("tokens")
+    };
+    assert!(tokens(&["--store", &store]) > tokens(&[]) + 8);
+    // The same rows and targets are scored, after the examples, whatever the limit cuts.
+    for limit in ["200", "24"] {
+        let eval = ["eval", "-m", &model, "--data", &data, "-t", "2", "-c", limit];
+        let (plain, after) = (result_of(&eval), result_of(&[&eval[..], &["--store", &store]].concat()));
+        assert_eq!(plain["tokens"], after["tokens"]);
+        assert_ne!(plain["nll"], after["nll"]);
+    }
+    let text = ["eval", "-m", &model, "--store", &store, "--perplexity", &shipped("demo/everyday.txt")];
+    assert_refused(&text, 2, "usage", &["few-shot", "--data"]);
+    let shown = result_of(&["adapter", "show", "--store", &store]);
+    assert_eq!(shown["few_shot"][1]["content"], "{\"x\":1}");
+}
+
 #[test]
 fn full_fine_tuning_writes_a_model_that_scores_as_told() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -561,7 +704,7 @@ fn full_fine_tuning_writes_a_model_that_scores_as_told() {
         assert!(told.contains(word), "{word}: {told}");
     }
     let tuned = last_line(&output);
-    assert_keys(&tuned, &[&TRAIN_KEYS[..8], &["model", "valid_loss_stored"]].concat());
+    assert_keys(&tuned, &[&TRAIN_KEYS[..9], &["model", "valid_loss_stored"]].concat());
     let loss = |key: &str| tuned[key].as_f64().expect(key);
     assert!(loss("valid_loss_after") < loss("valid_loss_before") - 0.05, "{tuned}");
     assert!((loss("valid_loss_stored") - loss("valid_loss_after")).abs() < 0.02, "{tuned}");

@@ -7,6 +7,7 @@ pub mod adapter;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod gate;
 pub mod generate;
 pub mod merge;
 pub mod model;

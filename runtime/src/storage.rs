@@ -2,9 +2,10 @@
 //! implementation on disk, and the one way to put a file in place.
 //!
 //! The trait has exactly the steps at which a device can fail (create, write, sync, rename, sync of
-//! the directory, read, remove, list), so that tests put faults below the code that must survive
-//! them.
+//! the directory, read, remove, list) and the lock of a writer, so that tests put faults below the code
+//! that must survive them.
 
+use std::any::Any;
 use std::fs;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Component, Path, PathBuf};
@@ -35,6 +36,29 @@ pub struct Opened {
     pub source: Box<dyn Source>,
     /// Bytes of the file when it was opened.
     pub bytes: u64,
+}
+
+/// What stands at a path, a symbolic link not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link, a pipe, a device: nothing that is ours.
+    Other,
+}
+
+/// A lock on a file, held until it is dropped or the process ends.
+pub struct FileLock {
+    _held: Box<dyn Any + Send>,
+}
+
+impl FileLock {
+    /// A lock that dropping `held` releases.
+    pub fn new(held: impl Any + Send) -> FileLock {
+        FileLock { _held: Box::new(held) }
+    }
 }
 
 /// Files and directories, as far as durable output needs them.
@@ -84,6 +108,26 @@ pub trait Storage {
 
     /// Whether the path is a directory (or a link to one).
     fn is_dir(&self, path: &Path) -> bool;
+
+    /// What stands at the path itself; `None` where nothing does.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn kind(&self, path: &Path) -> io::Result<Option<EntryKind>>;
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Locks a file against every other lock on it, creating it (for its owner only) if need be. The
+    /// system drops the lock when the process ends, however it ends.
+    ///
+    /// # Errors
+    /// `WouldBlock` when another holds it, `InvalidInput` for anything but a regular file, and those of
+    /// the system.
+    fn lock(&self, path: &Path) -> io::Result<FileLock>;
 }
 
 /// A file that was committed.
@@ -340,6 +384,36 @@ impl Storage for Disk {
     fn is_dir(&self, path: &Path) -> bool {
         path.is_dir()
     }
+
+    fn kind(&self, path: &Path) -> io::Result<Option<EntryKind>> {
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.is_file() => Ok(Some(EntryKind::File)),
+            Ok(found) if found.is_dir() => Ok(Some(EntryKind::Dir)),
+            Ok(_) => Ok(Some(EntryKind::Other)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir(dir)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<FileLock> {
+        if self.kind(path)?.is_some_and(|kind| kind != EntryKind::File) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(FileLock::new(file)),
+            Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(fs::TryLockError::Error(e)) => Err(e),
+        }
+    }
 }
 
 /// A standard reader or writer as the codec's I/O traits want it; interrupted calls are repeated.
@@ -480,6 +554,15 @@ mod tests {
         }
         fn is_dir(&self, path: &Path) -> bool {
             Disk.is_dir(path)
+        }
+        fn kind(&self, path: &Path) -> io::Result<Option<EntryKind>> {
+            Disk.kind(path)
+        }
+        fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+            Disk.remove_dir(dir)
+        }
+        fn lock(&self, path: &Path) -> io::Result<FileLock> {
+            Disk.lock(path)
         }
     }
 

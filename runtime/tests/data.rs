@@ -9,7 +9,7 @@ use engraft_runtime::data::{
     Batch, Batches, Cursor, DataOptions, Dataset, Example, Format, OverLong, Part, load, load_train_valid,
     split,
 };
-use engraft_runtime::model::chat::{ChatTemplate, TemplateKind};
+use engraft_runtime::model::chat::{ChatTemplate, Message, TemplateKind};
 use engraft_runtime::model::tokenizer::{Tokenizer, TokenizerSpec};
 use engraft_runtime::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -119,6 +119,29 @@ fn plain_pairs_all_tokens_and_renamed_keys() {
     room.options.raw = true;
     let data = room.load("{\"prompt\": \"ab\", \"completion\": \"cd\"}").unwrap();
     assert_eq!(room.texts(&data.examples[0]), ("abcd<|endoftext|>".into(), "cd<|endoftext|>".into()));
+}
+
+#[test]
+fn few_shot_examples_go_before_a_row_and_are_no_targets() {
+    let mut room = Room::new(true);
+    let row = r#"{"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"bcd"}]}"#;
+    let plain = room.load(row).unwrap();
+    room.options.few_shot = vec![Message::new("user", "q"), Message::new("assistant", "r")];
+    let after = room.load(row).unwrap();
+    let turn = |role: &str, content: &str| format!("<|im_start|>{role}\n{content}<|im_end|>\n");
+    let whole = [turn("system", "S"), turn("user", "q"), turn("assistant", "r"), turn("user", "a")].concat();
+    let whole = whole + &turn("assistant", "bcd");
+    assert_eq!(room.texts(&after.examples[0]), (whole.clone(), "bcd<|im_end|>".into()));
+    // The split goes by the row alone, and so does the limit: what it cuts is cut after the examples too.
+    assert_eq!(plain.keys, after.keys);
+    room.options.max_seq_length = plain.examples[0].ids.len() - 5;
+    let cut = room.load(row).unwrap();
+    let kept = whole.strip_suffix("cd<|im_end|>\n").unwrap();
+    assert_eq!(room.texts(&cut.examples[0]), (kept.into(), "b".into()));
+    // What is no conversation has no place for examples, and all tokens would be the examples' too.
+    assert_eq!(room.load("{\"text\": \"x y\"}").unwrap_err().kind(), ErrorKind::BadData);
+    room.options.mask_prompt = false;
+    assert_eq!(room.load(row).unwrap_err().kind(), ErrorKind::BadData);
 }
 
 #[test]

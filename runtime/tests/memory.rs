@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{Binding, LoraConfig, Prober};
+use engraft_runtime::adapter::{Adapter, Binding, LoraConfig, Prober};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::replay::{Sampling, Starts};
 use engraft_runtime::model::text::Text;
@@ -148,16 +148,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             let calls = CALLS.load(Ordering::SeqCst) - calls;
             assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
 
-            // What saving takes for the fingerprint, beside the file's buffers.
-            let live = LIVE.load(Ordering::SeqCst);
-            PEAK.store(live, Ordering::SeqCst);
-            let adapter = trainer.adapter();
-            let mut prober = Prober::new(&model, &kernels, adapter.layout.rank_max());
-            Binding::of(adapter, &model, &mut prober)?;
-            let (taken, planned) =
-                (PEAK.load(Ordering::SeqCst) - live, planned_pools(c, &request, &["fingerprint"]));
-            eprintln!("fingerprint: {taken} bytes at most, {planned} planned");
-            assert!(taken <= planned + 1024 && taken * 10 >= planned * 9, "{taken} of {planned}");
+            fingerprint_is_planned(&model, &kernels, trainer.adapter(), &request)?;
         }
     }
     eva_is_planned()?;
@@ -176,6 +167,24 @@ fn peak_of(work: impl FnOnce() -> TestResult) -> Result<usize, Box<dyn std::erro
 fn assert_planned(what: &str, peak: usize, planned: usize) {
     eprintln!("{what}: {peak} bytes at most, {planned} planned");
     assert!(peak.abs_diff(planned) * 50 <= planned, "{what}: {peak} bytes, {planned} planned");
+}
+
+/// What saving takes for the fingerprint, beside the file's buffers.
+fn fingerprint_is_planned(
+    model: &Arc<ModelFile>,
+    kernels: &Arc<Kernels>,
+    adapter: &Adapter,
+    request: &Request,
+) -> TestResult {
+    let taken = peak_of(|| {
+        let mut prober = Prober::new(model, kernels, adapter.layout.rank_max());
+        Binding::of(adapter, model, &mut prober)?;
+        Ok(())
+    })?;
+    let planned = planned_pools(model.config(), request, &["fingerprint"]);
+    eprintln!("fingerprint: {taken} bytes at most, {planned} planned");
+    assert!(taken <= planned + 1024 && taken * 10 >= planned * 9, "{taken} of {planned}");
+    Ok(())
 }
 
 /// Initialization from data stays within its words too.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
-use crate::verbs::{bench, demo, eval, export, generate, import, merge, plan, train};
+use crate::verbs::{adapter, bench, demo, eval, export, generate, import, merge, plan, train};
 
 /// Adapt a quantized language model to your own text, on this machine's CPU.
 #[derive(Debug, Parser)]
@@ -45,6 +45,8 @@ pub(crate) enum Verb {
     Export(export::Options),
     /// Merge an adapter into its model, and measure what that loses
     Merge(merge::Options),
+    /// Look at what was promoted into an adapter store, check it, go back, clear out
+    Adapter(adapter::Options),
     /// Teach the built-in model a household's private words, and measure it: no file, no network
     Demo(demo::Options),
     /// Measure this machine in a few seconds: training, reading, generating
@@ -82,7 +84,7 @@ pub(crate) fn command() -> Command {
 
 /// The usage error for a command line with global flags only.
 pub(crate) fn missing_verb() -> anyhow::Error {
-    let message = "a verb is missing: plan, train, generate, eval, import, export, merge, demo or bench (see `engraft --help`)";
+    let message = "a verb is missing: plan, train, generate, eval, import, export, merge, adapter, demo or bench (see `engraft --help`)";
     command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 

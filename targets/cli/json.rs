@@ -177,6 +177,104 @@ pub(crate) struct MergeMeasure {
     pub(crate) mean_kl_base: f64,
 }
 
+/// `engraft adapter ls`.
+#[derive(Debug, Serialize)]
+pub(crate) struct AdapterList {
+    /// The generation in use; `null` where there is none.
+    pub(crate) active: Option<u64>,
+    pub(crate) generations: Vec<AdapterListed>,
+    /// What should have been in use before it, and why it is not.
+    pub(crate) passed_over: Vec<String>,
+    /// Names in the folder that are not the store's.
+    pub(crate) unknown: Vec<String>,
+}
+
+/// One generation of a store. All but its number are `null` where its manifest is missing or damaged,
+/// which `problem` then tells.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct AdapterListed {
+    pub(crate) generation: u64,
+    pub(crate) active: bool,
+    /// `adapter`, `few_shot` or `base`.
+    pub(crate) content: Option<&'static str>,
+    /// The word that verdict.json gives under `verdict`.
+    pub(crate) verdict: Option<String>,
+    pub(crate) bytes: Option<u64>,
+    /// Digest of the base it was made for.
+    pub(crate) base: Option<String>,
+    /// The generation that a rollback from it leads to.
+    pub(crate) previous: Option<u64>,
+    pub(crate) problem: Option<String>,
+}
+
+/// `engraft adapter show`.
+#[derive(Debug, Serialize)]
+pub(crate) struct AdapterShow {
+    #[serde(flatten)]
+    pub(crate) listed: AdapterListed,
+    pub(crate) files: Vec<AdapterFile>,
+    /// `null` for anything but an adapter.
+    pub(crate) adapter: Option<AdapterSettings>,
+    /// The examples, `null` for anything else.
+    pub(crate) few_shot: Option<Vec<AdapterTurn>>,
+    /// verdict.json as it is; `null` where it is no JSON.
+    pub(crate) verdict_json: serde_json::Value,
+}
+
+/// A file of a generation.
+#[derive(Debug, Serialize)]
+pub(crate) struct AdapterFile {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
+
+/// How an adapter was made.
+#[derive(Debug, Serialize)]
+pub(crate) struct AdapterSettings {
+    pub(crate) dora: bool,
+    pub(crate) rank: usize,
+    pub(crate) alpha: f32,
+    pub(crate) parameters: usize,
+    pub(crate) steps: u64,
+    pub(crate) tokens: u64,
+    pub(crate) seed: u64,
+    pub(crate) valid_loss_before: Option<f32>,
+    pub(crate) valid_loss_after: Option<f32>,
+}
+
+/// A message of a few-shot prefix.
+#[derive(Debug, Serialize)]
+pub(crate) struct AdapterTurn {
+    pub(crate) role: String,
+    pub(crate) content: String,
+}
+
+/// `engraft adapter verify`.
+#[derive(Debug, Serialize)]
+pub(crate) struct AdapterVerify {
+    pub(crate) active: Option<u64>,
+    /// Generations that are whole, and with `-m` belong to the model.
+    pub(crate) good: Vec<u64>,
+    pub(crate) problems: Vec<String>,
+}
+
+/// `engraft adapter rollback`.
+#[derive(Debug, Serialize)]
+pub(crate) struct AdapterRollback {
+    pub(crate) active: u64,
+    /// What was active before; `null` where nothing was.
+    pub(crate) was: Option<u64>,
+}
+
+/// `engraft adapter prune`.
+#[derive(Debug, Serialize)]
+pub(crate) struct AdapterPrune {
+    pub(crate) removed: Vec<u64>,
+    /// Generations whose folder stays for what else is in it.
+    pub(crate) left: Vec<u64>,
+}
+
 /// `engraft demo`. Fractions of exactly right answers, 0 to 1.
 #[derive(Debug, Serialize)]
 pub(crate) struct Demo {

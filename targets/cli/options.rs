@@ -181,6 +181,10 @@ pub(crate) struct AdapterOptions {
     #[arg(long, value_name = "FILE:SCALE", value_parser = scaled_adapter)]
     lora_scaled: Vec<ScaledAdapter>,
 
+    /// Use what is active in an adapter store: its adapter, or its few-shot examples
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+
     /// Use adapters of another base where their shapes fit: nothing promises that the result makes sense
     #[arg(long)]
     pub(crate) force_base: bool,

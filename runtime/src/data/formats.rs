@@ -58,6 +58,9 @@ pub struct DataOptions {
     pub valid_fraction: f64,
     /// Seed of that split.
     pub split_seed: u64,
+    /// Messages that go before every conversation, after its system message, and are never targets. The
+    /// length limit and the split are of the rows without them.
+    pub few_shot: Vec<Message>,
 }
 
 impl Default for DataOptions {
@@ -75,6 +78,7 @@ impl Default for DataOptions {
             over_long: OverLong::Truncate,
             valid_fraction: 0.1,
             split_seed: 0,
+            few_shot: Vec::new(),
         }
     }
 }

@@ -13,9 +13,40 @@ use crate::model::tokenizer::{Segment, Special, Tokenizer};
 ///
 /// without `mask_prompt`: every token. The first token never is one: nothing predicts it.
 ///
+/// The few-shot messages of the options are left out: see [`encode_after`].
+///
 /// The error is why the row can't be used, without its text.
 pub fn encode_sample(
     sample: &Sample,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> Result<Example, String> {
+    encode(sample, &[], tokenizer, chat, options)
+}
+
+/// The same with the options' few-shot messages before the conversation, and after its system message.
+///
+/// The error is why the row can't be used: what is no conversation has no place for them.
+pub fn encode_after(
+    sample: &Sample,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> Result<Example, String> {
+    let is_pair = matches!(sample, Sample::Pair { .. });
+    if matches!(sample, Sample::Text(_)) || (is_pair && (options.raw || chat.kind() != TemplateKind::Model)) {
+        return Err("few-shot examples need a conversation, which this row is not".into());
+    }
+    if !options.mask_prompt {
+        return Err("few-shot examples are never scored: leave out --no-mask-prompt".into());
+    }
+    encode(sample, &options.few_shot, tokenizer, chat, options)
+}
+
+fn encode(
+    sample: &Sample,
+    few_shot: &[Message],
     tokenizer: &Tokenizer,
     chat: &ChatTemplate,
     options: &DataOptions,
@@ -25,12 +56,14 @@ pub fn encode_sample(
         Sample::Pair { prompt, completion, .. } if !options.raw && chat.kind() == TemplateKind::Model => {
             let messages =
                 [Message::new("user", prompt.as_str()), Message::new("assistant", completion.as_str())];
-            conversation(tokenizer, chat, &messages, None)?
+            conversation(tokenizer, chat, few_shot, &messages, None)?
         }
         Sample::Pair { prompt, completion, joint } => {
             plain(tokenizer, &format!("{prompt}{joint}"), completion)
         }
-        Sample::Chat { messages, tools } => conversation(tokenizer, chat, messages, tools.as_ref())?,
+        Sample::Chat { messages, tools } => {
+            conversation(tokenizer, chat, few_shot, messages, tools.as_ref())?
+        }
     };
     if !options.mask_prompt {
         example.mask.fill(true);
@@ -62,14 +95,19 @@ fn plain(tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Example {
 fn conversation(
     tokenizer: &Tokenizer,
     chat: &ChatTemplate,
-    messages: &[Message],
+    few_shot: &[Message],
+    own: &[Message],
     tools: Option<&serde_json::Value>,
 ) -> Result<Example, String> {
-    let pieces = chat.render_with_tools(messages, tools, false).map_err(|e| e.message().to_owned())?;
-    let (ids, sources) = encode_pieces(tokenizer, &pieces, messages);
-    let mask = answer_mask(tokenizer, &ids, &sources, messages);
+    let opening = own.iter().take_while(|m| m.role == "system").count();
+    let mut messages = [&own[..opening], few_shot, &own[opening..]].concat();
+    let pieces = chat.render_with_tools(&messages, tools, false).map_err(|e| e.message().to_owned())?;
+    let (ids, sources) = encode_pieces(tokenizer, &pieces, &messages);
+    // From here on only roles count, and an example is nobody's answer.
+    messages[opening..opening + few_shot.len()].iter_mut().for_each(|m| m.role.clear());
+    let mask = answer_mask(tokenizer, &ids, &sources, &messages);
     let mut example = Example { ids, mask };
-    end_last_turn(&mut example, tokenizer, &pieces, messages);
+    end_last_turn(&mut example, tokenizer, &pieces, &messages);
     Ok(example)
 }
 

@@ -2,7 +2,7 @@
 
 use super::formats::{DataOptions, Format, OverLong, Sample};
 use super::jsonl::for_each_row;
-use super::masks::encode_sample;
+use super::masks::{encode_after, encode_sample};
 use super::{Dataset, Example, SKIPPED_NAMED_MAX, Skipped};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::chat::ChatTemplate;
@@ -101,10 +101,16 @@ pub fn load(
         Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, keys: Vec::new() };
     for_each_row(file, &mut |line, row| {
         let sample = row.and_then(|row| Sample::parse(&row, format, options));
-        let example = sample.and_then(|sample| encode_sample(&sample, tokenizer, chat, options));
+        let encoded =
+            sample.and_then(|sample| Ok((encode_sample(&sample, tokenizer, chat, options)?, sample)));
         // Of the whole row: another length limit must not move rows to the other side of the split.
-        let row_key = example.as_ref().map_or(0, |e| key(&e.ids));
-        match example.and_then(|example| fit(example, options, &mut data.truncated)) {
+        let row_key = encoded.as_ref().map_or(0, |(example, _)| key(&example.ids));
+        let fitted = encoded.and_then(|(example, sample)| {
+            let whole = example.ids.len();
+            let fitted = fit(example, options, &mut data.truncated)?;
+            fitted.map(|own| after_few_shot(own, whole, &sample, tokenizer, chat, options)).transpose()
+        });
+        match fitted {
             Ok(Some(example)) => {
                 data.examples.push(example);
                 data.keys.push(row_key);
@@ -151,6 +157,25 @@ fn fit(
     example.ids.shrink_to_fit();
     example.mask.shrink_to_fit();
     Ok(Some(example))
+}
+
+/// A row, `whole` tokens before it was cut, after the few-shot messages where there are some.
+fn after_few_shot(
+    own: Example,
+    whole: usize,
+    sample: &Sample,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> std::result::Result<Example, String> {
+    if options.few_shot.is_empty() {
+        return Ok(own);
+    }
+    let mut example = encode_after(sample, tokenizer, chat, options)?;
+    let length = example.ids.len().saturating_sub(whole - own.ids.len());
+    example.ids.truncate(length);
+    example.mask.truncate(length);
+    Ok(example)
 }
 
 fn nothing_left(data: &Dataset) -> Error {

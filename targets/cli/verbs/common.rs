@@ -14,6 +14,7 @@ use engraft_runtime::model::digest_cache::DigestCache;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn;
 
+use super::adapter::Stored;
 use crate::options::{
     AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
 };
@@ -79,7 +80,8 @@ pub(crate) fn best_kernels() -> Arc<Kernels> {
     Arc::new(Kernels::detect(std::thread::available_parallelism().map_or(1, usize::from)))
 }
 
-/// All adapters of the command line as one, each held against the model; `None` where none is named.
+/// All adapters of the command line as one, and that of the store, each held against the model; `None` where
+/// there is none.
 ///
 /// # Errors
 /// Those of [`adapter`].
@@ -87,10 +89,14 @@ pub(crate) fn adapters(
     model: &Arc<ModelFile>,
     kernels: &Arc<Kernels>,
     options: &AdapterOptions,
+    store: &Stored,
 ) -> Result<Option<Arc<StackedAdapter>>> {
     let mut loaded = Vec::new();
     for file in options.files()? {
         loaded.push((adapter(model, kernels, &file.path, options.force_base)?, file.scale));
+    }
+    if let Some(file) = &store.adapter {
+        loaded.push((adapter(model, kernels, file, options.force_base)?, 1.0));
     }
     if loaded.is_empty() {
         return Ok(None);

@@ -14,12 +14,14 @@ use engraft_runtime::data::{self, Dataset, Part, load_train_valid};
 use engraft_runtime::error::Error;
 use engraft_runtime::eval;
 use engraft_runtime::generate::StackedAdapter;
+use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::Special;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Adapted;
 use engraft_runtime::train::{Chain, Evaluated};
 
+use super::adapter::Stored;
 use super::{Session, common};
 use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, DataOptions, ModelOptions, misuse};
@@ -86,12 +88,18 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let subject = options.subject()?;
     options.adapters.files()?;
     let model = common::open_model(&options.model)?;
+    let stored = Stored::of(&model, &options.adapters)?;
     let kernels = common::kernels(&options.compute)?;
-    let adapter = common::adapters(&model, &kernels, &options.adapters)?;
+    let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let used = (&kernels, adapter.as_deref());
     let total = match subject {
+        Subject::Text(_) if !stored.few_shot.is_empty() => {
+            let message = "--store: its active generation is few-shot examples, which have no place before a \
+                           text: give --data";
+            return Err(misuse(message).into());
+        }
         Subject::Text(file) => score_text(options, session, &model, used, file)?,
-        Subject::Rows(path) => score_rows(options, session, &model, used, path)?,
+        Subject::Rows(path) => score_rows(options, session, &model, used, stored.few_shot, path)?,
     };
     let nll = common::finite(total.loss_sum / total.targets as f64, "the loss")?;
     let (ppl, tokens) = (nll.exp(), total.targets);
@@ -160,10 +168,20 @@ fn score_rows(
     session: &Session,
     model: &Arc<ModelFile>,
     used: (&Arc<Kernels>, Option<&StackedAdapter>),
+    few_shot: Vec<Message>,
     path: &Path,
 ) -> Result<Evaluated> {
-    let rows_max = (options.ctx_size.unwrap_or(ROWS_MAX) as usize).min(model.config().context_len);
-    let (data, which) = held_out(&options.data, options.seed, model, path, rows_max)?;
+    let trained = model.config().context_len;
+    let rows_max = (options.ctx_size.unwrap_or(ROWS_MAX) as usize).min(trained);
+    let (data, which) = held_out(&options.data, options.seed, model, path, rows_max, few_shot)?;
+    if data.rows_max() > trained {
+        let message = format!(
+            "few-shot examples and a row have {} tokens together, and the model was trained for {trained}: \
+             lower -c",
+            data.rows_max()
+        );
+        return Err(misuse(message).into());
+    }
     common::tell_rows(&data, rows_max);
     eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
     let mut chain = chain(options, model, used, data.rows_max());
@@ -188,9 +206,10 @@ pub(super) fn held_out(
     model: &ModelFile,
     path: &Path,
     rows_max: usize,
+    few_shot: Vec<Message>,
 ) -> Result<(Dataset, &'static str)> {
     let text = Text::of(model)?;
-    let reading = common::data_options(options, rows_max, seed);
+    let reading = data::DataOptions { few_shot, ..common::data_options(options, rows_max, seed) };
     if path.is_dir() {
         for (part, which) in [(Part::Test, "the test part"), (Part::Valid, "the validation part")] {
             if let Some(file) = part_file(path, part)? {

@@ -14,6 +14,7 @@ use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::{Decoder, Special, Tokenizer};
 
+use super::adapter::Stored;
 use super::{Session, common};
 use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, ModelOptions, misuse};
@@ -175,10 +176,16 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     options.adapters.files()?;
     let prompt = options.prompt()?;
     let model = common::open_model(&options.model)?;
+    let stored = Stored::of(&model, &options.adapters)?;
+    if !stored.few_shot.is_empty() && !options.chat {
+        return Err(
+            misuse("--store: its active generation is few-shot examples, a chat's: say --chat").into()
+        );
+    }
     let kernels = common::kernels(&options.compute)?;
-    let adapter = common::adapters(&model, &kernels, &options.adapters)?;
+    let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let text = Text::of(&model)?;
-    let ids = prompt_ids(options, &text, &prompt)?;
+    let ids = prompt_ids(options, &text, &stored.few_shot, &prompt)?;
     let capacity = capacity(options, model.config(), ids.len())?;
     let mut sequence = Sequence::new(
         model,
@@ -225,12 +232,14 @@ impl Sampling {
     }
 }
 
-/// The ids of the prompt, which never becomes a control token, within the template's where asked.
-fn prompt_ids(options: &Options, text: &Text, prompt: &str) -> Result<Vec<u32>> {
+/// The ids of the prompt, which never becomes a control token, within the template's where asked, and
+/// then after the few-shot examples.
+fn prompt_ids(options: &Options, text: &Text, few_shot: &[Message], prompt: &str) -> Result<Vec<u32>> {
     let tokenizer = &text.tokenizer;
     let ids = if options.chat {
         let system = options.system.iter().map(|content| Message::new("system", content.as_str()));
-        let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+        let question = [Message::new("user", prompt)];
+        let messages: Vec<Message> = system.chain(few_shot.iter().cloned()).chain(question).collect();
         let pieces = text.chat.render_messages(&messages, true)?;
         encode_pieces(tokenizer, &pieces, &messages).0
     } else {

@@ -57,7 +57,7 @@ impl HeldOut {
         let mut examples = match (&self.file, self.data.path()?) {
             (Some(file), _) => windows(model, file, window)?,
             (None, Some(path)) => {
-                let (data, which) = eval::held_out(&self.data, self.seed, model, path, window)?;
+                let (data, which) = eval::held_out(&self.data, self.seed, model, path, window, Vec::new())?;
                 common::tell_rows(&data, window);
                 eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
                 data.examples

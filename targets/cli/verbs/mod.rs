@@ -1,5 +1,6 @@
 //! One file per verb: its options, and what it does with the runtime.
 
+pub(crate) mod adapter;
 mod arm;
 pub(crate) mod bench;
 mod common;
@@ -48,6 +49,7 @@ pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
         Verb::Import(options) => import::run(&options, session),
         Verb::Export(options) => export::run(&options, session),
         Verb::Merge(options) => merge::run(&options, session),
+        Verb::Adapter(options) => adapter::run(&options, session),
         Verb::Demo(options) => demo::run(&options, session),
         Verb::Bench(options) => bench::run(&options, session),
     }

@@ -1,0 +1,79 @@
+//! The retention text that is compiled in: what an ordinary model should still do after it was trained
+//! on something else. It was written for this project, in registers that private data seldom covers
+//! all at once: instructions, facts, dialogue, letters, code, lists, stories, news, verse.
+//!
+//! It is small (about 3,000 words): enough to see a loss of a few hundredths of a nat per token, no
+//! substitute for a retention text of the user's own kind.
+
+use sha2::{Digest, Sha256};
+
+/// The compiled-in text: UTF-8 in passages, each behind a line `%% register: title`.
+pub const TEXT: &str = include_str!("retention.txt");
+/// What reports call the compiled-in text.
+pub const NAME: &str = "built-in";
+
+/// A passage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage<'a> {
+    /// Register and title, or empty for what stands before any heading.
+    pub name: &'a str,
+    /// The text, without white space around it; never empty.
+    pub text: &'a str,
+}
+
+/// The passages of the compiled-in text.
+pub fn passages() -> Vec<Passage<'static>> {
+    split(TEXT)
+}
+
+/// The passages of a text: one behind each line that starts with `%% `. A text without such lines is one
+/// passage. Empty passages are left out.
+pub fn split(text: &str) -> Vec<Passage<'_>> {
+    let (mut passages, mut name, mut start, mut at) = (Vec::new(), "", 0, 0);
+    for line in text.split_inclusive('\n') {
+        if let Some(heading) = line.strip_prefix("%% ") {
+            passages.push(Passage { name, text: text[start..at].trim() });
+            (name, start) = (heading.trim(), at + line.len());
+        }
+        at += line.len();
+    }
+    passages.push(Passage { name, text: text[start..].trim() });
+    passages.retain(|p| !p.text.is_empty());
+    passages
+}
+
+/// SHA-256 of the compiled-in text in hexadecimal: part of the settings that a verdict is bound to.
+pub fn digest() -> String {
+    Sha256::digest(TEXT).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_what_it_should_be() {
+        let all = passages();
+        assert!((24..=40).contains(&all.len()), "{} passages", all.len());
+        let words: usize = all.iter().map(|p| p.text.split_whitespace().count()).sum();
+        assert!((2500..=5000).contains(&words), "{words} words");
+        let registers: std::collections::BTreeSet<_> =
+            all.iter().filter_map(|p| p.name.split_once(": ")).map(|(register, _)| register).collect();
+        assert!(registers.len() >= 8, "{registers:?}");
+        let names: std::collections::BTreeSet<_> = all.iter().map(|p| p.name).collect();
+        assert_eq!(names.len(), all.len(), "each has a name of its own");
+        assert!(!TEXT.contains('\r') && TEXT.ends_with('\n') && all.iter().all(|p| !p.text.contains("%%")));
+        assert_eq!(digest().len(), 64);
+    }
+
+    #[test]
+    fn texts_are_split_at_headings() {
+        let passage = |name, text| Passage { name, text };
+        assert_eq!(split("a\nb\n"), [passage("", "a\nb")]);
+        assert_eq!(
+            split("%% one\n\nx\n%% two\n%% three\r\ny %% z"),
+            [passage("one", "x"), passage("three", "y %% z")]
+        );
+        assert!(split("").is_empty() && split("%% only\n \n").is_empty());
+    }
+}

@@ -1,0 +1,358 @@
+//! The verdict: promote a trained arm, keep prompting with examples, or keep the base as it is.
+//!
+//! How it is reached:
+//!
+//! 1. A leak between training and held-out data, or too few held-out examples, ends it: the base stays.
+//! 2. Each trained arm is compared with zero-shot and with every few-shot arm on the same examples: gain
+//!    in nats per token with a paired bootstrap interval. It must beat them all, so the largest of its
+//!    p-values counts; over the trained arms these go through Holm's step-down, and an arm wins when the
+//!    lower bounds at its step's level are above the threshold. Few-shot arms against zero-shot are a
+//!    family of their own.
+//! 3. Winners are turned down for significantly worse accuracy (McNemar's mid-p), and trained ones for
+//!    forgetting: retention ΔNLL and KL above their ceilings, or not measured. These tests are not
+//!    corrected for their number: a correction would make harm harder to see.
+//! 4. Of what is left, the trained arm with the lowest held-out NLL is promoted; without one, the best
+//!    few-shot arm is kept; else the base.
+
+mod report;
+
+pub use report::{
+    Accuracy, ArmReport, Binding, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, SCHEMA, Verdict,
+};
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::leak::Leak;
+use super::statistics::{Bootstrap, McNemar, discordant_min, examples_min, holm};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What the gate demands.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// Two-sided level of each family of comparisons.
+    pub alpha: f64,
+    /// What the lower bound of an improvement must exceed, nats per token.
+    pub improvement_min: f64,
+    /// Ceiling of the change in NLL on each retention text, nats per token. 0.03 nats are 3 % of
+    /// perplexity: about what a step between neighbouring quantization types costs.
+    pub retention_nll_max: f64,
+    /// Ceiling of KL(tuned‖base) on each retention text, nats per token. By Pinsker's inequality, 0.1
+    /// nats let at most √(0.1/2) ≈ 22 % of the next tokens' probability move, on text that the training
+    /// was not about. ΔNLL alone can hide such drift: gains on some tokens cancel losses on others.
+    pub retention_kl_max: f64,
+    /// Ceiling of KL(tuned‖base) on the task, nats per token. None by default: moving away from the base
+    /// there is what training is for.
+    pub task_kl_max: Option<f64>,
+    /// Held-out examples below which nothing is decided, whatever the figures: percentile intervals are
+    /// too narrow on fewer. Never below [`examples_min`] of the level.
+    pub examples_min: usize,
+    /// Bootstrap resamples.
+    pub resamples: usize,
+    /// Whether a trained arm needs a few-shot arm to be compared with.
+    pub few_shot_required: bool,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Thresholds {
+            alpha: 0.05,
+            improvement_min: 0.0,
+            retention_nll_max: 0.03,
+            retention_kl_max: 0.1,
+            task_kl_max: None,
+            examples_min: 20,
+            resamples: 10_000,
+            few_shot_required: true,
+        }
+    }
+}
+
+/// What kind of arm it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArmKind {
+    /// The base alone: what all is measured against. Exactly one arm is this.
+    ZeroShot,
+    /// The base after `k` solved examples.
+    FewShot {
+        /// Examples in the prompt, at least 1.
+        k: usize,
+    },
+    /// Trained parameters.
+    Trained,
+}
+
+/// The loss of one held-out example.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ExampleNll {
+    /// Sum of cross-entropies over its targets, nats.
+    pub sum: f64,
+    /// Targets; the same for all arms.
+    pub targets: usize,
+}
+
+/// What an arm forgot on one retention text, taken as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Retention {
+    /// The text's name.
+    pub text: String,
+    /// NLL of the tuned model less that of the base, nats per token.
+    pub delta_nll: f64,
+    /// KL(tuned‖base), nats per token.
+    pub kl: f64,
+}
+
+/// An arm's measurements. Index i of all lists is held-out example i, in the same order for all arms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ArmResult {
+    /// A name of its own among the arms.
+    pub name: String,
+    /// What it is.
+    pub kind: ArmKind,
+    /// Losses per example.
+    pub nll: Vec<ExampleNll>,
+    /// Whether each example was solved, where the task can tell.
+    pub correct: Option<Vec<bool>>,
+    /// Forgetting; for trained arms, where it was measured.
+    pub retention: Vec<Retention>,
+    /// KL(tuned‖base) on the held-out examples, nats per token, where it was measured.
+    pub task_kl: Option<f64>,
+}
+
+/// Judges the arms. Equal arguments give equal verdicts, to the byte of [`Verdict::to_json`].
+///
+/// # Errors
+/// `Misuse` for thresholds out of range, arms without exactly one zero-shot, equal names, or lists that
+/// do not match; `BadData` for held-out data without a target; `NonFinite` when zero-shot itself has no
+/// finite loss. A trained or few-shot arm with a loss that is no number is only turned down.
+pub fn judge(
+    arms: &[ArmResult],
+    leaks: &[Leak],
+    thresholds: &Thresholds,
+    binding: &Binding,
+) -> Result<Verdict> {
+    check_thresholds(thresholds)?;
+    let zero = check_arms(arms)?;
+    let trained = family(arms, |k| *k == ArmKind::Trained);
+    let shots = family(arms, |k| matches!(k, ArmKind::FewShot { .. }));
+    let rivals: Vec<usize> = std::iter::once(zero).chain(shots.iter().copied()).collect();
+
+    let examples = arms[zero].nll.iter().filter(|e| e.targets > 0).count();
+    let largest = trained.len().max(shots.len());
+    if thresholds.alpha / (2.0 * largest.max(1) as f64) * (thresholds.resamples as f64 + 1.0) < 1.0 {
+        let message = format!(
+            "{} resamples can't reach level {} among {largest} arms: ask for more",
+            thresholds.resamples, thresholds.alpha
+        );
+        return Err(Error::new(ErrorKind::Misuse, message));
+    }
+    let held_out = HeldOut {
+        examples,
+        targets: arms[zero].nll.iter().map(|e| e.targets).sum(),
+        examples_min: thresholds.examples_min.max(examples_min(thresholds.alpha, largest)),
+        discordant_min: discordant_min(thresholds.alpha),
+    };
+    let court = Court { arms, thresholds, seed: binding.seed, zero, held_out };
+    let mut reports: Vec<ArmReport> = arms.iter().map(report::measured).collect();
+    for (members, rivals) in [(&shots, &vec![zero]), (&trained, &rivals)] {
+        for (arm, findings) in members.iter().zip(court.compare(members, rivals)) {
+            court.weigh(*arm, findings, &mut reports[*arm]);
+        }
+    }
+    Ok(report::conclude(&court, reports, leaks, binding))
+}
+
+/// The indices of a kind of arms.
+fn family(arms: &[ArmResult], is_member: impl Fn(&ArmKind) -> bool) -> Vec<usize> {
+    (0..arms.len()).filter(|i| is_member(&arms[*i].kind)).collect()
+}
+
+fn check_thresholds(t: &Thresholds) -> Result<()> {
+    let misuse = |what: &str| Err(Error::new(ErrorKind::Misuse, format!("the gate's thresholds: {what}")));
+    if !(t.alpha > 0.0 && t.alpha < 1.0) {
+        return misuse("alpha must lie between 0 and 1");
+    }
+    let ceilings = [t.retention_nll_max, t.retention_kl_max, t.task_kl_max.unwrap_or(0.0)];
+    if !(t.improvement_min.is_finite() && t.improvement_min >= 0.0) {
+        return misuse("the least improvement must be 0 or more");
+    }
+    if ceilings.iter().any(|c| c.is_nan()) {
+        return misuse("a ceiling is no number");
+    }
+    if t.resamples == 0 || t.resamples > 1_000_000 {
+        return misuse("1 to 1,000,000 resamples");
+    }
+    Ok(())
+}
+
+/// Gives the place of zero-shot.
+fn check_arms(arms: &[ArmResult]) -> Result<usize> {
+    let misuse = |what: String| Err(Error::new(ErrorKind::Misuse, format!("the gate's arms: {what}")));
+    let zeros = family(arms, |k| *k == ArmKind::ZeroShot);
+    let [zero] = zeros[..] else {
+        return misuse(format!("{} are zero-shot; give exactly one", zeros.len()));
+    };
+    let base = &arms[zero];
+    let mut names = HashSet::new();
+    for arm in arms {
+        if !names.insert(&arm.name) {
+            return misuse(format!("two are named {}", arm.name));
+        }
+        if arm.kind == (ArmKind::FewShot { k: 0 }) {
+            return misuse(format!("{} has no shots", arm.name));
+        }
+        let same = arm.nll.len() == base.nll.len()
+            && arm.nll.iter().zip(&base.nll).all(|(a, b)| a.targets == b.targets);
+        if !same {
+            return misuse(format!("{} was not scored on the targets of {}", arm.name, base.name));
+        }
+        if arm.correct.as_ref().is_some_and(|c| c.len() != arm.nll.len()) {
+            return misuse(format!("{} has answers to another number of examples", arm.name));
+        }
+    }
+    if base.nll.iter().all(|e| e.targets == 0) {
+        return Err(Error::new(ErrorKind::BadData, "the held-out data has no target to score"));
+    }
+    match base.nll.iter().all(|e| e.sum.is_finite()) {
+        true => Ok(zero),
+        false => Err(Error::new(ErrorKind::NonFinite, format!("the loss of {} is no number", base.name))),
+    }
+}
+
+/// What all comparisons share.
+struct Court<'a> {
+    arms: &'a [ArmResult],
+    thresholds: &'a Thresholds,
+    seed: u64,
+    zero: usize,
+    held_out: HeldOut,
+}
+
+/// An arm's comparisons, and its step in its family.
+struct Findings {
+    comparisons: Vec<Comparison>,
+    adjusted: f64,
+    won: bool,
+}
+
+impl Court<'_> {
+    /// Compares each member of a family with all rivals, by Holm over the members.
+    fn compare(&self, members: &[usize], rivals: &[usize]) -> Vec<Findings> {
+        let against = |arm: usize| rivals.iter().map(move |r| self.bootstrap(arm, *r)).collect();
+        let all: Vec<Vec<Option<Bootstrap>>> = members.iter().map(|arm| against(*arm)).collect();
+        // An arm must beat all rivals: the intersection-union test takes the largest p-value.
+        let p_of = |boot: &Option<Bootstrap>| boot.as_ref().map_or(1.0, Bootstrap::p_above_zero);
+        let p: Vec<f64> = all.iter().map(|b| b.iter().map(p_of).fold(0.0, f64::max)).collect();
+        let steps = holm(&p, self.thresholds.alpha);
+        let findings = members.iter().zip(&all).zip(steps).map(|((arm, boots), step)| {
+            let pairs = rivals.iter().zip(boots);
+            let comparisons: Vec<_> =
+                pairs.map(|(r, boot)| self.comparison(*arm, *r, boot.as_ref(), step.level)).collect();
+            let won = step.rejected && comparisons.iter().all(|c| c.better);
+            Findings { comparisons, adjusted: step.adjusted, won }
+        });
+        findings.collect()
+    }
+
+    /// The gain of an arm over a rival, less the improvement that is demanded: loss of the rival less
+    /// loss of the arm, per token.
+    fn bootstrap(&self, arm: usize, rival: usize) -> Option<Bootstrap> {
+        let least = self.thresholds.improvement_min;
+        let pair = |(a, r): (&ExampleNll, &ExampleNll)| {
+            let targets = a.targets as f64;
+            (r.sum - a.sum - least * targets, targets)
+        };
+        let pairs: Vec<_> = self.arms[arm].nll.iter().zip(&self.arms[rival].nll).map(pair).collect();
+        Bootstrap::new(&pairs, self.thresholds.resamples, self.seed)
+    }
+
+    fn comparison(&self, arm: usize, rival: usize, boot: Option<&Bootstrap>, level: f64) -> Comparison {
+        let (a, r) = (&self.arms[arm], &self.arms[rival]);
+        let accuracy = a.correct.as_ref().zip(r.correct.as_ref()).map(|(x, y)| {
+            let test = McNemar::new(x, y);
+            let worse = test.p_mid <= self.thresholds.alpha && test.only_first < test.only_second;
+            Accuracy {
+                only_arm: test.only_first,
+                only_rival: test.only_second,
+                p_exact: test.p_exact,
+                p_mid: test.p_mid,
+                decidable: test.discordant() >= self.held_out.discordant_min,
+                worse,
+            }
+        });
+        let mut c = Comparison::without_figures(&r.name, level, accuracy);
+        let Some(boot) = boot else { return c };
+        let least = self.thresholds.improvement_min;
+        let (lower, upper) = boot.interval(level);
+        // Harm is looked for at the plain level, and against no change rather than the least improvement.
+        let harm_upper = boot.interval(self.thresholds.alpha).1 + least;
+        c.gain = finite(boot.mean() + least);
+        (c.lower, c.upper) = (finite(lower + least), finite(upper + least));
+        c.p = boot.p_above_zero();
+        c.better = lower > 0.0 && lower.is_finite();
+        c.worse = harm_upper < 0.0;
+        c.examples_to_decide = to_decide(boot.mean(), (lower, upper), self.held_out.examples);
+        c
+    }
+
+    /// Turns an arm's comparisons and forgetting into reasons, and says whether it may win.
+    fn weigh(&self, arm: usize, findings: Findings, report: &mut ArmReport) {
+        let (result, t) = (&self.arms[arm], self.thresholds);
+        let mut sound = findings.won;
+        let broken = result.nll.iter().any(|e| !e.sum.is_finite());
+        if broken {
+            report.reasons.push(format!("{} is broken: its held-out loss is no number.", result.name));
+        }
+        for c in findings.comparisons.iter().filter(|_| !broken) {
+            let rival_is_zero = c.against == self.arms[self.zero].name;
+            report.reasons.push(report::sentence(&result.name, c, result.kind, rival_is_zero));
+            if !c.better && !c.worse {
+                report.undecided.push(report::undecided(&result.name, c));
+            }
+            let harm = c.worse || c.accuracy.is_some_and(|a| a.worse);
+            report.negative_transfer |= harm && rival_is_zero && result.kind == ArmKind::Trained;
+        }
+        for c in &findings.comparisons {
+            let Some(a) = c.accuracy else { continue };
+            report.reasons.push(report::accuracy_sentence(&result.name, &c.against, &a, &self.held_out));
+            sound &= !a.worse;
+        }
+        if findings.comparisons.iter().all(|c| c.better) && !findings.won {
+            report.reasons.push(format!(
+                "{} beats its rivals alone, but not after Holm's correction: adjusted p = {:.4}.",
+                result.name, findings.adjusted
+            ));
+        }
+        if result.kind == ArmKind::Trained {
+            sound &= report::forgetting(result, t, report);
+            if t.few_shot_required && !self.arms.iter().any(|a| matches!(a.kind, ArmKind::FewShot { .. })) {
+                sound = false;
+                report.undecided.push(format!(
+                    "Few-shot prompting was not measured, so nothing shows that {} is needed.",
+                    result.name
+                ));
+            }
+        }
+        report.adjusted_p = Some(findings.adjusted);
+        report.comparisons = findings.comparisons;
+        report.eligible = sound && !broken;
+    }
+}
+
+/// `None` for what JSON has no number for.
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}
+
+/// About how many examples would put 0 outside an interval around this mean: its width falls with √n.
+fn to_decide(mean: f64, (lower, upper): (f64, f64), examples: usize) -> Option<u64> {
+    let towards_zero = if mean > 0.0 { mean - lower } else { upper - mean };
+    let ratio = towards_zero / mean.abs();
+    let needed = examples as f64 * ratio * ratio;
+    (needed.is_finite() && needed < 1e12).then(|| needed.ceil().max(1.0) as u64)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,427 @@
+//! The verdict as people and machines read it: sentences with figures, and JSON in a fixed order.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ArmKind, ArmResult, Court, Leak, Retention, Thresholds, finite};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The schema of verdict.json.
+pub const SCHEMA: u32 = 1;
+/// Leaks that a verdict names; the rest is only counted.
+pub const LEAKS_NAMED_MAX: usize = 20;
+
+/// What a verdict holds for: any other model, split, settings or seed needs its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// Digest of the model, in hexadecimal.
+    pub model: String,
+    /// Digest of training and held-out data as they were split.
+    pub data_split: String,
+    /// Digest of the settings of all arms.
+    pub settings: String,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+}
+
+/// The decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "decision", rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Decision {
+    /// The trained arm replaces what is in use.
+    Promote {
+        /// The arm's name.
+        arm: String,
+    },
+    /// The base with examples in its prompt does as well without training.
+    KeepPrompting {
+        /// The arm's name.
+        arm: String,
+        /// Examples in the prompt.
+        k: usize,
+    },
+    /// The base alone stays.
+    KeepBase,
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Decision::Promote { arm } => write!(f, "PROMOTE({arm})"),
+            Decision::KeepPrompting { k, .. } => write!(f, "KEEP_PROMPTING({k})"),
+            Decision::KeepBase => write!(f, "KEEP_BASE"),
+        }
+    }
+}
+
+/// The held-out data, and how much of it a decision needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldOut {
+    /// Examples with at least one target.
+    pub examples: usize,
+    /// Targets.
+    pub targets: usize,
+    /// Examples below which nothing is decided.
+    pub examples_min: usize,
+    /// Discordant pairs below which accuracy can't tell two arms apart.
+    pub discordant_min: usize,
+}
+
+/// Paired accuracy of an arm and a rival.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// Examples that only the arm solved.
+    pub only_arm: usize,
+    /// Examples that only the rival solved.
+    pub only_rival: usize,
+    /// McNemar's exact two-sided p-value.
+    pub p_exact: f64,
+    /// The mid-p-value, which decides.
+    pub p_mid: f64,
+    /// Whether the discordant pairs are enough to ever tell.
+    pub decidable: bool,
+    /// Whether the arm is significantly worse.
+    pub worse: bool,
+}
+
+/// An arm against a rival. Gains are in nats per token, positive where the arm is better; `null` where
+/// there is no such number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// The rival's name.
+    pub against: String,
+    /// The rival's held-out NLL less the arm's.
+    pub gain: Option<f64>,
+    /// The gain's interval of confidence 1 − `level`: its lower end.
+    pub lower: Option<f64>,
+    /// Its upper end.
+    pub upper: Option<f64>,
+    /// The level of Holm's step at which the arm was tested.
+    pub level: f64,
+    /// The smallest level at which the interval lies above the least improvement.
+    pub p: f64,
+    /// Whether the interval lies above the least improvement.
+    pub better: bool,
+    /// Whether the interval of the uncorrected level lies below 0.
+    pub worse: bool,
+    /// About how many examples would decide a gain of this size.
+    pub examples_to_decide: Option<u64>,
+    /// Accuracy, where both arms have answers.
+    pub accuracy: Option<Accuracy>,
+}
+
+impl Comparison {
+    pub(super) fn without_figures(against: &str, level: f64, accuracy: Option<Accuracy>) -> Comparison {
+        Comparison {
+            against: against.to_string(),
+            gain: None,
+            lower: None,
+            upper: None,
+            level,
+            p: 1.0,
+            better: false,
+            worse: false,
+            examples_to_decide: None,
+            accuracy,
+        }
+    }
+}
+
+/// What was found about an arm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ArmReport {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: ArmKind,
+    /// Held-out NLL, nats per token; `null` for a broken arm.
+    pub nll: Option<f64>,
+    /// Share of the examples it solved.
+    pub accuracy: Option<f64>,
+    /// Against zero-shot and, for trained arms, each few-shot arm.
+    pub comparisons: Vec<Comparison>,
+    /// Its p-value over all rivals, after Holm.
+    pub adjusted_p: Option<f64>,
+    /// Forgetting, `null` where a figure was no number.
+    pub retention: Vec<RetentionReport>,
+    /// KL(tuned‖base) on the held-out examples, nats per token.
+    pub task_kl: Option<f64>,
+    /// Whether it may be chosen.
+    pub eligible: bool,
+    /// Whether it is a trained arm that is significantly worse than zero-shot, by loss or accuracy.
+    pub negative_transfer: bool,
+    /// Findings, as sentences with their figures.
+    pub reasons: Vec<String>,
+    /// What the data could not decide.
+    pub undecided: Vec<String>,
+}
+
+/// [`Retention`] as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RetentionReport {
+    /// The text's name.
+    pub text: String,
+    /// Change in NLL, nats per token.
+    pub delta_nll: Option<f64>,
+    /// KL(tuned‖base), nats per token.
+    pub kl: Option<f64>,
+}
+
+/// The verdict, as in verdict.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The decision.
+    #[serde(flatten)]
+    pub decision: Decision,
+    /// It in one sentence.
+    pub sentence: String,
+    /// Why, as sentences with their figures.
+    pub reasons: Vec<String>,
+    /// What stood in an arm's way only because the data can't decide it.
+    pub undecided: Vec<String>,
+    /// Held-out rows that training saw.
+    pub leak_count: usize,
+    /// The first of them.
+    pub leaks: Vec<Leak>,
+    /// The held-out data.
+    pub held_out: HeldOut,
+    /// The arms in the order they were given.
+    pub arms: Vec<ArmReport>,
+    /// What was demanded.
+    pub thresholds: Thresholds,
+    /// What it holds for.
+    pub binding: Binding,
+}
+
+impl Verdict {
+    /// The name of the promoted arm.
+    pub fn promoted(&self) -> Option<&str> {
+        match &self.decision {
+            Decision::Promote { arm } => Some(arm),
+            _ => None,
+        }
+    }
+
+    /// The promoted arm's name.
+    ///
+    /// # Errors
+    /// `GateRefused` with the sentence, when none was promoted.
+    pub fn require_promotion(&self) -> Result<&str> {
+        self.promoted().ok_or_else(|| Error::new(ErrorKind::GateRefused, self.sentence.clone()))
+    }
+
+    /// The text of verdict.json: indented, fields in the order of this struct, a line end at the end.
+    ///
+    /// # Errors
+    /// None in practice; serialization is fallible by type.
+    pub fn to_json(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(self);
+        let text = text.map_err(|e| Error::new(ErrorKind::NonFinite, format!("writing the verdict: {e}")))?;
+        Ok(text + "\n")
+    }
+
+    /// Reads verdict.json.
+    ///
+    /// # Errors
+    /// `Corrupt` for a text that is no verdict, `Unsupported` for one of another schema.
+    pub fn from_json(text: &str) -> Result<Verdict> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            schema: u32,
+        }
+        let corrupt = |e| Error::new(ErrorKind::Corrupt, format!("not a verdict: {e}"));
+        let found: Versioned = serde_json::from_str(text).map_err(corrupt)?;
+        if found.schema != SCHEMA {
+            let message =
+                format!("a verdict of schema {}; this version reads {SCHEMA}: judge again", found.schema);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        serde_json::from_str(text).map_err(corrupt)
+    }
+}
+
+/// An arm's own figures, before any comparison.
+pub(super) fn measured(arm: &ArmResult) -> ArmReport {
+    let (sum, targets) = arm.nll.iter().fold((0.0, 0), |(s, t), e| (s + e.sum, t + e.targets));
+    let solved = |c: &Vec<bool>| c.iter().filter(|c| **c).count() as f64 / c.len() as f64;
+    let retention = |r: &Retention| RetentionReport {
+        text: r.text.clone(),
+        delta_nll: finite(r.delta_nll),
+        kl: finite(r.kl),
+    };
+    ArmReport {
+        name: arm.name.clone(),
+        kind: arm.kind,
+        nll: finite(sum / targets as f64),
+        accuracy: arm.correct.as_ref().map(solved).and_then(finite),
+        comparisons: Vec::new(),
+        adjusted_p: None,
+        retention: arm.retention.iter().map(retention).collect(),
+        task_kl: arm.task_kl.and_then(finite),
+        eligible: false,
+        negative_transfer: false,
+        reasons: Vec::new(),
+        undecided: Vec::new(),
+    }
+}
+
+/// "[0.0123, 0.0456] at 97.5 %".
+fn interval(c: &Comparison) -> String {
+    let end = |x: Option<f64>| x.map_or("?".to_string(), |x| format!("{x:.4}"));
+    format!("[{}, {}] at {:.1} %", end(c.lower), end(c.upper), 100.0 * (1.0 - c.level))
+}
+
+pub(super) fn sentence(name: &str, c: &Comparison, kind: ArmKind, rival_is_zero: bool) -> String {
+    let Some(gain) = c.gain else { return format!("{name} can't be compared with {}.", c.against) };
+    let figures = format!("by {:.4} nats per token, {}", gain.abs(), interval(c));
+    if c.better {
+        return format!("{name} beats {} {figures}.", c.against);
+    }
+    match c.worse {
+        true if rival_is_zero && kind == ArmKind::Trained => {
+            format!("Negative transfer: {name} is worse than {}, the untrained base, {figures}.", c.against)
+        }
+        true => format!("{name} is worse than {} {figures}.", c.against),
+        false => format!("{name} does not beat {}: a gain of {gain:.4}, {}.", c.against, interval(c)),
+    }
+}
+
+pub(super) fn undecided(name: &str, c: &Comparison) -> String {
+    let needed = match c.examples_to_decide {
+        Some(n) => format!("about {n} held-out examples would decide a difference of this size"),
+        None => "no number of examples is known to decide it".to_string(),
+    };
+    format!("{name} against {}: {} holds 0; {needed}.", c.against, interval(c))
+}
+
+pub(super) fn accuracy_sentence(name: &str, against: &str, a: &Accuracy, held_out: &HeldOut) -> String {
+    let counts = format!(
+        "{} examples solved only by {name}, {} only by {against}, McNemar's mid-p = {:.4}",
+        a.only_arm, a.only_rival, a.p_mid
+    );
+    if a.worse {
+        return format!("{name} solves significantly fewer examples than {against}: {counts}.");
+    }
+    match a.decidable {
+        true => format!("{name} is not significantly less accurate than {against}: {counts}."),
+        false => {
+            let needed = held_out.discordant_min;
+            format!(
+                "Accuracy can't tell {name} and {against} apart: {counts}; {needed} discordant pairs are needed."
+            )
+        }
+    }
+}
+
+/// Whether a trained arm forgot little enough; the reasons go into its report.
+pub(super) fn forgetting(arm: &ArmResult, t: &Thresholds, report: &mut ArmReport) -> bool {
+    let name = &arm.name;
+    if arm.retention.is_empty() {
+        report.undecided.push(format!("What {name} forgot was not measured: give it a retention text."));
+        return false;
+    }
+    let mut sound = true;
+    let mut hold = |what: String, value: f64, ceiling: f64| {
+        // A NaN is above every ceiling.
+        let below = value <= ceiling;
+        sound &= below;
+        let relation = if below { "within" } else { "above" };
+        report.reasons.push(format!("{name}: {what} is {value:.4} nats per token, {relation} {ceiling}."));
+    };
+    for r in &arm.retention {
+        hold(format!("retention ΔNLL on {}", r.text), r.delta_nll, t.retention_nll_max);
+        hold(format!("KL(tuned‖base) on {}", r.text), r.kl, t.retention_kl_max);
+    }
+    if let Some(ceiling) = t.task_kl_max {
+        hold("KL(tuned‖base) on the task".to_string(), arm.task_kl.unwrap_or(f64::NAN), ceiling);
+    }
+    sound
+}
+
+/// Chooses, and says why.
+pub(super) fn conclude(
+    court: &Court<'_>,
+    arms: Vec<ArmReport>,
+    leaks: &[Leak],
+    binding: &Binding,
+) -> Verdict {
+    let held_out = court.held_out;
+    let mut undecided: Vec<String> = Vec::new();
+    let (decision, sentence) = if let Some(first) = leaks.first() {
+        (Decision::KeepBase, leak_sentence(first, leaks.len()))
+    } else if held_out.examples < held_out.examples_min {
+        let sentence = format!(
+            "Undecided, so the base stays: {} held-out examples; {} are the fewest that could decide.",
+            held_out.examples, held_out.examples_min
+        );
+        undecided.push(sentence.clone());
+        (Decision::KeepBase, sentence)
+    } else {
+        choose(&arms)
+    };
+    if !matches!(decision, Decision::Promote { .. }) {
+        undecided.extend(arms.iter().filter(|a| !a.eligible).flat_map(|a| a.undecided.iter().cloned()));
+    }
+    let reasons =
+        std::iter::once(sentence.clone()).chain(arms.iter().flat_map(|a| a.reasons.iter().cloned()));
+    Verdict {
+        schema: SCHEMA,
+        decision,
+        reasons: reasons.collect(),
+        sentence,
+        undecided,
+        leak_count: leaks.len(),
+        leaks: leaks.iter().take(LEAKS_NAMED_MAX).cloned().collect(),
+        held_out,
+        arms,
+        thresholds: *court.thresholds,
+        binding: binding.clone(),
+    }
+}
+
+fn leak_sentence(first: &Leak, count: usize) -> String {
+    let how = if first.exact { "equals" } else { "nearly equals" };
+    format!(
+        "Refused: {count} held-out rows are in the training data ({} {how} {}), so no figure means anything; split again.",
+        first.held_out, first.train
+    )
+}
+
+/// The eligible trained arm with the lowest loss, else the few-shot arm, else the base. Ties go to the
+/// arm given first.
+fn choose(arms: &[ArmReport]) -> (Decision, String) {
+    let best = |is_member: &dyn Fn(&ArmKind) -> bool| {
+        let members = arms.iter().filter(|a| a.eligible && is_member(&a.kind));
+        let loss = |a: &ArmReport| a.nll.unwrap_or(f64::INFINITY);
+        members.min_by(|a, b| loss(a).total_cmp(&loss(b)))
+    };
+    let gains = |a: &ArmReport| {
+        let one = |c: &Comparison| {
+            format!("{} by {:.4} nats per token, {}", c.against, c.gain.unwrap_or(f64::NAN), interval(c))
+        };
+        a.comparisons.iter().map(one).collect::<Vec<_>>().join("; and ")
+    };
+    if let Some(arm) = best(&|k| *k == ArmKind::Trained) {
+        let sentence = format!("Promote {}: it beats {}, and forgets little enough.", arm.name, gains(arm));
+        return (Decision::Promote { arm: arm.name.clone() }, sentence);
+    }
+    if let Some(arm) = best(&|k| matches!(k, ArmKind::FewShot { .. }))
+        && let ArmKind::FewShot { k } = arm.kind
+    {
+        let sentence = format!(
+            "Keep prompting with {k} examples: {} beats {}, and no trained arm may replace it.",
+            arm.name,
+            gains(arm)
+        );
+        return (Decision::KeepPrompting { arm: arm.name.clone(), k }, sentence);
+    }
+    let harmed: Vec<&str> = arms.iter().filter(|a| a.negative_transfer).map(|a| a.name.as_str()).collect();
+    let harm = match harmed.is_empty() {
+        true => String::new(),
+        false => format!(" Negative transfer: {}.", harmed.join(", ")),
+    };
+    (Decision::KeepBase, format!("Keep the base: no arm earned its place.{harm}"))
+}

@@ -1,0 +1,414 @@
+//! `engraft adapter`: what was promoted into a store, whether it is whole, and the way back. Also what
+//! other verbs take from a store.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::{Args, Subcommand, value_parser};
+use engraft_runtime::adapter::{Adapter, Prober, params::short_hex};
+use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::gate::store::{Active, ContentKind, Generation, InUse, Listed, Store};
+use engraft_runtime::model::chat::Message;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::storage::Disk;
+
+use super::{Session, common};
+use crate::exit::AfterJson;
+use crate::json;
+use crate::options::{self, AdapterOptions, ModelOptions};
+use crate::units::show_bytes;
+
+/// Generations that pruning keeps.
+const KEEP_DEFAULT: u32 = 3;
+/// Characters of a verdict's word.
+const WORD_MAX: usize = 40;
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// List the generations, and which is active
+    Ls(Place),
+    /// Show one generation: files, settings, verdict
+    Show {
+        #[command(flatten)]
+        place: Place,
+
+        /// Its number (default: the active one)
+        #[arg(value_name = "GENERATION", value_parser = value_parser!(u64).range(1..))]
+        generation: Option<u64>,
+    },
+    /// Read every file again and compare it with its digest; with -m hold it against the model too
+    Verify {
+        #[command(flatten)]
+        place: Place,
+
+        #[command(flatten)]
+        model: ModelOptions,
+    },
+    /// Make the generation active that was active before (may be repeated)
+    Rollback {
+        #[command(flatten)]
+        place: Place,
+
+        /// Make this one active instead, earlier or later
+        #[arg(long, value_name = "GENERATION", value_parser = value_parser!(u64).range(1..))]
+        to: Option<u64>,
+    },
+    /// Remove old generations: never the active one, nor the one before it
+    Prune {
+        #[command(flatten)]
+        place: Place,
+
+        /// Keep so many of the newest
+        #[arg(long, value_name = "N", default_value_t = KEEP_DEFAULT, value_parser = value_parser!(u32).range(1..))]
+        keep: u32,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Place {
+    /// The adapter store
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+}
+
+/// What a store puts beside the model.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    /// The file of its adapter, whose base is not checked yet.
+    pub(crate) adapter: Option<PathBuf>,
+    /// Messages to go before those of the user.
+    pub(crate) few_shot: Vec<Message>,
+}
+
+impl Stored {
+    /// What is active in the store that `--store` names, and says so; nothing without the flag.
+    ///
+    /// # Errors
+    /// Those of [`Store::active`]; `BaseMismatch` for examples of another base without `--force-base`.
+    pub(crate) fn of(model: &ModelFile, options: &AdapterOptions) -> Result<Stored, Error> {
+        let Some(dir) = &options.store else { return Ok(Stored::default()) };
+        let store = open(dir)?;
+        let Some(Active { generation, passed_over }) = store.active()? else {
+            eprintln!("{}: nothing was promoted yet: the base alone", dir.display());
+            return Ok(Stored::default());
+        };
+        tell(&passed_over);
+        let number = generation.number;
+        eprintln!("{}: generation {number}, {}", dir.display(), describe(generation.content));
+        if generation.content != ContentKind::FewShot {
+            return Ok(Stored { adapter: store.adapter_file(&generation), few_shot: Vec::new() });
+        }
+        if let Err(error) = generation.check_base(&model.digest()) {
+            if !options.force_base {
+                return Err(error.at(dir.display()));
+            }
+            eprintln!("--force-base: {}: {}", dir.display(), error.message());
+        }
+        match store.load(&generation)? {
+            InUse::FewShot(few_shot) => Ok(Stored { adapter: None, few_shot }),
+            _ => Ok(Stored::default()),
+        }
+    }
+}
+
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+    match &options.what {
+        What::Ls(place) => list(&open(&place.store)?, session),
+        What::Show { place, generation } => show(&open(&place.store)?, *generation, session),
+        What::Verify { place, model } => verify(&open(&place.store)?, model, session),
+        What::Rollback { place, to } => roll_back(&open(&place.store)?, *to, session),
+        What::Prune { place, keep } => prune(&open(&place.store)?, *keep as usize, session),
+    }
+}
+
+fn open(dir: &Path) -> Result<Store<'static>, Error> {
+    options::stat(dir, "--store")?;
+    Store::open(&Disk, dir).map_err(|e| e.at("--store"))
+}
+
+/// Says which generation was not used, and why.
+fn tell(passed_over: &[String]) {
+    for problem in passed_over {
+        eprintln!("passed over: {problem}");
+    }
+}
+
+fn list(store: &Store<'_>, session: &Session) -> Result<()> {
+    let listing = store.list()?;
+    let (active, passed_over) = match listing.active {
+        Some(found) => (Some(found.generation.number), found.passed_over),
+        None => (None, Vec::new()),
+    };
+    tell(&passed_over);
+    let generations: Vec<_> = listing.generations.iter().map(|g| listed(store, g, active)).collect();
+    let mut table =
+        format!("  {:>10}  {:8}  {:>10}  {:12}  verdict", "generation", "content", "size", "base");
+    for (shown, found) in generations.iter().zip(&listing.generations) {
+        let mark = if shown.active { '*' } else { ' ' };
+        let _ = write!(table, "\n{mark} {:>10}  ", shown.generation);
+        let _ = match &found.manifest {
+            Ok(generation) => write!(
+                table,
+                "{:8}  {:>10}  {:12}  {}",
+                name(generation.content),
+                show_bytes(generation.bytes()),
+                short_hex(&generation.base),
+                shown.verdict.as_deref().unwrap_or("-")
+            ),
+            Err(problem) => write!(table, "unusable: {problem}"),
+        };
+    }
+    json::line(&table)?;
+    if active.is_none() {
+        let why = if generations.is_empty() { "nothing was promoted yet" } else { "none can be used" };
+        json::line(&format!("no generation is active: {why}"))?;
+    }
+    for name in &listing.unknown {
+        json::line(&format!("not the store's, left alone: {name:?}"))?;
+    }
+    if session.json {
+        json::emit(&json::AdapterList { active, generations, passed_over, unknown: listing.unknown })?;
+    }
+    Ok(())
+}
+
+fn listed(store: &Store<'_>, found: &Listed, active: Option<u64>) -> json::AdapterListed {
+    match &found.manifest {
+        Ok(generation) => describe_generation(store, generation, active),
+        Err(problem) => json::AdapterListed {
+            generation: found.number,
+            active: active == Some(found.number),
+            problem: Some(problem.clone()),
+            ..json::AdapterListed::default()
+        },
+    }
+}
+
+fn describe_generation(
+    store: &Store<'_>,
+    generation: &Generation,
+    active: Option<u64>,
+) -> json::AdapterListed {
+    let verdict = store.verdict(generation);
+    json::AdapterListed {
+        generation: generation.number,
+        active: active == Some(generation.number),
+        content: Some(name(generation.content)),
+        bytes: Some(generation.bytes()),
+        base: Some(hex(&generation.base)),
+        previous: generation.previous,
+        problem: verdict.as_ref().err().map(|e| e.message().to_owned()),
+        verdict: verdict.ok().and_then(|bytes| word(&bytes)),
+    }
+}
+
+/// The one word of a verdict, if it has one that a terminal can show: what stands under `verdict` or
+/// `decision`, itself or the name of its kind.
+fn word(verdict: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(verdict).ok()?;
+    let found = ["verdict", "decision"].iter().find_map(|key| value.get(key))?;
+    let word = match found {
+        serde_json::Value::Object(map) => match map.get("kind") {
+            Some(kind) => kind.as_str(),
+            None => map.keys().next().map(String::as_str),
+        },
+        other => other.as_str(),
+    }?;
+    let shown = word.chars().all(|c| c.is_ascii_graphic() || c == ' ') && word.len() <= WORD_MAX;
+    shown.then(|| word.to_owned())
+}
+
+fn show(store: &Store<'_>, number: Option<u64>, session: &Session) -> Result<()> {
+    let active = match store.active() {
+        // The number says what to show, whatever is active.
+        Err(_) if number.is_some() => None,
+        found => found?,
+    };
+    let active_number = active.as_ref().map(|a| a.generation.number);
+    let generation = match number {
+        Some(number) => store.verify(number)?,
+        None => {
+            let nothing = || Error::new(ErrorKind::Misuse, "--store: nothing was promoted yet");
+            let active = active.ok_or_else(nothing)?;
+            tell(&active.passed_over);
+            active.generation
+        }
+    };
+    let verdict = serde_json::from_slice(&store.verdict(&generation)?).unwrap_or(serde_json::Value::Null);
+    let (adapter, few_shot) = match store.load(&generation)? {
+        InUse::Adapter(adapter) => (Some(settings(&adapter)), None),
+        InUse::FewShot(messages) => {
+            let turn = |m: Message| json::AdapterTurn { role: m.role, content: m.content };
+            (None, Some(messages.into_iter().map(turn).collect()))
+        }
+        InUse::Base => (None, None),
+    };
+    let file = |f: &engraft_runtime::gate::store::FileRecord| json::AdapterFile {
+        name: f.name.clone(),
+        bytes: f.bytes,
+        sha256: hex(&f.sha256),
+    };
+    let shown = json::AdapterShow {
+        listed: describe_generation(store, &generation, active_number),
+        files: generation.files.iter().map(file).collect(),
+        adapter,
+        few_shot,
+        verdict_json: verdict,
+    };
+    json::line(&serde_json::to_string_pretty(&shown)?)?;
+    if session.json {
+        json::emit(&shown)?;
+    }
+    Ok(())
+}
+
+fn settings(adapter: &Adapter) -> json::AdapterSettings {
+    json::AdapterSettings {
+        dora: adapter.config.dora,
+        rank: adapter.config.rank,
+        alpha: adapter.config.alpha,
+        parameters: adapter.theta.len(),
+        steps: adapter.meta.steps,
+        tokens: adapter.meta.tokens,
+        seed: adapter.meta.seed,
+        valid_loss_before: adapter.meta.valid_loss_before,
+        valid_loss_after: adapter.meta.valid_loss_after,
+    }
+}
+
+/// Whether every generation is whole, loads and, with a model, belongs to it; and the pointer.
+fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<()> {
+    let model = if model.is_given() { Some(common::open_model(model)?) } else { None };
+    let (mut good, mut problems): (Vec<u64>, Vec<Error>) = (Vec::new(), Vec::new());
+    for found in store.list()?.generations {
+        let number = found.number;
+        match check(store, number, model.as_ref()) {
+            Ok(()) => {
+                json::line(&format!("generation {number}: good"))?;
+                good.push(number);
+            }
+            Err(error) => {
+                json::line(&format!("generation {number}: {error}"))?;
+                problems.push(error.at(format!("generation {number}")));
+            }
+        }
+    }
+    let active = match store.active() {
+        Ok(None) => None,
+        Ok(Some(found)) => {
+            let number = found.generation.number;
+            for problem in found.passed_over {
+                json::line(&format!("active: generation {number}, since {problem}"))?;
+                problems.push(Error::new(ErrorKind::Corrupt, problem));
+            }
+            Some(number)
+        }
+        Err(error) => {
+            problems.push(error);
+            None
+        }
+    };
+    let told = problems.iter().map(|e| e.message().to_owned()).collect();
+    if session.json {
+        json::emit(&json::AdapterVerify { active, good, problems: told })?;
+    }
+    let Some(first) = problems.into_iter().next() else { return Ok(()) };
+    let error = anyhow::Error::from(first);
+    Err(if session.json { error.context(AfterJson("adapter verify")) } else { error })
+}
+
+fn check(store: &Store<'_>, number: u64, model: Option<&Arc<ModelFile>>) -> Result<(), Error> {
+    let generation = store.verify(number)?;
+    let content = store.load(&generation)?;
+    match (model, content) {
+        (None, _) => Ok(()),
+        (Some(model), InUse::Adapter(adapter)) => {
+            let kernels = common::best_kernels();
+            let mut prober = Prober::new(model, &kernels, adapter.layout.rank_max());
+            adapter.check(model, &mut prober).map(|_| ())
+        }
+        (Some(model), _) => generation.check_base(&model.digest()),
+    }
+}
+
+fn roll_back(store: &Store<'_>, to: Option<u64>, session: &Session) -> Result<()> {
+    let writer = store.writer()?;
+    let was = match store.active() {
+        // A named generation may mend a store whose pointer leads nowhere.
+        Err(_) if to.is_some() => None,
+        found => found?,
+    };
+    tell(was.as_ref().map_or(&[], |a| &a.passed_over));
+    let was = was.map(|a| a.generation.number);
+    let now = match to {
+        Some(number) => writer.activate(number)?,
+        None => writer.rollback()?,
+    };
+    let from = was.map(|n| format!(" (was {n})")).unwrap_or_default();
+    json::line(&format!("active: generation {}{from}, {}", now.number, describe(now.content)))?;
+    if session.json {
+        json::emit(&json::AdapterRollback { active: now.number, was })?;
+    }
+    Ok(())
+}
+
+fn prune(store: &Store<'_>, keep: usize, session: &Session) -> Result<()> {
+    let pruned = store.writer()?.prune(keep)?;
+    let numbers = |of: &[u64]| of.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    match pruned.removed.is_empty() {
+        true => json::line("nothing was removed")?,
+        false => json::line(&format!("removed: generations {}", numbers(&pruned.removed)))?,
+    }
+    if !pruned.left.is_empty() {
+        let left = numbers(&pruned.left);
+        json::line(&format!("generations {left} are gone, but their folders hold other files"))?;
+    }
+    if session.json {
+        json::emit(&json::AdapterPrune { removed: pruned.removed, left: pruned.left })?;
+    }
+    Ok(())
+}
+
+fn name(content: ContentKind) -> &'static str {
+    match content {
+        ContentKind::Adapter => "adapter",
+        ContentKind::FewShot => "few_shot",
+        ContentKind::Base => "base",
+    }
+}
+
+fn describe(content: ContentKind) -> &'static str {
+    match content {
+        ContentKind::Adapter => "an adapter",
+        ContentKind::FewShot => "few-shot examples",
+        ContentKind::Base => "the base alone",
+    }
+}
+
+fn hex(bytes: &[u8; 32]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_have_a_word_or_none() {
+        let of = |text: &str| word(text.as_bytes());
+        assert_eq!(of(r#"{"verdict":"KEEP_BASE"}"#).as_deref(), Some("KEEP_BASE"));
+        assert_eq!(of(r#"{"decision":{"promote":{"arm":"lora"}}}"#).as_deref(), Some("promote"));
+        assert_eq!(of(r#"{"decision":{"kind":"keep_prompting","k":5}}"#).as_deref(), Some("keep_prompting"));
+        for other in ["", "{}", "[1]", r#"{"verdict":1}"#, "{\"verdict\":\"\\u001b[2J\"}"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+}
