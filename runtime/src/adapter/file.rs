@@ -253,8 +253,9 @@ impl Adapter {
             section.ok_or(engraft_codec::Error::Misuse("the adapter is too large"))
         };
         let bytes = || planar(layout).flatten().map(|i| packed::split(self.theta[i]));
-        let high = (precision == Precision::F16).then(|| packed::deflate(bytes().map(|[_, high]| high)));
         let count = weights(layout).flatten().count();
+        let high = || packed::deflate(count, bytes().map(|[_, high]| high));
+        let high = (precision == Precision::F16).then(high);
         let mut sections = match &high {
             None => vec![section(THETA, Element::F32, count)?],
             Some(high) => vec![

@@ -32,11 +32,11 @@ pub(super) fn join(low: u8, high: u8) -> f32 {
     f16::from_le_bytes([low, high]).to_f32()
 }
 
-/// Compresses the high bytes of f16 numbers.
-pub(super) fn deflate(mut plane: impl Iterator<Item = u8>) -> Vec<u8> {
+/// Compresses the high bytes of some `count` f16 numbers.
+pub(super) fn deflate(count: usize, mut plane: impl Iterator<Item = u8>) -> Vec<u8> {
     // Noise has no repeats worth a search. Runs it may have: a matrix of zeros.
     let mut compressor = CompressorOxide::with_params(DataFormat::Raw, 9, CompressionStrategy::RLE, 15);
-    let mut stream = Vec::new();
+    let mut stream = Vec::with_capacity(count);
     let mut chunk = [0; CHUNK];
     loop {
         let mut filled = 0;
@@ -85,10 +85,10 @@ mod tests {
     fn planes_come_back_to_the_byte() {
         let mixed: Vec<u8> = noise(40_000).into_iter().chain(vec![0; 300_000]).chain(0..=255).collect();
         for count in [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, mixed.len()] {
-            let stream = deflate(mixed[..count].iter().copied());
+            let stream = deflate(count, mixed[..count].iter().copied());
             assert_eq!(expand(&stream, count).as_deref(), Some(&mixed[..count]), "{count}");
         }
-        let (zeros, noisy) = (deflate([0; 50_000].into_iter()), deflate(noise(50_000).into_iter()));
+        let (zeros, noisy) = (deflate(9, [0; 50_000].into_iter()), deflate(9, noise(50_000).into_iter()));
         assert!(zeros.len() < 300 && noisy.len() < 35_000, "{} {}", zeros.len(), noisy.len());
     }
 
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn streams_of_another_length_are_refused() {
         let plane = noise(3000);
-        let stream = deflate(plane.iter().copied());
+        let stream = deflate(3000, plane.iter().copied());
         assert!(expand(&stream, 3000).is_some(), "positive control");
         for count in [0, 1, 2999, 3001, 6000] {
             assert_eq!(expand(&stream, count), None, "{count}");
@@ -117,14 +117,14 @@ mod tests {
             assert_eq!(expand(&stream[..cut], 3000), None, "cut to {cut}");
         }
         assert_eq!(expand(&[&stream[..], &[0]].concat(), 3000), None, "a byte too many");
-        let bomb = deflate(std::iter::repeat_n(0, 10_000_000));
+        let bomb = deflate(0, std::iter::repeat_n(0, 10_000_000));
         assert!(bomb.len() < 50_000, "{}", bomb.len());
         assert_eq!(expand(&bomb, 3000), None, "a bomb");
     }
 
     #[test]
     fn flipped_streams_expand_to_nothing_or_to_the_length() {
-        let stream = deflate(noise(3000).into_iter());
+        let stream = deflate(3000, noise(3000).into_iter());
         let refused = (0..8 * stream.len()).filter(|bit| {
             let mut flipped = stream.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
