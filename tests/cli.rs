@@ -422,6 +422,28 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
     assert_refused(&[&run[..7], &nowhere].concat(), 2, "usage", &["q_proj", "not adapted"]);
 }
 
+#[test]
+fn an_adapter_in_f16_is_small_and_scores_as_in_f32() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let eval = ["eval", "-m", &model, "--data", &data, "-c", "200"];
+    let [(exact, exactly), (small, rounded)] = ["f32", "f16"].map(|precision| {
+        let adapter = folder.path().join(precision).display().to_string();
+        let train = ["train", "-m", &model, "--data", &data, "--adapter-path", &adapter];
+        let short = ["--iters", "6", "-b", "4", "-lr", "2e-3", "--save-every", "3"];
+        let trained = result_of(&[&train[..], &short, &["--adapter-precision", precision]].concat());
+        let nll = result_of(&[&eval[..], &["--lora", &adapter]].concat())["nll"].as_f64().expect("nll");
+        assert!((trained["valid_loss_after"].as_f64().expect("loss") - nll).abs() < 1e-3, "{trained} {nll}");
+        let file = std::fs::metadata(Path::new(&adapter).join("adapter.engraft")).expect("an adapter");
+        (file.len(), nll)
+    });
+    assert!(2 * small < exact, "{small} of {exact} bytes");
+    assert!((exactly - rounded).abs() < 1e-3, "{exactly} {rounded}");
+    let full = ["train", "-m", &model, "--data", &data, "--fine-tune-type", "full"];
+    let flag = ["--adapter-precision", "f16"];
+    assert_refused(&[&full[..], &flag].concat(), 2, "usage", &["--adapter-precision"]);
+}
+
 /// Another base, a damaged adapter, and a file that is none: each is refused with 6.
 fn assert_adapters_are_checked(folder: &Path, adapter: &str, generate: &[&str]) {
     let mut other = std::fs::read(seedling()).expect("reading");

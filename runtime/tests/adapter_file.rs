@@ -106,10 +106,14 @@ fn a_file_of_schema_1_loads_as_it_was_meant() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(load_bytes(dir.path(), SCHEMA_1).unwrap(), adapter());
     let again = save(&adapter(), dir.path(), Precision::F32);
-    assert_eq!((again[SCHEMA_AT], SCHEMA_1[SCHEMA_AT]), (3, 1), "what is written anew is of schema 3");
-    let forged = Forged { meta: Meta { schema: 2, ..Forged::default().meta }, ..Forged::default() };
-    let loaded = load_bytes(dir.path(), &forged.bytes()).unwrap();
-    assert_eq!((loaded.config.rank, loaded.binding), (2, None), "schema 2");
+    assert_eq!((again[SCHEMA_AT], SCHEMA_1[SCHEMA_AT]), (4, 1), "what is written anew is of schema 4");
+    for (schema, f16) in [(2, false), (2, true), (3, false), (3, true)] {
+        let meta = Meta { schema, ..Forged::default().meta };
+        let forged = Forged { meta, f16, ..Forged::default() };
+        let loaded = load_bytes(dir.path(), &forged.bytes()).unwrap();
+        assert_eq!((loaded.config.rank, loaded.binding), (2, None), "schema {schema}");
+        assert_eq!(loaded.theta, forged.theta);
+    }
 }
 
 #[test]
@@ -390,8 +394,66 @@ fn whole_frames_with_wrong_content_are_refused() {
         let error = load_bytes(dir.path(), &forged.bytes()).expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
     }
-    let newer = Forged { meta: Meta { schema: 4, ..good.meta }, ..Forged::default() };
+    let newer = Forged { meta: Meta { schema: 5, ..good.meta }, ..Forged::default() };
     assert_eq!(load_bytes(dir.path(), &newer.bytes()).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+/// A deflate stream of one stored block: up to 65,535 bytes as they are.
+fn stored_block(bytes: &[u8]) -> Vec<u8> {
+    let length = bytes.len() as u16;
+    [&[1], &length.to_le_bytes()[..], &(!length).to_le_bytes(), bytes].concat()
+}
+
+/// A deflate stream of one block of fixed codes: a zero and `runs` times 258 of it.
+fn bomb(runs: usize) -> Vec<u8> {
+    // The last block, of fixed codes; literal 0.
+    let (begin, literal) = ([true, true, false], [false, false, true, true, false, false, false, false]);
+    // Length 258 is symbol 285, which has 8 bits; distance 1 has five bits of zero.
+    let run = [true, true, false, false, false, true, false, true, false, false, false, false, false];
+    let bits: Vec<bool> = begin
+        .into_iter()
+        .chain(literal)
+        .chain(std::iter::repeat_n(run, runs).flatten())
+        .chain([false; 7])
+        .collect();
+    bits.chunks(8).map(|byte| byte.iter().enumerate().map(|(i, bit)| u8::from(*bit) << i).sum()).collect()
+}
+
+/// Packed parameters under right checksums: only what expands to exactly the shapes' count, all finite, loads.
+#[test]
+fn packed_planes_expand_to_the_shapes_or_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |low: usize, high: Vec<u8>| {
+        let meta = Meta { schema: 4, ..Forged::default().meta };
+        let planes = Some([("theta.low", vec![0; low]), ("theta.high", high)]);
+        load_bytes(dir.path(), &Forged { meta, planes, ..Forged::default() }.bytes())
+    };
+    assert_eq!(load(48, stored_block(&[0x38; 48])).unwrap().theta, [0.5; 48], "positive control");
+    let good = stored_block(&[0x38; 48]);
+    for (what, low, high) in [
+        ("expand", 48, stored_block(&[0x38; 47])),
+        ("expand", 48, stored_block(&[0x38; 49])),
+        ("expand", 48, bomb(40_000)),
+        ("expand", 48, [&good[..], &[0]].concat()),
+        ("expand", 48, good[..good.len() - 1].to_vec()),
+        ("expand", 48, Vec::new()),
+        ("47 parameters", 47, good.clone()),
+        ("49 parameters", 49, good.clone()),
+        ("parameter 0 is NaN", 48, stored_block(&[0x7c; 48])),
+        ("parameter 0 is NaN", 48, stored_block(&[0x7e; 48])),
+    ] {
+        let error = load(low, high).expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
+        assert!(error.message().contains(what) && error.message().contains("candidate"), "{what}: {error}");
+    }
+    for planes in [
+        [("theta.high", good.clone()), ("theta.low", vec![0; 48])],
+        [("theta.low", vec![0; 48]), ("magnitude", good.clone())],
+        [("theta", vec![0; 48]), ("theta.high", good.clone())],
+    ] {
+        let forged = Forged { planes: Some(planes), ..Forged::default() };
+        assert_eq!(load_bytes(dir.path(), &forged.bytes()).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
 }
 
 /// An adapter file written past the runtime's own checks: rank 2 on q (12 × 12) of layer 1 of 4.
@@ -402,13 +464,26 @@ struct Forged {
     targets: Vec<(u8, u32, u32)>,
     layers: Vec<u32>,
     theta: Vec<f32>,
+    /// Whether theta is stored in f16, unpacked.
+    f16: bool,
+    /// The sections that stand in for theta, each of bytes, where given.
+    planes: Option<[(&'static str, Vec<u8>); 2]>,
 }
 
 impl Default for Forged {
     fn default() -> Self {
         let meta = Meta { kind: Kind::ADAPTER, schema: 1, generation: 0, base_digest: [7; 32] };
         let targets = vec![(0, 12, 12)];
-        Forged { meta, rank: 2, alpha: 8.0, targets, layers: vec![1], theta: vec![0.5; 48] }
+        Forged {
+            meta,
+            rank: 2,
+            alpha: 8.0,
+            targets,
+            layers: vec![1],
+            theta: vec![0.5; 48],
+            f16: false,
+            planes: None,
+        }
     }
 }
 
@@ -418,7 +493,14 @@ impl Forged {
         let model = ("llama", 12u32, 4u32, 100u32);
         let lora = (self.rank, self.alpha, 0.0f32, &self.targets, &self.layers);
         let trained = ("toy", 1u64, 2u64, 3u64, None::<f32>, None::<f32>);
-        let sections = [Section::new("theta", Element::F32, self.theta.len() as u64).unwrap()];
+        let section = |name, element, count: usize| Section::new(name, element, count as u64).unwrap();
+        let element = if self.f16 { Element::F16 } else { Element::F32 };
+        let sections: Vec<_> = match &self.planes {
+            Some(planes) => {
+                planes.iter().map(|(name, bytes)| section(name, Element::Bytes, bytes.len())).collect()
+            }
+            None => vec![section("theta", element, self.theta.len())],
+        };
         let plain = (model, lora, trained);
         let out = Bytes(Vec::new());
         // Schema 2 adds rsLoRA, DoRA and overrides; schema 3 a binding.
@@ -428,7 +510,14 @@ impl Forged {
             _ => Writer::begin(out, &self.meta, &(plain, (false, false, 0_u8), None::<u8>), &sections),
         }
         .unwrap();
-        writer.f32(&self.theta).unwrap();
+        match &self.planes {
+            Some(planes) => planes.iter().for_each(|(_, bytes)| writer.bytes(bytes).unwrap()),
+            None if self.f16 => {
+                // 0.5, which is all that these tests store so.
+                writer.f16_bits(&vec![0x3800; self.theta.len()]).unwrap();
+            }
+            None => writer.f32(&self.theta).unwrap(),
+        }
         writer.finish().unwrap().0
     }
 }
@@ -450,17 +539,43 @@ impl Write for Bytes {
     }
 }
 
+/// Normal numbers of mean 0 and deviation 1.
+fn normal(mut number: impl FnMut() -> f32) -> impl FnMut() -> f32 {
+    move || (-2.0 * (1.0 - number()).ln()).sqrt() * (std::f32::consts::TAU * number()).cos()
+}
+
 #[test]
-fn f16_of_rank_2_on_q_and_v_of_smollm2_is_small() {
+fn f16_of_rank_2_on_q_and_v_of_smollm2_is_at_most_200_kb() {
     let dir = tempfile::tempdir().unwrap();
     let model = smollm2();
     let layers: Vec<usize> = (0..30).collect();
     let config = LoraConfig::new(&model, 2, 4.0, 0.0, &[Proj::Q, Proj::V], &layers).unwrap();
-    let adapter = Adapter::init(&model, &config, [7; 32], &mut uniform(5)).unwrap();
+    let mut adapter = Adapter::init(&model, &config, [7; 32], &mut uniform(5)).unwrap();
     // 30 layers of 2·(576 + 576) for q and 2·(576 + 192) for v.
     assert_eq!(adapter.theta.len(), 115_200);
-    let bytes = save(&adapter, dir.path(), Precision::F16);
-    assert!(bytes.len() < 2 * 115_200 + 512, "{} bytes", bytes.len());
+    let untrained = save(&adapter, dir.path(), Precision::F16).len();
+    // As training leaves B: small numbers of all sizes.
+    let mut b = normal(uniform(6));
+    for (_, _, slot) in adapter.layout.clone().slots() {
+        adapter.theta[slot.b].fill_with(|| 0.01 * b());
+    }
+    adapter.round_to(Precision::F16).unwrap();
+    let trained = save(&adapter, dir.path(), Precision::F16).len();
+    eprintln!("{untrained} bytes with B = 0, {trained} with B of deviation 0.01");
+    assert!(trained <= 200_000 && untrained <= 170_000, "{untrained} {trained}");
+    assert_eq!(Adapter::load(dir.path()).unwrap(), adapter, "to the bit");
+}
+
+#[test]
+fn zeros_signs_and_extremes_pack_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut adapter = adapter();
+    let extremes = [0.0, -0.0, 65504.0, -65504.0, 6.1e-5, 5.960_464_5e-8, -5.960_464_5e-8, 1e-12];
+    adapter.theta.iter_mut().zip(extremes.iter().cycle()).for_each(|(t, v)| *t = *v);
+    adapter.round_to(Precision::F16).unwrap();
+    save(&adapter, dir.path(), Precision::F16);
+    let bits = |theta: &[f32]| theta.iter().map(|t| t.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&Adapter::load(dir.path()).unwrap().theta), bits(&adapter.theta));
 }
 
 #[cfg(unix)]

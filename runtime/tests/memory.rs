@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{Adapter, Binding, LoraConfig, Prober};
+use engraft_runtime::adapter::{Adapter, Binding, LoraConfig, Precision as Stored, Prober};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::replay::{Sampling, Starts};
 use engraft_runtime::model::text::Text;
@@ -22,6 +22,7 @@ use engraft_runtime::nn::Precision;
 use engraft_runtime::nn::keep::KeepPrecision;
 use engraft_runtime::plan::{ArenaWords, FullUpdate, KeepPlan, MemoryPlan, Request};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::storage::Disk;
 use engraft_runtime::train::eva::{self, EvaWords};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
@@ -149,6 +150,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
             assert_eq!(calls, 0, "{} {precision:?} dropout {dropout}: allocations in three steps", spec.name);
 
             fingerprint_is_planned(&model, &kernels, trainer.adapter(), &request)?;
+            packing_is_planned(&model, trainer.adapter(), &request)?;
         }
     }
     eva_is_planned()?;
@@ -184,6 +186,22 @@ fn fingerprint_is_planned(
     let planned = planned_pools(model.config(), request, &["fingerprint"]);
     eprintln!("fingerprint: {taken} bytes at most, {planned} planned");
     assert!(taken <= planned + 1024 && taken * 10 >= planned * 9, "{taken} of {planned}");
+    Ok(())
+}
+
+/// Saving as f16 stays within what the plan counts for it.
+fn packing_is_planned(model: &Arc<ModelFile>, adapter: &Adapter, request: &Request) -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let taken = peak_of(|| {
+        let mut rounded = adapter.clone();
+        rounded.round_to(Stored::F16)?;
+        rounded.save(&Disk, folder.path(), Stored::F16)?;
+        Ok(())
+    })?;
+    let planned = planned_pools(model.config(), &Request { packed: true, ..*request }, &["packing"]);
+    assert_eq!(planned_pools(model.config(), request, &["packing"]), 0);
+    eprintln!("packing: {taken} bytes at most, {planned} planned");
+    assert!(taken <= planned, "{taken} of {planned}");
     Ok(())
 }
 

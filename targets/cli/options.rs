@@ -227,7 +227,7 @@ pub(crate) enum StoredAs {
     /// Exactly
     #[default]
     F32,
-    /// Rounded to 11 significant bits, in half the size
+    /// Rounded to 11 significant bits, in less than half the size
     F16,
 }
 
@@ -350,6 +350,10 @@ pub(crate) struct LoraOptions {
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = alphas)]
     pub(crate) alpha_pattern: Pattern<f32>,
 
+    /// How the adapter's file holds its numbers
+    #[arg(long, value_enum, default_value_t = StoredAs::F32)]
+    pub(crate) adapter_precision: StoredAs,
+
     /// How A begins (B begins as zero, so that nothing is changed yet)
     #[arg(long, value_enum, default_value_t = Init::Kaiming)]
     pub(crate) init: Init,
@@ -400,6 +404,7 @@ impl TuneOptions {
             ("--rank-pattern", !lora.rank_pattern.0.is_empty()),
             ("--alpha-pattern", !lora.alpha_pattern.0.is_empty()),
             ("--lora-plus-ratio", run.lora_plus_ratio != 1.0),
+            ("--adapter-precision", lora.adapter_precision != StoredAs::F32),
             ("--init eva", lora.init == Init::Eva),
         ];
         if self.compute.gradient_precision.is_some() {

@@ -1,42 +1,51 @@
 //! `adapter.engraft`: one file that holds an adapter, binds it to its base, and is believed only
 //! whole.
 //!
-//! A frame of kind ADAPTER (see engraft-codec), schema 3: the three headers below, and a section
-//! `theta`, every A and Bᵀ in the order of [`Layout`], as f32 or f16. With DoRA a section `magnitude`
-//! follows, every m in the same order, always f32: f16 would round away what training changed in it.
-//! The header repeats the shapes of the adapted projections, so that the file can be checked without its
-//! base. Schema 2 had no binding; schema 1 was plain LoRA of one rank: the first header alone, and `theta`.
+//! A frame of kind ADAPTER (see engraft-codec), schema 4: the three headers below, and the parameters. In
+//! f32 they are a section `theta`, every A and Bᵀ in the order of [`Layout`]. In f16 they are two sections of
+//! bytes, every A, then every Bᵀ: `theta.low`, the low byte of each number, and `theta.high`, the high bytes
+//! as a deflate stream. With DoRA a section `magnitude` follows, every m in the layout's order, always f32: f16
+//! would round away what training changed in it. The header repeats the shapes of the adapted projections,
+//! so that the file can be checked without its base. Up to schema 3 f16 was a `theta` as it is in f32;
+//! schema 2 had no binding; schema 1 was plain LoRA of one rank: the first header alone, and `theta`.
 
 use std::io::{Seek, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use engraft_codec::{Element, Frame, Kind, Meta, Section, Writer};
+use engraft_codec::{Element, Frame, Kind, Meta, Section, Sections, Writer};
 use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::binding::{Binding, Fingerprint, PROBES};
 use super::config::{Layout, LoraConfig, Override};
+use super::packed;
 use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
-use crate::storage::{Committed, Disk, Opened, StdIo, Storage, commit, create_dir_all, frame_error};
+use crate::storage::{
+    Committed, Disk, Opened, Source, StdIo, StdIoError, Storage, commit, create_dir_all, frame_error,
+};
 
 /// The file's name in an adapter directory.
 pub const ADAPTER_FILE: &str = "adapter.engraft";
 
 /// Version of the headers and of the meaning of the sections.
-const SCHEMA: u16 = 3;
+const SCHEMA: u16 = 4;
+/// The schema before f16 was packed.
+const SCHEMA_UNPACKED: u16 = 3;
 /// The schema before [`BindingRecord`].
 const SCHEMA_UNBOUND: u16 = 2;
 /// The schema before [`Variant`].
 const SCHEMA_PLAIN: u16 = 1;
 const THETA: &str = "theta";
+const THETA_LOW: &str = "theta.low";
+const THETA_HIGH: &str = "theta.high";
 const MAGNITUDE: &str = "magnitude";
 /// Bounds on what a header may claim: far above any model this runtime takes.
 const LAYERS_MAX: u32 = 1 << 16;
 const FEATURES_MAX: u32 = 1 << 24;
-/// Numbers converted to f16 at once.
+/// Low bytes written at once.
 const CHUNK: usize = 1024;
 
 /// How parameters are stored.
@@ -44,9 +53,12 @@ const CHUNK: usize = 1024;
 pub enum Precision {
     /// Exactly.
     F32,
-    /// Rounded to 11 significant bits, in half the size.
+    /// Rounded to 11 significant bits; a file of ours packs them in some 13, those of others take 16.
     F16,
 }
+
+/// What reading and writing a frame gives.
+type FrameResult<T> = std::result::Result<T, engraft_codec::Error<StdIoError>>;
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -179,10 +191,12 @@ impl Adapter {
             .map(|record| from_bound(&record, &adapter.layout))
             .transpose()
             .map_err(|problem| corrupt(&problem).at(path.display()))?;
-        let element = check_table(&frame, &adapter.layout).map_err(|e| e.at(path.display()))?;
+        let stored = check_table(&frame, &adapter.layout).map_err(|e| e.at(path.display()))?;
         source.rewind().map_err(io)?;
-        adapter.theta =
-            read_theta(&frame, &mut source, element, &adapter.layout).map_err(|e| frame_error(&path, e))?;
+        adapter.theta = read_theta(&frame, &mut source, stored, &adapter.layout)
+            .map_err(|e| frame_error(&path, e))?
+            .ok_or_else(|| corrupt("its packed parameters do not expand to what its shapes imply"))
+            .map_err(|e| e.at(path.display()))?;
         match first_nonfinite(&adapter.theta) {
             Some(at) => Err(corrupt(&format!("parameter {at} is NaN or infinite")).at(path.display())),
             None => Ok(adapter),
@@ -232,40 +246,35 @@ impl Adapter {
         }
     }
 
-    fn write(
-        &self,
-        out: &mut dyn Write,
-        precision: Precision,
-        binding: Option<&Binding>,
-    ) -> std::result::Result<(), engraft_codec::Error<crate::storage::StdIoError>> {
-        let element = match precision {
-            Precision::F32 => Element::F32,
-            Precision::F16 => Element::F16,
-        };
+    fn write(&self, out: &mut dyn Write, precision: Precision, binding: Option<&Binding>) -> FrameResult<()> {
         let layout = &self.layout;
-        let count = |ranges: &mut dyn Iterator<Item = Range<usize>>| ranges.map(|r| r.len() as u64).sum();
-        let section = |name, element, count| {
-            Section::new(name, element, count).ok_or(engraft_codec::Error::Misuse("the adapter is too large"))
+        let section = |name, element, count: usize| {
+            let section = Section::new(name, element, count as u64);
+            section.ok_or(engraft_codec::Error::Misuse("the adapter is too large"))
         };
-        let mut sections = vec![section(THETA, element, count(&mut weights(layout)))?];
+        let bytes = || planar(layout).flatten().map(|i| packed::split(self.theta[i]));
+        let count = weights(layout).flatten().count();
+        let high = || packed::deflate(count, bytes().map(|[_, high]| high));
+        let high = (precision == Precision::F16).then(high);
+        let mut sections = match &high {
+            None => vec![section(THETA, Element::F32, count)?],
+            Some(high) => vec![
+                section(THETA_LOW, Element::Bytes, count)?,
+                section(THETA_HIGH, Element::Bytes, high.len())?,
+            ],
+        };
         if self.config.dora {
-            sections.push(section(MAGNITUDE, Element::F32, count(&mut magnitudes(layout)))?);
+            sections.push(section(MAGNITUDE, Element::F32, magnitudes(layout).flatten().count())?);
         }
         // One file under one name, without successors: it has no generations.
         let meta = Meta { kind: Kind::ADAPTER, schema: SCHEMA, generation: 0, base_digest: self.base.digest };
         let header = (self.header(), self.variant(), binding.map(to_bound));
         let mut writer = Writer::begin(StdIo(out), &meta, &header, &sections)?;
-        let mut bits = [0; CHUNK];
-        for range in weights(layout) {
-            if precision == Precision::F32 {
-                writer.f32(&self.theta[range])?;
-                continue;
-            }
-            for piece in self.theta[range].chunks(CHUNK) {
-                for (b, v) in bits.iter_mut().zip(piece) {
-                    *b = f16::from_f32(*v).to_bits();
-                }
-                writer.f16_bits(&bits[..piece.len()])?;
+        match &high {
+            None => weights(layout).try_for_each(|range| writer.f32(&self.theta[range]))?,
+            Some(high) => {
+                write_low(&mut writer, bytes().map(|[low, _]| low))?;
+                writer.bytes(high)?;
             }
         }
         for range in magnitudes(layout) {
@@ -316,6 +325,25 @@ impl Adapter {
     }
 }
 
+/// Writes the low plane, in pieces.
+fn write_low(
+    writer: &mut Writer<StdIo<&mut dyn Write>>,
+    mut low: impl Iterator<Item = u8>,
+) -> FrameResult<()> {
+    let mut chunk = [0; CHUNK];
+    loop {
+        let mut filled = 0;
+        for (byte, low) in chunk.iter_mut().zip(low.by_ref()) {
+            *byte = low;
+            filled += 1;
+        }
+        if filled == 0 {
+            return Ok(());
+        }
+        writer.bytes(&chunk[..filled])?;
+    }
+}
+
 /// The projection's number in the file.
 fn index(proj: Proj) -> u8 {
     Proj::ALL.iter().position(|p| *p == proj).unwrap_or(Proj::ALL.len()) as u8
@@ -326,6 +354,13 @@ fn weights(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
     layout.slots().map(|(_, _, slot)| slot.a.start..slot.b.end)
 }
 
+/// Where packed numbers lie in θ: every A, then every Bᵀ. Those of one kind are distributed alike, and code
+/// better together.
+fn planar(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
+    let a = layout.slots().map(|(_, _, slot)| slot.a);
+    a.chain(layout.slots().map(|(_, _, slot)| slot.b))
+}
+
 /// Where the magnitudes of each slot lie in θ.
 fn magnitudes(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
     layout.slots().map(|(_, _, slot)| slot.m).filter(|m| !m.is_empty())
@@ -333,7 +368,7 @@ fn magnitudes(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
 
 fn check_kind(frame: &Frame) -> Result<()> {
     match (frame.kind(), frame.meta().schema) {
-        (Kind::ADAPTER, SCHEMA_PLAIN | SCHEMA_UNBOUND | SCHEMA) => Ok(()),
+        (Kind::ADAPTER, SCHEMA_PLAIN | SCHEMA_UNBOUND | SCHEMA_UNPACKED | SCHEMA) => Ok(()),
         (Kind::ADAPTER, newer) => {
             let message =
                 format!("an adapter of schema {newer}, where this version knows {SCHEMA}; update Engraft");
@@ -426,18 +461,34 @@ fn from_bound(record: &BindingRecord, layout: &Layout) -> std::result::Result<Bi
     }
 }
 
+/// How a file holds its A and Bᵀ.
+enum Stored {
+    /// One section of numbers.
+    Plain(Element),
+    /// Two planes, the high one in so many bytes.
+    Packed(usize),
+}
+
 /// The file must hold exactly the parameters that its header's shapes imply.
-fn check_table(frame: &Frame, layout: &Layout) -> Result<Element> {
-    let (theta, magnitude) = match frame.table() {
-        [theta] => (theta, None),
-        [theta, magnitude] => (theta, Some(magnitude)),
-        _ => return Err(corrupt("it must hold one section, theta, and with DoRA another, magnitude")),
+fn check_table(frame: &Frame, layout: &Layout) -> Result<Stored> {
+    let (sections, magnitude) = match frame.table() {
+        [sections @ .., last] if last.name() == MAGNITUDE => (sections, Some(last)),
+        sections => (sections, None),
     };
-    if theta.name() != THETA || theta.element() == Element::Bytes {
-        return Err(corrupt("its section is not theta of f32 or f16"));
-    }
-    if magnitude.is_some_and(|m| m.name() != MAGNITUDE || m.element() != Element::F32) {
-        return Err(corrupt("its second section is not magnitude of f32"));
+    let bytes = |s: &Section, name| s.name() == name && s.element() == Element::Bytes;
+    let (theta, stored) = match sections {
+        [theta] if theta.name() == THETA && theta.element() != Element::Bytes => {
+            (theta, Stored::Plain(theta.element()))
+        }
+        [low, high] if bytes(low, THETA_LOW) && bytes(high, THETA_HIGH) => {
+            // The file was read whole: it is as long as it says, and so is memory for a part of it.
+            let high = usize::try_from(high.count()).map_err(|_| corrupt("more bytes than memory"))?;
+            (low, Stored::Packed(high))
+        }
+        _ => return Err(corrupt("its sections are not theta, whole or packed, and with DoRA magnitude")),
+    };
+    if magnitude.is_some_and(|m| m.element() != Element::F32) {
+        return Err(corrupt("its magnitude is not of f32"));
     }
     let count = |ranges: &mut dyn Iterator<Item = Range<usize>>| ranges.map(|r| r.len() as u64).sum::<u64>();
     let (found, implied) = (theta.count(), count(&mut weights(layout)));
@@ -448,43 +499,75 @@ fn check_table(frame: &Frame, layout: &Layout) -> Result<Element> {
     if found != implied {
         return Err(corrupt(&format!("{found} magnitudes, where its shapes imply {implied}")));
     }
-    Ok(theta.element())
+    Ok(stored)
 }
 
-/// Reads θ, all of which the file was seen to hold.
+/// Reads θ, all of which the file was seen to hold; `None` when what is packed does not expand to it.
 fn read_theta(
     frame: &Frame,
-    source: &mut dyn crate::storage::Source,
+    source: &mut dyn Source,
+    stored: Stored,
+    layout: &Layout,
+) -> FrameResult<Option<Vec<f32>>> {
+    let mut sections = frame.sections(StdIo(source))?;
+    let mut theta = vec![0.0; layout.len()];
+    match stored {
+        Stored::Plain(element) => read_plain(&mut sections, element, layout, &mut theta)?,
+        Stored::Packed(bytes) => {
+            if !read_packed(&mut sections, bytes, layout, &mut theta)? {
+                return Ok(None);
+            }
+        }
+    }
+    let mut m = vec![0.0; magnitudes(layout).flatten().count()];
+    if !m.is_empty() {
+        sections.f32(MAGNITUDE, &mut m)?;
+        magnitudes(layout).flatten().zip(m).for_each(|(i, m)| theta[i] = m);
+    }
+    Ok(Some(theta))
+}
+
+/// Reads A and Bᵀ of the section `theta`.
+fn read_plain(
+    sections: &mut Sections<StdIo<&mut dyn Source>>,
     element: Element,
     layout: &Layout,
-) -> std::result::Result<Vec<f32>, engraft_codec::Error<crate::storage::StdIoError>> {
-    let mut sections = frame.sections(StdIo(source))?;
-    let magnitude: usize = magnitudes(layout).map(|r| r.len()).sum();
-    // Sections are read whole: the parameters first lie as in the file, then as in the layout.
-    let mut theta = vec![0.0; layout.len() - magnitude];
-    if element == Element::F32 {
-        sections.f32(THETA, &mut theta)?;
-    } else {
-        let mut at = theta.iter_mut();
-        let count = at.len();
-        sections.f16_bits(THETA, count, |bits| {
-            at.next().into_iter().for_each(|t| *t = f16::from_bits(bits).to_f32());
-        })?;
+    theta: &mut [f32],
+) -> FrameResult<()> {
+    let count = weights(layout).flatten().count();
+    if element == Element::F16 {
+        let mut at = weights(layout).flatten();
+        return sections.f16_bits(THETA, count, |bits| {
+            at.next().into_iter().for_each(|i| theta[i] = f16::from_bits(bits).to_f32());
+        });
     }
-    if magnitude == 0 {
-        return Ok(theta);
+    if count == theta.len() {
+        return sections.f32(THETA, theta);
     }
-    let mut m = vec![0.0; magnitude];
-    sections.f32(MAGNITUDE, &mut m)?;
-    let (mut all, mut theta, mut m) = (Vec::with_capacity(layout.len()), &theta[..], &m[..]);
-    for (_, _, slot) in layout.slots() {
-        let (own, rest) = theta.split_at(slot.b.end - slot.a.start);
-        let (its, others) = m.split_at(slot.m.len());
-        all.extend_from_slice(own);
-        all.extend_from_slice(its);
-        (theta, m) = (rest, others);
+    // Sections are read whole: the parameters first lie as in the file, then between the magnitudes.
+    let mut dense = vec![0.0; count];
+    sections.f32(THETA, &mut dense)?;
+    weights(layout).flatten().zip(dense).for_each(|(i, value)| theta[i] = value);
+    Ok(())
+}
+
+/// Reads A and Bᵀ of two planes, the high one packed in so many bytes: whether it expands to them.
+fn read_packed(
+    sections: &mut Sections<StdIo<&mut dyn Source>>,
+    bytes: usize,
+    layout: &Layout,
+    theta: &mut [f32],
+) -> FrameResult<bool> {
+    let count = planar(layout).flatten().count();
+    let (mut low, mut high, mut stream) = (vec![0; count], vec![0; count], vec![0; bytes]);
+    sections.bytes(THETA_LOW, &mut low)?;
+    sections.bytes(THETA_HIGH, &mut stream)?;
+    if !packed::inflate(&stream, &mut high) {
+        return Ok(false);
     }
-    Ok(all)
+    let values = low.into_iter().zip(high).map(|(low, high)| packed::join(low, high));
+    planar(layout).flatten().zip(values).for_each(|(i, value)| theta[i] = value);
+    Ok(true)
 }
 
 fn first_nonfinite(theta: &[f32]) -> Option<usize> {

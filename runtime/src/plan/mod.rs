@@ -6,7 +6,7 @@ pub mod keep;
 
 pub use keep::KeepPlan;
 
-use crate::adapter::binding;
+use crate::adapter::{binding, saving_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::tuned::TunedLayout;
 use crate::model::{ModelConfig, Proj};
@@ -59,6 +59,8 @@ pub struct Request {
     pub full: Option<FullUpdate>,
     /// f32 words of DoRA's norms and gains ([`crate::adapter::Layout::gain_words`]); 0 without it.
     pub gain_words: usize,
+    /// Whether the adapter is saved as f16, which takes a rounded copy of it.
+    pub packed: bool,
     /// Largest rank of a projection.
     pub rank: usize,
     /// Adapted blocks, counted from the first adapted one to the last block of the model: those whose
@@ -202,6 +204,7 @@ impl MemoryPlan {
             Pool { name: "head_chunk", bytes: f * w.head.total() },
             Pool { name: "kernel_scratch", bytes: f * w.kernel },
             Pool { name: "rotary_table", bytes: f * w.rope },
+            Pool { name: "packing", bytes: if r.packed { saving_bytes(w.params) } else { 0 } },
             Pool { name: "fingerprint", bytes: fingerprint },
             Pool { name: "data", bytes: data },
             Pool { name: "tokenizer", bytes: tokenizer },

@@ -238,6 +238,7 @@ impl<'a> Demo<'a> {
             params: Layout::new(config, lora).len(),
             full: None,
             gain_words: 0,
+            packed: false,
             rank: lora.rank,
             kept_blocks: config.n_layers,
             keep: KeepPlan::default(),

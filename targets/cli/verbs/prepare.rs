@@ -24,7 +24,7 @@ use engraft_runtime::train::eva::EvaWords;
 use super::common;
 use crate::json;
 use crate::options::{
-    self, FineTune, Init, Layers, LoraOptions, ReplaySource, RunOptions, TuneOptions, misuse, stat,
+    self, FineTune, Init, Layers, LoraOptions, ReplaySource, RunOptions, StoredAs, TuneOptions, misuse, stat,
 };
 use crate::units::show_bytes;
 
@@ -103,6 +103,7 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         tokenizer_bytes,
         model_bytes: model.private_bytes(),
         mapped_bytes: model.mapped_bytes(),
+        packed: tune.lora.adapter_precision == StoredAs::F16,
         ..trained(model.config(), lora.as_ref(), &tune.run)
     };
     if let Some(data) = &data {

@@ -1,5 +1,6 @@
 //! `engraft train`: an adapter, or the whole model, trained inside its memory plan.
 
+use std::borrow::Cow;
 use std::io::Stderr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -327,10 +328,15 @@ impl<'a> Run<'a> {
         (meta.steps, meta.tokens) = (steps, self.targets);
         meta.valid_loss_before = self.valid_before.map(|l| l as f32);
         meta.valid_loss_after = self.valid_after.map(|l| l as f32);
-        let adapter = trainer.adapter();
+        let stored = self.tune.lora.adapter_precision.into();
+        let mut adapter = Cow::Borrowed(trainer.adapter());
+        if stored == Precision::F16 {
+            // Training goes on with what it has; the fingerprint is of what will be loaded.
+            adapter.to_mut().round_to(stored)?;
+        }
         let mut prober = Prober::new(&self.model, &self.kernels, adapter.layout.rank_max());
-        let binding = Binding::of(adapter, &self.model, &mut prober)?;
-        let saved = adapter.save_bound(&Disk, &self.tune.adapter_path, Precision::F32, &binding)?;
+        let binding = Binding::of(&adapter, &self.model, &mut prober)?;
+        let saved = adapter.save_bound(&Disk, &self.tune.adapter_path, stored, &binding)?;
         Ok(Some(saved.path))
     }
 
