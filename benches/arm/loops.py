@@ -20,6 +20,7 @@ WANTED = [
     ("int8 tile 4x8, a group of 32 codes of 8 bits", "neon_table7nn_item", "smlal", 8, 4 * 8 * 32),
     ("int8 tile 6x8, a group of 32, sdot", "dotprod_table7nn_item", "sdot", 16, 6 * 8 * 32),
     ("int8 tile 6x8, a group of 32, smmla", "i8mm_table7nn_item", "smmla", 32, 6 * 8 * 32),
+    ("bf16 tile 8x8, bfmmla", "i8mm_bf16_table7nn_item", "bfmmla", 16, 0),
     ("dot_rows Q4_0, 4 rows, neon", "dot_kernel_neon:2:18:4", "smlal", 8, 0),
     ("dot_rows Q4_1, 4 rows, neon", "dot_kernel_neon:3:20:4", "smlal", 8, 0),
     ("dot_rows Q4_K, 4 rows, neon", "dot_kernel_neon:12:144:4", "smlal", 8, -4),
@@ -29,14 +30,16 @@ WANTED = [
 ]
 
 # Model of the core: its scheduler in LLVM, and 128-bit multiplications a cycle it has for each kind.
-# LLVM knows the Cortex-A72 by its A57 model and the Cortex-A76 best by that of the Neoverse N1, which
-# is the same core for servers; i8mm's first cores are those of the Neoverse N2.
+# LLVM gives the Cortex-A72 and the Cortex-A76 its A57 model, which has one pipe for dot products. The
+# Neoverse N1 is the Cortex-A76 for servers and has a model of its own: read that. i8mm's and bf16's first
+# cores are those of the Neoverse N2.
 MODELS = {
     "cortex-a72": {"fmla": 1, "smlal": 1},
+    "cortex-a76": {"fmla": 2, "smlal": 1, "sdot": 2},
     "neoverse-n1": {"fmla": 2, "smlal": 1, "sdot": 2},
-    "neoverse-n2": {"fmla": 2, "smlal": 1, "sdot": 2, "smmla": 2},
+    "neoverse-n2": {"fmla": 2, "smlal": 1, "sdot": 2, "smmla": 2, "bfmmla": 2},
 }
-FEATURES = "+neon,+dotprod,+i8mm"
+FEATURES = "+neon,+dotprod,+i8mm,+bf16"
 
 
 def functions(path):
