@@ -560,7 +560,11 @@ fn merging_is_measured_and_refused_where_it_erases() {
     assert_eq!(result_of(&[&coarse[..], &["--force"]].concat())["forced"], true);
     assert_eq!(std::fs::read_dir(folder.path()).expect("listing").count(), 3, "nothing is left beside");
     assert_refused(&[&merge[..], &[&out]].concat(), 2, "usage", &["--unmeasured"]);
-    assert_refused(&[&merge[..], &[&model, "--unmeasured"]].concat(), 2, "usage", &["the base itself"]);
+    let input = ["is read by this command and never written"];
+    assert_refused(&[&merge[..], &[&model, "--unmeasured"]].concat(), 2, "usage", &input);
+    let export = ["export", "-m", &model, "--lora", &faint, "--format", "gguf", "-o"];
+    assert_refused(&[&export[..], &[&model]].concat(), 2, "usage", &input);
+    assert_refused(&[&export[..], &[&format!("{faint}/adapter.engraft")]].concat(), 2, "usage", &input);
     assert_refused(&[&merge[..], &[&out, "--unmeasured", "--type", "q9"]].concat(), 2, "usage", &["--type"]);
     let unmeasured = result_of(&[&merge[..], &[&out, "--unmeasured"]].concat());
     assert!(unmeasured["measured"].is_null());
