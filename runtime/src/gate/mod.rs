@@ -5,7 +5,7 @@
 //! should harm; [`leak`] finds held-out rows that training saw; [`statistics`] says what differences
 //! between arms on the same held-out examples mean; and [`verdict`] judges: promote a trained arm, keep
 //! prompting with examples, or keep the base, each with its reasons and figures. What is promoted is kept
-//! in a [`store`].
+//! in a [`store`]; a [`report`] is all of it for people.
 //!
 //! All but the store runs no model and reads no file: figures and strings come in, a verdict goes out, and
 //! equal input gives equal bytes.
@@ -13,6 +13,7 @@
 pub mod leak;
 pub mod metrics;
 pub mod number;
+pub mod report;
 pub mod retention;
 pub mod statistics;
 pub mod store;
