@@ -160,6 +160,12 @@ impl Sampling {
     }
 }
 
+/// The error where no score is a number.
+pub(super) fn no_token() -> Error {
+    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
+    Error::new(ErrorKind::NonFinite, message)
+}
+
 /// What follows a prompt, from an empty cache: at most `limit` tokens, up to the one that ends it, which
 /// is included.
 ///
@@ -172,10 +178,6 @@ pub fn complete(
     limit: usize,
     is_end: impl Fn(u32) -> bool,
 ) -> Result<Vec<u32>> {
-    let no_token = || {
-        let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
-        Error::new(ErrorKind::NonFinite, message)
-    };
     session.truncate(0);
     let mut answer = Vec::new();
     let mut logits = session.feed(prompt)?;
