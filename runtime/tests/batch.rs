@@ -86,11 +86,11 @@ fn ids(rng: &mut Rng, n: usize, vocab: usize) -> Vec<u32> {
 
 /// Prompts of ragged lengths, some of them longer than a part that is read at once.
 fn ragged(rng: &mut Rng, vocab: usize) -> Vec<Vec<u32>> {
-    [3, 1, 40, 7, 270, 1, 12, 2, 90, 5, 33].map(|n| ids(rng, n, vocab)).to_vec()
+    [3, 1, 40, 7, 260, 1, 12, 2, 5, 33].map(|n| ids(rng, n, vocab)).to_vec()
 }
 
 const CAPACITY: usize = 300;
-const LIMIT: usize = 50;
+const LIMIT: usize = 30;
 
 #[test]
 fn sequences_say_what_each_says_alone() -> TestResult {
@@ -103,13 +103,13 @@ fn sequences_say_what_each_says_alone() -> TestResult {
         for (name, arm) in
             [("base", Arm::of(model.clone())), ("adapter", Arm::adapted(&model)), ("tuned", Arm::of(tuned))]
         {
-            for before in [0, 1, 60] {
+            for before in [0, 60] {
                 let first = ids(&mut rng, before, vocab);
                 let is_end = |id: u32| id % 97 == 5;
                 let expected = arm.alone(&first, &prompts, CAPACITY, LIMIT, is_end)?;
                 assert!(expected.concat().len() > 100, "{}: {expected:?} end at once", spec.name);
                 let prefix = arm.prefix(&first);
-                for (slots, threads) in [(1, 1), (5, 2), (16, 2)] {
+                for (slots, threads) in [(1, 1), (5, 2), (9, 2)] {
                     let mut batch = arm.batch(threads, &prefix, slots, CAPACITY);
                     let answers = batch.complete(&prompts, LIMIT, is_end, |_| true)?;
                     assert_eq!(answers, expected, "{} {name}, prefix {before}, {slots} slots", spec.name);
@@ -117,7 +117,7 @@ fn sequences_say_what_each_says_alone() -> TestResult {
                     let again = batch.complete(&prompts[3..5], LIMIT, is_end, |_| true)?;
                     assert_eq!(again, expected[3..5]);
                 }
-                if before == 60 {
+                if before > 0 && name == "base" {
                     let mut other = first.clone();
                     other[30] = (other[30] + 1) % vocab as u32;
                     let other = arm.batch(1, &arm.prefix(&other), 5, CAPACITY).complete(

@@ -389,7 +389,10 @@ unsafe fn decode_as<S: Simd, const T: u8>(queries: &[CachedHead], mut scratch: &
     // SAFETY: the caller's contract.
     unsafe {
         if let Ok(queries) = <&[CachedHead; QUERIES]>::try_from(queries) {
-            return decode_group::<S, T, QUERIES, 2>(queries, scratch);
+            return match S::LANES {
+                16 => decode_group::<S, T, QUERIES, 4>(queries, scratch),
+                _ => decode_group::<S, T, QUERIES, 2>(queries, scratch),
+            };
         }
         for query in queries {
             let own = super::gemm::take(&mut scratch, query.prefix.rows + query.own.rows);
@@ -442,6 +445,9 @@ unsafe fn score<S: Simd, const T: u8, const Q: usize>(
     let whole = hd / S::LANES * S::LANES;
     // SAFETY: the caller's contract.
     unsafe {
+        if hd == FEW * S::LANES {
+            return score_few::<S, T, Q>(k, rows, q, p);
+        }
         for j in 0..rows {
             let mut acc = [S::zero(); Q];
             for i in (0..whole).step_by(S::LANES) {
@@ -450,14 +456,66 @@ unsafe fn score<S: Simd, const T: u8, const Q: usize>(
                     acc[n] = S::fma(S::load(q[n].add(i)), key, acc[n]);
                 }
             }
+            let mut sums = sums_of::<S, Q>(acc);
             for n in 0..Q {
-                let mut s = S::sum(acc[n]);
                 for i in whole..hd {
-                    s += *q[n].add(i) * element::<T>(k, j, i);
+                    sums[n] += *q[n].add(i) * element::<T>(k, j, i);
                 }
-                *p[n].add(j) = s;
+                *p[n].add(j) = sums[n];
             }
         }
+    }
+}
+
+/// Vectors of a head whose queries stay in registers.
+const FEW: usize = 4;
+
+/// [`score`] of heads of [`FEW`] vectors.
+#[inline(always)]
+unsafe fn score_few<S: Simd, const T: u8, const Q: usize>(
+    k: &KvHead,
+    rows: usize,
+    q: &[*const f32; Q],
+    p: &[*mut f32; Q],
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut own = [[S::zero(); FEW]; Q];
+        for n in 0..Q {
+            for i in 0..FEW {
+                own[n][i] = S::load(q[n].add(i * S::LANES));
+            }
+        }
+        for j in 0..rows {
+            let mut acc = [S::zero(); Q];
+            for i in 0..FEW {
+                let key = load_kv::<S, T>(k, j, i * S::LANES);
+                for n in 0..Q {
+                    acc[n] = S::fma(own[n][i], key, acc[n]);
+                }
+            }
+            let sums = sums_of::<S, Q>(acc);
+            for n in 0..Q {
+                *p[n].add(j) = sums[n];
+            }
+        }
+    }
+}
+
+/// The sum of each vector's lanes, in the order of [`Simd::sum`].
+#[inline(always)]
+unsafe fn sums_of<S: Simd, const Q: usize>(acc: [S::F; Q]) -> [f32; Q] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut sums = [0.0; Q];
+        if Q == 4 {
+            sums.copy_from_slice(&S::sum4([acc[0], acc[1 % Q], acc[2 % Q], acc[3 % Q]]));
+        } else {
+            for n in 0..Q {
+                sums[n] = S::sum(acc[n]);
+            }
+        }
+        sums
     }
 }
 
