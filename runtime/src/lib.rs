@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod adapter;
+pub mod compare;
 pub mod data;
 pub mod error;
 pub mod eval;

@@ -239,6 +239,7 @@ impl<'a> Demo<'a> {
             full: None,
             gain_words: 0,
             packed: false,
+            best: false,
             rank: lora.rank,
             kept_blocks: config.n_layers,
             keep: KeepPlan::default(),

@@ -21,9 +21,9 @@ use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::{Disk, create_dir_all};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
-use engraft_runtime::train::{FullTrainer, StepReport, TrainOptions, Trainer, eva};
+use engraft_runtime::train::{Arm, FullTrainer, StepReport, TrainOptions, Trainer, eva};
 
-use super::arm::{Arm, MODEL_FILE, STOPPED_FILE, score_file, write_model};
+use super::arm::{MODEL_FILE, STOPPED_FILE, score_file, write_model};
 use super::prepare::{Prepared, Replay, describe_retention, prepare};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
 use crate::json;
