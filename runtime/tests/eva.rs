@@ -51,7 +51,7 @@ fn inputs(model: &ModelFile, layer: usize, which: usize, masked: bool) -> Vec<Ve
     let mut table = vec![0.0; rope::table_words(c, 64)];
     rope::table(c, model.rope_freqs(), &mut table);
     let precision = Precision::F32;
-    let ctx = Ctx { kernels: &kernels, config: c, rope: &table, precision, gradient: precision.into() };
+    let ctx = Ctx::new(&kernels, c, &table, precision);
     let words = BlockWords::new(c, 64, 64, 0, 1, false, false);
     let mut bufs = BlockBufs::new(&words, words.kernel());
     let mut found = Vec::new();

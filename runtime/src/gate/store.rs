@@ -26,9 +26,9 @@ pub use record::{ContentKind, FileRecord, Generation};
 use record::{Pointer, decode};
 pub use writer::{Candidate, Pruned, Writer};
 
-use crate::adapter::params::short_hex;
 use crate::adapter::{ADAPTER_FILE, Adapter};
 use crate::error::{Error, ErrorKind, Result};
+use crate::hex;
 use crate::model::ModelConfig;
 use crate::model::chat::Message;
 use crate::storage::{EntryKind, Storage};
@@ -131,8 +131,8 @@ impl Generation {
             "generation {} was made for another base: {}, and this model is {}; use the GGUF file it was made \
              for, adapt again on this one, or say --force-base",
             self.number,
-            short_hex(&self.base),
-            short_hex(digest)
+            hex::short(&self.base),
+            hex::short(digest)
         );
         Err(Error::new(ErrorKind::BaseMismatch, message))
     }

@@ -231,13 +231,7 @@ impl Session {
     pub fn logits_at(&mut self, row: usize) -> &mut [f32] {
         let d = self.model.config().d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: self.model.config(),
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
         let x = &self.x[row * d..(row + 1) * d];
         head::logits(&ctx, &w, x, &mut self.head, &mut self.block.kernel, &mut self.logits);
         &mut self.logits
@@ -253,13 +247,7 @@ impl Session {
         kernels.rows(d, &mut self.x[..n * d], |r, row| {
             kernels.dequantize_row(&embedding, ids[r] as usize, row);
         });
-        let ctx = Ctx {
-            kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(kernels, c, &self.rope, self.precision);
         let rows = RowMap { seqs: &[], pos: &self.pos };
         for l in 0..c.n_layers {
             let cache = self.cache.layer(l, self.filled);

@@ -177,13 +177,7 @@ impl<'a> Walk<'a> {
     /// tells how many these are.
     fn pass(&mut self, layer: usize, collect: bool) -> usize {
         let (c, d) = (self.model.config(), self.words.d);
-        let ctx = Ctx {
-            kernels: self.kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(self.kernels, c, &self.rope, self.precision);
         let (mut first, mut kept) = (0, 0);
         for batch in self.batches {
             let m = batch.rows();

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, value_parser};
-use engraft_runtime::adapter::{Adapter, Prober, params::short_hex};
+use engraft_runtime::adapter::{Adapter, Prober};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::store::{Active, ContentKind, Generation, InUse, Listed, Store};
+use engraft_runtime::hex;
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
@@ -160,7 +161,7 @@ fn list(store: &Store<'_>, session: &Session) -> Result<()> {
                 "{:8}  {:>10}  {:12}  {}",
                 name(generation.content),
                 show_bytes(generation.bytes()),
-                short_hex(&generation.base),
+                hex::short(&generation.base),
                 shown.verdict.as_deref().unwrap_or("-")
             ),
             Err(problem) => write!(table, "unusable: {problem}"),
@@ -203,7 +204,7 @@ fn describe_generation(
         active: active == Some(generation.number),
         content: Some(name(generation.content)),
         bytes: Some(generation.bytes()),
-        base: Some(hex(&generation.base)),
+        base: Some(hex::encode(&generation.base)),
         previous: generation.previous,
         problem: verdict.as_ref().err().map(|e| e.message().to_owned()),
         verdict: verdict.ok().and_then(|bytes| word(&bytes)),
@@ -254,7 +255,7 @@ fn show(store: &Store<'_>, number: Option<u64>, session: &Session) -> Result<()>
     let file = |f: &engraft_runtime::gate::store::FileRecord| json::AdapterFile {
         name: f.name.clone(),
         bytes: f.bytes,
-        sha256: hex(&f.sha256),
+        sha256: hex::encode(&f.sha256),
     };
     let shown = json::AdapterShow {
         listed: describe_generation(store, &generation, active_number),
@@ -391,10 +392,6 @@ fn describe(content: ContentKind) -> &'static str {
         ContentKind::FewShot => "few-shot examples",
         ContentKind::Base => "the base alone",
     }
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
