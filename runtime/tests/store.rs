@@ -9,7 +9,8 @@ use std::io::{self, Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, LoraConfig};
+use engraft_runtime::adapter::binding::PROBES;
+use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, Binding, Fingerprint, LoraConfig, Precision};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::store::{
     Candidate, ContentKind, GENERATIONS_DIR, InUse, LOCK_FILE, MANIFEST_FILE, POINTER_FILE, Store,
@@ -42,6 +43,13 @@ fn model() -> ModelConfig {
 }
 
 fn adapter(seed: u64, base: [u8; 32]) -> Adapter {
+    let fingerprint = |nats: f32| Fingerprint([nats; PROBES]);
+    let binding =
+        Binding { template: [1; 32], matched: 1, base: fingerprint(2.0), adapted: fingerprint(1.5) };
+    Adapter { binding: Some(binding), ..unbound(seed, base) }
+}
+
+fn unbound(seed: u64, base: [u8; 32]) -> Adapter {
     let config = LoraConfig::new(&model(), 2, 4.0, 0.0, &[Proj::Q], &[1]).unwrap();
     let mut rng = Rng::new(seed, 0);
     Adapter::init(&model(), &config, base, &mut || rng.f32()).unwrap()
@@ -614,6 +622,24 @@ fn another_base_is_refused_unless_forced() {
     let wider = ModelConfig { d_model: 16, ..shape };
     let refused = store.promote(&candidate, b"", (&BASE, &wider), true).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::BaseMismatch);
+}
+
+#[test]
+fn an_unbound_adapter_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(&Disk, &folder.path().join("store")).unwrap();
+    unbound(1, BASE).save(&Disk, folder.path(), Precision::F32).unwrap();
+    let loaded = Adapter::load(folder.path()).unwrap();
+    for force_base in [false, true] {
+        let candidate = Candidate::Adapter(&loaded);
+        let refused = store.promote(&candidate, b"", (&BASE, &model()), force_base).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Misuse);
+        assert!(refused.message().contains("save_bound"), "{refused}");
+    }
+    assert!(store.active().unwrap().is_none() && store.list().unwrap().generations.is_empty());
+    // The control: with a binding it goes in, and out again.
+    promote(&store.writer().unwrap(), &Candidate::Adapter(&adapter(1, BASE))).unwrap();
+    assert_eq!(store.load(&store.verify(1).unwrap()).unwrap(), InUse::Adapter(Box::new(adapter(1, BASE))));
 }
 
 #[test]

@@ -173,7 +173,8 @@ fn hold(
         Err(error) => return Err(error.at(place)),
         Ok(unrecorded) if unrecorded.is_empty() => {}
         Ok(unrecorded) => eprintln!(
-            "{place}: its file is of an older version: {} could not be checked, only the base's digest and shapes",
+            "{place}: its file does not record {}, being of an older version or saved unbound: only the base's \
+             digest and shapes were checked; train or import it again to have all of it checked",
             unrecorded.join(", ")
         ),
     }
