@@ -643,6 +643,41 @@ fn an_unbound_adapter_is_refused() {
 }
 
 #[test]
+fn what_is_unfinished_is_told_from_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    fill(&Disk, &dir);
+    let store = Store::open(&Disk, &dir).unwrap();
+    let at = |number: u64| dir.join(format!("{GENERATIONS_DIR}/{number:06}"));
+    let unfinished = || -> Vec<u64> {
+        let listed = store.list().unwrap().generations.into_iter();
+        listed
+            .filter(|g| g.is_unfinished)
+            .inspect(|g| assert!(g.manifest.is_err()))
+            .map(|g| g.number)
+            .collect()
+    };
+    assert_eq!(unfinished(), [0_u64; 0]);
+    std::fs::create_dir(at(5)).unwrap();
+    std::fs::write(at(5).join(ADAPTER_FILE), b"half of it").unwrap();
+    assert_eq!(unfinished(), [5]);
+    // Where the pointer can't be read it may be the one that is active, and no writer removes it.
+    let pointer = std::fs::read(dir.join(POINTER_FILE)).unwrap();
+    std::fs::write(dir.join(POINTER_FILE), b"{").unwrap();
+    assert_eq!(unfinished(), [0_u64; 0]);
+    std::fs::write(dir.join(POINTER_FILE), pointer).unwrap();
+    // Nor is the one that a rollback leads to, nor one with a damaged manifest.
+    for number in [2, 3] {
+        std::fs::write(at(number).join(MANIFEST_FILE), b"{").unwrap();
+    }
+    std::fs::remove_file(at(3).join(MANIFEST_FILE)).unwrap();
+    assert_eq!(unfinished(), [5]);
+    drop(store.writer().unwrap());
+    assert!(!at(5).exists() && at(3).exists() && at(2).exists());
+    assert_eq!(unfinished(), [0_u64; 0]);
+}
+
+#[test]
 fn what_is_not_ours_stays_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("store");

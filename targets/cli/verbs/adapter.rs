@@ -23,6 +23,8 @@ use crate::units::show_bytes;
 
 /// Generations that pruning keeps.
 const KEEP_DEFAULT: u32 = 3;
+/// What is said of a folder that is no generation.
+const UNFINISHED: &str = "unfinished: harmless, and removed by the next promotion, rollback or pruning";
 /// Characters of a verdict's word.
 const WORD_MAX: usize = 40;
 
@@ -164,6 +166,7 @@ fn list(store: &Store<'_>, session: &Session) -> Result<()> {
                 hex::short(&generation.base),
                 shown.verdict.as_deref().unwrap_or("-")
             ),
+            Err(_) if found.is_unfinished => write!(table, "{UNFINISHED}"),
             Err(problem) => write!(table, "unusable: {problem}"),
         };
     }
@@ -188,6 +191,7 @@ fn listed(store: &Store<'_>, found: &Listed, active: Option<u64>) -> json::Adapt
             generation: found.number,
             active: active == Some(found.number),
             problem: Some(problem.clone()),
+            unfinished: found.is_unfinished,
             ..json::AdapterListed::default()
         },
     }
@@ -208,6 +212,7 @@ fn describe_generation(
         previous: generation.previous,
         problem: verdict.as_ref().err().map(|e| e.message().to_owned()),
         verdict: verdict.ok().and_then(|bytes| word(&bytes)),
+        unfinished: false,
     }
 }
 
@@ -285,12 +290,18 @@ fn settings(adapter: &Adapter) -> json::AdapterSettings {
     }
 }
 
-/// Whether every generation is whole, loads and, with a model, belongs to it; and the pointer.
+/// Whether every generation is whole, loads and, with a model, belongs to it; and the pointer. What was cut
+/// short is none and no problem.
 fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<()> {
     let model = if model.is_given() { Some(common::open_model(model)?) } else { None };
-    let (mut good, mut problems): (Vec<u64>, Vec<Error>) = (Vec::new(), Vec::new());
+    let (mut good, mut unfinished, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     for found in store.list()?.generations {
         let number = found.number;
+        if found.is_unfinished {
+            json::line(&format!("generation {number}: {UNFINISHED}"))?;
+            unfinished.push(number);
+            continue;
+        }
         match check(store, number, model.as_ref()) {
             Ok(()) => {
                 json::line(&format!("generation {number}: good"))?;
@@ -317,9 +328,9 @@ fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<
             None
         }
     };
-    let told = problems.iter().map(|e| e.message().to_owned()).collect();
+    let told = problems.iter().map(|e: &Error| e.message().to_owned()).collect();
     if session.json {
-        json::emit(&json::AdapterVerify { active, good, problems: told })?;
+        json::emit(&json::AdapterVerify { active, good, unfinished, problems: told })?;
     }
     let Some(first) = problems.into_iter().next() else { return Ok(()) };
     let error = anyhow::Error::from(first);

@@ -65,10 +65,8 @@ impl<'s> Writer<'s> {
         remove_stray_files(store.storage, &store.dir)?;
         // A pointer that can't be read may name any of them.
         let Ok(pointer) = store.pointer() else { return Ok(()) };
-        let named = |n: u64| pointer.as_ref().is_some_and(|p| p.generation == n || p.previous == Some(n));
         for number in store.numbers()? {
-            let manifest = store.generation_dir(number).join(MANIFEST_FILE);
-            if !named(number) && matches!(store.storage.kind(&manifest), Ok(None)) {
+            if store.is_unfinished(number, pointer.as_ref()) {
                 self.remove_generation(number)?;
             }
         }
@@ -94,9 +92,9 @@ impl<'s> Writer<'s> {
         if let Candidate::Adapter(adapter) = candidate {
             match adapter.check_base(digest, model) {
                 Err(_) if force_base => adapter.check_shapes(model)?,
-            check_bound(adapter)?;
                 checked => checked?,
             }
+            check_bound(adapter)?;
         }
         let size = |what: &str, bytes: usize| match bytes as u64 <= TEXT_BYTES_MAX {
             true => Ok(()),
@@ -302,6 +300,8 @@ impl<'s> Writer<'s> {
         };
         commit(self.store.storage, dir, name, write).map(|_| ())
     }
+}
+
 /// Refuses an adapter that nothing could be held against when it is used: a broken one would go unnoticed.
 fn check_bound(adapter: &Adapter) -> Result<()> {
     if adapter.binding.is_some() {
@@ -311,8 +311,6 @@ fn check_bound(adapter: &Adapter) -> Result<()> {
                    an older file or one of Adapter::save; save it with Adapter::save_bound, load that file and \
                    promote it";
     Err(Error::new(ErrorKind::Misuse, message))
-}
-
 }
 
 /// The examples' file.
