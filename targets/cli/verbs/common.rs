@@ -226,12 +226,6 @@ pub(crate) fn finite(value: f64, what: &str) -> Result<f64> {
     Err(Error::new(ErrorKind::NonFinite, message))
 }
 
-/// The error of scores among which none is a number.
-pub(crate) fn no_token() -> Error {
-    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
-    Error::new(ErrorKind::NonFinite, message)
-}
-
 /// The error of a run that was stopped.
 pub(crate) fn cancelled(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Cancelled, what)
