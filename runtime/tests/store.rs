@@ -384,6 +384,10 @@ fn check(memory: &Memory, allowed: &[Option<u64>]) -> std::result::Result<(), St
     if !allowed.contains(&number) {
         return Err(format!("{number:?} is active, not one of {allowed:?}"));
     }
+    let listing = store.list().map_err(|e| e.to_string())?;
+    if let Some(damaged) = listing.generations.iter().find(|g| g.manifest.is_err() && !g.is_unfinished) {
+        return Err(format!("told as damaged: {damaged:?}"));
+    }
     let Some(active) = found else { return Ok(()) };
     // A store's first promotion has no older pointer: losing it alone is told.
     if !active.passed_over.is_empty() && allowed[0].is_some() {
