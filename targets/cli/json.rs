@@ -248,6 +248,8 @@ pub(crate) struct AdapterListed {
     /// The generation that a rollback from it leads to.
     pub(crate) previous: Option<u64>,
     pub(crate) problem: Option<String>,
+    /// No generation: left by what was cut short, harmless, removed by the next writer.
+    pub(crate) unfinished: bool,
 }
 
 /// `engraft adapter show`.
@@ -299,6 +301,8 @@ pub(crate) struct AdapterVerify {
     pub(crate) active: Option<u64>,
     /// Generations that are whole, and with `-m` belong to the model.
     pub(crate) good: Vec<u64>,
+    /// Left by promotions or prunings that were cut short: harmless, removed by the next writer.
+    pub(crate) unfinished: Vec<u64>,
     pub(crate) problems: Vec<String>,
 }
 

@@ -9,6 +9,7 @@ use crate::data::source::part_file;
 use crate::data::{DataOptions, Dataset, Format, Part, Sample, load, samples, split, split_off};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::leak::{Leak, RowHash, leaks};
+use crate::hex;
 use crate::model::text::Text;
 use crate::rng::mix;
 
@@ -172,5 +173,5 @@ fn digest(parts: &[&Rows]) -> String {
             }
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&hash.finalize())
 }

@@ -33,6 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{DataFacts, ModelFacts, Output, RateTest, Report, Run, SampleOutputs, Scoring};
 use crate::gate::verdict::{ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, judge};
 use crate::generate::StackedAdapter;
+use crate::hex;
 use crate::merge;
 use crate::model::Proj;
 use crate::model::chat::Message;
@@ -309,7 +310,7 @@ impl Court<'_> {
     fn conclude(self, started: Instant) -> Result<Outcome> {
         let (base, material, settings) = (self.base, self.material, self.settings);
         let binding = Binding {
-            model: hex(&base.model.digest()),
+            model: hex::encode(&base.model.digest()),
             data_split: material.digest.clone(),
             settings: settings_digest(base, settings, self.options),
             seed: settings.seed,
@@ -418,11 +419,7 @@ fn settings_digest(base: &Base, settings: &Settings, options: &DataOptions) -> S
         settings.memory_budget.unwrap_or_default(),
         env!("CARGO_PKG_VERSION"),
     );
-    hex(&Sha256::digest(what).into())
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&Sha256::digest(what))
 }
 
 /// The rows of a text for retention: one for each passage, all of whose tokens count.

@@ -26,7 +26,7 @@ impl BatchSession {
         let mut sampler = Sampler::new(SamplerOptions { temp: 0.0, ..Default::default() })?;
         for p in prompts {
             let mut ids = self.prefix.ids.clone(); ids.extend(p);
-            out.push(super::replay::complete(&mut self.session, &mut sampler, &ids, limit, &is_end)?);
+            out.push(super::replay::complete(&mut self.session, &mut sampler, &ids, limit, &is_end, |_| true)?);
             if !progress(out.len()) { return Err(crate::Error::new(crate::ErrorKind::Cancelled, "stopped")); }
         }
         Ok(out)

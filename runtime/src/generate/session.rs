@@ -231,13 +231,7 @@ impl Session {
     pub fn logits_at(&mut self, row: usize) -> &mut [f32] {
         let d = self.model.config().d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: self.model.config(),
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
         let x = &self.x[row * d..(row + 1) * d];
         head::logits(&ctx, &w, x, &mut self.head, &mut self.block.kernel, &mut self.logits);
         &mut self.logits
@@ -255,13 +249,7 @@ impl Session {
         each: impl FnMut(usize, f64),
     ) -> (f64, usize) {
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: self.model.config(),
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
         let x = &self.x[..targets.len() * w.norm.len()];
         head::loss(&ctx, &w, x, targets, None, head, &mut self.block.kernel, each)
     }
@@ -272,13 +260,7 @@ impl Session {
     /// If the part had no such rows, or `out` is of another size.
     pub(crate) fn logits_of(&mut self, rows: &[usize], head: &mut HeadBufs, out: &mut [f32]) {
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: self.model.config(),
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
         head::gathered_logits(&ctx, &w, &self.x, rows, head, &mut self.block.kernel, out);
     }
 
@@ -300,13 +282,7 @@ impl Session {
         kernels.rows(d, &mut self.x[..n * d], |r, row| {
             kernels.dequantize_row(&embedding, ids[r] as usize, row);
         });
-        let ctx = Ctx {
-            kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(kernels, c, &self.rope, self.precision);
         let rows = RowMap { seqs: &[], pos: &self.pos };
         for l in 0..c.n_layers {
             let cache = self.cache.layer(l, self.filled);
