@@ -60,10 +60,7 @@ pub struct Answered {
 }
 
 /// The held-out rows as questions.
-///
-/// # Errors
-/// None in practice.
-pub fn questions(rows: &Rows, _settings: &Settings, text: &Text) -> Result<Vec<Question>> {
+pub fn questions(rows: &Rows, text: &Text) -> Vec<Question> {
     let one = |(sample, example): (&Sample, &Example)| match sample {
         Sample::Text(_) => {
             let cut = TEXT_PROMPT.min(example.ids.len() / 2).max(1);
@@ -86,7 +83,7 @@ pub fn questions(rows: &Rows, _settings: &Settings, text: &Text) -> Result<Vec<Q
             Question { prompt: last("user"), reference: last("assistant"), cut: None }
         }
     };
-    Ok(rows.samples.iter().zip(&rows.data.examples).map(one).collect())
+    rows.samples.iter().zip(&rows.data.examples).map(one).collect()
 }
 
 /// Which of `n` rows are shown: `count` of them, evenly spread.

@@ -146,7 +146,7 @@ pub fn compare(
             }
         }
     }
-    let questions = answers::questions(&material.held_out, settings, text)?;
+    let questions = answers::questions(&material.held_out, text);
     let mut court = Court { base, material, text, options, settings, questions, watcher, arms: Vec::new() };
     court.zero_shot()?;
     for (k, choice) in &settings.shots {

@@ -240,7 +240,8 @@ fn run_chunks(
         let rows = acts.map_or(Rows::F32(&b.n[..r * d]), Rows::Int8);
         let op = NtOp { x: rows, w: part, low: None, gain: None, y: logits, accumulate: false };
         ctx.kernels.qgemm_nt(r, &mut [op], kernel);
-        let dn = train.then_some(&mut b.dn[..r * d]);
+        // Without training there is no such buffer.
+        let dn = if train { Some(&mut b.dn[..r * d]) } else { None };
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
         if train {
             let dy = ctx.gradient_rows(logits, r, &part, gradient_acts);
