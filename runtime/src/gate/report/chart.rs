@@ -235,6 +235,13 @@ fn amounts(h: &mut Html, title: &str, rows: &[(String, Option<f64>)], ceiling: O
         drawing(h, bottom + 32.0, title, &description, |h| {
             grid_along(h, &scale, (top, bottom));
             line(h, "zero", (scale.at(0.0), top), (scale.at(0.0), bottom));
+            if let Some(c) = ceiling {
+                line(h, "ceiling", (scale.at(c), top - 4.0), (scale.at(c), bottom));
+                // The words hang to the side that has more room.
+                let right = scale.at(c) < WIDTH / 2.0;
+                let place = (scale.at(c) + if right { -2.0 } else { 2.0 }, top - 8.0);
+                label(h, if right { "limit" } else { "limit end" }, place, &limit);
+            }
             for (i, (name, value)) in rows.iter().enumerate() {
                 let y = top + PITCH * i as f64;
                 label(h, "name", (2.0, y + 13.0), &show::cut(name, 32));
@@ -243,13 +250,6 @@ fn amounts(h: &mut Html, title: &str, rows: &[(String, Option<f64>)], ceiling: O
                 let Some(v) = value.filter(|v| v.is_finite()) else { continue };
                 let class = if relation(*value) == "above" { "is-worse" } else { "is-better" };
                 h.element("g", &[("class", class)], |h| amount(h, &scale, y + 23.0, v, class));
-            }
-            if let Some(c) = ceiling {
-                line(h, "ceiling", (scale.at(c), top - 4.0), (scale.at(c), bottom));
-                // The words stay inside the drawing: they hang to the side that has more room.
-                let right = scale.at(c) < WIDTH / 2.0;
-                let place = (scale.at(c) + if right { -2.0 } else { 2.0 }, top - 8.0);
-                label(h, if right { "limit" } else { "limit end" }, place, &limit);
             }
             label(h, "note middle", (WIDTH / 2.0, bottom + 27.0), "nats per token");
         });
@@ -349,9 +349,9 @@ fn legend(h: &mut Html, entries: &[(&'static str, &str, bool)]) {
     }
 }
 
-/// Words beside an upright line, on the side that has more room.
+/// Words beside an upright line: to its right, where falling curves leave room, if they fit there.
 fn beside(h: &mut Html, x: f64, y: f64, words: &str) {
-    let right = x < WIDTH / 2.0;
+    let right = x + 6.5 * show::columns(words) as f64 <= WIDTH - 10.0;
     label(h, if right { "halo" } else { "halo end" }, (if right { x + 5.0 } else { x - 5.0 }, y), words);
 }
 
@@ -375,7 +375,8 @@ pub(super) fn rates(h: &mut Html, test: &RateTest) {
     let (left, right, top, bottom) = (44.0, WIDTH - 10.0, 22.0, 182.0);
     let chosen = (test.chosen > 0.0 && test.chosen.is_finite()).then(|| test.chosen.log10());
     let x = Scale::over(points.iter().map(|p| p.0).chain(chosen), (left, right));
-    let y = Scale::over(points.iter().map(|p| p.1), (bottom, top));
+    let (points, ceiling) = until_divergence(points);
+    let y = Scale::over(points.iter().map(|p| p.1.min(ceiling)), (bottom, top));
     let title = "Learning rate range test";
     let words = format!("chosen: {}", show::number(test.chosen));
     let description = format!("Smoothed training loss at {} rates; {words}", points.len());
@@ -385,7 +386,7 @@ pub(super) fn rates(h: &mut Html, test: &RateTest) {
             frame(h, (&x, &y), (left, right, top, bottom));
             for rate in rate_ticks(&x) {
                 line(h, "grid", (x.at(rate.log10()), top), (x.at(rate.log10()), bottom));
-                label(h, "tick middle", (x.at(rate.log10()), bottom + 13.0), &show::number(rate));
+                label(h, "tick middle", (x.at(rate.log10()), bottom + 13.0), &format!("{rate:e}"));
             }
             let line_of: Vec<_> = points.iter().map(|p| (x.at(p.0), y.at(p.1))).collect();
             path(h, "bold", &thinned(&line_of));
@@ -396,6 +397,17 @@ pub(super) fn rates(h: &mut Html, test: &RateTest) {
             label(h, "note middle", (WIDTH / 2.0, bottom + 28.0), "learning rate; loss in nats per target");
         });
     });
+}
+
+/// The points up to the first that is far above where the losses began, and that bound: beyond it the run
+/// diverges, and its losses would flatten all that matters.
+fn until_divergence(mut points: Vec<(f64, f64)>) -> (Vec<(f64, f64)>, f64) {
+    let first = points.first().map_or(0.0, |p| p.1);
+    let lowest = points.iter().map(|p| p.1).fold(first, f64::min);
+    let ceiling = if first > lowest { first + (first - lowest) } else { f64::INFINITY };
+    let end = points.iter().position(|p| p.1 > ceiling).map_or(points.len(), |i| i + 1);
+    points.truncate(end);
+    (points, ceiling)
 }
 
 /// Powers of ten in a scale of logarithms; with their doubles and fives where they are too few.

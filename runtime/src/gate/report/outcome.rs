@@ -92,15 +92,16 @@ fn forgotten(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
         return vec!["forgetting was not measured".into()];
     }
     let mut why = Vec::new();
-    let above = |x: Option<f64>, ceiling: f64| !x.is_some_and(|x| x <= ceiling);
-    for RetentionReport { text, delta_nll, kl } in &arm.retention {
-        if above(*delta_nll, t.retention_nll_max) {
-            why.push(format!("forgets: ΔNLL on {text} above {}", show::number(t.retention_nll_max)));
+    let above = |x: Option<f64>, ceiling: f64| x.is_none_or(|x| x.is_nan() || x > ceiling);
+    let mut tell = |what: &str, ceiling: f64, figure: fn(&RetentionReport) -> Option<f64>| {
+        let texts = arm.retention.iter().filter(|r| above(figure(r), ceiling)).map(|r| r.text.as_str());
+        let texts = texts.collect::<Vec<_>>().join(", ");
+        if !texts.is_empty() {
+            why.push(format!("{what} above {} on {texts}", show::number(ceiling)));
         }
-        if above(*kl, t.retention_kl_max) {
-            why.push(format!("drifts: KL on {text} above {}", show::number(t.retention_kl_max)));
-        }
-    }
+    };
+    tell("forgets: ΔNLL", t.retention_nll_max, |r| r.delta_nll);
+    tell("drifts: KL", t.retention_kl_max, |r| r.kl);
     if let Some(ceiling) = t.task_kl_max.filter(|c| above(arm.task_kl, *c)) {
         why.push(format!("drifts: KL on the task above {}", show::number(ceiling)));
     }

@@ -119,9 +119,9 @@ impl Report {
     }
 
     fn training(&self, h: &mut Html) {
-        let has_losses = self.runs.iter().flat_map(|r| &r.curve).any(|p| p.train.or(p.valid).is_some());
+        let table = tables::runs(self);
         let test = self.rate_test.as_ref().filter(|t| !t.points.is_empty());
-        if !has_losses && test.is_none() {
+        if table.rows.is_empty() && test.is_none() {
             return;
         }
         h.leaf("h2", &[], "Training");
@@ -131,10 +131,13 @@ impl Report {
                 chart::rates(h, test);
             }
         });
+        if !table.rows.is_empty() {
+            scrolled(h, &table);
+        }
     }
 
     fn costs(&self, h: &mut Html) {
-        let tables = [tables::runs(self), tables::scoring(self)];
+        let tables = [tables::memory(self), tables::scoring(self)];
         if tables.iter().all(|t| t.rows.is_empty()) {
             return;
         }
@@ -143,10 +146,8 @@ impl Report {
             scrolled(h, table);
         }
         if self.seconds.is_finite() && self.seconds > 0.0 {
-            let note = format!(
-                "Whole time: {}. Memory is private memory; the model's file is mapped.",
-                show::seconds(self.seconds)
-            );
+            let whole = show::seconds(self.seconds);
+            let note = format!("Whole time: {whole}. Memory is private memory; the model's file is mapped.");
             h.leaf("p", &[("class", "note")], &note);
         }
     }
@@ -274,7 +275,9 @@ fn said(h: &mut Html, who: &str, correct: Option<bool>, text: &str) {
 
 /// A table that becomes a block a row where it is narrow. The roles keep it a table for those who hear it.
 fn stacked(h: &mut Html, table: &Table, class: impl Fn(usize) -> &'static str) {
-    h.element("table", &[("class", "stack"), ("role", "table")], |h| cells(h, table, class));
+    h.element("div", &[("class", "scroll")], |h| {
+        h.element("table", &[("class", "stack"), ("role", "table")], |h| cells(h, table, class));
+    });
 }
 
 /// A table that scrolls in its own box where it is narrow.

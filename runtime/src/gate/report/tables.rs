@@ -83,28 +83,10 @@ pub(super) fn forgetting(report: &Report) -> Table {
     Table::new("Forgetting, in nats per token", &["Arm", "Text", "ΔNLL", "KL(tuned‖base)"], rows)
 }
 
-/// How the runs went: steps, speed, memory.
+/// How the runs went.
 pub(super) fn runs(report: &Report) -> Table {
-    let head = [
-        "Arm",
-        "Trained",
-        "Parameters",
-        "Learning rate",
-        "Steps",
-        "Best step",
-        "Ended",
-        "Time",
-        "Tokens/s",
-        "Memory planned",
-        "Memory measured",
-        "Of plan",
-    ];
+    let head = ["Arm", "Trained", "Parameters", "Learning rate", "Steps", "Best step", "Ended"];
     let row = |run: &Run| {
-        let share = run.peak_bytes.map(|p| p as f64 / run.planned_bytes as f64);
-        let of_plan = match share.filter(|s| s.is_finite()) {
-            Some(s) if s > 1.0 => format!("{} (above)", show::percent(Some(s))),
-            s => show::percent(s),
-        };
         vec![
             show::one_line(&run.arm),
             show::one_line(&run.what),
@@ -113,14 +95,30 @@ pub(super) fn runs(report: &Report) -> Table {
             show::count(run.steps),
             show::count(run.best_step),
             show::one_line(&run.ended),
-            show::seconds(run.seconds),
-            show::speed(run.tokens, run.seconds),
+        ]
+    };
+    Table::new("Runs of training", &head, report.runs.iter().map(row).collect())
+}
+
+/// Memory as planned and as measured, and speed, of each run.
+pub(super) fn memory(report: &Report) -> Table {
+    let head = ["Arm", "Memory planned", "Memory measured", "Of plan", "Time in steps", "Tokens/s"];
+    let row = |run: &Run| {
+        let share = run.peak_bytes.map(|p| p as f64 / run.planned_bytes as f64);
+        let of_plan = match share.filter(|s| s.is_finite()) {
+            Some(s) if s > 1.0 => format!("{} (above)", show::percent(Some(s))),
+            s => show::percent(s),
+        };
+        vec![
+            show::one_line(&run.arm),
             if run.planned_bytes == 0 { show::DASH.into() } else { show::bytes(run.planned_bytes) },
             run.peak_bytes.map_or(show::DASH.into(), show::bytes),
             of_plan,
+            show::seconds(run.seconds),
+            show::speed(run.tokens, run.seconds),
         ]
     };
-    Table::new("Training: speed and memory", &head, report.runs.iter().map(row).collect())
+    Table::new("Memory and speed of training", &head, report.runs.iter().map(row).collect())
 }
 
 /// What scoring took.

@@ -22,7 +22,9 @@ impl Report {
         let mut sheet = Sheet { out: String::new(), width: width.max(WIDTH_MIN), colour };
         self.tell_verdict(&mut sheet);
         self.tell_arms(&mut sheet);
-        for table in [tables::forgetting(self), tables::runs(self), tables::scoring(self)] {
+        let tables =
+            [tables::forgetting, tables::runs, tables::memory, tables::scoring].map(|table| table(self));
+        for table in tables {
             if !table.rows.is_empty() {
                 sheet.heading(table.caption);
                 sheet.table(&table);
@@ -171,39 +173,51 @@ impl Sheet {
         }
     }
 
-    /// In columns where they fit, the last wrapped if it must; else a block a row.
+    /// Columns as far as the width goes, then the others below, each part with the rows' names. Words are
+    /// wrapped inside their columns.
     fn table(&mut self, table: &Table) {
-        const LAST_MIN: usize = 16;
-        let last = table.head.len() - 1;
+        const WORDS_MAX: usize = 30;
+        let limit = self.width / 3;
         let size = |column: usize| {
-            let cells = table.rows.iter().map(|r| show::columns(&r[column]));
-            cells.chain([show::columns(table.head[column])]).max().unwrap_or(0)
+            let longest_word = table.head[column].split(' ').map(show::columns).max().unwrap_or(0);
+            let cells = table.rows.iter().map(|r| show::columns(&r[column])).max().unwrap_or(0);
+            let cells = if table.is_numeric(column) { cells } else { cells.min(limit.min(WORDS_MAX)) };
+            longest_word.max(cells)
         };
-        let mut sizes: Vec<usize> = (0..=last).map(size).collect();
-        let before: usize = sizes[..last].iter().map(|s| s + 2).sum();
-        let room = self.width.saturating_sub(before);
-        if room < sizes[last].min(LAST_MIN) || (table.is_numeric(last) && room < sizes[last]) {
-            return self.blocks(table);
-        }
-        sizes[last] = sizes[last].min(room);
-        let head: Vec<String> = table.head.iter().map(|h| h.to_string()).collect();
-        for (i, row) in std::iter::once(&head).chain(&table.rows).enumerate() {
-            let tone = if i == 0 { Tone::Bold } else { Tone::Plain };
-            let cell = |c: usize, text: &str| padded(text, sizes[c], table.is_numeric(c));
-            let mut parts = wrapped(&row[last], sizes[last]).into_iter();
-            let start: String = (0..last).map(|c| cell(c, &row[c]) + "  ").collect();
-            self.line(tone, &format!("{start}{}", cell(last, &parts.next().unwrap_or_default())));
-            for part in parts {
-                self.line(tone, &format!("{}{part}", " ".repeat(before)));
+        let sizes: Vec<usize> = (0..table.head.len()).map(size).collect();
+        let mut part = vec![0];
+        let mut used = sizes[0];
+        for column in 1..sizes.len() {
+            if used + 2 + sizes[column] > self.width && part.len() > 1 {
+                self.part(table, &sizes, &part);
+                self.out.push('\n');
+                (part, used) = (vec![0], sizes[0]);
             }
+            part.push(column);
+            used += 2 + sizes[column];
         }
+        self.part(table, &sizes, &part);
     }
 
-    fn blocks(&mut self, table: &Table) {
-        for row in &table.rows {
-            self.say(Tone::Bold, 0, &row[0]);
-            for (name, cell) in table.head.iter().zip(row).skip(1).filter(|(_, c)| *c != show::DASH) {
-                self.say(Tone::Plain, 2, &format!("{name}: {cell}"));
+    fn part(&mut self, table: &Table, sizes: &[usize], columns: &[usize]) {
+        // A last column of words takes the room that is left.
+        let last = columns[columns.len() - 1];
+        let before: usize = columns.iter().filter(|c| **c != last).map(|c| sizes[*c] + 2).sum();
+        let left = self.width.saturating_sub(before).max(sizes[last]);
+        let size = |c: usize| if c == last && !table.is_numeric(c) { left } else { sizes[c] };
+        let head: Vec<String> = table.head.iter().map(|h| h.to_string()).collect();
+        for (i, row) in std::iter::once(&head).chain(&table.rows).enumerate() {
+            let cells: Vec<Vec<String>> = columns.iter().map(|c| wrapped(&row[*c], size(*c))).collect();
+            let height = cells.iter().map(Vec::len).max().unwrap_or(0);
+            for l in 0..height {
+                let cell = |(c, lines): (&usize, &Vec<String>)| {
+                    // The names of columns stand on the line above the first row.
+                    let skip = if i == 0 { height - lines.len() } else { 0 };
+                    let text = l.checked_sub(skip).and_then(|l| lines.get(l)).map_or("", String::as_str);
+                    padded(text, size(*c), table.is_numeric(*c))
+                };
+                let parts: Vec<String> = columns.iter().zip(&cells).map(cell).collect();
+                self.line(if i == 0 { Tone::Bold } else { Tone::Plain }, &parts.join("  "));
             }
         }
     }
