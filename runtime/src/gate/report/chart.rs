@@ -93,6 +93,58 @@ fn tick(value: f64, decimals: usize) -> String {
     if value.abs() >= 1e5 { show::number(value) } else { format!("{:.decimals$}", value + 0.0) }
 }
 
+/// Rows of words, each with a lane below it for marks. Upright lines stay in the lanes, so that they never
+/// cross words.
+struct Lanes {
+    scale: Scale,
+    rows: usize,
+}
+
+impl Lanes {
+    const PITCH: f64 = 34.0;
+
+    fn over(values: impl Iterator<Item = f64>, rows: usize) -> Lanes {
+        Lanes { scale: Scale::over(values, (12.0, WIDTH - 12.0)), rows }
+    }
+
+    fn height(&self) -> f64 {
+        Self::PITCH * self.rows as f64 + 34.0
+    }
+
+    /// The middle of a lane.
+    fn middle(row: usize) -> f64 {
+        Self::PITCH * row as f64 + 23.0
+    }
+
+    fn upright(&self, h: &mut Html, class: &str, value: f64) {
+        let x = self.scale.at(value);
+        for row in 0..self.rows {
+            line(h, class, (x, Self::middle(row) - 7.0), (x, Self::middle(row) + 8.0));
+        }
+    }
+
+    fn words(&self, h: &mut Html, row: usize, name: &str, figure: &str) {
+        let y = Self::middle(row) - 12.0;
+        label(h, "name", (2.0, y), &show::cut(name, 30));
+        label(h, "end", (WIDTH - 2.0, y), figure.trim_end());
+    }
+
+    /// The grid, the line at 0, another where there is one, and what they mean.
+    fn axis(&self, h: &mut Html, dashed: Option<f64>, note: &str) {
+        let bottom = Self::PITCH * self.rows as f64;
+        let (ticks, decimals) = self.scale.ticks(5.0);
+        for t in ticks {
+            self.upright(h, "grid", t);
+            label(h, "tick middle", (self.scale.at(t), bottom + 12.0), &tick(t, decimals));
+        }
+        self.upright(h, "zero", 0.0);
+        if let Some(value) = dashed {
+            self.upright(h, "ceiling", value);
+        }
+        label(h, "note middle", (WIDTH / 2.0, bottom + 28.0), note);
+    }
+}
+
 /// A vertical grid with its figures along the bottom.
 fn grid_along(h: &mut Html, scale: &Scale, (top, bottom): (f64, f64)) {
     let (ticks, decimals) = scale.ticks(4.0);
@@ -107,51 +159,41 @@ fn grid_along(h: &mut Html, scale: &Scale, (top, bottom): (f64, f64)) {
 
 /// The gains over a rival, one line an arm; draws nothing where no arm was compared with it.
 pub(super) fn gains(h: &mut Html, verdict: &Verdict, rival: &str) {
-    const PITCH: f64 = 36.0;
-    let found = |a: &'_ ArmReport| a.comparisons.iter().position(|c| c.against == rival);
+    let against = |a: &'_ ArmReport| a.comparisons.iter().position(|c| c.against == rival);
     let rows: Vec<(&ArmReport, &Comparison)> =
-        verdict.arms.iter().filter_map(|a| Some((a, &a.comparisons[found(a)?]))).collect();
+        verdict.arms.iter().filter_map(|a| Some((a, &a.comparisons[against(a)?]))).collect();
     if rows.is_empty() {
         return;
     }
-    let least = verdict.thresholds.improvement_min;
+    let least = Some(verdict.thresholds.improvement_min).filter(|l| *l > 0.0);
     let figures = rows.iter().flat_map(|(_, c)| [c.lower, c.gain, c.upper]).flatten();
-    let scale = Scale::over(figures.chain([0.0, least]), (12.0, WIDTH - 12.0));
-    let (top, bottom) = (16.0, 16.0 + PITCH * rows.len() as f64);
-    let name = format!("Gain over {}", show::one_line(rival));
+    let lanes = Lanes::over(figures.chain([0.0]).chain(least), rows.len());
+    let title = format!("Gain over {}", show::one_line(rival));
     let told = |(a, c): &(&ArmReport, &Comparison)| {
         let ends = show::interval(c.lower, c.upper);
         format!("{}: {} {ends}, {}", show::one_line(&a.name), show::change(c.gain), word(c))
     };
     let description = rows.iter().map(told).collect::<Vec<_>>().join("; ");
+    let note = match least {
+        Some(l) => format!("nats per token; dashed: least improvement, {}", show::number(l)),
+        None => "nats per token; better to the right of 0".into(),
+    };
     h.element("figure", &[], |h| {
-        h.leaf("figcaption", &[], &name);
-        drawing(h, bottom + 34.0, &name, &description, |h| {
-            grid_along(h, &scale, (top, bottom));
-            line(h, "zero", (scale.at(0.0), top - 4.0), (scale.at(0.0), bottom));
-            if least > 0.0 {
-                line(h, "ceiling", (scale.at(least), top - 4.0), (scale.at(least), bottom));
+        h.leaf("figcaption", &[], &title);
+        drawing(h, lanes.height(), &title, &description, |h| {
+            lanes.axis(h, least, &note);
+            for (row, (arm, c)) in rows.iter().enumerate() {
+                lanes.words(h, row, &arm.name, &format!("{} {}", show::change(c.gain), word(c)));
+                gain(h, &lanes.scale, Lanes::middle(row), c);
             }
-            for (i, (arm, c)) in rows.iter().enumerate() {
-                gain(h, &scale, top + PITCH * i as f64, arm, c);
-            }
-            let axis = match least > 0.0 {
-                true => "nats per token; solid line: no gain; dashed: least improvement",
-                false => "nats per token; better to the right of the solid line",
-            };
-            label(h, "note middle", (WIDTH / 2.0, bottom + 28.0), axis);
         });
     });
 }
 
-/// An arm's line: its name and figure above, the interval and the marker of its word below.
-fn gain(h: &mut Html, scale: &Scale, top: f64, arm: &ArmReport, c: &Comparison) {
-    let word = word(c);
-    label(h, "name", (2.0, top + 10.0), &show::cut(&arm.name, 26));
-    label(h, "end", (WIDTH - 2.0, top + 10.0), &format!("{} {word}", show::change(c.gain)));
+/// An interval, and the marker of its word at the gain.
+fn gain(h: &mut Html, scale: &Scale, y: f64, c: &Comparison) {
     let Some(middle) = c.gain.filter(|g| g.is_finite()) else { return };
-    let y = top + 22.0;
-    let class = format!("is-{word}");
+    let class = format!("is-{}", word(c));
     h.element("g", &[("class", &class)], |h| {
         let finite = |x: Option<f64>| x.filter(|x| x.is_finite()).unwrap_or(middle);
         let [from, middle, to] = [finite(c.lower), middle, finite(c.upper)].map(|x| scale.at(x));
@@ -159,11 +201,11 @@ fn gain(h: &mut Html, scale: &Scale, top: f64, arm: &ArmReport, c: &Comparison) 
         for end in [from, to] {
             line(h, "range", (end, y - 4.0), (end, y + 4.0));
         }
-        marker(h, word, (middle, y));
+        marker(h, word(c), (middle, y));
     });
 }
 
-/// A square for better, a diamond for undecided, a cross for worse.
+/// A square for better, a diamond for undecided, a cross for worse, a dot for what is not judged.
 fn marker(h: &mut Html, word: &str, (x, y): (f64, f64)) {
     let corners =
         |offsets: [(f64, f64); 4]| offsets.map(|(dx, dy)| format!("{},{}", px(x + dx), px(y + dy))).join(" ");
@@ -171,6 +213,9 @@ fn marker(h: &mut Html, word: &str, (x, y): (f64, f64)) {
         "better" => {
             let points = corners([(-4.5, -4.5), (4.5, -4.5), (4.5, 4.5), (-4.5, 4.5)]);
             h.void("polygon", &[("class", "mark"), ("points", &points)]);
+        }
+        "plain" => {
+            h.void("circle", &[("class", "mark"), ("cx", &px(x)), ("cy", &px(y)), ("r", "4.5")]);
         }
         "worse" => {
             line(h, "cross", (x - 4.5, y - 4.5), (x + 4.5, y + 4.5));
@@ -209,11 +254,9 @@ pub(super) fn forgetting(h: &mut Html, verdict: &Verdict) {
     }
 }
 
-/// Bars from 0 with a dot at their end, and the ceiling across them.
+/// Bars from 0 with a marker at their end, and the ceiling across them.
 fn amounts(h: &mut Html, title: &str, rows: &[(String, Option<f64>)], ceiling: Option<f64>) {
-    const PITCH: f64 = 32.0;
-    let scale = Scale::over(rows.iter().filter_map(|r| r.1).chain([0.0]).chain(ceiling), (6.0, WIDTH - 12.0));
-    let (top, bottom) = (20.0, 24.0 + PITCH * rows.len() as f64);
+    let lanes = Lanes::over(rows.iter().filter_map(|r| r.1).chain([0.0]).chain(ceiling), rows.len());
     let relation = |value: Option<f64>| match (value.filter(|v| v.is_finite()), ceiling) {
         (None, _) => "no number",
         (Some(_), None) => "",
@@ -225,41 +268,35 @@ fn amounts(h: &mut Html, title: &str, rows: &[(String, Option<f64>)], ceiling: O
             }
         }
     };
-    let told = |(name, value): &(String, Option<f64>)| {
-        format!("{}: {} {}", show::one_line(name), show::nats(*value), relation(*value))
-    };
+    let figure = |value: Option<f64>| format!("{} {}", show::nats(value), relation(value));
+    let told =
+        |(name, value): &(String, Option<f64>)| format!("{}: {}", show::one_line(name), figure(*value));
     let limit = ceiling.map_or("no ceiling".to_string(), |c| format!("ceiling {}", show::number(c)));
     let description = rows.iter().map(told).chain([limit.clone()]).collect::<Vec<_>>().join("; ");
+    let note = match ceiling {
+        Some(_) => format!("nats per token; dashed: {limit}"),
+        None => format!("nats per token; {limit}"),
+    };
     h.element("figure", &[], |h| {
         h.leaf("figcaption", &[], title);
-        drawing(h, bottom + 32.0, title, &description, |h| {
-            grid_along(h, &scale, (top, bottom));
-            line(h, "zero", (scale.at(0.0), top), (scale.at(0.0), bottom));
-            if let Some(c) = ceiling {
-                line(h, "ceiling", (scale.at(c), top - 4.0), (scale.at(c), bottom));
-                // The words hang to the side that has more room.
-                let right = scale.at(c) < WIDTH / 2.0;
-                let place = (scale.at(c) + if right { -2.0 } else { 2.0 }, top - 8.0);
-                label(h, if right { "limit" } else { "limit end" }, place, &limit);
-            }
-            for (i, (name, value)) in rows.iter().enumerate() {
-                let y = top + PITCH * i as f64;
-                label(h, "name", (2.0, y + 13.0), &show::cut(name, 32));
-                let figure = format!("{} {}", show::nats(*value), relation(*value));
-                label(h, "end", (WIDTH - 2.0, y + 13.0), figure.trim_end());
+        drawing(h, lanes.height(), title, &description, |h| {
+            lanes.axis(h, ceiling, &note);
+            for (row, (name, value)) in rows.iter().enumerate() {
+                lanes.words(h, row, name, &figure(*value));
                 let Some(v) = value.filter(|v| v.is_finite()) else { continue };
-                let class = if relation(*value) == "above" { "is-worse" } else { "is-better" };
-                h.element("g", &[("class", class)], |h| amount(h, &scale, y + 23.0, v, class));
+                let word = match relation(*value) {
+                    "above" => "worse",
+                    "within" => "better",
+                    _ => "plain",
+                };
+                let (from, to, y) = (lanes.scale.at(0.0), lanes.scale.at(v), Lanes::middle(row));
+                h.element("g", &[("class", &format!("is-{word}"))], |h| {
+                    line(h, "bar", (from, y), (to, y));
+                    marker(h, word, (to, y));
+                });
             }
-            label(h, "note middle", (WIDTH / 2.0, bottom + 27.0), "nats per token");
         });
     });
-}
-
-fn amount(h: &mut Html, scale: &Scale, y: f64, value: f64, class: &str) {
-    line(h, "bar", (scale.at(0.0), y), (scale.at(value), y));
-    let place = (scale.at(value), y);
-    marker(h, if class == "is-worse" { "worse" } else { "better" }, place);
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -286,7 +323,7 @@ pub(super) fn curves(h: &mut Html, runs: &[Run]) {
 }
 
 fn curve(h: &mut Html, run: &Run, losses: &[f64]) {
-    let (left, right, top, bottom) = (44.0, WIDTH - 10.0, 36.0, 196.0);
+    let (left, right, top, bottom) = (44.0, WIDTH - 10.0, 42.0, 202.0);
     let steps = run.curve.iter().map(|p| p.step as f64);
     let x = Scale::over(steps.chain([0.0]), (left, right));
     let y = Scale::over(losses.iter().copied(), (bottom, top));
@@ -317,9 +354,9 @@ fn curve(h: &mut Html, run: &Run, losses: &[f64]) {
                 h.void("circle", &[("class", "dot"), ("cx", &px(cx)), ("cy", &px(cy)), ("r", "2.6")]);
             }
             if let Some((at, told)) = best.and_then(|p| place(p.step, p.valid)).zip(told.as_deref()) {
-                line(h, "best", (at.0, top), (at.0, bottom));
+                line(h, "best", (at.0, top - 3.0), (at.0, bottom));
                 h.void("circle", &[("class", "ring"), ("cx", &px(at.0)), ("cy", &px(at.1)), ("r", "5.5")]);
-                beside(h, at.0, top + 11.0, told);
+                above(h, at.0, top - 7.0, told);
             }
             label(h, "note middle", (WIDTH / 2.0, bottom + 28.0), "steps; losses in nats per target");
         });
@@ -349,10 +386,15 @@ fn legend(h: &mut Html, entries: &[(&'static str, &str, bool)]) {
     }
 }
 
-/// Words beside an upright line: to its right, where falling curves leave room, if they fit there.
-fn beside(h: &mut Html, x: f64, y: f64, words: &str) {
-    let right = x + 6.5 * show::columns(words) as f64 <= WIDTH - 10.0;
-    label(h, if right { "halo" } else { "halo end" }, (if right { x + 5.0 } else { x - 5.0 }, y), words);
+/// Words above an upright line; near an edge of the drawing they hang to the other side.
+fn above(h: &mut Html, x: f64, y: f64, words: &str) {
+    let half = 3.5 * show::columns(words) as f64;
+    let class = match x {
+        _ if x < half => "strong",
+        _ if x > WIDTH - half => "strong end",
+        _ => "strong middle",
+    };
+    label(h, class, (x, y), words);
 }
 
 /// At most about [`POINTS_MAX`] points: neighbours are averaged.
@@ -392,7 +434,7 @@ pub(super) fn rates(h: &mut Html, test: &RateTest) {
             path(h, "bold", &thinned(&line_of));
             if let Some(chosen) = chosen {
                 line(h, "best", (x.at(chosen), top), (x.at(chosen), bottom));
-                beside(h, x.at(chosen), top - 6.0, &words);
+                above(h, x.at(chosen), top - 6.0, &words);
             }
             label(h, "note middle", (WIDTH / 2.0, bottom + 28.0), "learning rate; loss in nats per target");
         });

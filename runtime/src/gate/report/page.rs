@@ -306,9 +306,8 @@ fn cells(h: &mut Html, table: &Table, class: impl Fn(usize) -> &'static str) {
                         0 => h.element("th", &[("scope", "row"), ("role", "rowheader")], |h| h.foreign(cell)),
                         _ => {
                             let name = ("data-name", table.head[i]);
-                            h.element("td", &[("role", "cell"), name, ("class", kind(i))], |h| {
-                                h.foreign(cell)
-                            });
+                            let class = if cell == show::DASH { "figure none" } else { kind(i) };
+                            h.element("td", &[("role", "cell"), name, ("class", class)], |h| h.foreign(cell));
                         }
                     }
                 }

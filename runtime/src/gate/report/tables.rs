@@ -63,7 +63,11 @@ pub(super) fn arms(report: &Report) -> Table {
             outcome(verdict, arm).1,
         ]
     };
-    Table::new("Arms, in nats per token", &head, verdict.arms.iter().map(row).collect())
+    Table::new(
+        "Losses and gains of the arms, in nats per token",
+        &head,
+        verdict.arms.iter().map(row).collect(),
+    )
 }
 
 /// What each trained arm forgot, by text.
