@@ -38,6 +38,12 @@ fn label(h: &mut Html, class: &str, (x, y): (f64, f64), text: &str) {
     h.leaf("text", &[("class", class), ("x", &px(x)), ("y", &px(y))], text);
 }
 
+/// Words centred on a place, and moved where they would leave the drawing.
+fn centred(h: &mut Html, class: &str, (x, y): (f64, f64), words: &str) {
+    let half = (3.5 * show::columns(words) as f64).min(WIDTH / 2.0);
+    label(h, class, (x.clamp(half, WIDTH - half), y), words);
+}
+
 /// A line through points; one point alone is a dot.
 fn path(h: &mut Html, class: &str, points: &[(f64, f64)]) {
     if let [(x, y)] = points {
@@ -135,7 +141,7 @@ impl Lanes {
         let (ticks, decimals) = self.scale.ticks(5.0);
         for t in ticks {
             self.upright(h, "grid", t);
-            label(h, "tick middle", (self.scale.at(t), bottom + 12.0), &tick(t, decimals));
+            centred(h, "tick middle", (self.scale.at(t), bottom + 12.0), &tick(t, decimals));
         }
         self.upright(h, "zero", 0.0);
         if let Some(value) = dashed {
@@ -150,7 +156,7 @@ fn grid_along(h: &mut Html, scale: &Scale, (top, bottom): (f64, f64)) {
     let (ticks, decimals) = scale.ticks(4.0);
     for t in ticks {
         line(h, "grid", (scale.at(t), top), (scale.at(t), bottom));
-        label(h, "tick middle", (scale.at(t), bottom + 13.0), &tick(t, decimals));
+        centred(h, "tick middle", (scale.at(t), bottom + 13.0), &tick(t, decimals));
     }
 }
 
@@ -356,7 +362,7 @@ fn curve(h: &mut Html, run: &Run, losses: &[f64]) {
             if let Some((at, told)) = best.and_then(|p| place(p.step, p.valid)).zip(told.as_deref()) {
                 line(h, "best", (at.0, top - 3.0), (at.0, bottom));
                 h.void("circle", &[("class", "ring"), ("cx", &px(at.0)), ("cy", &px(at.1)), ("r", "5.5")]);
-                above(h, at.0, top - 7.0, told);
+                centred(h, "strong middle", (at.0, top - 7.0), told);
             }
             label(h, "note middle", (WIDTH / 2.0, bottom + 28.0), "steps; losses in nats per target");
         });
@@ -386,17 +392,6 @@ fn legend(h: &mut Html, entries: &[(&'static str, &str, bool)]) {
     }
 }
 
-/// Words above an upright line; near an edge of the drawing they hang to the other side.
-fn above(h: &mut Html, x: f64, y: f64, words: &str) {
-    let half = 3.5 * show::columns(words) as f64;
-    let class = match x {
-        _ if x < half => "strong",
-        _ if x > WIDTH - half => "strong end",
-        _ => "strong middle",
-    };
-    label(h, class, (x, y), words);
-}
-
 /// At most about [`POINTS_MAX`] points: neighbours are averaged.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let bucket = points.len().div_ceil(POINTS_MAX).max(1);
@@ -409,13 +404,13 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 
 /// The range test: smoothed loss over the rate's logarithm, and the rate that was chosen.
 pub(super) fn rates(h: &mut Html, test: &RateTest) {
-    let sane = |p: &&(f64, f64)| p.0 > 0.0 && p.0.is_finite() && p.1.is_finite();
+    let sane = |p: &&(f64, f64)| (1e-12..1e3).contains(&p.0) && p.1.is_finite();
     let points: Vec<(f64, f64)> = test.points.iter().filter(sane).map(|p| (p.0.log10(), p.1)).collect();
     if points.is_empty() {
         return;
     }
     let (left, right, top, bottom) = (44.0, WIDTH - 10.0, 22.0, 182.0);
-    let chosen = (test.chosen > 0.0 && test.chosen.is_finite()).then(|| test.chosen.log10());
+    let chosen = (1e-12..1e3).contains(&test.chosen).then(|| test.chosen.log10());
     let x = Scale::over(points.iter().map(|p| p.0).chain(chosen), (left, right));
     let (points, ceiling) = until_divergence(points);
     let y = Scale::over(points.iter().map(|p| p.1.min(ceiling)), (bottom, top));
@@ -428,13 +423,13 @@ pub(super) fn rates(h: &mut Html, test: &RateTest) {
             frame(h, (&x, &y), (left, right, top, bottom));
             for rate in rate_ticks(&x) {
                 line(h, "grid", (x.at(rate.log10()), top), (x.at(rate.log10()), bottom));
-                label(h, "tick middle", (x.at(rate.log10()), bottom + 13.0), &format!("{rate:e}"));
+                centred(h, "tick middle", (x.at(rate.log10()), bottom + 13.0), &format!("{rate:.0e}"));
             }
             let line_of: Vec<_> = points.iter().map(|p| (x.at(p.0), y.at(p.1))).collect();
             path(h, "bold", &thinned(&line_of));
             if let Some(chosen) = chosen {
                 line(h, "best", (x.at(chosen), top), (x.at(chosen), bottom));
-                above(h, x.at(chosen), top - 6.0, &words);
+                centred(h, "strong middle", (x.at(chosen), top - 6.0), &words);
             }
             label(h, "note middle", (WIDTH / 2.0, bottom + 28.0), "learning rate; loss in nats per target");
         });
@@ -454,7 +449,7 @@ fn until_divergence(mut points: Vec<(f64, f64)>) -> (Vec<(f64, f64)>, f64) {
 
 /// Powers of ten in a scale of logarithms; with their doubles and fives where they are too few.
 fn rate_ticks(x: &Scale) -> Vec<f64> {
-    let decades = (x.low.floor() as i32..=x.high.ceil() as i32).take(700);
+    let decades = (x.low.floor() as i32..=x.high.ceil() as i32);
     let inside = |r: &f64| (x.low..=x.high).contains(&r.log10());
     let tens: Vec<f64> = decades.clone().map(|d| 10f64.powi(d)).filter(inside).collect();
     if tens.len() >= 2 {

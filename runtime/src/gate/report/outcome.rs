@@ -108,6 +108,11 @@ fn forgotten(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     why
 }
 
+/// What stands beside the arms' figures when rows leaked.
+pub(super) fn caveat(verdict: &Verdict) -> Option<&'static str> {
+    (verdict.leak_count > 0).then_some("Rows leaked: no figure here means anything, however good it looks.")
+}
+
 /// What nobody may overlook, in a few words each.
 pub(super) fn warnings(verdict: &Verdict) -> Vec<String> {
     let mut found = Vec::new();

@@ -2,7 +2,7 @@
 
 use super::super::verdict::{ArmReport, Decision};
 use super::html::Html;
-use super::outcome::{Standing, next_step, outcome, warnings, zero_shot};
+use super::outcome::{Standing, caveat, next_step, outcome, warnings, zero_shot};
 use super::tables::{self, Table};
 use super::{Output, Report, SampleOutputs, chart, show};
 
@@ -82,6 +82,9 @@ impl Report {
             return;
         }
         h.leaf("h2", &[], "Arms");
+        if let Some(caveat) = caveat(&self.verdict) {
+            h.leaf("p", &[("class", "bad")], caveat);
+        }
         let class = |row: usize| {
             let arm: &ArmReport = &self.verdict.arms[row];
             if outcome(&self.verdict, arm).0 == Standing::Chosen { "chosen" } else { "" }

@@ -90,9 +90,8 @@ pub(super) fn number(x: f64) -> String {
     if plain { format!("{}", rounded + 0.0) } else { format!("{rounded:e}") }
 }
 
-/// The text with every character in sight that acts on what shows it, instead of being shown: controls
-/// as their pictures, such as ␛, and those that turn the direction of text or take no room as ⟨U+202E⟩.
-/// Line ends and tabs stay.
+/// The text with every character in sight that acts on what shows it, instead of being shown: controls,
+/// and those that turn the direction of text or take no room, as ⟨U+202E⟩. Line ends and tabs stay.
 pub(super) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -100,8 +99,6 @@ pub(super) fn visible(text: &str) -> String {
         match u32::from(c) {
             0x0A | 0x09 => shown.push(c),
             0x0D if chars.peek() == Some(&'\n') => {}
-            code @ 0..0x20 => shown.extend(char::from_u32(0x2400 + code)),
-            0x7F => shown.push('␡'),
             code if acts(code) => shown.push_str(&format!("⟨U+{code:04X}⟩")),
             _ => shown.push(c),
         }
@@ -109,11 +106,12 @@ pub(super) fn visible(text: &str) -> String {
     shown
 }
 
-/// Controls above ASCII, marks and overrides of direction, what takes no room (but the joiners, which
-/// scripts and emoji need), line ends of other kinds, tags and noncharacters.
+/// Controls, marks and overrides of direction, what takes no room (but the joiners, which scripts and
+/// emoji need), line ends of other kinds, tags and noncharacters.
 fn acts(code: u32) -> bool {
-    matches!(code, 0x80..=0x9F | 0xAD | 0x61C | 0x180E | 0x200B | 0x200E | 0x200F | 0x2028..=0x202E)
-        || matches!(code, 0x2060..=0x206F | 0xFEFF | 0xFFF9..=0xFFFB | 0xFDD0..=0xFDEF | 0xE0000..=0xE007F)
+    matches!(code, 0..=0x1F | 0x7F..=0x9F | 0xAD | 0x61C | 0x180E | 0x200B | 0x200E | 0x200F)
+        || matches!(code, 0x2028..=0x202E | 0x2060..=0x206F | 0xFEFF | 0xFFF9..=0xFFFB | 0xFDD0..=0xFDEF)
+        || matches!(code, 0xE0000..=0xE007F)
         || code & 0xFFFE == 0xFFFE
 }
 
@@ -180,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_acts_is_seen() {
-        assert_eq!(visible("a\x1b[31mb\r\nc\td\u{7f}\0\r"), "a␛[31mb\nc\td␡␀␍");
+        assert_eq!(visible("a\x1b[31mb\r\nc\td\u{7f}\0\r"), "a⟨U+001B⟩[31mb\nc\td⟨U+007F⟩⟨U+0000⟩⟨U+000D⟩");
         assert_eq!(visible("x\u{202e}y\u{85}\u{feff}"), "x⟨U+202E⟩y⟨U+0085⟩⟨U+FEFF⟩");
         assert_eq!(visible("日本 é 👩\u{200d}🚀"), "日本 é 👩\u{200d}🚀");
         assert_eq!(columns("日本 e\u{301}"), 6);

@@ -63,11 +63,7 @@ pub(super) fn arms(report: &Report) -> Table {
             outcome(verdict, arm).1,
         ]
     };
-    Table::new(
-        "Losses and gains of the arms, in nats per token",
-        &head,
-        verdict.arms.iter().map(row).collect(),
-    )
+    Table::new("Arms: losses and gains, nats per token", &head, verdict.arms.iter().map(row).collect())
 }
 
 /// What each trained arm forgot, by text.

@@ -384,7 +384,7 @@ fn foreign_text_stays_text() {
     assert!(
         html.contains("&lt;/script&gt;&lt;img src=x onerror=&quot;alert(&#39;1&#39;)&quot;&gt;&amp;amp; ")
     );
-    assert!(html.contains("⟨U+202E⟩txet⟨U+0085⟩␀"));
+    assert!(html.contains("⟨U+202E⟩txet⟨U+0085⟩⟨U+0000⟩"));
     let tags = html.split('<').skip(1).filter_map(|p| p.split_once('>'));
     // What is inside tags, outside of quoted values, is names of this program only.
     for (tag, _) in tags.filter(|(t, _)| !t.starts_with('!')) {
@@ -488,9 +488,14 @@ fn the_next_step_fits_the_verdict() {
     r.verdict.arms[2].retention[0].kl = Some(0.5);
     assert!(step(&r).contains("--replay"), "{}", step(&r));
     let page = leaked().to_html();
-    for words in
-        ["badge leak", "Leak: 23 held-out rows", "void: held-out rows leaked", "and 3 more", "nearly equals"]
-    {
+    for words in [
+        "badge leak",
+        "Leak: 23 held-out rows",
+        "void: held-out rows leaked",
+        "and 3 more",
+        "nearly equals",
+        "no figure here means anything",
+    ] {
         assert!(page.contains(words), "{words}");
     }
     let harmed =

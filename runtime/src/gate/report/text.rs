@@ -1,7 +1,7 @@
 //! The report as text for a terminal: what the page shows, without its curves.
 
 use super::super::verdict::{Comparison, Decision};
-use super::outcome::{next_step, warnings};
+use super::outcome::{caveat, next_step, warnings};
 use super::tables::{self, Table, word};
 use super::{Report, chart, show};
 
@@ -61,6 +61,9 @@ impl Report {
             return;
         }
         sheet.heading(table.caption);
+        if let Some(caveat) = caveat(&self.verdict) {
+            sheet.say(Tone::Bad, 0, caveat);
+        }
         sheet.table(&table);
         for rival in chart::rivals(&self.verdict) {
             let arms = self.verdict.arms.iter();
