@@ -449,7 +449,7 @@ fn until_divergence(mut points: Vec<(f64, f64)>) -> (Vec<(f64, f64)>, f64) {
 
 /// Powers of ten in a scale of logarithms; with their doubles and fives where they are too few.
 fn rate_ticks(x: &Scale) -> Vec<f64> {
-    let decades = (x.low.floor() as i32..=x.high.ceil() as i32);
+    let decades = x.low.floor() as i32..=x.high.ceil() as i32;
     let inside = |r: &f64| (x.low..=x.high).contains(&r.log10());
     let tens: Vec<f64> = decades.clone().map(|d| 10f64.powi(d)).filter(inside).collect();
     if tens.len() >= 2 {

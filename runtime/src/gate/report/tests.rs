@@ -41,7 +41,7 @@ fn run(name: &str, what: &str, parameters: u64, from: f64, to: f64, steps: u64) 
         let loss = to + (from - to) * (-4.0 * step as f64 / steps as f64).exp();
         let train = (step > 0).then(|| loss + 0.05 * f64::from(noise.normal()));
         let valid =
-            (step % (steps / 10) == 0).then(|| loss + 0.05 + 0.1 * (step as f64 / steps as f64).powi(3));
+            step.is_multiple_of(steps / 10).then(|| loss + 0.05 + 0.1 * (step as f64 / steps as f64).powi(3));
         CurvePoint { step, train, valid }
     };
     Run {
