@@ -142,7 +142,8 @@ pub(super) fn next_step(verdict: &Verdict, model_file: &str) -> String {
             "Split the data so that no held-out row is also trained on, then compare again.".into()
         }
         Decision::Promote { arm } => format!(
-            "Use {arm}: from a store with `engraft generate -m {model_file} --store DIR`, or its adapter file with --lora FILE."
+            "Use {arm}: from a store with `engraft generate -m {model_file} --store DIR`, or its \
+             adapter file with --lora FILE."
         ),
         Decision::KeepPrompting { k, .. } => {
             let open = more_rows(verdict)
@@ -164,12 +165,15 @@ fn keep_base(verdict: &Verdict) -> String {
     };
     if let Some(arm) = trained().find(|a| only_forgets(a)) {
         return format!(
-            "Use the base as it is. {} learned the task but forgot too much: try --replay, --kl-weight or a lower learning rate.",
+            "Use the base as it is. {} learned the task but forgot too much: try \
+             --replay, --kl-weight or a lower learning rate.",
             arm.name
         );
     }
     if trained().any(|a| a.negative_transfer || a.nll.is_none()) {
-        return "Use the base as it is. Training did harm: try a lower learning rate, fewer steps or more data.".into();
+        return "Use the base as it is. Training did harm: try a lower learning \
+                rate, fewer steps or more data."
+            .into();
     }
     match more_rows(verdict) {
         Some(n) => format!("Use the base as it is. About {n} held-out rows could decide what these can't."),

@@ -97,7 +97,9 @@ impl Report {
         }
         let of = if high - low < 0.05 { format!("{low:.1} %") } else { format!("{low:.1} to {high:.1} %") };
         let note = format!(
-            "Gains are the rival's loss less the arm's on the same {} held-out examples. Paired bootstrap intervals of {of}: each at the level of its arm's step in Holm's correction.",
+            "Gains are the rival's loss less the arm's on the same {} held-out examples. Paired \
+             bootstrap intervals of {of}: each at the level of its \
+             arm's step in Holm's correction.",
             show::count(self.verdict.held_out.examples as u64)
         );
         h.leaf("p", &[("class", "note")], &note);

@@ -71,6 +71,28 @@ fn scoring(name: &str, prefix_tokens: u64) -> Scoring {
     }
 }
 
+fn model() -> ModelFacts {
+    ModelFacts {
+        name: "SmolLM2 135M Instruct".into(),
+        file: "SmolLM2-135M-Instruct.Q4_1.gguf".into(),
+        digest: "9f3c".repeat(16),
+        parameters: 134_515_008,
+        dtype: "Q4_1".into(),
+        mapped_bytes: 98_123_456,
+    }
+}
+
+fn data() -> DataFacts {
+    DataFacts {
+        task: Some("gsm8k".into()),
+        source: "gsm8k/".into(),
+        train: (7073, 812_345),
+        valid: (400, 45_210),
+        held_out: (400, 44_871),
+        skipped: 3,
+    }
+}
+
 /// Five arms on grade school mathematics, with figures as they might be.
 fn realistic() -> Report {
     let arms = [
@@ -108,22 +130,8 @@ fn realistic() -> Report {
         judge(&arms, &[], &Thresholds { resamples: 2000, ..Thresholds::default() }, &binding).unwrap();
     Report {
         title: "compare".into(),
-        model: ModelFacts {
-            name: "SmolLM2 135M Instruct".into(),
-            file: "SmolLM2-135M-Instruct.Q4_1.gguf".into(),
-            digest: "9f3c".repeat(16),
-            parameters: 134_515_008,
-            dtype: "Q4_1".into(),
-            mapped_bytes: 98_123_456,
-        },
-        data: DataFacts {
-            task: Some("gsm8k".into()),
-            source: "gsm8k/".into(),
-            train: (7073, 812_345),
-            valid: (400, 45_210),
-            held_out: (400, 44_871),
-            skipped: 3,
-        },
+        model: model(),
+        data: data(),
         verdict,
         runs: vec![
             run("lora", "LoRA, rank 8 on all seven projections", 2_442_240, 1.45, 1.05, 1000),
@@ -164,8 +172,12 @@ fn rate_loss(i: f64) -> f64 {
 fn sample() -> SampleOutputs {
     let output = |arm: &str, text: &str, correct| Output { arm: arm.into(), text: text.into(), correct };
     SampleOutputs {
-        prompt: "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many clips did Natalia sell altogether in April and May?".into(),
-        reference: "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether.\n#### 72".into(),
+        prompt: "Natalia sold clips to 48 of her friends in April, and then she sold half as many \
+                 clips in May. How many clips did Natalia sell altogether in April and May?"
+            .into(),
+        reference: "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether.\n\
+                    #### 72"
+            .into(),
         outputs: vec![
             output("lora", "She sold 48 / 2 = 24 clips in May.\n48 + 24 = 72.\n#### 72", Some(true)),
             output("zero-shot", "Natalia sold 48 + 48/2 = 96 clips in April and May.", Some(false)),
