@@ -1,5 +1,6 @@
 //! Generation: a session with its key/value cache, and the sampler.
 
+pub mod batch;
 pub mod kv_cache;
 pub mod replay;
 pub mod sampler;

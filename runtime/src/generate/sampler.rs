@@ -130,6 +130,18 @@ impl Sampler {
         self.draw()
     }
 
+    /// Like [`Sampler::try_sample`], for callers that can't go on without a token.
+    ///
+    /// # Errors
+    /// `NonFinite`.
+    pub fn choose(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32> {
+        self.try_sample(logits, history).ok_or_else(|| {
+            let message =
+                "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
+            Error::new(ErrorKind::NonFinite, message)
+        })
+    }
+
     /// Applies the repeat penalty once to each distinct token of the window.
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) {
         let penalty = self.options.repeat_penalty;

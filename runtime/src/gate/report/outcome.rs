@@ -77,7 +77,7 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     }
     if arm.kind == ArmKind::Trained {
         why.extend(forgotten(verdict, arm));
-        let is_few = |a: &ArmReport| matches!(a.kind, ArmKind::FewShot { .. });
+        let is_few = |a: &ArmReport| matches!(a.kind, ArmKind::FewShot { .. }) && a.nll.is_some();
         if verdict.thresholds.few_shot_required && !verdict.arms.iter().any(is_few) {
             why.push("no few-shot arm to compare with".into());
         }

@@ -7,6 +7,8 @@ use super::{Report, chart, show};
 
 /// Columns below which nothing is narrowed further.
 const WIDTH_MIN: usize = 40;
+/// Columns that no line exceeds, whatever the terminal claims.
+const WIDTH_MAX: usize = 400;
 /// Columns that prose doesn't exceed, however wide the terminal.
 const PROSE_MAX: usize = 100;
 /// Lines of a prompt or an answer before it is cut.
@@ -15,11 +17,11 @@ const SAMPLE_LINES_MAX: usize = 5;
 const SAMPLES_MAX: usize = 3;
 
 impl Report {
-    /// The report as text for a terminal of `width` columns (at least 40), with colours as ANSI codes
+    /// The report as text for a terminal of `width` columns (taken as 40 to 400), with colours as ANSI codes
     /// where `colour` is set. Control characters in foreign text are made visible, so none of them
     /// reaches the terminal.
     pub fn to_text(&self, width: usize, colour: bool) -> String {
-        let mut sheet = Sheet { out: String::new(), width: width.max(WIDTH_MIN), colour };
+        let mut sheet = Sheet { out: String::new(), width: width.clamp(WIDTH_MIN, WIDTH_MAX), colour };
         self.tell_verdict(&mut sheet);
         self.tell_arms(&mut sheet);
         let tables =
