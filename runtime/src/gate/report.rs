@@ -1,6 +1,17 @@
 //! What a comparison was, for people: everything that the page and the text on a terminal show.
 //!
-//! Figures and strings only, as measured: whoever shows them rounds them.
+//! Figures and strings only, as measured: whoever shows them rounds them. [`Report::to_html`] gives the page,
+//! [`Report::to_text`] the text; both show the same tables.
+
+mod chart;
+mod html;
+mod outcome;
+mod page;
+mod show;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod text;
 
 use serde::{Deserialize, Serialize};
 
@@ -151,11 +162,4 @@ pub struct Output {
     pub text: String,
     /// Whether it is right, where the task can tell.
     pub correct: Option<bool>,
-}
-
-impl Report {
-    /// stub
-    pub fn to_html(&self) -> String { String::new() }
-    /// stub
-    pub fn to_text(&self, _w: usize, _c: bool) -> String { format!("{}\n{}", self.verdict.sentence, self.verdict.reasons.join("\n")) }
 }

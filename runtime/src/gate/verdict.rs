@@ -18,7 +18,8 @@
 mod report;
 
 pub use report::{
-    Accuracy, ArmReport, Binding, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, SCHEMA, Verdict,
+    Accuracy, ArmReport, Binding, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, RetentionReport, SCHEMA,
+    Verdict,
 };
 
 use std::collections::HashSet;
