@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
-use crate::verbs::{adapt, adapter, bench, compare, demo, eval, export, generate, import, merge, plan, train};
+use crate::verbs::{
+    adapt, adapter, bench, compare, demo, eval, export, generate, import, merge, plan, train,
+};
 
 /// Adapt a quantized language model to your own text, on this machine's CPU.
 #[derive(Debug, Parser)]

@@ -487,7 +487,9 @@ impl ContestOptions {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let rows = if file.extension().is_some_and(|e| e == "jsonl") {
                 let plain = Reading { reader: None, ..reading.clone() };
-                data::load(file, &text.tokenizer, &text.chat, &plain).map_err(|e| e.at("--retention"))?.examples
+                data::load(file, &text.tokenizer, &text.chat, &plain)
+                    .map_err(|e| e.at("--retention"))?
+                    .examples
             } else {
                 let whole = common::read_text(file)?;
                 let passages: Vec<&str> = retention::split(&whole).iter().map(|p| p.text).collect();

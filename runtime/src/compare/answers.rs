@@ -121,9 +121,8 @@ pub fn answer(
     let is_end = |id: u32| text.tokenizer.is_end(id);
     let found = subject.answers(&prompts, (limit, settings.slots), &is_end, watcher)?;
     let texts: Vec<String> = found.answers.iter().map(|ids| text.tokenizer.decode(ids)).collect();
-    let right = |at: usize| {
-        settings.metric.and_then(|m| m.is_correct(&texts[at], &questions[asked[at]].reference))
-    };
+    let right =
+        |at: usize| settings.metric.and_then(|m| m.is_correct(&texts[at], &questions[asked[at]].reference));
     let correct = settings.metric.map(|_| (0..asked.len()).map(|at| right(at).unwrap_or(false)).collect());
     let samples = shown.iter().filter_map(|i| {
         let at = asked.iter().position(|a| a == i)?;

@@ -225,8 +225,7 @@ impl Court<'_> {
             run::train(recipe, self.base, self.material, settings.memory_budget, self.watcher)?;
         let (subject, kept) = match trained {
             Trained::Adapter(mut adapter) => {
-                let mut prober =
-                    Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
+                let mut prober = Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
                 adapter.binding = Some(Bound::of(&adapter, &self.base.model, &mut prober)?);
                 let alone = [(*adapter, 1.0)];
                 let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
@@ -254,9 +253,16 @@ impl Court<'_> {
     }
 
     /// Losses on the held-out rows as this arm reads them, and its answers.
-    fn measure(&mut self, name: &str, kind: ArmKind, subject: &Subject, rows: &[Example]) -> Result<Measured> {
+    fn measure(
+        &mut self,
+        name: &str,
+        kind: ArmKind,
+        subject: &Subject,
+        rows: &[Example],
+    ) -> Result<Measured> {
         let scored = subject.losses(rows, self.watcher)?;
-        let answered = answers::answer(subject, &self.questions, rows, self.settings, self.text, self.watcher)?;
+        let answered =
+            answers::answer(subject, &self.questions, rows, self.settings, self.text, self.watcher)?;
         let targets: usize = scored.nll.iter().map(|e| e.targets).sum();
         let nll = scored.nll.iter().map(|e| e.sum).sum::<f64>() / targets as f64;
         let share = answered.correct.as_ref().map(|c| {
@@ -400,11 +406,8 @@ fn told_settings(base: &Base, settings: &Settings) -> Vec<(String, String)> {
 
 /// Digest of everything that shapes the figures, but the model and the data.
 fn settings_digest(base: &Base, settings: &Settings, options: &DataOptions) -> String {
-    let retention: Vec<(&String, Vec<&Vec<u32>>)> = settings
-        .retention
-        .iter()
-        .map(|(name, rows)| (name, rows.iter().map(|r| &r.ids).collect()))
-        .collect();
+    let retention: Vec<(&String, Vec<&Vec<u32>>)> =
+        settings.retention.iter().map(|(name, rows)| (name, rows.iter().map(|r| &r.ids).collect())).collect();
     let what = format!(
         "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?} {:?} {} {}",
         (base.precision, base.gradient),
@@ -432,7 +435,8 @@ pub fn retention_rows(passages: &[&str], text: &Text, rows_max: usize) -> Result
     for passage in passages {
         let sample = Sample::Text((*passage).to_string());
         let row = crate::data::masks::encode_sample(&sample, &text.tokenizer, &text.chat, &plain);
-        let row = row.map_err(|reason| Error::new(ErrorKind::BadData, format!("retention text: {reason}")))?;
+        let row =
+            row.map_err(|reason| Error::new(ErrorKind::BadData, format!("retention text: {reason}")))?;
         for (ids, mask) in row.ids.chunks(rows_max + 1).zip(row.mask.chunks(rows_max + 1)) {
             let mut mask = mask.to_vec();
             mask[0] = false;

@@ -65,7 +65,10 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     eprintln!("{}: report.html", last.display());
     if session.json {
         let generation = promoted.map(|g| g.number);
-        json::emit(&json::Adapt { generation, compared: json::Compare::of(&outcome, &last.display().to_string()) })?;
+        json::emit(&json::Adapt {
+            generation,
+            compared: json::Compare::of(&outcome, &last.display().to_string()),
+        })?;
     }
     match refused {
         None => Ok(()),

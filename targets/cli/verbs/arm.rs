@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::TrainValid;
+use engraft_runtime::data::batches::in_order;
 use engraft_runtime::error::Result;
 use engraft_runtime::eval::scoring_chain;
 use engraft_runtime::merge;
