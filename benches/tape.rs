@@ -266,13 +266,7 @@ impl Shared {
     }
 
     fn ctx(&self) -> Ctx<'_> {
-        Ctx {
-            kernels: &self.setup.kernels,
-            config: self.setup.model.config(),
-            rope: &self.rope,
-            precision: Precision::Int8,
-            gradient: Precision::Int8.into(),
-        }
+        Ctx::new(&self.setup.kernels, self.setup.model.config(), &self.rope, Precision::Int8)
     }
 
     fn rows(&self) -> RowMap<'_> {

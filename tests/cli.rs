@@ -615,6 +615,15 @@ fn a_store_is_used_rolled_back_and_pruned() {
     assert_refused(&[&twice[..], &["--to", "9"]].concat(), 2, "usage", &["no generation 9"]);
     assert_eq!(adapter(&["verify", "-m", &model])["good"], serde_json::json!([1, 2]));
 
+    // What a killed promotion leaves is told, is no damage, and is gone with the next.
+    let killed = dir.join("generations/000003");
+    std::fs::create_dir(&killed).expect("a folder");
+    std::fs::write(killed.join("adapter.engraft"), "half of it").expect("writing");
+    let found = adapter(&["verify", "-m", &model]);
+    assert_keys(&found, &["active", "good", "unfinished", "problems"]);
+    assert_eq!((&found["active"], &found["good"]), (&2.into(), &serde_json::json!([1, 2])));
+    assert_eq!((&found["unfinished"], &found["problems"]), (&serde_json::json!([3]), &serde_json::json!([])));
+    assert_eq!(adapter(&["ls"])["generations"][2]["unfinished"], true);
     assert_eq!(promote(&dir, &Candidate::Base), 3);
     assert_eq!(nll(&["--store", &store]), nll(&[]));
     assert_eq!(adapter(&["prune", "--keep", "1"])["removed"], serde_json::json!([1]));

@@ -3,7 +3,7 @@
 /// Rows of the tallest integer tile of any instruction set.
 pub(crate) const TILE_ROWS_MAX: usize = 8;
 
-/// Rows of quantized activations: x[i] ≈ scale[i/32] · codes[i].
+/// Rows of quantized activations: `x[i] ≈ scale[i/32] · codes[i]`.
 ///
 /// They lie as the integer tile reads them: `tile` rows together, block by block of 32 columns, and in
 /// each block row by row; the last rows are padded to a tile. With a `tile` of 1 they are plain rows.

@@ -4,11 +4,14 @@
 #![deny(unsafe_code)]
 
 pub mod adapter;
+mod algebra;
+pub mod compare;
 pub mod data;
 pub mod error;
 pub mod eval;
 pub mod gate;
 pub mod generate;
+pub mod hex;
 pub mod merge;
 pub mod model;
 pub mod nn;

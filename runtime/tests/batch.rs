@@ -71,7 +71,7 @@ impl Arm {
         let mut answers = Vec::new();
         for prompt in prompts {
             let whole = [prefix, prompt].concat();
-            let mut answer = complete(&mut session, &mut sampler, &whole, limit, &is_end)?;
+            let mut answer = complete(&mut session, &mut sampler, &whole, limit, &is_end, |_| true)?;
             let cut = (CYCLE_TOKENS..answer.len()).find(|n| is_cycle(&answer[..*n]));
             answer.truncate(cut.unwrap_or(answer.len()));
             answers.push(answer);

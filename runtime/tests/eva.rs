@@ -40,7 +40,7 @@ fn begun(model: &Arc<ModelFile>, dora: bool, threads: usize) -> Result<Adapter, 
     let kernels = Arc::new(Kernels::detect(threads));
     let mut rng = Rng::new(1, 1);
     let mut adapter = Adapter::init_on(model, &kernels, &config(model, dora), &mut || rng.f32())?;
-    eva::initialize(&mut adapter, model, &kernels, Precision::F32, &batches(model), 5)?;
+    eva::initialize(&mut adapter, model, &kernels, Precision::F32, &batches(model), 5, |_| true)?;
     Ok(adapter)
 }
 
@@ -51,7 +51,7 @@ fn inputs(model: &ModelFile, layer: usize, which: usize, masked: bool) -> Vec<Ve
     let mut table = vec![0.0; rope::table_words(c, 64)];
     rope::table(c, model.rope_freqs(), &mut table);
     let precision = Precision::F32;
-    let ctx = Ctx { kernels: &kernels, config: c, rope: &table, precision, gradient: precision.into() };
+    let ctx = Ctx::new(&kernels, c, &table, precision);
     let words = BlockWords::new(c, 64, 64, 0, 1, false, false);
     let mut bufs = BlockBufs::new(&words, words.kernel());
     let mut found = Vec::new();
@@ -205,7 +205,8 @@ fn what_cannot_begin_so_is_refused() -> TestResult {
     let begin = |rank: usize, batches: &[Batch]| {
         let config = LoraConfig::new(c, rank, 8.0, 0.0, &[Proj::Q], &[0]).expect("settings");
         let mut adapter = Adapter::init_on(&model, &kernels, &config, &mut || 0.25).expect("an adapter");
-        eva::initialize(&mut adapter, &model, &kernels, Precision::F32, batches, 0).map_err(|e| e.kind())
+        eva::initialize(&mut adapter, &model, &kernels, Precision::F32, batches, 0, |_| true)
+            .map_err(|e| e.kind())
     };
     assert_eq!(begin(45, &batches(&model)), Err(Misuse), "more directions than inputs");
     assert_eq!(begin(44, &batches(&model)), Ok(()));
@@ -214,4 +215,30 @@ fn what_cannot_begin_so_is_refused() -> TestResult {
     assert_eq!(begin(4, &silent), Err(BadData));
     assert_eq!(begin(4, &[]), Err(BadData));
     Ok(())
+}
+
+#[test]
+fn a_walk_stops_within_a_block_when_told() {
+    let model = FLOATS.model();
+    let kernels = Arc::new(Kernels::detect(1));
+    let blocks = model.config().n_layers;
+    let begin = |calls_max: usize| {
+        let mut adapter =
+            Adapter::init_on(&model, &kernels, &config(&model, false), &mut || 0.25).expect("an adapter");
+        let mut told = Vec::new();
+        let go_on = |done| {
+            told.push(done);
+            told.len() < calls_max
+        };
+        let ended =
+            eva::initialize(&mut adapter, &model, &kernels, Precision::F32, &batches(&model), 0, go_on);
+        (ended.map_err(|e| e.kind()), told)
+    };
+    let (ended, told) = begin(usize::MAX);
+    // Each block: three batches, then q with k and v, o, gate with up, down.
+    assert_eq!((ended, told.len()), (Ok(()), blocks * 7));
+    assert!(told.is_sorted() && told.last() == Some(&(blocks - 1)));
+    for calls in [1, 2, 4, 8] {
+        assert_eq!(begin(calls), (Err(engraft_runtime::ErrorKind::Cancelled), told[..calls].to_vec()));
+    }
 }

@@ -218,8 +218,9 @@ fn eva_is_planned() -> TestResult {
         let lora = LoraConfig::new(model.config(), 4, 8.0, 0.0, targets, &[0, 1])?;
         let mut adapter = adapter_of(&model, &lora);
         let words = EvaWords::new(model.config(), &adapter.layout, (96, 32, 4 * 96), 2);
-        let peak =
-            peak_of(|| Ok(eva::initialize(&mut adapter, &model, &kernels, Precision::Int8, &batches, 0)?))?;
+        let peak = peak_of(|| {
+            Ok(eva::initialize(&mut adapter, &model, &kernels, Precision::Int8, &batches, 0, |_| true)?)
+        })?;
         assert_planned("EVA", peak, 4 * words.total());
     }
     Ok(())

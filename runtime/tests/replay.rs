@@ -139,6 +139,15 @@ fn samples_are_the_bases_own_words() -> TestResult {
     let stopped =
         sampling.run(&model, &Arc::new(Kernels::detect(1)), Precision::Int8, &starts, |done| done < 3);
     assert_eq!(stopped.expect_err("stopped").kind(), ErrorKind::Cancelled);
+    // A row can be long: it stops within one too.
+    let mut told = Vec::new();
+    let within = |done| {
+        told.push(done);
+        told.len() < 3
+    };
+    let one = Sampling { count: 1, ..sampling };
+    let stopped = one.run(&model, &Arc::new(Kernels::detect(1)), Precision::Int8, &starts, within);
+    assert_eq!((stopped.expect_err("stopped").kind(), told), (ErrorKind::Cancelled, vec![0, 0, 0]));
     assert_eq!(Starts::of(&text, 1).expect_err("no room").kind(), ErrorKind::Misuse);
     Ok(())
 }

@@ -9,7 +9,8 @@ use std::io::{self, Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, LoraConfig};
+use engraft_runtime::adapter::binding::PROBES;
+use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, Binding, Fingerprint, LoraConfig, Precision};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::store::{
     Candidate, ContentKind, GENERATIONS_DIR, InUse, LOCK_FILE, MANIFEST_FILE, POINTER_FILE, Store,
@@ -42,6 +43,13 @@ fn model() -> ModelConfig {
 }
 
 fn adapter(seed: u64, base: [u8; 32]) -> Adapter {
+    let fingerprint = |nats: f32| Fingerprint([nats; PROBES]);
+    let binding =
+        Binding { template: [1; 32], matched: 1, base: fingerprint(2.0), adapted: fingerprint(1.5) };
+    Adapter { binding: Some(binding), ..unbound(seed, base) }
+}
+
+fn unbound(seed: u64, base: [u8; 32]) -> Adapter {
     let config = LoraConfig::new(&model(), 2, 4.0, 0.0, &[Proj::Q], &[1]).unwrap();
     let mut rng = Rng::new(seed, 0);
     Adapter::init(&model(), &config, base, &mut || rng.f32()).unwrap()
@@ -376,6 +384,10 @@ fn check(memory: &Memory, allowed: &[Option<u64>]) -> std::result::Result<(), St
     if !allowed.contains(&number) {
         return Err(format!("{number:?} is active, not one of {allowed:?}"));
     }
+    let listing = store.list().map_err(|e| e.to_string())?;
+    if let Some(damaged) = listing.generations.iter().find(|g| g.manifest.is_err() && !g.is_unfinished) {
+        return Err(format!("told as damaged: {damaged:?}"));
+    }
     let Some(active) = found else { return Ok(()) };
     // A store's first promotion has no older pointer: losing it alone is told.
     if !active.passed_over.is_empty() && allowed[0].is_some() {
@@ -614,6 +626,59 @@ fn another_base_is_refused_unless_forced() {
     let wider = ModelConfig { d_model: 16, ..shape };
     let refused = store.promote(&candidate, b"", (&BASE, &wider), true).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::BaseMismatch);
+}
+
+#[test]
+fn an_unbound_adapter_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(&Disk, &folder.path().join("store")).unwrap();
+    unbound(1, BASE).save(&Disk, folder.path(), Precision::F32).unwrap();
+    let loaded = Adapter::load(folder.path()).unwrap();
+    for force_base in [false, true] {
+        let candidate = Candidate::Adapter(&loaded);
+        let refused = store.promote(&candidate, b"", (&BASE, &model()), force_base).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Misuse);
+        assert!(refused.message().contains("save_bound"), "{refused}");
+    }
+    assert!(store.active().unwrap().is_none() && store.list().unwrap().generations.is_empty());
+    // The control: with a binding it goes in, and out again.
+    promote(&store.writer().unwrap(), &Candidate::Adapter(&adapter(1, BASE))).unwrap();
+    assert_eq!(store.load(&store.verify(1).unwrap()).unwrap(), InUse::Adapter(Box::new(adapter(1, BASE))));
+}
+
+#[test]
+fn what_is_unfinished_is_told_from_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    fill(&Disk, &dir);
+    let store = Store::open(&Disk, &dir).unwrap();
+    let at = |number: u64| dir.join(format!("{GENERATIONS_DIR}/{number:06}"));
+    let unfinished = || -> Vec<u64> {
+        let listed = store.list().unwrap().generations.into_iter();
+        listed
+            .filter(|g| g.is_unfinished)
+            .inspect(|g| assert!(g.manifest.is_err()))
+            .map(|g| g.number)
+            .collect()
+    };
+    assert_eq!(unfinished(), [0_u64; 0]);
+    std::fs::create_dir(at(5)).unwrap();
+    std::fs::write(at(5).join(ADAPTER_FILE), b"half of it").unwrap();
+    assert_eq!(unfinished(), [5]);
+    // Where the pointer can't be read it may be the one that is active, and no writer removes it.
+    let pointer = std::fs::read(dir.join(POINTER_FILE)).unwrap();
+    std::fs::write(dir.join(POINTER_FILE), b"{").unwrap();
+    assert_eq!(unfinished(), [0_u64; 0]);
+    std::fs::write(dir.join(POINTER_FILE), pointer).unwrap();
+    // Nor is the one that a rollback leads to, nor one with a damaged manifest.
+    for number in [2, 3] {
+        std::fs::write(at(number).join(MANIFEST_FILE), b"{").unwrap();
+    }
+    std::fs::remove_file(at(3).join(MANIFEST_FILE)).unwrap();
+    assert_eq!(unfinished(), [5]);
+    drop(store.writer().unwrap());
+    assert!(!at(5).exists() && at(3).exists() && at(2).exists());
+    assert_eq!(unfinished(), [0_u64; 0]);
 }
 
 #[test]

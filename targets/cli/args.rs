@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
-use crate::verbs::{adapter, bench, demo, eval, export, generate, import, merge, plan, train};
+use crate::verbs::{
+    adapt, adapter, bench, compare, demo, eval, export, generate, import, merge, plan, train,
+};
 
 /// Adapt a quantized language model to your own text, on this machine's CPU.
 #[derive(Debug, Parser)]
@@ -35,6 +37,10 @@ pub(crate) enum Verb {
     Plan(plan::Options),
     /// Train a LoRA adapter inside the plan
     Train(train::Options),
+    /// Compare arms on held-out data: the base alone, behind examples, and trained
+    Compare(compare::Options),
+    /// Train, compare with doing nothing and with prompting, and promote only what is better
+    Adapt(adapt::Options),
     /// Continue a prompt, with any number of adapters
     Generate(generate::Options),
     /// Measure perplexity on a text, or masked loss on held-out data
@@ -84,7 +90,7 @@ pub(crate) fn command() -> Command {
 
 /// The usage error for a command line with global flags only.
 pub(crate) fn missing_verb() -> anyhow::Error {
-    let message = "a verb is missing: plan, train, generate, eval, import, export, merge, adapter, demo or bench (see `engraft --help`)";
+    let message = "a verb is missing: plan, train, compare, adapt, generate, eval, import, export, merge, adapter, demo or bench (see `engraft --help`)";
     command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 
@@ -92,7 +98,7 @@ pub(crate) fn missing_verb() -> anyhow::Error {
 /// as two flags of one letter each.
 fn spell_out_lr(words: Vec<OsString>) -> Vec<OsString> {
     let tunes = words.iter().skip(1).find(|w| !w.as_encoded_bytes().starts_with(b"-"));
-    if !tunes.is_some_and(|verb| verb == "train" || verb == "plan") {
+    if !tunes.is_some_and(|verb| ["train", "plan", "compare", "adapt"].iter().any(|v| verb == v)) {
         return words;
     }
     let spell = |word: OsString| match word.to_str() {

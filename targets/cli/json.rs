@@ -3,6 +3,8 @@
 
 use std::io::{self, Write};
 
+use engraft_runtime::compare::Outcome;
+use engraft_runtime::gate::verdict::Decision;
 use serde::{Serialize, Serializer};
 
 /// `engraft plan`. Sizes in bytes.
@@ -33,6 +35,47 @@ pub(crate) struct Rung {
     pub(crate) predicted_tokens_per_s: Option<f64>,
     /// Whether it is this run's.
     pub(crate) chosen: bool,
+}
+
+/// `engraft compare`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Compare {
+    /// `PROMOTE`, `KEEP_PROMPTING` or `KEEP_BASE`, with its arm.
+    #[serde(flatten)]
+    pub(crate) decision: Decision,
+    /// It in one sentence.
+    pub(crate) sentence: String,
+    /// Held-out loss by arm, nats per token; `null` for a broken one.
+    pub(crate) losses: Vec<(String, Option<f64>)>,
+    /// Share of answers that are right by arm, where answers were judged.
+    pub(crate) accuracies: Vec<(String, Option<f64>)>,
+    /// Where verdict.json and the reports are.
+    pub(crate) folder: String,
+    pub(crate) seconds: f64,
+}
+
+impl Compare {
+    /// The short form of an outcome.
+    pub(crate) fn of(outcome: &Outcome, folder: &str) -> Compare {
+        let verdict = &outcome.verdict;
+        Compare {
+            decision: verdict.decision.clone(),
+            sentence: verdict.sentence.clone(),
+            losses: verdict.arms.iter().map(|a| (a.name.clone(), a.nll)).collect(),
+            accuracies: verdict.arms.iter().map(|a| (a.name.clone(), a.accuracy)).collect(),
+            folder: folder.to_string(),
+            seconds: outcome.report.seconds,
+        }
+    }
+}
+
+/// `engraft adapt`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Adapt {
+    /// The generation that is active now; `null` where nothing was promoted.
+    pub(crate) generation: Option<u64>,
+    #[serde(flatten)]
+    pub(crate) compared: Compare,
 }
 
 /// `engraft train`. Losses are means over trained tokens, in nats.
@@ -205,6 +248,8 @@ pub(crate) struct AdapterListed {
     /// The generation that a rollback from it leads to.
     pub(crate) previous: Option<u64>,
     pub(crate) problem: Option<String>,
+    /// No generation: left by what was cut short, harmless, removed by the next writer.
+    pub(crate) unfinished: bool,
 }
 
 /// `engraft adapter show`.
@@ -256,6 +301,8 @@ pub(crate) struct AdapterVerify {
     pub(crate) active: Option<u64>,
     /// Generations that are whole, and with `-m` belong to the model.
     pub(crate) good: Vec<u64>,
+    /// Left by promotions or prunings that were cut short: harmless, removed by the next writer.
+    pub(crate) unfinished: Vec<u64>,
     pub(crate) problems: Vec<String>,
 }
 

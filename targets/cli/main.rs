@@ -5,6 +5,7 @@
 
 mod args;
 mod config;
+mod contest;
 mod exit;
 mod interrupt;
 mod json;

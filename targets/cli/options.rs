@@ -20,7 +20,7 @@ const RATE_ADAPTER: f64 = 2e-4;
 const RATE_FULL: f64 = 2e-5;
 
 /// Rank and alpha of a run that says none.
-const RANK_DEFAULT: u32 = 8;
+pub(crate) const RANK_DEFAULT: u32 = 8;
 const ALPHA_DEFAULT: f32 = 16.0;
 
 /// Steps of a run that says neither `--iters` nor `--epochs`.
@@ -601,7 +601,7 @@ pub(crate) struct RunOptions {
 impl RunOptions {
     /// The highest learning rate. A model bears about a tenth of what an adapter does.
     pub(crate) fn learning_rate(&self, kind: FineTune) -> f64 {
-        self.learning_rate.unwrap_or(if kind == FineTune::Full { RATE_FULL } else { RATE_ADAPTER })
+        self.learning_rate.unwrap_or(usual_rate(kind))
     }
 
     /// How long to train.
@@ -611,6 +611,11 @@ impl RunOptions {
             (iters, None) => Length::Iters(iters.unwrap_or(ITERS_DEFAULT)),
         }
     }
+}
+
+/// The learning rate of a run that says none.
+pub(crate) fn usual_rate(kind: FineTune) -> f64 {
+    if kind == FineTune::Full { RATE_FULL } else { RATE_ADAPTER }
 }
 
 /// How long to train: at least one.
@@ -714,7 +719,7 @@ fn layers(text: &str) -> Result<Layers, String> {
     }
 }
 
-fn modules(text: &str) -> Result<Modules, String> {
+pub(crate) fn modules(text: &str) -> Result<Modules, String> {
     if ["all", "all-linear"].contains(&text) {
         return Ok(Modules(Proj::ALL.to_vec()));
     }

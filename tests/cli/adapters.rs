@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use engraft_codec::{Element, Kind, Meta, Section, Writer};
 use engraft_kernels::DType;
-use engraft_runtime::adapter::{Adapter, mlx, peft};
+use engraft_runtime::adapter::{Adapter, Precision, mlx, peft};
 use engraft_runtime::model::gguf::write::Header;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::storage::StdIo;
+use engraft_runtime::storage::{Disk, StdIo};
 use serde_json::json;
 
 use super::{assert_keys, assert_refused, engraft, golden, last_line, result_of, seedling, shipped, stderr};
@@ -237,6 +237,26 @@ fn what_differs_from_the_base_is_named_and_can_be_overridden() {
     });
     let output = engraft(&eval(&token, &[]).iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
+}
+
+#[test]
+fn what_an_unbound_file_does_not_record_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, data) = (trained(folder.path(), &[]), shipped("demo/private_train.jsonl"));
+    let told = |adapter: &str| {
+        let output = engraft(&["eval", "-m", &seedling(), "--data", &data, "-c", "200", "--lora", adapter]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output)
+    };
+    assert!(!told(&file).contains("does not record"));
+    let unbound = Adapter { binding: None, ..Adapter::load(Path::new(&file)).expect("the adapter") };
+    unbound.save(&Disk, folder.path(), Precision::F32).expect("saving");
+    let said = told(&folder.path().display().to_string());
+    for words in
+        ["does not record chat template, matched tensors", "older version or saved unbound", "digest"]
+    {
+        assert!(said.contains(words), "{words}: {said}");
+    }
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub fn qgemm_nt(x: &[f32], m: usize, w: &QMatrix<'_>, y: &mut [f32], accumulate:
     });
 }
 
-/// The same for quantized activations: x[i] = scale[i/32]·code[i].
+/// The same for quantized activations: `x[i] = scale[i/32]·code[i]`.
 pub fn qgemm_nt_int8(x: &QuantActs<'_>, m: usize, w: &QMatrix<'_>, y: &mut [f32], accumulate: bool) {
     let (n, k) = (w.rows(), w.cols());
     if !accumulate {
@@ -227,7 +227,7 @@ pub fn swiglu_bwd(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
     }
 }
 
-/// The same behind gains; see [`crate::generic::rows::swiglu_bwd_gains`].
+/// The same behind gains; see `generic::rows::swiglu_bwd_gains`.
 pub fn swiglu_bwd_gains(g: &mut [f32], u: &mut [f32], dh: &[f32], c: [&[f32]; 2], sums: [&mut [f32]; 2]) {
     for i in 0..g.len() {
         let before = (g[i], u[i]);
@@ -239,7 +239,7 @@ pub fn swiglu_bwd_gains(g: &mut [f32], u: &mut [f32], dh: &[f32], c: [&[f32]; 2]
     }
 }
 
-/// `n` columns of one row backward through a gain; see [`crate::generic::rows::gain_bwd`].
+/// `n` columns of one row backward through a gain; see `generic::rows::gain_bwd`.
 ///
 /// # Safety
 /// All pointers but a null `before` cover n elements.
@@ -262,7 +262,7 @@ pub unsafe fn gain_bwd(
     }
 }
 
-/// One chunk of the running softmax; see [`crate::generic::rows::ce_chunk_row`].
+/// One chunk of the running softmax; see `generic::rows::ce_chunk_row`.
 pub fn ce_chunk_row(logits: &mut [f32], first_id: usize, target: usize, st: &mut SoftmaxState) -> f32 {
     if let Some(l) = target.checked_sub(first_id).and_then(|i| logits.get(i)) {
         st.target = *l;

@@ -12,6 +12,7 @@ use super::exchange::{Exchange, Module, transpose};
 use super::gains::{self, Gains};
 use super::params::Adapter;
 use super::{RANK_MAX, Slot};
+use crate::algebra::{jacobi_sweep, set_identity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::model::weights::ModelFile;
@@ -295,17 +296,11 @@ fn gram(rows: &[f32], n: usize) -> Vec<f64> {
 fn eigen(mut g: Vec<f64>, m: usize) -> (Vec<f64>, Vec<f64>) {
     /// Sweeps converge quadratically: a handful is enough, this is far more.
     const SWEEPS_MAX: usize = 40;
-    let mut v: Vec<f64> = (0..m * m).map(|at| f64::from(u8::from(at / m == at % m))).collect();
+    let mut v = vec![0.0; m * m];
+    set_identity(&mut v, m);
     let scale = (0..m).map(|i| g[i * m + i].abs()).fold(0.0, f64::max);
     for _ in 0..SWEEPS_MAX {
-        let mut largest = 0.0_f64;
-        for p in 0..m {
-            for q in p + 1..m {
-                largest = largest.max(g[p * m + q].abs());
-                rotate(&mut g, &mut v, m, p, q);
-            }
-        }
-        if largest <= 1e-15 * scale {
+        if jacobi_sweep(&mut g, &mut v, m, |_, _, _| false) <= 1e-15 * scale {
             break;
         }
     }
@@ -313,28 +308,6 @@ fn eigen(mut g: Vec<f64>, m: usize) -> (Vec<f64>, Vec<f64>) {
     order.sort_by(|a, b| g[b * m + b].total_cmp(&g[a * m + a]));
     let values = order.iter().map(|i| g[i * m + i]).collect();
     (values, order.iter().flat_map(|i| v[i * m..(i + 1) * m].to_vec()).collect())
-}
-
-/// Turns rows and columns p and q so that the element between them is zero.
-fn rotate(g: &mut [f64], v: &mut [f64], m: usize, p: usize, q: usize) {
-    let off = g[p * m + q];
-    if off == 0.0 {
-        return;
-    }
-    let theta = (g[q * m + q] - g[p * m + p]) / (2.0 * off);
-    let t = theta.signum() / (theta.abs() + (theta * theta + 1.0).sqrt());
-    let c = 1.0 / (t * t + 1.0).sqrt();
-    let s = t * c;
-    for i in 0..m {
-        let (a, b) = (g[i * m + p], g[i * m + q]);
-        (g[i * m + p], g[i * m + q]) = (c * a - s * b, s * a + c * b);
-    }
-    for i in 0..m {
-        let (a, b) = (g[p * m + i], g[q * m + i]);
-        (g[p * m + i], g[q * m + i]) = (c * a - s * b, s * a + c * b);
-        let (a, b) = (v[p * m + i], v[q * m + i]);
-        (v[p * m + i], v[q * m + i]) = (c * a - s * b, s * a + c * b);
-    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use engraft_kernels::Kernels;
 
 use super::config::Layout;
 use super::gains::{self, Gains};
-use super::params::{Adapter, short_hex};
+use super::params::Adapter;
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hex;
 use crate::model::weights::ModelFile;
 use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
@@ -266,9 +267,9 @@ impl Adapter {
         mismatch(format!(
             "the adapter was trained on another base: {} ({}), and this model is {}{what}; use the GGUF file \
              it was trained on, train again on this one, or say --force-base",
-            short_hex(&self.base.digest),
+            hex::short(&self.base.digest),
             self.base_name(),
-            short_hex(&model.digest()),
+            hex::short(&model.digest()),
         ))
     }
 }

@@ -249,7 +249,7 @@ pub struct Slot {
     pub a: Range<usize>,
     /// Bᵀ, [rank, outputs] row-major: every product reads B along its outputs.
     pub b: Range<usize>,
-    /// DoRA's magnitudes m, [outputs]; empty without DoRA.
+    /// DoRA's magnitudes m, `[outputs]`; empty without DoRA.
     pub m: Range<usize>,
     /// Rank r.
     pub rank: usize,

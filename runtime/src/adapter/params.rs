@@ -1,13 +1,12 @@
 //! The parameters of an adapter, and the base model they belong to.
 
-use std::fmt::Write as _;
-
 use engraft_kernels::Kernels;
 
 use super::binding::Binding;
 use super::config::{Layout, LoraConfig, shapes};
 use super::gains;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hex;
 use crate::model::ModelConfig;
 use crate::model::weights::ModelFile;
 
@@ -156,9 +155,9 @@ impl Adapter {
             let message = format!(
                 "the adapter was trained on another base: {} ({}), and this model is {}; use the GGUF file \
                  it was trained on, train again on this one, or say --force-base",
-                short_hex(&self.base.digest),
+                hex::short(&self.base.digest),
                 self.base_name(),
-                short_hex(digest)
+                hex::short(digest)
             );
             return Err(Error::new(ErrorKind::BaseMismatch, message));
         }
@@ -195,14 +194,4 @@ impl Adapter {
     pub(super) fn base_name(&self) -> String {
         if self.meta.base_name.is_empty() { "unnamed".into() } else { format!("{:?}", self.meta.base_name) }
     }
-}
-
-/// The first 6 bytes of a digest in hexadecimal: enough for a person to tell two apart.
-pub fn short_hex(digest: &[u8; 32]) -> String {
-    let mut out = String::with_capacity(12);
-    for byte in &digest[..6] {
-        // Writing to a String does not fail.
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
 }

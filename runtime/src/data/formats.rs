@@ -31,9 +31,14 @@ pub enum OverLong {
     Refuse,
 }
 
+/// Reads rows in a way of its own; the error says what is wrong, without the row's text.
+pub type RowReader = fn(&Value) -> Result<Sample, String>;
+
 /// How data is read.
 #[derive(Clone, Debug)]
 pub struct DataOptions {
+    /// Reads each row instead of the keys below, into a conversation.
+    pub reader: Option<RowReader>,
     /// Key of running text.
     pub text_key: String,
     /// Key of a prompt.
@@ -66,6 +71,7 @@ pub struct DataOptions {
 impl Default for DataOptions {
     fn default() -> Self {
         DataOptions {
+            reader: None,
             text_key: "text".into(),
             prompt_key: "prompt".into(),
             completion_key: "completion".into(),
@@ -92,6 +98,13 @@ impl DataOptions {
             Format::QuestionAnswer => vec![&self.question_key, &self.answer_key],
             Format::Text => vec![&self.text_key],
         }
+    }
+
+    /// Reads a row of a format, or as the reader does.
+    ///
+    /// The error says what is wrong, without the row's text.
+    pub fn sample(&self, row: &Value, format: Format) -> Result<Sample, String> {
+        self.reader.map_or_else(|| Sample::parse(row, format, self), |read| read(row))
     }
 
     /// The format whose keys a row has.

@@ -11,9 +11,9 @@ pub mod replay;
 pub mod source;
 
 pub use batches::{Batch, Batches, Cursor};
-pub use formats::{DataOptions, Format, OverLong, Sample};
+pub use formats::{DataOptions, Format, OverLong, RowReader, Sample};
 pub use replay::{Mixed, MixedCursor};
-pub use source::{Part, TrainValid, load, load_train_valid, split};
+pub use source::{Part, TrainValid, load, load_train_valid, samples, split, split_off};
 
 use std::path::PathBuf;
 
@@ -70,6 +70,8 @@ pub struct Dataset {
     pub format: Format,
     /// The file.
     pub source: PathBuf,
+    /// The line of each example in the file, from 1.
+    pub lines: Vec<u32>,
     /// A number per example that follows from its whole row, before any cut: what [`split`] goes by.
     pub keys: Vec<u64>,
 }

@@ -94,13 +94,10 @@ pub fn load(
     if options.max_seq_length == 0 {
         return Err(Error::new(ErrorKind::Misuse, "the sequence length must be at least 1"));
     }
-    let format = detect(file, options)?;
-    let (examples, skipped) = (Vec::new(), Vec::new());
-    let source = file.to_owned();
-    let mut data =
-        Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, keys: Vec::new() };
+    let format = if options.reader.is_some() { Format::Messages } else { detect(file, options)? };
+    let mut data = empty(file, format);
     for_each_row(file, &mut |line, row| {
-        let sample = row.and_then(|row| Sample::parse(&row, format, options));
+        let sample = row.and_then(|row| options.sample(&row, format));
         let encoded =
             sample.and_then(|sample| Ok((encode_sample(&sample, tokenizer, chat, options)?, sample)));
         // Of the whole row: another length limit must not move rows to the other side of the split.
@@ -114,6 +111,7 @@ pub fn load(
             Ok(Some(example)) => {
                 data.examples.push(example);
                 data.keys.push(row_key);
+                data.lines.push(line as u32);
             }
             Ok(None) => {
                 let limit = options.max_seq_length;
@@ -133,6 +131,34 @@ pub fn load(
         Ok(true)
     })?;
     if data.examples.is_empty() { Err(nothing_left(&data)) } else { Ok(data) }
+}
+
+/// A file without rows.
+fn empty(file: &Path, format: Format) -> Dataset {
+    let (skipped, source) = (Vec::new(), file.to_owned());
+    let (examples, lines, keys) = (Vec::new(), Vec::new(), Vec::new());
+    Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, lines, keys }
+}
+
+/// What the examples were before they became ids, in the same order: the rows are read once more.
+///
+/// # Errors
+/// `Io`; `BadData` when the file is not what it was.
+pub fn samples(data: &Dataset, options: &DataOptions) -> Result<Vec<Sample>> {
+    let mut wanted: Vec<(usize, usize)> = data.lines.iter().map(|l| *l as usize).zip(0..).collect();
+    wanted.sort_unstable();
+    let (mut wanted, mut found) = (wanted.into_iter().peekable(), vec![None; data.lines.len()]);
+    for_each_row(&data.source, &mut |line, row| {
+        if let Some((_, at)) = wanted.next_if(|(wanted, _)| *wanted == line) {
+            found[at] = row.ok().and_then(|row| options.sample(&row, data.format).ok());
+        }
+        Ok(wanted.peek().is_some())
+    })?;
+    let changed = || {
+        let message = format!("{}: changed while it was read: start again", data.source.display());
+        Error::new(ErrorKind::BadData, message)
+    };
+    found.into_iter().collect::<Option<Vec<_>>>().ok_or_else(changed)
 }
 
 /// Cuts an example at the limit; None where that is refused; a reason where no target is left.
@@ -256,6 +282,14 @@ pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
     let n = data.examples.len();
     let wanted = (n as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
     let count = if fraction <= 0.0 || n < 2 { 0 } else { wanted.clamp(1, n - 1) };
+    split_off(data, count, seed)
+}
+
+/// [`split`] of a number of rows instead of a fraction: what is left, and `count` rows (all, if there are
+/// no more).
+pub fn split_off(data: Dataset, count: usize, seed: u64) -> (Dataset, Dataset) {
+    let n = data.examples.len();
+    let count = count.min(n);
     let seeded = |key: &u64| Rng::new(*key, seed ^ SPLIT_STREAM).next_u64();
     let mut order: Vec<(u64, usize)> = data.keys.iter().map(seeded).zip(0..).collect();
     order.sort_unstable();
@@ -269,8 +303,11 @@ pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
         ..data.without_examples()
     };
     let mut train = Dataset { examples: Vec::with_capacity(n - count), ..data.without_examples() };
-    for (example, held) in data.examples.into_iter().zip(held) {
-        if held { valid.examples.push(example) } else { train.examples.push(example) }
+    for (i, (example, held)) in data.examples.into_iter().zip(held).enumerate() {
+        let part = if held { &mut valid } else { &mut train };
+        part.examples.push(example);
+        part.lines.push(data.lines[i]);
+        part.keys.push(data.keys[i]);
     }
     (train, valid)
 }
@@ -288,6 +325,7 @@ impl Dataset {
     fn without_examples(&self) -> Dataset {
         Dataset {
             examples: Vec::new(),
+            lines: Vec::new(),
             keys: Vec::new(),
             skipped: self.skipped.clone(),
             source: self.source.clone(),

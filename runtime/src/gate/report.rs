@@ -1,6 +1,17 @@
 //! What a comparison was, for people: everything that the page and the text on a terminal show.
 //!
-//! Figures and strings only, as measured: whoever shows them rounds them.
+//! Figures and strings only, as measured: whoever shows them rounds them. [`Report::to_html`] gives the page,
+//! [`Report::to_text`] the text; both show the same tables.
+
+mod chart;
+mod html;
+mod outcome;
+mod page;
+mod show;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod text;
 
 use serde::{Deserialize, Serialize};
 

@@ -7,6 +7,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::hex;
+
 /// The compiled-in text: UTF-8 in passages, each behind a line `%% register: title`.
 pub const TEXT: &str = include_str!("retention.txt");
 /// What reports call the compiled-in text.
@@ -44,7 +46,7 @@ pub fn split(text: &str) -> Vec<Passage<'_>> {
 
 /// SHA-256 of the compiled-in text in hexadecimal: part of the settings that a verdict is bound to.
 pub fn digest() -> String {
-    Sha256::digest(TEXT).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&Sha256::digest(TEXT))
 }
 
 #[cfg(test)]

@@ -26,9 +26,9 @@ pub use record::{ContentKind, FileRecord, Generation};
 use record::{Pointer, decode};
 pub use writer::{Candidate, Pruned, Writer};
 
-use crate::adapter::params::short_hex;
 use crate::adapter::{ADAPTER_FILE, Adapter};
 use crate::error::{Error, ErrorKind, Result};
+use crate::hex;
 use crate::model::ModelConfig;
 use crate::model::chat::Message;
 use crate::storage::{EntryKind, Storage};
@@ -100,9 +100,11 @@ pub struct Listing {
 pub struct Listed {
     /// Its number.
     pub number: u64,
-    /// Its manifest, or why it has none: a promotion that did not end, or damage. The files' contents are
-    /// not read.
+    /// Its manifest, or why it has none: unfinished, or damage. The files' contents are not read.
     pub manifest: std::result::Result<Generation, String>,
+    /// A folder without a manifest that no pointer names: what a promotion or a pruning left that was cut
+    /// short, or is still at it. No generation, so nothing is lost; the next writer removes it.
+    pub is_unfinished: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -131,8 +133,8 @@ impl Generation {
             "generation {} was made for another base: {}, and this model is {}; use the GGUF file it was made \
              for, adapt again on this one, or say --force-base",
             self.number,
-            short_hex(&self.base),
-            short_hex(digest)
+            hex::short(&self.base),
+            hex::short(digest)
         );
         Err(Error::new(ErrorKind::BaseMismatch, message))
     }
@@ -254,11 +256,8 @@ impl<'s> Store<'s> {
     fn candidates(&self, pointer: Option<&Pointer>, is_lost: bool) -> Result<Vec<u64>> {
         let newest_first: Vec<u64> = self.numbers()?.into_iter().rev().collect();
         let Some(pointer) = pointer else {
-            let has_manifest = |n: &u64| {
-                is_lost
-                    || !matches!(self.storage.kind(&self.generation_dir(*n).join(MANIFEST_FILE)), Ok(None))
-            };
-            return Ok(newest_first.into_iter().filter(has_manifest).collect());
+            let may_be_whole = |n: &u64| is_lost || !self.is_unfinished(*n, None);
+            return Ok(newest_first.into_iter().filter(may_be_whole).collect());
         };
         let mut order: Vec<u64> = std::iter::once(pointer.generation).chain(pointer.previous).collect();
         let older = newest_first.into_iter().filter(|n| *n < pointer.generation);
@@ -268,6 +267,14 @@ impl<'s> Store<'s> {
             }
         }
         Ok(order)
+    }
+
+    /// Whether a folder is none of a generation, with a pointer that could be read: see
+    /// [`Listed::is_unfinished`].
+    fn is_unfinished(&self, number: u64, pointer: Option<&Pointer>) -> bool {
+        let is_named = pointer.is_some_and(|p| p.generation == number || p.previous == Some(number));
+        let manifest = self.generation_dir(number).join(MANIFEST_FILE);
+        !is_named && matches!(self.storage.kind(&manifest), Ok(None))
     }
 
     /// A generation, all its files read and compared with their digests.
@@ -393,9 +400,12 @@ impl<'s> Store<'s> {
             other => other?,
         };
         let mut listing = Listing { active, ..Listing::default() };
+        // A pointer that can't be read may name any of them.
+        let pointer = self.pointer();
         for number in self.numbers()? {
             let manifest = self.generation(number).map_err(|e| e.message().to_owned());
-            listing.generations.push(Listed { number, manifest });
+            let is_unfinished = pointer.as_ref().is_ok_and(|p| self.is_unfinished(number, p.as_ref()));
+            listing.generations.push(Listed { number, manifest, is_unfinished });
         }
         let ours = |name: &str| [LOCK_FILE, POINTER_FILE, GENERATIONS_DIR].contains(&name);
         listing.unknown.extend(self.names(&self.dir)?.into_iter().filter(|name| !ours(name)));

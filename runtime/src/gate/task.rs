@@ -17,7 +17,8 @@
 use serde_json::Value;
 
 use super::number::{Found, Number, normalize, scan};
-use crate::error::{Error, ErrorKind, Result};
+use crate::data::{RowReader, Sample};
+use crate::error::{Error, ErrorKind};
 use crate::model::chat::Message;
 
 /// A task.
@@ -57,7 +58,7 @@ impl Task {
     ///
     /// # Errors
     /// `Misuse`, naming the known ones.
-    pub fn from_name(name: &str) -> Result<Task> {
+    pub fn from_name(name: &str) -> crate::Result<Task> {
         Task::ALL.into_iter().find(|task| task.name() == name).ok_or_else(|| {
             let known = Task::ALL.map(Task::name).join(", ");
             Error::new(ErrorKind::Misuse, format!("no task is named {name:?}; known are {known}"))
@@ -111,7 +112,7 @@ impl Task {
     ///
     /// # Errors
     /// `BadData` when a key is missing or the answer holds no number.
-    pub fn row(self, row: &Value) -> Result<Solved> {
+    pub fn row(self, row: &Value) -> crate::Result<Solved> {
         let text = |key: &str| match row.get(key) {
             Some(Value::String(text)) if !text.trim().is_empty() => Some(text.trim().to_string()),
             Some(Value::Number(number)) => Some(number.to_string()),
@@ -136,6 +137,19 @@ impl Task {
             _ => answer,
         };
         Ok(Solved { question, answer })
+    }
+
+    /// What reads the task's rows into conversations to learn: [`Task::row`] and [`Task::taught`].
+    pub fn reader(self) -> RowReader {
+        fn read(task: Task, row: &Value) -> Result<Sample, String> {
+            let solved = task.row(row).map_err(|e| e.message().to_string())?;
+            Ok(Sample::Chat { messages: task.taught(&solved), tools: None })
+        }
+        match self {
+            Task::Gsm8k => |row| read(Task::Gsm8k, row),
+            Task::OrcaMath => |row| read(Task::OrcaMath, row),
+            Task::Svamp => |row| read(Task::Svamp, row),
+        }
     }
 
     /// Whether a completion gives the reference's number; `None` when the reference has none, which

@@ -3,11 +3,12 @@
 //! How it is reached:
 //!
 //! 1. A leak between training and held-out data, or too few held-out examples, ends it: the base stays.
-//! 2. Each trained arm is compared with zero-shot and with every few-shot arm on the same examples: gain
+//! 2. Each trained arm is compared with zero-shot and with every sound few-shot arm on the same examples: gain
 //!    in nats per token with a paired bootstrap interval. It must beat them all, so the largest of its
 //!    p-values counts; over the trained arms these go through Holm's step-down, and an arm wins when the
 //!    lower bounds at its step's level are above the threshold. Few-shot arms against zero-shot are a
-//!    family of their own.
+//!    family of their own. An arm whose loss is no number can't win and is no rival, but it counts as a
+//!    member of its family, so that no other member's level rises.
 //! 3. Winners are turned down for significantly worse accuracy (McNemar's mid-p), and trained ones for
 //!    forgetting: retention ΔNLL and KL above their ceilings, or not measured. These tests are not
 //!    corrected for their number: a correction would make harm harder to see.
@@ -17,7 +18,8 @@
 mod report;
 
 pub use report::{
-    Accuracy, ArmReport, Binding, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, SCHEMA, Verdict,
+    Accuracy, ArmReport, Binding, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, RetentionReport, SCHEMA,
+    Verdict,
 };
 
 use std::collections::HashSet;
@@ -38,9 +40,9 @@ pub struct Thresholds {
     /// Ceiling of the change in NLL on each retention text, nats per token. 0.03 nats are 3 % of
     /// perplexity: about what a step between neighbouring quantization types costs.
     pub retention_nll_max: f64,
-    /// Ceiling of KL(tuned‖base) on each retention text, nats per token. By Pinsker's inequality, 0.1
-    /// nats let at most √(0.1/2) ≈ 22 % of the next tokens' probability move, on text that the training
-    /// was not about. ΔNLL alone can hide such drift: gains on some tokens cancel losses on others.
+    /// Ceiling of KL(tuned‖base) on each retention text, nats per token. ΔNLL says what was harmed; this
+    /// catches a model that has become another one, whose gains on some tokens hide losses on others. By
+    /// Pinsker's inequality 0.5 nats let at most √(0.5/2) = half of the next tokens' probability move.
     pub retention_kl_max: f64,
     /// Ceiling of KL(tuned‖base) on the task, nats per token. None by default: moving away from the base
     /// there is what training is for.
@@ -50,7 +52,7 @@ pub struct Thresholds {
     pub examples_min: usize,
     /// Bootstrap resamples.
     pub resamples: usize,
-    /// Whether a trained arm needs a few-shot arm to be compared with.
+    /// Whether a trained arm needs a few-shot arm to be compared with, whose loss is a number.
     pub few_shot_required: bool,
 }
 
@@ -60,7 +62,7 @@ impl Default for Thresholds {
             alpha: 0.05,
             improvement_min: 0.0,
             retention_nll_max: 0.03,
-            retention_kl_max: 0.1,
+            retention_kl_max: 0.5,
             task_kl_max: None,
             examples_min: 20,
             resamples: 10_000,
@@ -121,12 +123,20 @@ pub struct ArmResult {
     pub task_kl: Option<f64>,
 }
 
+impl ArmResult {
+    /// Whether a loss is no number: then nothing can be said of it.
+    fn is_broken(&self) -> bool {
+        self.nll.iter().any(|e| !e.sum.is_finite())
+    }
+}
+
 /// Judges the arms. Equal arguments give equal verdicts, to the byte of [`Verdict::to_json`].
 ///
 /// # Errors
 /// `Misuse` for thresholds out of range, arms without exactly one zero-shot, equal names, or lists that
 /// do not match; `BadData` for held-out data without a target; `NonFinite` when zero-shot itself has no
-/// finite loss. A trained or few-shot arm with a loss that is no number is only turned down.
+/// finite loss. A trained or few-shot arm with a loss that is no number is only turned down, and no rival
+/// to others.
 pub fn judge(
     arms: &[ArmResult],
     leaks: &[Leak],
@@ -137,7 +147,8 @@ pub fn judge(
     let zero = check_arms(arms)?;
     let trained = family(arms, |k| *k == ArmKind::Trained);
     let shots = family(arms, |k| matches!(k, ArmKind::FewShot { .. }));
-    let rivals: Vec<usize> = std::iter::once(zero).chain(shots.iter().copied()).collect();
+    let sound = shots.iter().copied().filter(|shot| !arms[*shot].is_broken());
+    let rivals: Vec<usize> = std::iter::once(zero).chain(sound).collect();
 
     let examples = arms[zero].nll.iter().filter(|e| e.targets > 0).count();
     let largest = trained.len().max(shots.len());
@@ -215,9 +226,9 @@ fn check_arms(arms: &[ArmResult]) -> Result<usize> {
     if base.nll.iter().all(|e| e.targets == 0) {
         return Err(Error::new(ErrorKind::BadData, "the held-out data has no target to score"));
     }
-    match base.nll.iter().all(|e| e.sum.is_finite()) {
-        true => Ok(zero),
-        false => Err(Error::new(ErrorKind::NonFinite, format!("the loss of {} is no number", base.name))),
+    match base.is_broken() {
+        false => Ok(zero),
+        true => Err(Error::new(ErrorKind::NonFinite, format!("the loss of {} is no number", base.name))),
     }
 }
 
@@ -301,7 +312,7 @@ impl Court<'_> {
     fn weigh(&self, arm: usize, findings: Findings, report: &mut ArmReport) {
         let (result, t) = (&self.arms[arm], self.thresholds);
         let mut sound = findings.won;
-        let broken = result.nll.iter().any(|e| !e.sum.is_finite());
+        let broken = result.is_broken();
         if broken {
             report.reasons.push(format!("{} is broken: its held-out loss is no number.", result.name));
         }
@@ -327,17 +338,29 @@ impl Court<'_> {
         }
         if result.kind == ArmKind::Trained {
             sound &= report::forgetting(result, t, report);
-            if t.few_shot_required && !self.arms.iter().any(|a| matches!(a.kind, ArmKind::FewShot { .. })) {
-                sound = false;
-                report.undecided.push(format!(
-                    "Few-shot prompting was not measured, so nothing shows that {} is needed.",
-                    result.name
-                ));
-            }
+            sound &= self.beside_few_shot(&result.name, report);
         }
         report.adjusted_p = Some(findings.adjusted);
         report.comparisons = findings.comparisons;
         report.eligible = sound && !broken;
+    }
+
+    /// Says which few-shot arms a trained one was not compared with, and whether enough is left.
+    fn beside_few_shot(&self, name: &str, report: &mut ArmReport) -> bool {
+        let shots = || self.arms.iter().filter(|a| matches!(a.kind, ArmKind::FewShot { .. }));
+        for shot in shots().filter(|a| a.is_broken()) {
+            let problem = "its held-out loss is no number";
+            report.reasons.push(format!("{name} is not compared with {}: {problem}.", shot.name));
+        }
+        if !self.thresholds.few_shot_required || shots().any(|a| !a.is_broken()) {
+            return true;
+        }
+        let why = match shots().next() {
+            None => "Few-shot prompting was not measured",
+            Some(_) => "No few-shot arm has a loss that is a number",
+        };
+        report.undecided.push(format!("{why}, so nothing shows that {name} is needed."));
+        false
     }
 }
 

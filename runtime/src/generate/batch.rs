@@ -9,7 +9,7 @@ use std::sync::Arc;
 use engraft_kernels::{Kernels, KvType};
 
 use super::kv_cache::KvCache;
-use super::replay::no_token;
+use super::sampler::no_token;
 use super::session::{Session, check_ids, embed};
 use super::stacked::StackedAdapter;
 use crate::error::{Error, ErrorKind, Result};
@@ -349,7 +349,7 @@ impl BatchSession {
     fn choose(&mut self, rows: std::ops::Range<usize>) {
         let d = self.model.config().d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = ctx(&self.model, &self.kernels, &self.rope, self.precision);
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
         let x = &self.x[rows.start * d..rows.end * d];
         let chosen = &mut self.chosen[..rows.len()];
         head::likeliest(&ctx, &w, x, &mut self.head, &mut self.block.kernel, chosen);
@@ -359,7 +359,7 @@ impl BatchSession {
     fn forward(&mut self, ids: &[u32], are: RowsAre) {
         let (n, d) = (ids.len(), self.model.config().d_model);
         embed(&self.model, &self.kernels, ids, &mut self.x[..n * d]);
-        let ctx = ctx(&self.model, &self.kernels, &self.rope, self.precision);
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
         let rows = RowMap { seqs: &[], pos: &self.pos };
         for l in 0..ctx.config.n_layers {
             let prefix = self.prefix.cache.rows(l);
@@ -379,10 +379,6 @@ impl BatchSession {
             std::mem::swap(&mut self.x, &mut self.y);
         }
     }
-}
-
-fn ctx<'a>(model: &'a Weights, kernels: &'a Kernels, rope: &'a [f32], precision: Precision) -> Ctx<'a> {
-    Ctx { kernels, config: model.config(), rope, precision, gradient: precision.into() }
 }
 
 /// f32 words of a session's buffers.

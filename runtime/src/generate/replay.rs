@@ -116,8 +116,8 @@ impl Sampling {
     }
 
     /// The rows, at temperature 1 from the whole vocabulary; every sampled token is a target, those before
-    /// are not. The same seed gives the same rows on any number of threads. `progress` is told how many
-    /// are done, and may return false to stop.
+    /// are not. The same seed gives the same rows on any number of threads. `progress` is told before each
+    /// token how many rows are done, and may return false to stop.
     ///
     /// # Errors
     /// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Session::new`].
@@ -145,44 +145,42 @@ impl Sampling {
         for i in 0..self.count {
             let prompt = &starts.prompts[i % starts.prompts.len()];
             let limit = starts.len(i, self.tokens, self.rows_max) - prompt.len();
-            let sampled =
-                complete(&mut session, &mut sampler, prompt, limit, |id| starts.ends.contains(&id))?;
+            let is_end = |id| starts.ends.contains(&id);
+            let sampled = complete(&mut session, &mut sampler, prompt, limit, is_end, |_| progress(i))?;
             let mut ids = Vec::with_capacity(prompt.len() + sampled.len());
             ids.extend_from_slice(prompt);
             ids.extend_from_slice(&sampled);
             let mask = (0..ids.len()).map(|at| at >= prompt.len()).collect();
             examples.push(Example { ids, mask });
             if !progress(i + 1) {
-                return Err(Error::new(ErrorKind::Cancelled, "stopped while replay rows were sampled"));
+                return Err(stopped());
             }
         }
         Ok(examples)
     }
 }
 
-/// The error where no score is a number.
-pub(super) fn no_token() -> Error {
-    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
-    Error::new(ErrorKind::NonFinite, message)
-}
-
 /// What follows a prompt, from an empty cache: at most `limit` tokens, up to the one that ends it, which
-/// is included.
+/// is included. `progress` is told before each token how many there are, and may return false to stop.
 ///
 /// # Errors
-/// `NonFinite` where no token can be chosen; those of [`Session::feed`].
+/// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Session::feed`].
 pub fn complete(
     session: &mut Session,
     sampler: &mut Sampler,
     prompt: &[u32],
     limit: usize,
     is_end: impl Fn(u32) -> bool,
+    mut progress: impl FnMut(usize) -> bool,
 ) -> Result<Vec<u32>> {
     session.truncate(0);
     let mut answer = Vec::new();
     let mut logits = session.feed(prompt)?;
     while answer.len() < limit {
-        let id = sampler.try_sample(logits, &[]).ok_or_else(no_token)?;
+        if !progress(answer.len()) {
+            return Err(stopped());
+        }
+        let id = sampler.choose(logits, &[])?;
         answer.push(id);
         if is_end(id) || answer.len() == limit || session.room() == 0 {
             break;
@@ -190,4 +188,8 @@ pub fn complete(
         logits = session.feed(&[id])?;
     }
     Ok(answer)
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Cancelled, "stopped while the model's own text was sampled")
 }

@@ -130,6 +130,14 @@ impl Sampler {
         self.draw()
     }
 
+    /// Like [`Sampler::try_sample`], for callers that can't go on without a token.
+    ///
+    /// # Errors
+    /// `NonFinite`.
+    pub fn choose(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32> {
+        self.try_sample(logits, history).ok_or_else(no_token)
+    }
+
     /// Applies the repeat penalty once to each distinct token of the window.
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) {
         let penalty = self.options.repeat_penalty;
@@ -274,6 +282,12 @@ impl Sampler {
     fn max_logit(&self) -> f32 {
         self.candidates.iter().map(|candidate| candidate.logit).fold(f32::NEG_INFINITY, f32::max)
     }
+}
+
+/// The error where no score is a number.
+pub(super) fn no_token() -> Error {
+    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
+    Error::new(ErrorKind::NonFinite, message)
 }
 
 /// Leaves finite logits and −∞ only: NaN becomes −∞, +∞ the largest finite number.

@@ -230,16 +230,45 @@ impl Session {
     pub fn logits_at(&mut self, row: usize) -> &mut [f32] {
         let d = self.model.config().d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: self.model.config(),
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
         let x = &self.x[row * d..(row + 1) * d];
         head::logits(&ctx, &w, x, &mut self.head, &mut self.block.kernel, &mut self.logits);
         &mut self.logits
+    }
+
+    /// Sum of the losses (nats) and number of the rows of the part that was read last that have a target
+    /// (≠ `u32::MAX`). `head` has room for them.
+    ///
+    /// # Panics
+    /// If the part had fewer rows than there are targets.
+    pub(crate) fn losses(
+        &mut self,
+        head: &mut HeadBufs,
+        targets: &[u32],
+        each: impl FnMut(usize, f64),
+    ) -> (f64, usize) {
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
+        let x = &self.x[..targets.len() * w.norm.len()];
+        head::loss(&ctx, &w, x, targets, None, head, &mut self.block.kernel, each)
+    }
+
+    /// Logits `[n, V]` of what follows n rows of the part that was read last. `head` has room for them.
+    ///
+    /// # Panics
+    /// If the part had no such rows, or `out` is of another size.
+    pub(crate) fn logits_of(&mut self, rows: &[usize], head: &mut HeadBufs, out: &mut [f32]) {
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
+        head::gathered_logits(&ctx, &w, &self.x, rows, head, &mut self.block.kernel, out);
+    }
+
+    /// Hidden states `[rows, d]` of the first rows of the part that was read last, before the final norm.
+    ///
+    /// # Panics
+    /// If the part had fewer rows.
+    pub(crate) fn hidden(&self, rows: usize) -> &[f32] {
+        &self.x[..rows * self.model.config().d_model]
     }
 
     /// Runs all blocks over one part; its outputs are in `x` then.
@@ -250,13 +279,7 @@ impl Session {
         self.pos.extend((self.filled..self.filled + n).map(|p| p as u32));
         let kernels = &*self.kernels;
         embed(&self.model, kernels, ids, &mut self.x[..n * d]);
-        let ctx = Ctx {
-            kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(kernels, c, &self.rope, self.precision);
         let rows = RowMap { seqs: &[], pos: &self.pos };
         for l in 0..c.n_layers {
             let (k, v) = self.cache.layer(l);

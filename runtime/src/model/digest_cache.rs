@@ -6,13 +6,13 @@
 //! checksum: anything else than a whole file of this version is ignored, and written anew. Nothing here
 //! fails: without a cache, or with a broken one, digests are computed.
 
-use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::storage::{Disk, Storage, commit, create_dir_all};
 
 /// The file within the cache's folder.
@@ -63,7 +63,7 @@ impl Stamp {
     /// The line of a digest.
     fn line(&self, digest: &[u8; 32]) -> String {
         let [a, b, c, d] = self.times;
-        format!("{} {} {} {a} {b} {c} {d} {}\n", self.device, self.inode, self.bytes, hex(digest))
+        format!("{} {} {} {a} {b} {c} {d} {}\n", self.device, self.inode, self.bytes, hex::encode(digest))
     }
 }
 
@@ -126,14 +126,14 @@ fn title() -> &'static str {
 fn encode(entries: &[(Stamp, [u8; 32])]) -> String {
     let mut text = title().to_string();
     text.extend(entries.iter().map(|(stamp, digest)| stamp.line(digest)));
-    let sum = hex(&Sha256::digest(text.as_bytes()).into());
+    let sum = hex::encode(&Sha256::digest(text.as_bytes()));
     text + &sum + "\n"
 }
 
 fn decode(text: &str) -> Option<Vec<(Stamp, [u8; 32])>> {
     let body_bytes = text.strip_suffix('\n')?.rfind('\n')? + 1;
     let (body, sum) = text.split_at(body_bytes);
-    if sum.trim_end() != hex(&Sha256::digest(body.as_bytes()).into()) {
+    if sum.trim_end() != hex::encode(&Sha256::digest(body.as_bytes())) {
         return None;
     }
     body.strip_prefix(title())?.lines().map(entry).collect()
@@ -145,28 +145,8 @@ fn entry(line: &str) -> Option<(Stamp, [u8; 32])> {
     let (device, inode, bytes) = (number()?, number()?, number()?);
     let mut time = || words.next()?.parse::<i64>().ok();
     let times = [time()?, time()?, time()?, time()?];
-    let digest = unhex(words.next()?)?;
+    let digest = hex::decode(words.next()?)?;
     words.next().is_none().then_some((Stamp { device, inode, bytes, times }, digest))
-}
-
-fn hex(digest: &[u8; 32]) -> String {
-    let mut out = String::with_capacity(64);
-    for byte in digest {
-        // Writing to a String does not fail.
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    let mut digest = [0; 32];
-    for (i, byte) in digest.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(digest)
 }
 
 #[cfg(all(test, unix))]

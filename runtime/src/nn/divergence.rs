@@ -19,6 +19,7 @@ use engraft_kernels::{Kernels, NnOp, NtOp, Rows, SoftmaxState, acts_words};
 
 use super::head::{self, HeadBufs, HeadWeights, VOCAB_CHUNK};
 use super::{Ctx, Precision};
+use crate::algebra::dot;
 
 /// Which way a divergence is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -274,20 +275,6 @@ fn fold(
 /// What sums relative to a maximum are multiplied by when it has grown.
 fn growth(before: f32, now: &SoftmaxState) -> f32 {
     if before == f32::NEG_INFINITY { 0.0 } else { (before - now.max).exp() }
-}
-
-/// Σ a∘b, in sixteen sums that one vector or several hold.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0f32; LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..LANES {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 /// dn of the tuned half = Σ p·W − W_target + weight·(its divergence's gradient by the normed state); the

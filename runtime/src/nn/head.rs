@@ -240,7 +240,8 @@ fn run_chunks(
         let rows = acts.map_or(Rows::F32(&b.n[..r * d]), Rows::Int8);
         let op = NtOp { x: rows, w: part, low: None, gain: None, y: logits, accumulate: false };
         ctx.kernels.qgemm_nt(r, &mut [op], kernel);
-        let dn = train.then_some(&mut b.dn[..r * d]);
+        // Without training there is no such buffer.
+        let dn = if train { Some(&mut b.dn[..r * d]) } else { None };
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
         if train {
             let dy = ctx.gradient_rows(logits, r, &part, gradient_acts);
@@ -348,4 +349,35 @@ pub fn logits(
     };
     let op = NtOp { x: rows, w: w.w, low: None, gain: None, y: out, accumulate: false };
     ctx.kernels.qgemm_nt(1, &mut [op], kernel);
+}
+
+/// Logits `[n, V]` of n rows of x, chunk by chunk of the vocabulary.
+pub fn gathered_logits(
+    ctx: &Ctx<'_>,
+    w: &HeadWeights<'_>,
+    x: &[f32],
+    rows: &[usize],
+    b: &mut HeadBufs,
+    kernel: &mut [f32],
+    out: &mut [f32],
+) {
+    let (n, d, vocab) = (rows.len(), w.norm.len(), w.w.rows());
+    assert_eq!(out.len(), n * vocab, "one row of logits for each row of x");
+    for (i, row) in rows.iter().enumerate() {
+        b.x[i * d..(i + 1) * d].copy_from_slice(&x[row * d..(row + 1) * d]);
+    }
+    ctx.kernels.rmsnorm(&b.x[..n * d], w.norm, ctx.config.rms_eps, &mut b.n[..n * d]);
+    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
+    let acts =
+        int8.then(|| ctx.kernels.quantize(&b.n[..n * d], n, d, w.w.dtype().group_len() == 16, &mut b.acts));
+    for first in (0..vocab).step_by(VOCAB_CHUNK) {
+        let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
+        let logits = &mut b.logits[..n * part.rows()];
+        let rows = acts.map_or(Rows::F32(&b.n[..n * d]), Rows::Int8);
+        let op = NtOp { x: rows, w: part, low: None, gain: None, y: logits, accumulate: false };
+        ctx.kernels.qgemm_nt(n, &mut [op], kernel);
+        for (out, chunk) in out.chunks_exact_mut(vocab).zip(logits.chunks_exact(part.rows())) {
+            out[first..first + part.rows()].copy_from_slice(chunk);
+        }
+    }
 }

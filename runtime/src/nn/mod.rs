@@ -62,6 +62,23 @@ pub struct Ctx<'a> {
     pub gradient: GradientPrecision,
 }
 
+impl<'a> Ctx<'a> {
+    /// Input gradients are computed as products are.
+    pub fn new(
+        kernels: &'a Kernels,
+        config: &'a ModelConfig,
+        rope: &'a [f32],
+        precision: Precision,
+    ) -> Ctx<'a> {
+        Ctx { kernels, config, rope, precision, gradient: precision.into() }
+    }
+
+    /// The same with input gradients computed otherwise.
+    pub fn with_gradient(self, gradient: GradientPrecision) -> Ctx<'a> {
+        Ctx { gradient, ..self }
+    }
+}
+
 impl Ctx<'_> {
     /// A gradient dy `[m, out]` of a product with w as [`Kernels::qgemm_nn`] is to read it, in `words`
     /// where it is rounded.

@@ -61,6 +61,8 @@ pub struct Request {
     pub gain_words: usize,
     /// Whether the adapter is saved as f16, which takes a rounded copy of it.
     pub packed: bool,
+    /// Whether the parameters of the best step so far are kept beside the present ones.
+    pub best: bool,
     /// Largest rank of a projection.
     pub rank: usize,
     /// Adapted blocks, counted from the first adapted one to the last block of the model: those whose
@@ -204,6 +206,7 @@ impl MemoryPlan {
             Pool { name: "head_chunk", bytes: f * w.head.total() },
             Pool { name: "kernel_scratch", bytes: f * w.kernel },
             Pool { name: "rotary_table", bytes: f * w.rope },
+            Pool { name: "best_step", bytes: if r.best { f * (w.params + weights) } else { 0 } },
             Pool { name: "packing", bytes: if r.packed { saving_bytes(w.params) } else { 0 } },
             Pool { name: "fingerprint", bytes: fingerprint },
             Pool { name: "data", bytes: data },

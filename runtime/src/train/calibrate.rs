@@ -83,7 +83,7 @@ pub fn calibrate(
     let c = model.config();
     let mut table = vec![0.0; rope::table_words(c, request.seq)];
     rope::table(c, model.rope_freqs(), &mut table);
-    let ctx = Ctx { kernels, config: c, rope: &table, precision, gradient };
+    let ctx = Ctx::new(kernels, c, &table, precision).with_gradient(gradient);
     let mut pieces = run.blocks(&ctx, lora.dropout);
     pieces.head_s = run.head(&ctx, request.beside_base);
     pieces.rest_s = run.rest();

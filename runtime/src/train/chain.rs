@@ -178,13 +178,7 @@ impl Chain {
         let n = batch.ids.len() * c.d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
         let (loss_sum, targets) = head::loss_with_weights(
-            &Ctx {
-                kernels: &self.kernels,
-                config: c,
-                rope: &self.rope,
-                precision: self.precision,
-                gradient: self.gradient,
-            },
+            &Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient),
             &w,
             &self.saved[c.n_layers * n..(c.n_layers + 1) * n],
             &batch.targets,
@@ -223,8 +217,7 @@ impl Chain {
         kernels.rows(d, &mut self.saved[..rows * d], |r, row| {
             kernels.dequantize_row(&embedding, batch.ids[r] as usize, row);
         });
-        let ctx =
-            Ctx { kernels, config: c, rope: &self.rope, precision: self.precision, gradient: self.gradient };
+        let ctx = Ctx::new(kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
         let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
         for l in 0..c.n_layers {
             // Blocks below the first kept one pass their output through slot 0 and the dx buffer.
@@ -270,13 +263,7 @@ impl Chain {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.gradient,
-        };
+        let ctx = Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
         let (loss_sum, targets) = head::loss(
             &ctx,
             &w,
@@ -317,13 +304,7 @@ impl Chain {
     ) {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.gradient,
-        };
+        let ctx = Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
         let map = RowMap { seqs: &batch.seqs, pos: &self.pos };
         let (x, y) = self.saved[(l - first) * n..(l - first + 2) * n].split_at(n);
         // The shared buffers still hold the last block's forward: the head uses its scratch only.

@@ -75,11 +75,12 @@ impl EvaWords {
     }
 }
 
-/// Sets A of every adapted projection from the inputs that `batches` bring it.
+/// Sets A of every adapted projection from the inputs that `batches` bring it. `progress` is told, after each
+/// batch and each input, how many blocks are done, and may return false to stop: then some of A is set.
 ///
 /// # Errors
 /// `Misuse` where a rank exceeds its projection's width; `BadData` for batches without a target;
-/// `NonFinite` where an input is no number.
+/// `NonFinite` where an input is no number; `Cancelled`.
 pub fn initialize(
     adapter: &mut Adapter,
     model: &ModelFile,
@@ -87,6 +88,7 @@ pub fn initialize(
     precision: Precision,
     batches: &[Batch],
     seed: u64,
+    mut progress: impl FnMut(usize) -> bool,
 ) -> Result<()> {
     if let Some((layer, proj, s)) = adapter.layout.slots().find(|(_, _, s)| s.rank > s.inputs) {
         let message = format!(
@@ -105,11 +107,16 @@ pub fn initialize(
     let last = adapter.layout.layers().last().copied().unwrap_or(0);
     for layer in 0..=last {
         let adapted = adapter.layout.block(layer).is_some();
-        let rows = walk.pass(layer, adapted);
+        let mut go_on = || match progress(layer) {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Cancelled, "stopped while --init eva walked the blocks")),
+        };
+        let rows = walk.pass(layer, adapted, &mut go_on)?;
         for (which, projs) in SHARING.into_iter().enumerate().filter(|_| adapted) {
             walk.set(adapter, (layer, which, projs), rows, seed).map_err(|e| {
                 e.at(format!("--init eva: {}, block {layer} of {}", projs[0].hf_name(), c.n_layers))
             })?;
+            go_on()?;
         }
     }
     adapter.meta.init = Init::Eva;
@@ -174,16 +181,10 @@ impl<'a> Walk<'a> {
     }
 
     /// Passes all batches through a block; with `collect`, keeps its inputs of the rows with a target, and
-    /// tells how many these are.
-    fn pass(&mut self, layer: usize, collect: bool) -> usize {
+    /// tells how many these are. Ends where `go_on` fails, which is asked after each batch.
+    fn pass(&mut self, layer: usize, collect: bool, go_on: &mut impl FnMut() -> Result<()>) -> Result<usize> {
         let (c, d) = (self.model.config(), self.words.d);
-        let ctx = Ctx {
-            kernels: self.kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.precision.into(),
-        };
+        let ctx = Ctx::new(self.kernels, c, &self.rope, self.precision);
         let (mut first, mut kept) = (0, 0);
         for batch in self.batches {
             let m = batch.rows();
@@ -204,8 +205,9 @@ impl<'a> Walk<'a> {
                 }
                 kept += 1;
             }
+            go_on()?;
         }
-        kept
+        Ok(kept)
     }
 
     /// A of the projections that share an input: the first rows of the same vectors.

@@ -7,6 +7,7 @@ use engraft_kernels::{AdamWStep, Kernels};
 
 use super::chain::{Chain, Evaluated};
 use super::optim::AdamW;
+use super::schedule::Schedule;
 use super::trainer::{StepReport, TrainOptions};
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
@@ -62,6 +63,11 @@ impl FullTrainer {
     /// Steps done.
     pub fn steps(&self) -> u64 {
         self.step
+    }
+
+    /// Takes another schedule from the next step on: for runs whose length is known only once they go.
+    pub fn set_schedule(&mut self, schedule: Schedule) {
+        self.options.schedule = schedule;
     }
 
     /// The weights as they are now, for sessions and scoring chains to run on. While any of these is

@@ -1,5 +1,6 @@
 //! Training: the chain of blocks, the optimizer's step, the schedule, and the trainer that owns them.
 
+pub mod arm;
 pub mod calibrate;
 pub mod chain;
 pub mod eva;
@@ -10,6 +11,7 @@ pub mod subspace;
 pub mod trainer;
 
 pub use crate::nn::divergence::{Compared, Direction, KlPenalty};
+pub use arm::Arm;
 pub use chain::{Chain, Evaluated};
 pub use full::FullTrainer;
 pub use optim::AdamW;

@@ -3,6 +3,7 @@
 
 use engraft_kernels::Kernels;
 
+use crate::algebra::{dot, jacobi_sweep, set_identity};
 use crate::rng::Rng;
 
 /// Vectors iterated beyond those asked for, so that the last of them converge too.
@@ -25,7 +26,7 @@ pub struct Subspace {
     z: Vec<f32>,
     /// `[t, k]`.
     h: Vec<f32>,
-    /// `[k, k]` each: qᵀXᵀXq and its eigenvectors, by columns.
+    /// `[k, k]` each: qᵀXᵀXq and its eigenvectors, by rows.
     gram: Vec<f64>,
     vectors: Vec<f64>,
 }
@@ -98,12 +99,12 @@ impl Subspace {
             }
         }
         let vectors = &mut self.vectors[..k * k];
-        jacobi(gram, vectors, k);
+        eigen(gram, vectors, k);
         let mut order: Vec<usize> = (0..k).collect();
         order.sort_by(|i, j| gram[j * k + j].total_cmp(&gram[i * k + i]).then(i.cmp(j)));
         for (row, at) in self.z[..r * n].chunks_exact_mut(n).zip(&order) {
             for (c, v) in row.iter_mut().enumerate() {
-                let terms = (0..k).map(|j| vectors[j * k + at] * f64::from(self.q[j * n + c]));
+                let terms = (0..k).map(|j| vectors[at * k + j] * f64::from(self.q[j * n + c]));
                 *v = terms.sum::<f64>() as f32;
             }
         }
@@ -148,59 +149,16 @@ fn orthonormalize(q: &mut [f32], n: usize, rng: &mut Rng) {
     }
 }
 
-/// Σ a∘b in sixteen sums.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0f32; LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..LANES {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
-}
-
-/// Jacobi's method on a symmetric a `[k, k]`: its eigenvalues come to the diagonal, its eigenvectors to
-/// the columns of `vectors` (Golub & Van Loan, Matrix Computations, section 8.5).
-fn jacobi(a: &mut [f64], vectors: &mut [f64], k: usize) {
-    vectors.iter_mut().enumerate().for_each(|(i, v)| *v = f64::from(u8::from(i / k == i % k)));
+/// Eigenvalues of a symmetric a `[k, k]` come to its diagonal, eigenvectors to the rows of `vectors`.
+fn eigen(a: &mut [f64], vectors: &mut [f64], k: usize) {
+    set_identity(vectors, k);
+    // Smaller than what rounding of the diagonal leaves.
+    let is_nothing = |app: f64, aqq: f64, apq: f64| apq.abs() <= 1e-14 * (app * aqq).abs().sqrt();
     for _ in 0..SWEEPS {
-        let mut turned = false;
-        for p in 0..k {
-            for q in p + 1..k {
-                let (app, aqq, apq) = (a[p * k + p], a[q * k + q], a[p * k + q]);
-                // Smaller than what rounding of the diagonal leaves.
-                if apq.abs() <= 1e-14 * (app * aqq).abs().sqrt() || apq == 0.0 {
-                    continue;
-                }
-                turned = true;
-                let tau = (aqq - app) / (2.0 * apq);
-                let t = if tau == 0.0 { 1.0 } else { tau.signum() / (tau.abs() + (1.0 + tau * tau).sqrt()) };
-                let c = 1.0 / (1.0 + t * t).sqrt();
-                let s = t * c;
-                for i in 0..k {
-                    turn(a, (i * k + p, i * k + q), c, s);
-                }
-                for i in 0..k {
-                    turn(a, (p * k + i, q * k + i), c, s);
-                }
-                for i in 0..k {
-                    turn(vectors, (i * k + p, i * k + q), c, s);
-                }
-            }
-        }
-        if !turned {
+        if jacobi_sweep(a, vectors, k, is_nothing) == 0.0 {
             return;
         }
     }
-}
-
-/// Two elements by a plane rotation.
-fn turn(a: &mut [f64], (i, j): (usize, usize), c: f64, s: f64) {
-    let (x, y) = (a[i], a[j]);
-    (a[i], a[j]) = (c * x - s * y, s * x + c * y);
 }
 
 #[cfg(test)]
@@ -246,7 +204,7 @@ mod tests {
             }
             let whole = gram.clone();
             let mut vectors = vec![0.0; n * n];
-            jacobi(&mut gram, &mut vectors, n);
+            eigen(&mut gram, &mut vectors, n);
             let mut order: Vec<usize> = (0..n).collect();
             order.sort_by(|i, j| gram[j * n + j].total_cmp(&gram[i * n + i]));
             let mut space = Subspace::new(t, n, r);
@@ -255,7 +213,7 @@ mod tests {
             assert!(apart(&found, &found, r, n) < 1e-5, "not orthonormal");
             for (row, at) in found.chunks_exact(n).zip(&order) {
                 let value = gram[at * n + at];
-                let along: f64 = (0..n).map(|c| f64::from(row[c]) * vectors[c * n + at]).sum();
+                let along: f64 = (0..n).map(|c| f64::from(row[c]) * vectors[at * n + c]).sum();
                 assert!(1.0 - along.abs() < bound, "{decay}: {along}");
                 let times = (0..n).map(|i| (0..n).map(|j| whole[i * n + j] * f64::from(row[j])).sum::<f64>());
                 let own: f64 = times.zip(row).map(|(w, v)| w * f64::from(*v)).sum();

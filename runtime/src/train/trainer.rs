@@ -105,6 +105,11 @@ impl Trainer {
         &mut self.adapter.meta
     }
 
+    /// Takes another schedule from the next step on: for runs whose length is known only once they go.
+    pub fn set_schedule(&mut self, schedule: Schedule) {
+        self.options.schedule = schedule;
+    }
+
     /// The adapter, at the end.
     pub fn into_adapter(self) -> Adapter {
         self.adapter

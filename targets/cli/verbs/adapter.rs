@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, value_parser};
-use engraft_runtime::adapter::{Adapter, Prober, params::short_hex};
+use engraft_runtime::adapter::{Adapter, Prober};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::store::{Active, ContentKind, Generation, InUse, Listed, Store};
+use engraft_runtime::hex;
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
@@ -22,6 +23,8 @@ use crate::units::show_bytes;
 
 /// Generations that pruning keeps.
 const KEEP_DEFAULT: u32 = 3;
+/// What is said of a folder that is no generation.
+const UNFINISHED: &str = "unfinished: harmless, and removed by the next promotion, rollback or pruning";
 /// Characters of a verdict's word.
 const WORD_MAX: usize = 40;
 
@@ -160,9 +163,10 @@ fn list(store: &Store<'_>, session: &Session) -> Result<()> {
                 "{:8}  {:>10}  {:12}  {}",
                 name(generation.content),
                 show_bytes(generation.bytes()),
-                short_hex(&generation.base),
+                hex::short(&generation.base),
                 shown.verdict.as_deref().unwrap_or("-")
             ),
+            Err(_) if found.is_unfinished => write!(table, "{UNFINISHED}"),
             Err(problem) => write!(table, "unusable: {problem}"),
         };
     }
@@ -187,6 +191,7 @@ fn listed(store: &Store<'_>, found: &Listed, active: Option<u64>) -> json::Adapt
             generation: found.number,
             active: active == Some(found.number),
             problem: Some(problem.clone()),
+            unfinished: found.is_unfinished,
             ..json::AdapterListed::default()
         },
     }
@@ -203,10 +208,11 @@ fn describe_generation(
         active: active == Some(generation.number),
         content: Some(name(generation.content)),
         bytes: Some(generation.bytes()),
-        base: Some(hex(&generation.base)),
+        base: Some(hex::encode(&generation.base)),
         previous: generation.previous,
         problem: verdict.as_ref().err().map(|e| e.message().to_owned()),
         verdict: verdict.ok().and_then(|bytes| word(&bytes)),
+        unfinished: false,
     }
 }
 
@@ -254,7 +260,7 @@ fn show(store: &Store<'_>, number: Option<u64>, session: &Session) -> Result<()>
     let file = |f: &engraft_runtime::gate::store::FileRecord| json::AdapterFile {
         name: f.name.clone(),
         bytes: f.bytes,
-        sha256: hex(&f.sha256),
+        sha256: hex::encode(&f.sha256),
     };
     let shown = json::AdapterShow {
         listed: describe_generation(store, &generation, active_number),
@@ -284,12 +290,18 @@ fn settings(adapter: &Adapter) -> json::AdapterSettings {
     }
 }
 
-/// Whether every generation is whole, loads and, with a model, belongs to it; and the pointer.
+/// Whether every generation is whole, loads and, with a model, belongs to it; and the pointer. What was cut
+/// short is none and no problem.
 fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<()> {
     let model = if model.is_given() { Some(common::open_model(model)?) } else { None };
-    let (mut good, mut problems): (Vec<u64>, Vec<Error>) = (Vec::new(), Vec::new());
+    let (mut good, mut unfinished, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     for found in store.list()?.generations {
         let number = found.number;
+        if found.is_unfinished {
+            json::line(&format!("generation {number}: {UNFINISHED}"))?;
+            unfinished.push(number);
+            continue;
+        }
         match check(store, number, model.as_ref()) {
             Ok(()) => {
                 json::line(&format!("generation {number}: good"))?;
@@ -316,9 +328,9 @@ fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<
             None
         }
     };
-    let told = problems.iter().map(|e| e.message().to_owned()).collect();
+    let told = problems.iter().map(|e: &Error| e.message().to_owned()).collect();
     if session.json {
-        json::emit(&json::AdapterVerify { active, good, problems: told })?;
+        json::emit(&json::AdapterVerify { active, good, unfinished, problems: told })?;
     }
     let Some(first) = problems.into_iter().next() else { return Ok(()) };
     let error = anyhow::Error::from(first);
@@ -391,10 +403,6 @@ fn describe(content: ContentKind) -> &'static str {
         ContentKind::FewShot => "few-shot examples",
         ContentKind::Base => "the base alone",
     }
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

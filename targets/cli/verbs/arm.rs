@@ -1,18 +1,18 @@
-//! What a training run trains, an adapter or the whole model, and the file that a whole model becomes.
+//! The file that a whole model becomes once it is tuned.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use engraft_runtime::data::TrainValid;
 use engraft_runtime::data::batches::in_order;
-use engraft_runtime::data::{Batch, TrainValid};
 use engraft_runtime::error::Result;
 use engraft_runtime::eval::scoring_chain;
 use engraft_runtime::merge;
 use engraft_runtime::model::tuned::TunedModel;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
-use engraft_runtime::train::{Evaluated, FullTrainer, StepReport, Trainer};
+use engraft_runtime::train::Evaluated;
 
 use super::{Session, common};
 use crate::options::TuneOptions;
@@ -21,41 +21,6 @@ use crate::options::TuneOptions;
 pub(super) const MODEL_FILE: &str = "model.gguf";
 /// That of a run that was stopped: it never takes the place of a finished one.
 pub(super) const STOPPED_FILE: &str = "stopped.gguf";
-
-/// Either trainer.
-pub(super) enum Arm {
-    Adapter(Box<Trainer>),
-    Full(Box<FullTrainer>),
-}
-
-impl Arm {
-    /// Steps done.
-    pub(super) fn steps(&self) -> u64 {
-        match self {
-            Arm::Adapter(trainer) => trainer.steps(),
-            Arm::Full(trainer) => trainer.steps(),
-        }
-    }
-
-    /// One optimizer step.
-    pub(super) fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        match self {
-            Arm::Adapter(trainer) => trainer.step(micro),
-            Arm::Full(trainer) => trainer.step(micro),
-        }
-    }
-
-    /// Loss of rows as things stand; before the first step, of the base.
-    pub(super) fn evaluate(&mut self, rows: impl Iterator<Item = Batch>) -> Evaluated {
-        match self {
-            Arm::Adapter(trainer) => {
-                let begun = trainer.steps() > 0;
-                trainer.evaluate(rows, begun)
-            }
-            Arm::Full(trainer) => trainer.evaluate(rows),
-        }
-    }
-}
 
 /// Commits tuned weights as a model in `--adapter-path`.
 pub(super) fn write_model(tune: &TuneOptions, tuned: &TunedModel, name: &str) -> Result<PathBuf> {

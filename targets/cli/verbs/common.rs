@@ -173,7 +173,8 @@ fn hold(
         Err(error) => return Err(error.at(place)),
         Ok(unrecorded) if unrecorded.is_empty() => {}
         Ok(unrecorded) => eprintln!(
-            "{place}: its file is of an older version: {} could not be checked, only the base's digest and shapes",
+            "{place}: its file does not record {}, being of an older version or saved unbound: only the base's \
+             digest and shapes were checked; train or import it again to have all of it checked",
             unrecorded.join(", ")
         ),
     }
@@ -223,12 +224,6 @@ pub(crate) fn finite(value: f64, what: &str) -> Result<f64> {
         "{what} is {value}: the model or an adapter is broken; try --precision f32, or fetch it again"
     );
     Err(Error::new(ErrorKind::NonFinite, message))
-}
-
-/// The error of scores among which none is a number.
-pub(crate) fn no_token() -> Error {
-    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
-    Error::new(ErrorKind::NonFinite, message)
 }
 
 /// The error of a run that was stopped.

@@ -189,7 +189,8 @@ impl<'a> Demo<'a> {
         let messages = [Message::new("user", command.prompt.as_str())];
         let pieces = self.text.chat.render_messages(&messages, true)?;
         let (prompt, _) = encode_pieces(tokenizer, &pieces, &messages);
-        let mut answer = complete(sequence, sampler, &prompt, ANSWER_MAX, |id| tokenizer.is_end(id))?;
+        let is_end = |id| tokenizer.is_end(id);
+        let mut answer = complete(sequence, sampler, &prompt, ANSWER_MAX, is_end, |_| self.go_on().is_ok())?;
         if answer.last().is_some_and(|id| tokenizer.is_end(*id)) {
             answer.pop();
         }
@@ -239,6 +240,7 @@ impl<'a> Demo<'a> {
             full: None,
             gain_words: 0,
             packed: false,
+            best: false,
             rank: lora.rank,
             kept_blocks: config.n_layers,
             keep: KeepPlan::default(),

@@ -310,7 +310,7 @@ fn go_on(
     let prefill_s = started.elapsed().as_secs_f64();
     let started = Instant::now();
     while answer.tokens < limit && !session.cancel.load(Ordering::Relaxed) {
-        let id = sampler.try_sample(logits, &history).ok_or_else(common::no_token)?;
+        let id = sampler.choose(logits, &history)?;
         if tokenizer.is_end(id) {
             break;
         }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use engraft_runtime::adapter::foreign::Format;
-use engraft_runtime::adapter::params::short_hex;
 use engraft_runtime::adapter::{Adapter, Binding, Prober};
+use engraft_runtime::hex;
 use engraft_runtime::storage::Disk;
 
 use super::{Session, common};
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     binding.check_effect(&adapter).map_err(|e| e.at(&place))?;
     adapter.binding = Some(binding);
     let file = adapter.save(&Disk, &options.adapter_path, options.stored.into())?.path;
-    let base = short_hex(&digest);
+    let base = hex::short(&digest);
     eprintln!(
         "{} adapters name no base that could be checked: bound to {} ({base}) by its shapes alone",
         format.name(),

@@ -1,9 +1,11 @@
 //! One file per verb: its options, and what it does with the runtime.
 
+pub(crate) mod adapt;
 pub(crate) mod adapter;
 mod arm;
 pub(crate) mod bench;
-mod common;
+pub(crate) mod common;
+pub(crate) mod compare;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod export;
@@ -44,6 +46,8 @@ pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
     match verb {
         Verb::Plan(options) => plan::run(&options, session),
         Verb::Train(options) => train::run(&options, session),
+        Verb::Compare(options) => compare::run(&options, session),
+        Verb::Adapt(options) => adapt::run(&options, session),
         Verb::Generate(options) => generate::run(&options, session),
         Verb::Eval(options) => eval::run(&options, session),
         Verb::Import(options) => import::run(&options, session),

@@ -21,9 +21,9 @@ use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::{Disk, create_dir_all};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
-use engraft_runtime::train::{FullTrainer, StepReport, TrainOptions, Trainer, eva};
+use engraft_runtime::train::{Arm, FullTrainer, StepReport, TrainOptions, Trainer, eva};
 
-use super::arm::{Arm, MODEL_FILE, STOPPED_FILE, score_file, write_model};
+use super::arm::{MODEL_FILE, STOPPED_FILE, score_file, write_model};
 use super::prepare::{Prepared, Replay, describe_retention, prepare};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
 use crate::json;
@@ -93,6 +93,7 @@ fn replay_rows(
 /// An adapter that changes nothing yet, begun as `--init` says.
 fn fresh_adapter(
     tune: &TuneOptions,
+    session: &Session,
     prepared: &Prepared,
     lora: &LoraConfig,
     data: &TrainValid,
@@ -110,7 +111,9 @@ fn fresh_adapter(
         let batches = Batches::new(&data.train.examples, size, tune.seed, Cursor::default());
         let count = batches.batches_per_epoch().min(tune.lora.eva_batches as usize);
         let batches: Vec<Batch> = batches.take(count).collect();
-        eva::initialize(&mut adapter, model, kernels, common::precision(&tune.compute), &batches, tune.seed)?;
+        let (precision, go_on) =
+            (common::precision(&tune.compute), |_: usize| !session.cancel.load(Ordering::Relaxed));
+        eva::initialize(&mut adapter, model, kernels, precision, &batches, tune.seed, go_on)?;
         eprintln!("EVA: A from {count} batches in {:.1} s", started.elapsed().as_secs_f64());
     }
     Ok(adapter)
@@ -182,7 +185,7 @@ impl<'a> Run<'a> {
             }
         };
         Ok(Run {
-            arm: arm(tune, prepared, data, &kernels, steps)?,
+            arm: arm(tune, session, prepared, data, &kernels, steps)?,
             model: prepared.model.clone(),
             kernels,
             batches,
@@ -386,6 +389,7 @@ fn describe_stored(before: f64, after: f64, stored: f64) -> String {
 /// The trainer, its arena allocated.
 fn arm(
     tune: &TuneOptions,
+    session: &Session,
     prepared: &Prepared,
     data: &TrainValid,
     kernels: &Arc<Kernels>,
@@ -394,7 +398,7 @@ fn arm(
     let (model, kernels) = (prepared.model.clone(), kernels.clone());
     let options = train_options(tune, steps);
     let adapter = match &prepared.lora {
-        Some(lora) => Some(fresh_adapter(tune, prepared, lora, data, &kernels)?),
+        Some(lora) => Some(fresh_adapter(tune, session, prepared, lora, data, &kernels)?),
         None => None,
     };
     let words = ArenaWords::new(model.config(), &prepared.request);

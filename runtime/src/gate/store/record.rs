@@ -151,22 +151,15 @@ pub(super) mod hexadecimal {
     use serde::de::Error as _;
     use serde::{Deserialize, Deserializer, Serializer};
 
+    use crate::hex;
+
     pub fn serialize<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&bytes.iter().map(|b| format!("{b:02x}")).collect::<String>())
+        serializer.serialize_str(&hex::encode(bytes))
     }
 
     pub fn deserialize<'d, D: Deserializer<'d>>(deserializer: D) -> Result<[u8; 32], D::Error> {
         let text = String::deserialize(deserializer)?;
-        let digits = text.as_bytes();
-        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
-            return Err(D::Error::custom("a digest must have 64 hexadecimal digits"));
-        }
-        let mut out = [0; 32];
-        for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let value = |digit: u8| char::from(digit).to_digit(16).unwrap_or(0) as u8;
-            *byte = value(pair[0]) << 4 | value(pair[1]);
-        }
-        Ok(out)
+        hex::decode(&text).ok_or_else(|| D::Error::custom("a digest must have 64 hexadecimal digits"))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::storage::{EntryKind, FileLock, commit, remove_stray_files};
 /// What is to be promoted.
 #[derive(Clone, Copy, Debug)]
 pub enum Candidate<'a> {
-    /// An adapter, stored exactly.
+    /// An adapter, stored exactly; its [`Adapter::binding`] must have been taken.
     Adapter(&'a Adapter),
     /// Messages to put before those of the user.
     FewShot(&'a [Message]),
@@ -65,10 +65,8 @@ impl<'s> Writer<'s> {
         remove_stray_files(store.storage, &store.dir)?;
         // A pointer that can't be read may name any of them.
         let Ok(pointer) = store.pointer() else { return Ok(()) };
-        let named = |n: u64| pointer.as_ref().is_some_and(|p| p.generation == n || p.previous == Some(n));
         for number in store.numbers()? {
-            let manifest = store.generation_dir(number).join(MANIFEST_FILE);
-            if !named(number) && matches!(store.storage.kind(&manifest), Ok(None)) {
+            if store.is_unfinished(number, pointer.as_ref()) {
                 self.remove_generation(number)?;
             }
         }
@@ -80,8 +78,8 @@ impl<'s> Writer<'s> {
     /// using it takes the same override.
     ///
     /// # Errors
-    /// [`ErrorKind::BaseMismatch`]; [`ErrorKind::Misuse`] for a verdict or examples beyond
-    /// [`TEXT_BYTES_MAX`], or no example; [`ErrorKind::NonFinite`] for an adapter with a NaN;
+    /// [`ErrorKind::BaseMismatch`]; [`ErrorKind::Misuse`] for an adapter without a binding, a verdict or
+    /// examples beyond [`TEXT_BYTES_MAX`], or no example; [`ErrorKind::NonFinite`] for an adapter with a NaN;
     /// [`ErrorKind::Io`], [`ErrorKind::Corrupt`] when a file reads back differently. What was active
     /// before still is.
     pub fn promote(
@@ -96,6 +94,7 @@ impl<'s> Writer<'s> {
                 Err(_) if force_base => adapter.check_shapes(model)?,
                 checked => checked?,
             }
+            check_bound(adapter)?;
         }
         let size = |what: &str, bytes: usize| match bytes as u64 <= TEXT_BYTES_MAX {
             true => Ok(()),
@@ -301,6 +300,17 @@ impl<'s> Writer<'s> {
         };
         commit(self.store.storage, dir, name, write).map(|_| ())
     }
+}
+
+/// Refuses an adapter that nothing could be held against when it is used: a broken one would go unnoticed.
+fn check_bound(adapter: &Adapter) -> Result<()> {
+    if adapter.binding.is_some() {
+        return Ok(());
+    }
+    let message = "the adapter is not bound to its base: its file says nothing of what it computes there, as \
+                   an older file or one of Adapter::save; save it with Adapter::save_bound, load that file and \
+                   promote it";
+    Err(Error::new(ErrorKind::Misuse, message))
 }
 
 /// The examples' file.

@@ -139,7 +139,7 @@ pub struct ArmReport {
     pub nll: Option<f64>,
     /// Share of the examples it solved.
     pub accuracy: Option<f64>,
-    /// Against zero-shot and, for trained arms, each few-shot arm.
+    /// Against zero-shot and, for trained arms, each few-shot arm whose loss is a number.
     pub comparisons: Vec<Comparison>,
     /// Its p-value over all rivals, after Holm.
     pub adjusted_p: Option<f64>,

@@ -137,6 +137,38 @@ fn a_broken_arm_harms_nobody_else() {
 }
 
 #[test]
+fn a_broken_few_shot_arm_is_no_rival() {
+    for loss in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let mut broken = arm("9-shot", ArmKind::FewShot { k: 9 }, 2.6);
+        broken.nll[7].sum = loss;
+        // Solved answers of an arm without a loss prove nothing either.
+        broken.correct = solved(N);
+        let mut tuned = lora(2.4);
+        tuned.correct = solved(N / 2);
+        let v = judged(&[zero(), few(2.8), broken.clone(), tuned.clone()]);
+        assert_eq!(v.promoted(), Some("lora"), "{:#?}", v.reasons);
+        let against: Vec<&str> = v.arms[3].comparisons.iter().map(|c| c.against.as_str()).collect();
+        assert_eq!(against, ["zero-shot", "5-shot"]);
+        for reason in ["9-shot is broken", "lora is not compared with 9-shot"] {
+            assert!(v.reasons.iter().any(|r| r.starts_with(reason)), "{reason}: {:#?}", v.reasons);
+        }
+        // It stands in nobody's way, and helps nobody: what the others get is what they get without it.
+        let mut without = judged(&[zero(), few(2.8), tuned.clone()]);
+        without.arms[2].reasons.push(v.arms[3].reasons.last().unwrap().clone());
+        assert_eq!(v.arms[3], without.arms[2]);
+        // A worse trained arm still loses.
+        assert_eq!(judged(&[zero(), few(2.4), broken.clone(), lora(2.6)]).promoted(), None);
+
+        let alone = [zero(), broken, tuned];
+        let v = judged(&alone);
+        assert_eq!(v.decision, Decision::KeepBase);
+        assert!(v.undecided.iter().any(|u| u.starts_with("No few-shot arm has a loss")), "{:?}", v.undecided);
+        let t = Thresholds { few_shot_required: false, ..quick() };
+        assert_eq!(judge(&alone, &[], &t, &Binding::default()).unwrap().promoted(), Some("lora"));
+    }
+}
+
+#[test]
 fn too_few_examples_decide_nothing() {
     let short = |mut arm: ArmResult, n| {
         arm.nll.truncate(n);

@@ -53,13 +53,7 @@ impl Chain {
         self.forward(None, batch, Dropout::OFF, c.n_layers);
         let c = self.model.config();
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.gradient,
-        };
+        let ctx = Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
         divergence::keep_base(&ctx, &w, &self.saved[..n], &batch.targets, &mut self.head);
     }
 
@@ -74,13 +68,7 @@ impl Chain {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx {
-            kernels: &self.kernels,
-            config: c,
-            rope: &self.rope,
-            precision: self.precision,
-            gradient: self.gradient,
-        };
+        let ctx = Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
         divergence::loss(
             &ctx,
             &w,

@@ -1,0 +1,144 @@
+//! Answers in words: what is asked, what an arm answers, and whether that is right.
+
+use super::Settings;
+use super::Watcher;
+use super::material::Rows;
+use super::score::Subject;
+use crate::data::{Example, Sample};
+use crate::error::Result;
+use crate::gate::metrics::{exact_match, json_match};
+use crate::gate::task::Task;
+use crate::model::text::Text;
+
+/// Tokens of a running text that are shown as a prompt.
+const TEXT_PROMPT: usize = 32;
+
+/// How an answer is compared with the row's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// By the number that a task's answer ends with.
+    Numeric(Task),
+    /// Word for word, white space aside.
+    Exact,
+    /// As JSON, all fields equal.
+    Json,
+}
+
+impl Metric {
+    /// Whether an answer is right; `None` where the row's own is no reference.
+    pub fn is_correct(self, answer: &str, reference: &str) -> Option<bool> {
+        match self {
+            Metric::Numeric(task) => task.is_correct(answer, reference),
+            Metric::Exact => Some(exact_match(answer, reference)),
+            Metric::Json => json_match(answer, reference).ok().map(|m| m.all_equal()),
+        }
+    }
+}
+
+/// A held-out row as a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// What is asked, for people.
+    pub prompt: String,
+    /// The row's own answer.
+    pub reference: String,
+    /// For a running text, where its row alone is cut: what is before is the prompt.
+    cut: Option<usize>,
+}
+
+/// What an arm answered.
+#[derive(Clone, Debug, Default)]
+pub struct Answered {
+    /// Per row, with a metric.
+    pub correct: Option<Vec<bool>>,
+    /// Answers to the rows that are shown, and whether they are right.
+    pub samples: Vec<(String, Option<bool>)>,
+    /// Tokens generated.
+    pub tokens: usize,
+    /// Time.
+    pub seconds: f64,
+}
+
+/// The held-out rows as questions.
+pub fn questions(rows: &Rows, text: &Text) -> Vec<Question> {
+    let one = |(sample, example): (&Sample, &Example)| match sample {
+        Sample::Text(_) => {
+            let cut = TEXT_PROMPT.min(example.ids.len() / 2).max(1);
+            let (prompt, reference) = example.ids.split_at(cut);
+            let shown = &reference[..reference.len().min(2 * TEXT_PROMPT)];
+            Question {
+                prompt: text.tokenizer.decode(prompt),
+                reference: text.tokenizer.decode(shown),
+                cut: Some(cut),
+            }
+        }
+        Sample::Pair { prompt, completion, .. } => {
+            Question { prompt: prompt.clone(), reference: completion.clone(), cut: None }
+        }
+        Sample::Chat { messages, .. } => {
+            let last = |role: &str| {
+                let found = messages.iter().rfind(|m| m.role == role);
+                found.map_or(String::new(), |m| m.content.clone())
+            };
+            Question { prompt: last("user"), reference: last("assistant"), cut: None }
+        }
+    };
+    rows.samples.iter().zip(&rows.data.examples).map(one).collect()
+}
+
+/// Which of `n` rows are shown: `count` of them, evenly spread.
+pub fn shown(n: usize, count: usize) -> Vec<usize> {
+    let count = count.min(n);
+    (0..count).map(|i| i * n / count).collect()
+}
+
+/// An arm's answers: to every question with a metric, else to those that are shown. `rows` are the questions
+/// as the arm reads them.
+///
+/// # Errors
+/// Those of [`Subject::answers`].
+pub fn answer(
+    subject: &Subject,
+    questions: &[Question],
+    rows: &[Example],
+    settings: &Settings,
+    text: &Text,
+    watcher: &mut dyn Watcher,
+) -> Result<Answered> {
+    let shown = shown(questions.len(), settings.samples);
+    let asked: Vec<usize> = match settings.metric {
+        Some(_) => (0..questions.len()).collect(),
+        None => shown.clone(),
+    };
+    if asked.is_empty() {
+        return Ok(Answered::default());
+    }
+    let prompts: Vec<&[u32]> = asked.iter().map(|i| prompt(&rows[*i], questions[*i].cut)).collect();
+    let limit = match settings.metric {
+        Some(_) => settings.answer_tokens,
+        None => settings.answer_tokens.min(2 * TEXT_PROMPT),
+    };
+    let is_end = |id: u32| text.tokenizer.is_end(id);
+    let found = subject.answers(&prompts, (limit, settings.slots), &is_end, watcher)?;
+    let texts: Vec<String> = found.answers.iter().map(|ids| text.tokenizer.decode(ids)).collect();
+    let right =
+        |at: usize| settings.metric.and_then(|m| m.is_correct(&texts[at], &questions[asked[at]].reference));
+    let correct = settings.metric.map(|_| (0..asked.len()).map(|at| right(at).unwrap_or(false)).collect());
+    let samples = shown.iter().filter_map(|i| {
+        let at = asked.iter().position(|a| a == i)?;
+        Some((texts[at].clone(), right(at)))
+    });
+    Ok(Answered { correct, samples: samples.collect(), tokens: found.tokens, seconds: found.seconds })
+}
+
+/// A row up to its last answer; of a running text, up to where the row alone is cut.
+fn prompt(row: &Example, cut: Option<usize>) -> &[u32] {
+    let targets = row.mask.iter().rposition(|m| *m).map_or(row.ids.len(), |last| {
+        row.mask[..last].iter().rposition(|m| !*m).map_or(0, |before| before + 1)
+    });
+    match cut {
+        // What stands before the row's own text is no target.
+        Some(cut) => &row.ids[..(targets.max(1) + cut - 1).min(row.ids.len())],
+        None => &row.ids[..targets.max(1)],
+    }
+}

@@ -1,0 +1,177 @@
+//! The rows of a comparison: what arms are trained on, what chooses the best step of a run, and the
+//! held-out rows that the gate decides by, which no arm ever sees.
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::data::source::part_file;
+use crate::data::{DataOptions, Dataset, Format, Part, Sample, load, samples, split, split_off};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gate::leak::{Leak, RowHash, leaks};
+use crate::hex;
+use crate::model::text::Text;
+use crate::rng::mix;
+
+/// Sets the split for validation apart from that for the held-out rows.
+const VALID_STREAM: u64 = 0x5641_4C49;
+/// Sets the choice of training rows apart likewise.
+const TRAIN_STREAM: u64 = 0x5452_4149;
+
+/// Rows with what they were before they became ids.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// As the model sees them, after zero examples.
+    pub data: Dataset,
+    /// As the file has them, in the same order.
+    pub samples: Vec<Sample>,
+}
+
+impl Rows {
+    fn of(data: Dataset, options: &DataOptions) -> Result<Rows> {
+        Ok(Rows { samples: samples(&data, options)?, data })
+    }
+
+    /// What people call row `i`: "test.jsonl:12".
+    pub fn name(&self, i: usize) -> String {
+        let file = self.data.source.file_name().unwrap_or_default();
+        format!("{}:{}", file.to_string_lossy(), self.data.lines[i])
+    }
+
+    /// Rows and targets.
+    pub fn extent(&self) -> (u64, u64) {
+        (self.data.examples.len() as u64, self.data.trained_tokens() as u64)
+    }
+
+    fn hashes(&self, options: &DataOptions) -> Vec<RowHash> {
+        let asked = options.reader.is_some() || self.data.format == Format::QuestionAnswer;
+        let one = |(i, sample)| RowHash::new(self.name(i), &recognized_by(sample, asked));
+        self.samples.iter().enumerate().map(one).collect()
+    }
+}
+
+/// How rows are shared out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Training rows, at most: a seeded choice of them.
+    pub train_rows: Option<usize>,
+    /// Held-out rows, at most: likewise.
+    pub held_out_rows: Option<usize>,
+}
+
+/// Everything that a comparison reads.
+#[derive(Clone, Debug)]
+pub struct Material {
+    /// To be trained on, and where few-shot examples come from.
+    pub train: Rows,
+    /// To stop early and choose the best step by.
+    pub valid: Rows,
+    /// To decide by.
+    pub held_out: Rows,
+    /// Held-out rows that are among the others.
+    pub leaks: Vec<Leak>,
+    /// Digest of the three parts, hexadecimal.
+    pub digest: String,
+}
+
+impl Material {
+    /// Reads a folder or one file. Held out is test.jsonl, else valid.jsonl, else a seeded part; validation
+    /// is valid.jsonl where it is not held out, else a seeded part of the training rows. `options` say how
+    /// large those parts are, and their seed.
+    ///
+    /// # Errors
+    /// Those of [`load`]; `BadData` where a part is left without rows.
+    pub fn read(path: &Path, text: &Text, options: &DataOptions, limits: Limits) -> Result<Material> {
+        let read = |file: &Path| load(file, &text.tokenizer, &text.chat, options);
+        let file = part_file(path, Part::Train)?.unwrap_or_else(|| path.to_owned());
+        let (test, valid) = (part_file(path, Part::Test)?, part_file(path, Part::Valid)?);
+        let (fraction, seed) = (options.valid_fraction, options.split_seed);
+        let rest = read(&file)?;
+        let (rest, held_out, valid) = match (test, valid) {
+            (Some(test), valid) => (rest, read(&test)?, valid),
+            (None, Some(valid)) => (rest, read(&valid)?, None),
+            (None, None) => {
+                let (rest, held_out) = split(rest, fraction, seed);
+                (rest, held_out, None)
+            }
+        };
+        let (train, valid) = match valid {
+            Some(file) => (rest, read(&file)?),
+            None => split(rest, fraction, mix(seed ^ VALID_STREAM)),
+        };
+        let train = at_most(train, limits.train_rows, mix(seed ^ TRAIN_STREAM));
+        let held_out = at_most(held_out, limits.held_out_rows, seed);
+        for (part, what) in [(&train, "to train on"), (&valid, "to validate with"), (&held_out, "held out")] {
+            if part.examples.is_empty() {
+                let message = format!(
+                    "{}: no row is left {what}: give more rows, another --valid-fraction, or files of their own",
+                    path.display()
+                );
+                return Err(Error::new(ErrorKind::BadData, message));
+            }
+        }
+        let of = |data| Rows::of(data, options);
+        Material::of(of(train)?, of(valid)?, of(held_out)?, options)
+    }
+
+    /// Parts that were read already.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn of(train: Rows, valid: Rows, held_out: Rows, options: &DataOptions) -> Result<Material> {
+        let mut seen = train.hashes(options);
+        seen.extend(valid.hashes(options));
+        let leaks = leaks(&seen, &held_out.hashes(options));
+        let digest = digest(&[&train, &valid, &held_out]);
+        Ok(Material { train, valid, held_out, leaks, digest })
+    }
+
+    /// Positions of the longest row.
+    pub fn rows_max(&self) -> usize {
+        [&self.train, &self.valid, &self.held_out].iter().map(|r| r.data.rows_max()).max().unwrap_or(1)
+    }
+}
+
+fn at_most(data: Dataset, count: Option<usize>, seed: u64) -> Dataset {
+    match count {
+        Some(count) if count < data.examples.len() => split_off(data, count, seed).1,
+        _ => data,
+    }
+}
+
+/// What makes a row the same as another: of one that asks, the question, else all of it.
+fn recognized_by(sample: &Sample, asks: bool) -> String {
+    match sample {
+        Sample::Text(text) => text.clone(),
+        Sample::Pair { prompt, .. } if asks => prompt.clone(),
+        Sample::Pair { prompt, completion, .. } => format!("{prompt}\n{completion}"),
+        Sample::Chat { messages, .. } => {
+            let turns = messages.iter().filter(|m| m.role != "system" && (!asks || m.role == "user"));
+            turns.map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
+        }
+    }
+}
+
+/// Bytes of text that a sample holds.
+pub(super) fn sample_bytes(sample: &Sample) -> usize {
+    match sample {
+        Sample::Text(text) => text.len(),
+        Sample::Pair { prompt, completion, .. } => prompt.len() + completion.len(),
+        Sample::Chat { messages, .. } => messages.iter().map(|m| m.content.len() + m.role.len() + 48).sum(),
+    }
+}
+
+/// Digest of ids and masks, part by part.
+fn digest(parts: &[&Rows]) -> String {
+    let mut hash = Sha256::new();
+    for rows in parts {
+        hash.update((rows.data.examples.len() as u64).to_le_bytes());
+        for example in &rows.data.examples {
+            hash.update((example.ids.len() as u64).to_le_bytes());
+            for (id, target) in example.ids.iter().zip(&example.mask) {
+                hash.update((id << 1 | u32::from(*target)).to_le_bytes());
+            }
+        }
+    }
+    hex::encode(&hash.finalize())
+}

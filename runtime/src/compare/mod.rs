@@ -1,0 +1,452 @@
+//! Arms side by side: the base alone, the base behind examples, and what training makes of it, all on the
+//! same held-out rows; then the gate's verdict.
+//!
+//! The story, in the order of its files: [`material`] is the rows, split once for all arms; [`shots`] puts
+//! examples before them; a [`recipe`] says how an arm is trained, and what memory that takes; [`rate`]
+//! finds a learning rate where none is given; [`run`] trains; [`score`] measures; and this file takes one
+//! arm after the other through them, one in memory at a time, and hands figures to the gate.
+
+pub mod answers;
+pub mod material;
+pub mod rate;
+pub mod recipe;
+pub mod run;
+pub mod score;
+pub mod shots;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sha2::{Digest, Sha256};
+
+use answers::{Metric, Question};
+use material::Material;
+use recipe::{Base, Method, Recipe};
+use run::Trained;
+use score::Subject;
+use shots::Choice;
+
+use crate::adapter::{Adapter, Binding as Bound, Prober};
+use crate::data::{DataOptions, Example, Sample};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gate::report::{DataFacts, ModelFacts, Output, RateTest, Report, Run, SampleOutputs, Scoring};
+use crate::gate::verdict::{ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, judge};
+use crate::generate::StackedAdapter;
+use crate::hex;
+use crate::merge;
+use crate::model::Proj;
+use crate::model::chat::Message;
+use crate::model::text::Text;
+use crate::model::tuned::TunedLayout;
+use crate::model::weights::ModelFile;
+use crate::nn::divergence::Direction;
+use crate::storage::Disk;
+
+/// The name of the base's own arm.
+pub const ZERO_SHOT: &str = "zero-shot";
+/// The model that a full arm writes into its folder.
+pub const MODEL_FILE: &str = "model.gguf";
+
+/// Who looks on: shows progress, watches memory, and may stop everything.
+pub trait Watcher {
+    /// Called often.
+    ///
+    /// # Errors
+    /// `Cancelled` to stop.
+    fn go_on(&mut self) -> Result<()>;
+    /// Something to tell.
+    fn note(&mut self, text: &str);
+    /// A step of training.
+    fn step(&mut self, arm: &str, step: u64, total: Option<u64>, loss: f64, tokens_per_s: f64);
+    /// A look at the validation rows.
+    fn look(&mut self, arm: &str, step: u64, loss: f64);
+    /// Begins to watch private memory anew.
+    fn begin_peak(&mut self);
+    /// The most private memory since then, in bytes, where the system tells.
+    fn peak_bytes(&mut self) -> Option<u64>;
+}
+
+/// What is to be compared, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// "compare" or "adapt".
+    pub title: String,
+    /// Few-shot arms: examples, and how they are chosen.
+    pub shots: Vec<(usize, Choice)>,
+    /// Arms to train, in order.
+    pub recipes: Vec<Recipe>,
+    /// How answers are compared with the rows' own; `None` compares losses alone.
+    pub metric: Option<Metric>,
+    /// Tokens of an answer, at most.
+    pub answer_tokens: usize,
+    /// Answers that are written at once.
+    pub slots: usize,
+    /// What must not be forgotten: names and rows.
+    pub retention: Vec<(String, Vec<Example>)>,
+    /// What the gate demands.
+    pub thresholds: Thresholds,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+    /// Held-out rows that the report shows with every arm's answer.
+    pub samples: usize,
+    /// Bytes of private memory that training may take.
+    pub memory_budget: Option<u64>,
+    /// The folder for models of full arms.
+    pub folder: Option<PathBuf>,
+}
+
+/// What an arm is once it is measured: what would be promoted.
+pub enum Kept {
+    /// An adapter, bound to its base.
+    Adapter(Box<Adapter>),
+    /// Examples to put before every prompt; none where each question has its own.
+    FewShot(Vec<Message>),
+    /// A model of its own.
+    Model(PathBuf),
+}
+
+/// Everything that came of a comparison.
+pub struct Outcome {
+    /// The gate's verdict.
+    pub verdict: Verdict,
+    /// It and all else, for people.
+    pub report: Report,
+    /// By the arms' names; the base has nothing to keep.
+    pub kept: Vec<(String, Kept)>,
+}
+
+impl Outcome {
+    /// What an arm left.
+    pub fn kept(&self, arm: &str) -> Option<&Kept> {
+        self.kept.iter().find(|(name, _)| name == arm).map(|(_, kept)| kept)
+    }
+}
+
+/// Takes all arms through training and scoring, and judges them.
+///
+/// # Errors
+/// `Misuse` for a full arm without a folder; `DoesNotFit`; `BadData`; `Cancelled`; those of every part.
+pub fn compare(
+    base: &Base,
+    material: &Material,
+    (text, options): (&Text, &DataOptions),
+    settings: &Settings,
+    watcher: &mut dyn Watcher,
+) -> Result<Outcome> {
+    let started = Instant::now();
+    // Before an hour of training finds out.
+    for recipe in &settings.recipes {
+        recipe.check(base, material, settings.memory_budget)?;
+        if let (Method::Full(dtype), folder) = (&recipe.method, &settings.folder) {
+            merge::tuned::check_type(&base.model, *dtype)?;
+            if folder.is_none() {
+                let message = format!("{}: a whole model needs a folder to be written to", recipe.name);
+                return Err(Error::new(ErrorKind::Misuse, message));
+            }
+        }
+    }
+    let questions = answers::questions(&material.held_out, text);
+    let mut court = Court { base, material, text, options, settings, questions, watcher, arms: Vec::new() };
+    court.zero_shot()?;
+    for (k, choice) in &settings.shots {
+        court.few_shot(*k, *choice)?;
+    }
+    for recipe in &settings.recipes {
+        court.trained(recipe)?;
+    }
+    court.conclude(started)
+}
+
+/// One arm, measured.
+struct Measured {
+    result: ArmResult,
+    scoring: Scoring,
+    run: Option<Run>,
+    rate_test: Option<RateTest>,
+    kept: Option<Kept>,
+    /// Answers to the sample questions.
+    samples: Vec<(String, Option<bool>)>,
+}
+
+struct Court<'a> {
+    base: &'a Base,
+    material: &'a Material,
+    text: &'a Text,
+    options: &'a DataOptions,
+    settings: &'a Settings,
+    questions: Vec<Question>,
+    watcher: &'a mut dyn Watcher,
+    arms: Vec<Measured>,
+}
+
+impl Court<'_> {
+    fn subject(&self, adapter: Option<Arc<StackedAdapter>>) -> Subject {
+        Subject {
+            weights: self.base.model.clone().into(),
+            adapter,
+            kernels: self.base.kernels.clone(),
+            precision: self.base.precision,
+        }
+    }
+
+    fn zero_shot(&mut self) -> Result<()> {
+        let subject = self.subject(None);
+        let rows = &self.material.held_out.data.examples;
+        let measured = self.measure(ZERO_SHOT, ArmKind::ZeroShot, &subject, rows)?;
+        self.arms.push(measured);
+        Ok(())
+    }
+
+    fn few_shot(&mut self, k: usize, choice: Choice) -> Result<()> {
+        let name = match choice {
+            Choice::Seeded(0) => format!("{k}-shot"),
+            Choice::Seeded(seed) => format!("{k}-shot seed {seed}"),
+            Choice::Nearest => format!("{k}-shot nearest"),
+        };
+        let subject = self.subject(None);
+        let (rows, shots) = shots::rows_after(
+            (k, choice),
+            (&self.material.train, &self.material.held_out),
+            (self.text, self.options),
+            &subject,
+            subject.context(),
+        )?;
+        let mut measured = self.measure(&name, ArmKind::FewShot { k }, &subject, &rows)?;
+        measured.kept = Some(Kept::FewShot(shots.iter().flat_map(shots::turns).collect()));
+        self.arms.push(measured);
+        Ok(())
+    }
+
+    fn trained(&mut self, recipe: &Recipe) -> Result<()> {
+        let settings = self.settings;
+        self.watcher.note(&format!("{}: {}", recipe.name, recipe.method.describe()));
+        let (trained, run, rate_test) =
+            run::train(recipe, self.base, self.material, settings.memory_budget, self.watcher)?;
+        let (subject, kept) = match trained {
+            Trained::Adapter(mut adapter) => {
+                let mut prober = Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
+                adapter.binding = Some(Bound::of(&adapter, &self.base.model, &mut prober)?);
+                let alone = [(*adapter, 1.0)];
+                let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
+                let [(adapter, _)] = alone;
+                (self.subject(Some(Arc::new(stacked))), Kept::Adapter(Box::new(adapter)))
+            }
+            Trained::Full(tuned) => {
+                let Method::Full(dtype) = recipe.method else { unreachable!("full weights of a full arm") };
+                let folder = settings.folder.clone().unwrap_or_default().join(&recipe.name);
+                crate::storage::create_dir_all(&Disk, &folder)?;
+                let file = merge::tuned::write(&Disk, &folder, MODEL_FILE, &tuned, dtype)?.path;
+                drop(tuned);
+                let weights = Arc::new(ModelFile::open(&file)?).into();
+                (Subject { weights, ..self.subject(None) }, Kept::Model(file))
+            }
+        };
+        let rows = &self.material.held_out.data.examples;
+        let mut measured = self.measure(&recipe.name, ArmKind::Trained, &subject, rows)?;
+        self.forgetting(&subject, &mut measured.result)?;
+        measured.run = Some(run);
+        measured.rate_test = rate_test;
+        measured.kept = Some(kept);
+        self.arms.push(measured);
+        Ok(())
+    }
+
+    /// Losses on the held-out rows as this arm reads them, and its answers.
+    fn measure(
+        &mut self,
+        name: &str,
+        kind: ArmKind,
+        subject: &Subject,
+        rows: &[Example],
+    ) -> Result<Measured> {
+        let scored = subject.losses(rows, self.watcher)?;
+        let answered =
+            answers::answer(subject, &self.questions, rows, self.settings, self.text, self.watcher)?;
+        let targets: usize = scored.nll.iter().map(|e| e.targets).sum();
+        let nll = scored.nll.iter().map(|e| e.sum).sum::<f64>() / targets as f64;
+        let share = answered.correct.as_ref().map(|c| {
+            let solved = c.iter().filter(|c| **c).count();
+            format!(", {solved} of {} solved in {:.1} s", c.len(), answered.seconds)
+        });
+        let speed = scored.tokens as f64 / scored.seconds;
+        self.watcher.note(&format!(
+            "{name}: held-out loss {nll:.4}, {speed:.0} tokens/s{}",
+            share.unwrap_or_default()
+        ));
+        let result = ArmResult {
+            name: name.to_string(),
+            kind,
+            nll: scored.nll,
+            correct: answered.correct,
+            retention: Vec::new(),
+            task_kl: None,
+        };
+        let scoring = Scoring {
+            arm: name.to_string(),
+            prefix_tokens: scored.prefix_tokens as u64,
+            tokens: scored.tokens as u64,
+            nll_seconds: scored.seconds,
+            generated_tokens: answered.tokens as u64,
+            generate_seconds: answered.seconds,
+        };
+        let samples = answered.samples;
+        Ok(Measured { result, scoring, run: None, rate_test: None, kept: None, samples })
+    }
+
+    /// How far a tuned model is from its base, on the task and on what must not be forgotten.
+    fn forgetting(&mut self, subject: &Subject, result: &mut ArmResult) -> Result<()> {
+        let base = self.subject(None);
+        let on_task = subject.beside(&base, &self.material.held_out.data.examples, self.watcher)?;
+        result.task_kl = Some(on_task.kl(Direction::Reverse) / on_task.targets as f64);
+        for (text, rows) in &self.settings.retention {
+            let found = subject.beside(&base, rows, self.watcher)?;
+            let n = found.targets as f64;
+            let (delta_nll, kl) = ((found.loss - found.base_loss) / n, found.kl(Direction::Reverse) / n);
+            self.watcher.note(&format!(
+                "{}: on {text} the loss changed by {delta_nll:+.4}, KL(tuned‖base) {kl:.4}",
+                result.name
+            ));
+            result.retention.push(Retention { text: text.clone(), delta_nll, kl });
+        }
+        Ok(())
+    }
+
+    /// The verdict, and the report of everything.
+    fn conclude(self, started: Instant) -> Result<Outcome> {
+        let (base, material, settings) = (self.base, self.material, self.settings);
+        let binding = Binding {
+            model: hex::encode(&base.model.digest()),
+            data_split: material.digest.clone(),
+            settings: settings_digest(base, settings, self.options),
+            seed: settings.seed,
+        };
+        let results: Vec<ArmResult> = self.arms.iter().map(|arm| arm.result.clone()).collect();
+        let verdict = judge(&results, &material.leaks, &settings.thresholds, &binding)?;
+        let samples = samples(&self.questions, &self.arms, settings.samples);
+        let (mut runs, mut scoring, mut kept, mut rate_test) = (Vec::new(), Vec::new(), Vec::new(), None);
+        for arm in self.arms {
+            runs.extend(arm.run);
+            rate_test = rate_test.or(arm.rate_test);
+            scoring.push(arm.scoring);
+            kept.extend(arm.kept.map(|kept| (arm.result.name, kept)));
+        }
+        let report = Report {
+            title: settings.title.clone(),
+            model: model_facts(&base.model, binding.model)?,
+            data: data_facts(material, settings),
+            verdict: verdict.clone(),
+            runs,
+            scoring,
+            rate_test,
+            samples,
+            settings: told_settings(base, settings),
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        Ok(Outcome { verdict, report, kept })
+    }
+}
+
+/// Sample questions with the answers of all arms.
+fn samples(questions: &[Question], arms: &[Measured], count: usize) -> Vec<SampleOutputs> {
+    let shown = answers::shown(questions.len(), count);
+    let one = |(at, question): (usize, usize)| {
+        let outputs = arms.iter().filter_map(|arm| {
+            let (text, correct) = arm.samples.get(at)?;
+            Some(Output { arm: arm.result.name.clone(), text: text.clone(), correct: *correct })
+        });
+        let Question { prompt, reference, .. } = &questions[question];
+        SampleOutputs { prompt: prompt.clone(), reference: reference.clone(), outputs: outputs.collect() }
+    };
+    shown.into_iter().enumerate().map(one).filter(|s| !s.outputs.is_empty()).collect()
+}
+
+fn model_facts(model: &ModelFile, digest: String) -> Result<ModelFacts> {
+    let file = model.path().and_then(|p| p.file_name()).unwrap_or_default().to_string_lossy().into_owned();
+    Ok(ModelFacts {
+        name: model.gguf().string("general.name")?.unwrap_or_default().to_owned(),
+        file,
+        digest,
+        parameters: TunedLayout::new(model.config()).len() as u64,
+        dtype: model.block(0).proj(Proj::Down).dtype().name().to_string(),
+        mapped_bytes: model.mapped_bytes() as u64,
+    })
+}
+
+fn data_facts(material: &Material, settings: &Settings) -> DataFacts {
+    let Material { train, valid, held_out, .. } = material;
+    DataFacts {
+        task: match settings.metric {
+            Some(Metric::Numeric(task)) => Some(task.name().to_string()),
+            _ => None,
+        },
+        source: train.data.source.display().to_string(),
+        train: train.extent(),
+        valid: valid.extent(),
+        held_out: held_out.extent(),
+        skipped: (train.data.skipped_count + held_out.data.skipped_count) as u64,
+    }
+}
+
+fn told_settings(base: &Base, settings: &Settings) -> Vec<(String, String)> {
+    let mut told = vec![
+        ("activations".to_string(), format!("{:?}", base.precision).to_lowercase()),
+        ("input gradients".to_string(), format!("{:?}", base.gradient).to_lowercase()),
+        ("threads".to_string(), base.kernels.threads().to_string()),
+    ];
+    if settings.metric.is_some() {
+        told.push(("tokens of an answer".to_string(), settings.answer_tokens.to_string()));
+    }
+    for r in &settings.recipes {
+        let value = format!("seed {}, {} rows a step, budget {:?}", r.seed, r.batch, r.budget);
+        told.push((r.name.clone(), value));
+    }
+    told
+}
+
+/// Digest of everything that shapes the figures, but the model and the data.
+fn settings_digest(base: &Base, settings: &Settings, options: &DataOptions) -> String {
+    let retention: Vec<(&String, Vec<&Vec<u32>>)> =
+        settings.retention.iter().map(|(name, rows)| (name, rows.iter().map(|r| &r.ids).collect())).collect();
+    let what = format!(
+        "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?} {:?} {} {}",
+        (base.precision, base.gradient),
+        settings.shots,
+        settings.recipes,
+        settings.metric,
+        settings.thresholds,
+        settings.answer_tokens,
+        retention,
+        (options.mask_prompt, options.raw, options.max_seq_length, options.over_long),
+        (options.valid_fraction, options.split_seed),
+        settings.memory_budget.unwrap_or_default(),
+        env!("CARGO_PKG_VERSION"),
+    );
+    hex::encode(&Sha256::digest(what))
+}
+
+/// The rows of a text for retention: one for each passage, all of whose tokens count.
+///
+/// # Errors
+/// `BadData` for a text without a token to predict.
+pub fn retention_rows(passages: &[&str], text: &Text, rows_max: usize) -> Result<Vec<Example>> {
+    let plain = DataOptions { mask_prompt: true, ..DataOptions::default() };
+    let mut rows = Vec::new();
+    for passage in passages {
+        let sample = Sample::Text((*passage).to_string());
+        let row = crate::data::masks::encode_sample(&sample, &text.tokenizer, &text.chat, &plain);
+        let row =
+            row.map_err(|reason| Error::new(ErrorKind::BadData, format!("retention text: {reason}")))?;
+        for (ids, mask) in row.ids.chunks(rows_max + 1).zip(row.mask.chunks(rows_max + 1)) {
+            let mut mask = mask.to_vec();
+            mask[0] = false;
+            if mask.iter().any(|m| *m) {
+                rows.push(Example { ids: ids.to_vec(), mask });
+            }
+        }
+    }
+    match rows.is_empty() {
+        false => Ok(rows),
+        true => Err(Error::new(ErrorKind::BadData, "the retention text has no token to predict")),
+    }
+}

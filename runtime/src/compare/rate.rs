@@ -1,0 +1,143 @@
+//! The learning rate range test (Smith, arXiv 1506.01186): a short run whose rate grows with every step,
+//! and the rate at which the loss fell best.
+//!
+//! A batch's loss says more of its rows than of the parameters. So what is watched is how far the loss lies
+//! below the untrained base's on the same batch.
+
+use super::material::Material;
+use super::recipe::{Base, Method, Recipe};
+use super::{Watcher, run};
+use crate::data::{Batch, Batches, Cursor};
+use crate::error::{ErrorKind, Result};
+use crate::gate::report::RateTest;
+use crate::model::tuned::Weights;
+use crate::plan::{ArenaWords, Request};
+use crate::train::Chain;
+use crate::train::schedule::{Schedule, Shape};
+
+/// Steps of the test.
+const STEPS: usize = 48;
+/// Rates of adapters, first and last.
+const ADAPTER: (f64, f64) = (2e-5, 2e-2);
+/// Rates of all weights.
+const FULL: (f64, f64) = (1e-6, 1e-3);
+/// Share of the past in the smoothed loss.
+const MEMORY: f64 = 0.75;
+/// Rise above the lowest smoothed loss at which the test ends, nats.
+const RISE: f64 = 0.3;
+/// The chosen rate as a part of the one where the smoothed loss was lowest. That one is about where steps
+/// begin to be too long, and a run stays at its peak far longer than the test.
+const PART: f64 = 0.25;
+
+/// Tries rates on the training rows, from the recipe's own beginning.
+///
+/// # Errors
+/// Those of training, but a loss that is no number only ends the test; `Cancelled`.
+pub fn test(
+    recipe: &Recipe,
+    base: &Base,
+    material: &Material,
+    request: &Request,
+    watcher: &mut dyn Watcher,
+) -> Result<RateTest> {
+    let rows = &material.train.data.examples;
+    let batches = Batches::new(rows, recipe.batch.min(rows.len()), recipe.seed, Cursor::default());
+    let batches: Vec<Batch> = batches.take(STEPS).collect();
+    let plain = plain_losses(base, request, &batches, watcher)?;
+    let (low, high) = if matches!(recipe.method, Method::Full(_)) { FULL } else { ADAPTER };
+    let rate_of = |i: usize| low * (high / low).powf(i as f64 / (STEPS - 1) as f64);
+    let mut arm = run::arm(recipe, base, request, low)?;
+    let mut curve = Curve::default();
+    for (i, batch) in batches.iter().enumerate() {
+        watcher.go_on()?;
+        let peak = rate_of(i) as f32;
+        arm.set_schedule(Schedule { shape: Shape::Constant, peak, warmup: 0, total: u64::MAX });
+        let loss = match arm.step(std::slice::from_ref(batch)) {
+            Ok(report) => report.loss,
+            Err(error) if error.kind() == ErrorKind::NonFinite => break,
+            Err(error) => return Err(error),
+        };
+        watcher.step(&format!("{}: range test", recipe.name), i as u64 + 1, Some(STEPS as u64), loss, 0.0);
+        // The loss is that of the parameters before the step.
+        if i > 0 && curve.push(rate_of(i - 1), loss - plain[i]) {
+            break;
+        }
+    }
+    let chosen = curve.chosen().unwrap_or(low);
+    watcher.note(&format!("{}: the range test chose a learning rate of {chosen:.2e}", recipe.name));
+    Ok(RateTest { points: curve.points, chosen })
+}
+
+/// The untrained base's loss on each batch.
+fn plain_losses(
+    base: &Base,
+    request: &Request,
+    batches: &[Batch],
+    watcher: &mut dyn Watcher,
+) -> Result<Vec<f64>> {
+    let request = Request { full: None, rank: 0, params: 0, keep: Default::default(), ..*request };
+    let words = ArenaWords::new(base.model.config(), &request);
+    let model: Weights = base.model.clone().into();
+    let mut chain = Chain::new(model, base.kernels.clone(), base.precision, words);
+    let mut losses = Vec::with_capacity(batches.len());
+    for batch in batches {
+        watcher.go_on()?;
+        let found = chain.evaluate(None, batch, |_, _| {});
+        losses.push(found.loss_sum / found.targets.max(1) as f64);
+    }
+    Ok(losses)
+}
+
+/// Smoothed losses by rate.
+#[derive(Default)]
+struct Curve {
+    points: Vec<(f64, f64)>,
+    average: f64,
+    weight: f64,
+}
+
+impl Curve {
+    /// Takes what steps up to a rate made of the loss; whether it has risen too far to go on.
+    fn push(&mut self, rate: f64, loss: f64) -> bool {
+        self.average = MEMORY * self.average + (1.0 - MEMORY) * loss;
+        self.weight = MEMORY * self.weight + (1.0 - MEMORY);
+        let smoothed = self.average / self.weight;
+        self.points.push((rate, smoothed));
+        let lowest = self.points.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
+        !smoothed.is_finite() || smoothed > lowest + RISE
+    }
+
+    fn chosen(&self) -> Option<f64> {
+        let finite = self.points.iter().filter(|p| p.1.is_finite());
+        finite.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(rate, _)| rate * PART)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loss that falls with the rate until it breaks out.
+    fn curve(breaks_at: f64) -> Curve {
+        let mut curve = Curve::default();
+        for i in 0..STEPS {
+            let rate = 1e-5 * 1e3f64.powf(i as f64 / (STEPS - 1) as f64);
+            let loss = if rate < breaks_at { -rate.sqrt() } else { 3.0 * (rate / breaks_at) };
+            if curve.push(rate, loss) {
+                break;
+            }
+        }
+        curve
+    }
+
+    #[test]
+    fn the_rate_stays_below_where_losses_rise() {
+        for breaks_at in [1e-4, 1e-3, 5e-3] {
+            let curve = curve(breaks_at);
+            let chosen = curve.chosen().unwrap();
+            assert!(chosen < breaks_at && chosen > breaks_at / 20.0, "{chosen} of {breaks_at}");
+            assert!(curve.points.len() < STEPS, "the test ends where losses rise");
+        }
+        assert_eq!(Curve::default().chosen(), None);
+    }
+}

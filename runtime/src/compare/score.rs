@@ -1,0 +1,303 @@
+//! What an arm makes of rows: losses, distance from the base, answers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use engraft_kernels::{Kernels, KvType};
+
+use super::Watcher;
+use crate::data::Example;
+use crate::data::batches::NO_TARGET;
+use crate::error::Result;
+use crate::gate::verdict::ExampleNll;
+use crate::generate::batch::{BatchSession, Prefix};
+use crate::generate::{Session, StackedAdapter};
+use crate::model::ModelConfig;
+use crate::model::tuned::Weights;
+use crate::nn::Precision;
+use crate::nn::divergence::Compared;
+use crate::nn::head::{HeadBufs, HeadWords};
+
+/// Rows whose logits are held at once, of each of two models.
+const LOGIT_ROWS: usize = 32;
+
+/// A model as one arm has it: weights, and an adapter on them.
+#[derive(Clone)]
+pub struct Subject {
+    /// The base's, or tuned ones.
+    pub weights: Weights,
+    /// Beside them.
+    pub adapter: Option<Arc<StackedAdapter>>,
+    /// What computes.
+    pub kernels: Arc<Kernels>,
+    /// How.
+    pub precision: Precision,
+}
+
+/// What scoring rows gave, and what it took.
+#[derive(Clone, Debug, Default)]
+pub struct Scored {
+    /// Loss per row.
+    pub nll: Vec<ExampleNll>,
+    /// Tokens that all rows begin with: read once.
+    pub prefix_tokens: usize,
+    /// Tokens read beside them.
+    pub tokens: usize,
+    /// Time.
+    pub seconds: f64,
+}
+
+/// Answers, and what they took.
+#[derive(Clone, Debug, Default)]
+pub struct Answered {
+    /// Ids per prompt, without the one that ends them.
+    pub answers: Vec<Vec<u32>>,
+    /// Tokens generated.
+    pub tokens: usize,
+    /// Time.
+    pub seconds: f64,
+}
+
+impl Subject {
+    fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    /// Positions that the model was trained for.
+    pub fn context(&self) -> usize {
+        self.config().context_len
+    }
+
+    fn session(&self, capacity: usize) -> Result<Session> {
+        let (weights, kernels) = (self.weights.clone(), self.kernels.clone());
+        Session::new(weights, kernels, self.adapter.clone(), self.precision, capacity, KvType::F32)
+    }
+
+    fn head(&self, rows: usize) -> HeadBufs {
+        HeadBufs::new(&HeadWords::new(self.config(), rows, self.kernels.threads(), false, false))
+    }
+
+    /// Losses of rows. What all of them begin with is read once.
+    ///
+    /// # Errors
+    /// `Cancelled`; those of [`Session::new`] and [`Session::read`].
+    pub fn losses(&self, examples: &[Example], watcher: &mut dyn Watcher) -> Result<Scored> {
+        let started = Instant::now();
+        let longest = examples.iter().map(Example::rows).max().unwrap_or(0).max(1);
+        let prefix = common_prefix(examples);
+        let mut session = self.session(longest)?;
+        let mut head = self.head(Session::rows(longest));
+        let mut scored = Scored { prefix_tokens: prefix, ..Scored::default() };
+        if prefix > 0 {
+            session.read(&examples[0].ids[..prefix], |_, _| Ok(()))?;
+        }
+        for example in examples {
+            session.truncate(prefix);
+            let (mut sum, mut targets, mut at) = (0.0, 0, prefix);
+            let mut wanted = Vec::new();
+            session.read(&example.ids[prefix..example.rows()], |session, rows| {
+                wanted.clear();
+                wanted.extend((at..at + rows).map(|i| target(example, i)));
+                at += rows;
+                let (loss, count) = session.losses(&mut head, &wanted, |_, _| {});
+                (sum, targets) = (sum + loss, targets + count);
+                Ok(())
+            })?;
+            scored.nll.push(ExampleNll { sum, targets });
+            scored.tokens += example.rows() - prefix;
+            watcher.go_on()?;
+        }
+        scored.seconds = started.elapsed().as_secs_f64();
+        Ok(scored)
+    }
+
+    /// Losses and divergences of a tuned model beside its base over the targets of rows.
+    ///
+    /// # Errors
+    /// `Cancelled`; those of [`Session::new`] and [`Session::read`].
+    pub fn beside(&self, base: &Subject, rows: &[Example], watcher: &mut dyn Watcher) -> Result<Compared> {
+        let longest = rows.iter().map(Example::rows).max().unwrap_or(0).max(1);
+        let (mut tuned, mut plain) = (self.session(longest)?, base.session(longest)?);
+        let part_rows = Session::rows(longest);
+        let (vocab, held) = (self.config().vocab, LOGIT_ROWS.min(part_rows));
+        let mut heads = [self.head(held), base.head(held)];
+        let mut logits = [vec![0.0; held * vocab], vec![0.0; held * vocab]];
+        let mut total = Compared::default();
+        for example in rows.iter().filter(|e| e.rows() > 0) {
+            tuned.truncate(0);
+            plain.truncate(0);
+            for (part, ids) in example.ids[..example.rows()].chunks(part_rows).enumerate() {
+                tuned.read(ids, |_, _| Ok(()))?;
+                plain.read(ids, |_, _| Ok(()))?;
+                let wanted: Vec<(usize, u32)> = (0..ids.len())
+                    .map(|row| (row, target(example, part * part_rows + row)))
+                    .filter(|(_, target)| *target != NO_TARGET)
+                    .collect();
+                for group in wanted.chunks(held) {
+                    let at: Vec<usize> = group.iter().map(|(row, _)| *row).collect();
+                    let n = at.len() * vocab;
+                    tuned.logits_of(&at, &mut heads[0], &mut logits[0][..n]);
+                    plain.logits_of(&at, &mut heads[1], &mut logits[1][..n]);
+                    let [z, y] = [&logits[0][..n], &logits[1][..n]];
+                    total += compare_logits(self.kernels.threads(), z, y, group, vocab);
+                }
+            }
+            watcher.go_on()?;
+        }
+        Ok(total)
+    }
+
+    /// Greedy answers to prompts, of at most `limit` tokens each. What all prompts begin with is read once.
+    ///
+    /// # Errors
+    /// Those of [`BatchSession`]; `Cancelled`.
+    pub fn answers(
+        &self,
+        prompts: &[&[u32]],
+        (limit, slots): (usize, usize),
+        is_end: &dyn Fn(u32) -> bool,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Answered> {
+        let started = Instant::now();
+        let shared = shared_length(prompts);
+        let own_max = prompts.iter().map(|p| p.len() - shared).max().unwrap_or(1);
+        let (weights, kernels) = (&self.weights, &self.kernels);
+        let first = prompts.first().map_or(&[][..], |p| &p[..shared]);
+        let cache = KvType::F16;
+        let prefix = Prefix::read(
+            weights.clone(),
+            kernels.clone(),
+            self.adapter.clone(),
+            self.precision,
+            cache,
+            first,
+        )?;
+        let mut batch = BatchSession::new(
+            weights.clone(),
+            kernels.clone(),
+            self.adapter.clone(),
+            self.precision,
+            Arc::new(prefix),
+            slots,
+            own_max + limit,
+        )?;
+        let own: Vec<Vec<u32>> = prompts.iter().map(|p| p[shared..].to_vec()).collect();
+        let mut answers = batch.complete(&own, limit, is_end, |_| watcher.go_on().is_ok())?;
+        let tokens = answers.iter().map(Vec::len).sum();
+        for answer in &mut answers {
+            if answer.last().is_some_and(|id| is_end(*id)) {
+                answer.pop();
+            }
+        }
+        Ok(Answered { answers, tokens, seconds: started.elapsed().as_secs_f64() })
+    }
+
+    /// What gives texts their place among others.
+    ///
+    /// # Errors
+    /// Those of [`Session::new`].
+    pub fn embedder(&self, capacity: usize) -> Result<Embedder> {
+        Ok(Embedder { session: self.session(capacity.min(1024))?, d: self.config().d_model })
+    }
+}
+
+/// Mean hidden states of the last block.
+pub struct Embedder {
+    session: Session,
+    d: usize,
+}
+
+impl Embedder {
+    /// The mean over a text's tokens, of length 1; zeros for no token.
+    ///
+    /// # Errors
+    /// Those of [`Session::read`].
+    pub fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        let mut mean = vec![0.0f32; self.d];
+        self.session.truncate(0);
+        let ids = &ids[..ids.len().min(self.session.room())];
+        if ids.is_empty() {
+            return Ok(mean);
+        }
+        self.session.read(ids, |session, rows| {
+            for row in session.hidden(rows).chunks_exact(mean.len()) {
+                mean.iter_mut().zip(row).for_each(|(m, v)| *m += v);
+            }
+            Ok(())
+        })?;
+        let norm = mean.iter().map(|v| v * v).sum::<f32>().sqrt();
+        if norm > 0.0 && norm.is_finite() {
+            mean.iter_mut().for_each(|v| *v /= norm);
+        }
+        Ok(mean)
+    }
+}
+
+/// What follows position `i`, if it is to be predicted.
+fn target(example: &Example, i: usize) -> u32 {
+    if example.mask[i + 1] { example.ids[i + 1] } else { NO_TARGET }
+}
+
+/// Tokens that all rows begin with and that carry no target, nor predict one: what is left of each row is
+/// never empty.
+pub fn common_prefix(examples: &[Example]) -> usize {
+    let free = |e: &Example| e.mask.iter().position(|m| *m).unwrap_or(e.ids.len()).saturating_sub(1);
+    let ids: Vec<&[u32]> = examples.iter().map(|e| &e.ids[..free(e)]).collect();
+    if examples.len() < 2 { 0 } else { shared(&ids) }
+}
+
+/// Tokens that all prompts share, and one less than the shortest at most.
+fn shared_length(prompts: &[&[u32]]) -> usize {
+    let but_last: Vec<&[u32]> = prompts.iter().map(|p| &p[..p.len().saturating_sub(1)]).collect();
+    if prompts.len() < 2 { 0 } else { shared(&but_last) }
+}
+
+fn shared(all: &[&[u32]]) -> usize {
+    let Some(first) = all.first() else { return 0 };
+    let with = |other: &&[u32]| first.iter().zip(*other).take_while(|(a, b)| a == b).count();
+    all.iter().map(with).min().unwrap_or(0)
+}
+
+/// Sums over rows of logits: tuned z beside base y, `[rows, vocab]` both; each thread takes a run of rows.
+fn compare_logits(threads: usize, z: &[f32], y: &[f32], group: &[(usize, u32)], vocab: usize) -> Compared {
+    let mut found = vec![Compared::default(); group.len()];
+    let share = group.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        let runs = found.chunks_mut(share).zip(group.chunks(share));
+        for ((found, group), (z, y)) in runs.zip(z.chunks(share * vocab).zip(y.chunks(share * vocab))) {
+            scope.spawn(move || {
+                let rows = z.chunks_exact(vocab).zip(y.chunks_exact(vocab));
+                for ((found, (_, target)), (z, y)) in found.iter_mut().zip(group).zip(rows) {
+                    *found = compare_row(z, y, *target as usize);
+                }
+            });
+        }
+    });
+    found.into_iter().fold(Compared::default(), |sum, one| sum + one)
+}
+
+fn compare_row(z: &[f32], y: &[f32], target: usize) -> Compared {
+    let (lz, ly) = (log_sum(z), log_sum(y));
+    let mut c = Compared {
+        targets: 1,
+        loss: lz - f64::from(z[target]),
+        base_loss: ly - f64::from(y[target]),
+        ..Compared::default()
+    };
+    for (a, b) in z.iter().zip(y) {
+        let (a, b) = (f64::from(*a) - lz, f64::from(*b) - ly);
+        // Where both are below e^-30, nothing reaches the sums' digits.
+        if a < -30.0 && b < -30.0 {
+            continue;
+        }
+        c.kl_forward += b.exp() * (b - a);
+        c.kl_reverse += a.exp() * (a - b);
+    }
+    c
+}
+
+fn log_sum(logits: &[f32]) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|v| f64::from((v - max).exp())).sum();
+    f64::from(max) + sum.ln()
+}

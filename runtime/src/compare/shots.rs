@@ -1,0 +1,178 @@
+//! Few-shot examples: which, and how a row looks behind them.
+
+use std::collections::HashMap;
+
+use super::material::Rows;
+use super::score::Subject;
+use crate::data::masks::encode_after;
+use crate::data::{DataOptions, Example, Sample};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::chat::{Message, TemplateKind};
+use crate::model::text::Text;
+use crate::model::tokenizer::Special;
+use crate::rng::Rng;
+
+/// The random stream of seeded choices.
+const SHOTS_STREAM: u64 = 0x5348_4F54;
+/// Training rows that are looked at for neighbours, at most.
+const POOL_MAX: usize = 2000;
+
+/// How examples are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The same for all questions, by seed.
+    Seeded(u64),
+    /// For each question those whose prompts are nearest, by the cosine of the base's own mean hidden states
+    /// (Liu et al., arXiv 2101.06804); the nearest last.
+    Nearest,
+}
+
+/// The held-out rows behind `k` examples each, and the examples themselves where all rows have the same.
+///
+/// # Errors
+/// `BadData` for fewer training rows than examples; `Misuse` where rows and examples exceed `context`.
+pub fn rows_after(
+    (k, choice): (usize, Choice),
+    (train, held_out): (&Rows, &Rows),
+    (text, options): (&Text, &DataOptions),
+    base: &Subject,
+    context: usize,
+) -> Result<(Vec<Example>, Vec<Sample>)> {
+    let whole: Vec<usize> = (0..train.samples.len()).filter(|i| is_whole(train, *i, options)).collect();
+    if whole.len() < k {
+        let message = format!(
+            "{k} examples are wanted for the prompt, and {} training rows are whole within --max-seq-length",
+            whole.len()
+        );
+        return Err(Error::new(ErrorKind::BadData, message));
+    }
+    let (chosen, common): (Vec<Vec<usize>>, _) = match choice {
+        Choice::Seeded(seed) => {
+            let mut order = whole;
+            Rng::new(seed, SHOTS_STREAM).shuffle(&mut order);
+            order.truncate(k);
+            let common = order.iter().map(|i| train.samples[*i].clone()).collect();
+            (vec![order; held_out.samples.len()], common)
+        }
+        Choice::Nearest => (nearest(k, &whole, train, held_out, text, base)?, Vec::new()),
+    };
+    let mut rows = Vec::with_capacity(chosen.len());
+    for (i, own) in held_out.data.examples.iter().enumerate() {
+        let shots: Vec<&Sample> = chosen[i].iter().map(|at| &train.samples[*at]).collect();
+        let row = behind(own, &held_out.samples[i], &shots, text, options)
+            .map_err(|reason| Error::new(ErrorKind::BadData, format!("{}: {reason}", held_out.name(i))))?;
+        if row.rows() > context {
+            let message = format!(
+                "{k} examples and {} are {} tokens together; the model was trained for {context}: lower --shots \
+                 or --max-seq-length",
+                held_out.name(i),
+                row.rows()
+            );
+            return Err(Error::new(ErrorKind::Misuse, message));
+        }
+        rows.push(row);
+    }
+    Ok((rows, common))
+}
+
+/// Whether a row was not cut: half an answer is a bad example.
+fn is_whole(rows: &Rows, i: usize, options: &DataOptions) -> bool {
+    rows.data.examples[i].ids.len() <= options.max_seq_length
+}
+
+/// The messages of an example, without what opens its conversation.
+pub fn turns(sample: &Sample) -> Vec<Message> {
+    match sample {
+        Sample::Text(text) => vec![Message::new("text", text.as_str())],
+        Sample::Pair { prompt, completion, .. } => {
+            vec![Message::new("user", prompt.as_str()), Message::new("assistant", completion.as_str())]
+        }
+        Sample::Chat { messages, .. } => messages.iter().filter(|m| m.role != "system").cloned().collect(),
+    }
+}
+
+/// A row behind examples: earlier turns of a conversation, or for what is joined plainly, texts with a
+/// blank line between. The row's own ids and targets stay as they are.
+fn behind(
+    own: &Example,
+    sample: &Sample,
+    shots: &[&Sample],
+    text: &Text,
+    options: &DataOptions,
+) -> std::result::Result<Example, String> {
+    let is_chat = match sample {
+        Sample::Text(_) => false,
+        Sample::Pair { .. } => !options.raw && text.chat.kind() == TemplateKind::Model,
+        Sample::Chat { .. } => true,
+    };
+    if is_chat {
+        let few_shot = shots.iter().flat_map(|s| turns(s)).collect();
+        let after = DataOptions { few_shot, ..options.clone() };
+        let mut example = encode_after(sample, &text.tokenizer, &text.chat, &after)?;
+        // Cut where the row alone was cut: the targets stay the same.
+        let mut targets = own.trained_tokens();
+        let last = example.mask.iter().position(|m| {
+            targets -= usize::from(*m);
+            targets == 0
+        });
+        let length = last.map_or(0, |at| at + 1);
+        example.ids.truncate(length);
+        example.mask.truncate(length);
+        return Ok(example);
+    }
+    let joined = |s: &&Sample| match s {
+        Sample::Text(text) => text.clone(),
+        Sample::Pair { prompt, completion, joint } => format!("{prompt}{joint}{completion}"),
+        Sample::Chat { messages, .. } => {
+            messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
+        }
+    };
+    let prefix: String = shots.iter().map(|s| joined(s).trim().to_string() + "\n\n").collect();
+    let begin = usize::from(text.tokenizer.add_bos() && own.ids.first().copied() == text.tokenizer.bos());
+    let mut example = Example { ids: own.ids[..begin].to_vec(), mask: vec![false; begin] };
+    example.ids.extend(text.tokenizer.encode(&prefix, Special::Plain));
+    example.mask.resize(example.ids.len(), false);
+    example.ids.extend(&own.ids[begin..]);
+    example.mask.extend(&own.mask[begin..]);
+    Ok(example)
+}
+
+/// For each held-out row the `k` rows of `pool` whose prompts are most like its own.
+fn nearest(
+    k: usize,
+    pool: &[usize],
+    train: &Rows,
+    held_out: &Rows,
+    text: &Text,
+    base: &Subject,
+) -> Result<Vec<Vec<usize>>> {
+    let pool = &pool[..pool.len().min(POOL_MAX)];
+    let question = |sample: &Sample| match sample {
+        // What a text begins with is all that is known before it is written.
+        Sample::Text(text) => text.chars().take(200).collect(),
+        other => turns(other).into_iter().find(|m| m.role == "user").map_or(String::new(), |m| m.content),
+    };
+    let mut embedder = base.embedder(base.context())?;
+    let mut seen: HashMap<String, Vec<f32>> = HashMap::new();
+    let mut embed = |sample: &Sample| -> Result<Vec<f32>> {
+        let asked = question(sample);
+        if let Some(known) = seen.get(&asked) {
+            return Ok(known.clone());
+        }
+        let mut ids = text.tokenizer.encode(&asked, Special::Plain);
+        ids.truncate(base.context());
+        let embedding = embedder.embed(&ids)?;
+        seen.insert(asked, embedding.clone());
+        Ok(embedding)
+    };
+    let known: Vec<Vec<f32>> = pool.iter().map(|i| embed(&train.samples[*i])).collect::<Result<_>>()?;
+    let of = |sample: &Sample| -> Result<Vec<usize>> {
+        let own = embed(sample)?;
+        let mut order: Vec<usize> = (0..pool.len()).collect();
+        let likeness: Vec<f32> = known.iter().map(|e| e.iter().zip(&own).map(|(a, b)| a * b).sum()).collect();
+        order.sort_by(|a, b| likeness[*b].total_cmp(&likeness[*a]).then(a.cmp(b)));
+        order.truncate(k);
+        Ok(order.into_iter().rev().map(|at| pool[at]).collect())
+    };
+    held_out.samples.iter().map(of).collect()
+}

@@ -1,0 +1,191 @@
+//! What a verdict means for each arm and for the reader's next step, in a few words.
+
+use super::super::verdict::{ArmKind, ArmReport, Decision, RetentionReport, Verdict};
+use super::show;
+
+/// How an arm stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The decision is for it.
+    Chosen,
+    /// It might have been chosen, or is what others are measured against.
+    Open,
+    /// It was turned down.
+    Refused,
+}
+
+/// The name of the arm that the decision is for; empty for a verdict without zero-shot.
+pub(super) fn chosen(verdict: &Verdict) -> &str {
+    match &verdict.decision {
+        Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
+        Decision::KeepBase => zero_shot(verdict).unwrap_or_default(),
+    }
+}
+
+/// The name of the base alone.
+pub(super) fn zero_shot(verdict: &Verdict) -> Option<&str> {
+    verdict.arms.iter().find(|a| a.kind == ArmKind::ZeroShot).map(|a| a.name.as_str())
+}
+
+/// How an arm stands, and why.
+pub(super) fn outcome(verdict: &Verdict, arm: &ArmReport) -> (Standing, String) {
+    if arm.name == chosen(verdict) {
+        let words = match arm.kind {
+            ArmKind::Trained => "promoted".to_string(),
+            ArmKind::FewShot { k } => format!("kept, with its {k} examples"),
+            ArmKind::ZeroShot => "kept".to_string(),
+        };
+        return (Standing::Chosen, words);
+    }
+    if arm.kind == ArmKind::ZeroShot {
+        return (Standing::Open, "what the others must beat".into());
+    }
+    if verdict.leak_count > 0 {
+        return (Standing::Refused, "void: held-out rows leaked".into());
+    }
+    if verdict.held_out.examples < verdict.held_out.examples_min {
+        return (Standing::Refused, "undecided: too few held-out examples".into());
+    }
+    if arm.eligible {
+        return (Standing::Open, "eligible, not the best".into());
+    }
+    let mut why = refusals(verdict, arm);
+    if why.is_empty() {
+        why.push("not eligible".into());
+    }
+    if arm.negative_transfer {
+        why[0] = format!("negative transfer: {}", why[0]);
+    }
+    (Standing::Refused, why.join("; "))
+}
+
+/// What stood in an arm's way.
+fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
+    if arm.nll.is_none() {
+        return vec!["its loss is no number".into()];
+    }
+    let mut why = Vec::new();
+    for c in arm.comparisons.iter().filter(|c| !c.better) {
+        why.push(format!("{} {}", if c.worse { "worse than" } else { "does not beat" }, c.against));
+    }
+    for c in arm.comparisons.iter().filter(|c| c.accuracy.is_some_and(|a| a.worse)) {
+        why.push(format!("less accurate than {}", c.against));
+    }
+    let level = verdict.thresholds.alpha;
+    if arm.comparisons.iter().all(|c| c.better) && arm.adjusted_p.is_some_and(|p| p > level) {
+        why.push("no winner after Holm's correction".into());
+    }
+    if arm.kind == ArmKind::Trained {
+        why.extend(forgotten(verdict, arm));
+        let is_few = |a: &ArmReport| matches!(a.kind, ArmKind::FewShot { .. }) && a.nll.is_some();
+        if verdict.thresholds.few_shot_required && !verdict.arms.iter().any(is_few) {
+            why.push("no few-shot arm to compare with".into());
+        }
+    }
+    why
+}
+
+/// Where a trained arm is above its ceilings of forgetting.
+fn forgotten(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
+    let t = &verdict.thresholds;
+    if arm.retention.is_empty() {
+        return vec!["forgetting was not measured".into()];
+    }
+    let mut why = Vec::new();
+    let above = |x: Option<f64>, ceiling: f64| x.is_none_or(|x| x.is_nan() || x > ceiling);
+    let mut tell = |what: &str, ceiling: f64, figure: fn(&RetentionReport) -> Option<f64>| {
+        let texts = arm.retention.iter().filter(|r| above(figure(r), ceiling)).map(|r| r.text.as_str());
+        let texts = texts.collect::<Vec<_>>().join(", ");
+        if !texts.is_empty() {
+            why.push(format!("{what} above {} on {texts}", show::number(ceiling)));
+        }
+    };
+    tell("forgets: ΔNLL", t.retention_nll_max, |r| r.delta_nll);
+    tell("drifts: KL", t.retention_kl_max, |r| r.kl);
+    if let Some(ceiling) = t.task_kl_max.filter(|c| above(arm.task_kl, *c)) {
+        why.push(format!("drifts: KL on the task above {}", show::number(ceiling)));
+    }
+    why
+}
+
+/// What stands beside the arms' figures when rows leaked.
+pub(super) fn caveat(verdict: &Verdict) -> Option<&'static str> {
+    (verdict.leak_count > 0).then_some("Rows leaked: no figure here means anything, however good it looks.")
+}
+
+/// What nobody may overlook, in a few words each.
+pub(super) fn warnings(verdict: &Verdict) -> Vec<String> {
+    let mut found = Vec::new();
+    match verdict.leak_count {
+        0 => {}
+        1 => found.push("Leak: 1 held-out row is in the training data".to_string()),
+        n => found.push(format!("Leak: {n} held-out rows are in the training data")),
+    }
+    let harmed: Vec<&str> =
+        verdict.arms.iter().filter(|a| a.negative_transfer).map(|a| a.name.as_str()).collect();
+    if !harmed.is_empty() {
+        found.push(format!("Negative transfer: {}", harmed.join(", ")));
+    }
+    match verdict.undecided.len() {
+        0 => {}
+        1 => found.push("Undecided: 1 question".to_string()),
+        n => found.push(format!("Undecided: {n} questions")),
+    }
+    found
+}
+
+/// What to do next.
+pub(super) fn next_step(verdict: &Verdict, model_file: &str) -> String {
+    let too_few = verdict.held_out.examples < verdict.held_out.examples_min;
+    match &verdict.decision {
+        _ if verdict.leak_count > 0 => {
+            "Split the data so that no held-out row is also trained on, then compare again.".into()
+        }
+        Decision::Promote { arm } => format!(
+            "Use {arm}: from a store with `engraft generate -m {model_file} --store DIR`, or its \
+             adapter file with --lora FILE."
+        ),
+        Decision::KeepPrompting { k, .. } => {
+            let open = more_rows(verdict)
+                .map(|n| format!(" About {n} held-out rows could decide what these can't."));
+            format!("Put the same {k} examples before each question.{}", open.unwrap_or_default())
+        }
+        Decision::KeepBase if too_few => {
+            format!("Hold out at least {} examples, then compare again.", verdict.held_out.examples_min)
+        }
+        Decision::KeepBase => keep_base(verdict),
+    }
+}
+
+fn keep_base(verdict: &Verdict) -> String {
+    let trained = || verdict.arms.iter().filter(|a| a.kind == ArmKind::Trained);
+    let only_forgets = |a: &ArmReport| {
+        let won = !a.comparisons.is_empty() && a.comparisons.iter().all(|c| c.better);
+        won && !a.retention.is_empty() && !forgotten(verdict, a).is_empty()
+    };
+    if let Some(arm) = trained().find(|a| only_forgets(a)) {
+        return format!(
+            "Use the base as it is. {} learned the task but forgot too much: try \
+             --replay, --kl-weight or a lower learning rate.",
+            arm.name
+        );
+    }
+    if trained().any(|a| a.negative_transfer || a.nll.is_none()) {
+        return "Use the base as it is. Training did harm: try a lower learning \
+                rate, fewer steps or more data."
+            .into();
+    }
+    match more_rows(verdict) {
+        Some(n) => format!("Use the base as it is. About {n} held-out rows could decide what these can't."),
+        None => "Use the base as it is. More training data, or a few-shot arm, may do better.".into(),
+    }
+}
+
+/// The fewest held-out rows that may decide one of the open comparisons, where they are within reach:
+/// more than a hundred times the rows at hand is no advice.
+fn more_rows(verdict: &Verdict) -> Option<String> {
+    let reach = 100 * verdict.held_out.examples as u64;
+    let open = verdict.arms.iter().flat_map(|a| &a.comparisons).filter(|c| !c.better && !c.worse);
+    let needed = open.filter(|c| c.gain.is_some_and(|g| g > 0.0)).filter_map(|c| c.examples_to_decide);
+    needed.min().filter(|n| *n <= reach).map(show::count)
+}

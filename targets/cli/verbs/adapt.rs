@@ -1,0 +1,94 @@
+//! `engraft adapt`: plan, check the data, train what the budget allows, judge, and promote only what is
+//! better than doing nothing and than a better prompt.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use engraft_runtime::compare::{Kept, Outcome};
+use engraft_runtime::error::Error;
+use engraft_runtime::gate::store::{Candidate, Generation, Store, Writer};
+use engraft_runtime::gate::verdict::Decision;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::storage::Disk;
+
+use super::compare::{hold, tell, write};
+use super::{Session, common};
+use crate::contest::{ArmName, ContestOptions, Defaults, refuse_arm};
+use crate::exit::AfterJson;
+use crate::json;
+
+/// The folder, within the store, of the last run's reports: the store leaves it alone.
+const LAST_DIR: &str = "last";
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) contest: ContestOptions,
+
+    /// The adapter store: what wins becomes its active generation (created if it is missing)
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+}
+
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+    let contest = &options.contest;
+    contest.model.path()?;
+    contest.data()?;
+    let missing = || crate::options::misuse("--store is missing: name the folder for what is promoted");
+    let folder = options.store.as_ref().ok_or_else(missing)?;
+    let whole = "--arms full: a store keeps adapters, not whole models; `compare` measures full fine-tuning, \
+                 and `train --fine-tune-type full` writes it";
+    refuse_arm(contest, ArmName::Full, whole)?;
+    let store = Store::create(&Disk, folder).map_err(|e| e.at("--store"))?;
+    // From the start: two runs into one store would train for an hour to find out.
+    let writer = store.writer()?;
+    let defaults = Defaults {
+        title: "adapt",
+        arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora],
+        search: true,
+        folder: None,
+    };
+    let outcome = hold(contest, &defaults, session)?;
+    let last = folder.join(LAST_DIR);
+    write(&last, &outcome)?;
+    let model = common::open_model(&contest.model)?;
+    let promoted = promote(&writer, &outcome, &model)?;
+    tell(&outcome.report)?;
+    let refused = match &promoted {
+        Some(generation) => {
+            eprintln!("{}: generation {} is active now", folder.display(), generation.number);
+            None
+        }
+        None => outcome.verdict.require_promotion().err(),
+    };
+    eprintln!("{}: report.html", last.display());
+    if session.json {
+        let generation = promoted.map(|g| g.number);
+        json::emit(&json::Adapt {
+            generation,
+            compared: json::Compare::of(&outcome, &last.display().to_string()),
+        })?;
+    }
+    match refused {
+        None => Ok(()),
+        Some(error) if session.json => Err(anyhow::Error::from(error).context(AfterJson("adapt"))),
+        Some(error) => Err(error.into()),
+    }
+}
+
+/// Makes what the verdict names a generation; nothing where the base stays, or where each question has
+/// examples of its own, which no prefix can hold.
+fn promote(writer: &Writer<'_>, outcome: &Outcome, model: &ModelFile) -> Result<Option<Generation>, Error> {
+    let arm = match &outcome.verdict.decision {
+        Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
+        Decision::KeepBase => return Ok(None),
+    };
+    let candidate = match outcome.kept(arm) {
+        Some(Kept::Adapter(adapter)) => Candidate::Adapter(adapter),
+        Some(Kept::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
+        _ => return Ok(None),
+    };
+    let (verdict, digest) = (outcome.verdict.to_json()?, model.digest());
+    writer.promote(&candidate, verdict.as_bytes(), (&digest, model.config()), false).map(Some)
+}

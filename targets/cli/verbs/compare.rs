@@ -1,0 +1,179 @@
+//! `engraft compare`: the base alone, the base behind examples, and what training makes of it, on the same
+//! held-out rows, with a verdict.
+
+use std::io::{IsTerminal, Stderr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use clap::Args;
+use engraft_runtime::adapter::Precision;
+use engraft_runtime::compare::recipe::Base;
+use engraft_runtime::compare::{Kept, Outcome, Watcher, compare};
+use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::gate::report::Report;
+use engraft_runtime::model::text::Text;
+use engraft_runtime::storage::{Disk, commit, create_dir_all};
+
+use super::{Session, WATCH_INTERVAL, common};
+use crate::contest::{ArmName, ContestOptions, Defaults};
+use crate::json;
+use crate::memory::Watch;
+use crate::progress::{Progress, Step, Style};
+
+/// Steps between two lines of progress where there is no terminal.
+const TELL_EVERY: u32 = 50;
+/// Columns of the report where the terminal does not say.
+const COLUMNS: usize = 100;
+
+/// The verdict, as the gate wrote it.
+pub(super) const VERDICT_FILE: &str = "verdict.json";
+/// Everything, for machines.
+pub(super) const REPORT_JSON: &str = "report.json";
+/// Everything, for people.
+pub(super) const REPORT_PAGE: &str = "report.html";
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) contest: ContestOptions,
+
+    /// Folder for verdict.json, report.html, report.json, and what each arm trained
+    #[arg(short, long, value_name = "DIR", default_value = "comparison")]
+    out: PathBuf,
+}
+
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+    options.contest.model.path()?;
+    options.contest.data()?;
+    if options.out.exists() && !options.out.is_dir() {
+        let message = format!("--out: {} is a file: name a folder", options.out.display());
+        return Err(crate::options::misuse(message).into());
+    }
+    let defaults = Defaults {
+        title: "compare",
+        arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora, ArmName::Full],
+        search: false,
+        folder: Some(&options.out),
+    };
+    let outcome = hold(&options.contest, &defaults, session)?;
+    write(&options.out, &outcome)?;
+    for (name, kept) in &outcome.kept {
+        if let Kept::Adapter(adapter) = kept {
+            let folder = options.out.join(name);
+            create_dir_all(&Disk, &folder)?;
+            let Some(binding) = &adapter.binding else { continue };
+            adapter.save_bound(&Disk, &folder, Precision::F32, binding)?;
+        }
+    }
+    tell(&outcome.report)?;
+    eprintln!("{}: {VERDICT_FILE}, {REPORT_PAGE}, {REPORT_JSON}", options.out.display());
+    if session.json {
+        json::emit(&json::Compare::of(&outcome, &options.out.display().to_string()))?;
+    }
+    Ok(())
+}
+
+/// Reads everything, and takes all arms through.
+pub(super) fn hold(options: &ContestOptions, defaults: &Defaults<'_>, session: &Session) -> Result<Outcome> {
+    let model = common::open_model(&options.model)?;
+    let kernels = common::kernels(&options.compute)?;
+    let text = Text::of(&model)?;
+    let reading = options.reading(model.config().context_len);
+    let material = options.material(&text, &reading)?;
+    let base = Base {
+        tokenizer_bytes: Text::heap_bytes(&model)?,
+        model,
+        kernels,
+        precision: common::precision(&options.compute),
+        gradient: common::gradient(&options.compute),
+    };
+    let settings = options.settings(defaults, &base, &material, (&text, &reading))?;
+    let mut watcher = Screen::new(session.cancel.clone());
+    Ok(compare(&base, &material, (&text, &reading), &settings, &mut watcher)?)
+}
+
+/// Commits verdict and reports into a folder.
+pub(super) fn write(folder: &Path, outcome: &Outcome) -> Result<(), Error> {
+    create_dir_all(&Disk, folder)?;
+    let report = serde_json::to_string_pretty(&outcome.report)
+        .map_err(|e| Error::new(ErrorKind::NonFinite, format!("{REPORT_JSON}: {e}")))?;
+    let texts = [
+        (VERDICT_FILE, outcome.verdict.to_json()?),
+        (REPORT_JSON, report + "\n"),
+        (REPORT_PAGE, outcome.report.to_html()),
+    ];
+    for (name, text) in texts {
+        commit(&Disk, folder, name, |out| {
+            out.write_all(text.as_bytes()).map_err(|e| Error::io(format!("writing {name}"), e))
+        })?;
+    }
+    Ok(())
+}
+
+/// The report on stdout.
+pub(super) fn tell(report: &Report) -> Result<(), Error> {
+    let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(COLUMNS);
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    json::line(report.to_text(columns, colour).trim_end()).map_err(|e| Error::io("writing the report", e))
+}
+
+/// Shows progress on stderr.
+pub(super) struct Screen {
+    cancel: Arc<AtomicBool>,
+    progress: Progress<Stderr>,
+    /// Of what, and of how many steps, progress is shown.
+    shown: (String, u64),
+    begun: std::time::Instant,
+    watch: Watch,
+}
+
+impl Screen {
+    pub(super) fn new(cancel: Arc<AtomicBool>) -> Screen {
+        Screen {
+            cancel,
+            progress: Progress::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), 1),
+            shown: (String::new(), 0),
+            begun: std::time::Instant::now(),
+            watch: Watch::start(WATCH_INTERVAL),
+        }
+    }
+}
+
+impl Watcher for Screen {
+    fn go_on(&mut self) -> Result<(), Error> {
+        match self.cancel.load(Ordering::Relaxed) {
+            true => Err(common::cancelled("stopped; nothing was promoted")),
+            false => Ok(()),
+        }
+    }
+
+    fn note(&mut self, text: &str) {
+        self.progress.note(text);
+    }
+
+    fn step(&mut self, arm: &str, step: u64, total: Option<u64>, loss: f64, tokens_per_s: f64) {
+        let total = total.unwrap_or(u64::from(u32::MAX));
+        if (self.shown.0.as_str(), self.shown.1) != (arm, total) {
+            self.progress.finish();
+            self.progress = Progress::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), total);
+            (self.shown, self.begun) = ((arm.to_string(), total), std::time::Instant::now());
+        }
+        let elapsed_s = self.begun.elapsed().as_secs_f64();
+        let peak_private_bytes = self.watch.sample();
+        self.progress.step(&Step { step, loss, tokens_per_s, peak_private_bytes, elapsed_s });
+    }
+
+    fn look(&mut self, arm: &str, step: u64, loss: f64) {
+        self.progress.note(&format!("{arm}: step {step}  validation loss {loss:.4}"));
+    }
+
+    fn begin_peak(&mut self) {
+        self.watch = Watch::start(WATCH_INTERVAL);
+    }
+
+    fn peak_bytes(&mut self) -> Option<u64> {
+        self.watch.sample()
+    }
+}
