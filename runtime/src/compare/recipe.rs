@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
+use crate::nn::divergence::KlPenalty;
 use crate::nn::keep::KeepPrecision;
 use crate::nn::{GradientPrecision, Precision};
 use crate::plan::{FullUpdate, MemoryPlan, Request, keep};
@@ -106,6 +107,8 @@ pub struct Recipe {
     pub weight_decay: f32,
     /// Largest gradient norm, 0 for none.
     pub max_grad_norm: f32,
+    /// A penalty on leaving the base; adapters only.
+    pub kl: Option<KlPenalty>,
 }
 
 impl Recipe {
@@ -120,6 +123,7 @@ impl Recipe {
             seq: material.train.data.rows_max().max(material.valid.data.rows_max()),
             threads: base.kernels.threads(),
             best: true,
+            beside_base: self.kl.is_some(),
             data_tokens: examples().map(|e| e.ids.len()).sum(),
             data_rows: examples().count(),
             model_bytes: base.model.private_bytes() + base.tokenizer_bytes + texts,
