@@ -213,7 +213,7 @@ impl Court<'_> {
             subject.context(),
         )?;
         let mut measured = self.measure(&name, ArmKind::FewShot { k }, &subject, &rows)?;
-        measured.kept = Some(Kept::FewShot(shots.iter().flat_map(shots::turns).collect()));
+        measured.kept = Some(Kept::FewShot(shots));
         self.arms.push(measured);
         Ok(())
     }
