@@ -15,7 +15,6 @@ use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::Thresholds;
-use engraft_runtime::generate::batch::BatchSession;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::train::{Direction, KlPenalty};
 
@@ -348,7 +347,6 @@ impl ContestOptions {
             recipes: self.recipes(arms, defaults, base, material)?,
             metric,
             answer_tokens: self.rows.answer_tokens as usize,
-            slots: BatchSession::SLOTS,
             retention: self.retention(text, reading)?,
             thresholds: self.thresholds(arms),
             seed: self.gate.seed,
