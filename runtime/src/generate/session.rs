@@ -95,6 +95,17 @@ impl Session {
         })
     }
 
+    /// Bytes that a session of `capacity` tokens holds, with adapters of rank `rank`.
+    pub fn bytes(c: &ModelConfig, capacity: usize, rank: usize, threads: usize, cache: KvType) -> usize {
+        let rows = Session::rows(capacity);
+        let block = BlockWords::new(c, rows, capacity, rank, threads, false, false);
+        let head = HeadWords::new(c, 1, threads, false, false);
+        let kernel = block.kernel().max(head.kernel());
+        let words = block.activations() + kernel + head.total() + rope::table_words(c, capacity) + c.vocab;
+        // Inputs and outputs of a part, its positions, and the ids of what was read.
+        4 * (words + rows * (2 * c.d_model + 1) + capacity) + KvCache::bytes(c, capacity, cache)
+    }
+
     /// Tokens that a session of this capacity reads at once.
     pub fn rows(capacity: usize) -> usize {
         PREFILL_ROWS.min(capacity)
