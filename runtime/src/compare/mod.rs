@@ -31,7 +31,9 @@ use crate::adapter::{Adapter, Binding as Bound, Prober};
 use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{DataFacts, ModelFacts, Output, RateTest, Report, Run, SampleOutputs, Scoring};
-use crate::gate::verdict::{ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, judge};
+use crate::gate::verdict::{
+    ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, check_thresholds, judge,
+};
 use crate::generate::StackedAdapter;
 use crate::hex;
 use crate::merge;
@@ -100,7 +102,8 @@ pub struct Settings {
 pub enum Kept {
     /// An adapter, bound to its base.
     Adapter(Box<Adapter>),
-    /// Examples to put before every prompt; none where each question has its own.
+    /// Examples to put before every prompt; none where each question has its own, or where rows are no
+    /// conversations.
     FewShot(Vec<Message>),
     /// A model of its own.
     Model(PathBuf),
@@ -136,6 +139,10 @@ pub fn compare(
 ) -> Result<Outcome> {
     let started = Instant::now();
     // Before an hour of training finds out.
+    check_thresholds(&settings.thresholds, settings.recipes.len().max(settings.shots.len()))?;
+    for (k, _) in &settings.shots {
+        shots::pool(*k, &material.train, options)?;
+    }
     for recipe in &settings.recipes {
         recipe.check(base, material, settings.memory_budget)?;
         if let (Method::Full(dtype), folder) = (&recipe.method, &settings.folder) {
@@ -213,7 +220,11 @@ impl Court<'_> {
             subject.context(),
         )?;
         let mut measured = self.measure(&name, ArmKind::FewShot { k }, &subject, &rows)?;
-        measured.kept = Some(Kept::FewShot(shots.iter().flat_map(shots::turns).collect()));
+        // A prompt of the store is a conversation: what stood before texts as text has no place in it.
+        let held_out = &self.material.held_out.samples;
+        let in_turns = held_out.iter().all(|row| shots::has_turns(row, self.text, self.options));
+        let turns = if in_turns { shots.iter().flat_map(shots::turns).collect() } else { Vec::new() };
+        measured.kept = Some(Kept::FewShot(turns));
         self.arms.push(measured);
         Ok(())
     }

@@ -27,6 +27,23 @@ pub enum Choice {
     Nearest,
 }
 
+/// The training rows that can be examples, which must be at least `k`.
+///
+/// # Errors
+/// `BadData` for fewer.
+pub fn pool(k: usize, train: &Rows, options: &DataOptions) -> Result<Vec<usize>> {
+    let whole: Vec<usize> = (0..train.samples.len()).filter(|i| is_whole(train, *i, options)).collect();
+    if whole.len() >= k {
+        return Ok(whole);
+    }
+    let message = format!(
+        "{k} examples are wanted for the prompt, and {} training rows are whole within --max-seq-length: lower \
+         --shots, or give more rows",
+        whole.len()
+    );
+    Err(Error::new(ErrorKind::BadData, message))
+}
+
 /// The held-out rows behind `k` examples each, and the examples themselves where all rows have the same.
 ///
 /// # Errors
@@ -38,14 +55,7 @@ pub fn rows_after(
     base: &Subject,
     context: usize,
 ) -> Result<(Vec<Example>, Vec<Sample>)> {
-    let whole: Vec<usize> = (0..train.samples.len()).filter(|i| is_whole(train, *i, options)).collect();
-    if whole.len() < k {
-        let message = format!(
-            "{k} examples are wanted for the prompt, and {} training rows are whole within --max-seq-length",
-            whole.len()
-        );
-        return Err(Error::new(ErrorKind::BadData, message));
-    }
+    let whole = pool(k, train, options)?;
     let (chosen, common): (Vec<Vec<usize>>, _) = match choice {
         Choice::Seeded(seed) => {
             let mut order = whole;
@@ -91,6 +101,15 @@ pub fn turns(sample: &Sample) -> Vec<Message> {
     }
 }
 
+/// Whether examples go before a row as turns of its conversation, and not as text.
+pub fn has_turns(sample: &Sample, text: &Text, options: &DataOptions) -> bool {
+    match sample {
+        Sample::Text(_) => false,
+        Sample::Pair { .. } => !options.raw && text.chat.kind() == TemplateKind::Model,
+        Sample::Chat { .. } => true,
+    }
+}
+
 /// A row behind examples: earlier turns of a conversation, or for what is joined plainly, texts with a
 /// blank line between. The row's own ids and targets stay as they are.
 fn behind(
@@ -100,12 +119,7 @@ fn behind(
     text: &Text,
     options: &DataOptions,
 ) -> std::result::Result<Example, String> {
-    let is_chat = match sample {
-        Sample::Text(_) => false,
-        Sample::Pair { .. } => !options.raw && text.chat.kind() == TemplateKind::Model,
-        Sample::Chat { .. } => true,
-    };
-    if is_chat {
+    if has_turns(sample, text, options) {
         let few_shot = shots.iter().flat_map(|s| turns(s)).collect();
         let after = DataOptions { few_shot, ..options.clone() };
         let mut example = encode_after(sample, &text.tokenizer, &text.chat, &after)?;

@@ -6,6 +6,7 @@
 //! DIR/generations/000007/adapter.engraft   or few_shot.json, or neither: the base alone
 //!                       /verdict.json      why, as the gate wrote it
 //!                       /generation.json   the manifest, written last: without it there is no generation
+//! DIR/last                              reports of the last run
 //! ```
 //!
 //! Counters decide what is newer, never the clock. A reader takes no lock: a generation never changes
@@ -45,6 +46,8 @@ pub const POINTER_FILE: &str = "active";
 pub const LOCK_FILE: &str = "lock";
 /// The directory of all generations.
 pub const GENERATIONS_DIR: &str = "generations";
+/// Reports of the last run that wrote into the store, promoted or not: nothing here reads them.
+pub const LAST_DIR: &str = "last";
 
 /// Bytes of a verdict or of few-shot examples, at most.
 pub const TEXT_BYTES_MAX: u64 = 16 << 20;
@@ -407,7 +410,7 @@ impl<'s> Store<'s> {
             let is_unfinished = pointer.as_ref().is_ok_and(|p| self.is_unfinished(number, p.as_ref()));
             listing.generations.push(Listed { number, manifest, is_unfinished });
         }
-        let ours = |name: &str| [LOCK_FILE, POINTER_FILE, GENERATIONS_DIR].contains(&name);
+        let ours = |name: &str| [LOCK_FILE, POINTER_FILE, GENERATIONS_DIR, LAST_DIR].contains(&name);
         listing.unknown.extend(self.names(&self.dir)?.into_iter().filter(|name| !ours(name)));
         let numbers: Vec<_> = listing.generations.iter().map(|g| dir_name(g.number)).collect();
         for name in self.names(&self.generations_dir())? {
