@@ -334,7 +334,9 @@ impl ContestOptions {
         let arms = if self.arms.arms.is_empty() { defaults.arms } else { &self.arms.arms };
         let seeds = &self.arms.seeds;
         if let Some(twice) = seeds.iter().enumerate().find_map(|(i, s)| seeds[..i].contains(s).then_some(s)) {
-            return Err(misuse(format!("--seeds: {twice} is given twice, which would be one arm under two names")));
+            return Err(misuse(format!(
+                "--seeds: {twice} is given twice, which would be one arm under two names"
+            )));
         }
         let task = self.task().map(Metric::Numeric);
         let metric = task.or(self.rows.metric.map(|m| match m {

@@ -138,7 +138,8 @@ fn leak(held_out: &str, train: &str, exact: bool) -> Leak {
 fn rows_that_were_seen_are_named() {
     let text = text();
     let folder = tempfile::tempdir().expect("a folder");
-    let train: Vec<String> = (1..=20).map(|i| pair(&format!("Turn on lamp {i}"), "{\"do\":\"on\"}")).collect();
+    let train: Vec<String> =
+        (1..=20).map(|i| pair(&format!("Turn on lamp {i}"), "{\"do\":\"on\"}")).collect();
     let test = [
         pair("Open the door", "{\"do\":\"open\"}"),
         pair("Turn on lamp 7", "{\"do\":\"on\"}"),
@@ -153,10 +154,8 @@ fn rows_that_were_seen_are_named() {
     for split_seed in 0..4 {
         let options = DataOptions { split_seed, ..reading() };
         let found = read_with(folder.path(), &text, &options, Limits::default());
-        let expected = [
-            leak("test.jsonl:2", "train.jsonl:7", true),
-            leak("test.jsonl:3", "train.jsonl:12", false),
-        ];
+        let expected =
+            [leak("test.jsonl:2", "train.jsonl:7", true), leak("test.jsonl:3", "train.jsonl:12", false)];
         assert_eq!(found.leaks, expected, "split {split_seed}");
     }
     write_rows(folder.path().join("test.jsonl"), &[test[0].clone(), test[3].clone()]);
@@ -179,11 +178,8 @@ fn a_task_asks_in_its_own_way_and_its_questions_leak() {
     assert_eq!(found.leaks, [leak("test.jsonl:2", "train.jsonl:4", false)]);
     let Sample::Chat { messages, .. } = &found.held_out.samples[0] else { panic!("no conversation") };
     let said: Vec<(&str, &str)> = messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
-    let expected = [
-        ("system", Task::Gsm8k.instruction()),
-        ("user", "What is 40 and 2?"),
-        ("assistant", "#### 42"),
-    ];
+    let expected =
+        [("system", Task::Gsm8k.instruction()), ("user", "What is 40 and 2?"), ("assistant", "#### 42")];
     assert_eq!(said, expected);
     // Rows with a question and an answer are recognized by the question without a task, too.
     let plain = read_with(folder.path(), &text, &reading(), Limits::default());

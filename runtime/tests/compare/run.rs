@@ -59,7 +59,10 @@ fn the_best_step_is_what_comes_back() {
         let found = validation(&with(&base, adapter), &material);
         assert!((found / loss - 1.0).abs() < 1e-4, "rate {rate}: {found}, and the curve's lowest is {loss}");
         assert!((run.curve[0].valid.expect("a loss") / untrained - 1.0).abs() < 1e-4);
-        assert_eq!((run.curve.first().map(|p| p.step), run.curve.last().map(|p| p.step)), (Some(0), Some(30)));
+        assert_eq!(
+            (run.curve.first().map(|p| p.step), run.curve.last().map(|p| p.step)),
+            (Some(0), Some(30))
+        );
         best_steps.push(step);
     }
     eprintln!("best steps {best_steps:?}");

@@ -64,8 +64,7 @@ fn by_chain(model: &Arc<ModelFile>, subject: &Subject, own: &Adapter, rows: &[Ex
     let mut gains = Gains::new(model, &subject.kernels, &own.layout, chain.kernel_scratch());
     let of = (&own.layout, &own.config);
     gains.refresh(model, &subject.kernels, of, &own.theta, chain.gain_scratch(true));
-    let view =
-        AdapterView { layout: &own.layout, theta: &own.theta, config: &own.config, gains: gains.c() };
+    let view = AdapterView { layout: &own.layout, theta: &own.theta, config: &own.config, gains: gains.c() };
     let one = |batch: Batch| {
         let found = chain.evaluate(Some(&view), &batch, |_, _| {});
         (found.loss_sum, found.targets)
@@ -138,7 +137,10 @@ fn a_model_beside_its_base_is_as_far_as_the_chain_says() -> TestResult {
         let slots: Vec<_> = nothing.layout.slots().collect();
         slots.into_iter().for_each(|(_, _, slot)| nothing.theta[slot.b].fill(0.0));
         let same = Subject { adapter: Some(stacked(&model, &base.kernels, &nothing)), ..base.clone() };
-        for equal in [tuned.beside(&tuned, &rows, &mut Quiet::default())?, same.beside(&base, &rows, &mut Quiet::default())?] {
+        for equal in [
+            tuned.beside(&tuned, &rows, &mut Quiet::default())?,
+            same.beside(&base, &rows, &mut Quiet::default())?,
+        ] {
             assert_eq!(equal.loss, equal.base_loss);
             assert!(equal.kl(Direction::Forward).abs() < 1e-9 && equal.kl(Direction::Reverse).abs() < 1e-9);
         }

@@ -116,7 +116,8 @@ fn targets_behind_examples_are_those_of_the_rows_alone() {
         ]})
         .to_string()
     };
-    let running = |i: usize| serde_json::json!({"text": format!("turn on the lamp in {i} minutes")}).to_string();
+    let running =
+        |i: usize| serde_json::json!({"text": format!("turn on the lamp in {i} minutes")}).to_string();
     let command = |i: usize| super::pair(&format!("turn on lamp {i}"), "{\"do\":\"on\"}");
     let raw = DataOptions { raw: true, ..reading() };
     let kinds: [(&str, &dyn Fn(usize) -> String, DataOptions); 6] = [
@@ -134,7 +135,8 @@ fn targets_behind_examples_are_those_of_the_rows_alone() {
         let whole = material.train.clone();
         if name.contains("cut") {
             // Examples are whole, the rows are not.
-            let short = DataOptions { max_seq_length: material.held_out.data.rows_max() - 2, ..options.clone() };
+            let short =
+                DataOptions { max_seq_length: material.held_out.data.rows_max() - 2, ..options.clone() };
             material = written(folder.path(), &rows, &text, &short);
             assert!(material.held_out.data.truncated + material.train.data.truncated > 0, "{name}");
             material.train = whole;

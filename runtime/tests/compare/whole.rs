@@ -12,9 +12,7 @@ use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::verdict::{ArmReport, Decision, Thresholds};
 use engraft_runtime::model::text::Text;
 
-use super::{
-    Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, write_rows,
-};
+use super::{Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, write_rows};
 
 /// Everyday commands, which the base knows and must not forget.
 fn everyday(text: &Text) -> Vec<(String, Vec<Example>)> {
@@ -203,7 +201,11 @@ fn what_can_not_be_is_refused_before_anything_is_measured() {
         (Settings { memory_budget: Some(100_000), ..good.clone() }, ErrorKind::DoesNotFit, "lora"),
         (Settings { shots: vec![(60, Choice::Nearest)], ..good.clone() }, ErrorKind::BadData, "--shots"),
         (Settings { recipes: vec![full], ..good.clone() }, ErrorKind::Misuse, "folder"),
-        (Settings { thresholds: Thresholds { resamples: 30, ..good.thresholds }, ..good }, ErrorKind::Misuse, "resamples"),
+        (
+            Settings { thresholds: Thresholds { resamples: 30, ..good.thresholds }, ..good },
+            ErrorKind::Misuse,
+            "resamples",
+        ),
     ] {
         let mut watcher = Quiet::default();
         let found = compare(&base, &material, (&text, &reading()), &settings, &mut watcher);
