@@ -15,8 +15,8 @@ use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::Thresholds;
-use engraft_runtime::generate::batch::BatchSession;
 use engraft_runtime::model::text::Text;
+use engraft_runtime::train::{Direction, KlPenalty};
 
 use crate::options::{self, ComputeOptions, DataOptions, FineTune, ModelOptions, Modules, misuse, stat};
 use crate::units;
@@ -165,6 +165,10 @@ struct ArmOptions {
     /// Scale gradients down to this norm (0: never)
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = options::not_negative)]
     max_grad_norm: f64,
+
+    /// Weight of the divergence from the base in each token's loss, of lora and dora (0: none)
+    #[arg(long, value_name = "W", default_value_t = 0.0, value_parser = options::kl_weight)]
+    kl_weight: f32,
 
     /// Looks at the validation rows in a run
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
@@ -349,7 +353,6 @@ impl ContestOptions {
             recipes: self.recipes(arms, defaults, base, material)?,
             metric,
             answer_tokens: self.rows.answer_tokens as usize,
-            slots: BatchSession::SLOTS,
             retention: self.retention(text, reading)?,
             thresholds: self.thresholds(arms),
             seed: self.gate.seed,
@@ -460,6 +463,8 @@ impl ContestOptions {
             patience: a.patience.into(),
             weight_decay: a.weight_decay as f32,
             max_grad_norm: a.max_grad_norm as f32,
+            kl: (a.kl_weight > 0.0 && !full)
+                .then_some(KlPenalty { weight: a.kl_weight, direction: Direction::Forward }),
         })
     }
 

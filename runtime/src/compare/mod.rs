@@ -43,10 +43,13 @@ use crate::model::text::Text;
 use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::Direction;
+use crate::plan::mib;
 use crate::storage::Disk;
 
 /// The name of the base's own arm.
 pub const ZERO_SHOT: &str = "zero-shot";
+/// Private memory for scoring where none is asked for.
+pub const SCORING_BYTES: u64 = 512 << 20;
 /// The model that a full arm writes into its folder.
 pub const MODEL_FILE: &str = "model.gguf";
 
@@ -82,8 +85,6 @@ pub struct Settings {
     pub metric: Option<Metric>,
     /// Tokens of an answer, at most.
     pub answer_tokens: usize,
-    /// Answers that are written at once.
-    pub slots: usize,
     /// What must not be forgotten: names and rows.
     pub retention: Vec<(String, Vec<Example>)>,
     /// What the gate demands.
@@ -92,7 +93,8 @@ pub struct Settings {
     pub seed: u64,
     /// Held-out rows that the report shows with every arm's answer.
     pub samples: usize,
-    /// Bytes of private memory that training may take.
+    /// Bytes of private memory that training and scoring may take. Without one scoring takes what is fastest
+    /// within [`SCORING_BYTES`].
     pub memory_budget: Option<u64>,
     /// The folder for models of full arms.
     pub folder: Option<PathBuf>,
@@ -102,8 +104,7 @@ pub struct Settings {
 pub enum Kept {
     /// An adapter, bound to its base.
     Adapter(Box<Adapter>),
-    /// Examples to put before every prompt; none where each question has its own, or where rows are no
-    /// conversations.
+    /// Examples to put before every prompt; none where each question has its own.
     FewShot(Vec<Message>),
     /// A model of its own.
     Model(PathBuf),
@@ -197,6 +198,27 @@ impl Court<'_> {
         }
     }
 
+    /// What scoring may take beside the model, the tokenizer and the rows.
+    fn free_bytes(&self) -> usize {
+        let budget = self.settings.memory_budget.unwrap_or(SCORING_BYTES);
+        usize::try_from(budget).unwrap_or(usize::MAX).saturating_sub(self.base.resident_bytes(self.material))
+    }
+
+    /// Refuses what would take more memory than there is for it, where a budget was given.
+    fn check(&self, arm: &str, bytes: usize) -> Result<()> {
+        let free = self.free_bytes();
+        if self.settings.memory_budget.is_none() || bytes <= free {
+            return Ok(());
+        }
+        let message = format!(
+            "{arm}: scoring needs {} of private memory beside the data, the budget leaves {}: give fewer \
+             examples in the prompt, shorter rows, or more memory",
+            mib(bytes),
+            mib(free)
+        );
+        Err(Error::new(ErrorKind::DoesNotFit, message))
+    }
+
     fn zero_shot(&mut self) -> Result<()> {
         let subject = self.subject(None);
         let rows = &self.material.held_out.data.examples;
@@ -220,11 +242,7 @@ impl Court<'_> {
             subject.context(),
         )?;
         let mut measured = self.measure(&name, ArmKind::FewShot { k }, &subject, &rows)?;
-        // A prompt of the store is a conversation: what stood before texts as text has no place in it.
-        let held_out = &self.material.held_out.samples;
-        let in_turns = held_out.iter().all(|row| shots::has_turns(row, self.text, self.options));
-        let turns = if in_turns { shots.iter().flat_map(shots::turns).collect() } else { Vec::new() };
-        measured.kept = Some(Kept::FewShot(turns));
+        measured.kept = Some(Kept::FewShot(shots));
         self.arms.push(measured);
         Ok(())
     }
@@ -271,9 +289,12 @@ impl Court<'_> {
         subject: &Subject,
         rows: &[Example],
     ) -> Result<Measured> {
+        let free = self.free_bytes();
+        let rows_max = rows.iter().map(Example::rows).max().unwrap_or(1);
+        self.check(name, subject.losses_bytes(rows_max))?;
         let scored = subject.losses(rows, self.watcher)?;
-        let answered =
-            answers::answer(subject, &self.questions, rows, self.settings, self.text, self.watcher)?;
+        let asked = (self.settings, self.text);
+        let answered = answers::answer(subject, &self.questions, rows, asked, free, self.watcher)?;
         let targets: usize = scored.nll.iter().map(|e| e.targets).sum();
         let nll = scored.nll.iter().map(|e| e.sum).sum::<f64>() / targets as f64;
         let share = answered.correct.as_ref().map(|c| {
@@ -308,6 +329,10 @@ impl Court<'_> {
     /// How far a tuned model is from its base, on the task and on what must not be forgotten.
     fn forgetting(&mut self, subject: &Subject, result: &mut ArmResult) -> Result<()> {
         let base = self.subject(None);
+        let held_out = self.material.held_out.data.examples.iter();
+        let all = self.settings.retention.iter().flat_map(|(_, rows)| rows).chain(held_out);
+        let rows_max = all.map(Example::rows).max().unwrap_or(1);
+        self.check(&result.name, subject.beside_bytes(rows_max))?;
         let on_task = subject.beside(&base, &self.material.held_out.data.examples, self.watcher)?;
         result.task_kl = Some(on_task.kl(Direction::Reverse) / on_task.targets as f64);
         for (text, rows) in &self.settings.retention {

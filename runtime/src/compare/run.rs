@@ -106,7 +106,7 @@ pub(super) fn arm(recipe: &Recipe, base: &Base, request: &Request, rate: f64) ->
         seed: recipe.seed,
         precision: base.precision,
         gradient: base.gradient,
-        kl: None,
+        kl: recipe.kl,
     };
     let (model, kernels) = (base.model.clone(), base.kernels.clone());
     let words = ArenaWords::new(model.config(), request);

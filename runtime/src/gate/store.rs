@@ -3,10 +3,10 @@
 //! ```text
 //! DIR/lock                              held by the one writer
 //! DIR/active                            the pointer, replaced in one step
+//! DIR/last/                             reports of the last run, promoted or not
 //! DIR/generations/000007/adapter.engraft   or few_shot.json, or neither: the base alone
 //!                       /verdict.json      why, as the gate wrote it
 //!                       /generation.json   the manifest, written last: without it there is no generation
-//! DIR/last                              reports of the last run
 //! ```
 //!
 //! Counters decide what is newer, never the clock. A reader takes no lock: a generation never changes
@@ -44,10 +44,10 @@ pub const MANIFEST_FILE: &str = "generation.json";
 pub const POINTER_FILE: &str = "active";
 /// The file that the writer locks.
 pub const LOCK_FILE: &str = "lock";
+/// Verdict and reports of the last run into the store, whatever came of it; the store never reads them.
+pub const LAST_DIR: &str = "last";
 /// The directory of all generations.
 pub const GENERATIONS_DIR: &str = "generations";
-/// Reports of the last run that wrote into the store, promoted or not: nothing here reads them.
-pub const LAST_DIR: &str = "last";
 
 /// Bytes of a verdict or of few-shot examples, at most.
 pub const TEXT_BYTES_MAX: u64 = 16 << 20;

@@ -20,10 +20,12 @@ use super::Quiet;
 use super::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
 use super::common::{TestResult, adapter, adapter_of};
 
-/// Relative bounds of a row's loss: sums are formed in another order, and int8 rounds each block of an
-/// activation anew.
-const F32_LOSS: f64 = 1e-5;
+/// Relative bounds of a row's loss beside the chain's: a session keeps keys and values in f16, the chain in f32,
+/// and int8 rounds each block of an activation anew.
+const F32_LOSS: f64 = 1e-3;
 const INT8_LOSS: f64 = 1e-2;
+/// The same of a row with what is common read before, beside the row alone: sums in another order.
+const PREFIX_LOSS: f64 = 1e-5;
 
 /// Rows that begin alike for `prefix` ids, none of which is a target; the rest is noise, of other lengths
 /// each.
@@ -91,10 +93,15 @@ fn losses_are_those_of_the_chain_with_a_shared_prefix_and_without() -> TestResul
                     let place = format!("{} {precision:?}, prefix {prefix}, row {i}", spec.name);
                     let alone = subject.losses(std::slice::from_ref(row), &mut Quiet::default())?;
                     assert_eq!(alone.prefix_tokens, 0);
-                    for one in [found.nll[i], alone.nll[0]] {
-                        assert_eq!(one.targets, *targets, "{place}");
-                        assert!((one.sum / sum - 1.0).abs() < bound, "{place}: {} for {sum}", one.sum);
-                    }
+                    let (one, alone) = (found.nll[i], alone.nll[0]);
+                    assert_eq!((one.targets, alone.targets), (*targets, *targets), "{place}");
+                    assert!((one.sum / sum - 1.0).abs() < bound, "{place}: {} for {sum}", one.sum);
+                    assert!(
+                        (one.sum / alone.sum - 1.0).abs() < PREFIX_LOSS,
+                        "{place}: {} for {}",
+                        one.sum,
+                        alone.sum
+                    );
                 }
                 // The control: another model's losses are seen to differ.
                 let base = plain.losses(&rows, &mut Quiet::default())?;
@@ -127,7 +134,7 @@ fn a_model_beside_its_base_is_as_far_as_the_chain_says() -> TestResult {
             let (found, expected) = (found.kl(direction), expected.kl(direction));
             eprintln!("{} {direction:?}: {found} for {expected}", spec.name);
             assert!(expected > 1e-3, "the adapter moves nothing");
-            assert!((found / expected - 1.0).abs() < 1e-3, "{}: {found} for {expected}", spec.name);
+            assert!((found / expected - 1.0).abs() < 1e-2, "{}: {found} for {expected}", spec.name);
         }
         // Swapped, the directions are swapped.
         let back = base.beside(&tuned, &rows, &mut Quiet::default())?;

@@ -8,6 +8,7 @@ use engraft_runtime::compare::score::Subject;
 use engraft_runtime::compare::shots::{Choice, rows_after, turns};
 use engraft_runtime::data::masks::encode_after;
 use engraft_runtime::data::{DataOptions, Example, Sample};
+use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::Special;
 
@@ -22,7 +23,7 @@ fn after(
     m: &Material,
     (text, options): (&Text, &DataOptions),
     base: &Subject,
-) -> (Vec<Example>, Vec<Sample>) {
+) -> (Vec<Example>, Vec<Message>) {
     rows_after((k, choice), (&m.train, &m.held_out), (text, options), base, CONTEXT).expect("shots")
 }
 
@@ -40,13 +41,18 @@ fn a_seed_chooses_the_same_examples_for_all_rows() {
     let (rows, shots) = chosen(0, 3);
     assert_eq!((rows.clone(), shots.clone()), chosen(0, 3));
     assert_ne!(shots, chosen(1, 3).1);
-    assert_eq!(shots, chosen(0, 5).1[..3], "more examples keep the ones there are");
-    assert!(shots.iter().all(|s| material.train.samples.contains(s)));
-    assert!((0..20).flat_map(|seed| chosen(seed, 5).1).all(|s| !material.held_out.samples.contains(&s)));
-    assert!(shots.iter().enumerate().all(|(i, s)| !shots[..i].contains(s)), "no example twice");
+    assert_eq!(shots, chosen(0, 5).1[..6], "more examples keep the ones there are");
+    let asked =
+        |samples: &[Sample]| -> Vec<Vec<Message>> { samples.iter().map(|s| turns(s, true)).collect() };
+    let (train, held_out) = (asked(&material.train.samples), asked(&material.held_out.samples));
+    for seed in 0..20 {
+        let (_, shots) = chosen(seed, 5);
+        let shots: Vec<Vec<Message>> = shots.chunks(2).map(<[Message]>::to_vec).collect();
+        assert!(shots.iter().all(|s| train.contains(s) && !held_out.contains(s)), "seed {seed}");
+        assert!(shots.iter().enumerate().all(|(i, s)| !shots[..i].contains(s)), "no example twice");
+    }
     // Each row is what it is behind these very turns.
-    let few_shot = shots.iter().flat_map(turns).collect();
-    let options = DataOptions { few_shot, ..reading() };
+    let options = DataOptions { few_shot: shots, ..reading() };
     for (row, sample) in rows.iter().zip(&material.held_out.samples) {
         let expected = encode_after(sample, &text.tokenizer, &text.chat, &options).expect("a row");
         assert_eq!(row.ids[..], expected.ids[..row.ids.len()]);
@@ -76,7 +82,7 @@ fn the_nearest_examples_stand_nearest() {
         let mut order: Vec<usize> = (0..known.len()).collect();
         order.sort_by(|a, b| likeness(&known[*a]).total_cmp(&likeness(&known[*b])));
         let nearest = order[order.len() - 4..].to_vec();
-        let few_shot = nearest.iter().flat_map(|i| turns(&material.train.samples[*i])).collect();
+        let few_shot = nearest.iter().flat_map(|i| turns(&material.train.samples[*i], true)).collect();
         let options = DataOptions { few_shot, ..reading() };
         let expected = encode_after(sample, &text.tokenizer, &text.chat, &options).expect("a row");
         assert_eq!(row.ids[..], expected.ids[..row.ids.len()]);
@@ -90,7 +96,7 @@ fn the_nearest_examples_stand_nearest() {
     let same = Material { held_out: material.train.clone(), ..material.clone() };
     let (rows, _) = after(1, Choice::Nearest, &same, (&text, &reading()), &plain);
     for (row, sample) in rows.iter().zip(&same.train.samples) {
-        let options = DataOptions { few_shot: turns(sample), ..reading() };
+        let options = DataOptions { few_shot: turns(sample, true), ..reading() };
         let expected = encode_after(sample, &text.tokenizer, &text.chat, &options).expect("a row");
         assert_eq!(row.ids[..], expected.ids[..row.ids.len()]);
     }
@@ -154,7 +160,7 @@ fn targets_behind_examples_are_those_of_the_rows_alone() {
                 let n = own_end.min(6);
                 assert_eq!(row.ids[end - n..=end], own.ids[own_end - n..=own_end], "{name}");
             }
-            assert_eq!(shots.len(), if choice == Choice::Nearest { 0 } else { 2 });
+            assert_eq!(shots.is_empty(), choice == Choice::Nearest);
         }
     }
 }

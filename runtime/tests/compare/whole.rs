@@ -7,6 +7,7 @@ use engraft_runtime::compare::material::Material;
 use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe};
 use engraft_runtime::compare::shots::Choice;
 use engraft_runtime::compare::{Kept, Outcome, Settings, ZERO_SHOT, compare};
+use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::data::{self, Example};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::verdict::{ArmReport, Decision, Thresholds};
@@ -28,7 +29,6 @@ fn settings(text: &Text, recipes: Vec<Recipe>) -> Settings {
         recipes,
         metric: None,
         answer_tokens: 24,
-        slots: 4,
         retention: everyday(text),
         thresholds: Thresholds { resamples: 2000, ..Thresholds::default() },
         seed: 0,
@@ -217,7 +217,7 @@ fn what_can_not_be_is_refused_before_anything_is_measured() {
 }
 
 #[test]
-fn examples_of_texts_are_no_turns_to_keep() {
+fn examples_of_texts_are_kept_as_texts() {
     let base = base_of(2);
     let text = text_of(&base);
     let folder = tempfile::tempdir().expect("a folder");
@@ -226,6 +226,6 @@ fn examples_of_texts_are_no_turns_to_keep() {
     let material = read(folder.path(), &text).expect("good rows");
     let outcome = judged(&base, &material, Vec::new());
     let Some(Kept::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
-    assert!(turns.is_empty(), "{turns:?}");
+    assert!(turns.len() == 3 && turns.iter().all(|t| t.role == TEXT_ROLE), "{turns:?}");
     assert!(outcome.report.samples.iter().all(|s| s.outputs.len() == 2));
 }

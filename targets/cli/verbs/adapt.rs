@@ -85,10 +85,7 @@ fn promote(writer: &Writer<'_>, outcome: &Outcome, model: &ModelFile) -> Result<
         Some(Kept::Adapter(adapter)) => Candidate::Adapter(adapter),
         Some(Kept::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
         _ => {
-            eprintln!(
-                "{arm} is best, but a store can't hold its examples: each question has its own, or they are \
-                 no turns of a conversation; put them into the prompt yourself"
-            );
+            eprintln!("{arm} is best, but a store can't hold its examples: each question has its own");
             return Ok(None);
         }
     };
