@@ -7,6 +7,8 @@ mod build_script;
 
 #[path = "cli/adapters.rs"]
 mod adapters;
+#[path = "cli/contest.rs"]
+mod contest;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -63,6 +65,8 @@ fn the_verbs_are_listed() {
     for word in [
         "plan",
         "train",
+        "compare",
+        "adapt",
         "generate",
         "eval",
         "import",
@@ -75,8 +79,11 @@ fn the_verbs_are_listed() {
     ] {
         assert!(stdout(&output).contains(word), "{word}");
     }
-    for verb in ["plan", "train", "generate", "eval", "import", "export", "merge", "adapter", "demo", "bench"]
-    {
+    let verbs = [
+        "plan", "train", "compare", "adapt", "generate", "eval", "import", "export", "merge", "adapter",
+        "demo", "bench",
+    ];
+    for verb in verbs {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");
     }
 }

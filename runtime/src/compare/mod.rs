@@ -31,7 +31,9 @@ use crate::adapter::{Adapter, Binding as Bound, Prober};
 use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{DataFacts, ModelFacts, Output, RateTest, Report, Run, SampleOutputs, Scoring};
-use crate::gate::verdict::{ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, judge};
+use crate::gate::verdict::{
+    ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, check_thresholds, judge,
+};
 use crate::generate::StackedAdapter;
 use crate::hex;
 use crate::merge;
@@ -138,6 +140,10 @@ pub fn compare(
 ) -> Result<Outcome> {
     let started = Instant::now();
     // Before an hour of training finds out.
+    check_thresholds(&settings.thresholds, settings.recipes.len().max(settings.shots.len()))?;
+    for (k, _) in &settings.shots {
+        shots::pool(*k, &material.train, options)?;
+    }
     for recipe in &settings.recipes {
         recipe.check(base, material, settings.memory_budget)?;
         if let (Method::Full(dtype), folder) = (&recipe.method, &settings.folder) {

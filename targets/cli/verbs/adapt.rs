@@ -84,7 +84,10 @@ fn promote(writer: &Writer<'_>, outcome: &Outcome, model: &ModelFile) -> Result<
     let candidate = match outcome.kept(arm) {
         Some(Kept::Adapter(adapter)) => Candidate::Adapter(adapter),
         Some(Kept::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
-        _ => return Ok(None),
+        _ => {
+            eprintln!("{arm} is best, but a store can't hold its examples: each question has its own");
+            return Ok(None);
+        }
     };
     let (verdict, digest) = (outcome.verdict.to_json()?, model.digest());
     writer.promote(&candidate, verdict.as_bytes(), (&digest, model.config()), false).map(Some)
