@@ -32,11 +32,16 @@ pub struct Base {
     pub precision: Precision,
     /// Input gradients.
     pub gradient: GradientPrecision,
-    /// Private heap of the tokenizer, which lives as long as the comparison.
+    /// Private heap of the tokenizer, and of what else lives as long as the comparison.
     pub tokenizer_bytes: usize,
 }
 
 impl Base {
+    /// The same where `bytes` more are held throughout.
+    pub fn beside(&self, bytes: usize) -> Base {
+        Base { tokenizer_bytes: self.tokenizer_bytes + bytes, ..self.clone() }
+    }
+
     /// Private bytes of what is held throughout: process, model, tokenizer and rows.
     pub fn resident_bytes(&self, material: &Material) -> usize {
         let parts = [&material.train, &material.valid, &material.held_out];
