@@ -159,6 +159,7 @@ pub fn compare(
             }
         }
     }
+    forewarn(material, &settings.thresholds, watcher);
     let questions = answers::questions(&material.held_out, text);
     let mut court = Court { base, material, text, options, settings, questions, watcher, arms: Vec::new() };
     court.zero_shot()?;
@@ -176,6 +177,18 @@ fn held_bytes(recipe: &Recipe, base: &Base, settings: &Settings) -> usize {
     match (&recipe.method, &settings.folder) {
         (Method::Adapter(_), None) => size_of::<f32>() * recipe.method.parameters(base.model.config()),
         _ => 0,
+    }
+}
+
+/// Tells what is decided before anything is measured: the figures may be wanted all the same.
+fn forewarn(material: &Material, thresholds: &Thresholds, watcher: &mut dyn Watcher) {
+    let (rows, least) = (material.held_out.samples.len(), thresholds.examples_min);
+    if !material.leaks.is_empty() {
+        watcher.note("the base will stay, whatever the figures: held-out rows are among those to train on");
+    } else if rows < least {
+        watcher.note(&format!(
+            "the base will stay, whatever the figures: {rows} held-out rows, and {least} could decide"
+        ));
     }
 }
 

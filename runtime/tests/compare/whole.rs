@@ -10,8 +10,11 @@ use engraft_runtime::compare::{Kept, Outcome, Settings, ZERO_SHOT, compare};
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::data::{self, Example};
 use engraft_runtime::error::{ErrorKind, Result};
-use engraft_runtime::gate::verdict::{ArmReport, Decision, Thresholds};
+use engraft_runtime::gate::verdict::{
+    ArmKind, ArmReport, ArmResult, Binding, Decision, ExampleNll, Retention, Thresholds, judge,
+};
 use engraft_runtime::model::text::Text;
+use engraft_runtime::rng::Rng;
 
 use super::{Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, write_rows};
 
@@ -136,7 +139,10 @@ fn rows_that_were_seen_leave_the_base_as_it_is() {
     test[9] = train[17].to_lowercase();
     write_rows(folder.path().join("test.jsonl"), &test);
     let material = read(folder.path(), &text).expect("good rows");
-    let outcome = judged(&base, &material, vec![recipe(&base, "lora", 2e-3, Budget::Steps(30))]);
+    let settings = settings(&text, vec![recipe(&base, "lora", 2e-3, Budget::Steps(30))]);
+    let mut watcher = Quiet::default();
+    let outcome = compare(&base, &material, (&text, &reading()), &settings, &mut watcher).expect("a verdict");
+    assert!(watcher.notes[0].contains("the base will stay"), "{:?}", watcher.notes);
     let verdict = &outcome.verdict;
     assert_eq!((&verdict.decision, verdict.leak_count), (&Decision::KeepBase, 2));
     for named in ["test.jsonl:5", "train.jsonl:9"] {
@@ -171,6 +177,43 @@ fn equal_arms_have_no_winner() {
     // Holm tests them at levels of their own, so that intervals differ.
     let gains = |a: &ArmReport| a.comparisons.iter().map(|c| (c.gain, c.p)).collect::<Vec<_>>();
     assert_eq!(gains(one), gains(two));
+}
+
+/// Losses of a model on `n` rows: each row's own difficulty, which all models share, and the model's own luck.
+fn luck(name: &str, kind: ArmKind, n: usize, seed: u64) -> ArmResult {
+    let (mut shared, mut own) = (Rng::new(1, 1), Rng::new(seed, 2));
+    let one = |i| {
+        let targets = 5 + i % 7;
+        let token = 3.0 + 0.5 * f64::from(shared.normal()) + 0.5 * f64::from(own.normal());
+        ExampleNll { sum: token * targets as f64, targets }
+    };
+    let retention = match kind {
+        ArmKind::Trained => vec![Retention { text: "everyday".into(), delta_nll: 0.0, kl: 0.0 }],
+        _ => Vec::new(),
+    };
+    let nll = (0..n).map(one).collect();
+    ArmResult { name: name.into(), kind, nll, correct: None, retention, task_kl: None }
+}
+
+#[test]
+fn of_two_models_of_one_quality_none_wins() {
+    let thresholds = Thresholds { few_shot_required: false, resamples: 1000, ..Thresholds::default() };
+    for n in [20, 60, 300] {
+        let wins = |gain: f64| {
+            let promoted = |seed: &u64| {
+                let zero = luck(ZERO_SHOT, ArmKind::ZeroShot, n, 2 * seed);
+                let mut tuned = luck("lora", ArmKind::Trained, n, 2 * seed + 1);
+                tuned.nll.iter_mut().for_each(|e| e.sum -= gain * e.targets as f64);
+                let binding = Binding { seed: *seed, ..Binding::default() };
+                judge(&[zero, tuned], &[], &thresholds, &binding).expect("a verdict").promoted().is_some()
+            };
+            (0..100).filter(promoted).count()
+        };
+        let (equal, better) = (wins(0.0), wins(1.0));
+        eprintln!("{n} rows: {equal} of 100 equal models win, and {better} better ones");
+        assert!(equal <= 5, "{n} rows: {equal} of 100 win by luck");
+        assert!(better >= 95, "{n} rows: {better} of 100 win by merit");
+    }
 }
 
 #[test]
