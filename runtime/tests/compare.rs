@@ -33,9 +33,9 @@ use engraft_runtime::nn::Precision;
 /// Looks on in silence, and can stop everything.
 #[derive(Default)]
 pub struct Quiet {
-    pub steps: u64,
-    pub looks: Vec<(u64, f64)>,
-    pub notes: Vec<String>,
+    pub(crate) steps: u64,
+    pub(crate) looks: Vec<(u64, f64)>,
+    pub(crate) notes: Vec<String>,
     /// Steps after which nothing goes on.
     pub stop_after: Option<u64>,
 }
