@@ -449,6 +449,7 @@ impl ContestOptions {
             patience: a.patience.into(),
             weight_decay: a.weight_decay as f32,
             max_grad_norm: a.max_grad_norm as f32,
+            replay: Vec::new(),
         })
     }
 

@@ -79,7 +79,11 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
 
 /// Makes what the verdict names a generation; nothing where the base stays, or where each question has
 /// examples of its own, which no prefix can hold.
-fn promote(writer: &Writer<'_>, outcome: &Outcome, model: &ModelFile) -> Result<Option<Generation>, Error> {
+pub(super) fn promote(
+    writer: &Writer<'_>,
+    outcome: &Outcome,
+    model: &ModelFile,
+) -> Result<Option<Generation>, Error> {
     let arm = match &outcome.verdict.decision {
         Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
         Decision::KeepBase => return Ok(None),
