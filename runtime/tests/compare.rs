@@ -143,6 +143,7 @@ fn recipe(base: &Base, name: &str, rate: f64, budget: Budget) -> Recipe {
         patience: 0,
         weight_decay: 0.0,
         max_grad_norm: 1.0,
+        replay: Vec::new(),
         kl: None,
     }
 }

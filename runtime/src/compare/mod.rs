@@ -474,7 +474,11 @@ fn told_settings(base: &Base, settings: &Settings) -> Vec<(String, String)> {
         told.push(("tokens of an answer".to_string(), settings.answer_tokens.to_string()));
     }
     for r in &settings.recipes {
-        let value = format!("seed {}, {} rows a step, budget {:?}", r.seed, r.batch, r.budget);
+        let replay = match r.replay.len() {
+            0 => String::new(),
+            n => format!(", {n} rows of replay"),
+        };
+        let value = format!("seed {}, {} rows a step, budget {:?}{replay}", r.seed, r.batch, r.budget);
         told.push((r.name.clone(), value));
     }
     told
