@@ -33,8 +33,11 @@ use engraft_runtime::nn::Precision;
 /// Looks on in silence, and can stop everything.
 #[derive(Default)]
 pub struct Quiet {
+    /// Steps seen.
     pub steps: u64,
+    /// Looks at the validation rows: step and loss.
     pub looks: Vec<(u64, f64)>,
+    /// What was told.
     pub notes: Vec<String>,
     /// Steps after which nothing goes on.
     pub stop_after: Option<u64>,
