@@ -33,12 +33,9 @@ use engraft_runtime::nn::Precision;
 /// Looks on in silence, and can stop everything.
 #[derive(Default)]
 pub struct Quiet {
-    /// Steps seen.
-    pub steps: u64,
-    /// Looks at the validation rows: step and loss.
-    pub looks: Vec<(u64, f64)>,
-    /// What was told.
-    pub notes: Vec<String>,
+    pub(crate) steps: u64,
+    pub(crate) looks: Vec<(u64, f64)>,
+    pub(crate) notes: Vec<String>,
     /// Steps after which nothing goes on.
     pub stop_after: Option<u64>,
 }
@@ -146,6 +143,7 @@ fn recipe(base: &Base, name: &str, rate: f64, budget: Budget) -> Recipe {
         patience: 0,
         weight_decay: 0.0,
         max_grad_norm: 1.0,
+        replay: Vec::new(),
         kl: None,
     }
 }

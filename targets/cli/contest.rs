@@ -465,6 +465,7 @@ impl ContestOptions {
             max_grad_norm: a.max_grad_norm as f32,
             kl: (a.kl_weight > 0.0 && !full)
                 .then_some(KlPenalty { weight: a.kl_weight, direction: Direction::Forward }),
+            replay: Vec::new(),
         })
     }
 

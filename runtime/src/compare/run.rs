@@ -8,7 +8,7 @@ use super::recipe::{Base, Budget, Method, Recipe};
 use super::{Watcher, rate};
 use crate::adapter::Adapter;
 use crate::data::batches::in_order;
-use crate::data::{Batch, Batches, Cursor};
+use crate::data::{Batch, Batches, Cursor, Example};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{CurvePoint, RateTest, Run};
 use crate::model::tuned::TunedModel;
@@ -54,7 +54,8 @@ pub fn train(
     };
     let peak_rate = recipe.rate.or(tested.as_ref().map(|t| t.chosen)).unwrap_or_default();
     let mut arm = arm(recipe, base, &request, peak_rate)?;
-    let mut course = Course::new(recipe, material, peak_rate);
+    let rows = recipe.rows(material);
+    let mut course = Course::new(recipe, &rows, material, peak_rate);
     course.go(&mut arm, watcher)?;
     let run = Run {
         arm: recipe.name.clone(),
@@ -125,6 +126,7 @@ pub(super) fn arm(recipe: &Recipe, base: &Base, request: &Request, rate: f64) ->
 /// A run on its way.
 struct Course<'a> {
     recipe: &'a Recipe,
+    rows: &'a [Example],
     material: &'a Material,
     rate: f64,
     /// Steps of the whole run, once that is known.
@@ -147,8 +149,7 @@ struct Course<'a> {
 }
 
 impl<'a> Course<'a> {
-    fn new(recipe: &'a Recipe, material: &'a Material, rate: f64) -> Course<'a> {
-        let rows = &material.train.data.examples;
+    fn new(recipe: &'a Recipe, rows: &'a [Example], material: &'a Material, rate: f64) -> Course<'a> {
         let batches = rows.len().div_ceil(recipe.batch.min(rows.len())) as f64;
         let per_batch = rows.iter().map(|e| e.rows()).sum::<usize>() as f64 / batches;
         let steps = |n: f64| Some((n.round() as u64).max(1));
@@ -160,6 +161,7 @@ impl<'a> Course<'a> {
         };
         Course {
             recipe,
+            rows,
             material,
             rate,
             total,
@@ -179,7 +181,7 @@ impl<'a> Course<'a> {
 
     /// All steps, or as many as help.
     fn go(&mut self, arm: &mut Arm, watcher: &mut dyn Watcher) -> Result<()> {
-        let (recipe, rows) = (self.recipe, &self.material.train.data.examples);
+        let (recipe, rows) = (self.recipe, self.rows);
         let mut batches = Batches::new(rows, recipe.batch.min(rows.len()), recipe.seed, Cursor::default());
         let mut micro = [Batch::default()];
         self.look(arm, watcher)?;

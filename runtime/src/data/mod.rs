@@ -15,7 +15,7 @@ pub use formats::{DataOptions, Format, OverLong, RowReader, Sample};
 pub use replay::{Mixed, MixedCursor};
 pub use source::{Part, TrainValid, load, load_train_valid, samples, split, split_off};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A row as the model sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,6 +80,13 @@ pub struct Dataset {
 pub const SKIPPED_NAMED_MAX: usize = 1000;
 
 impl Dataset {
+    /// A file without rows.
+    pub(crate) fn empty(file: &Path, format: Format) -> Dataset {
+        let (skipped, source) = (Vec::new(), file.to_owned());
+        let (examples, lines, keys) = (Vec::new(), Vec::new(), Vec::new());
+        Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, lines, keys }
+    }
+
     /// Targets in all examples.
     pub fn trained_tokens(&self) -> usize {
         self.examples.iter().map(Example::trained_tokens).sum()
