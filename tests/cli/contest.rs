@@ -197,8 +197,8 @@ fn examples_that_win_go_before_every_prompt() {
     let folder = tempfile::tempdir().expect("a folder");
     let (model, data, everyday) = (seedling(), commands(folder.path()), shipped("demo/generic_test.jsonl"));
     let store = folder.path().join("store").display().to_string();
-    // Nothing can be trained in so little: the arms are left out, and prompting is what remains.
-    let words = ["--store", &store, "--memory-budget", "100K", "--valid-fraction", "0.1"];
+    // Enough to score in, and not to train: the arms are left out, and prompting is what remains.
+    let words = ["--store", &store, "--memory-budget", "6M", "--valid-fraction", "0.1"];
     let output = engraft(&[&contest("adapt", &model, &data, &everyday, &words)[..], &["--json"]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for arm in ["lora", "dora"] {
@@ -209,6 +209,10 @@ fn examples_that_win_go_before_every_prompt() {
     assert_eq!((&result["generation"], active(&store)), (&1.into(), 1.into()));
     let shown = result_of(&["adapter", "show", "--store", &store]);
     assert_eq!(shown["few_shot"].as_array().map(Vec::len), Some(6), "{shown}");
+    // In less, not even that can be measured; what is active stays.
+    let less = contest("adapt", &model, &data, &everyday, &["--store", &store, "--memory-budget", "100K"]);
+    assert_refused(&less, 3, "does_not_fit", &["zero-shot", "more memory"]);
+    assert_eq!(active(&store), 1);
     let generate = ["generate", "-m", &model, "-p", "turn on the light", "--chat", "-n", "2", "-t", "2"];
     let tokens =
         |more: &[&str]| result_of(&[&generate[..], more].concat())["prompt_tokens"].as_u64().expect("tokens");

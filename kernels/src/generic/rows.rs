@@ -141,12 +141,15 @@ unsafe fn quantize_blocks<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
         }
         for i in 0..n {
             let (at, sum) = (i * t.tile, sums[0][i] + sums[1][i]);
-            *t.scale.add(at) = scale[i];
-            *t.bias_sum32.add(at) = scale[i] * sum;
+            // Neither the largest element nor the codes show a NaN: without this, what reads them would give
+            // numbers for it.
+            let scale = if sum.is_nan() { sum } else { scale[i] };
+            *t.scale.add(at) = scale;
+            *t.bias_sum32.add(at) = scale * sum;
             *t.start32.add(at) = start(sum);
             for h in 0..if halves { 2 } else { 0 } {
                 let at = (2 * i + h) * t.tile;
-                *t.bias_sum16.add(at) = scale[i] * sums[h][i];
+                *t.bias_sum16.add(at) = scale * sums[h][i];
                 *t.start16.add(at) = start(sums[h][i]);
             }
         }

@@ -24,8 +24,10 @@ use super::common::{TestResult, adapter, adapter_of};
 /// and int8 rounds each block of an activation anew.
 const F32_LOSS: f64 = 1e-3;
 const INT8_LOSS: f64 = 1e-2;
-/// The same of a row with what is common read before, beside the row alone: sums in another order.
-const PREFIX_LOSS: f64 = 1e-5;
+/// The same of a row with what is common read before, beside the row alone: sums in another order, whose last
+/// digit int8 may round to another code.
+const F32_PREFIX: f64 = 1e-5;
+const INT8_PREFIX: f64 = 1e-3;
 
 /// Rows that begin alike for `prefix` ids, none of which is a target; the rest is noise, of other lengths
 /// each.
@@ -77,7 +79,9 @@ fn by_chain(model: &Arc<ModelFile>, subject: &Subject, own: &Adapter, rows: &[Ex
 #[test]
 fn losses_are_those_of_the_chain_with_a_shared_prefix_and_without() -> TestResult {
     for (spec, dora) in [(&SHORT_BLOCKS, false), (&LONG_BLOCKS, false), (&FLOATS, true)] {
-        for (precision, bound) in [(Precision::F32, F32_LOSS), (Precision::Int8, INT8_LOSS)] {
+        for (precision, bound, near) in
+            [(Precision::F32, F32_LOSS, F32_PREFIX), (Precision::Int8, INT8_LOSS, INT8_PREFIX)]
+        {
             let (model, plain) = subject(spec, precision);
             let own = tuned(&model, dora);
             let subject = Subject { adapter: Some(stacked(&model, &plain.kernels, &own)), ..plain.clone() };
@@ -97,7 +101,7 @@ fn losses_are_those_of_the_chain_with_a_shared_prefix_and_without() -> TestResul
                     assert_eq!((one.targets, alone.targets), (*targets, *targets), "{place}");
                     assert!((one.sum / sum - 1.0).abs() < bound, "{place}: {} for {sum}", one.sum);
                     assert!(
-                        (one.sum / alone.sum - 1.0).abs() < PREFIX_LOSS,
+                        (one.sum / alone.sum - 1.0).abs() < near,
                         "{place}: {} for {}",
                         one.sum,
                         alone.sum
