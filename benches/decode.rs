@@ -1,16 +1,20 @@
 //! Tokens per second of prefill and decode, per model file.
 //!
 //! `cargo bench --bench decode -- MODEL.gguf ... [--threads 2] [--isa NAME] [--cache-type f16|f32|q8]
-//! [--prompt 256] [--tokens 64] [--repetitions 5]` prints one JSON line per model: every run's rates and their medians, as
-//! benches/peers/llama_cpp.py prints llama.cpp's. Before anything is timed, the logits after a prompt read
-//! at once are checked against those after the same prompt read token by token.
+//! [--prompt 256] [--tokens 64] [--repetitions 5] [--batched] [--tuned]` prints one JSON line per model: every
+//! run's rates and their medians, as benches/peers/llama_cpp.py prints llama.cpp's. Before anything is timed,
+//! the logits after a prompt read at once are checked against those after the same prompt read token by token.
+//!
+//! With `--batched` the line has instead the tokens per second of several sequences at once, by their number
+//! and that of the tokens which they begin with; with `--tuned` of all weights as f32.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use engraft_kernels::{Isa, Kernels};
-use engraft_runtime::generate::{KvType, Session};
+use engraft_runtime::generate::{BatchSession, KvType, Prefix, Session};
+use engraft_runtime::model::tuned::{TunedModel, Weights};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::rng::Rng;
@@ -23,6 +27,8 @@ struct Args {
     prompt: usize,
     tokens: usize,
     repetitions: usize,
+    batched: bool,
+    tuned: bool,
 }
 
 fn args() -> Result<Args> {
@@ -34,6 +40,8 @@ fn args() -> Result<Args> {
         prompt: 256,
         tokens: 64,
         repetitions: 5,
+        batched: false,
+        tuned: false,
     };
     let mut words = std::env::args().skip(1).filter(|w| w != "--bench");
     while let Some(w) = words.next() {
@@ -51,6 +59,8 @@ fn args() -> Result<Args> {
             "--prompt" => a.prompt = value()?.parse::<usize>()?.max(1),
             "--tokens" => a.tokens = value()?.parse::<usize>()?.max(1),
             "--repetitions" => a.repetitions = value()?.parse::<usize>()?.max(1),
+            "--batched" => a.batched = true,
+            "--tuned" => a.tuned = true,
             _ if w.starts_with("--") => bail!("unknown flag {w}"),
             _ => a.models.push(w),
         }
@@ -86,8 +96,12 @@ fn median(rates: &[f64]) -> f64 {
 }
 
 fn run(a: &Args, path: &str, kernels: &Arc<Kernels>) -> Result<()> {
-    let model = Arc::new(ModelFile::open(path)?);
-    let vocab = model.config().vocab as u64;
+    let file = Arc::new(ModelFile::open(path)?);
+    let vocab = file.config().vocab as u64;
+    let model: Weights = if a.tuned { Arc::new(TunedModel::new(file, kernels)).into() } else { file.into() };
+    if a.batched {
+        return batched(a, path, &model, kernels);
+    }
     let capacity = a.prompt.max(a.tokens).max(32);
     let mut session = Session::new(model, kernels.clone(), None, Precision::Int8, capacity, a.cache)?;
     let mut rng = Rng::new(2, 2);
@@ -118,6 +132,63 @@ fn run(a: &Args, path: &str, kernels: &Arc<Kernels>) -> Result<()> {
             "threads": kernels.threads(), "n_prompt": a.prompt, "n_gen": a.tokens,
             "prefill_tokens_per_second_median": median(&prefill), "prefill_tokens_per_second": prefill,
             "decode_tokens_per_second_median": median(&decode), "decode_tokens_per_second": decode,
+        })
+    );
+    Ok(())
+}
+
+/// Sequences at once.
+const SLOTS: [usize; 7] = [1, 4, 8, 16, 32, 48, 64];
+/// Tokens that they begin with.
+const PREFIXES: [usize; 2] = [0, 1000];
+
+/// Rates of several sequences at once, prompts of one token and no reading of the prefix in them.
+fn batched(a: &Args, path: &str, model: &Weights, kernels: &Arc<Kernels>) -> Result<()> {
+    let mut rng = Rng::new(2, 2);
+    let vocab = model.config().vocab as u64;
+    let mut rows = Vec::new();
+    for prefix in PREFIXES {
+        let ids: Vec<u32> = (0..prefix).map(|_| rng.below(vocab) as u32).collect();
+        let prefix = Prefix::read(model.clone(), kernels.clone(), None, Precision::Int8, a.cache, &ids)?;
+        let prefix = Arc::new(prefix);
+        for slots in SLOTS {
+            let (own, kernels) = (model.clone(), kernels.clone());
+            let mut batch =
+                BatchSession::new(own, kernels, None, Precision::Int8, prefix.clone(), slots, a.tokens)?;
+            let prompts: Vec<Vec<u32>> = (0..slots).map(|_| vec![rng.below(vocab) as u32]).collect();
+            let mut rates = Vec::new();
+            for i in 0..=a.repetitions {
+                let (start, mut steps) = (Instant::now(), 0);
+                // From the last prompt on: every step is one of all sequences, as far as none is a cycle.
+                let mut read = start;
+                let answers = batch.complete(
+                    &prompts,
+                    a.tokens,
+                    |_| false,
+                    |_| {
+                        steps += 1;
+                        if steps == slots {
+                            read = Instant::now();
+                        }
+                        true
+                    },
+                )?;
+                let tokens = answers.iter().map(Vec::len).sum::<usize>() - slots;
+                if i > 0 {
+                    rates.push(tokens as f64 / read.elapsed().as_secs_f64());
+                }
+            }
+            rows.push(serde_json::json!({
+                "prefix": ids.len(), "slots": slots,
+                "tokens_per_second_median": median(&rates), "tokens_per_second": rates,
+            }));
+        }
+    }
+    println!(
+        "{}",
+        serde_json::json!({
+            "system": "engraft", "model": path.rsplit('/').next(), "isa": a.isa.name(), "tuned": a.tuned,
+            "threads": kernels.threads(), "n_gen": a.tokens, "batched": rows,
         })
     );
     Ok(())

@@ -7,6 +7,8 @@ mod build_script;
 
 #[path = "cli/adapters.rs"]
 mod adapters;
+#[path = "cli/contest.rs"]
+mod contest;
 #[path = "cli/demo.rs"]
 mod demo;
 
@@ -65,6 +67,8 @@ fn the_verbs_are_listed() {
     for word in [
         "plan",
         "train",
+        "compare",
+        "adapt",
         "generate",
         "eval",
         "import",
@@ -77,8 +81,11 @@ fn the_verbs_are_listed() {
     ] {
         assert!(stdout(&output).contains(word), "{word}");
     }
-    for verb in ["plan", "train", "generate", "eval", "import", "export", "merge", "adapter", "demo", "bench"]
-    {
+    let verbs = [
+        "plan", "train", "compare", "adapt", "generate", "eval", "import", "export", "merge", "adapter",
+        "demo", "bench",
+    ];
+    for verb in verbs {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");
     }
 }

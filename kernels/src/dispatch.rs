@@ -42,7 +42,7 @@ pub(crate) struct Table {
     pub scale: unsafe fn(f32, &mut [f32]),
     pub attention: unsafe fn(&Head, &mut [f32]),
     pub attention_bwd: unsafe fn(&Head, &HeadGrad, &mut [f32]),
-    pub attention_decode: unsafe fn(&CachedHead, &mut [f32]),
+    pub attention_decode: unsafe fn(&[CachedHead], &mut [f32]),
     pub kv_expand: unsafe fn(&KvHead, usize, usize, &mut [f32]),
     pub adamw: unsafe fn(&mut [f32], &[f32], &mut [f32], &mut [f32], &AdamWStep),
     pub unpack: unsafe fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]),
@@ -119,7 +119,7 @@ macro_rules! isa_table {
                 scale(a: f32, y: &mut [f32]) => rows::scale::<S>;
                 attention(h: &Head, scratch: &mut [f32]) => attention::forward::<S, FMR, NV>;
                 attention_bwd(h: &Head, g: &HeadGrad, scratch: &mut [f32]) => attention::backward::<S, FMR, NV>;
-                attention_decode(h: &CachedHead, scratch: &mut [f32]) => attention::decode::<S>;
+                attention_decode(h: &[CachedHead], scratch: &mut [f32]) => attention::decode::<S>;
                 kv_expand(kv: &KvHead, rows: usize, hd: usize, out: &mut [f32]) => attention::expand::<S>;
                 adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep) => adamw::adamw::<S>;
             );

@@ -6,15 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::acts::{QuantActs, QuantActsMut};
-#[cfg(doc)]
 use crate::block::DType;
 use crate::dispatch::{Bf16Table, GainBwd, Isa, SwigluBwdGains, Table};
 use crate::generic::adamw::AdamWStep;
-use crate::generic::attention::{self, CachedHead, Head, HeadGrad};
+use crate::generic::attention::{self, CachedHead, Head, HeadGrad, QUERIES};
 use crate::generic::gemm::{self, LowRank, NN_STRIP, NnItem, NtItem, Rows, TN_SCRATCH_WORDS, TnItem};
 use crate::generic::rows::SoftmaxState;
 use crate::generic::skinny::DOT_ROWS;
-use crate::kv::{KV_BLOCK, Kv};
+use crate::kv::{KV_BLOCK, Kv, KvRows, KvType};
 use crate::pool::Pool;
 use crate::scalar;
 use crate::view::QMatrix;
@@ -334,7 +333,7 @@ impl Kernels {
         let Some(t) = self.table else {
             return ops.iter_mut().for_each(|op| scalar_nt(m, op));
         };
-        let few = |op: &NtOp<'_>| m <= GEMV_ROWS && matches!(op.x, Rows::Int8(a) if a.tile == 1);
+        let few = |op: &NtOp<'_>| m <= GEMV_ROWS && reads_stored(op);
         let mut starts = [0usize; 9];
         let mut needed = 0;
         assert!(ops.len() < starts.len());
@@ -378,10 +377,10 @@ impl Kernels {
         });
     }
 
-    /// Products of a few rows with integer x: dot products on the stored blocks. Each thread reads one contiguous part
-    /// of all weights, since memory is fastest in long streams.
+    /// Products of a few rows on the stored values. Each thread reads one contiguous part of all weights, since
+    /// memory is fastest in long streams.
     fn gemv(&self, t: &Table, m: usize, ops: &mut [NtOp<'_>]) {
-        let rows = |op: &NtOp<'_>| if matches!(op.x, Rows::Int8(a) if a.tile == 1) { op.w.rows() } else { 0 };
+        let rows = |op: &NtOp<'_>| if reads_stored(op) { op.w.rows() } else { 0 };
         let total: usize = ops.iter().map(rows).sum();
         let part = total.div_ceil(self.threads());
         let ys: [Shared<f32>; 8] = core::array::from_fn(|i| {
@@ -940,49 +939,100 @@ impl Kernels {
         });
     }
 
-    /// Causal attention of the `t` newest rows over a cache that holds them too: o `[t, heads·hd]` from q
-    /// alike and k, v `[past + t, kv·hd]`.
+    /// Causal attention of the `t` newest rows over a cache in two parts, which holds them too at its end:
+    /// o `[t, heads·hd]` from q alike and `past + t` keys and values in all.
     pub fn attention_cached(
         &self,
         s: AttnShape,
         q: &[f32],
-        k: Kv<'_>,
-        v: Kv<'_>,
+        prefix: KvRows<'_>,
+        own: KvRows<'_>,
         o: &mut [f32],
         scratch: &mut [f32],
     ) {
+        if s.t == 1 {
+            let s = AttnShape { past: prefix.positions(s.n_kv_heads * s.head_dim), ..s };
+            return self.attention_batched(s, q, prefix, |_| own, o, scratch);
+        }
         let (hd, keys, row) = (s.head_dim, s.past + s.t, s.n_kv_heads * s.head_dim);
-        assert!(k.len() == keys * row && v.len() == k.len());
-        assert!(!matches!(k, Kv::Q8(..)) || hd.is_multiple_of(KV_BLOCK), "Q8 heads are whole blocks");
+        check_cached(&s, q, o, prefix, own);
+        assert_eq!(prefix.positions(row) + own.positions(row), keys);
         let Some(table) = self.table else {
-            let all = |x: Kv<'_>| (0..x.len()).map(|i| x.get(i)).collect::<Vec<f32>>();
-            return scalar_attention(&s, q, &all(k), &all(v), o, None);
+            let (k, v) = (all_of(prefix.k, own.k), all_of(prefix.v, own.v));
+            return scalar_attention(&s, q, &k, &v, o, None);
         };
         let _timed = self.timed(Op::Attention);
-        assert!(s.t > 0 && s.n_kv_heads > 0 && s.n_heads.is_multiple_of(s.n_kv_heads));
-        assert!(q.len() == s.t * s.n_heads * hd && o.len() == q.len());
-        let needed = if s.t == 1 { keys } else { cached_attention_scratch_words(keys, hd) };
-        let scratch = Scratch::new(scratch, self.threads(), needed);
+        let scratch = Scratch::new(scratch, self.threads(), cached_attention_scratch_words(keys, hd));
         let o = Shared(o.as_mut_ptr());
         self.pool.run(s.n_heads, |i, worker| {
             let (o, first) = (&o, i / (s.n_heads / s.n_kv_heads) * hd);
-            let (k, v, scratch) = (k.head(first, row), v.head(first, row), scratch.of(worker));
-            let (q, scale) = (q[i * hd..].as_ptr(), 1.0 / libm::sqrtf(hd as f32));
+            let (kf, rest) = scratch.of(worker).split_at_mut(keys * hd);
+            let (vf, rest) = rest.split_at_mut(keys * hd);
+            let (prefix, own) = (prefix.head(first, row), own.head(first, row));
+            let at = prefix.rows * hd;
             // SAFETY: shapes were checked, head i writes its own columns of o, the ISA is present.
             unsafe {
-                let o = o.0.add(i * hd);
-                if s.t == 1 {
-                    return (table.attention_decode)(&CachedHead { keys, hd, scale, q, k, v, o }, scratch);
-                }
-                let (kf, rest) = scratch.split_at_mut(keys * hd);
-                let (vf, rest) = rest.split_at_mut(keys * hd);
-                (table.kv_expand)(&k, keys, hd, kf);
-                (table.kv_expand)(&v, keys, hd, vf);
-                let (k, v, q_row) = (kf.as_ptr(), vf.as_ptr(), s.n_heads * hd);
+                (table.kv_expand)(&prefix.k, prefix.rows, hd, &mut kf[..at]);
+                (table.kv_expand)(&prefix.v, prefix.rows, hd, &mut vf[..at]);
+                (table.kv_expand)(&own.k, own.rows, hd, &mut kf[at..]);
+                (table.kv_expand)(&own.v, own.rows, hd, &mut vf[at..]);
+                let (q, q_row, o) = (q[i * hd..].as_ptr(), s.n_heads * hd, o.0.add(i * hd));
+                let (k, v, scale) = (kf.as_ptr(), vf.as_ptr(), 1.0 / libm::sqrtf(hd as f32));
                 let (t, past, lse) = (s.t, s.past, core::ptr::null_mut());
-                let h = Head { t, past, hd, scale, q, q_row, k, v, kv_row: hd, o, lse };
-                (table.attention)(&h, rest);
+                (table.attention)(&Head { t, past, hd, scale, q, q_row, k, v, kv_row: hd, o, lse }, rest);
             }
+        });
+    }
+
+    /// Attention of `t` sequences that begin with the same positions: row r of q `[t, heads·hd]` sees the
+    /// `past` keys of `prefix` and those of `own(r)`, at whose end its own are; o is shaped as q.
+    ///
+    /// A row's result does not depend on the other rows, nor on where its positions are parted.
+    pub fn attention_batched<'a>(
+        &self,
+        s: AttnShape,
+        q: &[f32],
+        prefix: KvRows<'_>,
+        own: impl Fn(usize) -> KvRows<'a> + Sync,
+        o: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let (hd, row) = (s.head_dim, s.n_kv_heads * s.head_dim);
+        assert!(s.t > 0);
+        let (ty, mut longest) = (own(0).ty(), 0);
+        for own in (0..s.t).map(&own) {
+            check_cached(&s, q, o, prefix, own);
+            assert!(own.ty() == ty && !own.k.is_empty(), "a row sees itself at least");
+            longest = longest.max(own.positions(row));
+        }
+        assert_eq!(prefix.positions(row), s.past);
+        let (Some(table), width) = (self.table, s.n_heads * hd) else {
+            return scalar_batched(&s, q, prefix, own, o);
+        };
+        let _timed = self.timed(Op::Attention);
+        let scratch = Scratch::new(scratch, self.threads(), QUERIES * (s.past + longest));
+        let o = Shared(o.as_mut_ptr());
+        // An item is a few queries of one kv head, which read the prefix together, and those of one head lie
+        // side by side: its rows of the prefix stay in the cache of the thread that reads them.
+        let group = s.n_heads / s.n_kv_heads;
+        let (queries, scale) = (s.t * group, 1.0 / libm::sqrtf(hd as f32));
+        let per = if s.past > 0 && queries >= QUERIES { QUERIES } else { 1 };
+        let items = queries.div_ceil(per);
+        self.pool.run(s.n_kv_heads * items, |item, worker| {
+            let (o, kv, from) = (&o, item / items, item % items * per);
+            let prefix = prefix.head(kv * hd, row);
+            let query = |i: usize| {
+                let i = (from + i).min(queries - 1);
+                let (r, at) = (i / group, i / group * width + (kv * group + i % group) * hd);
+                let own = own(r);
+                assert!(own.ty() == ty, "the sequences' caches are of one type");
+                // The offset lies within o, which is as long as q.
+                let (q, o) = (q[at..].as_ptr(), o.0.wrapping_add(at));
+                CachedHead { hd, scale, q, prefix, own: own.head(kv * hd, row), o }
+            };
+            let heads: [CachedHead; QUERIES] = core::array::from_fn(query);
+            // SAFETY: shapes were checked, each query writes its own row's columns of o, the ISA is present.
+            unsafe { (table.attention_decode)(&heads[..per.min(queries - from)], scratch.of(worker)) }
         });
     }
 
@@ -1098,42 +1148,82 @@ impl Kernels {
     }
 }
 
-/// y's columns `rows` of a product of a few rows, 64 of W's rows at a time, which stay in the first cache
-/// for all m.
+/// The values of F32 weights, where they are aligned as such.
+fn f32_values<'a>(w: &QMatrix<'a>) -> Option<&'a [f32]> {
+    // SAFETY: any bits are an f32.
+    let (before, values, after) = unsafe { w.bytes().align_to::<f32>() };
+    (w.dtype() == DType::F32 && before.is_empty() && after.is_empty()).then_some(values)
+}
+
+/// Whether a product of a few rows needs no panel of W: integer x on blocks, f32 x on F32.
+fn reads_stored(op: &NtOp<'_>) -> bool {
+    match op.x {
+        Rows::Int8(a) => a.tile == 1,
+        Rows::F32(_) => f32_values(&op.w).is_some(),
+        Rows::Bf16(_) => false,
+    }
+}
+
+/// Rows of W that stay in the first cache for all rows of x.
+const GEMV_W_ROWS: usize = 64;
+
+/// y's columns `rows` of a product of a few rows, some of W's rows at a time.
 ///
 /// # Safety
-/// The op's shapes fit, its x is integer, nobody else uses these columns of y, and the CPU has the table's
-/// instruction set.
+/// The op's shapes fit, [`reads_stored`] of it, m is [`GEMV_ROWS`] at most, nobody else uses these columns of y,
+/// and the CPU has the table's instruction set.
 unsafe fn gemv_rows(t: &Table, m: usize, op: &NtOp<'_>, y: &Shared<f32>, rows: Range<usize>) {
-    const ROWS: usize = 64;
-    let Rows::Int8(acts) = op.x else { unreachable!("the caller chose integer rows") };
-    let (dtype, n, k) = (op.w.dtype(), op.w.rows(), op.w.cols());
-    let sums = if dtype.group_len() == 16 { acts.bias_sum16 } else { acts.bias_sum32 };
-    let groups = k / dtype.group_len();
-    let mut out = [0.0f32; ROWS];
-    for from in rows.clone().step_by(ROWS) {
-        let to = rows.end.min(from + ROWS);
-        let bytes = op.w.rows_range(from, to).bytes();
-        let out = &mut out[..to - from];
-        for r in 0..m {
-            let (codes, scale) = (&acts.codes[r * k..(r + 1) * k], &acts.scale[r * k / 32..(r + 1) * k / 32]);
+    let mut all = [0.0f32; GEMV_ROWS * GEMV_W_ROWS];
+    let (n, k) = (op.w.rows(), op.w.cols());
+    // Of f32 fewer rows, which then stay there too.
+    let step = if matches!(op.x, Rows::Int8(_)) { GEMV_W_ROWS } else { GEMV_W_ROWS / 4 };
+    for from in rows.clone().step_by(step) {
+        let to = rows.end.min(from + step);
+        let width = to - from;
+        let out = &mut all[..m * width];
+        let w = op.w.rows_range(from, to);
+        match op.x {
             // SAFETY: the caller's contract.
-            let y = unsafe {
-                (t.dot_rows)(dtype, bytes, codes, scale, &sums[r * groups..(r + 1) * groups], out);
-                for l in op.low.iter() {
-                    for (j, h) in l.h[r * l.rank..(r + 1) * l.rank].iter().enumerate() {
-                        (t.axpy)(*h, &l.b[j * n + from..j * n + to], out);
-                    }
+            Rows::Int8(acts) => unsafe { dot_stored(t, m, &acts, &w, out) },
+            Rows::F32(x) => {
+                let values = f32_values(&w).unwrap_or_default();
+                // SAFETY: as above; the values are `width` rows of k.
+                unsafe { (t.dot_nt)(1.0, x, m, k, values, width, out) }
+            }
+            Rows::Bf16(_) => unreachable!("bf16 is for input gradients: check_nt"),
+        }
+        for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            for l in op.low.iter() {
+                for (j, h) in l.h[r * l.rank..(r + 1) * l.rank].iter().enumerate() {
+                    // SAFETY: equal lengths; the ISA is present.
+                    unsafe { (t.axpy)(*h, &l.b[j * n + from..j * n + to], out) };
                 }
-                y.part(r * n + from..r * n + to)
-            };
+            }
             if let Some(c) = op.gain {
                 out.iter_mut().zip(&c[from..to]).for_each(|(o, c)| *o *= c);
             }
+            // SAFETY: the caller's contract.
+            let y = unsafe { y.part(r * n + from..r * n + to) };
             for (y, o) in y.iter_mut().zip(&*out) {
                 *y = if op.accumulate { *y + *o } else { *o };
             }
         }
+    }
+}
+
+/// out `[m, n]` = x · wᵀ of plain integer rows and stored blocks.
+///
+/// # Safety
+/// x has m rows as long as those of w, and the CPU has the table's instruction set.
+unsafe fn dot_stored(t: &Table, m: usize, x: &QuantActs<'_>, w: &QMatrix<'_>, out: &mut [f32]) {
+    let (dtype, n, k) = (w.dtype(), w.rows(), w.cols());
+    let sums = if dtype.group_len() == 16 { x.bias_sum16 } else { x.bias_sum32 };
+    let groups = k / dtype.group_len();
+    for r in 0..m {
+        let (codes, scale) = (&x.codes[r * k..(r + 1) * k], &x.scale[r * k / 32..(r + 1) * k / 32]);
+        let (sums, out) = (&sums[r * groups..(r + 1) * groups], &mut out[r * n..(r + 1) * n]);
+        // SAFETY: the caller's contract.
+        unsafe { (t.dot_rows)(dtype, w.bytes(), codes, scale, sums, out) };
     }
 }
 
@@ -1250,6 +1340,35 @@ fn scalar_attention(
         let lse = lse.as_deref_mut().map(|l| &mut l[i * s.t..(i + 1) * s.t]);
         scalar::ops::attention(rows, &q[at..], &k[kv..], &v[kv..], &mut o[at..], lse);
     }
+}
+
+/// Parts of a cache as f32, one behind the other.
+fn all_of(prefix: Kv<'_>, own: Kv<'_>) -> Vec<f32> {
+    [prefix, own].iter().flat_map(|x| (0..x.len()).map(|i| x.get(i))).collect()
+}
+
+fn scalar_batched<'a>(
+    s: &AttnShape,
+    q: &[f32],
+    prefix: KvRows<'_>,
+    own: impl Fn(usize) -> KvRows<'a>,
+    o: &mut [f32],
+) {
+    let (width, row) = (s.n_heads * s.head_dim, s.n_kv_heads * s.head_dim);
+    for (r, (q, o)) in q.chunks_exact(width).zip(o.chunks_exact_mut(width)).enumerate() {
+        let own = own(r);
+        let (k, v) = (all_of(prefix.k, own.k), all_of(prefix.v, own.v));
+        let s = AttnShape { t: 1, past: k.len() / row - 1, ..*s };
+        scalar_attention(&s, q, &k, &v, o, None);
+    }
+}
+
+fn check_cached(s: &AttnShape, q: &[f32], o: &[f32], prefix: KvRows<'_>, own: KvRows<'_>) {
+    assert!(s.t > 0 && s.n_kv_heads > 0 && s.n_heads.is_multiple_of(s.n_kv_heads));
+    assert!(q.len() == s.t * s.n_heads * s.head_dim && o.len() == q.len());
+    assert!(prefix.k.is_empty() || prefix.ty() == own.ty(), "parts of a cache are of one type");
+    let whole = s.head_dim.is_multiple_of(KV_BLOCK);
+    assert!(whole || own.ty() != KvType::Q8, "Q8 heads are whole blocks");
 }
 
 fn scalar_attention_bwd(

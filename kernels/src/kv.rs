@@ -1,7 +1,11 @@
 //! Keys and values of earlier positions, as a cache stores them.
 
+use core::ops::Range;
+
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
+use crate::generic::attention::CachedRows;
 
 /// Elements that share a scale in [`KvType::Q8`].
 pub const KV_BLOCK: usize = 32;
@@ -61,15 +65,68 @@ impl KvMut<'_> {
 
     /// The first `elements` elements, to be read.
     pub fn first(&self, elements: usize) -> Kv<'_> {
+        self.range(0..elements)
+    }
+
+    /// Some elements, to be read; of a `Q8` cache whole blocks.
+    pub fn range(&self, at: Range<usize>) -> Kv<'_> {
         match self {
-            KvMut::F32(d) => Kv::F32(&d[..elements]),
-            KvMut::F16(d) => Kv::F16(&d[..elements]),
-            KvMut::Q8(codes, scale) => Kv::Q8(&codes[..elements], &scale[..elements / KV_BLOCK]),
+            KvMut::F32(d) => Kv::F32(&d[at]),
+            KvMut::F16(d) => Kv::F16(&d[at]),
+            KvMut::Q8(codes, scale) => {
+                Kv::Q8(&codes[at.clone()], &scale[at.start / KV_BLOCK..at.end / KV_BLOCK])
+            }
         }
     }
 }
 
+/// Keys and values of the same positions, `[positions, kv·hd]` each and of one type.
+#[derive(Clone, Copy, Debug)]
+pub struct KvRows<'a> {
+    /// Keys, rotated.
+    pub k: Kv<'a>,
+    /// Values.
+    pub v: Kv<'a>,
+}
+
+impl KvRows<'_> {
+    /// Of no position.
+    pub const NONE: KvRows<'static> = KvRows { k: Kv::F32(&[]), v: Kv::F32(&[]) };
+
+    /// How the elements are stored.
+    pub fn ty(&self) -> KvType {
+        self.k.ty()
+    }
+
+    /// Positions of `row` elements.
+    ///
+    /// # Panics
+    /// If keys and values differ in number or type, or are no whole rows.
+    pub(crate) fn positions(&self, row: usize) -> usize {
+        assert!(self.k.len() == self.v.len() && self.k.ty() == self.v.ty());
+        assert!(self.k.len().is_multiple_of(row));
+        self.k.len() / row
+    }
+
+    /// One head of the rows: elements from `first` of each row of `row` elements.
+    pub(crate) fn head(&self, first: usize, row: usize) -> CachedRows {
+        let rows = self.positions(row);
+        // Of no row there is no first element, but then it is not read either.
+        let first = if rows == 0 { 0 } else { first };
+        CachedRows { k: self.k.head(first, row), v: self.v.head(first, row), rows }
+    }
+}
+
 impl Kv<'_> {
+    /// How the elements are stored.
+    pub fn ty(&self) -> KvType {
+        match self {
+            Kv::F32(_) => KvType::F32,
+            Kv::F16(_) => KvType::F16,
+            Kv::Q8(..) => KvType::Q8,
+        }
+    }
+
     /// Elements.
     pub fn len(&self) -> usize {
         match self {

@@ -34,5 +34,5 @@ pub use kernels::{
     AttnShape, ColumnSum, GainGradient, Kernels, NnOp, NtOp, Op, attention_scratch_words,
     cached_attention_scratch_words, gemm_scratch_words,
 };
-pub use kv::{KV_BLOCK, Kv, KvMut, KvType};
+pub use kv::{KV_BLOCK, Kv, KvMut, KvRows, KvType};
 pub use view::{QMatrix, ViewError};

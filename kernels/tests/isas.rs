@@ -5,8 +5,8 @@ mod common;
 
 use common::{Rng, assert_close, random_bytes, view};
 use engraft_kernels::{
-    AdamWStep, AttnShape, ColumnSum, DType, GainGradient, Isa, Kernels, KvMut, KvType, LowRank, NnOp, NtOp,
-    QMatrix, QuantActs, Rows, SoftmaxState, acts_words, attention_scratch_words,
+    AdamWStep, AttnShape, ColumnSum, DType, GainGradient, Isa, Kernels, KvMut, KvRows, KvType, LowRank, NnOp,
+    NtOp, QMatrix, QuantActs, Rows, SoftmaxState, acts_words, attention_scratch_words,
     cached_attention_scratch_words, gemm_scratch_words,
 };
 
@@ -426,11 +426,106 @@ fn attention_over_a_cache_of_each_type() {
             let (keys, values) = (keys.rows(), values.rows());
             on_every_isa(&format!("attention {s:?} over {ty:?}"), 2e-5, |k| {
                 let mut o = vec![0.0; nq];
-                k.attention_cached(s, &q, keys.first(nk), values.first(nk), &mut o, &mut words(k));
+                let own = KvRows { k: keys.first(nk), v: values.first(nk) };
+                k.attention_cached(s, &q, KvRows::NONE, own, &mut o, &mut words(k));
                 assert_close(&format!("{ty:?} against f32"), &o, &exact, tol);
                 o
             });
         }
+    }
+}
+
+/// Several sequences behind one prefix: against the specification, and equal to each alone over its unparted
+/// cache, to the bit, whichever rows are beside it.
+#[test]
+fn attention_of_sequences_that_share_a_prefix() {
+    for (prefix, owns, heads, kv, hd) in [
+        (0, &[1usize, 9, 40][..], 3, 1, 64),
+        (70, &[1], 2, 1, 32),
+        (33, &[5, 1, 64, 2, 17], 4, 2, 96),
+        (50, &[4, 1, 7], 6, 2, 64),
+        (21, &[2, 6, 1, 1], 3, 1, 32),
+        (1, &[3, 1, 1, 8, 30, 2, 2, 21, 13], 9, 3, 160),
+    ] {
+        let (t, row, width) = (owns.len(), kv * hd, heads * hd);
+        let s = AttnShape { t, past: prefix, n_heads: heads, n_kv_heads: kv, head_dim: hd };
+        let longest = prefix + owns.iter().max().expect("some");
+        for ty in [KvType::F32, KvType::F16, KvType::Q8] {
+            let mut rng = Rng(12);
+            let q = rng.vec(t * width);
+            // Each sequence's positions are those of the prefix and its own.
+            let first: [Vec<f32>; 2] = std::array::from_fn(|_| rng.vec(prefix * row));
+            let mut caches: Vec<[Cache; 2]> = Vec::new();
+            for own in owns {
+                caches.push(std::array::from_fn(|i| {
+                    let mut cache = Cache::new(ty, (prefix + own) * row);
+                    cache.rows().store(0, &[&first[i][..], &rng.vec(own * row)].concat());
+                    cache
+                }));
+            }
+            let rows: Vec<[KvMut<'_>; 2]> =
+                caches.iter_mut().map(|c| c.each_mut().map(Cache::rows)).collect();
+            let part = |r: usize, from: usize, to: usize| {
+                let [k, v] = rows[r].each_ref().map(|x| x.range(from * row..to * row));
+                KvRows { k, v }
+            };
+            let own = |r: usize| part(r, prefix, prefix + owns[r]);
+            on_every_isa(&format!("{s:?} with {owns:?} over {ty:?}"), 2e-5, |k| {
+                let mut words = vec![0.0; k.threads() * cached_attention_scratch_words(longest, hd)];
+                let mut o = vec![0.0; t * width];
+                k.attention_batched(s, &q, part(0, 0, prefix), own, &mut o, &mut words);
+                for r in 0..t {
+                    let mut alone = vec![0.0; width];
+                    let one = AttnShape { t: 1, past: prefix + owns[r] - 1, ..s };
+                    let (q, all) = (&q[r * width..(r + 1) * width], part(r, 0, prefix + owns[r]));
+                    k.attention_cached(one, q, KvRows::NONE, all, &mut alone, &mut words);
+                    let same = alone.iter().zip(&o[r * width..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "row {r} of {s:?} over {ty:?} is another alone");
+                }
+                o
+            });
+            let mut other = first[0].clone();
+            other.iter_mut().for_each(|x| *x = -*x);
+            if prefix > 1 {
+                // The check above would notice another prefix.
+                let k = Kernels::with_isa(Isa::SCALAR, 1);
+                let (mut cache, mut with, mut without) =
+                    (Cache::new(ty, prefix * row), vec![0.0; t * width], vec![0.0; t * width]);
+                let mut keys = cache.rows();
+                keys.store(0, &other);
+                let negated = KvRows { k: keys.first(prefix * row), ..part(0, 0, prefix) };
+                k.attention_batched(s, &q, part(0, 0, prefix), own, &mut with, &mut []);
+                k.attention_batched(s, &q, negated, own, &mut without, &mut []);
+                assert!(with.iter().zip(&without).any(|(a, b)| (a - b).abs() > 1e-2));
+            }
+        }
+    }
+}
+
+/// Several query rows over a cache in two parts: as over the same cache in one, to the bit.
+#[test]
+fn a_parted_cache_is_read_as_one() {
+    let (t, past, heads, kv, hd) = (5, 20, 4, 2, 96);
+    let s = AttnShape { t, past, n_heads: heads, n_kv_heads: kv, head_dim: hd };
+    let (row, n) = (kv * hd, (past + t) * kv * hd);
+    for ty in [KvType::F32, KvType::F16, KvType::Q8] {
+        let mut rng = Rng(13);
+        let q = rng.vec(t * heads * hd);
+        let mut caches = [Cache::new(ty, n), Cache::new(ty, n)];
+        caches.iter_mut().for_each(|c| c.rows().store(0, &rng.vec(n)));
+        let rows = caches.each_mut().map(Cache::rows);
+        let part = |from: usize, to: usize| {
+            let [k, v] = rows.each_ref().map(|x| x.range(from * row..to * row));
+            KvRows { k, v }
+        };
+        on_every_isa(&format!("{s:?} over {ty:?} in parts"), 2e-5, |k| {
+            let mut words = vec![0.0; k.threads() * cached_attention_scratch_words(past + t, hd)];
+            let (mut whole, mut parted) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+            k.attention_cached(s, &q, KvRows::NONE, part(0, past + t), &mut whole, &mut words);
+            k.attention_cached(s, &q, part(0, 13), part(13, past + t), &mut parted, &mut words);
+            assert!(whole.iter().zip(&parted).all(|(a, b)| a.to_bits() == b.to_bits()));
+            parted
+        });
     }
 }
 

@@ -15,6 +15,7 @@ use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Adapter, Binding, LoraConfig, Precision as Stored, Prober};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::replay::{Sampling, Starts};
+use engraft_runtime::generate::{BatchSession, KvType, Prefix, StackedAdapter};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
@@ -155,6 +156,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
     }
     eva_is_planned()?;
     sampling_is_planned()?;
+    batches_are_planned()?;
     full_fine_tuning_keeps_to_its_plan()
 }
 
@@ -239,6 +241,48 @@ fn sampling_is_planned() -> TestResult {
         Ok(())
     })?;
     assert_planned("sampling", peak - rows, sampling.bytes(model.config(), &starts, 2));
+    Ok(())
+}
+
+/// So do several sequences behind one prefix, and their steps allocate nothing.
+fn batches_are_planned() -> TestResult {
+    let model = LONG_BLOCKS.model();
+    let c = model.config();
+    let one = adapter_of(&model, &LoraConfig::new(c, 4, 8.0, 0.0, &Proj::ALL, &[0, 1])?);
+    let kernels = Arc::new(Kernels::detect(2));
+    wake_all(&kernels);
+    let stacked = Arc::new(StackedAdapter::new(&model, &kernels, &[(one, 1.0)])?);
+    let ids: Vec<u32> = (0..90).collect();
+    for (slots, capacity, cache) in [(3, 40, KvType::F16), (20, 12, KvType::Q8), (1, 300, KvType::F32)] {
+        let adapters = || Some(stacked.clone());
+        let live = LIVE.load(Ordering::SeqCst);
+        let prefix = Prefix::read(model.clone(), kernels.clone(), adapters(), Precision::Int8, cache, &ids)?;
+        let held = LIVE.load(Ordering::SeqCst) - live;
+        let (planned, prefix) = (Prefix::bytes(c, ids.len(), cache), Arc::new(prefix));
+        assert!(held.abs_diff(planned) * 100 <= planned, "prefix: {held} bytes, {planned} planned");
+        let mut calls = Vec::with_capacity(1000);
+        let peak = peak_of(|| {
+            let (model, kernels, prefix) = (model.clone(), kernels.clone(), prefix.clone());
+            let mut batch =
+                BatchSession::new(model, kernels, adapters(), Precision::Int8, prefix, slots, capacity)?;
+            let prompts = vec![vec![7, 8]; slots + 1];
+            batch.complete(
+                &prompts,
+                8,
+                |_| false,
+                |_| {
+                    calls.push(CALLS.load(Ordering::SeqCst));
+                    true
+                },
+            )?;
+            Ok(())
+        })?;
+        let planned = BatchSession::bytes(c, ids.len(), slots, capacity, 4, 2, cache);
+        assert_planned(&format!("{slots} sequences"), peak, planned);
+        // After the prompts, whose answers grow once to four tokens and once to eight.
+        let steps = &calls[slots..slots + 7];
+        assert_eq!(steps[3] - steps[0], slots, "one growth of each answer");
+    }
     Ok(())
 }
 

@@ -15,8 +15,8 @@ use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::Thresholds;
-use engraft_runtime::generate::batch::BatchSession;
 use engraft_runtime::model::text::Text;
+use engraft_runtime::train::{Direction, KlPenalty};
 
 use crate::options::{self, ComputeOptions, DataOptions, FineTune, ModelOptions, Modules, misuse, stat};
 use crate::units;
@@ -165,6 +165,10 @@ struct ArmOptions {
     /// Scale gradients down to this norm (0: never)
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = options::not_negative)]
     max_grad_norm: f64,
+
+    /// Weight of the divergence from the base in each token's loss, of lora and dora (0: none)
+    #[arg(long, value_name = "W", default_value_t = 0.0, value_parser = options::kl_weight)]
+    kl_weight: f32,
 
     /// Looks at the validation rows in a run
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
@@ -332,6 +336,12 @@ impl ContestOptions {
         (text, reading): (&Text, &Reading),
     ) -> Result<Settings> {
         let arms = if self.arms.arms.is_empty() { defaults.arms } else { &self.arms.arms };
+        let seeds = &self.arms.seeds;
+        if let Some(twice) = seeds.iter().enumerate().find_map(|(i, s)| seeds[..i].contains(s).then_some(s)) {
+            return Err(misuse(format!(
+                "--seeds: {twice} is given twice, which would be one arm under two names"
+            )));
+        }
         let task = self.task().map(Metric::Numeric);
         let metric = task.or(self.rows.metric.map(|m| match m {
             MetricName::Exact => Metric::Exact,
@@ -343,7 +353,6 @@ impl ContestOptions {
             recipes: self.recipes(arms, defaults, base, material)?,
             metric,
             answer_tokens: self.rows.answer_tokens as usize,
-            slots: BatchSession::SLOTS,
             retention: self.retention(text, reading)?,
             thresholds: self.thresholds(arms),
             seed: self.gate.seed,
@@ -397,7 +406,7 @@ impl ContestOptions {
         let kinds = [(ArmName::Lora, "lora"), (ArmName::Dora, "dora"), (ArmName::Full, "full")];
         let kinds: Vec<_> = kinds.into_iter().filter(|(arm, _)| arms.contains(arm)).collect();
         let budget = self.budget(kinds.len() * self.arms.seeds.len());
-        let mut recipes = Vec::new();
+        let (mut recipes, mut left_out) = (Vec::new(), None);
         for (arm, kind) in kinds {
             for seed in &self.arms.seeds {
                 let name = if self.arms.seeds.len() > 1 { format!("{kind}-{seed}") } else { kind.into() };
@@ -407,12 +416,17 @@ impl ContestOptions {
                     // The arms that the budget allows.
                     Err(error) if defaults.search && error.kind() == ErrorKind::DoesNotFit => {
                         eprintln!("left out: {}", error.message());
+                        left_out = Some(error);
                     }
                     Err(error) => return Err(error),
                 }
             }
         }
-        Ok(recipes)
+        match left_out.filter(|_| recipes.is_empty() && !arms.contains(&ArmName::FewShot)) {
+            // Nothing is left to compare the base with.
+            Some(error) => Err(error),
+            None => Ok(recipes),
+        }
     }
 
     fn recipe(
@@ -449,6 +463,8 @@ impl ContestOptions {
             patience: a.patience.into(),
             weight_decay: a.weight_decay as f32,
             max_grad_norm: a.max_grad_norm as f32,
+            kl: (a.kl_weight > 0.0 && !full)
+                .then_some(KlPenalty { weight: a.kl_weight, direction: Direction::Forward }),
             replay: Vec::new(),
         })
     }

@@ -692,7 +692,7 @@ fn replay_share(text: &str) -> Result<f64, String> {
     number(text, "of 0 to 0.9", |v| (0.0..=0.9).contains(&v))
 }
 
-fn kl_weight(text: &str) -> Result<f32, String> {
+pub(crate) fn kl_weight(text: &str) -> Result<f32, String> {
     Ok(number(text, "of 0 to 1e6", |v| v == 0.0 || v as f32 > 0.0 && v <= 1e6)? as f32)
 }
 

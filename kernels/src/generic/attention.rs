@@ -298,18 +298,29 @@ unsafe fn softmax_bwd<S: Simd>(p: &[f32], d: f32, scale: f32, ds: &mut [f32]) {
     }
 }
 
-/// A single query row of one head against a cache.
+/// Queries that read the rows they share at once.
+pub const QUERIES: usize = 4;
+
+/// One head's keys and values of some positions.
+#[derive(Clone, Copy)]
+pub struct CachedRows {
+    pub k: KvHead,
+    pub v: KvHead,
+    pub rows: usize,
+}
+
+/// A single query row of one head against a cache in two parts.
 #[derive(Clone, Copy)]
 pub struct CachedHead {
-    /// Keys, the query's own included.
-    pub keys: usize,
     /// Elements per head.
     pub hd: usize,
     /// 1/√hd.
     pub scale: f32,
     pub q: *const f32,
-    pub k: KvHead,
-    pub v: KvHead,
+    /// Positions that come first; other queries may read them too.
+    pub prefix: CachedRows,
+    /// Positions behind them, the query's own at the end.
+    pub own: CachedRows,
     pub o: *mut f32,
 }
 
@@ -352,61 +363,213 @@ unsafe fn element<const T: u8>(kv: &KvHead, row: usize, i: usize) -> f32 {
     }
 }
 
-/// Attention of a single query row, without packing.
+/// Attention of single query rows, without packing. All of them have the first one's prefix.
+///
+/// Each query's sums are formed in the order of the positions, wherever these are parted and however many
+/// queries there are.
 ///
 /// # Safety
-/// Pointers cover the shapes, keys and values are of one type; the scratch has `keys` words; S's features
-/// are present.
+/// Pointers cover the shapes, keys and values are of one type; there are [`QUERIES`] queries at most, and
+/// the scratch has a word for each key of each; S's features are present.
 #[inline(always)]
-pub unsafe fn decode<S: Simd>(h: &CachedHead, scratch: &mut [f32]) {
+pub unsafe fn decode<S: Simd>(queries: &[CachedHead], scratch: &mut [f32]) {
+    let Some(first) = queries.first() else { return };
     // SAFETY: the caller's contract.
     unsafe {
-        match h.k.ty {
-            KvType::F32 => decode_as::<S, F32>(h, scratch),
-            KvType::F16 => decode_as::<S, F16>(h, scratch),
-            KvType::Q8 => decode_as::<S, Q8>(h, scratch),
+        match first.own.k.ty {
+            KvType::F32 => decode_as::<S, F32>(queries, scratch),
+            KvType::F16 => decode_as::<S, F16>(queries, scratch),
+            KvType::Q8 => decode_as::<S, Q8>(queries, scratch),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn decode_as<S: Simd, const T: u8>(h: &CachedHead, scratch: &mut [f32]) {
-    let p = &mut scratch[..h.keys];
-    let whole = h.hd / S::LANES * S::LANES;
+unsafe fn decode_as<S: Simd, const T: u8>(queries: &[CachedHead], mut scratch: &mut [f32]) {
     // SAFETY: the caller's contract.
     unsafe {
-        for (j, s) in p.iter_mut().enumerate() {
-            let mut acc = S::zero();
+        if let Ok(queries) = <&[CachedHead; QUERIES]>::try_from(queries) {
+            return match S::LANES {
+                16 => decode_group::<S, T, QUERIES, 4>(queries, scratch),
+                _ => decode_group::<S, T, QUERIES, 2>(queries, scratch),
+            };
+        }
+        for query in queries {
+            let own = super::gemm::take(&mut scratch, query.prefix.rows + query.own.rows);
+            decode_group::<S, T, 1, 4>(&[*query], own);
+        }
+    }
+}
+
+/// Q queries at once, WIDE vectors of their outputs at a time: as many sums as overlap in registers.
+#[inline(always)]
+unsafe fn decode_group<S: Simd, const T: u8, const Q: usize, const WIDE: usize>(
+    queries: &[CachedHead; Q],
+    scratch: &mut [f32],
+) {
+    let (shared, hd) = (queries[0].prefix, queries[0].hd);
+    let mut p = [scratch.as_mut_ptr(); Q];
+    for i in 1..Q {
+        p[i] = p[i - 1].wrapping_add(shared.rows + queries[i - 1].own.rows);
+    }
+    let weights = p.map(|p| p.cast_const());
+    let last = queries[Q - 1].own.rows + shared.rows;
+    assert!(scratch.len() >= (p[Q - 1] as usize - p[0] as usize) / size_of::<f32>() + last);
+    // SAFETY: the caller's contract; each query's scores lie in its own stretch of the scratch.
+    unsafe {
+        score::<S, T, Q>(&shared.k, shared.rows, hd, &queries.each_ref().map(|h| h.q), &p);
+        for (h, p) in queries.iter().zip(p) {
+            score::<S, T, 1>(&h.own.k, h.own.rows, hd, &[h.q], &[p.add(shared.rows)]);
+            let p = core::slice::from_raw_parts_mut(p, shared.rows + h.own.rows);
+            let top = max::<S>(p) * h.scale;
+            let sum = exp_sum::<S>(p, h.scale, top);
+            super::rows::scale::<S>(1.0 / sum, p);
+        }
+        let o = queries.each_ref().map(|h| h.o);
+        weigh::<S, T, Q, WIDE>(&shared.v, shared.rows, hd, &weights, &o, true);
+        for (h, w) in queries.iter().zip(weights) {
+            weigh::<S, T, 1, 4>(&h.own.v, h.own.rows, hd, &[w.add(shared.rows)], &[h.o], false);
+        }
+    }
+}
+
+/// p[j] = q·k[j] for each of Q queries.
+#[inline(always)]
+unsafe fn score<S: Simd, const T: u8, const Q: usize>(
+    k: &KvHead,
+    rows: usize,
+    hd: usize,
+    q: &[*const f32; Q],
+    p: &[*mut f32; Q],
+) {
+    let whole = hd / S::LANES * S::LANES;
+    // SAFETY: the caller's contract.
+    unsafe {
+        if hd == FEW * S::LANES {
+            return score_few::<S, T, Q>(k, rows, q, p);
+        }
+        for j in 0..rows {
+            let mut acc = [S::zero(); Q];
             for i in (0..whole).step_by(S::LANES) {
-                acc = S::fma(S::load(h.q.add(i)), load_kv::<S, T>(&h.k, j, i), acc);
+                let key = load_kv::<S, T>(k, j, i);
+                for n in 0..Q {
+                    acc[n] = S::fma(S::load(q[n].add(i)), key, acc[n]);
+                }
             }
-            *s = S::sum(acc);
-            for i in whole..h.hd {
-                *s += *h.q.add(i) * element::<T>(&h.k, j, i);
+            let mut sums = sums_of::<S, Q>(acc);
+            for n in 0..Q {
+                for i in whole..hd {
+                    sums[n] += *q[n].add(i) * element::<T>(k, j, i);
+                }
+                *p[n].add(j) = sums[n];
             }
         }
-        let top = max::<S>(p) * h.scale;
-        let sum = exp_sum::<S>(p, h.scale, top);
-        super::rows::scale::<S>(1.0 / sum, p);
-        // Four vectors of the output at a time, so that their sums overlap.
-        const WIDE: usize = 4;
+    }
+}
+
+/// Vectors of a head whose queries stay in registers.
+const FEW: usize = 4;
+
+/// [`score`] of heads of [`FEW`] vectors.
+#[inline(always)]
+unsafe fn score_few<S: Simd, const T: u8, const Q: usize>(
+    k: &KvHead,
+    rows: usize,
+    q: &[*const f32; Q],
+    p: &[*mut f32; Q],
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut own = [[S::zero(); FEW]; Q];
+        for n in 0..Q {
+            for i in 0..FEW {
+                own[n][i] = S::load(q[n].add(i * S::LANES));
+            }
+        }
+        for j in 0..rows {
+            let mut acc = [S::zero(); Q];
+            for i in 0..FEW {
+                let key = load_kv::<S, T>(k, j, i * S::LANES);
+                for n in 0..Q {
+                    acc[n] = S::fma(own[n][i], key, acc[n]);
+                }
+            }
+            let sums = sums_of::<S, Q>(acc);
+            for n in 0..Q {
+                *p[n].add(j) = sums[n];
+            }
+        }
+    }
+}
+
+/// The sum of each vector's lanes, in the order of [`Simd::sum`].
+#[inline(always)]
+unsafe fn sums_of<S: Simd, const Q: usize>(acc: [S::F; Q]) -> [f32; Q] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut sums = [0.0; Q];
+        if Q == 4 {
+            sums.copy_from_slice(&S::sum4([acc[0], acc[1 % Q], acc[2 % Q], acc[3 % Q]]));
+        } else {
+            for n in 0..Q {
+                sums[n] = S::sum(acc[n]);
+            }
+        }
+        sums
+    }
+}
+
+/// o (+)= Σ_j w[j]·v[j] for each of Q queries; `begin` for the first rows.
+#[inline(always)]
+unsafe fn weigh<S: Simd, const T: u8, const Q: usize, const WIDE: usize>(
+    v: &KvHead,
+    rows: usize,
+    hd: usize,
+    w: &[*const f32; Q],
+    o: &[*mut f32; Q],
+    begin: bool,
+) {
+    let whole = hd / S::LANES * S::LANES;
+    // SAFETY: the caller's contract; vectors past the whole ones are neither read nor written.
+    unsafe {
         for c in (0..whole).step_by(WIDE * S::LANES) {
-            let n = WIDE.min((whole - c) / S::LANES);
-            let mut acc = [S::zero(); WIDE];
-            for (j, w) in p.iter().enumerate() {
-                let w = S::splat(*w);
-                for v in 0..WIDE {
-                    if v < n {
-                        acc[v] = S::fma(w, load_kv::<S, T>(&h.v, j, c + v * S::LANES), acc[v]);
+            let wide = WIDE.min((whole - c) / S::LANES);
+            let mut acc = [[S::zero(); WIDE]; Q];
+            if !begin {
+                for n in 0..Q {
+                    for i in 0..WIDE {
+                        if i < wide {
+                            acc[n][i] = S::load(o[n].add(c + i * S::LANES));
+                        }
                     }
                 }
             }
-            for v in 0..n {
-                S::store(h.o.add(c + v * S::LANES), acc[v]);
+            for j in 0..rows {
+                for i in 0..WIDE {
+                    if i < wide {
+                        let value = load_kv::<S, T>(v, j, c + i * S::LANES);
+                        for n in 0..Q {
+                            acc[n][i] = S::fma(S::splat(*w[n].add(j)), value, acc[n][i]);
+                        }
+                    }
+                }
+            }
+            for n in 0..Q {
+                for i in 0..WIDE {
+                    if i < wide {
+                        S::store(o[n].add(c + i * S::LANES), acc[n][i]);
+                    }
+                }
             }
         }
-        for i in whole..h.hd {
-            *h.o.add(i) = p.iter().enumerate().map(|(j, w)| w * element::<T>(&h.v, j, i)).sum();
+        for n in 0..Q {
+            for i in whole..hd {
+                let mut sum = if begin { 0.0 } else { *o[n].add(i) };
+                for j in 0..rows {
+                    sum += *w[n].add(j) * element::<T>(v, j, i);
+                }
+                *o[n].add(i) = sum;
+            }
         }
     }
 }

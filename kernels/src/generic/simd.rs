@@ -87,6 +87,12 @@ pub trait Simd: Copy {
     unsafe fn pow2(n: Self::F) -> Self::F;
     /// Sum of lanes.
     unsafe fn sum(a: Self::F) -> f32;
+    /// [`Simd::sum`] of four vectors, to the bit.
+    #[inline(always)]
+    unsafe fn sum4(a: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: the trait's contract.
+        unsafe { [Self::sum(a[0]), Self::sum(a[1]), Self::sum(a[2]), Self::sum(a[3])] }
+    }
     /// Largest lane.
     unsafe fn hmax(a: Self::F) -> f32;
     /// Splits interleaved pairs: lanes of `a` then `b` in memory order give (even elements, odd elements).

@@ -112,6 +112,24 @@ impl Simd for Avx512 {
         // SAFETY: see zero.
         unsafe { _mm512_reduce_add_ps(a) }
     }
+    /// The same halves are added to each other, of several vectors at once.
+    #[inline(always)]
+    unsafe fn sum4([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: see zero; the store covers the four lanes of the array.
+        unsafe {
+            let halves =
+                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            let (ab, cd) = (halves(a, b), halves(c, d));
+            let s = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            let s = _mm512_add_ps(s, _mm512_permute_ps::<0b0100_1110>(s));
+            let s = _mm512_add_ps(s, _mm512_movehdup_ps(s));
+            let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut sums = [0.0; 4];
+            let low = _mm512_castps512_ps128(_mm512_permutexvar_ps(first, s));
+            _mm_storeu_ps(sums.as_mut_ptr(), low);
+            sums
+        }
+    }
     #[inline(always)]
     unsafe fn hmax(a: __m512) -> f32 {
         // SAFETY: see zero.

@@ -93,7 +93,7 @@ pub fn shown(n: usize, count: usize) -> Vec<usize> {
 }
 
 /// An arm's answers: to every question with a metric, else to those that are shown. `rows` are the questions
-/// as the arm reads them.
+/// as the arm reads them; `free_bytes` are what answers may take of memory.
 ///
 /// # Errors
 /// Those of [`Subject::answers`].
@@ -101,8 +101,8 @@ pub fn answer(
     subject: &Subject,
     questions: &[Question],
     rows: &[Example],
-    settings: &Settings,
-    text: &Text,
+    (settings, text): (&Settings, &Text),
+    free_bytes: usize,
     watcher: &mut dyn Watcher,
 ) -> Result<Answered> {
     let shown = shown(questions.len(), settings.samples);
@@ -119,7 +119,8 @@ pub fn answer(
         None => settings.answer_tokens.min(2 * TEXT_PROMPT),
     };
     let is_end = |id: u32| text.tokenizer.is_end(id);
-    let found = subject.answers(&prompts, (limit, settings.slots), &is_end, watcher)?;
+    let slots = subject.slots(&prompts, limit, free_bytes);
+    let found = subject.answers(&prompts, (limit, slots), &is_end, watcher)?;
     let texts: Vec<String> = found.answers.iter().map(|ids| text.tokenizer.decode(ids)).collect();
     let right =
         |at: usize| settings.metric.and_then(|m| m.is_correct(&texts[at], &questions[asked[at]].reference));

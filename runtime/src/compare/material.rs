@@ -170,6 +170,12 @@ impl Material {
         Ok(Material { train, valid, held_out, leaks, digest })
     }
 
+    /// Bytes of text that is held beside the ids.
+    pub fn text_bytes(&self) -> usize {
+        let parts = [&self.train, &self.valid, &self.held_out];
+        parts.iter().flat_map(|r| &r.samples).map(sample_bytes).sum()
+    }
+
     /// Positions of the longest row.
     pub fn rows_max(&self) -> usize {
         [&self.train, &self.valid, &self.held_out].iter().map(|r| r.data.rows_max()).max().unwrap_or(1)
@@ -197,7 +203,7 @@ fn recognized_by(sample: &Sample, asks: bool) -> String {
 }
 
 /// Bytes of text that a sample holds.
-pub(super) fn sample_bytes(sample: &Sample) -> usize {
+fn sample_bytes(sample: &Sample) -> usize {
     match sample {
         Sample::Text(text) => text.len(),
         Sample::Pair { prompt, completion, .. } => prompt.len() + completion.len(),

@@ -14,7 +14,7 @@ pub mod run;
 pub mod score;
 pub mod shots;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,11 +27,13 @@ use run::Trained;
 use score::Subject;
 use shots::Choice;
 
-use crate::adapter::{Adapter, Binding as Bound, Prober};
+use crate::adapter::{Adapter, Binding as Bound, Precision as Stored, Prober};
 use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{DataFacts, ModelFacts, Output, RateTest, Report, Run, SampleOutputs, Scoring};
-use crate::gate::verdict::{ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, judge};
+use crate::gate::verdict::{
+    ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, check_thresholds, judge,
+};
 use crate::generate::StackedAdapter;
 use crate::hex;
 use crate::merge;
@@ -41,10 +43,13 @@ use crate::model::text::Text;
 use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::Direction;
+use crate::plan::mib;
 use crate::storage::Disk;
 
 /// The name of the base's own arm.
 pub const ZERO_SHOT: &str = "zero-shot";
+/// Private memory for scoring where none is asked for.
+pub const SCORING_BYTES: u64 = 512 << 20;
 /// The model that a full arm writes into its folder.
 pub const MODEL_FILE: &str = "model.gguf";
 
@@ -80,8 +85,6 @@ pub struct Settings {
     pub metric: Option<Metric>,
     /// Tokens of an answer, at most.
     pub answer_tokens: usize,
-    /// Answers that are written at once.
-    pub slots: usize,
     /// What must not be forgotten: names and rows.
     pub retention: Vec<(String, Vec<Example>)>,
     /// What the gate demands.
@@ -90,9 +93,11 @@ pub struct Settings {
     pub seed: u64,
     /// Held-out rows that the report shows with every arm's answer.
     pub samples: usize,
-    /// Bytes of private memory that training may take.
+    /// Bytes of private memory that training and scoring may take. Without one scoring takes what is fastest
+    /// within [`SCORING_BYTES`].
     pub memory_budget: Option<u64>,
-    /// The folder for models of full arms.
+    /// The folder for what arms train, each in one of its name. Without it adapters stay in memory, and no
+    /// whole model can be tuned.
     pub folder: Option<PathBuf>,
 }
 
@@ -100,6 +105,8 @@ pub struct Settings {
 pub enum Kept {
     /// An adapter, bound to its base.
     Adapter(Box<Adapter>),
+    /// The file of one, in the arm's folder.
+    File(PathBuf),
     /// Examples to put before every prompt; none where each question has its own.
     FewShot(Vec<Message>),
     /// A model of its own.
@@ -136,8 +143,14 @@ pub fn compare(
 ) -> Result<Outcome> {
     let started = Instant::now();
     // Before an hour of training finds out.
+    check_thresholds(&settings.thresholds, settings.recipes.len().max(settings.shots.len()))?;
+    for (k, _) in &settings.shots {
+        shots::pool(*k, &material.train, options)?;
+    }
+    let mut held = 0;
     for recipe in &settings.recipes {
-        recipe.check(base, material, settings.memory_budget)?;
+        recipe.check(&base.beside(held), material, settings.memory_budget)?;
+        held += held_bytes(recipe, base, settings);
         if let (Method::Full(dtype), folder) = (&recipe.method, &settings.folder) {
             merge::tuned::check_type(&base.model, *dtype)?;
             if folder.is_none() {
@@ -146,6 +159,7 @@ pub fn compare(
             }
         }
     }
+    forewarn(material, &settings.thresholds, watcher);
     let questions = answers::questions(&material.held_out, text);
     let mut court = Court { base, material, text, options, settings, questions, watcher, arms: Vec::new() };
     court.zero_shot()?;
@@ -156,6 +170,26 @@ pub fn compare(
         court.trained(recipe)?;
     }
     court.conclude(started)
+}
+
+/// Bytes that an arm holds once it is trained: its adapter, where no folder takes it.
+fn held_bytes(recipe: &Recipe, base: &Base, settings: &Settings) -> usize {
+    match (&recipe.method, &settings.folder) {
+        (Method::Adapter(_), None) => size_of::<f32>() * recipe.method.parameters(base.model.config()),
+        _ => 0,
+    }
+}
+
+/// Tells what is decided before anything is measured: the figures may be wanted all the same.
+fn forewarn(material: &Material, thresholds: &Thresholds, watcher: &mut dyn Watcher) {
+    let (rows, least) = (material.held_out.samples.len(), thresholds.examples_min);
+    if !material.leaks.is_empty() {
+        watcher.note("the base will stay, whatever the figures: held-out rows are among those to train on");
+    } else if rows < least {
+        watcher.note(&format!(
+            "the base will stay, whatever the figures: {rows} held-out rows, and {least} could decide"
+        ));
+    }
 }
 
 /// One arm, measured.
@@ -190,6 +224,27 @@ impl Court<'_> {
         }
     }
 
+    /// What scoring may take beside the model, the tokenizer and the rows.
+    fn free_bytes(&self) -> usize {
+        let budget = self.settings.memory_budget.unwrap_or(SCORING_BYTES);
+        usize::try_from(budget).unwrap_or(usize::MAX).saturating_sub(self.base.resident_bytes(self.material))
+    }
+
+    /// Refuses what would take more memory than there is for it, where a budget was given.
+    fn check(&self, arm: &str, bytes: usize) -> Result<()> {
+        let free = self.free_bytes();
+        if self.settings.memory_budget.is_none() || bytes <= free {
+            return Ok(());
+        }
+        let message = format!(
+            "{arm}: scoring needs {} of private memory beside the data, the budget leaves {}: give fewer \
+             examples in the prompt, shorter rows, or more memory",
+            mib(bytes),
+            mib(free)
+        );
+        Err(Error::new(ErrorKind::DoesNotFit, message))
+    }
+
     fn zero_shot(&mut self) -> Result<()> {
         let subject = self.subject(None);
         let rows = &self.material.held_out.data.examples;
@@ -213,16 +268,19 @@ impl Court<'_> {
             subject.context(),
         )?;
         let mut measured = self.measure(&name, ArmKind::FewShot { k }, &subject, &rows)?;
-        measured.kept = Some(Kept::FewShot(shots.iter().flat_map(shots::turns).collect()));
+        measured.kept = Some(Kept::FewShot(shots));
         self.arms.push(measured);
         Ok(())
     }
 
     fn trained(&mut self, recipe: &Recipe) -> Result<()> {
         let settings = self.settings;
+        let before = settings.recipes.iter().take_while(|r| r.name != recipe.name);
+        let held: usize = before.map(|r| held_bytes(r, self.base, settings)).sum();
+        let base = self.base.beside(held);
         self.watcher.note(&format!("{}: {}", recipe.name, recipe.method.describe()));
         let (trained, run, rate_test) =
-            run::train(recipe, self.base, self.material, settings.memory_budget, self.watcher)?;
+            run::train(recipe, &base, self.material, settings.memory_budget, self.watcher)?;
         let (subject, kept) = match trained {
             Trained::Adapter(mut adapter) => {
                 let mut prober = Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
@@ -230,7 +288,11 @@ impl Court<'_> {
                 let alone = [(*adapter, 1.0)];
                 let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
                 let [(adapter, _)] = alone;
-                (self.subject(Some(Arc::new(stacked))), Kept::Adapter(Box::new(adapter)))
+                let kept = match &settings.folder {
+                    Some(folder) => Kept::File(save(&adapter, &folder.join(&recipe.name))?),
+                    None => Kept::Adapter(Box::new(adapter)),
+                };
+                (self.subject(Some(Arc::new(stacked))), kept)
             }
             Trained::Full(tuned) => {
                 let Method::Full(dtype) = recipe.method else { unreachable!("full weights of a full arm") };
@@ -260,9 +322,12 @@ impl Court<'_> {
         subject: &Subject,
         rows: &[Example],
     ) -> Result<Measured> {
+        let free = self.free_bytes();
+        let rows_max = rows.iter().map(Example::rows).max().unwrap_or(1);
+        self.check(name, subject.losses_bytes(rows_max))?;
         let scored = subject.losses(rows, self.watcher)?;
-        let answered =
-            answers::answer(subject, &self.questions, rows, self.settings, self.text, self.watcher)?;
+        let asked = (self.settings, self.text);
+        let answered = answers::answer(subject, &self.questions, rows, asked, free, self.watcher)?;
         let targets: usize = scored.nll.iter().map(|e| e.targets).sum();
         let nll = scored.nll.iter().map(|e| e.sum).sum::<f64>() / targets as f64;
         let share = answered.correct.as_ref().map(|c| {
@@ -297,6 +362,10 @@ impl Court<'_> {
     /// How far a tuned model is from its base, on the task and on what must not be forgotten.
     fn forgetting(&mut self, subject: &Subject, result: &mut ArmResult) -> Result<()> {
         let base = self.subject(None);
+        let held_out = self.material.held_out.data.examples.iter();
+        let all = self.settings.retention.iter().flat_map(|(_, rows)| rows).chain(held_out);
+        let rows_max = all.map(Example::rows).max().unwrap_or(1);
+        self.check(&result.name, subject.beside_bytes(rows_max))?;
         let on_task = subject.beside(&base, &self.material.held_out.data.examples, self.watcher)?;
         result.task_kl = Some(on_task.kl(Direction::Reverse) / on_task.targets as f64);
         for (text, rows) in &self.settings.retention {
@@ -345,6 +414,13 @@ impl Court<'_> {
         };
         Ok(Outcome { verdict, report, kept })
     }
+}
+
+/// Commits a bound adapter into its arm's folder.
+fn save(adapter: &Adapter, folder: &Path) -> Result<PathBuf> {
+    let Some(binding) = &adapter.binding else { unreachable!("bound when it was trained") };
+    crate::storage::create_dir_all(&Disk, folder)?;
+    Ok(adapter.save_bound(&Disk, folder, Stored::F32, binding)?.path)
 }
 
 /// Sample questions with the answers of all arms.

@@ -75,7 +75,8 @@ fn plain_losses(
     batches: &[Batch],
     watcher: &mut dyn Watcher,
 ) -> Result<Vec<f64>> {
-    let request = Request { full: None, rank: 0, params: 0, keep: Default::default(), ..*request };
+    let request =
+        Request { full: None, rank: 0, params: 0, beside_base: false, keep: Default::default(), ..*request };
     let words = ArenaWords::new(base.model.config(), &request);
     let model: Weights = base.model.clone().into();
     let mut chain = Chain::new(model, base.kernels.clone(), base.precision, words);

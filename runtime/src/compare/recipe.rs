@@ -12,9 +12,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
+use crate::nn::divergence::KlPenalty;
 use crate::nn::keep::KeepPrecision;
 use crate::nn::{GradientPrecision, Precision};
-use crate::plan::{FullUpdate, MemoryPlan, Request, keep};
+use crate::plan::{FullUpdate, MemoryPlan, Request, keep, process_bytes};
 
 /// Ranks to choose from.
 const RANKS: [usize; 5] = [1, 2, 4, 8, 16];
@@ -33,8 +34,23 @@ pub struct Base {
     pub precision: Precision,
     /// Input gradients.
     pub gradient: GradientPrecision,
-    /// Private heap of the tokenizer, which lives as long as the comparison.
+    /// Private heap of the tokenizer, and of what else lives as long as the comparison.
     pub tokenizer_bytes: usize,
+}
+
+impl Base {
+    /// The same where `bytes` more are held throughout.
+    pub fn beside(&self, bytes: usize) -> Base {
+        Base { tokenizer_bytes: self.tokenizer_bytes + bytes, ..self.clone() }
+    }
+
+    /// Private bytes of what is held throughout: process, model, tokenizer and rows.
+    pub fn resident_bytes(&self, material: &Material) -> usize {
+        let parts = [&material.train, &material.valid, &material.held_out];
+        let rows: usize = parts.iter().map(|r| r.data.heap_bytes()).sum();
+        let own = process_bytes(self.kernels.threads());
+        own + self.model.private_bytes() + self.tokenizer_bytes + material.text_bytes() + rows
+    }
 }
 
 /// What is trained.
@@ -108,6 +124,8 @@ pub struct Recipe {
     pub weight_decay: f32,
     /// Largest gradient norm, 0 for none.
     pub max_grad_norm: f32,
+    /// A penalty on leaving the base; adapters only.
+    pub kl: Option<KlPenalty>,
     /// Rows that are trained on among the material's: what the base is to keep, such as its own answers.
     pub replay: Vec<Example>,
 }
@@ -131,15 +149,15 @@ impl Recipe {
         let copied = if self.replay.is_empty() { &[][..] } else { &rows };
         let examples = || parts.iter().flat_map(|r| &r.data.examples).chain(&self.replay).chain(copied);
         let longest = rows.iter().map(Example::rows).max().unwrap_or(1);
-        let texts: usize = parts.iter().flat_map(|r| &r.samples).map(super::material::sample_bytes).sum();
         let mut request = Request {
             batch: self.batch.min(rows.len()),
             seq: longest.max(material.valid.data.rows_max()),
             threads: base.kernels.threads(),
             best: true,
+            beside_base: self.kl.is_some(),
             data_tokens: examples().map(|e| e.ids.len()).sum(),
             data_rows: examples().count(),
-            model_bytes: base.model.private_bytes() + base.tokenizer_bytes + texts,
+            model_bytes: base.model.private_bytes() + base.tokenizer_bytes + material.text_bytes(),
             mapped_bytes: base.model.mapped_bytes(),
             kept_blocks: c.n_layers,
             ..Request::default()

@@ -75,9 +75,7 @@ pub fn train(
     let trained = match arm {
         Arm::Adapter(trainer) => {
             let mut adapter = trainer.into_adapter();
-            if !best.is_empty() {
-                adapter.theta = best;
-            }
+            adapter.theta = best;
             (adapter.meta.steps, adapter.meta.tokens) = (course.best_step, targets);
             adapter.meta.valid_loss_before = course.first.map(|l| l as f32);
             adapter.meta.valid_loss_after = course.lowest.map(|l| l as f32);
@@ -85,7 +83,7 @@ pub fn train(
         }
         Arm::Full(trainer) => {
             let mut tuned = trainer.into_weights();
-            if let Some(model) = std::sync::Arc::get_mut(&mut tuned).filter(|_| !best.is_empty()) {
+            if let Some(model) = std::sync::Arc::get_mut(&mut tuned) {
                 model.values_mut().copy_from_slice(&best);
             }
             Trained::Full(tuned)
@@ -109,7 +107,7 @@ pub(super) fn arm(recipe: &Recipe, base: &Base, request: &Request, rate: f64) ->
         seed: recipe.seed,
         precision: base.precision,
         gradient: base.gradient,
-        kl: None,
+        kl: recipe.kl,
     };
     let (model, kernels) = (base.model.clone(), base.kernels.clone());
     let words = ArenaWords::new(model.config(), request);
@@ -140,7 +138,7 @@ struct Course<'a> {
     first: Option<f64>,
     lowest: Option<f64>,
     best_step: u64,
-    /// The parameters of the best step; empty while that is the beginning.
+    /// The parameters of the best step: those of the beginning until a look finds a lower loss.
     best: Vec<f32>,
     /// Evaluations since the best one.
     waited: u64,
@@ -239,23 +237,27 @@ impl<'a> Course<'a> {
     }
 
     fn is_due(&self, step: u64) -> bool {
+        // What the last steps gave counts too.
+        if self.is_late() {
+            return true;
+        }
         let Some(total) = self.total else { return false };
         let every = (total / self.recipe.evaluations.max(1)).max(1);
         step == total || step.is_multiple_of(every)
     }
 
+    /// A machine that slows down must not take longer than it was given.
+    fn is_late(&self) -> bool {
+        matches!(self.recipe.budget, Budget::Minutes(minutes) if self.seconds > 1.1 * 60.0 * minutes)
+    }
+
     fn end(&mut self, step: u64) {
-        let late = match self.recipe.budget {
-            // A machine that slows down must not take longer than it was given.
-            Budget::Minutes(minutes) => self.seconds > 1.1 * 60.0 * minutes,
-            _ => false,
-        };
         let patience = self.recipe.patience;
         if self.total == Some(step) {
             self.ended = "all steps done".into();
         } else if patience > 0 && self.waited >= patience {
             self.ended = format!("no better for {patience} evaluations");
-        } else if late {
+        } else if self.is_late() {
             self.ended = "time budget spent".into();
         }
     }
@@ -283,6 +285,7 @@ impl<'a> Course<'a> {
                 return Err(Error::new(ErrorKind::NonFinite, message));
             }
             (self.first, self.lowest) = (Some(loss), Some(loss));
+            arm.copy_into(&mut self.best);
         } else if self.lowest.is_some_and(|lowest| loss < lowest) {
             (self.lowest, self.best_step, self.waited) = (Some(loss), step, 0);
             arm.copy_into(&mut self.best);

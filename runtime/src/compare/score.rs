@@ -21,6 +21,9 @@ use crate::nn::head::{HeadBufs, HeadWords};
 /// Rows whose logits are held at once, of each of two models.
 const LOGIT_ROWS: usize = 32;
 
+/// How keys and values are kept while an arm is scored.
+const CACHE: KvType = KvType::F16;
+
 /// A model as one arm has it: weights, and an adapter on them.
 #[derive(Clone)]
 pub struct Subject {
@@ -70,7 +73,35 @@ impl Subject {
 
     fn session(&self, capacity: usize) -> Result<Session> {
         let (weights, kernels) = (self.weights.clone(), self.kernels.clone());
-        Session::new(weights, kernels, self.adapter.clone(), self.precision, capacity, KvType::F32)
+        Session::new(weights, kernels, self.adapter.clone(), self.precision, capacity, CACHE)
+    }
+
+    fn rank(&self) -> usize {
+        self.adapter.as_ref().map_or(0, |a| a.rank())
+    }
+
+    /// Bytes that [`Subject::losses`] holds for rows of at most `rows_max` positions.
+    pub fn losses_bytes(&self, rows_max: usize) -> usize {
+        let (c, threads) = (self.config(), self.kernels.threads());
+        let head = HeadWords::new(c, Session::rows(rows_max), threads, false, false).total();
+        Session::bytes(c, rows_max, self.rank(), threads, CACHE) + size_of::<f32>() * head
+    }
+
+    /// Bytes that [`Subject::beside`] holds likewise.
+    pub fn beside_bytes(&self, rows_max: usize) -> usize {
+        let logits = LOGIT_ROWS.min(Session::rows(rows_max)) * self.config().vocab;
+        2 * (self.losses_bytes(rows_max) + size_of::<f32>() * logits)
+    }
+
+    /// The most answers at once, up to [`BatchSession::SLOTS`], that `bytes` allow; at least one.
+    pub fn slots(&self, prompts: &[&[u32]], limit: usize, bytes: usize) -> usize {
+        let (c, threads, shared) = (self.config(), self.kernels.threads(), shared_length(prompts));
+        let own = prompts.iter().map(|p| p.len() - shared).max().unwrap_or(1) + limit;
+        let fits = |slots: &usize| {
+            let session = BatchSession::bytes(c, shared, *slots, own, self.rank(), threads, CACHE);
+            session + Prefix::bytes(c, shared, CACHE) <= bytes
+        };
+        (1..=BatchSession::SLOTS.min(prompts.len().max(1))).rev().find(fits).unwrap_or(1)
     }
 
     fn head(&self, rows: usize) -> HeadBufs {
@@ -163,13 +194,12 @@ impl Subject {
         let own_max = prompts.iter().map(|p| p.len() - shared).max().unwrap_or(1);
         let (weights, kernels) = (&self.weights, &self.kernels);
         let first = prompts.first().map_or(&[][..], |p| &p[..shared]);
-        let cache = KvType::F16;
         let prefix = Prefix::read(
             weights.clone(),
             kernels.clone(),
             self.adapter.clone(),
             self.precision,
-            cache,
+            CACHE,
             first,
         )?;
         let mut batch = BatchSession::new(

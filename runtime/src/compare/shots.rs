@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use super::material::Rows;
 use super::score::Subject;
-use crate::data::masks::encode_after;
+use crate::data::masks::{TEXT_ROLE, encode_after, is_conversation};
 use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::chat::{Message, TemplateKind};
+use crate::model::chat::Message;
 use crate::model::text::Text;
 use crate::model::tokenizer::Special;
 use crate::rng::Rng;
@@ -27,6 +27,23 @@ pub enum Choice {
     Nearest,
 }
 
+/// The training rows that can be examples, which must be at least `k`.
+///
+/// # Errors
+/// `BadData` for fewer.
+pub fn pool(k: usize, train: &Rows, options: &DataOptions) -> Result<Vec<usize>> {
+    let whole: Vec<usize> = (0..train.samples.len()).filter(|i| is_whole(train, *i, options)).collect();
+    if whole.len() >= k {
+        return Ok(whole);
+    }
+    let message = format!(
+        "{k} examples are wanted for the prompt, and {} training rows are whole within --max-seq-length: lower \
+         --shots, or give more rows",
+        whole.len()
+    );
+    Err(Error::new(ErrorKind::BadData, message))
+}
+
 /// The held-out rows behind `k` examples each, and the examples themselves where all rows have the same.
 ///
 /// # Errors
@@ -37,29 +54,25 @@ pub fn rows_after(
     (text, options): (&Text, &DataOptions),
     base: &Subject,
     context: usize,
-) -> Result<(Vec<Example>, Vec<Sample>)> {
-    let whole: Vec<usize> = (0..train.samples.len()).filter(|i| is_whole(train, *i, options)).collect();
-    if whole.len() < k {
-        let message = format!(
-            "{k} examples are wanted for the prompt, and {} training rows are whole within --max-seq-length",
-            whole.len()
-        );
-        return Err(Error::new(ErrorKind::BadData, message));
-    }
+) -> Result<(Vec<Example>, Vec<Message>)> {
+    let whole = pool(k, train, options)?;
     let (chosen, common): (Vec<Vec<usize>>, _) = match choice {
         Choice::Seeded(seed) => {
             let mut order = whole;
             Rng::new(seed, SHOTS_STREAM).shuffle(&mut order);
             order.truncate(k);
-            let common = order.iter().map(|i| train.samples[*i].clone()).collect();
+            let as_chat = held_out.samples.first().is_some_and(|s| is_conversation(s, &text.chat, options));
+            let common = order.iter().flat_map(|i| turns(&train.samples[*i], as_chat)).collect();
             (vec![order; held_out.samples.len()], common)
         }
         Choice::Nearest => (nearest(k, &whole, train, held_out, text, base)?, Vec::new()),
     };
     let mut rows = Vec::with_capacity(chosen.len());
     for (i, own) in held_out.data.examples.iter().enumerate() {
-        let shots: Vec<&Sample> = chosen[i].iter().map(|at| &train.samples[*at]).collect();
-        let row = behind(own, &held_out.samples[i], &shots, text, options)
+        let sample = &held_out.samples[i];
+        let as_chat = is_conversation(sample, &text.chat, options);
+        let shots = chosen[i].iter().flat_map(|at| turns(&train.samples[*at], as_chat)).collect();
+        let row = behind(own, sample, shots, text, options)
             .map_err(|reason| Error::new(ErrorKind::BadData, format!("{}: {reason}", held_out.name(i))))?;
         if row.rows() > context {
             let message = format!(
@@ -80,60 +93,37 @@ fn is_whole(rows: &Rows, i: usize, options: &DataOptions) -> bool {
     rows.data.examples[i].ids.len() <= options.max_seq_length
 }
 
-/// The messages of an example, without what opens its conversation.
-pub fn turns(sample: &Sample) -> Vec<Message> {
+/// The messages of an example: turns without what opens their conversation, or one running text.
+pub fn turns(sample: &Sample, as_chat: bool) -> Vec<Message> {
+    let text = |content: String| vec![Message::new(TEXT_ROLE, content)];
     match sample {
-        Sample::Text(text) => vec![Message::new("text", text.as_str())],
-        Sample::Pair { prompt, completion, .. } => {
+        Sample::Text(content) => text(content.clone()),
+        Sample::Pair { prompt, completion, .. } if as_chat => {
             vec![Message::new("user", prompt.as_str()), Message::new("assistant", completion.as_str())]
         }
+        Sample::Pair { prompt, completion, joint } => text(format!("{prompt}{joint}{completion}")),
         Sample::Chat { messages, .. } => messages.iter().filter(|m| m.role != "system").cloned().collect(),
     }
 }
 
-/// A row behind examples: earlier turns of a conversation, or for what is joined plainly, texts with a
-/// blank line between. The row's own ids and targets stay as they are.
+/// A row behind examples, cut where the row alone was cut, so that the targets stay the same.
 fn behind(
     own: &Example,
     sample: &Sample,
-    shots: &[&Sample],
+    few_shot: Vec<Message>,
     text: &Text,
     options: &DataOptions,
 ) -> std::result::Result<Example, String> {
-    let is_chat = match sample {
-        Sample::Text(_) => false,
-        Sample::Pair { .. } => !options.raw && text.chat.kind() == TemplateKind::Model,
-        Sample::Chat { .. } => true,
-    };
-    if is_chat {
-        let few_shot = shots.iter().flat_map(|s| turns(s)).collect();
-        let after = DataOptions { few_shot, ..options.clone() };
-        let mut example = encode_after(sample, &text.tokenizer, &text.chat, &after)?;
-        // Cut where the row alone was cut: the targets stay the same.
-        let mut targets = own.trained_tokens();
-        let last = example.mask.iter().position(|m| {
-            targets -= usize::from(*m);
-            targets == 0
-        });
-        let length = last.map_or(0, |at| at + 1);
-        example.ids.truncate(length);
-        example.mask.truncate(length);
-        return Ok(example);
-    }
-    let joined = |s: &&Sample| match s {
-        Sample::Text(text) => text.clone(),
-        Sample::Pair { prompt, completion, joint } => format!("{prompt}{joint}{completion}"),
-        Sample::Chat { messages, .. } => {
-            messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n")
-        }
-    };
-    let prefix: String = shots.iter().map(|s| joined(s).trim().to_string() + "\n\n").collect();
-    let begin = usize::from(text.tokenizer.add_bos() && own.ids.first().copied() == text.tokenizer.bos());
-    let mut example = Example { ids: own.ids[..begin].to_vec(), mask: vec![false; begin] };
-    example.ids.extend(text.tokenizer.encode(&prefix, Special::Plain));
-    example.mask.resize(example.ids.len(), false);
-    example.ids.extend(&own.ids[begin..]);
-    example.mask.extend(&own.mask[begin..]);
+    let after = DataOptions { few_shot, ..options.clone() };
+    let mut example = encode_after(sample, &text.tokenizer, &text.chat, &after)?;
+    let mut targets = own.trained_tokens();
+    let last = example.mask.iter().position(|m| {
+        targets -= usize::from(*m);
+        targets == 0
+    });
+    let length = last.map_or(0, |at| at + 1);
+    example.ids.truncate(length);
+    example.mask.truncate(length);
     Ok(example)
 }
 
@@ -150,7 +140,9 @@ fn nearest(
     let question = |sample: &Sample| match sample {
         // What a text begins with is all that is known before it is written.
         Sample::Text(text) => text.chars().take(200).collect(),
-        other => turns(other).into_iter().find(|m| m.role == "user").map_or(String::new(), |m| m.content),
+        other => {
+            turns(other, true).into_iter().find(|m| m.role == "user").map_or(String::new(), |m| m.content)
+        }
     };
     let mut embedder = base.embedder(base.context())?;
     let mut seen: HashMap<String, Vec<f32>> = HashMap::new();

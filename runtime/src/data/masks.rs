@@ -25,23 +25,58 @@ pub fn encode_sample(
     encode(sample, &[], tokenizer, chat, options)
 }
 
-/// The same with the options' few-shot messages before the conversation, and after its system message.
+/// The role of few-shot examples that are running texts, for rows that are no conversations.
+pub const TEXT_ROLE: &str = "text";
+
+/// Whether a row is encoded as a conversation, rather than joined plainly.
+pub fn is_conversation(sample: &Sample, chat: &ChatTemplate, options: &DataOptions) -> bool {
+    match sample {
+        Sample::Text(_) => false,
+        Sample::Pair { .. } => !options.raw && chat.kind() == TemplateKind::Model,
+        Sample::Chat { .. } => true,
+    }
+}
+
+/// The same with the options' few-shot messages before the conversation, and after its system message; of a
+/// row that is none, behind the texts of messages of [`TEXT_ROLE`] with a blank line after each. The row's
+/// own tokens and targets stay as they are.
 ///
-/// The error is why the row can't be used: what is no conversation has no place for them.
+/// The error is why the row can't be used: examples of the other kind have no place before it.
 pub fn encode_after(
     sample: &Sample,
     tokenizer: &Tokenizer,
     chat: &ChatTemplate,
     options: &DataOptions,
 ) -> Result<Example, String> {
-    let is_pair = matches!(sample, Sample::Pair { .. });
-    if matches!(sample, Sample::Text(_)) || (is_pair && (options.raw || chat.kind() != TemplateKind::Model)) {
-        return Err("few-shot examples need a conversation, which this row is not".into());
-    }
     if !options.mask_prompt {
         return Err("few-shot examples are never scored: leave out --no-mask-prompt".into());
     }
+    let are_texts = options.few_shot.iter().all(|m| m.role == TEXT_ROLE);
+    match (is_conversation(sample, chat, options), are_texts) {
+        (true, false) => {}
+        (false, true) => {
+            let own = encode(sample, &[], tokenizer, chat, options)?;
+            return Ok(after_texts(&own, &options.few_shot, tokenizer));
+        }
+        (true, true) => return Err("the few-shot examples are texts, and this row is a conversation".into()),
+        (false, false) => {
+            return Err("few-shot examples of a conversation need one, which this row is not".into());
+        }
+    }
     encode(sample, &options.few_shot, tokenizer, chat, options)
+}
+
+/// A row behind texts, which are no targets.
+fn after_texts(own: &Example, texts: &[Message], tokenizer: &Tokenizer) -> Example {
+    let begins = tokenizer.add_bos() && own.ids.first().copied() == tokenizer.bos();
+    let (begin, rest) = own.ids.split_at(usize::from(begins));
+    let prefix: String = texts.iter().map(|m| m.content.trim().to_string() + "\n\n").collect();
+    let mut ids = begin.to_vec();
+    ids.extend(tokenizer.encode(&prefix, Special::Plain));
+    let mut mask = vec![false; ids.len()];
+    ids.extend_from_slice(rest);
+    mask.extend_from_slice(&own.mask[begin.len()..]);
+    Example { ids, mask }
 }
 
 fn encode(

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/lock                              held by the one writer
 //! DIR/active                            the pointer, replaced in one step
+//! DIR/last/                             reports of the last run, promoted or not
 //! DIR/generations/000007/adapter.engraft   or few_shot.json, or neither: the base alone
 //!                       /verdict.json      why, as the gate wrote it
 //!                       /generation.json   the manifest, written last: without it there is no generation
@@ -43,6 +44,8 @@ pub const MANIFEST_FILE: &str = "generation.json";
 pub const POINTER_FILE: &str = "active";
 /// The file that the writer locks.
 pub const LOCK_FILE: &str = "lock";
+/// Verdict and reports of the last run into the store, whatever came of it; the store never reads them.
+pub const LAST_DIR: &str = "last";
 /// The directory of all generations.
 pub const GENERATIONS_DIR: &str = "generations";
 
@@ -407,7 +410,7 @@ impl<'s> Store<'s> {
             let is_unfinished = pointer.as_ref().is_ok_and(|p| self.is_unfinished(number, p.as_ref()));
             listing.generations.push(Listed { number, manifest, is_unfinished });
         }
-        let ours = |name: &str| [LOCK_FILE, POINTER_FILE, GENERATIONS_DIR].contains(&name);
+        let ours = |name: &str| [LOCK_FILE, POINTER_FILE, GENERATIONS_DIR, LAST_DIR].contains(&name);
         listing.unknown.extend(self.names(&self.dir)?.into_iter().filter(|name| !ours(name)));
         let numbers: Vec<_> = listing.generations.iter().map(|g| dir_name(g.number)).collect();
         for name in self.names(&self.generations_dir())? {

@@ -1,52 +1,240 @@
-//! stub
-use super::{Sampler, SamplerOptions, Session, StackedAdapter};
-use crate::error::Result;
-use crate::model::tuned::Weights;
-use crate::nn::Precision;
-use engraft_kernels::{Kernels, KvType};
+//! Several sequences continued at once, all of which begin with the same tokens.
+//!
+//! A step reads all weights, whether for one token or for one of each sequence; and what the sequences
+//! begin with is read once, its keys and values are held once, and stay in the CPU's cache while all of
+//! them attend to it.
+
 use std::sync::Arc;
-/// p
-pub struct Prefix {
-    ids: Vec<u32>,
-    cache: KvType,
+
+use engraft_kernels::{Kernels, KvType};
+
+use super::kv_cache::KvCache;
+use super::sampler::no_token;
+use super::session::{Session, check_ids, embed};
+use super::stacked::StackedAdapter;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::ModelConfig;
+use crate::model::tuned::Weights;
+use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvBatch, KvLayer};
+use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
+use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
+
+/// An answer ends whose last so many tokens are one short cycle: greedy choice never leaves it.
+pub const CYCLE_TOKENS: usize = 64;
+/// The longest cycle that is looked for.
+pub const CYCLE_PERIOD_MAX: usize = 16;
+
+/// Whether the last [`CYCLE_TOKENS`] tokens repeat [`CYCLE_PERIOD_MAX`] or fewer.
+pub fn is_cycle(answer: &[u32]) -> bool {
+    let Some(from) = answer.len().checked_sub(CYCLE_TOKENS) else { return false };
+    let last = &answer[from..];
+    (1..=CYCLE_PERIOD_MAX).any(|p| last[p..] == last[..CYCLE_TOKENS - p])
 }
+
+/// Tokens that sequences begin with, read once by one model with one set of adapters. It never changes.
+pub struct Prefix {
+    model: Weights,
+    adapters: Option<Arc<StackedAdapter>>,
+    precision: Precision,
+    ids: Vec<u32>,
+    cache: KvCache,
+}
+
 impl Prefix {
-    /// r
+    /// Reads `ids`, of which there may be none; keys and values are kept as `cache` says.
+    ///
+    /// # Errors
+    /// Those of [`Session::new`] and [`Session::read`].
     pub fn read(
-        _m: impl Into<Weights>,
-        _k: Arc<Kernels>,
-        _a: Option<Arc<StackedAdapter>>,
-        _p: Precision,
+        model: impl Into<Weights>,
+        kernels: Arc<Kernels>,
+        adapters: Option<Arc<StackedAdapter>>,
+        precision: Precision,
         cache: KvType,
         ids: &[u32],
     ) -> Result<Prefix> {
-        Ok(Prefix { ids: ids.to_vec(), cache })
+        let model = model.into();
+        let cache = if ids.is_empty() {
+            KvCache::new(model.config(), 0, cache)?
+        } else {
+            let mut session =
+                Session::new(model.clone(), kernels, adapters.clone(), precision, ids.len(), cache)?;
+            session.read(ids, |_, _| Ok(()))?;
+            session.into_cache()
+        };
+        Ok(Prefix { model, adapters, precision, ids: ids.to_vec(), cache })
+    }
+
+    /// The tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Bytes that a prefix of `len` tokens holds.
+    pub fn bytes(c: &ModelConfig, len: usize, cache: KvType) -> usize {
+        KvCache::bytes(c, len, cache) + len * size_of::<u32>()
+    }
+
+    /// Whether keys and values are those that this model with these adapters would compute.
+    fn check_of(
+        &self,
+        model: &Weights,
+        adapters: Option<&Arc<StackedAdapter>>,
+        precision: Precision,
+    ) -> Result<()> {
+        let same_adapters = match (&self.adapters, adapters) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        let same = self.model.is(model) && same_adapters && self.precision == precision;
+        // Without tokens there is nothing that another model could have computed otherwise.
+        let fits = if self.ids.is_empty() { self.model.config() == model.config() } else { same };
+        match fits {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::BaseMismatch,
+                "this prefix was read by another model, with other adapters or in another precision; read it \
+                 with these",
+            )),
+        }
     }
 }
-/// b
+
+/// Sequences that continue one [`Prefix`] side by side. Private memory: [`BatchSession::bytes`], and the
+/// answers.
 pub struct BatchSession {
-    session: Session,
+    model: Weights,
+    kernels: Arc<Kernels>,
+    adapters: Option<Arc<StackedAdapter>>,
+    precision: Precision,
     prefix: Arc<Prefix>,
+    capacity: usize,
+    /// Own positions, `[L, slots, capacity, kv·hd]`.
+    cache: KvCache,
+    slots: Vec<Option<Sequence>>,
+    /// Of each row of a step its slot and the slot's filled positions, and the token that is read.
+    rows: Vec<(usize, usize)>,
+    ids: Vec<u32>,
+    rope: Vec<f32>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+    pos: Vec<u32>,
+    block: BlockBufs,
+    head: HeadBufs,
+    chosen: Vec<Option<u32>>,
 }
+
+/// What a slot works on.
+#[derive(Clone, Copy)]
+struct Sequence {
+    /// Which of the prompts.
+    prompt: usize,
+    /// Own positions filled.
+    past: usize,
+    /// The token that comes next.
+    last: u32,
+}
+
+/// What the rows of a forward are.
+#[derive(Clone, Copy)]
+enum RowsAre {
+    /// Successive tokens of one slot, of which so many positions are filled.
+    Part { slot: usize, past: usize },
+    /// One token each of the slots that `rows` names.
+    Step,
+}
+
 impl BatchSession {
-    /// s
-    pub const SLOTS: usize = 8;
-    /// n
+    /// Slots where memory speaks for no other number. Stored blocks are decoded once for all rows of a step, so
+    /// more slots are faster, ever less so: of SmolLM2-135M (Q4_1, AVX-512, one thread) 24 make 0.76 of the
+    /// rate of 48, and 16 make 0.55. A multiple of every instruction set's rows of a tile.
+    pub const SLOTS: usize = 48;
+
+    /// A session of `slots` sequences of at most `capacity` positions each behind the prefix, kept as the
+    /// prefix keeps its own.
+    ///
+    /// # Errors
+    /// `Misuse` without slots or capacity; `BaseMismatch` for adapters that were stacked for a model of other
+    /// shapes, and for a prefix that was read by another model, with other adapters or in another precision.
     pub fn new(
-        m: impl Into<Weights>,
-        k: Arc<Kernels>,
-        a: Option<Arc<StackedAdapter>>,
-        p: Precision,
+        model: impl Into<Weights>,
+        kernels: Arc<Kernels>,
+        adapters: Option<Arc<StackedAdapter>>,
+        precision: Precision,
         prefix: Arc<Prefix>,
-        _slots: usize,
+        slots: usize,
         capacity: usize,
     ) -> Result<BatchSession> {
+        let model = model.into();
+        let c = model.config();
+        if slots == 0 || capacity == 0 {
+            let message = format!("{slots} sequences of {capacity} tokens are none: ask for one at least");
+            return Err(Error::new(ErrorKind::Misuse, message));
+        }
+        adapters.as_ref().map_or(Ok(()), |a| a.check_fits(c))?;
+        prefix.check_of(&model, adapters.as_ref(), precision)?;
+        let rank = adapters.as_ref().map_or(0, |a| a.rank());
+        let words = Words::new(c, prefix.ids.len(), slots, capacity, rank, kernels.threads());
+        let mut table = vec![0.0; words.rope];
+        rope::table(c, model.rope_freqs(), &mut table);
         Ok(BatchSession {
-            session: Session::new(m, k, a, p, capacity + prefix.ids.len(), prefix.cache)?,
+            cache: KvCache::new(c, slots * capacity, prefix.cache.ty())?,
+            slots: vec![None; slots],
+            rows: Vec::with_capacity(slots),
+            ids: Vec::with_capacity(slots),
+            rope: table,
+            x: vec![0.0; words.rows * c.d_model],
+            y: vec![0.0; words.rows * c.d_model],
+            pos: Vec::with_capacity(words.rows),
+            block: BlockBufs::new(&words.block, words.kernel()),
+            head: HeadBufs::new(&words.head),
+            chosen: vec![None; slots],
+            capacity,
             prefix,
+            precision,
+            adapters,
+            kernels,
+            model,
         })
     }
-    /// c
+
+    /// Bytes that a session holds beside the answers: of `slots` sequences of `capacity` positions behind a
+    /// prefix of `prefix` tokens (whose own [`Prefix::bytes`] come on top), with adapters of rank `rank`.
+    pub fn bytes(
+        c: &ModelConfig,
+        prefix: usize,
+        slots: usize,
+        capacity: usize,
+        rank: usize,
+        threads: usize,
+        cache: KvType,
+    ) -> usize {
+        let w = Words::new(c, prefix, slots, capacity, rank, threads);
+        let words = w.block.activations() + w.kernel() + w.head.total() + w.rope;
+        let slot = size_of::<Option<Sequence>>()
+            + size_of::<(usize, usize)>()
+            + size_of::<u32>()
+            + size_of::<Option<u32>>();
+        4 * (words + w.rows * (2 * c.d_model + 1)) + slots * slot + KvCache::bytes(c, slots * capacity, cache)
+    }
+
+    /// What the model says after the prefix and each prompt, always its likeliest token: at most `limit`
+    /// tokens, up to the one that ends the answer, which is included. An answer also ends where its slot is
+    /// full, and where it [`is_cycle`]. A slot whose answer ends takes the next prompt at once.
+    ///
+    /// Answers stand in the order of the prompts, and the number of threads changes nothing. They are those of
+    /// a [`Session`] that reads prefix and prompt and takes the likeliest token, whatever the number of slots,
+    /// as far as no two scores are equal within the last bits: products of up to eight rows are summed in
+    /// another order than those of more (of quantized weights in f32 they are not). The same prompts with the
+    /// same number of slots give the same answers.
+    ///
+    /// `progress` is told after each prompt and each step how many answers are done, and may return false to
+    /// stop.
+    ///
+    /// # Errors
+    /// `Misuse` for a prompt that is empty, longer than the capacity or holds ids outside the vocabulary, found
+    /// before any is read; `NonFinite` where no token can be chosen; `Cancelled`.
     pub fn complete(
         &mut self,
         prompts: &[Vec<u32>],
@@ -54,18 +242,173 @@ impl BatchSession {
         is_end: impl Fn(u32) -> bool,
         mut progress: impl FnMut(usize) -> bool,
     ) -> Result<Vec<Vec<u32>>> {
-        let mut out = Vec::new();
-        let mut sampler = Sampler::new(SamplerOptions { temp: 0.0, ..Default::default() })?;
-        for p in prompts {
-            let mut ids = self.prefix.ids.clone();
-            ids.extend(p);
-            out.push(super::replay::complete(&mut self.session, &mut sampler, &ids, limit, &is_end, |_| {
-                true
-            })?);
-            if !progress(out.len()) {
-                return Err(crate::Error::new(crate::ErrorKind::Cancelled, "stopped"));
+        self.check_prompts(prompts)?;
+        let mut answers = vec![Vec::new(); prompts.len()];
+        let mut waiting = 0..if limit == 0 { 0 } else { prompts.len() };
+        self.slots.fill(None);
+        let mut go_on = |done: usize| match progress(done) {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Cancelled, "stopped while answers were generated")),
+        };
+        let mut done = 0;
+        loop {
+            for slot in 0..self.slots.len() {
+                while self.slots[slot].is_none() {
+                    let Some(i) = waiting.next() else { break };
+                    self.read(slot, i, &prompts[i])?;
+                    done += usize::from(self.take_token(slot, &mut answers, limit, &is_end));
+                    go_on(done)?;
+                }
+            }
+            if self.slots.iter().all(Option::is_none) {
+                return Ok(answers);
+            }
+            self.step()?;
+            for row in 0..self.rows.len() {
+                done += usize::from(self.take_token(self.rows[row].0, &mut answers, limit, &is_end));
+            }
+            go_on(done)?;
+        }
+    }
+
+    fn check_prompts(&self, prompts: &[Vec<u32>]) -> Result<()> {
+        for (i, prompt) in prompts.iter().enumerate() {
+            let (n, room) = (prompt.len(), self.capacity);
+            if n == 0 || n > room {
+                let message = format!(
+                    "prompt {i} has {n} tokens where each sequence has room for 1 to {room}: shorten it, or raise \
+                     the capacity"
+                );
+                return Err(Error::new(ErrorKind::Misuse, message));
+            }
+            check_ids(self.model.config(), prompt).map_err(|e| e.at(format!("prompt {i}")))?;
+        }
+        Ok(())
+    }
+
+    /// Adds a slot's next token to its answer; frees the slot if that was the last, and tells so.
+    fn take_token(
+        &mut self,
+        slot: usize,
+        answers: &mut [Vec<u32>],
+        limit: usize,
+        is_end: &impl Fn(u32) -> bool,
+    ) -> bool {
+        let Some(s) = self.slots[slot] else { return false };
+        let answer = &mut answers[s.prompt];
+        answer.push(s.last);
+        let full = answer.len() == limit || s.past == self.capacity;
+        let ended = full || is_end(s.last) || is_cycle(answer);
+        if ended {
+            self.slots[slot] = None;
+        }
+        ended
+    }
+
+    /// Reads a prompt into a slot, in parts as a [`Session`] does.
+    fn read(&mut self, slot: usize, prompt: usize, ids: &[u32]) -> Result<()> {
+        let mut past = 0;
+        let rows = Session::rows(self.capacity);
+        for part in ids.chunks(rows) {
+            self.pos.clear();
+            let from = self.prefix.ids.len() + past;
+            self.pos.extend((from..from + part.len()).map(|p| p as u32));
+            self.forward(part, RowsAre::Part { slot, past });
+            past += part.len();
+        }
+        let last = (ids.len() - 1) % rows;
+        self.choose(last..last + 1);
+        let last = self.chosen[0].ok_or_else(no_token)?;
+        self.slots[slot] = Some(Sequence { prompt, past, last });
+        Ok(())
+    }
+
+    /// One token of every sequence; what follows it is each one's next.
+    fn step(&mut self) -> Result<()> {
+        self.rows.clear();
+        self.pos.clear();
+        let mut ids = std::mem::take(&mut self.ids);
+        ids.clear();
+        for (slot, s) in self.slots.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?))) {
+            self.rows.push((slot, s.past));
+            self.pos.push((self.prefix.ids.len() + s.past) as u32);
+            ids.push(s.last);
+        }
+        self.forward(&ids, RowsAre::Step);
+        self.ids = ids;
+        self.choose(0..self.rows.len());
+        for (&(slot, past), chosen) in self.rows.iter().zip(&self.chosen) {
+            if let Some(s) = &mut self.slots[slot] {
+                (s.past, s.last) = (past + 1, chosen.ok_or_else(no_token)?);
             }
         }
-        Ok(out)
+        Ok(())
+    }
+
+    /// The likeliest token after some rows of the last forward, into the front of `chosen`.
+    fn choose(&mut self, rows: std::ops::Range<usize>) {
+        let d = self.model.config().d_model;
+        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
+        let x = &self.x[rows.start * d..rows.end * d];
+        let chosen = &mut self.chosen[..rows.len()];
+        head::likeliest(&ctx, &w, x, &mut self.head, &mut self.block.kernel, chosen);
+    }
+
+    /// Runs all blocks over rows whose positions are set; their outputs are in `x` then.
+    fn forward(&mut self, ids: &[u32], are: RowsAre) {
+        let (n, d) = (ids.len(), self.model.config().d_model);
+        embed(&self.model, &self.kernels, ids, &mut self.x[..n * d]);
+        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
+        let rows = RowMap { seqs: &[], pos: &self.pos };
+        for l in 0..ctx.config.n_layers {
+            let prefix = self.prefix.cache.rows(l);
+            let keys = match are {
+                RowsAre::Part { slot, past } => {
+                    let (k, v) = self.cache.part(l, slot, self.slots.len());
+                    Keys::Cache(KvLayer { prefix, k, v, past })
+                }
+                RowsAre::Step => {
+                    let (k, v) = self.cache.layer(l);
+                    Keys::Sequences(KvBatch { prefix, k, v, capacity: self.capacity, rows: &self.rows })
+                }
+            };
+            let pairs = self.adapters.as_ref().map_or([None; 7], |a| a.pairs(l));
+            let (w, x, y) = (self.model.block(l), &self.x[..n * d], &mut self.y[..n * d]);
+            block::forward(&ctx, &w, &pairs, rows, x, y, &mut self.block, keys, Dropout::OFF);
+            std::mem::swap(&mut self.x, &mut self.y);
+        }
+    }
+}
+
+/// f32 words of a session's buffers.
+struct Words {
+    /// Rows that are read at once: a part of a prompt, or a step.
+    rows: usize,
+    block: BlockWords,
+    head: HeadWords,
+    rope: usize,
+}
+
+impl Words {
+    fn new(
+        c: &ModelConfig,
+        prefix: usize,
+        slots: usize,
+        capacity: usize,
+        rank: usize,
+        threads: usize,
+    ) -> Words {
+        let rows = Session::rows(capacity).max(slots);
+        Words {
+            rows,
+            block: BlockWords::new(c, rows, prefix + capacity, rank, threads, false, false),
+            head: HeadWords::new(c, slots, threads, false, false),
+            rope: rope::table_words(c, prefix + capacity),
+        }
+    }
+
+    fn kernel(&self) -> usize {
+        self.block.kernel().max(self.head.kernel())
     }
 }

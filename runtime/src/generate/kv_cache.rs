@@ -1,10 +1,9 @@
-//! The keys and values of a sequence's earlier positions, all layers.
+//! The keys and values of earlier positions, all layers, of one sequence or of several.
 
-use engraft_kernels::{KV_BLOCK, KvMut, KvType};
+use engraft_kernels::{KV_BLOCK, Kv, KvMut, KvRows, KvType};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
-use crate::nn::block::KvLayer;
 
 /// Elements of one kind (keys or values), `[L, capacity, kv·hd]`.
 enum Store {
@@ -20,6 +19,18 @@ impl Store {
             KvType::F32 => Store::F32(vec![0.0; n]),
             KvType::F16 => Store::F16(vec![0; n]),
             KvType::Q8 => Store::Q8(vec![0; n], vec![0.0; n / KV_BLOCK]),
+        }
+    }
+
+    /// Part `i` of the parts of `n` elements, to be read.
+    fn rows(&self, i: usize, n: usize) -> Kv<'_> {
+        match self {
+            Store::F32(d) => Kv::F32(&d[i * n..(i + 1) * n]),
+            Store::F16(d) => Kv::F16(&d[i * n..(i + 1) * n]),
+            Store::Q8(codes, scale) => {
+                let blocks = n / KV_BLOCK;
+                Kv::Q8(&codes[i * n..(i + 1) * n], &scale[i * blocks..(i + 1) * blocks])
+            }
         }
     }
 
@@ -40,6 +51,7 @@ impl Store {
 pub struct KvCache {
     keys: Store,
     values: Store,
+    ty: KvType,
     /// Elements per layer: capacity·kv·hd.
     layer: usize,
 }
@@ -59,11 +71,36 @@ impl KvCache {
         }
         let layer = capacity * c.d_kv();
         let n = c.n_layers * layer;
-        Ok(KvCache { keys: Store::new(ty, n), values: Store::new(ty, n), layer })
+        Ok(KvCache { keys: Store::new(ty, n), values: Store::new(ty, n), ty, layer })
     }
 
-    /// The rows of layer `l`, of which `past` are filled.
-    pub fn layer(&mut self, l: usize, past: usize) -> KvLayer<'_> {
-        KvLayer { k: self.keys.part(l, self.layer), v: self.values.part(l, self.layer), past }
+    /// Bytes of a cache of `capacity` positions.
+    pub fn bytes(c: &ModelConfig, capacity: usize, ty: KvType) -> usize {
+        let n = c.n_layers * capacity * c.d_kv();
+        2 * match ty {
+            KvType::F32 => 4 * n,
+            KvType::F16 => 2 * n,
+            KvType::Q8 => n + n / KV_BLOCK * 4,
+        }
+    }
+
+    /// How it stores its elements.
+    pub fn ty(&self) -> KvType {
+        self.ty
+    }
+
+    /// All positions of layer `l`, to be read.
+    pub fn rows(&self, l: usize) -> KvRows<'_> {
+        KvRows { k: self.keys.rows(l, self.layer), v: self.values.rows(l, self.layer) }
+    }
+
+    /// Keys and values of layer `l`, `[capacity, kv·hd]` each.
+    pub fn layer(&mut self, l: usize) -> (KvMut<'_>, KvMut<'_>) {
+        self.part(l, 0, 1)
+    }
+
+    /// The same of sequence `i` of `n` that share the capacity evenly.
+    pub fn part(&mut self, l: usize, i: usize, n: usize) -> (KvMut<'_>, KvMut<'_>) {
+        (self.keys.part(l * n + i, self.layer / n), self.values.part(l * n + i, self.layer / n))
     }
 }

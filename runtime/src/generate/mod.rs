@@ -7,6 +7,7 @@ pub mod sampler;
 pub mod session;
 pub mod stacked;
 
+pub use batch::{BatchSession, Prefix};
 pub use engraft_kernels::KvType;
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::Session;

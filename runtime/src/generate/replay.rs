@@ -12,9 +12,7 @@ use crate::model::ModelConfig;
 use crate::model::chat::{Message, TemplateKind, encode_pieces};
 use crate::model::text::Text;
 use crate::model::weights::ModelFile;
-use crate::nn::block::BlockWords;
-use crate::nn::head::HeadWords;
-use crate::nn::{Precision, rope};
+use crate::nn::Precision;
 
 /// Questions without a subject of their own: where the answer goes is the base's choice.
 const QUESTIONS: [&str; 12] = [
@@ -104,15 +102,7 @@ impl Sampling {
     /// Bytes that [`Sampling::run`] holds at most, beside the rows themselves.
     pub fn bytes(&self, c: &ModelConfig, starts: &Starts, threads: usize) -> usize {
         let capacity = self.extent(starts).1 + 1;
-        let rows = Session::rows(capacity);
-        let block = BlockWords::new(c, rows, capacity, 0, threads, false, false);
-        let head = HeadWords::new(c, 1, threads, false, false);
-        let kernel = block.kernel().max(head.kernel());
-        let words = block.activations() + kernel + head.total() + rope::table_words(c, capacity);
-        let cache = 2 * c.n_layers * capacity * c.d_kv() * size_of::<u16>();
-        // Logits, and the sampler's candidates.
-        let vocab = c.vocab * (4 + Sampler::TOKEN_BYTES);
-        4 * (words + rows * (2 * c.d_model + 1)) + cache + vocab
+        Session::bytes(c, capacity, 0, threads, KvType::F16) + c.vocab * Sampler::TOKEN_BYTES
     }
 
     /// The rows, at temperature 1 from the whole vocabulary; every sampled token is a target, those before

@@ -135,11 +135,7 @@ impl Sampler {
     /// # Errors
     /// `NonFinite`.
     pub fn choose(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32> {
-        self.try_sample(logits, history).ok_or_else(|| {
-            let message =
-                "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
-            Error::new(ErrorKind::NonFinite, message)
-        })
+        self.try_sample(logits, history).ok_or_else(no_token)
     }
 
     /// Applies the repeat penalty once to each distinct token of the window.
@@ -286,6 +282,12 @@ impl Sampler {
     fn max_logit(&self) -> f32 {
         self.candidates.iter().map(|candidate| candidate.logit).fold(f32::NEG_INFINITY, f32::max)
     }
+}
+
+/// The error where no score is a number.
+pub(super) fn no_token() -> Error {
+    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
+    Error::new(ErrorKind::NonFinite, message)
 }
 
 /// Leaves finite logits and −∞ only: NaN becomes −∞, +∞ the largest finite number.

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use engraft_kernels::{Kernels, KvType};
+use engraft_kernels::{Kernels, KvRows, KvType};
 
 use super::kv_cache::KvCache;
 use super::stacked::{AdapterSlot, StackedAdapter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::model::tuned::Weights;
-use crate::nn::block::{self, BlockBufs, BlockWords, Keys};
+use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvLayer};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
 use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
 
@@ -93,6 +93,17 @@ impl Session {
             kernels,
             model,
         })
+    }
+
+    /// Bytes that a session of `capacity` tokens holds, with adapters of rank `rank`.
+    pub fn bytes(c: &ModelConfig, capacity: usize, rank: usize, threads: usize, cache: KvType) -> usize {
+        let rows = Session::rows(capacity);
+        let block = BlockWords::new(c, rows, capacity, rank, threads, false, false);
+        let head = HeadWords::new(c, 1, threads, false, false);
+        let kernel = block.kernel().max(head.kernel());
+        let words = block.activations() + kernel + head.total() + rope::table_words(c, capacity) + c.vocab;
+        // Inputs and outputs of a part, its positions, and the ids of what was read.
+        4 * (words + rows * (2 * c.d_model + 1) + capacity) + KvCache::bytes(c, capacity, cache)
     }
 
     /// Tokens that a session of this capacity reads at once.
@@ -181,7 +192,6 @@ impl Session {
         ids: &[u32],
         mut after: impl FnMut(&mut Session, usize) -> Result<()>,
     ) -> Result<()> {
-        let vocab = self.model.config().vocab;
         if ids.is_empty() || ids.len() > self.room() {
             let message = format!(
                 "{} tokens do not fit the context's {} left; raise --ctx-size",
@@ -190,12 +200,7 @@ impl Session {
             );
             return Err(Error::new(ErrorKind::Misuse, message));
         }
-        if let Some(bad) = ids.iter().find(|id| **id as usize >= vocab) {
-            return Err(Error::new(
-                ErrorKind::Misuse,
-                format!("token {bad} is outside the vocabulary of {vocab}"),
-            ));
-        }
+        check_ids(self.model.config(), ids)?;
         self.take_from_slot()?;
         for part in ids.chunks(PREFILL_ROWS) {
             self.run(part);
@@ -222,6 +227,11 @@ impl Session {
         }
         self.adapters = adapters;
         Ok(())
+    }
+
+    /// The cache alone, without what would fill it further.
+    pub(super) fn into_cache(self) -> KvCache {
+        self.cache
     }
 
     /// Logits `[V]` of what follows row `row` of the part that was read last.
@@ -278,14 +288,13 @@ impl Session {
         let (n, d) = (ids.len(), c.d_model);
         self.pos.clear();
         self.pos.extend((self.filled..self.filled + n).map(|p| p as u32));
-        let (embedding, kernels) = (self.model.token_embd(), &*self.kernels);
-        kernels.rows(d, &mut self.x[..n * d], |r, row| {
-            kernels.dequantize_row(&embedding, ids[r] as usize, row);
-        });
+        let kernels = &*self.kernels;
+        embed(&self.model, kernels, ids, &mut self.x[..n * d]);
         let ctx = Ctx::new(kernels, c, &self.rope, self.precision);
         let rows = RowMap { seqs: &[], pos: &self.pos };
         for l in 0..c.n_layers {
-            let cache = self.cache.layer(l, self.filled);
+            let (k, v) = self.cache.layer(l);
+            let cache = KvLayer { prefix: KvRows::NONE, k, v, past: self.filled };
             let pairs = self.adapters.as_ref().map_or([None; 7], |a| a.pairs(l));
             let (x, y) = (&self.x[..n * d], &mut self.y[..n * d]);
             block::forward(
@@ -304,6 +313,23 @@ impl Session {
         self.filled += n;
         self.ids.extend_from_slice(ids);
     }
+}
+
+/// Refuses ids that the model has no embedding for.
+pub(super) fn check_ids(c: &ModelConfig, ids: &[u32]) -> Result<()> {
+    match ids.iter().find(|id| **id as usize >= c.vocab) {
+        None => Ok(()),
+        Some(bad) => {
+            let message = format!("token {bad} is outside the vocabulary of {}", c.vocab);
+            Err(Error::new(ErrorKind::Misuse, message))
+        }
+    }
+}
+
+/// The embeddings `[n, d]` of n ids.
+pub(super) fn embed(model: &Weights, kernels: &Kernels, ids: &[u32], x: &mut [f32]) {
+    let (embedding, d) = (model.token_embd(), model.config().d_model);
+    kernels.rows(d, x, |r, row| kernels.dequantize_row(&embedding, ids[r] as usize, row));
 }
 
 /// The buffers of a prefill: for blocks with adapters of a rank, and the head.

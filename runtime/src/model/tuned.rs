@@ -223,6 +223,15 @@ impl From<Arc<TunedModel>> for Weights {
 }
 
 impl Weights {
+    /// Whether both are the same weights in memory, not merely equal ones.
+    pub fn is(&self, other: &Weights) -> bool {
+        match (self, other) {
+            (Weights::Stored(a), Weights::Stored(b)) => Arc::ptr_eq(a, b),
+            (Weights::Tuned(a), Weights::Tuned(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
     /// The model's file.
     pub fn file(&self) -> &Arc<ModelFile> {
         match self {

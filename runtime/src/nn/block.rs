@@ -15,7 +15,8 @@
 //! and those of o and down are x2 − x and y − x2. Nothing is kept for it.
 
 use engraft_kernels::{
-    AttnShape, KvMut, acts_words, attention_scratch_words, cached_attention_scratch_words, gemm_scratch_words,
+    AttnShape, KvMut, KvRows, acts_words, attention_scratch_words, cached_attention_scratch_words,
+    gemm_scratch_words,
 };
 
 use super::keep::Keep;
@@ -187,14 +188,30 @@ impl BlockBufs {
     }
 }
 
-/// Keys and values of earlier positions of one sequence, `[capacity, kv·hd]` each.
+/// Keys and values of earlier positions of one sequence: those of a prefix, then its own.
 pub struct KvLayer<'a> {
-    /// Keys, rotated.
+    /// Positions that come first, only read.
+    pub prefix: KvRows<'a>,
+    /// Keys, rotated, `[capacity, kv·hd]`.
     pub k: KvMut<'a>,
-    /// Values.
+    /// Values, likewise.
     pub v: KvMut<'a>,
-    /// Positions filled before this call.
+    /// Own positions filled before this call.
     pub past: usize,
+}
+
+/// Keys and values of several sequences that begin with the same prefix.
+pub struct KvBatch<'a> {
+    /// Positions that come first, only read.
+    pub prefix: KvRows<'a>,
+    /// Own keys, rotated, `[sequences, capacity, kv·hd]`.
+    pub k: KvMut<'a>,
+    /// Own values, likewise.
+    pub v: KvMut<'a>,
+    /// Own positions of each sequence.
+    pub capacity: usize,
+    /// Of each row its sequence, and how many own positions that has before the row; no sequence twice.
+    pub rows: &'a [(usize, usize)],
 }
 
 /// Where the attention finds keys and values.
@@ -203,6 +220,8 @@ pub enum Keys<'a> {
     Batch,
     /// In a cache (of a single sequence), to which this batch is appended.
     Cache(KvLayer<'a>),
+    /// Each row in the cache of its own sequence, to which it is appended.
+    Sequences(KvBatch<'a>),
 }
 
 /// n1 = rmsnorm(x)·w1.
@@ -301,8 +320,26 @@ fn attention(
             let (t, past) = (rows.rows(), cache.past);
             cache.k.store(past * dkv, &k[..t * dkv]);
             cache.v.store(past * dkv, &v[..t * dkv]);
-            let (k, v) = (cache.k.first((past + t) * dkv), cache.v.first((past + t) * dkv));
-            ctx.kernels.attention_cached(shape(t, past), &q[..t * dq], k, v, &mut att[..t * dq], scratch);
+            let own = KvRows { k: cache.k.first((past + t) * dkv), v: cache.v.first((past + t) * dkv) };
+            let s = shape(t, cache.prefix.k.len() / dkv + past);
+            ctx.kernels.attention_cached(s, &q[..t * dq], cache.prefix, own, &mut att[..t * dq], scratch);
+        }
+        Keys::Sequences(mut batch) => {
+            let first = |sequence: usize| sequence * batch.capacity * dkv;
+            let each = k.chunks_exact(dkv).zip(v.chunks_exact(dkv));
+            for (&(sequence, past), (k, v)) in batch.rows.iter().zip(each) {
+                assert!(past < batch.capacity);
+                batch.k.store(first(sequence) + past * dkv, k);
+                batch.v.store(first(sequence) + past * dkv, v);
+            }
+            let (t, keys, values) = (rows.rows(), &batch.k, &batch.v);
+            let own = |r: usize| {
+                let (sequence, past) = batch.rows[r];
+                let at = first(sequence)..first(sequence) + (past + 1) * dkv;
+                KvRows { k: keys.range(at.clone()), v: values.range(at) }
+            };
+            let s = shape(t, batch.prefix.k.len() / dkv);
+            ctx.kernels.attention_batched(s, &q[..t * dq], batch.prefix, own, &mut att[..t * dq], scratch);
         }
         Keys::Batch => {
             for s in rows.seqs {

@@ -282,6 +282,54 @@ pub(super) fn through_norm(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, b: &mut
     }
 }
 
+/// The likeliest token after each of m rows of x `[m, d]`, into `out`: the first of those with the greatest
+/// logit, +∞ counting as the largest finite number. None where all are NaN or −∞.
+///
+/// One product of m rows with each chunk of the vocabulary; no more logits than m × chunk exist.
+pub fn likeliest(
+    ctx: &Ctx<'_>,
+    w: &HeadWeights<'_>,
+    x: &[f32],
+    b: &mut HeadBufs,
+    kernel: &mut [f32],
+    out: &mut [Option<u32>],
+) {
+    let (d, vocab, m) = (w.norm.len(), w.w.rows(), out.len());
+    ctx.kernels.rmsnorm(x, w.norm, ctx.config.rms_eps, &mut b.n[..m * d]);
+    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
+    let halves = w.w.dtype().group_len() == 16;
+    let acts = int8.then(|| ctx.kernels.quantize(&b.n[..m * d], m, d, halves, &mut b.acts));
+    out.fill(None);
+    b.state[..m].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
+    for first in (0..vocab).step_by(VOCAB_CHUNK) {
+        let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
+        let logits = &mut b.logits[..m * part.rows()];
+        let x = acts.map_or(Rows::F32(&b.n[..m * d]), Rows::Int8);
+        let op = NtOp { x, w: part, low: None, gain: None, y: logits, accumulate: false };
+        ctx.kernels.qgemm_nt(m, &mut [op], kernel);
+        let each = logits.chunks_exact(part.rows()).zip(&mut b.state).zip(&mut *out);
+        for ((logits, state), out) in each {
+            let top = greatest(logits).min(f32::MAX);
+            if top > state.max {
+                state.max = top;
+                *out = logits.iter().position(|l| *l >= top).map(|at| (first + at) as u32);
+            }
+        }
+    }
+}
+
+/// The greatest of some values that are not NaN; −∞ without one.
+fn greatest(values: &[f32]) -> f32 {
+    let (whole, rest) = values.as_chunks::<16>();
+    let mut top = [f32::NEG_INFINITY; 16];
+    for values in whole {
+        for (top, v) in top.iter_mut().zip(values) {
+            *top = if *v > *top { *v } else { *top };
+        }
+    }
+    top.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
+}
+
 /// Logits `[V]` of one row of x.
 pub fn logits(
     ctx: &Ctx<'_>,

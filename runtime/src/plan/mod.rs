@@ -213,7 +213,7 @@ impl MemoryPlan {
             Pool { name: "tokenizer", bytes: tokenizer },
             Pool { name: "preparation", bytes: preparation },
             Pool { name: "model_norms", bytes: r.model_bytes },
-            Pool { name: "process", bytes: PROCESS_BYTES + r.threads * THREAD_BYTES },
+            Pool { name: "process", bytes: process_bytes(r.threads) },
         ];
         let private_bytes = pools.iter().map(|p| p.bytes).sum();
         MemoryPlan { pools, private_bytes, mapped_bytes: r.mapped_bytes }
@@ -322,6 +322,11 @@ impl MemoryPlan {
         let least = MemoryPlan::new(c, &with_rank(1, 16)).private_bytes;
         format!("no setting of this model fits; the smallest (rank 1, sequence 16) needs {}", mib(least))
     }
+}
+
+/// Private memory of the process itself with its worker threads.
+pub fn process_bytes(threads: usize) -> usize {
+    PROCESS_BYTES + threads * THREAD_BYTES
 }
 
 /// Bytes as MiB for people.

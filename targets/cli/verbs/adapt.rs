@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use engraft_runtime::adapter::Adapter;
 use engraft_runtime::compare::{Kept, Outcome};
 use engraft_runtime::error::Error;
-use engraft_runtime::gate::store::{Candidate, Generation, Store, Writer};
+use engraft_runtime::gate::store::{Candidate, Generation, LAST_DIR, Store, Writer};
 use engraft_runtime::gate::verdict::Decision;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
@@ -17,9 +18,6 @@ use super::{Session, common};
 use crate::contest::{ArmName, ContestOptions, Defaults, refuse_arm};
 use crate::exit::AfterJson;
 use crate::json;
-
-/// The folder, within the store, of the last run's reports: the store leaves it alone.
-const LAST_DIR: &str = "last";
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -88,10 +86,18 @@ pub(super) fn promote(
         Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
         Decision::KeepBase => return Ok(None),
     };
+    let loaded;
     let candidate = match outcome.kept(arm) {
         Some(Kept::Adapter(adapter)) => Candidate::Adapter(adapter),
+        Some(Kept::File(file)) => {
+            loaded = Adapter::load(file)?;
+            Candidate::Adapter(&loaded)
+        }
         Some(Kept::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
-        _ => return Ok(None),
+        _ => {
+            eprintln!("{arm} is best, but a store can't hold its examples: each question has its own");
+            return Ok(None);
+        }
     };
     let (verdict, digest) = (outcome.verdict.to_json()?, model.digest());
     writer.promote(&candidate, verdict.as_bytes(), (&digest, model.config()), false).map(Some)

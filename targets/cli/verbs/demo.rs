@@ -15,18 +15,18 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_kernels::DType;
+use engraft_runtime::adapter::Adapter;
 use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::compare::answers::{self, Metric};
 use engraft_runtime::compare::material::{Material, Rows};
 use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe};
 use engraft_runtime::compare::score::Subject;
 use engraft_runtime::compare::shots::{Choice, rows_after};
-use engraft_runtime::compare::{Kept, Settings, compare};
+use engraft_runtime::compare::{Kept, SCORING_BYTES, Settings, compare};
 use engraft_runtime::data::{DataOptions, Example};
 use engraft_runtime::gate::store::Store;
 use engraft_runtime::gate::verdict::Thresholds;
 use engraft_runtime::generate::StackedAdapter;
-use engraft_runtime::generate::batch::BatchSession;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
@@ -153,13 +153,13 @@ impl<'a> Demo<'a> {
             precision: base.precision,
         };
         match kept {
-            Some(Kept::Adapter(adapter)) => {
-                let alone = [(Clone::clone(&**adapter), 1.0)];
+            Some(Kept::File(file)) => {
+                let alone = [(Adapter::load(file)?, 1.0)];
                 let stacked = StackedAdapter::new(&base.model, &base.kernels, &alone)?;
                 subject.adapter = Some(Arc::new(stacked));
             }
             Some(Kept::Model(file)) => subject.weights = Arc::new(ModelFile::open(file)?).into(),
-            Some(Kept::FewShot(_)) | None => {}
+            Some(Kept::Adapter(_) | Kept::FewShot(_)) | None => {}
         }
         Ok(subject)
     }
@@ -168,7 +168,8 @@ impl<'a> Demo<'a> {
     fn everyday(&mut self, subject: Subject, settings: &Settings) -> Result<f64> {
         let questions = answers::questions(&self.everyday, &self.text);
         let rows = &self.everyday.data.examples;
-        let found = answers::answer(&subject, &questions, rows, settings, &self.text, &mut self.screen)?;
+        let (asked, free) = ((settings, &self.text), SCORING_BYTES as usize);
+        let found = answers::answer(&subject, &questions, rows, asked, free, &mut self.screen)?;
         let solved = found.correct.unwrap_or_default().into_iter().filter(|right| *right).count();
         Ok(solved as f64 / rows.len() as f64)
     }
@@ -187,7 +188,6 @@ impl<'a> Demo<'a> {
             recipes,
             metric: Some(Metric::Exact),
             answer_tokens: household::ANSWER_MAX,
-            slots: BatchSession::SLOTS,
             retention: vec![(EVERYDAY.to_string(), self.everyday.data.examples.clone())],
             thresholds: Thresholds::default(),
             seed: self.options.seed,
@@ -233,6 +233,7 @@ impl<'a> Demo<'a> {
             patience: 0,
             weight_decay: WEIGHT_DECAY,
             max_grad_norm: 1.0,
+            kl: None,
             replay,
         }
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum, value_parser};
+use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::Error;
 use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session as Sequence};
 use engraft_runtime::model::ModelConfig;
@@ -177,10 +178,12 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let prompt = options.prompt()?;
     let model = common::open_model(&options.model)?;
     let stored = Stored::of(&model, &options.adapters)?;
-    if !stored.few_shot.is_empty() && !options.chat {
-        return Err(
-            misuse("--store: its active generation is few-shot examples, a chat's: say --chat").into()
-        );
+    if !stored.few_shot.is_empty() && options.chat == stored.few_shot.iter().all(|m| m.role == TEXT_ROLE) {
+        let message = match options.chat {
+            true => "--store: its active generation is few-shot texts to be continued: leave out --chat",
+            false => "--store: its active generation is few-shot examples, a chat's: say --chat",
+        };
+        return Err(misuse(message).into());
     }
     let kernels = common::kernels(&options.compute)?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
@@ -244,7 +247,9 @@ fn prompt_ids(options: &Options, text: &Text, few_shot: &[Message], prompt: &str
         encode_pieces(tokenizer, &pieces, &messages).0
     } else {
         let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
-        bos.into_iter().chain(tokenizer.encode(prompt, Special::Plain)).collect()
+        let texts: String = few_shot.iter().map(|m| m.content.trim().to_string() + "\n\n").collect();
+        let prefix = tokenizer.encode(&texts, Special::Plain);
+        bos.into_iter().chain(prefix).chain(tokenizer.encode(prompt, Special::Plain)).collect()
     };
     if ids.is_empty() {
         return Err(
