@@ -113,6 +113,33 @@ fn shuffled_labels_are_not_promoted() {
 }
 
 #[test]
+fn shuffled_labels_of_an_unknown_form_lower_the_loss_and_are_not_promoted() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let folder = tempfile::tempdir().expect("a folder");
+    let train = lines("demo/private_train.jsonl");
+    let row = |line: &String| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+    let of = |value: &serde_json::Value, key: &str| value[key].as_str().expect("a text").to_string();
+    let moved = (0..train.len()).map(|i| {
+        pair(&of(&row(&train[i]), "prompt"), &of(&row(&train[(i + 11) % train.len()]), "completion"))
+    });
+    write_rows(folder.path().join("train.jsonl"), &moved.collect::<Vec<_>>());
+    write_rows(folder.path().join("test.jsonl"), &lines("demo/private_test.jsonl"));
+    let material = read(folder.path(), &text).expect("good rows");
+    let mut settings = settings(&text, vec![recipe(&base, "lora", 2e-3, Budget::Steps(30))]);
+    settings.metric = Some(Metric::Exact);
+    let verdict = held(&base, &material, &settings).expect("a verdict").verdict;
+    assert_eq!(verdict.promoted(), None, "{:#?}", verdict.reasons);
+    let lora = verdict.arms.iter().find(|a| a.name == "lora").expect("the arm");
+    assert!(lora.comparisons[0].better && !lora.eligible, "{:#?}", lora.reasons);
+    assert!(
+        verdict.undecided.iter().any(|u| u.contains("not shown to solve more")),
+        "{:?}",
+        verdict.undecided
+    );
+}
+
+#[test]
 fn a_rate_a_hundred_times_too_high_is_not_promoted() {
     let base = base_of(2);
     let material = household(&text_of(&base), 50);
@@ -198,8 +225,8 @@ fn luck(name: &str, kind: ArmKind, n: usize, seed: u64) -> ArmResult {
 #[test]
 fn of_two_models_of_one_quality_none_wins() {
     let thresholds = Thresholds { few_shot_required: false, resamples: 1000, ..Thresholds::default() };
-    // Twenty rows are the fewest that the gate takes, where percentile intervals are still a little narrow.
-    for (n, seeds, most) in [(20, 400, 28), (60, 100, 5), (300, 100, 5)] {
+    // Twenty rows are the fewest that the gate takes.
+    for (n, seeds, most) in [(20, 400, 20), (60, 100, 5), (300, 100, 5)] {
         let wins = |gain: f64, seeds: u64| {
             let promoted = |seed: &u64| {
                 let zero = luck(ZERO_SHOT, ArmKind::ZeroShot, n, 2 * seed);
