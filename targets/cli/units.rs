@@ -27,18 +27,6 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// A size for people, by 1024: `97.3 MiB`.
-pub(crate) fn show_bytes(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64, "B");
-    for next in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, next);
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
-}
-
 /// A duration for people: `7s`, `2:05`, `1:02:05`.
 pub(crate) fn show_seconds(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
@@ -55,6 +43,8 @@ pub(crate) fn show_seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use engraft_runtime::plan::show_bytes;
+
     use super::*;
 
     #[test]

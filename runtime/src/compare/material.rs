@@ -30,7 +30,11 @@ pub struct Rows {
 }
 
 impl Rows {
-    fn of(data: Dataset, options: &DataOptions) -> Result<Rows> {
+    /// Rows that were read from a file, beside their texts.
+    ///
+    /// # Errors
+    /// Those of [`samples`].
+    pub fn of(data: Dataset, options: &DataOptions) -> Result<Rows> {
         Ok(Rows { samples: samples(&data, options)?, data })
     }
 
