@@ -20,6 +20,7 @@ use engraft_runtime::model::text::Text;
 use engraft_runtime::plan::show_bytes;
 use engraft_runtime::train::{Direction, KlPenalty};
 
+use crate::conditions::WhenOptions;
 use crate::options::{self, ComputeOptions, DataOptions, FineTune, ModelOptions, Modules, misuse, stat};
 use crate::units;
 use crate::verbs::common;
@@ -50,6 +51,9 @@ pub(crate) struct ContestOptions {
 
     #[command(flatten)]
     gate: GateOptions,
+
+    #[command(flatten)]
+    pub(crate) when: WhenOptions,
 
     #[command(flatten)]
     pub(crate) compute: ComputeOptions,

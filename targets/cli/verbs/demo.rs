@@ -127,7 +127,7 @@ impl<'a> Demo<'a> {
         Ok(Demo {
             material: household::private(&text, &reading)?,
             everyday: household::everyday(&text, &reading)?,
-            screen: Screen::new(session.cancel.clone()),
+            screen: Screen::new(session.cancel.clone(), None),
             options,
             base,
             text,
