@@ -329,6 +329,9 @@ pub(super) fn accuracy_sentence(name: &str, against: &str, a: &Accuracy, held_ou
     if a.worse {
         return format!("{name} solves significantly fewer examples than {against}: {counts}.");
     }
+    if a.better {
+        return format!("{name} solves significantly more examples than {against}: {counts}.");
+    }
     match a.decidable {
         true => format!("{name} is not significantly less accurate than {against}: {counts}."),
         false => {

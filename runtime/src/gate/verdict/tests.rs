@@ -139,6 +139,9 @@ fn lost_answers_to_a_retention_task_turn_a_winner_down() {
 #[test]
 fn lower_accuracy_turns_a_winner_down() {
     let with = |arm: ArmResult, count| ArmResult { correct: solved(count), ..arm };
+    let v = judged(&[with(zero(), 20), with(few(2.9), 30), with(lora(2.5), 30)]);
+    let told = "lora solves significantly more examples than zero-shot: 10 examples";
+    assert!(v.reasons.iter().any(|r| r.starts_with(told)), "{:#?}", v.reasons);
     let v = judged(&[with(zero(), 30), with(few(2.9), 30), with(lora(2.5), 20)]);
     assert!(v.promoted().is_none() && v.arms[2].negative_transfer, "{:#?}", v.reasons);
     assert!(v.reasons.iter().any(|r| r.contains("significantly fewer examples")), "{:#?}", v.reasons);
