@@ -33,7 +33,8 @@ impl Kind for Adapter {
     const NAME: &'static str = "adapter";
 }
 
-/// A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any thread.
+/// A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
+/// thread.
 pub struct Slot {
     _opaque: [u8; 0],
 }
@@ -249,8 +250,8 @@ pub unsafe extern "C" fn engraft_adapter_free(adapter: *mut Adapter) -> i32 {
 
 /// Tells what an adapter is. Set `struct_size` before.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn engraft_adapter_info(adapter: *const Adapter, info: *mut AdapterInfo) -> i32 {
-    handle::call("engraft_adapter_info", adapter, |adapter| {
+pub unsafe extern "C" fn engraft_adapter_get_info(adapter: *const Adapter, info: *mut AdapterInfo) -> i32 {
+    handle::call("engraft_adapter_get_info", adapter, |adapter| {
         // SAFETY: the crate's contract, for the caller's struct.
         unsafe { caller::answer(info, adapter.info()) }
     })

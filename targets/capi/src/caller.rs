@@ -55,8 +55,9 @@ pub(crate) unsafe fn path(path: *const c_char, length: usize, what: &str) -> Res
 /// A copy of the caller's bytes, where there is memory for it.
 pub(crate) fn copied(bytes: &[u8], what: &str) -> Result<Vec<u8>> {
     let mut copy = Vec::new();
-    copy.try_reserve_exact(bytes.len())
-        .map_err(|_| Failure::new(ENGRAFT_NOMEM, format!("no memory for the {} bytes of {what}", bytes.len())))?;
+    copy.try_reserve_exact(bytes.len()).map_err(|_| {
+        Failure::new(ENGRAFT_NOMEM, format!("no memory for the {} bytes of {what}", bytes.len()))
+    })?;
     copy.extend_from_slice(bytes);
     Ok(copy)
 }
@@ -339,9 +340,11 @@ mod tests {
         // SAFETY: 8 of 12 bytes are said to be there.
         unsafe { answer(at, Sample { struct_size: 0, number: 6 }) }.unwrap();
         assert_eq!((later.now.number, later.then), (6, 9));
+        let at = std::ptr::from_mut(&mut later).cast::<Sample>();
         // SAFETY: as before.
         unsafe { default_settings(at, 8) }.unwrap();
         assert_eq!((later.now.struct_size, later.now.number, later.then), (8, 0, 9));
+        let at = std::ptr::from_mut(&mut later).cast::<Sample>();
         // SAFETY: refused before anything is written.
         assert_eq!(unsafe { default_settings(at, 4) }.unwrap_err().code, ENGRAFT_MISUSE);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use engraft_runtime::compare::material::Parts;
 use engraft_runtime::data::source::part_file;
-use engraft_runtime::data::{DataOptions, OverLong, Origin, Part, TrainValid, load_parts};
+use engraft_runtime::data::{DataOptions, Origin, OverLong, Part, TrainValid, load_parts};
 use engraft_runtime::gate::task::Task;
 
 use crate::caller::{self, Out, or, structs};
@@ -143,7 +143,8 @@ impl Inner {
             other => return Err(Failure::misuse(format!("{other} is no task"))),
         };
         if params.max_seq_length > ROW_TOKENS_MAX {
-            let message = format!("max_seq_length is {}, and must be at most {ROW_TOKENS_MAX}", params.max_seq_length);
+            let message =
+                format!("max_seq_length is {}, and must be at most {ROW_TOKENS_MAX}", params.max_seq_length);
             return Err(Failure::misuse(message));
         }
         let rows_max = or(params.max_seq_length, ROW_TOKENS).min(model.file.config().context_len);
@@ -231,9 +232,8 @@ pub unsafe extern "C" fn engraft_data_open(
 ) -> i32 {
     handle::call("engraft_data_open", model, |model| {
         // SAFETY: the crate's contract, for the caller's place, path and struct.
-        let (out, path, params) = unsafe {
-            (Out::new(data)?, caller::path(path, path_length, "path")?, caller::settings(params)?)
-        };
+        let (out, path, params) =
+            unsafe { (Out::new(data)?, caller::path(path, path_length, "path")?, caller::settings(params)?) };
         let train = part_file(&path, Part::Train)?.unwrap_or_else(|| path.clone());
         let (valid, test) = (part_file(&path, Part::Valid)?, part_file(&path, Part::Test)?);
         out.publish(Arc::new(Inner::new(model, &params, Source::Files { train, valid, test })?))
@@ -287,8 +287,8 @@ pub unsafe extern "C" fn engraft_data_free(data: *mut Data) -> i32 {
 
 /// Tells what rows there are. Set `struct_size` before.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn engraft_data_info(data: *const Data, info: *mut DataInfo) -> i32 {
-    handle::call("engraft_data_info", data, |data| {
+pub unsafe extern "C" fn engraft_data_get_info(data: *const Data, info: *mut DataInfo) -> i32 {
+    handle::call("engraft_data_get_info", data, |data| {
         // SAFETY: the crate's contract, for the caller's struct.
         unsafe { caller::answer(info, data.info()) }
     })

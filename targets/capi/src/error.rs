@@ -156,7 +156,7 @@ pub unsafe extern "C" fn engraft_message(
     capacity: usize,
     length: *mut usize,
 ) -> i32 {
-    handle::quiet(|| {
+    handle::unheard("engraft_message", || {
         let text = if handle.is_null() { remembered() } else { handle::message_of(handle.addr())? };
         // SAFETY: the crate's contract, for the caller's buffer.
         unsafe { caller::copy_text(&text, buffer, capacity, length) }
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn engraft_code_name(
     capacity: usize,
     length: *mut usize,
 ) -> i32 {
-    handle::alone("engraft_code_name", || {
+    handle::unheard("engraft_code_name", || {
         let unknown = || Failure::misuse(format!("{code} is no code of this library"));
         let name = NAMES.iter().find(|(known, _)| *known == code).ok_or_else(unknown)?.1;
         // SAFETY: the crate's contract, for the caller's buffer.

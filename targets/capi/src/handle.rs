@@ -1,7 +1,7 @@
 //! What callers hold, and what stands between them and a panic.
 //!
-//! A handle is a key into one table, dressed as a pointer that nobody follows. Keys are never given twice,
-//! so a handle that was freed finds nothing, in whatever thread and however late. A call takes its share of
+//! A handle is a key into one table, dressed as a pointer that nobody follows. Keys are not given twice, so
+//! a handle that was freed finds nothing, in whatever thread and however late. A call takes its share of
 //! the value from the table first: freeing it meanwhile takes nothing away from under the call.
 
 use std::any::Any;
@@ -54,11 +54,14 @@ static NEXT: AtomicUsize = AtomicUsize::new(STEP);
 
 /// Puts a value behind a new handle.
 pub(crate) fn publish<K: Kind>(value: K::Value) -> Result<*mut K> {
-    let next = NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |key| key.checked_add(STEP));
-    let key = next.map_err(|_| Failure::new(ENGRAFT_NOMEM, "no handle is left: restart the program"))?;
+    let key = NEXT.fetch_add(STEP, Ordering::Relaxed);
     let state = Arc::new(State::default());
     let handle = Arc::new(Handle { value, state: state.clone() });
     let mut table = HANDLES.write().unwrap_or_else(PoisonError::into_inner);
+    // Keys have gone round: in 32 bits, after some hundred million handles.
+    if key == 0 || table.contains_key(&key) {
+        return Err(Failure::new(ENGRAFT_NOMEM, "no handle is left: restart the program"));
+    }
     table.insert(key, Entry { handle, state });
     Ok(std::ptr::without_provenance_mut(key))
 }
@@ -157,7 +160,7 @@ pub(crate) fn free<K: Kind>(name: &'static str, handle: *mut K) -> i32 {
 }
 
 /// Turns what comes of `f`, a panic too, into a code; a failure's message stays with the thread.
-pub(crate) fn quiet(f: impl FnOnce() -> Result<()>) -> i32 {
+fn quiet(f: impl FnOnce() -> Result<()>) -> i32 {
     match caught(f).unwrap_or_else(Err) {
         Ok(()) => ENGRAFT_OK,
         Err(failure) => {
@@ -165,6 +168,15 @@ pub(crate) fn quiet(f: impl FnOnce() -> Result<()>) -> i32 {
             failure.code
         }
     }
+}
+
+/// An export that asks about messages: a failure leaves none.
+pub(crate) fn unheard(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32 {
+    let done = caught(|| {
+        inject(name);
+        f()
+    });
+    done.unwrap_or_else(Err).map_or_else(|failure| failure.code, |()| ENGRAFT_OK)
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -245,7 +257,8 @@ fn listen() {
                 return before(info);
             }
             // The place alone: what a panic says may hold what it worked on.
-            let place = info.location().map_or("nowhere known".into(), |l| format!("{}:{}", l.file(), l.line()));
+            let place =
+                info.location().map_or("nowhere known".into(), |l| format!("{}:{}", l.file(), l.line()));
             ::log::error!("a panic at {place}");
             let _ = PLACE.try_with(|last| last.replace(place));
         }));
@@ -275,7 +288,7 @@ fn inject(name: &'static str) {
 #[cfg(feature = "panic-injection")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_inject_panic(name: *const std::ffi::c_char, length: usize) -> i32 {
-    quiet(|| {
+    alone("engraft_inject_panic", || {
         // SAFETY: the crate's contract, for the caller's text.
         let name = unsafe { crate::caller::text(name, length, "name") }?;
         *INJECTED.lock().unwrap_or_else(PoisonError::into_inner) = name.to_owned();
@@ -317,7 +330,10 @@ mod tests {
         assert_eq!(ok(a), ENGRAFT_OK);
         assert_eq!(free("test", a), ENGRAFT_OK);
         assert_eq!((ok(a), free("test", a)), (ENGRAFT_MISUSE, ENGRAFT_MISUSE));
-        assert_eq!((ok(std::ptr::null_mut()), free::<Thing>("test", std::ptr::null_mut())), (ENGRAFT_MISUSE, 0));
+        assert_eq!(
+            (ok(std::ptr::null_mut()), free::<Thing>("test", std::ptr::null_mut())),
+            (ENGRAFT_MISUSE, 0)
+        );
         assert_eq!(ok(std::ptr::without_provenance_mut(b.addr() + 1)), ENGRAFT_MISUSE);
         assert_eq!(call("test", b.cast::<Other>(), |()| Ok(())), ENGRAFT_MISUSE);
         assert_eq!(free("test", b.cast::<Other>()), ENGRAFT_MISUSE);

@@ -24,8 +24,8 @@ pub const ENGRAFT_LOG_INFO: i32 = 3;
 /// What helps to find a defect.
 pub const ENGRAFT_LOG_DEBUG: i32 = 4;
 
-/// Takes a line: its level, and its text without a NUL or a line end. Called from any thread, and from
-/// several at once; it must not call `engraft_log_set` from another thread and wait for it.
+/// Takes a line: its level, and its text, which no NUL ends. Called from any thread, and from several at
+/// once; it must not wait for another thread that calls `engraft_log_set`.
 pub type LogCallback =
     Option<unsafe extern "C" fn(level: i32, text: *const c_char, length: usize, user: *mut c_void)>;
 
@@ -49,9 +49,9 @@ thread_local! {
 
 struct Logger;
 
-/// Hands all lines up to `level` to `callback`, instead of to the one before; NULL ends it. When this returns,
-/// the one before is not running and never will again (but for a call that this one is made from). `BUSY`
-/// where the program has a logger for Rust code already, which the library's lines then go to.
+/// Hands all lines up to `level` to `callback`, instead of to the one before; NULL ends it. When this
+/// returns, the one before is not running and never will again (but for a call that this one is made from).
+/// `BUSY` where the program has a logger for Rust code already, which the library's lines then go to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_log_set(callback: LogCallback, user: *mut c_void, level: i32) -> i32 {
     handle::alone("engraft_log_set", || {

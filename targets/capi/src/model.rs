@@ -171,8 +171,8 @@ pub unsafe extern "C" fn engraft_model_free(model: *mut Model) -> i32 {
 
 /// Tells what a model is. Set `struct_size` before.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn engraft_model_info(model: *const Model, info: *mut ModelInfo) -> i32 {
-    handle::call("engraft_model_info", model, |model| {
+pub unsafe extern "C" fn engraft_model_get_info(model: *const Model, info: *mut ModelInfo) -> i32 {
+    handle::call("engraft_model_get_info", model, |model| {
         let (file, c) = (&model.file, model.file.config());
         // Shapes were checked to be far below 2^32.
         let found = ModelInfo {

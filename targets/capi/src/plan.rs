@@ -306,8 +306,8 @@ pub unsafe extern "C" fn engraft_plan_free(plan: *mut Plan) -> i32 {
 
 /// Tells what a plan says. Set `struct_size` before.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn engraft_plan_info(plan: *const Plan, info: *mut PlanInfo) -> i32 {
-    handle::call("engraft_plan_info", plan, |inner| {
+pub unsafe extern "C" fn engraft_plan_get_info(plan: *const Plan, info: *mut PlanInfo) -> i32 {
+    handle::call("engraft_plan_get_info", plan, |inner| {
         let found = PlanInfo {
             struct_size: 0,
             fits: u32::from(inner.advice.is_none()),
@@ -381,4 +381,3 @@ pub unsafe extern "C" fn engraft_session_bytes(
         Ok(())
     })
 }
-

@@ -75,6 +75,18 @@ struct State {
     adapters: Option<Arc<StackedAdapter>>,
     slot: Option<Arc<AdapterSlot>>,
     few_shot: Vec<Message>,
+    talk: Talk,
+}
+
+/// What was read and said, so that a call may go on from it.
+#[derive(Default)]
+struct Talk {
+    /// A chat's turns, without examples.
+    turns: Vec<Message>,
+    /// A running text, with what was generated last and not read yet.
+    ids: Vec<u32>,
+    /// What the cache holds.
+    read: Vec<u32>,
 }
 
 /// How a session is made. Zero is the default of everything.
@@ -153,8 +165,8 @@ structs!(
     GenerateInfo = "engraft_generate_info",
 );
 
-/// Takes the text as it comes: UTF-8 in whole characters, without a NUL; false stops. Called on the thread of
-/// the call that it was given to.
+/// Takes the text as it comes: UTF-8 in whole characters, which no NUL ends; false stops. Called on the
+/// thread of the call that it was given to.
 pub type TokenCallback =
     Option<unsafe extern "C" fn(text: *const c_char, length: usize, user: *mut c_void) -> bool>;
 
@@ -168,7 +180,8 @@ impl SessionParams {
             0 => Ok(c.context_len.min(CONTEXT as usize)),
             n if (2..=c.context_len).contains(&n) => Ok(n),
             n => {
-                let message = format!("ctx_size is {n}: the model was trained for {} positions", c.context_len);
+                let message =
+                    format!("ctx_size is {n}: the model was trained for {} positions", c.context_len);
                 Err(Failure::misuse(message))
             }
         }
@@ -240,8 +253,7 @@ impl State {
         if self.sequence.is_none() {
             let (file, kernels) = (self.model.file.clone(), self.kernels.clone());
             let adapters = self.adapters.clone();
-            let mut made =
-                Sequence::new(file, kernels, adapters, self.precision, self.capacity, self.cache)?;
+            let mut made = Sequence::new(file, kernels, adapters, self.precision, self.capacity, self.cache)?;
             if let Some(slot) = &self.slot {
                 made.follow(slot.clone());
             }
@@ -250,30 +262,33 @@ impl State {
         self.sequence.as_mut().ok_or_else(|| Failure::misuse("the session has no sequence"))
     }
 
-    /// The ids of a prompt, which never becomes a control token, within the template's where asked, and then
-    /// after the examples.
-    fn prompt_ids(&self, text: &Text, p: &GenerateParams, system: &str, prompt: &str) -> Result<Vec<u32>> {
-        let tokenizer = &text.tokenizer;
-        let anew = p.keep == 0 || self.sequence.as_ref().is_none_or(Sequence::is_empty);
-        let few_shot = if anew { &self.few_shot[..] } else { &[] };
-        let texts = few_shot.iter().all(|message| message.role == TEXT_ROLE);
-        if !few_shot.is_empty() && texts == (p.chat != 0) {
-            let what = if texts { "texts to be continued: set chat to 0" } else { "a chat's: set chat to 1" };
-            return Err(Failure::misuse(format!("the examples of this session are {what}")));
+    /// Refuses examples of the other kind: texts before a chat, or a chat's before a text.
+    fn check_examples(&self, chat: bool) -> Result<()> {
+        let texts = self.few_shot.iter().all(|message| message.role == TEXT_ROLE);
+        if self.few_shot.is_empty() || texts != chat {
+            return Ok(());
         }
-        let ids: Vec<u32> = if p.chat != 0 {
-            let system = (!system.is_empty()).then(|| Message::new("system", system));
-            let question = [Message::new("user", prompt)];
-            let messages: Vec<Message> =
-                system.into_iter().chain(few_shot.iter().cloned()).chain(question).collect();
+        let what = if texts { "texts to be continued: set chat to 0" } else { "a chat's: set chat to 1" };
+        Err(Failure::misuse(format!("the examples of this session are {what}")))
+    }
+
+    /// The ids of everything up to where the answer begins; the prompt never becomes a control token.
+    fn whole_ids(&self, text: &Text, chat: bool, prompt: &str) -> Result<Vec<u32>> {
+        let tokenizer = &text.tokenizer;
+        if chat {
+            let opening = self.talk.turns.iter().take_while(|turn| turn.role == "system").count();
+            let (opening, turns) = self.talk.turns.split_at(opening);
+            let messages = [opening, &self.few_shot[..], turns].concat();
             let pieces = text.chat.render_messages(&messages, true)?;
-            encode_pieces(tokenizer, &pieces, &messages).0
-        } else {
-            let bos = tokenizer.bos().filter(|_| anew && tokenizer.add_bos());
-            let texts: String = few_shot.iter().map(|m| m.content.trim().to_string() + "\n\n").collect();
-            let prefix = tokenizer.encode(&texts, Special::Plain);
-            bos.into_iter().chain(prefix).chain(tokenizer.encode(prompt, Special::Plain)).collect()
-        };
+            return Ok(encode_pieces(tokenizer, &pieces, &messages).0);
+        }
+        let mut ids = self.talk.ids.clone();
+        if ids.is_empty() {
+            ids.extend(tokenizer.bos().filter(|_| tokenizer.add_bos()));
+            let texts: String = self.few_shot.iter().map(|m| m.content.trim().to_string() + "\n\n").collect();
+            ids.extend(tokenizer.encode(&texts, Special::Plain));
+        }
+        ids.extend(tokenizer.encode(prompt, Special::Plain));
         match ids.is_empty() {
             false => Ok(ids),
             true => Err(Failure::misuse("the prompt is empty, and this model's texts begin with no token")),
@@ -288,74 +303,133 @@ impl State {
         control: &Control,
         reader: &Reader,
     ) -> Result<GenerateInfo> {
-        let text = self.model.text()?;
+        let (text, chat) = (self.model.text()?, p.chat != 0);
         let mut sampler = p.sampler()?;
-        let ids = self.prompt_ids(&text, p, system, prompt)?;
-        let sequence = self.sequence()?;
+        self.check_examples(chat)?;
         if p.keep == 0 {
-            sequence.truncate(0);
+            self.talk = Talk::default();
         }
-        let whole = sequence.len();
-        let done = go_on(sequence, &ids, &mut sampler, &text, p, control, reader);
-        if done.is_err() {
-            // What was read of the prompt is no part of a conversation.
-            sequence.truncate(whole);
+        let turns = self.talk.turns.len();
+        if chat {
+            let system = (turns == 0 && !system.is_empty()).then(|| Message::new("system", system));
+            self.talk.turns.extend(system);
+            self.talk.turns.push(Message::new("user", prompt));
         }
-        done
+        let mut answer = Answer { reader, text: String::new(), ids: Vec::new() };
+        let done = self.whole_ids(&text, chat, prompt).and_then(|ids| {
+            let read = std::mem::take(&mut self.talk.read);
+            let mut reading = Reading { sequence: self.sequence()?, read };
+            let done = reading.go_on(&ids, (&text, &mut sampler), p, control, &mut answer);
+            self.talk.read = reading.read;
+            done.map(|info| (info, ids))
+        });
+        match done {
+            Ok((info, ids)) if chat => {
+                drop(ids);
+                self.talk.turns.push(Message::new("assistant", answer.text));
+                Ok(info)
+            }
+            Ok((info, ids)) => {
+                self.talk.ids = [ids, answer.ids].concat();
+                Ok(info)
+            }
+            Err(failure) => {
+                // What could not be answered was not asked; the cache is filled anew.
+                self.talk.turns.truncate(turns);
+                self.talk.read.clear();
+                Err(failure)
+            }
+        }
     }
 }
 
-/// Draws tokens until the model ends, the limit or the context is reached, or the caller stops it.
-fn go_on(
-    sequence: &mut Sequence,
-    prompt: &[u32],
-    sampler: &mut Sampler,
-    text: &Text,
-    p: &GenerateParams,
-    control: &Control,
-    reader: &Reader,
-) -> Result<GenerateInfo> {
-    let mut info = GenerateInfo { prompt_tokens: prompt.len() as u64, ..caller::zeroed() };
-    let started = Instant::now();
-    let mut last = 0;
-    sequence.read(prompt, |_, rows| {
-        last = rows - 1;
-        control.check().map_err(Failure::into_error)
-    })?;
-    let mut logits = sequence.logits_at(last);
-    info.prompt_seconds = started.elapsed().as_secs_f64();
-    let started = Instant::now();
-    let mut history = prompt.to_vec();
-    let mut decoder =
-        if p.chat != 0 { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
-    let limit = p.limit();
-    info.ended = loop {
-        if control.is_cancelled() {
-            break ENGRAFT_ENDED_CANCELLED;
-        }
-        let id = sampler.choose(logits, &history)?;
-        if text.tokenizer.is_end(id) {
-            break ENGRAFT_ENDED_MODEL;
-        }
-        info.tokens += 1;
-        history.push(id);
-        if !reader.take(&decoder.push(id)) {
-            break ENGRAFT_ENDED_CANCELLED;
-        }
-        if info.tokens as usize >= limit {
-            break ENGRAFT_ENDED_LIMIT;
-        }
-        if sequence.room() == 0 {
-            break ENGRAFT_ENDED_CONTEXT;
-        }
-        logits = sequence.feed(&[id])?;
-    };
-    if info.ended != ENGRAFT_ENDED_CANCELLED {
-        reader.take(&decoder.finish());
+/// What is generated.
+struct Answer<'a> {
+    reader: &'a Reader,
+    text: String,
+    ids: Vec<u32>,
+}
+
+impl Answer<'_> {
+    /// Whether to go on.
+    fn take(&mut self, part: &str) -> bool {
+        self.text.push_str(part);
+        self.reader.take(part)
     }
-    info.seconds = started.elapsed().as_secs_f64();
-    info.generation = sequence.generation().unwrap_or(0);
-    Ok(info)
+}
+
+/// A sequence, and the ids that its cache holds.
+struct Reading<'s> {
+    sequence: &'s mut Sequence,
+    read: Vec<u32>,
+}
+
+impl Reading<'_> {
+    /// Reads what the cache does not hold of a prompt; gives the row of its last token.
+    fn read(&mut self, ids: &[u32], control: &Control) -> Result<usize> {
+        let same = self.read.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        // Logits come of reading: one token at least.
+        let same = same.min(ids.len().saturating_sub(1));
+        self.sequence.truncate(same);
+        self.read.clear();
+        let mut last = 0;
+        self.sequence.read(&ids[same..], |_, rows| {
+            last = rows - 1;
+            control.check().map_err(Failure::into_error)
+        })?;
+        self.read.extend_from_slice(ids);
+        Ok(last)
+    }
+
+    /// Draws tokens until the model ends, the limit or the context is reached, or the caller stops it.
+    fn go_on(
+        &mut self,
+        ids: &[u32],
+        (text, sampler): (&Text, &mut Sampler),
+        p: &GenerateParams,
+        control: &Control,
+        answer: &mut Answer<'_>,
+    ) -> Result<GenerateInfo> {
+        let mut info = GenerateInfo { prompt_tokens: ids.len() as u64, ..caller::zeroed() };
+        let started = Instant::now();
+        let last = self.read(ids, control)?;
+        let mut logits = self.sequence.logits_at(last);
+        info.prompt_seconds = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let tokenizer = &text.tokenizer;
+        // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
+        let mut decoder = if p.chat != 0 { tokenizer.decoder() } else { tokenizer.decoder_continuing() };
+        let (limit, mut history) = (p.limit(), ids.to_vec());
+        info.ended = loop {
+            if control.is_cancelled() {
+                break ENGRAFT_ENDED_CANCELLED;
+            }
+            let id = sampler.choose(logits, &history)?;
+            if tokenizer.is_end(id) {
+                break ENGRAFT_ENDED_MODEL;
+            }
+            history.push(id);
+            answer.ids.push(id);
+            if !answer.take(&decoder.push(id)) {
+                break ENGRAFT_ENDED_CANCELLED;
+            }
+            if answer.ids.len() >= limit {
+                break ENGRAFT_ENDED_LIMIT;
+            }
+            if self.sequence.room() == 0 {
+                break ENGRAFT_ENDED_CONTEXT;
+            }
+            logits = self.sequence.feed(&[id])?;
+            self.read.push(id);
+        };
+        if info.ended != ENGRAFT_ENDED_CANCELLED {
+            answer.take(&decoder.finish());
+        }
+        info.tokens = answer.ids.len() as u64;
+        info.seconds = started.elapsed().as_secs_f64();
+        info.generation = self.sequence.generation().unwrap_or(0);
+        Ok(info)
+    }
 }
 
 /// Makes all settings the default. `struct_size` is `sizeof(engraft_session_params)`.
@@ -405,6 +479,7 @@ pub unsafe extern "C" fn engraft_session_create(
             sequence: None,
             adapters: adapter.and_then(|adapter| adapter.stacked.clone()),
             slot: None,
+            talk: Talk::default(),
             few_shot: adapter.map(|adapter| adapter.few_shot.clone()).unwrap_or_default(),
         };
         state.sequence()?;
@@ -421,11 +496,15 @@ pub unsafe extern "C" fn engraft_session_free(session: *mut Session) -> i32 {
 /// Uses an adapter, or with NULL the base alone, from the next token on, and no slot any more. What the
 /// session has read already stays as it was computed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn engraft_session_set_adapter(session: *const Session, adapter: *const Adapter) -> i32 {
+pub unsafe extern "C" fn engraft_session_set_adapter(
+    session: *const Session,
+    adapter: *const Adapter,
+) -> i32 {
     handle::call("engraft_session_set_adapter", session, |session| {
         let adapter = handle::find_if_given(adapter)?;
         let adapter = adapter.as_ref().map(|adapter| &adapter.value);
         let mut state = session.state.enter()?;
+        let state = &mut *state;
         let stacked = adapter.and_then(|adapter| adapter.stacked.clone());
         match (&mut state.sequence, &stacked) {
             (Some(sequence), _) => sequence.set_adapters(stacked.clone())?,
@@ -454,9 +533,9 @@ pub unsafe extern "C" fn engraft_session_follow(session: *const Session, slot: *
     })
 }
 
-/// Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes. `params`,
-/// `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED` when the
-/// callback answers false or `engraft_session_cancel` was called; `info` is filled then, too.
+/// Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
+/// `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
+/// when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_generate(
     session: *const Session,
@@ -502,9 +581,8 @@ pub unsafe extern "C" fn engraft_session_cancel(session: *const Session) -> i32 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_reset(session: *const Session) -> i32 {
     handle::call("engraft_session_reset", session, |session| {
-        if let Some(sequence) = &mut session.state.enter()?.sequence {
-            sequence.truncate(0);
-        }
+        // The cache is emptied when it is next read into.
+        session.state.enter()?.talk = Talk::default();
         Ok(())
     })
 }
@@ -514,7 +592,8 @@ pub unsafe extern "C" fn engraft_session_reset(session: *const Session) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_trim(session: *const Session) -> i32 {
     handle::call("engraft_session_trim", session, |session| {
-        session.state.enter()?.sequence = None;
+        let mut state = session.state.enter()?;
+        (state.sequence, state.talk) = (None, Talk::default());
         Ok(())
     })
 }

@@ -18,8 +18,8 @@ use crate::gate::Gate;
 use crate::handle::{self, Kind};
 use crate::model::{self, Model};
 
-/// A folder of generations. May be used by any number of threads at once; of those that change it, in this and
-/// all other processes, one at a time, and others get `BUSY`.
+/// A folder of generations. May be used by any number of threads at once; of those that change it, in this
+/// and all other processes, one at a time, and others get `BUSY`.
 pub struct Store {
     _opaque: [u8; 0],
 }

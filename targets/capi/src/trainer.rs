@@ -60,7 +60,7 @@ pub struct Progress {
     pub tokens_per_s: f64,
     /// Seconds of work.
     pub seconds: f64,
-    /// The gate's arm, or what a note says: UTF-8 without a NUL, valid during the callback. NULL for none.
+    /// The gate's arm, or what a note says: UTF-8 that no NUL ends, valid during the callback. NULL for none.
     pub text: *const c_char,
     /// Bytes of `text`.
     pub text_length: usize,
@@ -337,8 +337,8 @@ pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress:
     })
 }
 
-/// So many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step with `user`,
-/// and false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on.
+/// So many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step, and
+/// false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_run(
     trainer: *const Trainer,
@@ -393,7 +393,8 @@ pub unsafe extern "C" fn engraft_trainer_save(
 
 /// Commits what a later run is to begin with. In this version that is the adapter alone, as
 /// `engraft_trainer_save` writes it: the optimizer's state and the place in the data are not kept, and a run
-/// can't yet be resumed from it in another process. When this returns 0, the file is on disk and was read back.
+/// can't yet be resumed from it in another process. When this returns 0, the file is on disk and was read
+/// back.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_checkpoint(
     trainer: *const Trainer,
