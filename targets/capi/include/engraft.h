@@ -12,7 +12,7 @@
  *   set_thermal.
  * - Callbacks take void *user last, are called without a lock held, and must not unwind (throw, longjmp).
  *
- * Made by cbindgen of targets/capi/src: change it there.
+ * It follows targets/capi/src, as cbindgen.toml there says: change both.
  */
 
 #ifndef ENGRAFT_H
