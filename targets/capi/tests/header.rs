@@ -35,7 +35,7 @@ fn parameters(text: &str) -> usize {
 
 /// Functions by name, with their number of parameters, where each begins with `marker`.
 fn functions(text: &str, marker: &str) -> BTreeMap<String, usize> {
-    let found = text.split(marker).skip(1);
+    let found = text.match_indices(marker).map(|(at, _)| &text[at + marker.len()..]);
     let one = |rest: &str| Some((rest.split_once('(')?.0.trim().to_string(), parameters(rest)));
     let found = found.filter_map(one);
     found.filter(|(name, _)| name.starts_with("engraft_") && name != UNTOLD).collect()
