@@ -998,10 +998,11 @@ impl Kernels {
         scratch: &mut [f32],
     ) {
         let (hd, row) = (s.head_dim, s.n_kv_heads * s.head_dim);
-        let mut longest = 0;
+        assert!(s.t > 0);
+        let (ty, mut longest) = (own(0).ty(), 0);
         for own in (0..s.t).map(&own) {
             check_cached(&s, q, o, prefix, own);
-            assert!(!own.k.is_empty(), "a row sees itself at least");
+            assert!(own.ty() == ty && !own.k.is_empty(), "a row sees itself at least");
             longest = longest.max(own.positions(row));
         }
         assert_eq!(prefix.positions(row), s.past);
@@ -1015,7 +1016,6 @@ impl Kernels {
         // side by side: its rows of the prefix stay in the cache of the thread that reads them.
         let group = s.n_heads / s.n_kv_heads;
         let (queries, scale) = (s.t * group, 1.0 / libm::sqrtf(hd as f32));
-        let ty = own(0).ty();
         let per = if s.past > 0 && queries >= QUERIES { QUERIES } else { 1 };
         let items = queries.div_ceil(per);
         self.pool.run(s.n_kv_heads * items, |item, worker| {

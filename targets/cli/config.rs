@@ -6,14 +6,15 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use engraft_runtime::error::{Error, ErrorKind};
 
 use crate::args::command;
 use crate::exit::usage_message;
 
-/// Flags of which one makes the other meaningless: a file's value yields to either.
-const RIVALS: [(&str, &str); 2] = [("iters", "epochs"), ("mask-prompt", "no-mask-prompt")];
+/// Flags of which one makes the other meaningless, beside those of one group: a file's value yields to either.
+const RIVALS: [(&str, &str); 3] =
+    [("iters", "epochs"), ("mask-prompt", "no-mask-prompt"), ("task", "metric")];
 
 /// Files beyond this are no settings.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -29,23 +30,22 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
     let table: toml::Table = read(file)?.parse().map_err(|e: toml::de::Error| misuse(e.to_string()))?;
 
     let definition = command();
-    let flags =
-        definition.find_subcommand(verb).into_iter().flat_map(|c| c.get_arguments()).collect::<Vec<_>>();
+    let of_verb = definition.find_subcommand(verb).unwrap_or(&definition);
+    let flags: Vec<&Arg> = of_verb.get_arguments().collect();
     let mut arguments = Vec::new();
     for (key, value) in &table {
         let name = key.replace('_', "-");
         let flag = find(&flags, &name).ok_or_else(|| {
             misuse(format!("unknown key `{key}`: keys are the long flags of `engraft {verb} --help`"))
         })?;
-        let argument = spell(flag, value).map_err(|rule| misuse(format!("key `{key}`: {rule}")))?;
+        let spelled = spell(flag, value).map_err(|rule| misuse(format!("key `{key}`: {rule}")))?;
         // Parsed alone first, so that a refusal names this file rather than the command line.
-        if let Some(word) = &argument
-            && let Err(error) = command().try_get_matches_from(["engraft", verb, word])
-        {
+        let alone = ["engraft", verb].into_iter().chain(spelled.iter().map(String::as_str));
+        if let Err(error) = command().try_get_matches_from(alone) {
             return Err(misuse(format!("key `{key}`: {}", usage_message(&error))).into());
         }
-        if !overridden(&flags, flag, given) {
-            arguments.extend(argument.map(OsString::from));
+        if !overridden(of_verb, &flags, flag, given) {
+            arguments.extend(spelled.into_iter().map(OsString::from));
         }
     }
     Ok(arguments)
@@ -72,8 +72,9 @@ fn find<'a>(flags: &[&'a Arg], name: &str) -> Option<&'a Arg> {
     flags.iter().find(named).copied()
 }
 
-/// `--flag=value` for a TOML value; `None` for a switch that is off.
-fn spell(flag: &Arg, value: &toml::Value) -> Result<Option<String>, &'static str> {
+/// `--flag=value` for a TOML value; nothing for a switch that is off, and one for each item of a list where
+/// the flag is repeated rather than given a list.
+fn spell(flag: &Arg, value: &toml::Value) -> Result<Vec<String>, &'static str> {
     let long = flag.get_long().unwrap_or_default();
     let scalar = |value: &toml::Value| match value {
         toml::Value::String(text) => Ok(text.clone()),
@@ -84,28 +85,35 @@ fn spell(flag: &Arg, value: &toml::Value) -> Result<Option<String>, &'static str
     };
     if matches!(flag.get_action(), ArgAction::SetTrue) {
         let on = value.as_bool().ok_or("must be true or false")?;
-        return Ok(on.then(|| format!("--{long}")));
+        return Ok(on.then(|| format!("--{long}")).into_iter().collect());
     }
+    let is_repeated = matches!(flag.get_action(), ArgAction::Append) && flag.get_value_delimiter().is_none();
     let text = match value {
+        toml::Value::Array(items) if is_repeated => {
+            return items.iter().map(|item| Ok(format!("--{long}={}", scalar(item)?))).collect();
+        }
         toml::Value::Array(items) => items.iter().map(scalar).collect::<Result<Vec<_>, _>>()?.join(","),
         single => scalar(single)?,
     };
-    Ok(Some(format!("--{long}={text}")))
+    Ok(vec![format!("--{long}={text}")])
 }
 
 /// Whether the command line gives the flag, or one that replaces it.
-fn overridden(flags: &[&Arg], flag: &Arg, given: &ArgMatches) -> bool {
-    let long = flag.get_long().unwrap_or_default();
-    let rival = RIVALS.iter().find_map(|(a, b)| match long {
-        l if l == *a => Some(*b),
-        l if l == *b => Some(*a),
+fn overridden(verb: &Command, flags: &[&Arg], flag: &Arg, given: &ArgMatches) -> bool {
+    let rivals = RIVALS.iter().filter_map(|(a, b)| match flag.get_long()? {
+        long if long == *a => Some(*b),
+        long if long == *b => Some(*a),
         _ => None,
     });
-    [Some(long), rival]
+    let rivals = rivals.filter_map(|name| find(flags, name)).map(Arg::get_id);
+    // Of a group that is no mere list of options, one flag is given at most.
+    let is_choice = |group: &&ArgGroup| !(*group).clone().is_multiple();
+    let groups = verb.get_groups().filter(is_choice).filter(|g| g.get_args().any(|id| id == flag.get_id()));
+    [flag.get_id()]
         .into_iter()
-        .flatten()
-        .filter_map(|name| find(flags, name))
-        .any(|flag| matches!(given.value_source(flag.get_id().as_str()), Some(ValueSource::CommandLine)))
+        .chain(rivals)
+        .chain(groups.flat_map(ArgGroup::get_args))
+        .any(|id| matches!(given.value_source(id.as_str()), Some(ValueSource::CommandLine)))
 }
 
 #[cfg(test)]
@@ -137,6 +145,47 @@ mod tests {
         assert_eq!(options.lora.lora_modules.0.len(), 2);
         assert_eq!(options.run.length(), Length::Epochs(2));
         assert_eq!(train(toml, &["--iters", "7"]).unwrap().run.length(), Length::Iters(7));
+    }
+
+    fn adapt(toml: &str, flags: &[&str]) -> Result<String> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("settings.toml");
+        std::fs::write(&file, toml)?;
+        let mut words: Vec<OsString> = ["engraft", "adapt"].map(OsString::from).to_vec();
+        words.extend(flags.iter().map(OsString::from));
+        words.extend(["--config".into(), file.into()]);
+        match parse(words)?.command {
+            Some(Verb::Adapt(options)) => Ok(format!("{options:?}")),
+            other => panic!("not adapt: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_budget_gives_way_to_another() {
+        let of = |toml: &str, flags: &[&str]| {
+            let told = adapt(toml, flags).unwrap();
+            ["iters", "epochs", "tokens", "minutes"].map(|name| told.contains(&format!("{name}: Some(")))
+        };
+        assert_eq!(of("iters = 7", &[]), [true, false, false, false]);
+        assert_eq!(of("iters = 7", &["--minutes", "3"]), [false, false, false, true]);
+        assert_eq!(of("tokens = 7\nrank = 2", &["--epochs", "0.5"]), [false, true, false, false]);
+        assert_eq!(of("minutes = 7", &["--minutes", "3"]), [false, false, false, true]);
+        let two = adapt("iters = 7\nepochs = 1", &[]).unwrap_err();
+        assert_eq!(crate::exit::code(&two), 2, "{two}");
+        let told = adapt("metric = \"json\"", &["--task", "gsm8k"]).unwrap();
+        assert!(told.contains("metric: None") && told.contains("task: Some(Gsm8k)"), "{told}");
+    }
+
+    #[test]
+    fn lists_are_lists_or_repeated_flags() {
+        let told = adapt("seeds = [3, 4]\narms = [\"few-shot\", \"lora\"]", &["-lr", "1e-3"]).unwrap();
+        for words in ["seeds: [3, 4]", "arms: [FewShot, Lora]", "learning_rate: Some(0.001)"] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        let told = adapt("retention = [\"a.txt\", \"b.txt\"]", &[]).unwrap();
+        assert!(told.contains("retention: [\"a.txt\", \"b.txt\"]"), "{told}");
+        let told = adapt("retention = [\"a.txt\"]", &["--retention", "c.txt"]).unwrap();
+        assert!(told.contains("retention: [\"c.txt\"]"), "{told}");
     }
 
     #[test]

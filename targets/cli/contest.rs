@@ -336,6 +336,12 @@ impl ContestOptions {
         (text, reading): (&Text, &Reading),
     ) -> Result<Settings> {
         let arms = if self.arms.arms.is_empty() { defaults.arms } else { &self.arms.arms };
+        let seeds = &self.arms.seeds;
+        if let Some(twice) = seeds.iter().enumerate().find_map(|(i, s)| seeds[..i].contains(s).then_some(s)) {
+            return Err(misuse(format!(
+                "--seeds: {twice} is given twice, which would be one arm under two names"
+            )));
+        }
         let task = self.task().map(Metric::Numeric);
         let metric = task.or(self.rows.metric.map(|m| match m {
             MetricName::Exact => Metric::Exact,
@@ -400,7 +406,7 @@ impl ContestOptions {
         let kinds = [(ArmName::Lora, "lora"), (ArmName::Dora, "dora"), (ArmName::Full, "full")];
         let kinds: Vec<_> = kinds.into_iter().filter(|(arm, _)| arms.contains(arm)).collect();
         let budget = self.budget(kinds.len() * self.arms.seeds.len());
-        let mut recipes = Vec::new();
+        let (mut recipes, mut left_out) = (Vec::new(), None);
         for (arm, kind) in kinds {
             for seed in &self.arms.seeds {
                 let name = if self.arms.seeds.len() > 1 { format!("{kind}-{seed}") } else { kind.into() };
@@ -410,12 +416,17 @@ impl ContestOptions {
                     // The arms that the budget allows.
                     Err(error) if defaults.search && error.kind() == ErrorKind::DoesNotFit => {
                         eprintln!("left out: {}", error.message());
+                        left_out = Some(error);
                     }
                     Err(error) => return Err(error),
                 }
             }
         }
-        Ok(recipes)
+        match left_out.filter(|_| recipes.is_empty() && !arms.contains(&ArmName::FewShot)) {
+            // Nothing is left to compare the base with.
+            Some(error) => Err(error),
+            None => Ok(recipes),
+        }
     }
 
     fn recipe(
@@ -454,6 +465,7 @@ impl ContestOptions {
             max_grad_norm: a.max_grad_norm as f32,
             kl: (a.kl_weight > 0.0 && !full)
                 .then_some(KlPenalty { weight: a.kl_weight, direction: Direction::Forward }),
+            replay: Vec::new(),
         })
     }
 

@@ -329,7 +329,38 @@ pub(crate) struct Demo {
     pub(crate) after_exact: f64,
     pub(crate) retention_before: f64,
     pub(crate) retention_after: f64,
+    /// `PROMOTE`, `KEEP_PROMPTING` or `KEEP_BASE`, with its arm.
+    #[serde(flatten)]
+    pub(crate) decision: Decision,
+    /// It in one sentence.
+    pub(crate) sentence: String,
+    /// Of the base behind examples.
+    pub(crate) few_shot_exact: f64,
+    /// Of the adapter, on the everyday commands.
+    pub(crate) forgetting: DemoForgetting,
+    /// What full fine-tuning came to.
+    pub(crate) full: DemoFull,
     pub(crate) seconds: f64,
+}
+
+/// What an arm of the demo forgot of the everyday commands, nats per token; `null` where that is no number.
+#[derive(Debug, Serialize)]
+pub(crate) struct DemoForgetting {
+    pub(crate) delta_nll: Option<f64>,
+    /// KL(tuned‖base).
+    pub(crate) kl: Option<f64>,
+}
+
+/// Full fine-tuning in the demo; fractions as there.
+#[derive(Debug, Serialize)]
+pub(crate) struct DemoFull {
+    pub(crate) learning_rate: f64,
+    pub(crate) after_exact: f64,
+    pub(crate) retention_after: f64,
+    #[serde(flatten)]
+    pub(crate) forgetting: DemoForgetting,
+    /// Whether the gate would let it be promoted.
+    pub(crate) eligible: bool,
 }
 
 /// `engraft bench`. Rates are medians.

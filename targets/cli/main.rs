@@ -15,6 +15,7 @@ mod metrics;
 mod options;
 mod progress;
 mod provenance;
+mod scratch;
 mod units;
 mod verbs;
 

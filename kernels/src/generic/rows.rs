@@ -104,7 +104,7 @@ unsafe fn quantize_blocks<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
     let mut second = [0.0f32; 256];
     let (mut scale, mut inverse, mut sums) = ([0.0f32; 16], [0.0f32; 16], [[0.0f32; 16]; 2]);
     // SAFETY: loads and stores stay within x, within LANES rows of LANES in the buffers, and within the
-    // storage of n blocks; sums of 32 codes are small integers.
+    // storage of n blocks.
     unsafe {
         for i in 0..n {
             let p = x.as_ptr().add(32 * i);
@@ -141,16 +141,25 @@ unsafe fn quantize_blocks<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
         }
         for i in 0..n {
             let (at, sum) = (i * t.tile, sums[0][i] + sums[1][i]);
-            *t.scale.add(at) = scale[i];
-            *t.bias_sum32.add(at) = scale[i] * sum;
-            *t.start32.add(at) = -128 * sum.to_int_unchecked::<i32>();
+            // Neither the largest element nor the codes show a NaN: without this, what reads them would give
+            // numbers for it.
+            let scale = if sum.is_nan() { sum } else { scale[i] };
+            *t.scale.add(at) = scale;
+            *t.bias_sum32.add(at) = scale * sum;
+            *t.start32.add(at) = start(sum);
             for h in 0..if halves { 2 } else { 0 } {
                 let at = (2 * i + h) * t.tile;
-                *t.bias_sum16.add(at) = scale[i] * sums[h][i];
-                *t.start16.add(at) = -128 * sums[h][i].to_int_unchecked::<i32>();
+                *t.bias_sum16.add(at) = scale * sums[h][i];
+                *t.start16.add(at) = start(sums[h][i]);
             }
         }
     }
+}
+
+/// What a sum of codes begins at. Codes of what is no number have no sum; their scale tells.
+#[inline(always)]
+fn start(sum: f32) -> i32 {
+    (sum as i32).wrapping_mul(-128)
 }
 
 /// Lane i: the largest element, or the sum, of row i of LANES × LANES.

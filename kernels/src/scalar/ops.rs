@@ -157,7 +157,8 @@ pub fn gemm_tn(dy: &[f32], x: &[f32], m: usize, n: usize, k: usize, dw: &mut [f3
 pub fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
     for (b, block) in x.chunks_exact(32).enumerate() {
         let amax = block.iter().fold(AMAX_LEAST, |a, v| a.max(v.abs()));
-        scale[b] = amax / 127.0;
+        // Codes can't hold what is no number: the scale does.
+        scale[b] = if block.iter().all(|v| v.is_finite()) { amax / 127.0 } else { f32::NAN };
         let inv = 127.0 / amax;
         for (i, v) in block.iter().enumerate() {
             codes[b * 32 + i] = libm::rintf(v * inv) as i8;

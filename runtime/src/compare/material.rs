@@ -1,11 +1,13 @@
 //! The rows of a comparison: what arms are trained on, what chooses the best step of a run, and the
 //! held-out rows that the gate decides by, which no arm ever sees.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::data::source::part_file;
+use crate::data::masks::encode_sample;
+use crate::data::source::{key, part_file};
 use crate::data::{
     DataOptions, Dataset, Format, Origin, Part, Sample, load_from, samples_from, split, split_off,
 };
@@ -32,6 +34,48 @@ pub struct Rows {
 impl Rows {
     fn of(data: Dataset, origin: Origin<'_>, options: &DataOptions) -> Result<Rows> {
         Ok(Rows { samples: samples_from(origin, &data, options)?, data })
+    }
+
+    /// Prompts with their completions that are in memory; row `i` is called "`name`:`i + 1`".
+    ///
+    /// # Errors
+    /// `BadData` naming a row that can't be encoded, or is longer than the options allow.
+    pub fn of_pairs(
+        name: &str,
+        pairs: &[(String, String)],
+        text: &Text,
+        options: &DataOptions,
+    ) -> Result<Rows> {
+        let source = PathBuf::from(name);
+        let mut data = Dataset::empty(&source, Format::PromptCompletion);
+        let mut samples = Vec::with_capacity(pairs.len());
+        for (line, (prompt, completion)) in (1..).zip(pairs) {
+            let bad = |reason: &str| Error::new(ErrorKind::BadData, format!("{name}:{line}: {reason}"));
+            let (prompt, completion) = (prompt.clone(), completion.clone());
+            let sample = Sample::Pair { prompt, completion, joint: "" };
+            let example =
+                encode_sample(&sample, &text.tokenizer, &text.chat, options).map_err(|why| bad(&why))?;
+            if example.rows() > options.max_seq_length {
+                return Err(bad(&format!("longer than {} tokens", options.max_seq_length)));
+            }
+            data.keys.push(key(&example.ids));
+            data.lines.push(line);
+            data.examples.push(example);
+            samples.push(sample);
+        }
+        Ok(Rows { data, samples })
+    }
+
+    /// The rows without `count` of them, and those: a seeded choice.
+    pub fn split_off(self, count: usize, seed: u64) -> (Rows, Rows) {
+        let Rows { data, samples } = self;
+        let place: HashMap<u32, usize> = data.lines.iter().copied().zip(0..).collect();
+        let (rest, chosen) = split_off(data, count, seed);
+        let of = |data: Dataset| {
+            let samples = data.lines.iter().map(|line| samples[place[line]].clone()).collect();
+            Rows { data, samples }
+        };
+        (of(rest), of(chosen))
     }
 
     /// What people call row `i`: "test.jsonl:12".
@@ -215,4 +259,35 @@ fn digest(parts: &[&Rows]) -> String {
         }
     }
     hex::encode(&hash.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Example;
+
+    #[test]
+    fn rows_stay_beside_their_samples_when_split() {
+        let mut data = Dataset::empty(Path::new("rows"), Format::PromptCompletion);
+        let mut samples = Vec::new();
+        for id in 0..10 {
+            data.examples.push(Example { ids: vec![id, id], mask: vec![false, true] });
+            data.lines.push(id + 1);
+            data.keys.push(key(&[id]));
+            samples.push(Sample::Text(id.to_string()));
+        }
+        let (rest, chosen) = Rows { data, samples }.split_off(3, 0);
+        assert_eq!((rest.samples.len(), chosen.samples.len()), (7, 3));
+        let mut seen = Vec::new();
+        for rows in [rest, chosen] {
+            for (i, sample) in rows.samples.iter().enumerate() {
+                let id = rows.data.examples[i].ids[0];
+                assert_eq!(*sample, Sample::Text(id.to_string()));
+                assert_eq!(rows.name(i), format!("rows:{}", id + 1));
+                seen.push(id);
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..10).collect::<Vec<_>>());
+    }
 }

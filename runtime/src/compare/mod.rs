@@ -14,7 +14,7 @@ pub mod run;
 pub mod score;
 pub mod shots;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,11 +27,13 @@ use run::Trained;
 use score::Subject;
 use shots::Choice;
 
-use crate::adapter::{Adapter, Binding as Bound, Prober};
+use crate::adapter::{Adapter, Binding as Bound, Precision as Stored, Prober};
 use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{DataFacts, ModelFacts, Output, RateTest, Report, Run, SampleOutputs, Scoring};
-use crate::gate::verdict::{ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, judge};
+use crate::gate::verdict::{
+    ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, check_thresholds, judge,
+};
 use crate::generate::StackedAdapter;
 use crate::hex;
 use crate::merge;
@@ -94,7 +96,8 @@ pub struct Settings {
     /// Bytes of private memory that training and scoring may take. Without one scoring takes what is fastest
     /// within [`SCORING_BYTES`].
     pub memory_budget: Option<u64>,
-    /// The folder for models of full arms.
+    /// The folder for what arms train, each in one of its name. Without it adapters stay in memory, and no
+    /// whole model can be tuned.
     pub folder: Option<PathBuf>,
 }
 
@@ -102,6 +105,8 @@ pub struct Settings {
 pub enum Kept {
     /// An adapter, bound to its base.
     Adapter(Box<Adapter>),
+    /// The file of one, in the arm's folder.
+    File(PathBuf),
     /// Examples to put before every prompt; none where each question has its own.
     FewShot(Vec<Message>),
     /// A model of its own.
@@ -138,8 +143,14 @@ pub fn compare(
 ) -> Result<Outcome> {
     let started = Instant::now();
     // Before an hour of training finds out.
+    check_thresholds(&settings.thresholds, settings.recipes.len().max(settings.shots.len()))?;
+    for (k, _) in &settings.shots {
+        shots::pool(*k, &material.train, options)?;
+    }
+    let mut held = 0;
     for recipe in &settings.recipes {
-        recipe.check(base, material, settings.memory_budget)?;
+        recipe.check(&base.beside(held), material, settings.memory_budget)?;
+        held += held_bytes(recipe, base, settings);
         if let (Method::Full(dtype), folder) = (&recipe.method, &settings.folder) {
             merge::tuned::check_type(&base.model, *dtype)?;
             if folder.is_none() {
@@ -148,6 +159,7 @@ pub fn compare(
             }
         }
     }
+    forewarn(material, &settings.thresholds, watcher);
     let questions = answers::questions(&material.held_out, text);
     let mut court = Court { base, material, text, options, settings, questions, watcher, arms: Vec::new() };
     court.zero_shot()?;
@@ -158,6 +170,26 @@ pub fn compare(
         court.trained(recipe)?;
     }
     court.conclude(started)
+}
+
+/// Bytes that an arm holds once it is trained: its adapter, where no folder takes it.
+fn held_bytes(recipe: &Recipe, base: &Base, settings: &Settings) -> usize {
+    match (&recipe.method, &settings.folder) {
+        (Method::Adapter(_), None) => size_of::<f32>() * recipe.method.parameters(base.model.config()),
+        _ => 0,
+    }
+}
+
+/// Tells what is decided before anything is measured: the figures may be wanted all the same.
+fn forewarn(material: &Material, thresholds: &Thresholds, watcher: &mut dyn Watcher) {
+    let (rows, least) = (material.held_out.samples.len(), thresholds.examples_min);
+    if !material.leaks.is_empty() {
+        watcher.note("the base will stay, whatever the figures: held-out rows are among those to train on");
+    } else if rows < least {
+        watcher.note(&format!(
+            "the base will stay, whatever the figures: {rows} held-out rows, and {least} could decide"
+        ));
+    }
 }
 
 /// One arm, measured.
@@ -243,9 +275,12 @@ impl Court<'_> {
 
     fn trained(&mut self, recipe: &Recipe) -> Result<()> {
         let settings = self.settings;
+        let before = settings.recipes.iter().take_while(|r| r.name != recipe.name);
+        let held: usize = before.map(|r| held_bytes(r, self.base, settings)).sum();
+        let base = self.base.beside(held);
         self.watcher.note(&format!("{}: {}", recipe.name, recipe.method.describe()));
         let (trained, run, rate_test) =
-            run::train(recipe, self.base, self.material, settings.memory_budget, self.watcher)?;
+            run::train(recipe, &base, self.material, settings.memory_budget, self.watcher)?;
         let (subject, kept) = match trained {
             Trained::Adapter(mut adapter) => {
                 let mut prober = Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
@@ -253,7 +288,11 @@ impl Court<'_> {
                 let alone = [(*adapter, 1.0)];
                 let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
                 let [(adapter, _)] = alone;
-                (self.subject(Some(Arc::new(stacked))), Kept::Adapter(Box::new(adapter)))
+                let kept = match &settings.folder {
+                    Some(folder) => Kept::File(save(&adapter, &folder.join(&recipe.name))?),
+                    None => Kept::Adapter(Box::new(adapter)),
+                };
+                (self.subject(Some(Arc::new(stacked))), kept)
             }
             Trained::Full(tuned) => {
                 let Method::Full(dtype) = recipe.method else { unreachable!("full weights of a full arm") };
@@ -377,6 +416,13 @@ impl Court<'_> {
     }
 }
 
+/// Commits a bound adapter into its arm's folder.
+fn save(adapter: &Adapter, folder: &Path) -> Result<PathBuf> {
+    let Some(binding) = &adapter.binding else { unreachable!("bound when it was trained") };
+    crate::storage::create_dir_all(&Disk, folder)?;
+    Ok(adapter.save_bound(&Disk, folder, Stored::F32, binding)?.path)
+}
+
 /// Sample questions with the answers of all arms.
 fn samples(questions: &[Question], arms: &[Measured], count: usize) -> Vec<SampleOutputs> {
     let shown = answers::shown(questions.len(), count);
@@ -428,7 +474,11 @@ fn told_settings(base: &Base, settings: &Settings) -> Vec<(String, String)> {
         told.push(("tokens of an answer".to_string(), settings.answer_tokens.to_string()));
     }
     for r in &settings.recipes {
-        let value = format!("seed {}, {} rows a step, budget {:?}", r.seed, r.batch, r.budget);
+        let replay = match r.replay.len() {
+            0 => String::new(),
+            n => format!(", {n} rows of replay"),
+        };
+        let value = format!("seed {}, {} rows a step, budget {:?}{replay}", r.seed, r.batch, r.budget);
         told.push((r.name.clone(), value));
     }
     told

@@ -40,7 +40,7 @@ pub fn test(
     request: &Request,
     watcher: &mut dyn Watcher,
 ) -> Result<RateTest> {
-    let rows = &material.train.data.examples;
+    let rows = &recipe.rows(material);
     let batches = Batches::new(rows, recipe.batch.min(rows.len()), recipe.seed, Cursor::default());
     let batches: Vec<Batch> = batches.take(STEPS).collect();
     let plain = plain_losses(base, request, &batches, watcher)?;

@@ -1,11 +1,13 @@
 //! How an arm is to be trained, and the memory that it takes.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use engraft_kernels::{DType, Kernels};
 
 use super::material::Material;
 use crate::adapter::{Layout, LoraConfig};
+use crate::data::Example;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
@@ -32,11 +34,16 @@ pub struct Base {
     pub precision: Precision,
     /// Input gradients.
     pub gradient: GradientPrecision,
-    /// Private heap of the tokenizer, which lives as long as the comparison.
+    /// Private heap of the tokenizer, and of what else lives as long as the comparison.
     pub tokenizer_bytes: usize,
 }
 
 impl Base {
+    /// The same where `bytes` more are held throughout.
+    pub fn beside(&self, bytes: usize) -> Base {
+        Base { tokenizer_bytes: self.tokenizer_bytes + bytes, ..self.clone() }
+    }
+
     /// Private bytes of what is held throughout: process, model, tokenizer and rows.
     pub fn resident_bytes(&self, material: &Material) -> usize {
         let parts = [&material.train, &material.valid, &material.held_out];
@@ -119,17 +126,32 @@ pub struct Recipe {
     pub max_grad_norm: f32,
     /// A penalty on leaving the base; adapters only.
     pub kl: Option<KlPenalty>,
+    /// Rows that are trained on among the material's: what the base is to keep, such as its own answers.
+    pub replay: Vec<Example>,
 }
 
 impl Recipe {
+    /// The rows of the run: the material's, and what is replayed.
+    pub fn rows<'r>(&'r self, material: &'r Material) -> Cow<'r, [Example]> {
+        let own = &material.train.data.examples;
+        match self.replay.is_empty() {
+            true => Cow::Borrowed(own),
+            false => Cow::Owned([&own[..], &self.replay].concat()),
+        }
+    }
+
     /// What the run asks of memory, and the plan; what blocks keep is the fastest that `budget` bytes allow.
     pub fn plan(&self, base: &Base, material: &Material, budget: Option<u64>) -> (Request, MemoryPlan) {
         let c = base.model.config();
         let parts = [&material.train, &material.valid, &material.held_out];
-        let examples = || parts.iter().flat_map(|r| &r.data.examples);
+        // The rows of a run with replay are a copy.
+        let rows = self.rows(material);
+        let copied = if self.replay.is_empty() { &[][..] } else { &rows };
+        let examples = || parts.iter().flat_map(|r| &r.data.examples).chain(&self.replay).chain(copied);
+        let longest = rows.iter().map(Example::rows).max().unwrap_or(1);
         let mut request = Request {
-            batch: self.batch.min(material.train.data.examples.len()),
-            seq: material.train.data.rows_max().max(material.valid.data.rows_max()),
+            batch: self.batch.min(rows.len()),
+            seq: longest.max(material.valid.data.rows_max()),
             threads: base.kernels.threads(),
             best: true,
             beside_base: self.kl.is_some(),

@@ -8,7 +8,7 @@ use super::recipe::{Base, Budget, Method, Recipe};
 use super::{Watcher, rate};
 use crate::adapter::Adapter;
 use crate::data::batches::in_order;
-use crate::data::{Batch, Batches, Cursor};
+use crate::data::{Batch, Batches, Cursor, Example};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{CurvePoint, RateTest, Run};
 use crate::model::tuned::TunedModel;
@@ -54,7 +54,8 @@ pub fn train(
     };
     let peak_rate = recipe.rate.or(tested.as_ref().map(|t| t.chosen)).unwrap_or_default();
     let mut arm = arm(recipe, base, &request, peak_rate)?;
-    let mut course = Course::new(recipe, material, peak_rate);
+    let rows = recipe.rows(material);
+    let mut course = Course::new(recipe, &rows, material, peak_rate);
     course.go(&mut arm, watcher)?;
     let run = Run {
         arm: recipe.name.clone(),
@@ -74,9 +75,7 @@ pub fn train(
     let trained = match arm {
         Arm::Adapter(trainer) => {
             let mut adapter = trainer.into_adapter();
-            if !best.is_empty() {
-                adapter.theta = best;
-            }
+            adapter.theta = best;
             (adapter.meta.steps, adapter.meta.tokens) = (course.best_step, targets);
             adapter.meta.valid_loss_before = course.first.map(|l| l as f32);
             adapter.meta.valid_loss_after = course.lowest.map(|l| l as f32);
@@ -84,7 +83,7 @@ pub fn train(
         }
         Arm::Full(trainer) => {
             let mut tuned = trainer.into_weights();
-            if let Some(model) = std::sync::Arc::get_mut(&mut tuned).filter(|_| !best.is_empty()) {
+            if let Some(model) = std::sync::Arc::get_mut(&mut tuned) {
                 model.values_mut().copy_from_slice(&best);
             }
             Trained::Full(tuned)
@@ -127,6 +126,7 @@ pub(super) fn arm(recipe: &Recipe, base: &Base, request: &Request, rate: f64) ->
 /// A run on its way.
 struct Course<'a> {
     recipe: &'a Recipe,
+    rows: &'a [Example],
     material: &'a Material,
     rate: f64,
     /// Steps of the whole run, once that is known.
@@ -138,7 +138,7 @@ struct Course<'a> {
     first: Option<f64>,
     lowest: Option<f64>,
     best_step: u64,
-    /// The parameters of the best step; empty while that is the beginning.
+    /// The parameters of the best step: those of the beginning until a look finds a lower loss.
     best: Vec<f32>,
     /// Evaluations since the best one.
     waited: u64,
@@ -149,8 +149,7 @@ struct Course<'a> {
 }
 
 impl<'a> Course<'a> {
-    fn new(recipe: &'a Recipe, material: &'a Material, rate: f64) -> Course<'a> {
-        let rows = &material.train.data.examples;
+    fn new(recipe: &'a Recipe, rows: &'a [Example], material: &'a Material, rate: f64) -> Course<'a> {
         let batches = rows.len().div_ceil(recipe.batch.min(rows.len())) as f64;
         let per_batch = rows.iter().map(|e| e.rows()).sum::<usize>() as f64 / batches;
         let steps = |n: f64| Some((n.round() as u64).max(1));
@@ -162,6 +161,7 @@ impl<'a> Course<'a> {
         };
         Course {
             recipe,
+            rows,
             material,
             rate,
             total,
@@ -181,7 +181,7 @@ impl<'a> Course<'a> {
 
     /// All steps, or as many as help.
     fn go(&mut self, arm: &mut Arm, watcher: &mut dyn Watcher) -> Result<()> {
-        let (recipe, rows) = (self.recipe, &self.material.train.data.examples);
+        let (recipe, rows) = (self.recipe, self.rows);
         let mut batches = Batches::new(rows, recipe.batch.min(rows.len()), recipe.seed, Cursor::default());
         let mut micro = [Batch::default()];
         self.look(arm, watcher)?;
@@ -237,23 +237,27 @@ impl<'a> Course<'a> {
     }
 
     fn is_due(&self, step: u64) -> bool {
+        // What the last steps gave counts too.
+        if self.is_late() {
+            return true;
+        }
         let Some(total) = self.total else { return false };
         let every = (total / self.recipe.evaluations.max(1)).max(1);
         step == total || step.is_multiple_of(every)
     }
 
+    /// A machine that slows down must not take longer than it was given.
+    fn is_late(&self) -> bool {
+        matches!(self.recipe.budget, Budget::Minutes(minutes) if self.seconds > 1.1 * 60.0 * minutes)
+    }
+
     fn end(&mut self, step: u64) {
-        let late = match self.recipe.budget {
-            // A machine that slows down must not take longer than it was given.
-            Budget::Minutes(minutes) => self.seconds > 1.1 * 60.0 * minutes,
-            _ => false,
-        };
         let patience = self.recipe.patience;
         if self.total == Some(step) {
             self.ended = "all steps done".into();
         } else if patience > 0 && self.waited >= patience {
             self.ended = format!("no better for {patience} evaluations");
-        } else if late {
+        } else if self.is_late() {
             self.ended = "time budget spent".into();
         }
     }
@@ -281,6 +285,7 @@ impl<'a> Course<'a> {
                 return Err(Error::new(ErrorKind::NonFinite, message));
             }
             (self.first, self.lowest) = (Some(loss), Some(loss));
+            arm.copy_into(&mut self.best);
         } else if self.lowest.is_some_and(|lowest| loss < lowest) {
             (self.lowest, self.best_step, self.waited) = (Some(loss), step, 0);
             arm.copy_into(&mut self.best);

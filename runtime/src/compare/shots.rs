@@ -27,6 +27,23 @@ pub enum Choice {
     Nearest,
 }
 
+/// The training rows that can be examples, which must be at least `k`.
+///
+/// # Errors
+/// `BadData` for fewer.
+pub fn pool(k: usize, train: &Rows, options: &DataOptions) -> Result<Vec<usize>> {
+    let whole: Vec<usize> = (0..train.samples.len()).filter(|i| is_whole(train, *i, options)).collect();
+    if whole.len() >= k {
+        return Ok(whole);
+    }
+    let message = format!(
+        "{k} examples are wanted for the prompt, and {} training rows are whole within --max-seq-length: lower \
+         --shots, or give more rows",
+        whole.len()
+    );
+    Err(Error::new(ErrorKind::BadData, message))
+}
+
 /// The held-out rows behind `k` examples each, and the examples themselves where all rows have the same.
 ///
 /// # Errors
@@ -38,14 +55,7 @@ pub fn rows_after(
     base: &Subject,
     context: usize,
 ) -> Result<(Vec<Example>, Vec<Message>)> {
-    let whole: Vec<usize> = (0..train.samples.len()).filter(|i| is_whole(train, *i, options)).collect();
-    if whole.len() < k {
-        let message = format!(
-            "{k} examples are wanted for the prompt, and {} training rows are whole within --max-seq-length",
-            whole.len()
-        );
-        return Err(Error::new(ErrorKind::BadData, message));
-    }
+    let whole = pool(k, train, options)?;
     let (chosen, common): (Vec<Vec<usize>>, _) = match choice {
         Choice::Seeded(seed) => {
             let mut order = whole;

@@ -18,7 +18,7 @@ pub use source::{
     split_off,
 };
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A row as the model sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +83,13 @@ pub struct Dataset {
 pub const SKIPPED_NAMED_MAX: usize = 1000;
 
 impl Dataset {
+    /// A file without rows.
+    pub(crate) fn empty(file: &Path, format: Format) -> Dataset {
+        let (skipped, source) = (Vec::new(), file.to_owned());
+        let (examples, lines, keys) = (Vec::new(), Vec::new(), Vec::new());
+        Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, lines, keys }
+    }
+
     /// Targets in all examples.
     pub fn trained_tokens(&self) -> usize {
         self.examples.iter().map(Example::trained_tokens).sum()

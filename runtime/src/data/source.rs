@@ -138,7 +138,7 @@ pub fn load_from(
     }
     let file = origin.name();
     let format = if options.reader.is_some() { Format::Messages } else { detect(origin, options)? };
-    let mut data = empty(file, format);
+    let mut data = Dataset::empty(file, format);
     origin.for_each_row(&mut |line, row| {
         let sample = row.and_then(|row| options.sample(&row, format));
         let encoded =
@@ -174,13 +174,6 @@ pub fn load_from(
         Ok(true)
     })?;
     if data.examples.is_empty() { Err(nothing_left(&data)) } else { Ok(data) }
-}
-
-/// A file without rows.
-fn empty(file: &Path, format: Format) -> Dataset {
-    let (skipped, source) = (Vec::new(), file.to_owned());
-    let (examples, lines, keys) = (Vec::new(), Vec::new(), Vec::new());
-    Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, lines, keys }
 }
 
 /// What the examples were before they became ids, in the same order: the rows are read once more.
@@ -377,7 +370,7 @@ pub fn split_off(data: Dataset, count: usize, seed: u64) -> (Dataset, Dataset) {
 }
 
 /// A number that follows from the ids alone, and looks random.
-fn key(ids: &[u32]) -> u64 {
+pub(crate) fn key(ids: &[u32]) -> u64 {
     ids.iter().fold(0, |key, id| Rng::new(key, u64::from(*id)).next_u64())
 }
 

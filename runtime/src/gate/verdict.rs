@@ -143,7 +143,6 @@ pub fn judge(
     thresholds: &Thresholds,
     binding: &Binding,
 ) -> Result<Verdict> {
-    check_thresholds(thresholds)?;
     let zero = check_arms(arms)?;
     let trained = family(arms, |k| *k == ArmKind::Trained);
     let shots = family(arms, |k| matches!(k, ArmKind::FewShot { .. }));
@@ -152,13 +151,7 @@ pub fn judge(
 
     let examples = arms[zero].nll.iter().filter(|e| e.targets > 0).count();
     let largest = trained.len().max(shots.len());
-    if thresholds.alpha / (2.0 * largest.max(1) as f64) * (thresholds.resamples as f64 + 1.0) < 1.0 {
-        let message = format!(
-            "{} resamples can't reach level {} among {largest} arms: ask for more",
-            thresholds.resamples, thresholds.alpha
-        );
-        return Err(Error::new(ErrorKind::Misuse, message));
-    }
+    check_thresholds(thresholds, largest)?;
     let held_out = HeldOut {
         examples,
         targets: arms[zero].nll.iter().map(|e| e.targets).sum(),
@@ -180,7 +173,11 @@ fn family(arms: &[ArmResult], is_member: impl Fn(&ArmKind) -> bool) -> Vec<usize
     (0..arms.len()).filter(|i| is_member(&arms[*i].kind)).collect()
 }
 
-fn check_thresholds(t: &Thresholds) -> Result<()> {
+/// Checks thresholds for `members` arms in the larger family: before they are trained rather than after.
+///
+/// # Errors
+/// `Misuse`.
+pub fn check_thresholds(t: &Thresholds, members: usize) -> Result<()> {
     let misuse = |what: &str| Err(Error::new(ErrorKind::Misuse, format!("the gate's thresholds: {what}")));
     if !(t.alpha > 0.0 && t.alpha < 1.0) {
         return misuse("alpha must lie between 0 and 1");
@@ -194,6 +191,10 @@ fn check_thresholds(t: &Thresholds) -> Result<()> {
     }
     if t.resamples == 0 || t.resamples > 1_000_000 {
         return misuse("1 to 1,000,000 resamples");
+    }
+    if t.alpha / (2.0 * members.max(1) as f64) * (t.resamples as f64 + 1.0) < 1.0 {
+        let few = format!("{} resamples can't reach level {}", t.resamples, t.alpha);
+        return misuse(&format!("{few} among {members} arms: ask for more"));
     }
     Ok(())
 }

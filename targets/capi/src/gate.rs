@@ -265,11 +265,15 @@ fn recipes(
         true => Budget::Minutes(minutes / kinds.len().max(1) as f64),
         false => Budget::Steps(or(p.steps, STEPS) as u64),
     };
-    let mut recipes = Vec::new();
+    let (mut recipes, mut held) = (Vec::new(), 0);
     for (arm, name) in kinds {
         let mut recipe = recipe(p, name, arm == ENGRAFT_ARM_DORA, length, base)?;
-        match fit(&mut recipe, p, base, material) {
-            Ok(()) => recipes.push(recipe),
+        // What an arm has trained stays in memory while the next one trains.
+        match fit(&mut recipe, p, &base.beside(held), material) {
+            Ok(()) => {
+                held += size_of::<f32>() * recipe.method.parameters(base.model.config());
+                recipes.push(recipe);
+            }
             Err(error) if error.kind() == ErrorKind::DoesNotFit => {
                 watcher.note(&format!("left out: {}", error.message()));
             }
@@ -296,6 +300,7 @@ fn recipe(p: &GateParams, name: &str, dora: bool, budget: Budget, base: &Base) -
         weight_decay: 0.0,
         max_grad_norm: 1.0,
         kl: None,
+        replay: Vec::new(),
     })
 }
 
@@ -490,7 +495,7 @@ pub unsafe extern "C" fn engraft_gate_adapter(gate: *const Gate, adapter: *mut *
                 let kernels = model::kernels(trial.params.threads)?;
                 adapter::Inner::trusted(&trial.model, &kernels, (**parameters).clone())?
             }
-            Kept::Model(_) => return Err(Failure::misuse("a whole model is no adapter")),
+            Kept::File(_) | Kept::Model(_) => return Err(Failure::misuse("what won is a file")),
         };
         out.publish(found)
     })

@@ -160,7 +160,7 @@ pub unsafe extern "C" fn engraft_store_promote(
         let candidate = match trial.winner()? {
             Kept::Adapter(parameters) => Candidate::Adapter(parameters),
             Kept::FewShot(messages) => Candidate::FewShot(messages),
-            Kept::Model(_) => return Err(Failure::misuse("a store keeps no whole models")),
+            Kept::File(_) | Kept::Model(_) => return Err(Failure::misuse("what won is a file")),
         };
         let verdict = trial.outcome()?.verdict.to_json()?;
         let number = store.promote(&candidate, verdict.as_bytes(), &trial.model)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use engraft_runtime::adapter::Adapter;
 use engraft_runtime::compare::{Kept, Outcome};
 use engraft_runtime::error::Error;
 use engraft_runtime::gate::store::{Candidate, Generation, LAST_DIR, Store, Writer};
@@ -76,15 +77,27 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
 
 /// Makes what the verdict names a generation; nothing where the base stays, or where each question has
 /// examples of its own, which no prefix can hold.
-fn promote(writer: &Writer<'_>, outcome: &Outcome, model: &ModelFile) -> Result<Option<Generation>, Error> {
+pub(super) fn promote(
+    writer: &Writer<'_>,
+    outcome: &Outcome,
+    model: &ModelFile,
+) -> Result<Option<Generation>, Error> {
     let arm = match &outcome.verdict.decision {
         Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
         Decision::KeepBase => return Ok(None),
     };
+    let loaded;
     let candidate = match outcome.kept(arm) {
         Some(Kept::Adapter(adapter)) => Candidate::Adapter(adapter),
+        Some(Kept::File(file)) => {
+            loaded = Adapter::load(file)?;
+            Candidate::Adapter(&loaded)
+        }
         Some(Kept::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
-        _ => return Ok(None),
+        _ => {
+            eprintln!("{arm} is best, but a store can't hold its examples: each question has its own");
+            return Ok(None);
+        }
     };
     let (verdict, digest) = (outcome.verdict.to_json()?, model.digest());
     writer.promote(&candidate, verdict.as_bytes(), (&digest, model.config()), false).map(Some)

@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::adapter::Precision;
 use engraft_runtime::compare::recipe::Base;
-use engraft_runtime::compare::{Kept, Outcome, Watcher, compare};
+use engraft_runtime::compare::{Outcome, Watcher, compare};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::report::Report;
 use engraft_runtime::model::text::Text;
@@ -59,14 +58,6 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     };
     let outcome = hold(&options.contest, &defaults, session)?;
     write(&options.out, &outcome)?;
-    for (name, kept) in &outcome.kept {
-        if let Kept::Adapter(adapter) = kept {
-            let folder = options.out.join(name);
-            create_dir_all(&Disk, &folder)?;
-            let Some(binding) = &adapter.binding else { continue };
-            adapter.save_bound(&Disk, &folder, Precision::F32, binding)?;
-        }
-    }
     tell(&outcome.report)?;
     eprintln!("{}: {VERDICT_FILE}, {REPORT_PAGE}, {REPORT_JSON}", options.out.display());
     if session.json {

@@ -497,7 +497,7 @@ fn the_next_step_fits_the_verdict() {
     r.verdict.decision = Decision::KeepPrompting { arm: "5-shot".into(), k: 5 };
     assert!(step(&r).starts_with("Put the same 5 examples"));
     r.verdict.decision = Decision::KeepBase;
-    r.verdict.arms[2].retention[0].kl = Some(0.5);
+    r.verdict.arms[2].retention[0].kl = Some(0.7);
     assert!(step(&r).contains("--replay"), "{}", step(&r));
     let page = leaked().to_html();
     for words in [

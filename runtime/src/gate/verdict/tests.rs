@@ -95,7 +95,7 @@ fn forgetting_turns_a_winner_down() {
     let v = judged(&[zero(), few(2.8), forgetful.clone()]);
     assert_eq!(v.decision, Decision::KeepPrompting { arm: "5-shot".into(), k: 5 });
     assert!(v.reasons.iter().any(|r| r.contains("is 0.0500 nats per token, above 0.03")), "{:#?}", v.reasons);
-    for (delta_nll, kl) in [(0.0, 0.2), (f64::NAN, 0.0), (0.0, f64::INFINITY)] {
+    for (delta_nll, kl) in [(0.0, 0.6), (f64::NAN, 0.0), (0.0, f64::INFINITY)] {
         forgetful.retention[0] = Retention { text: "t".into(), delta_nll, kl };
         assert_eq!(judged(&[zero(), few(3.0), forgetful.clone()]).decision, Decision::KeepBase);
     }

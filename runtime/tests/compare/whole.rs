@@ -1,0 +1,275 @@
+//! Whole comparisons. The gate refuses labels that were shuffled, rates that are far too high, rows that were
+//! seen before, and arms that are equal; and it lets through what was learned.
+
+use engraft_runtime::adapter::LoraConfig;
+use engraft_runtime::compare::answers::Metric;
+use engraft_runtime::compare::material::Material;
+use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe};
+use engraft_runtime::compare::shots::Choice;
+use engraft_runtime::compare::{Kept, Outcome, Settings, ZERO_SHOT, compare};
+use engraft_runtime::data::masks::TEXT_ROLE;
+use engraft_runtime::data::{self, Example};
+use engraft_runtime::error::{ErrorKind, Result};
+use engraft_runtime::gate::verdict::{
+    ArmKind, ArmReport, ArmResult, Binding, Decision, ExampleNll, Retention, Thresholds, judge,
+};
+use engraft_runtime::model::text::Text;
+use engraft_runtime::rng::Rng;
+
+use super::{Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, write_rows};
+
+/// Everyday commands, which the base knows and must not forget.
+fn everyday(text: &Text) -> Vec<(String, Vec<Example>)> {
+    let file = shipped("demo/generic_test.jsonl");
+    let rows = data::load(&file, &text.tokenizer, &text.chat, &reading()).expect("the demo's rows").examples;
+    vec![("everyday".into(), rows.into_iter().take(40).collect())]
+}
+
+fn settings(text: &Text, recipes: Vec<Recipe>) -> Settings {
+    Settings {
+        title: "compare".into(),
+        shots: vec![(3, Choice::Seeded(0))],
+        recipes,
+        metric: None,
+        answer_tokens: 24,
+        retention: everyday(text),
+        thresholds: Thresholds { resamples: 2000, ..Thresholds::default() },
+        seed: 0,
+        samples: 2,
+        memory_budget: None,
+        folder: None,
+    }
+}
+
+fn held(base: &Base, material: &Material, settings: &Settings) -> Result<Outcome> {
+    let text = text_of(base);
+    compare(base, material, (&text, &reading()), settings, &mut Quiet::default())
+}
+
+/// A comparison of the base, of examples, and of these recipes.
+fn judged(base: &Base, material: &Material, recipes: Vec<Recipe>) -> Outcome {
+    held(base, material, &settings(&text_of(base), recipes)).expect("a verdict")
+}
+
+fn arm<'o>(outcome: &'o Outcome, name: &str) -> &'o ArmReport {
+    outcome.verdict.arms.iter().find(|a| a.name == name).expect("the arm")
+}
+
+#[test]
+fn what_was_learned_is_promoted() {
+    let base = base_of(2);
+    let material = household(&text_of(&base), 50);
+    let lora = recipe(&base, "lora", 2e-3, Budget::Steps(30));
+    let Method::Adapter(config) = lora.method.clone() else { panic!("no adapter") };
+    let dora = Method::Adapter(LoraConfig { dora: true, ..config });
+    let dora = Recipe { name: "dora".into(), method: dora, rate: Some(1e-5), ..lora.clone() };
+    let mut settings = settings(&text_of(&base), vec![lora, dora]);
+    settings.metric = Some(Metric::Json);
+    let outcome = held(&base, &material, &settings).expect("a verdict");
+    assert_eq!(outcome.verdict.promoted(), Some("lora"), "{:#?}", outcome.verdict.reasons);
+    let accuracy = |name: &str| arm(&outcome, name).accuracy.expect("answers were judged");
+    assert!(accuracy("lora") > 0.4 && accuracy(ZERO_SHOT) < 0.2, "{:#?}", outcome.verdict.reasons);
+    assert!(outcome.report.samples.len() == 2 && outcome.report.samples[0].outputs.len() == 4);
+
+    // What is kept is what was judged, and it is bound to its base.
+    let Some(Kept::Adapter(adapter)) = outcome.kept("lora") else { panic!("nothing is kept") };
+    assert!(adapter.binding.is_some() && adapter.meta.steps == outcome.report.runs[0].best_step);
+    let Some(Kept::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
+    assert_eq!(turns.len(), 6);
+    assert!(outcome.kept(ZERO_SHOT).is_none());
+}
+
+/// Commands of the everyday kind, whose answers the base knows: eighty to train with, each with the answer of
+/// the one `by` rows further on, and forty with their own to decide by.
+fn shuffled(text: &Text, by: usize) -> Material {
+    let rows: Vec<(String, String)> = lines("demo/generic_test.jsonl")
+        .iter()
+        .map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let of = |key: &str| row[key].as_str().expect("a text").to_string();
+            (of("prompt"), of("completion"))
+        })
+        .collect();
+    let (train, test) = rows.split_at(80);
+    let folder = tempfile::tempdir().expect("a folder");
+    let moved = (0..train.len()).map(|i| pair(&train[i].0, &train[(i + by) % train.len()].1));
+    write_rows(folder.path().join("train.jsonl"), &moved.collect::<Vec<_>>());
+    write_rows(folder.path().join("test.jsonl"), &test.iter().map(|r| pair(&r.0, &r.1)).collect::<Vec<_>>());
+    read(folder.path(), text).expect("good rows")
+}
+
+#[test]
+fn shuffled_labels_are_not_promoted() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    for by in [7, 31] {
+        let material = shuffled(&text, by);
+        let outcome = judged(&base, &material, vec![recipe(&base, "lora", 2e-3, Budget::Steps(20))]);
+        eprintln!("labels moved by {by}: {}", outcome.verdict.sentence);
+        assert!(outcome.report.runs[0].best_step > 0, "nothing was learned from the shuffled rows");
+        assert_eq!(outcome.verdict.promoted(), None, "{:#?}", outcome.verdict.reasons);
+        assert!(arm(&outcome, "lora").negative_transfer, "{:#?}", outcome.verdict.reasons);
+    }
+}
+
+#[test]
+fn a_rate_a_hundred_times_too_high_is_not_promoted() {
+    let base = base_of(2);
+    let material = household(&text_of(&base), 50);
+    let wild = Recipe { patience: 3, ..recipe(&base, "lora", 0.2, Budget::Steps(30)) };
+    let outcome = judged(&base, &material, vec![wild]);
+    eprintln!("{}\n{:#?}", outcome.verdict.sentence, arm(&outcome, "lora").reasons);
+    assert_eq!(outcome.verdict.promoted(), None);
+    assert_eq!(outcome.verdict.require_promotion().unwrap_err().kind(), ErrorKind::GateRefused);
+    let lora = arm(&outcome, "lora");
+    assert!(!lora.eligible && lora.reasons.iter().any(|r| r.starts_with("lora")), "{:#?}", lora.reasons);
+    // The run itself says that no step was better than none.
+    assert_eq!((outcome.report.runs[0].best_step, outcome.report.runs[0].steps), (0, 9));
+}
+
+#[test]
+fn rows_that_were_seen_leave_the_base_as_it_is() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let folder = tempfile::tempdir().expect("a folder");
+    let train = lines("demo/private_train.jsonl");
+    write_rows(folder.path().join("train.jsonl"), &train);
+    let mut test = lines("demo/private_test.jsonl");
+    test[4] = train[8].clone();
+    test[9] = train[17].to_lowercase();
+    write_rows(folder.path().join("test.jsonl"), &test);
+    let material = read(folder.path(), &text).expect("good rows");
+    let settings = settings(&text, vec![recipe(&base, "lora", 2e-3, Budget::Steps(30))]);
+    let mut watcher = Quiet::default();
+    let outcome = compare(&base, &material, (&text, &reading()), &settings, &mut watcher).expect("a verdict");
+    assert!(watcher.notes[0].contains("the base will stay"), "{:?}", watcher.notes);
+    let verdict = &outcome.verdict;
+    assert_eq!((&verdict.decision, verdict.leak_count), (&Decision::KeepBase, 2));
+    for named in ["test.jsonl:5", "train.jsonl:9"] {
+        assert!(verdict.sentence.contains(named), "{named}: {}", verdict.sentence);
+    }
+    let named = verdict.leaks.iter().map(|l| (l.held_out.as_str(), l.train.as_str())).collect::<Vec<_>>();
+    assert_eq!(named, [("test.jsonl:5", "train.jsonl:9"), ("test.jsonl:10", "train.jsonl:18")]);
+    // It was the leak alone: the arm's figures are those of a winner.
+    let gain = arm(&outcome, "lora").comparisons[0].gain.expect("a gain");
+    assert!(gain > 0.5 && arm(&outcome, "lora").comparisons[0].better, "{gain}");
+}
+
+#[test]
+fn equal_arms_have_no_winner() {
+    let base = base_of(2);
+    let material = household(&text_of(&base), 50);
+    // Steps too short to be felt: B stays zero, or as good as that.
+    let still = |name: &str| recipe(&base, name, 1e-12, Budget::Steps(3));
+    let outcome = judged(&base, &material, vec![still("one"), still("two")]);
+    let verdict = &outcome.verdict;
+    assert_eq!(verdict.promoted(), None, "{:#?}", verdict.reasons);
+    for name in ["one", "two"] {
+        let against = &arm(&outcome, name).comparisons[0];
+        assert_eq!(against.against, ZERO_SHOT);
+        assert!(against.gain.expect("a gain").abs() < 1e-6 && !against.better && !against.worse);
+        assert!(verdict.undecided.iter().any(|u| u.starts_with(&format!("{name} against {ZERO_SHOT}"))));
+        assert!(!arm(&outcome, name).negative_transfer);
+    }
+    // One recipe twice gives one result twice, to the bit: neither is before the other.
+    let [one, two] = ["one", "two"].map(|name| arm(&outcome, name));
+    assert_eq!((one.nll, &one.retention, one.task_kl), (two.nll, &two.retention, two.task_kl));
+    // Holm tests them at levels of their own, so that intervals differ.
+    let gains = |a: &ArmReport| a.comparisons.iter().map(|c| (c.gain, c.p)).collect::<Vec<_>>();
+    assert_eq!(gains(one), gains(two));
+}
+
+/// Losses of a model on `n` rows: each row's own difficulty, which all models share, and the model's own luck.
+fn luck(name: &str, kind: ArmKind, n: usize, seed: u64) -> ArmResult {
+    let (mut shared, mut own) = (Rng::new(1, 1), Rng::new(seed, 2));
+    let one = |i| {
+        let targets = 5 + i % 7;
+        let token = 3.0 + 0.5 * f64::from(shared.normal()) + 0.5 * f64::from(own.normal());
+        ExampleNll { sum: token * targets as f64, targets }
+    };
+    let retention = match kind {
+        ArmKind::Trained => vec![Retention { text: "everyday".into(), delta_nll: 0.0, kl: 0.0 }],
+        _ => Vec::new(),
+    };
+    let nll = (0..n).map(one).collect();
+    ArmResult { name: name.into(), kind, nll, correct: None, retention, task_kl: None }
+}
+
+#[test]
+fn of_two_models_of_one_quality_none_wins() {
+    let thresholds = Thresholds { few_shot_required: false, resamples: 1000, ..Thresholds::default() };
+    // Twenty rows are the fewest that the gate takes, where percentile intervals are still a little narrow.
+    for (n, seeds, most) in [(20, 400, 28), (60, 100, 5), (300, 100, 5)] {
+        let wins = |gain: f64, seeds: u64| {
+            let promoted = |seed: &u64| {
+                let zero = luck(ZERO_SHOT, ArmKind::ZeroShot, n, 2 * seed);
+                let mut tuned = luck("lora", ArmKind::Trained, n, 2 * seed + 1);
+                tuned.nll.iter_mut().for_each(|e| e.sum -= gain * e.targets as f64);
+                let binding = Binding { seed: *seed, ..Binding::default() };
+                judge(&[zero, tuned], &[], &thresholds, &binding).expect("a verdict").promoted().is_some()
+            };
+            (0..seeds).filter(promoted).count()
+        };
+        let (equal, better) = (wins(0.0, seeds), wins(1.0, 20));
+        eprintln!("{n} rows: {equal} of {seeds} equal models win, and {better} of 20 better ones");
+        assert!(equal <= most, "{n} rows: {equal} of {seeds} win by luck");
+        assert!(better >= 19, "{n} rows: {better} of 20 win by merit");
+    }
+}
+
+#[test]
+fn equal_comparisons_give_equal_bytes() {
+    let json = |threads: usize, rate: f64, seed: u64| {
+        let base = base_of(threads);
+        let material = household(&text_of(&base), 25);
+        let recipes = vec![recipe(&base, "lora", rate, Budget::Steps(8))];
+        let settings = Settings { seed, ..settings(&text_of(&base), recipes) };
+        let outcome = held(&base, &material, &settings).expect("a verdict");
+        outcome.verdict.to_json().expect("JSON")
+    };
+    let first = json(1, 1e-3, 0);
+    assert_eq!(first, json(1, 1e-3, 0));
+    assert_eq!(first, json(2, 1e-3, 0), "threads change the verdict");
+    assert_ne!(first, json(2, 2e-3, 1));
+}
+
+#[test]
+fn what_can_not_be_is_refused_before_anything_is_measured() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let material = household(&text, 25);
+    let plain = recipe(&base, "lora", 1e-3, Budget::Steps(8));
+    let good = settings(&text, vec![plain.clone()]);
+    let full = Recipe { name: "full".into(), method: Method::Full(None), ..plain };
+    for (settings, kind, word) in [
+        (Settings { memory_budget: Some(100_000), ..good.clone() }, ErrorKind::DoesNotFit, "lora"),
+        (Settings { shots: vec![(60, Choice::Nearest)], ..good.clone() }, ErrorKind::BadData, "--shots"),
+        (Settings { recipes: vec![full], ..good.clone() }, ErrorKind::Misuse, "folder"),
+        (
+            Settings { thresholds: Thresholds { resamples: 30, ..good.thresholds }, ..good },
+            ErrorKind::Misuse,
+            "resamples",
+        ),
+    ] {
+        let mut watcher = Quiet::default();
+        let found = compare(&base, &material, (&text, &reading()), &settings, &mut watcher);
+        let error = found.err().expect(word);
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+        assert!(watcher.steps == 0 && watcher.notes.is_empty(), "{:?}", watcher.notes);
+    }
+}
+
+#[test]
+fn examples_of_texts_are_kept_as_texts() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let folder = tempfile::tempdir().expect("a folder");
+    let row = |i: usize| serde_json::json!({"text": format!("turn on the lamp in {i} minutes")}).to_string();
+    write_rows(folder.path().join("rows.jsonl"), &(1..=60).map(row).collect::<Vec<_>>());
+    let material = read(folder.path(), &text).expect("good rows");
+    let outcome = judged(&base, &material, Vec::new());
+    let Some(Kept::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
+    assert!(turns.len() == 3 && turns.iter().all(|t| t.role == TEXT_ROLE), "{turns:?}");
+    assert!(outcome.report.samples.iter().all(|s| s.outputs.len() == 2));
+}

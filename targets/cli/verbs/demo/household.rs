@@ -1,0 +1,97 @@
+//! What is compiled in for the demo: a model, and the commands of a household.
+
+use std::sync::Arc;
+
+use engraft_runtime::compare::Watcher;
+use engraft_runtime::compare::material::{Material, Rows};
+use engraft_runtime::compare::score::Subject;
+use engraft_runtime::data::{DataOptions, Example};
+use engraft_runtime::error::{Error, ErrorKind, Result};
+use engraft_runtime::generate::batch::BatchSession;
+use engraft_runtime::model::chat::{Message, encode_pieces};
+use engraft_runtime::model::map::Map;
+use engraft_runtime::model::text::Text;
+use engraft_runtime::model::weights::ModelFile;
+
+/// A model's tensors begin at multiples of 32 bytes of the file, and rows are read with wide loads.
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../../seedling.gguf"));
+const PRIVATE_TRAIN: &str = include_str!("../../demo/private_train.jsonl");
+const PRIVATE_TEST: &str = include_str!("../../demo/private_test.jsonl");
+const GENERIC_TEST: &str = include_str!("../../demo/generic_test.jsonl");
+/// Everyday commands without answers, none of them in the tests.
+const EVERYDAY: &str = include_str!("../../demo/everyday.txt");
+
+/// Of the forty examples, those that choose the best step of a run.
+const VALID_ROWS: usize = 4;
+/// Tokens of an answer at most; the right ones are shorter.
+pub(super) const ANSWER_MAX: usize = 96;
+
+/// The model that is compiled in.
+///
+/// # Errors
+/// None, unless the program's own file is damaged.
+pub(in crate::verbs) fn model() -> Result<Arc<ModelFile>> {
+    let map = Map::from_static("seedling.gguf (built in)", &MODEL.0);
+    Ok(Arc::new(ModelFile::from_map(map)?))
+}
+
+/// One command and the action that it means.
+#[derive(serde::Deserialize)]
+struct Command {
+    prompt: String,
+    completion: String,
+}
+
+/// Forty commands with words of this household's own to train on, and others to decide by.
+///
+/// # Errors
+/// None, unless the program's own files are damaged.
+pub(super) fn private(text: &Text, reading: &DataOptions) -> Result<Material> {
+    let all = rows("private_train.jsonl", PRIVATE_TRAIN, text, reading)?;
+    let (train, valid) = all.split_off(VALID_ROWS, reading.split_seed);
+    let held_out = rows("private_test.jsonl", PRIVATE_TEST, text, reading)?;
+    Material::of(train, valid, held_out, reading)
+}
+
+/// Commands with everyday words, which the model knows how to answer, and must not forget.
+///
+/// # Errors
+/// None, unless the program's own file is damaged.
+pub(super) fn everyday(text: &Text, reading: &DataOptions) -> Result<Rows> {
+    rows("generic_test.jsonl", GENERIC_TEST, text, reading)
+}
+
+/// Other everyday commands with the base's own answers: trained on among the examples, they keep what it
+/// knows.
+///
+/// # Errors
+/// `Cancelled`.
+pub(super) fn replay(
+    base: &Subject,
+    text: &Text,
+    reading: &DataOptions,
+    watcher: &mut dyn Watcher,
+) -> Result<Vec<Example>> {
+    let asked = |command: &str| -> Result<Vec<u32>> {
+        let messages = [Message::new("user", command)];
+        let pieces = text.chat.render_messages(&messages, true)?;
+        Ok(encode_pieces(&text.tokenizer, &pieces, &messages).0)
+    };
+    let prompts: Vec<Vec<u32>> = EVERYDAY.lines().map(asked).collect::<Result<_>>()?;
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let is_end = |id: u32| text.tokenizer.is_end(id);
+    let found = base.answers(&prompts, (ANSWER_MAX, BatchSession::SLOTS), &is_end, watcher)?;
+    let answers = found.answers.iter().map(|ids| text.tokenizer.decode(ids));
+    let pairs: Vec<_> = EVERYDAY.lines().map(str::to_owned).zip(answers).collect();
+    Ok(Rows::of_pairs("everyday.txt", &pairs, text, reading)?.data.examples)
+}
+
+fn rows(name: &str, jsonl: &str, text: &Text, reading: &DataOptions) -> Result<Rows> {
+    let damaged = |e| Error::new(ErrorKind::Corrupt, format!("{name} (built in): {e}"));
+    let pair = |line| serde_json::from_str(line).map(|c: Command| (c.prompt, c.completion)).map_err(damaged);
+    let pairs: Vec<_> = jsonl.lines().map(pair).collect::<Result<_>>()?;
+    Rows::of_pairs(name, &pairs, text, reading)
+}

@@ -1,0 +1,251 @@
+//! `compare` and `adapt` as their users meet them: what they write, what they refuse, and what a store holds
+//! afterwards.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use engraft_runtime::gate::store::Store;
+use engraft_runtime::gate::verdict::Verdict;
+use engraft_runtime::storage::Disk;
+
+use super::{assert_keys, assert_refused, engraft, last_line, result_of, seedling, shipped, stderr};
+
+/// What `compare --json` tells, whatever was decided.
+const COMPARED: [&str; 6] = ["decision", "sentence", "losses", "accuracies", "folder", "seconds"];
+
+/// The demo's private commands as a folder: forty to train with, fifty to decide by.
+fn commands(folder: &Path) -> String {
+    let data = folder.join("data");
+    std::fs::create_dir(&data).expect("a folder");
+    for part in ["train", "test"] {
+        let rows = shipped(&format!("demo/private_{part}.jsonl"));
+        std::fs::copy(rows, data.join(format!("{part}.jsonl"))).expect("copying");
+    }
+    data.display().to_string()
+}
+
+/// A verb on the built-in model, with figures for its size, and everyday commands for what it must keep.
+fn contest<'a>(
+    verb: &'a str,
+    model: &'a str,
+    data: &'a str,
+    everyday: &'a str,
+    more: &[&'a str],
+) -> Vec<&'a str> {
+    let usual = [verb, "-m", model, "--data", data, "-t", "2", "-b", "4", "-k", "3", "--resamples", "1000"];
+    [&usual[..], &["--no-built-in-retention", "--retention", everyday, "--samples", "1"], more].concat()
+}
+
+/// Trains enough to win.
+const WINNING: [&str; 4] = ["--iters", "30", "-lr", "2e-3"];
+
+fn loss_of(result: &serde_json::Value, arm: &str) -> f64 {
+    let losses = result["losses"].as_array().expect("losses");
+    losses.iter().find(|l| l[0] == arm).and_then(|l| l[1].as_f64()).expect("the arm's loss")
+}
+
+#[test]
+fn a_comparison_writes_its_verdict_its_report_and_its_arms() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data, everyday) = (seedling(), commands(folder.path()), shipped("demo/generic_test.jsonl"));
+    let out = folder.path().join("out");
+    let place = out.display().to_string();
+    let arms = ["--arms", "few-shot,lora,full", "--full-learning-rate", "1e-5", "--out", &place];
+    let result = result_of(&contest("compare", &model, &data, &everyday, &[&WINNING[..], &arms].concat()));
+    assert_keys(&result, &[&COMPARED[..], &["arm"]].concat());
+    assert_eq!((&result["decision"], &result["arm"]), (&"PROMOTE".into(), &"lora".into()), "{result}");
+    assert_eq!(result["folder"], place.as_str());
+
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).expect(name);
+    let verdict = Verdict::from_json(&read("verdict.json")).expect("a verdict");
+    assert_eq!(
+        (verdict.promoted(), verdict.sentence.as_str()),
+        (Some("lora"), result["sentence"].as_str().expect("a sentence"))
+    );
+    let names: Vec<&str> = verdict.arms.iter().map(|a| a.name.as_str()).collect();
+    assert_eq!(names, ["zero-shot", "3-shot", "lora", "full"]);
+    let page = read("report.html");
+    assert!(page.contains("Promote lora") && page.contains("</html>"), "{}", &page[..200]);
+    let report: serde_json::Value = serde_json::from_str(&read("report.json")).expect("JSON");
+    assert_eq!((&report["title"], &report["verdict"]["arm"]), (&"compare".into(), &"lora".into()));
+
+    // What each arm became gives the losses that were told.
+    let test = format!("{data}/test.jsonl");
+    let eval = |more: &[&str]| {
+        let words = ["eval", "--data", &test, "--valid-fraction", "0", "-c", "200", "-t", "2"];
+        result_of(&[&words[..], more].concat())["nll"].as_f64().expect("a loss")
+    };
+    let adapter = out.join("lora/adapter.engraft").display().to_string();
+    let full = out.join("full/model.gguf").display().to_string();
+    for (arm, words) in [
+        ("zero-shot", vec!["-m", &model]),
+        ("lora", vec!["-m", &model, "--lora", &adapter]),
+        ("full", vec!["-m", &full]),
+    ] {
+        let (found, told) = (eval(&words), loss_of(&result, arm));
+        assert!((found - told).abs() < 0.02 * told.max(0.1), "{arm}: {found}, and {told} was told");
+    }
+    let generate = ["generate", "-m", &model, "--lora", &adapter, "-p", "it's cold in the cave", "--chat"];
+    assert!(result_of(&[&generate[..], &["-n", "4"]].concat())["text"].is_string());
+}
+
+#[test]
+fn wrong_comparisons_are_refused_with_a_remedy() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data, everyday) = (seedling(), commands(folder.path()), shipped("demo/generic_test.jsonl"));
+    let taken = folder.path().join("taken").display().to_string();
+    std::fs::write(&taken, "x").expect("writing");
+    let store = folder.path().join("store").display().to_string();
+    assert_refused(&["compare", "-m", &model], 2, "usage", &["--data", "train.jsonl"]);
+    assert_refused(&["compare", "--data", &data], 2, "usage", &["-m/--model"]);
+    assert_refused(
+        &["compare", "-m", &model, "--data", &taken, "--out", &taken],
+        2,
+        "usage",
+        &["--out", "folder"],
+    );
+    let with = |verb, more: &[&'static str]| {
+        contest(verb, &model, &data, &everyday, more).into_iter().map(str::to_string).collect::<Vec<_>>()
+    };
+    let refused = |verb, more: &[&'static str], code, kind: &str, words: &[&str]| {
+        let arguments = with(verb, more);
+        assert_refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), code, kind, words);
+    };
+    refused("compare", &["--arms", "few-shot,nonsense"], 2, "usage", &["--arms", "nonsense"]);
+    refused("compare", &["--iters", "3", "--tokens", "50"], 2, "usage", &["--iters", "--tokens"]);
+    refused("compare", &["--task", "gsm8k", "--metric", "exact"], 2, "usage", &["--metric"]);
+    refused("compare", &["--seeds", "1,1"], 2, "usage", &["--seeds"]);
+    refused("compare", &["--level", "2"], 2, "usage", &["alpha"]);
+    refused("compare", &["--task", "gsm8k"], 5, "bad_data", &["train.jsonl"]);
+    refused("adapt", &["--iters", "3"], 2, "usage", &["--store"]);
+    let many =
+        [&["compare"], &["-m", &model, "--data", &data][..], &["-k", "64", "--arms", "few-shot"]].concat();
+    assert_refused(&many, 5, "bad_data", &["--shots", "64"]);
+    let whole = ["adapt", "-m", &model, "--data", &data, "--store", &store, "--arms", "full"];
+    assert_refused(&whole, 2, "usage", &["--arms full", "compare"]);
+    assert!(!Path::new(&store).exists(), "nothing is made for what is refused");
+    let little = ["--memory-budget", "100K"];
+    let compare = [&["compare", "-m", &model, "--data", &data][..], &little, &["--arms", "lora"]].concat();
+    assert_refused(&compare, 3, "does_not_fit", &["lora"]);
+    let adapt =
+        [&["adapt", "-m", &model, "--data", &data, "--store", &store][..], &little, &["--arms", "lora"]];
+    assert_refused(&adapt.concat(), 3, "does_not_fit", &["lora"]);
+}
+
+/// The active generation of a store.
+fn active(store: &str) -> serde_json::Value {
+    let listed = result_of(&["adapter", "ls", "--store", store]);
+    assert_eq!(listed["unknown"], serde_json::json!([]), "all of the folder is the store's own");
+    listed["active"].clone()
+}
+
+#[test]
+fn what_wins_is_active_and_what_loses_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data, everyday) = (seedling(), commands(folder.path()), shipped("demo/generic_test.jsonl"));
+    let store = folder.path().join("store").display().to_string();
+    let settings = folder.path().join("settings.toml");
+    std::fs::write(
+        &settings,
+        "iters = 30\nlearning-rate = 2e-3\nrank = 4\narms = [\"few-shot\", \"lora\"]\n",
+    )
+    .expect("writing");
+    let file = settings.display().to_string();
+    let adapt = |data: &str, more: &[&str]| {
+        let words = contest("adapt", &model, data, &everyday, &["--store", &store, "--json"]);
+        engraft(&[&words[..], more].concat())
+    };
+    let output = adapt(&data, &["--config", &file]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let result = last_line(&output);
+    assert_keys(&result, &[&COMPARED[..], &["arm", "generation"]].concat());
+    assert_eq!((&result["generation"], &result["arm"]), (&1.into(), &"lora".into()), "{result}");
+    assert!(stderr(&output).contains("LoRA, rank 4") && stderr(&output).contains("generation 1 is active"));
+    assert_eq!(active(&store), 1);
+    let test = format!("{data}/test.jsonl");
+    let eval = ["eval", "-m", &model, "--data", &test, "--valid-fraction", "0", "-c", "200", "-t", "2"];
+    let nll = result_of(&[&eval[..], &["--store", &store]].concat())["nll"].as_f64().expect("a loss");
+    assert!((nll - loss_of(&result, "lora")).abs() < 0.01, "{nll}: {result}");
+
+    // Rows that were trained on decide nothing: 4, and what was active stays.
+    let leaky = folder.path().join("leaky");
+    std::fs::create_dir(&leaky).expect("a folder");
+    for part in ["train", "test"] {
+        std::fs::copy(format!("{data}/train.jsonl"), leaky.join(format!("{part}.jsonl"))).expect("copying");
+    }
+    let output = adapt(&leaky.display().to_string(), &[&WINNING[..], &["--arms", "few-shot,lora"]].concat());
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    let result = last_line(&output);
+    assert_eq!((&result["decision"], &result["generation"]), (&"KEEP_BASE".into(), &serde_json::Value::Null));
+    assert!(stderr(&output).contains("leak: held-out row test.jsonl:1 equals train.jsonl:1"));
+    assert_eq!(active(&store), 1);
+    let last = Verdict::from_json(
+        &std::fs::read_to_string(Path::new(&store).join("last/verdict.json")).expect("reading"),
+    );
+    assert_eq!(last.expect("a verdict").leak_count, 40);
+
+    // A second writer finds out at once, and not after its training.
+    let opened = Store::open(&Disk, Path::new(&store)).expect("the store");
+    let held = opened.writer().expect("the lock");
+    let output = adapt(&data, &["--iters", "1000000"]);
+    assert_eq!((output.status.code(), &last_line(&output)["error"]["kind"]), (Some(1), &"busy".into()));
+    drop(held);
+}
+
+#[test]
+fn examples_that_win_go_before_every_prompt() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data, everyday) = (seedling(), commands(folder.path()), shipped("demo/generic_test.jsonl"));
+    let store = folder.path().join("store").display().to_string();
+    // Enough to score in, and not to train: the arms are left out, and prompting is what remains.
+    let words = ["--store", &store, "--memory-budget", "6M", "--valid-fraction", "0.1"];
+    let output = engraft(&[&contest("adapt", &model, &data, &everyday, &words)[..], &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for arm in ["lora", "dora"] {
+        assert!(stderr(&output).contains(&format!("left out: {arm}: ")), "{}", stderr(&output));
+    }
+    let result = last_line(&output);
+    assert_eq!((&result["decision"], &result["k"]), (&"KEEP_PROMPTING".into(), &3.into()), "{result}");
+    assert_eq!((&result["generation"], active(&store)), (&1.into(), 1.into()));
+    let shown = result_of(&["adapter", "show", "--store", &store]);
+    assert_eq!(shown["few_shot"].as_array().map(Vec::len), Some(6), "{shown}");
+    // In less, not even that can be measured; what is active stays.
+    let less = contest("adapt", &model, &data, &everyday, &["--store", &store, "--memory-budget", "100K"]);
+    assert_refused(&less, 3, "does_not_fit", &["zero-shot", "more memory"]);
+    assert_eq!(active(&store), 1);
+    let generate = ["generate", "-m", &model, "-p", "turn on the light", "--chat", "-n", "2", "-t", "2"];
+    let tokens =
+        |more: &[&str]| result_of(&[&generate[..], more].concat())["prompt_tokens"].as_u64().expect("tokens");
+    assert!(tokens(&["--store", &store]) > tokens(&[]) + 30);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_stop_promotes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data, everyday) = (seedling(), commands(folder.path()), shipped("demo/generic_test.jsonl"));
+    let store = folder.path().join("store").display().to_string();
+    let told = folder.path().join("stderr.txt");
+    let long = ["--store", &store, "--iters", "1000000", "-lr", "1e-4", "--arms", "lora"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_engraft"))
+        .args(contest("adapt", &model, &data, &everyday, &long))
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&told).expect("a file"))
+        .spawn()
+        .expect("starting");
+    let begun = || std::fs::read_to_string(&told).is_ok_and(|t| t.contains("validation loss"));
+    for _ in 0..600 {
+        if begun() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(begun(), "{}", std::fs::read_to_string(&told).unwrap_or_default());
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    assert_eq!(child.wait().expect("an end").code(), Some(130));
+    let said = std::fs::read_to_string(&told).expect("reading");
+    assert!(said.contains("nothing was promoted"), "{said}");
+    assert_eq!(active(&store), serde_json::Value::Null);
+    assert!(!Path::new(&store).join("last").exists());
+}
