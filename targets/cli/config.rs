@@ -29,7 +29,9 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
     let misuse = |message: String| Error::new(ErrorKind::Misuse, format!("{place}: {message}"));
     let table: toml::Table = read(file)?.parse().map_err(|e: toml::de::Error| misuse(e.to_string()))?;
 
-    let definition = command();
+    let mut definition = command();
+    // Groups that arguments name exist only then.
+    definition.build();
     let of_verb = definition.find_subcommand(verb).unwrap_or(&definition);
     let flags: Vec<&Arg> = of_verb.get_arguments().collect();
     let mut arguments = Vec::new();

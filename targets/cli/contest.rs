@@ -207,6 +207,10 @@ struct GateOptions {
     #[arg(long, value_name = "NATS", value_parser = options::not_negative)]
     task_kl_max: Option<f64>,
 
+    /// Where answers are judged, let a lower loss alone win
+    #[arg(long)]
+    loss_alone: bool,
+
     /// Held-out rows below which nothing is decided
     #[arg(long, value_name = "N", default_value_t = Thresholds::default().examples_min)]
     examples_min: usize,
@@ -381,6 +385,7 @@ impl ContestOptions {
             examples_min: gate.examples_min,
             resamples: gate.resamples,
             few_shot_required: arms.contains(&ArmName::FewShot),
+            accuracy_required: !gate.loss_alone,
         }
     }
 

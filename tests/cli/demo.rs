@@ -50,7 +50,7 @@ fn the_demo_promotes_the_adapter_and_refuses_full_fine_tuning() {
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or_else(|| panic!("{value} in {shown}"));
     assert_eq!((&shown["decision"], &shown["arm"]), (&"PROMOTE".into(), &"lora".into()));
     assert!(number(&shown["before_exact"]) < 0.1 && number(&shown["few_shot_exact"]) < 0.1, "{shown}");
-    assert!(number(&shown["after_exact"]) >= 0.8, "{shown}");
+    assert!(number(&shown["after_exact"]) >= 0.3, "{shown}");
     assert!(number(&shown["retention_after"]) >= number(&shown["retention_before"]) - 0.01, "{shown}");
     assert!(number(&shown["forgetting"]["delta_nll"]) < 0.01, "{shown}");
     let full = &shown["full"];

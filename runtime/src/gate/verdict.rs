@@ -9,7 +9,9 @@
 //!    lower bounds at its step's level are above the threshold. Few-shot arms against zero-shot are a
 //!    family of their own. An arm whose loss is no number can't win and is no rival, but it counts as a
 //!    member of its family, so that no other member's level rises.
-//! 3. Winners are turned down for significantly worse accuracy (McNemar's mid-p), and trained ones for
+//! 3. Where answers are judged, a winner must also solve significantly more examples than zero-shot
+//!    (McNemar's mid-p at the same step's level): a lower loss alone may be the form of the answers.
+//!    Winners are turned down for significantly worse accuracy (McNemar's mid-p), and trained ones for
 //!    forgetting: retention ΔNLL and KL above their ceilings, or not measured. These tests are not
 //!    corrected for their number: a correction would make harm harder to see.
 //! 4. Of what is left, the trained arm with the lowest held-out NLL is promoted; without one, the best
@@ -54,6 +56,9 @@ pub struct Thresholds {
     pub resamples: usize,
     /// Whether a trained arm needs a few-shot arm to be compared with, whose loss is a number.
     pub few_shot_required: bool,
+    /// Whether an arm whose answers are judged must solve significantly more examples than zero-shot, too.
+    /// A lower loss alone may be the form of the answers: rows with shuffled labels teach that as well.
+    pub accuracy_required: bool,
 }
 
 impl Default for Thresholds {
@@ -67,6 +72,7 @@ impl Default for Thresholds {
             examples_min: 20,
             resamples: 10_000,
             few_shot_required: true,
+            accuracy_required: true,
         }
     }
 }
@@ -284,13 +290,17 @@ impl Court<'_> {
         let (a, r) = (&self.arms[arm], &self.arms[rival]);
         let accuracy = a.correct.as_ref().zip(r.correct.as_ref()).map(|(x, y)| {
             let test = McNemar::new(x, y);
-            let worse = test.p_mid <= self.thresholds.alpha && test.only_first < test.only_second;
+            let differs = test.p_mid <= self.thresholds.alpha;
+            let worse = differs && test.only_first < test.only_second;
+            // Of several arms, the same step of Holm's as for the loss.
+            let better = test.p_mid <= level && test.only_first > test.only_second;
             Accuracy {
                 only_arm: test.only_first,
                 only_rival: test.only_second,
                 p_exact: test.p_exact,
                 p_mid: test.p_mid,
                 decidable: test.discordant() >= self.held_out.discordant_min,
+                better,
                 worse,
             }
         });
@@ -330,6 +340,11 @@ impl Court<'_> {
             let Some(a) = c.accuracy else { continue };
             report.reasons.push(report::accuracy_sentence(&result.name, &c.against, &a, &self.held_out));
             sound &= !a.worse;
+            let must_gain = t.accuracy_required && c.against == self.arms[self.zero].name;
+            if must_gain && !a.better && !a.worse {
+                report.undecided.push(report::no_more_solved(&result.name, &c.against));
+                sound = false;
+            }
         }
         if findings.comparisons.iter().all(|c| c.better) && !findings.won {
             report.reasons.push(format!(

@@ -79,36 +79,60 @@ fn what_was_learned_is_promoted() {
     assert!(outcome.kept(ZERO_SHOT).is_none());
 }
 
-/// Commands of the everyday kind, whose answers the base knows: eighty to train with, each with the answer of
-/// the one `by` rows further on, and forty with their own to decide by.
-fn shuffled(text: &Text, by: usize) -> Material {
+/// Commands of the everyday kind: eighty to train with, each with the answer of another, and forty with their
+/// own to decide by. Answers stand as `form` writes them.
+fn shuffled(text: &Text, seed: u64, form: impl Fn(&str) -> String) -> Material {
     let rows: Vec<(String, String)> = lines("demo/generic_test.jsonl")
         .iter()
         .map(|line| {
             let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
             let of = |key: &str| row[key].as_str().expect("a text").to_string();
-            (of("prompt"), of("completion"))
+            (of("prompt"), form(&of("completion")))
         })
         .collect();
     let (train, test) = rows.split_at(80);
+    let mut labels: Vec<&String> = train.iter().map(|r| &r.1).collect();
+    Rng::new(seed, 3).shuffle(&mut labels);
     let folder = tempfile::tempdir().expect("a folder");
-    let moved = (0..train.len()).map(|i| pair(&train[i].0, &train[(i + by) % train.len()].1));
+    let moved = train.iter().zip(labels).map(|(row, label)| pair(&row.0, label));
     write_rows(folder.path().join("train.jsonl"), &moved.collect::<Vec<_>>());
     write_rows(folder.path().join("test.jsonl"), &test.iter().map(|r| pair(&r.0, &r.1)).collect::<Vec<_>>());
     read(folder.path(), text).expect("good rows")
 }
 
+/// Answers in the base's own form: what it knows is unlearned, which the loss shows.
 #[test]
 fn shuffled_labels_are_not_promoted() {
     let base = base_of(2);
     let text = text_of(&base);
-    for by in [7, 31] {
-        let material = shuffled(&text, by);
-        let outcome = judged(&base, &material, vec![recipe(&base, "lora", 2e-3, Budget::Steps(20))]);
-        eprintln!("labels moved by {by}: {}", outcome.verdict.sentence);
+    for seed in [7, 31, 53] {
+        let material = shuffled(&text, seed, str::to_string);
+        let outcome = judged(&base, &material, vec![recipe(&base, "lora", 2e-3, Budget::Steps(60))]);
+        eprintln!("labels shuffled by {seed}: {}", outcome.verdict.sentence);
         assert!(outcome.report.runs[0].best_step > 0, "nothing was learned from the shuffled rows");
         assert_eq!(outcome.verdict.promoted(), None, "{:#?}", outcome.verdict.reasons);
         assert!(arm(&outcome, "lora").negative_transfer, "{:#?}", outcome.verdict.reasons);
+    }
+}
+
+/// Answers in a form that the base does not know: that much is learned from wrong labels, too, and the loss
+/// falls far. Only the answers show that nothing else is.
+#[test]
+fn shuffled_labels_that_teach_a_form_are_not_promoted() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let form = |answer: &str| answer.replace(['{', '}', '"'], "").replace(':', " = ").replace(',', "; ");
+    for seed in [7, 31, 53] {
+        let material = shuffled(&text, seed, form);
+        let recipes = vec![recipe(&base, "lora", 2e-3, Budget::Steps(60))];
+        let settings = Settings { metric: Some(Metric::Exact), ..settings(&text, recipes) };
+        let outcome = held(&base, &material, &settings).expect("a verdict");
+        let (verdict, lora) = (&outcome.verdict, arm(&outcome, "lora"));
+        eprintln!("labels shuffled by {seed}: {} {:?}", verdict.sentence, lora.accuracy);
+        assert_eq!(verdict.promoted(), None, "{:#?}", verdict.reasons);
+        assert!(lora.comparisons.iter().all(|c| c.better), "its loss is lower: {:#?}", lora.reasons);
+        let why = |u: &String| u.contains("not shown to solve more");
+        assert!(verdict.undecided.iter().any(why), "{:#?}", verdict.undecided);
     }
 }
 
@@ -198,8 +222,8 @@ fn luck(name: &str, kind: ArmKind, n: usize, seed: u64) -> ArmResult {
 #[test]
 fn of_two_models_of_one_quality_none_wins() {
     let thresholds = Thresholds { few_shot_required: false, resamples: 1000, ..Thresholds::default() };
-    // Twenty rows are the fewest that the gate takes, where percentile intervals are still a little narrow.
-    for (n, seeds, most) in [(20, 400, 28), (60, 100, 5), (300, 100, 5)] {
+    // Twenty rows are the fewest that the gate takes.
+    for (n, seeds, most) in [(20, 400, 20), (60, 100, 5), (300, 100, 5)] {
         let wins = |gain: f64, seeds: u64| {
             let promoted = |seed: &u64| {
                 let zero = luck(ZERO_SHOT, ArmKind::ZeroShot, n, 2 * seed);

@@ -53,7 +53,7 @@ const DROPOUT: f32 = 0.1;
 const ITERS: u32 = 300;
 const BATCH: usize = 8;
 const LORA_RATE: f64 = 5e-4;
-/// What most libraries' AdamW takes when it is told nothing.
+/// The default of PyTorch's and Keras's AdamW. At 3e-4 and below, forgetting stays within the gate's ceiling.
 const FULL_RATE: f64 = 1e-3;
 const WEIGHT_DECAY: f32 = 0.01;
 /// Looks at the validation rows in a run.

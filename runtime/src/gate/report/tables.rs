@@ -223,6 +223,7 @@ fn thresholds(report: &Report) -> Vec<(String, String)> {
         fact("Ceiling of retention KL", nats(t.retention_kl_max)),
         fact("Ceiling of KL on the task", t.task_kl_max.map_or("none".into(), nats)),
         fact("Bootstrap resamples", show::count(t.resamples as u64)),
+        fact("More solved examples required", if t.accuracy_required { "yes" } else { "no" }),
         fact("Few-shot arm required", if t.few_shot_required { "yes" } else { "no" }),
     ]
 }

@@ -102,14 +102,14 @@ fn realistic() -> Report {
             "lora",
             ArmKind::Trained,
             1.061,
-            22,
+            42,
             &[("built-in", 0.0121, 0.0312), ("letters.txt", 0.0204, 0.0473)],
         ),
         arm(
             "dora",
             ArmKind::Trained,
             1.055,
-            24,
+            44,
             &[("built-in", 0.0118, 0.0298), ("letters.txt", 0.0187, 0.0441)],
         ),
         arm(
@@ -445,7 +445,7 @@ fn page_and_text_show_all() {
         let facts = [
             "PROMOTE(dora)",
             "Next: ",
-            "6.0 %",
+            "11.0 %",
             "412.0 MiB",
             "385.0 MiB",
             "93.4 %",

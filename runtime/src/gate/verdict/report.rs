@@ -81,6 +81,8 @@ pub struct Accuracy {
     pub p_mid: f64,
     /// Whether the discordant pairs are enough to ever tell.
     pub decidable: bool,
+    /// Whether the arm is significantly better.
+    pub better: bool,
     /// Whether the arm is significantly worse.
     pub worse: bool,
 }
@@ -314,6 +316,12 @@ pub(super) fn accuracy_sentence(name: &str, against: &str, a: &Accuracy, held_ou
             )
         }
     }
+}
+
+pub(super) fn no_more_solved(name: &str, against: &str) -> String {
+    format!(
+        "{name} is not shown to solve more examples than {against}: its lower loss may be the form of the answers."
+    )
 }
 
 /// Whether a trained arm forgot little enough; the reasons go into its report.

@@ -118,8 +118,14 @@ fn lower_accuracy_turns_a_winner_down() {
     assert!(v.promoted().is_none() && v.arms[2].negative_transfer, "{:#?}", v.reasons);
     assert!(v.reasons.iter().any(|r| r.contains("significantly fewer examples")), "{:#?}", v.reasons);
     // Three discordant pairs can't tell.
-    let v = judged(&[with(zero(), 30), with(few(2.9), 30), with(lora(2.5), 27)]);
+    let loss_alone = Thresholds { accuracy_required: false, ..quick() };
+    let arms = [with(zero(), 30), with(few(2.9), 30), with(lora(2.5), 27)];
+    let v = judge(&arms, &[], &loss_alone, &Binding::default()).unwrap();
     assert_eq!(v.promoted(), Some("lora"));
+    let v = judged(&arms);
+    assert!(v.promoted().is_none(), "{:#?}", v.reasons);
+    assert!(v.undecided.iter().any(|u| u.contains("not shown to solve more")), "{:#?}", v.undecided);
+    assert_eq!(judged(&[arms[0].clone(), arms[1].clone(), with(lora(2.5), 40)]).promoted(), Some("lora"));
     assert!(v.reasons.iter().any(|r| r.contains("5 discordant pairs are needed")), "{:#?}", v.reasons);
     assert_eq!(v.arms[0].accuracy, Some(0.5));
 }
