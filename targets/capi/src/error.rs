@@ -109,6 +109,7 @@ impl From<Error> for Failure {
 fn code_of(kind: ErrorKind) -> i32 {
     match kind {
         ErrorKind::Io => ENGRAFT_IO,
+        ErrorKind::Full => ENGRAFT_FULL,
         ErrorKind::Corrupt => ENGRAFT_CORRUPT,
         ErrorKind::Misuse => ENGRAFT_MISUSE,
         ErrorKind::DoesNotFit => ENGRAFT_DOES_NOT_FIT,
@@ -193,6 +194,8 @@ mod tests {
     #[test]
     fn kinds_have_codes_of_their_own() {
         assert_eq!(code_of(ErrorKind::Busy), ENGRAFT_BUSY);
+        let full = Error::io("saving", std::io::ErrorKind::StorageFull.into());
+        assert_eq!(Failure::from(full).code, ENGRAFT_FULL);
         assert_eq!(code_of(ErrorKind::Unsupported), ENGRAFT_UNSUPPORTED);
         let back = Failure::cancelled("x").into_error();
         assert_eq!(Failure::from(back), Failure::cancelled("x"));

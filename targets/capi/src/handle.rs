@@ -265,12 +265,12 @@ fn listen() {
     });
 }
 
-#[cfg(feature = "panic-injection")]
+#[cfg(debug_assertions)]
 static INJECTED: Mutex<String> = Mutex::new(String::new());
 
 /// Panics where the name is the one that was asked for, once.
 fn inject(name: &'static str) {
-    #[cfg(feature = "panic-injection")]
+    #[cfg(debug_assertions)]
     {
         let mut asked = INJECTED.lock().unwrap_or_else(PoisonError::into_inner);
         if *asked == name {
@@ -279,13 +279,13 @@ fn inject(name: &'static str) {
             panic!("injected");
         }
     }
-    #[cfg(not(feature = "panic-injection"))]
+    #[cfg(not(debug_assertions))]
     let _ = name;
 }
 
-/// For tests: the next call of the function with this name panics behind its door. Only in libraries that
-/// are built with the feature `panic-injection`.
-#[cfg(feature = "panic-injection")]
+/// For tests: the next call of the function with this name panics behind its door. In no header, and only in
+/// libraries with debug assertions.
+#[cfg(debug_assertions)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_inject_panic(name: *const std::ffi::c_char, length: usize) -> i32 {
     alone("engraft_inject_panic", || {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Exports that are in no header: of libraries that are built to be tested.
+/// The export that is in no header: of libraries with debug assertions, to be tested.
 const UNTOLD: &str = "engraft_inject_panic";
 
 fn folder() -> &'static Path {

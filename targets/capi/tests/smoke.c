@@ -6,8 +6,8 @@
  *      target/debug/libengraft.a -lpthread -ldl -lm -o smoke
  *   ./smoke targets/cli/seedling.gguf targets/cli/demo/private_train.jsonl FOLDER
  *
- * FOLDER must exist and be empty. With a library that was built with `--features panic-injection`, add
- * -DPANIC_INJECTION. Prints what failed, and returns how many checks did.
+ * FOLDER must exist and be empty. With a library that has debug assertions, -DPANIC_INJECTION may be added.
+ * Prints what failed, and returns 1 if anything did.
  */
 #include "engraft.h"
 
@@ -457,7 +457,7 @@ static void test_store(const world *w, engraft_adapter *adapter)
   EXPECT(ENGRAFT_MISUSE, engraft_store_activate(store, 9));
   EXPECT(ENGRAFT_MISUSE, engraft_store_prune(store, 0, &number));
   EXPECT(ENGRAFT_OK, engraft_store_prune(store, 1, &number));
-  char list[1024];
+  char list[1024] = "";
   EXPECT(ENGRAFT_OK, engraft_store_list(store, list, sizeof list, NULL));
   CHECK(strstr(list, "\"active\":2") != NULL);
   EXPECT(ENGRAFT_OK, engraft_store_free(store));
@@ -501,7 +501,7 @@ static void test_gate(const world *w)
   EXPECT(ENGRAFT_OK, engraft_gate_decision(gate, &decision, arm, sizeof arm, NULL));
   CHECK(decision != ENGRAFT_DECISION_NONE);
   EXPECT(ENGRAFT_OK, engraft_gate_verdict(gate, NULL, 0, &length));
-  verdict = malloc(length + 1);
+  verdict = calloc(length + 1, 1);
   EXPECT(ENGRAFT_TOO_SMALL, engraft_gate_verdict(gate, verdict, length, NULL));
   EXPECT(ENGRAFT_OK, engraft_gate_verdict(gate, verdict, length + 1, NULL));
   CHECK(verdict[0] == '{' && strstr(verdict, "\"decision\"") != NULL);
