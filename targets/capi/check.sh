@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The C program of tests/smoke.c against the static library, twice: instrumented for addresses and undefined
-# behaviour, with leaks counted, and under valgrind, whose errors and lost blocks end it with 9. What the host
-# has no tool for is said and left out; a skipped run is no failure.
+# behaviour, with leaks counted; and, with fewer rows and tokens, under valgrind, whose errors and lost blocks
+# end it with 9. What the host has no tool for is said and left out; a skipped run is no failure.
 #
 #   targets/capi/check.sh
 #
@@ -45,9 +45,11 @@ export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after
 smoke sanitized env
 
 if command -v valgrind >/dev/null; then
-  compile plain
-  smoke plain valgrind --quiet --leak-check=full --show-leak-kinds=definite,indirect,possible \
-    --errors-for-leak-kinds=definite,indirect,possible --error-exitcode=9
+  compile plain -DBRIEF
+  # What a global of Rust holds by a pointer behind its count is "possibly lost" to valgrind, and is not counted;
+  # the first program's leak check follows such pointers.
+  smoke plain valgrind --quiet --fair-sched=yes --leak-check=full --show-leak-kinds=definite,indirect \
+    --errors-for-leak-kinds=definite,indirect --error-exitcode=9
 else
   echo 'SKIPPED: there is no valgrind'
 fi

@@ -608,6 +608,14 @@ typedef struct {
    */
   uint32_t exact;
   /**
+   * 1 lets a lower loss alone win, where answers are compared.
+   */
+  uint32_t loss_alone;
+  /**
+   * 1 leaves out the text that is built in, which training must not harm. Then name one of your own.
+   */
+  uint32_t no_built_in_retention;
+  /**
    * 0.
    */
   uint32_t reserved;
@@ -631,6 +639,15 @@ typedef struct {
    * Bytes of private memory that training and scoring may take (0: no limit).
    */
   uint64_t memory_budget;
+  /**
+   * A text that training must not harm, beside the one that is built in: UTF-8, in passages behind lines that
+   * begin with `%% `, or as one. The library keeps a copy. NULL for none.
+   */
+  const char *retention;
+  /**
+   * Bytes of `retention`.
+   */
+  size_t retention_length;
 } engraft_gate_params;
 
 /**

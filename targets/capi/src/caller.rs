@@ -213,6 +213,14 @@ pub(crate) unsafe fn settings<S: Struct>(given: *const S) -> Result<S> {
     }
 }
 
+/// Refuses what a field holds that this version has no use for.
+pub(crate) fn unused(reserved: u32) -> Result<()> {
+    match reserved {
+        0 => Ok(()),
+        _ => Err(Failure::new(ENGRAFT_UNSUPPORTED_VERSION, "reserved is not 0: update the library")),
+    }
+}
+
 /// Answers in the caller's struct, as far as its version goes; what this version does not know becomes zero.
 ///
 /// # Safety

@@ -135,6 +135,7 @@ impl Source {
 
 impl Inner {
     fn new(model: &Arc<model::Inner>, params: &DataParams, source: Source) -> Result<Inner> {
+        caller::unused(params.reserved)?;
         let task = match params.task {
             ENGRAFT_TASK_NONE => None,
             ENGRAFT_TASK_GSM8K => Some(Task::Gsm8k),

@@ -11,6 +11,7 @@ use engraft_runtime::compare::material::{Limits, Material};
 use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe, choose_rank};
 use engraft_runtime::compare::shots::Choice;
 use engraft_runtime::compare::{Kept, Outcome, Watcher, compare, retention_rows};
+use engraft_runtime::data::Example;
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::Proj;
@@ -59,6 +60,8 @@ const ANSWER_TOKENS: u32 = 256;
 const SAMPLES: usize = 4;
 const EVALUATIONS: u32 = 10;
 const PATIENCE: u64 = 3;
+/// What reports call the caller's own text.
+const OWN_RETENTION: &str = "own";
 /// A rank to begin with, where it is searched, and alpha/r.
 const RANK: u32 = 8;
 const SCALE: f32 = 2.0;
@@ -88,6 +91,8 @@ pub(crate) struct Trial {
     pub(crate) model: Arc<model::Inner>,
     data: Arc<data::Inner>,
     params: GateParams,
+    /// The caller's own text that must not be forgotten; may be empty.
+    retention: String,
     outcome: Option<Outcome>,
 }
 
@@ -125,6 +130,10 @@ pub struct GateParams {
     pub threads: u32,
     /// 1 keeps activations in 32 bits.
     pub exact: u32,
+    /// 1 lets a lower loss alone win, where answers are compared.
+    pub loss_alone: u32,
+    /// 1 leaves out the text that is built in, which training must not harm. Then name one of your own.
+    pub no_built_in_retention: u32,
     /// 0.
     pub reserved: u32,
     /// Minutes to train, shared by the trained arms, instead of steps (0: steps count).
@@ -137,7 +146,17 @@ pub struct GateParams {
     pub seed: u64,
     /// Bytes of private memory that training and scoring may take (0: no limit).
     pub memory_budget: u64,
+    /// A text that training must not harm, beside the one that is built in: UTF-8, in passages behind lines that
+    /// begin with `%% `, or as one. The library keeps a copy. NULL for none.
+    pub retention: *const c_char,
+    /// Bytes of `retention`.
+    pub retention_length: usize,
 }
+
+// SAFETY: numbers, and a text that is copied in the call that it is given to and never read afterwards.
+unsafe impl Send for GateParams {}
+// SAFETY: the same.
+unsafe impl Sync for GateParams {}
 
 structs!(GateParams = "engraft_gate_params");
 
@@ -183,10 +202,25 @@ impl Trial {
             gradient: precision.into(),
         };
         let mut watcher = Looker::new(control, listener);
-        let settings = settings(p, &base, &material, (&text, &self.data), &mut watcher)?;
+        let settings = settings(self, &base, &material, &text, &mut watcher)?;
         let judged = compare(&base, &material, (&text, options), &settings, &mut watcher);
         self.outcome = Some(judged?);
         Ok(())
+    }
+
+    /// What must not be forgotten, by name.
+    fn retention(&self, text: &Text) -> Result<Vec<(String, Vec<Example>)>> {
+        let built_in = (self.params.no_built_in_retention == 0).then(retention::passages);
+        let own = (!self.retention.is_empty()).then(|| retention::split(&self.retention));
+        let mut all = Vec::new();
+        for (name, passages) in [(retention::NAME, built_in), (OWN_RETENTION, own)] {
+            if let Some(passages) = passages {
+                let passages: Vec<&str> = passages.iter().map(|passage| passage.text).collect();
+                let rows = retention_rows(&passages, text, self.data.options.max_seq_length)?;
+                all.push((name.to_string(), rows));
+            }
+        }
+        Ok(all)
     }
 
     fn decision(&self) -> (u32, &str) {
@@ -201,12 +235,13 @@ impl Trial {
 
 /// The settings of the comparison.
 fn settings(
-    p: &GateParams,
+    trial: &Trial,
     base: &Base,
     material: &Material,
-    (text, data): (&Text, &data::Inner),
+    text: &Text,
     watcher: &mut Looker<'_>,
 ) -> Result<comparing::Settings> {
+    let p = &trial.params;
     let all = ENGRAFT_ARM_FEW_SHOT | ENGRAFT_ARM_LORA | ENGRAFT_ARM_DORA;
     let arms = match p.arms {
         0 => all,
@@ -214,7 +249,7 @@ fn settings(
         arms => return Err(Failure::misuse(format!("arms is {arms:#x}: no such arms"))),
     };
     let few_shot = arms & ENGRAFT_ARM_FEW_SHOT != 0;
-    let metric = match (data.task, p.metric) {
+    let metric = match (trial.data.task, p.metric) {
         (Some(task), _) => Some(Metric::Numeric(task)),
         (None, ENGRAFT_METRIC_NONE) => None,
         (None, ENGRAFT_METRIC_EXACT) => Some(Metric::Exact),
@@ -222,21 +257,19 @@ fn settings(
         (None, other) => return Err(Failure::misuse(format!("{other} is no metric"))),
     };
     let plain = Thresholds::default();
-    let passages = retention::passages();
-    let passages: Vec<&str> = passages.iter().map(|passage| passage.text).collect();
-    let kept = retention_rows(&passages, text, data.options.max_seq_length)?;
     Ok(comparing::Settings {
         title: "adapt".into(),
         shots: if few_shot { vec![(or(p.shots, SHOTS), Choice::Seeded(p.seed))] } else { Vec::new() },
         recipes: recipes(p, arms, base, material, watcher)?,
         metric,
         answer_tokens: or(p.answer_tokens, ANSWER_TOKENS),
-        retention: vec![(retention::NAME.to_string(), kept)],
+        retention: trial.retention(text)?,
         thresholds: Thresholds {
             alpha: number(p.level, (plain.alpha, None), 1e-6..=0.5, "level")?,
             examples_min: if p.examples_min == 0 { plain.examples_min } else { p.examples_min as usize },
             resamples: if p.resamples == 0 { plain.resamples } else { p.resamples as usize },
             few_shot_required: few_shot,
+            accuracy_required: p.loss_alone == 0,
             ..plain
         },
         seed: p.seed,
@@ -403,7 +436,11 @@ pub unsafe extern "C" fn engraft_gate_create(
         let (out, params) = unsafe { (Out::new(gate)?, caller::settings(params)?) };
         let data = handle::find(data)?.value.clone();
         data.check_of(model)?;
-        let trial = Trial { model: model.clone(), data, params, outcome: None };
+        caller::unused(params.reserved)?;
+        // SAFETY: the crate's contract, for the text that the struct names.
+        let retention = unsafe { caller::text(params.retention, params.retention_length, "retention") }?;
+        let retention = retention.to_owned();
+        let trial = Trial { model: model.clone(), data, params, retention, outcome: None };
         out.publish(Value { control: Control::default(), trial: Exclusive::new(trial) })
     })
 }

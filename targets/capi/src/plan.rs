@@ -157,6 +157,7 @@ impl Settings {
     /// # Errors
     /// `MISUSE` that names the field.
     pub(crate) fn new(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
+        caller::unused(p.reserved)?;
         let precision = model::precision(p.exact);
         let within = |value: u32, max: u32, name: &str| match value <= max {
             true => Ok(or(value, 1)),

@@ -467,7 +467,8 @@ pub unsafe extern "C" fn engraft_session_create(
 ) -> i32 {
     handle::call("engraft_session_create", model, |model| {
         // SAFETY: the crate's contract, for the caller's place and struct.
-        let (out, params) = unsafe { (Out::new(session)?, caller::settings(params)?) };
+        let (out, params) = unsafe { (Out::new(session)?, caller::settings::<SessionParams>(params)?) };
+        caller::unused(params.reserved)?;
         let adapter = handle::find_if_given(adapter)?;
         let adapter = adapter.as_ref().map(|adapter| &adapter.value);
         let mut state = State {

@@ -67,12 +67,17 @@ fn a_c_program_goes_through_a_whole_life() {
     compile.arg(library("libengraft.a")).args(LIBRARIES).arg("-o").arg(&program);
     passed("cc", &compile.output().expect("running cc"));
 
-    let files = made.path().join("files");
-    std::fs::create_dir(&files).expect("a folder");
-    let mut run = Command::new(&program);
-    run.arg(folder().join("../cli/seedling.gguf")).arg(folder().join("../cli/demo/private_train.jsonl"));
-    let said = passed("smoke", &run.arg(&files).output().expect("running the program"));
+    let run = |model: &str, files: &str| {
+        let files = made.path().join(files);
+        std::fs::create_dir(&files).expect("a folder");
+        let (model, rows) = (folder().join(model), folder().join("../cli/demo/private_train.jsonl"));
+        Command::new(&program).arg(model).arg(rows).arg(&files).output().expect("running the program")
+    };
+    let said = passed("smoke", &run("../cli/seedling.gguf", "files"));
     assert!(said.contains(" 0 checks failed"), "{said}");
+    // Without a model every later call is given NULL. The checks fail, and nothing worse happens.
+    let failed = run("no such model", "nothing");
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
 }
 
 /// C++ takes the header as well; its own names must not stand in the way.

@@ -7,7 +7,7 @@
  *   ./smoke targets/cli/seedling.gguf targets/cli/demo/private_train.jsonl FOLDER
  *
  * FOLDER must exist and be empty. With a library that has debug assertions, -DPANIC_INJECTION may be added.
- * Prints what failed, and returns 1 if anything did.
+ * -DBRIEF spares what takes longest. Prints what failed, and returns 1 if anything did.
  */
 #include "engraft.h"
 
@@ -16,6 +16,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* For tools that make everything hundreds of times slower, and run one thread at a time: others would only
+ * spin while they wait for work. */
+#ifdef BRIEF
+#define THREADS 1
+#define ROWS 8
+#define TOKENS 6
+#else
+#define THREADS 2
+#define ROWS SIZE_MAX
+#define TOKENS 24
+#endif
 
 static int failures = 0;
 
@@ -67,6 +79,15 @@ static char *read_file(const char *path, size_t *length)
   *length = bytes ? fread(bytes, 1, (size_t)size, file) : 0;
   fclose(file);
   return bytes;
+}
+
+/* The bytes of so many lines. */
+static size_t of_rows(const char *rows, size_t length, size_t count)
+{
+  size_t end = 0;
+  while (end < length && count > 0)
+    count -= rows[end++] == '\n';
+  return end;
 }
 
 /* FOLDER/NAME; the result is valid until the next call. */
@@ -306,7 +327,7 @@ static engraft_trainer *test_trainer(const world *w)
   EXPECT(ENGRAFT_OK, engraft_train_default_params(&params, sizeof params));
   params.steps = 12;
   params.learning_rate = 2e-3;
-  params.threads = 2;
+  params.threads = THREADS;
   EXPECT(ENGRAFT_MISUSE, engraft_trainer_create(w->model, NULL, &params, &trainer));
   EXPECT(ENGRAFT_MISUSE, engraft_trainer_create(w->model, w->data, &params, NULL));
   EXPECT(ENGRAFT_OK, engraft_trainer_create(w->model, w->data, &params, &trainer));
@@ -368,7 +389,7 @@ static heard generate(engraft_session *session, const char *prompt, uint32_t kee
   EXPECT(ENGRAFT_OK, engraft_generate_default_params(&params, sizeof params));
   params.greedy = 1;
   params.chat = 1;
-  params.n_predict = 24;
+  params.n_predict = TOKENS;
   params.keep = keep;
   EXPECT(ENGRAFT_OK, engraft_session_generate(session, TEXT(prompt), &params, on_text, &all, &info));
   CHECK(info.prompt_tokens > 0 && info.tokens > 0);
@@ -482,7 +503,16 @@ static void test_gate(const world *w)
   params.learning_rate = 2e-3;
   params.answer_tokens = 8;
   params.resamples = 200;
-  params.threads = 2;
+  params.threads = THREADS;
+  params.reserved = 1;
+  EXPECT(ENGRAFT_UNSUPPORTED_VERSION, engraft_gate_create(w->model, w->data, &params, &gate));
+  params.reserved = 0;
+  params.retention = "%% letter\nDear neighbour, the keys lie under the mat.\n%% note\nBuy bread.\n";
+  params.retention_length = strlen(params.retention);
+#ifdef BRIEF
+  params.no_built_in_retention = 1;
+  params.evaluations = 1;
+#endif
   EXPECT(ENGRAFT_MISUSE, engraft_gate_create(w->model, NULL, &params, &gate));
   EXPECT(ENGRAFT_OK, engraft_gate_create(w->model, w->data, &params, &gate));
   uint32_t decision = 99;
@@ -504,7 +534,7 @@ static void test_gate(const world *w)
   verdict = calloc(length + 1, 1);
   EXPECT(ENGRAFT_TOO_SMALL, engraft_gate_verdict(gate, verdict, length, NULL));
   EXPECT(ENGRAFT_OK, engraft_gate_verdict(gate, verdict, length + 1, NULL));
-  CHECK(verdict[0] == '{' && strstr(verdict, "\"decision\"") != NULL);
+  CHECK(verdict[0] == '{' && strstr(verdict, "\"decision\"") != NULL && strstr(verdict, "\"own\"") != NULL);
   free(verdict);
   EXPECT(ENGRAFT_OK, engraft_gate_report(gate, NULL, 0, &length));
 
@@ -559,6 +589,7 @@ int main(int count, char **arguments)
     fprintf(stderr, "%s: can't be read\n", arguments[2]);
     return 2;
   }
+  w.rows_length = of_rows(w.rows, w.rows_length, ROWS);
   test_versions();
   test_model(&w);
   test_structs(&w);
