@@ -32,6 +32,15 @@ compile() {
     targets/capi/tests/smoke.c "$library" -lgcc_s -lutil -lpthread -lm -ldl -o "$work/$name"
 }
 
+# must_fail NAME PREFIX... is smoke of a program that is broken: a tool that lets it pass proves nothing.
+must_fail() {
+  if smoke "$@" &>"$work/$1.log"; then
+    echo "$1: a write past a block was not seen" >&2
+    return 1
+  fi
+  grep -qi 'engraft_version' "$work/$1.log" || { cat "$work/$1.log" >&2 && return 1; }
+}
+
 if ! command -v "$cc" >/dev/null; then
   echo "SKIPPED: there is no C compiler ($cc)"
   exit 0
@@ -39,17 +48,23 @@ fi
 step cargo build --quiet -p engraft-capi
 library=${CARGO_TARGET_DIR:-target}/debug/libengraft.a
 
-compile sanitized -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+compile sanitized "${sanitizers[@]}"
+compile sanitized-broken "${sanitizers[@]}" -DBROKEN
 # Instrumented is the program; of the library, what its allocations and calls of libc show.
 export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1
 smoke sanitized env
+must_fail sanitized-broken env
 
 if command -v valgrind >/dev/null; then
   compile plain -DBRIEF
+  compile plain-broken -DBRIEF -DBROKEN
   # What a global of Rust holds by a pointer behind its count is "possibly lost" to valgrind, and is not counted;
   # the first program's leak check follows such pointers.
-  smoke plain valgrind --quiet --fair-sched=yes --leak-check=full --show-leak-kinds=definite,indirect \
-    --errors-for-leak-kinds=definite,indirect --error-exitcode=9
+  tool=(valgrind --quiet --fair-sched=yes --leak-check=full --show-leak-kinds=definite,indirect
+    --errors-for-leak-kinds=definite,indirect --error-exitcode=9)
+  must_fail plain-broken "${tool[@]}" --exit-on-first-error=yes
+  smoke plain "${tool[@]}"
 else
   echo 'SKIPPED: there is no valgrind'
 fi
