@@ -22,11 +22,13 @@
 #ifdef BRIEF
 #define THREADS 1
 #define ROWS 8
-#define TOKENS 6
+#define TOKENS 4
+#define STEPS 7
 #else
 #define THREADS 2
 #define ROWS SIZE_MAX
 #define TOKENS 24
+#define STEPS 12
 #endif
 
 static int failures = 0;
@@ -325,7 +327,7 @@ static engraft_trainer *test_trainer(const world *w)
   engraft_trainer *trainer = NULL;
   engraft_train_params params;
   EXPECT(ENGRAFT_OK, engraft_train_default_params(&params, sizeof params));
-  params.steps = 12;
+  params.steps = STEPS;
   params.learning_rate = 2e-3;
   params.threads = THREADS;
   EXPECT(ENGRAFT_MISUSE, engraft_trainer_create(w->model, NULL, &params, &trainer));
@@ -335,7 +337,7 @@ static engraft_trainer *test_trainer(const world *w)
   EXPECT(ENGRAFT_OK, engraft_trainer_evaluate(trainer, &before));
   engraft_progress progress = {.struct_size = sizeof progress};
   EXPECT(ENGRAFT_OK, engraft_trainer_step(trainer, &progress));
-  CHECK(progress.step == 1 && progress.steps == 12 && progress.tokens > 0);
+  CHECK(progress.step == 1 && progress.steps == STEPS && progress.tokens > 0);
 
   watch seen = {.trainer = trainer, .meddle = true};
   EXPECT(ENGRAFT_OK, engraft_trainer_run(trainer, 3, on_progress, &seen));
@@ -354,7 +356,7 @@ static engraft_trainer *test_trainer(const world *w)
   EXPECT(ENGRAFT_OK, engraft_trainer_evaluate(trainer, &after));
   CHECK(after < before);
   EXPECT(ENGRAFT_OK, engraft_trainer_progress(trainer, &progress));
-  CHECK(progress.step == 12);
+  CHECK(progress.step == STEPS);
   EXPECT(ENGRAFT_MISUSE, engraft_trainer_save(trainer, NULL, 0));
   EXPECT(ENGRAFT_OK, engraft_trainer_save(trainer, TEXT(within(w, "adapter"))));
   return trainer;
@@ -535,6 +537,7 @@ static void test_gate(const world *w)
 #ifdef BRIEF
   params.no_built_in_retention = 1;
   params.evaluations = 1;
+  params.steps = 2;
 #endif
   EXPECT(ENGRAFT_MISUSE, engraft_gate_create(w->model, NULL, &params, &gate));
   EXPECT(ENGRAFT_OK, engraft_gate_create(w->model, w->data, &params, &gate));
@@ -641,7 +644,7 @@ int main(int count, char **arguments)
   EXPECT(ENGRAFT_OK, engraft_adapter_load(w.model, TEXT(within(&w, "adapter")), NULL, &loaded));
   engraft_adapter_info info = {.struct_size = sizeof info};
   EXPECT(ENGRAFT_OK, engraft_adapter_get_info(loaded, &info));
-  CHECK(info.kind == ENGRAFT_KIND_ADAPTER && info.rank == 8 && info.steps == 12);
+  CHECK(info.kind == ENGRAFT_KIND_ADAPTER && info.rank == 8 && info.steps == STEPS);
   EXPECT(ENGRAFT_OK, engraft_adapter_save(loaded, TEXT(within(&w, "half")), 1));
   test_session(&w, loaded);
   test_store(&w, trained);
