@@ -139,6 +139,9 @@ fn a_verb_says_what_it_misses() {
     std::fs::write(&a_file, "x").expect("writing");
     let (here, taken) = (folder.path().display().to_string(), a_file.display().to_string());
     assert_refused(&["train", "-m", &model], 2, "usage", &["--data", "train.jsonl"]);
+    let warm = ["train", "-m", &model, "--data", ".", "--start-below", "80", "--pause-above", "70"];
+    assert_refused(&warm, 2, "usage", &["--start-below 80", "--pause-above"]);
+    assert_refused(&["adapt", "--device", "toaster"], 2, "usage", &["--device", "pi-5-8g"]);
     assert_refused(
         &["train", "-m", &model, "--data", &here, "--adapter-path", &taken],
         2,

@@ -5,19 +5,22 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum, value_parser};
 use engraft_kernels::DType;
 use engraft_runtime::adapter::LoraConfig;
+use engraft_runtime::compare::Settings;
 use engraft_runtime::compare::answers::Metric;
-use engraft_runtime::compare::material::{Limits, Material};
+use engraft_runtime::compare::material::{Limits, Material, Rows};
 use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe, choose_rank};
+use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
-use engraft_runtime::compare::{Settings, retention_rows};
-use engraft_runtime::data::{self, DataOptions as Reading, Example, OverLong};
+use engraft_runtime::data::{self, DataOptions as Reading, OverLong};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::Thresholds;
 use engraft_runtime::model::text::Text;
+use engraft_runtime::plan::show_bytes;
 use engraft_runtime::train::{Direction, KlPenalty};
 
+use crate::conditions::WhenOptions;
 use crate::options::{self, ComputeOptions, DataOptions, FineTune, ModelOptions, Modules, misuse, stat};
 use crate::units;
 use crate::verbs::common;
@@ -48,6 +51,9 @@ pub(crate) struct ContestOptions {
 
     #[command(flatten)]
     gate: GateOptions,
+
+    #[command(flatten)]
+    pub(crate) when: WhenOptions,
 
     #[command(flatten)]
     pub(crate) compute: ComputeOptions,
@@ -227,6 +233,10 @@ struct GateOptions {
     #[arg(long, value_name = "FILE")]
     retention: Vec<PathBuf>,
 
+    /// How answers to rows of --retention are compared with their own (default: as --metric says)
+    #[arg(long, value_enum)]
+    retention_metric: Option<RetentionMetric>,
+
     /// Leave the built-in retention text out
     #[arg(long)]
     no_built_in_retention: bool,
@@ -248,6 +258,20 @@ enum MetricName {
     Exact,
     /// As JSON, all fields equal
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RetentionMetric {
+    /// Word for word, white space aside
+    Exact,
+    /// As JSON, all fields equal
+    Json,
+    /// By their numbers, as --task gsm8k
+    Gsm8k,
+    /// By their numbers, as --task orca-math
+    OrcaMath,
+    /// By their numbers, as --task svamp
+    Svamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -298,6 +322,25 @@ impl ContestOptions {
         })
     }
 
+    /// The metric of rows that are no task's.
+    fn metric(&self) -> Option<Metric> {
+        self.rows.metric.map(|m| match m {
+            MetricName::Exact => Metric::Exact,
+            MetricName::Json => Metric::Json,
+        })
+    }
+
+    fn retention_metric(&self) -> Option<Metric> {
+        let given = self.gate.retention_metric.map(|m| match m {
+            RetentionMetric::Exact => Metric::Exact,
+            RetentionMetric::Json => Metric::Json,
+            RetentionMetric::Gsm8k => Metric::Numeric(Task::Gsm8k),
+            RetentionMetric::OrcaMath => Metric::Numeric(Task::OrcaMath),
+            RetentionMetric::Svamp => Metric::Numeric(Task::Svamp),
+        });
+        given.or(self.metric())
+    }
+
     /// How rows are read, with at most `context` positions each.
     pub(crate) fn reading(&self, context: usize) -> Reading {
         let rows_max = (self.rows.max_seq_length as usize).min(context);
@@ -346,16 +389,11 @@ impl ContestOptions {
                 "--seeds: {twice} is given twice, which would be one arm under two names"
             )));
         }
-        let task = self.task().map(Metric::Numeric);
-        let metric = task.or(self.rows.metric.map(|m| match m {
-            MetricName::Exact => Metric::Exact,
-            MetricName::Json => Metric::Json,
-        }));
         Ok(Settings {
             title: defaults.title.to_string(),
             shots: if arms.contains(&ArmName::FewShot) { self.shots() } else { Vec::new() },
             recipes: self.recipes(arms, defaults, base, material)?,
-            metric,
+            metric: self.task().map(Metric::Numeric).or(self.metric()),
             answer_tokens: self.rows.answer_tokens as usize,
             retention: self.retention(text, reading)?,
             thresholds: self.thresholds(arms),
@@ -491,38 +529,52 @@ impl ContestOptions {
             "{}: {}; {} of private memory planned",
             recipe.name,
             recipe.method.describe(),
-            units::show_bytes(plan.private_bytes as u64)
+            show_bytes(plan.private_bytes as u64)
         );
         Ok(recipe)
     }
 
-    fn retention(&self, text: &Text, reading: &Reading) -> Result<Vec<(String, Vec<Example>)>> {
-        let mut all = Vec::new();
+    fn retention(&self, text: &Text, reading: &Reading) -> Result<Vec<RetentionSet>> {
+        let mut all: Vec<RetentionSet> = Vec::new();
+        let rows_max = reading.max_seq_length;
         if !self.gate.no_built_in_retention {
             let passages = retention::passages();
             let passages: Vec<&str> = passages.iter().map(|p| p.text).collect();
-            let rows = retention_rows(&passages, text, reading.max_seq_length)?;
-            all.push((retention::NAME.to_string(), rows));
+            all.push(RetentionSet::of_text(retention::NAME, &passages, text, rows_max)?);
         }
         for file in &self.gate.retention {
             stat(file, "--retention")?;
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let rows = if file.extension().is_some_and(|e| e == "jsonl") {
-                let plain = Reading { reader: None, ..reading.clone() };
-                data::load(file, &text.tokenizer, &text.chat, &plain)
-                    .map_err(|e| e.at("--retention"))?
-                    .examples
+            let set = if file.extension().is_some_and(|e| e == "jsonl") {
+                self.retention_task(file, &name, text, reading).map_err(|e| e.at("--retention"))?
             } else {
                 let whole = common::read_text(file)?;
                 let passages: Vec<&str> = retention::split(&whole).iter().map(|p| p.text).collect();
-                retention_rows(&passages, text, reading.max_seq_length).map_err(|e| e.at(file.display()))?
+                RetentionSet::of_text(&name, &passages, text, rows_max).map_err(|e| e.at(file.display()))?
             };
-            if all.iter().any(|(known, _)| *known == name) {
+            if all.iter().any(|known| known.name == name) {
                 return Err(misuse(format!("--retention: two texts are called {name}: rename one")));
             }
-            all.push((name, rows));
+            all.push(set);
         }
         Ok(all)
+    }
+
+    fn retention_task(
+        &self,
+        file: &Path,
+        name: &str,
+        text: &Text,
+        reading: &Reading,
+    ) -> Result<RetentionSet> {
+        let metric = self.retention_metric();
+        let reader = match metric {
+            Some(Metric::Numeric(task)) => Some(task.reader()),
+            _ => None,
+        };
+        let reading = Reading { reader, ..reading.clone() };
+        let rows = Rows::of(data::load(file, &text.tokenizer, &text.chat, &reading)?, &reading)?;
+        Ok(RetentionSet::of_rows(name, &rows, metric, text))
     }
 }
 

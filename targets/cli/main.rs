@@ -4,6 +4,7 @@
 //! and logs to stderr, and the exit code says what kind of failure it was (see `exit.rs`).
 
 mod args;
+mod conditions;
 mod config;
 mod contest;
 mod exit;

@@ -2,7 +2,9 @@
 
 use std::io::{IsTerminal, Write};
 
-use crate::units::{show_bytes, show_seconds};
+use engraft_runtime::plan::show_bytes;
+
+use crate::units::show_seconds;
 
 /// Seconds between two drawings of the bar: often enough to look alive.
 const REDRAW_S: f64 = 0.1;

@@ -1,4 +1,6 @@
-//! Sizes and durations as people write and read them.
+//! Sizes, shares and durations as people write and read them.
+
+use std::time::Duration;
 
 /// A size in bytes from `1048576`, `60M`, `1.5G`, `512KiB`, `60MB`. K, M, G and KiB, MiB, GiB count
 /// by 1024, as memory limits do; KB, MB, GB by 1000.
@@ -27,16 +29,32 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// A size for people, by 1024: `97.3 MiB`.
-pub(crate) fn show_bytes(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64, "B");
-    for next in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, next);
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+/// A duration from `90`, `90s`, `30m`, `4h`.
+///
+/// # Errors
+/// A message for people when the text is none, or one of more than a year.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let refused = || "write a time such as 90s, 30m or 4h".to_string();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds: u64 = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(refused()),
+    };
+    let number: u64 = number.parse().map_err(|_| refused())?;
+    let whole = number.checked_mul(seconds).filter(|s| *s <= 366 * 24 * 3600);
+    whole.map(Duration::from_secs).ok_or_else(|| "the time must be a year at most".to_string())
+}
+
+/// A share of a whole, from 0 to 1.
+///
+/// # Errors
+/// A message for people when the text is none.
+pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
+    let share: Option<f64> = text.parse().ok();
+    share.filter(|s| (0.0..=1.0).contains(s)).ok_or_else(|| "write a share from 0 to 1".to_string())
 }
 
 /// A duration for people: `7s`, `2:05`, `1:02:05`.
@@ -55,6 +73,8 @@ pub(crate) fn show_seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use engraft_runtime::plan::show_bytes;
+
     use super::*;
 
     #[test]
@@ -72,6 +92,20 @@ mod tests {
         }
         for text in ["", "M", "0", "-1M", "1e3", "60Q", "1.2.3", "99999999G", "0.1", "inf", "nan", "é"] {
             assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_and_shares_are_read() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("30m", 1800), ("4h", 14400), ("0s", 0)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1.5h", "4d", "9999999h", "99999999999999999999h", "é"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+        assert_eq!((parse_share("0.25"), parse_share("1")), (Ok(0.25), Ok(1.0)));
+        for text in ["", "-0.1", "1.1", "nan", "25%"] {
+            assert!(parse_share(text).is_err(), "{text}");
         }
     }
 

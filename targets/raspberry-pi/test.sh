@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the workspace's tests for 64-bit ARM once and runs them on emulated cores: the Pi 4's
 # (cortex-a72: NEON alone), the Pi 5's (cortex-a76: dot products), and one with everything (max: int8
-# matrix products). Uses rustup's target where it is installed, and toolchain.sh's Rust elsewhere.
+# matrix products).
 #
 #   targets/raspberry-pi/test.sh [CPU ...]
 set -euo pipefail
@@ -10,17 +10,8 @@ cd "$(git -C "$here" rev-parse --show-toplevel)"
 cpus=("$@")
 [[ ${#cpus[@]} -gt 0 ]] || cpus=(cortex-a72 cortex-a76 max)
 
-target=aarch64-unknown-linux-gnu
-base=${CARGO_TARGET_DIR:-$PWD/target}
-if [[ ! -d $(rustc --print target-libdir --target $target) ]]; then
-  # shellcheck source=/dev/null
-  . "$(ENGRAFT_ARM_TOOLCHAIN=${ENGRAFT_ARM_TOOLCHAIN:-$base/arm-toolchain} "$here/toolchain.sh")"
-fi
-# A folder of its own: another compiler's products would be rebuilt at every change between the two.
-export CARGO_TARGET_DIR=$base/arm
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-# Static: no loader to find for the emulator, and one file that runs on any Pi.
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static'
+# shellcheck source=targets/raspberry-pi/cross.sh
+. "$here/cross.sh"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
 # Files beside the repository are the host's tests' affair: a whole text through an emulated model takes
 # an hour. Any folder can be named to do it nevertheless.

@@ -51,6 +51,7 @@ fn a_comparison_writes_its_verdict_its_report_and_its_arms() {
     let out = folder.path().join("out");
     let place = out.display().to_string();
     let arms = ["--arms", "few-shot,lora,full", "--full-learning-rate", "1e-5", "--out", &place];
+    let arms = [&arms[..], &["--retention-metric", "exact"]].concat();
     let result = result_of(&contest("compare", &model, &data, &everyday, &[&WINNING[..], &arms].concat()));
     assert_keys(&result, &[&COMPARED[..], &["arm"]].concat());
     assert_eq!((&result["decision"], &result["arm"]), (&"PROMOTE".into(), &"lora".into()), "{result}");
@@ -64,6 +65,8 @@ fn a_comparison_writes_its_verdict_its_report_and_its_arms() {
     );
     let names: Vec<&str> = verdict.arms.iter().map(|a| a.name.as_str()).collect();
     assert_eq!(names, ["zero-shot", "3-shot", "lora", "full"]);
+    let kept = verdict.arms[2].retention[0].retained.expect("everyday answers");
+    assert!(kept.questions == 120 && kept.before > 0.9 && !kept.paired.worse, "{kept:?}");
     let page = read("report.html");
     assert!(page.contains("Promote lora") && page.contains("</html>"), "{}", &page[..200]);
     let report: serde_json::Value = serde_json::from_str(&read("report.json")).expect("JSON");

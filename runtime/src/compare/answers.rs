@@ -1,6 +1,5 @@
 //! Answers in words: what is asked, what an arm answers, and whether that is right.
 
-use super::Settings;
 use super::Watcher;
 use super::material::Rows;
 use super::score::Subject;
@@ -35,7 +34,18 @@ impl Metric {
     }
 }
 
-/// A held-out row as a question.
+/// How questions are put.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// How answers are compared with the rows' own; `None` answers only the rows that are shown.
+    pub metric: Option<Metric>,
+    /// Tokens of an answer, at most.
+    pub tokens: usize,
+    /// Rows whose answers are shown.
+    pub samples: usize,
+}
+
+/// A row as a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// What is asked, for people.
@@ -59,7 +69,7 @@ pub struct Answered {
     pub seconds: f64,
 }
 
-/// The held-out rows as questions.
+/// Rows as questions.
 pub fn questions(rows: &Rows, text: &Text) -> Vec<Question> {
     let one = |(sample, example): (&Sample, &Example)| match sample {
         Sample::Text(_) => {
@@ -101,12 +111,12 @@ pub fn answer(
     subject: &Subject,
     questions: &[Question],
     rows: &[Example],
-    (settings, text): (&Settings, &Text),
+    (manner, text): (Manner, &Text),
     free_bytes: usize,
     watcher: &mut dyn Watcher,
 ) -> Result<Answered> {
-    let shown = shown(questions.len(), settings.samples);
-    let asked: Vec<usize> = match settings.metric {
+    let shown = shown(questions.len(), manner.samples);
+    let asked: Vec<usize> = match manner.metric {
         Some(_) => (0..questions.len()).collect(),
         None => shown.clone(),
     };
@@ -114,17 +124,17 @@ pub fn answer(
         return Ok(Answered::default());
     }
     let prompts: Vec<&[u32]> = asked.iter().map(|i| prompt(&rows[*i], questions[*i].cut)).collect();
-    let limit = match settings.metric {
-        Some(_) => settings.answer_tokens,
-        None => settings.answer_tokens.min(2 * TEXT_PROMPT),
+    let limit = match manner.metric {
+        Some(_) => manner.tokens,
+        None => manner.tokens.min(2 * TEXT_PROMPT),
     };
     let is_end = |id: u32| text.tokenizer.is_end(id);
     let slots = subject.slots(&prompts, limit, free_bytes);
     let found = subject.answers(&prompts, (limit, slots), &is_end, watcher)?;
     let texts: Vec<String> = found.answers.iter().map(|ids| text.tokenizer.decode(ids)).collect();
     let right =
-        |at: usize| settings.metric.and_then(|m| m.is_correct(&texts[at], &questions[asked[at]].reference));
-    let correct = settings.metric.map(|_| (0..asked.len()).map(|at| right(at).unwrap_or(false)).collect());
+        |at: usize| manner.metric.and_then(|m| m.is_correct(&texts[at], &questions[asked[at]].reference));
+    let correct = manner.metric.map(|_| (0..asked.len()).map(|at| right(at).unwrap_or(false)).collect());
     let samples = shown.iter().filter_map(|i| {
         let at = asked.iter().position(|a| a == i)?;
         Some((texts[at].clone(), right(at)))

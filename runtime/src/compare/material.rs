@@ -32,7 +32,16 @@ pub struct Rows {
 }
 
 impl Rows {
-    fn of(data: Dataset, origin: Origin<'_>, options: &DataOptions) -> Result<Rows> {
+    /// Rows that were read from a file, beside their texts.
+    ///
+    /// # Errors
+    /// Those of [`samples`](crate::data::samples).
+    pub fn of(data: Dataset, options: &DataOptions) -> Result<Rows> {
+        let source = data.source.clone();
+        Rows::from(data, Origin::File(&source), options)
+    }
+
+    fn from(data: Dataset, origin: Origin<'_>, options: &DataOptions) -> Result<Rows> {
         Ok(Rows { samples: samples_from(origin, &data, options)?, data })
     }
 
@@ -188,9 +197,9 @@ impl Material {
                 return Err(Error::new(ErrorKind::BadData, message));
             }
         }
-        let train = Rows::of(train, parts.train, options)?;
-        let valid = Rows::of(valid, valid_from, options)?;
-        Material::of(train, valid, Rows::of(held_out, held_out_from, options)?, options)
+        let train = Rows::from(train, parts.train, options)?;
+        let valid = Rows::from(valid, valid_from, options)?;
+        Material::of(train, valid, Rows::from(held_out, held_out_from, options)?, options)
     }
 
     /// Parts that were read already.

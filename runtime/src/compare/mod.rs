@@ -3,13 +3,15 @@
 //!
 //! The story, in the order of its files: [`material`] is the rows, split once for all arms; [`shots`] puts
 //! examples before them; a [`recipe`] says how an arm is trained, and what memory that takes; [`rate`]
-//! finds a learning rate where none is given; [`run`] trains; [`score`] measures; and this file takes one
-//! arm after the other through them, one in memory at a time, and hands figures to the gate.
+//! finds a learning rate where none is given; [`run`] trains; [`score`] and [`answers`] measure, on what was
+//! held out and on what must be retained ([`retention`]); and this file takes one arm after the other through
+//! them, one in memory at a time, and hands figures to the gate.
 
 pub mod answers;
 pub mod material;
 pub mod rate;
 pub mod recipe;
+pub mod retention;
 pub mod run;
 pub mod score;
 pub mod shots;
@@ -20,19 +22,20 @@ use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 
-use answers::{Metric, Question};
+use answers::{Manner, Metric, Question};
 use material::Material;
 use recipe::{Base, Method, Recipe};
+use retention::RetentionSet;
 use run::Trained;
 use score::Subject;
 use shots::Choice;
 
 use crate::adapter::{Adapter, Binding as Bound, Precision as Stored, Prober};
-use crate::data::{DataOptions, Example, Sample};
+use crate::data::{DataOptions, Example};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{DataFacts, ModelFacts, Output, RateTest, Report, Run, SampleOutputs, Scoring};
 use crate::gate::verdict::{
-    ArmKind, ArmResult, Binding, Retention, Thresholds, Verdict, check_thresholds, judge,
+    ArmKind, ArmResult, Binding, Retained, Retention, Thresholds, Verdict, check_thresholds, judge,
 };
 use crate::generate::StackedAdapter;
 use crate::hex;
@@ -85,8 +88,8 @@ pub struct Settings {
     pub metric: Option<Metric>,
     /// Tokens of an answer, at most.
     pub answer_tokens: usize,
-    /// What must not be forgotten: names and rows.
-    pub retention: Vec<(String, Vec<Example>)>,
+    /// What must not be forgotten.
+    pub retention: Vec<RetentionSet>,
     /// What the gate demands.
     pub thresholds: Thresholds,
     /// Seed of the bootstrap.
@@ -161,7 +164,8 @@ pub fn compare(
     }
     forewarn(material, &settings.thresholds, watcher);
     let questions = answers::questions(&material.held_out, text);
-    let mut court = Court { base, material, text, options, settings, questions, watcher, arms: Vec::new() };
+    let (arms, retained) = (Vec::new(), Vec::new());
+    let mut court = Court { base, material, text, options, settings, questions, watcher, arms, retained };
     court.zero_shot()?;
     for (k, choice) in &settings.shots {
         court.few_shot(*k, *choice)?;
@@ -212,6 +216,8 @@ struct Court<'a> {
     questions: Vec<Question>,
     watcher: &'a mut dyn Watcher,
     arms: Vec<Measured>,
+    /// Which answers of each retention task the base has right, once they are needed.
+    retained: Vec<Option<Vec<bool>>>,
 }
 
 impl Court<'_> {
@@ -326,7 +332,8 @@ impl Court<'_> {
         let rows_max = rows.iter().map(Example::rows).max().unwrap_or(1);
         self.check(name, subject.losses_bytes(rows_max))?;
         let scored = subject.losses(rows, self.watcher)?;
-        let asked = (self.settings, self.text);
+        let Settings { metric, answer_tokens: tokens, samples, .. } = *self.settings;
+        let asked = (Manner { metric, tokens, samples }, self.text);
         let answered = answers::answer(subject, &self.questions, rows, asked, free, self.watcher)?;
         let targets: usize = scored.nll.iter().map(|e| e.targets).sum();
         let nll = scored.nll.iter().map(|e| e.sum).sum::<f64>() / targets as f64;
@@ -362,23 +369,49 @@ impl Court<'_> {
     /// How far a tuned model is from its base, on the task and on what must not be forgotten.
     fn forgetting(&mut self, subject: &Subject, result: &mut ArmResult) -> Result<()> {
         let base = self.subject(None);
+        let settings = self.settings;
         let held_out = self.material.held_out.data.examples.iter();
-        let all = self.settings.retention.iter().flat_map(|(_, rows)| rows).chain(held_out);
+        let all = settings.retention.iter().flat_map(|set| &set.rows).chain(held_out);
         let rows_max = all.map(Example::rows).max().unwrap_or(1);
         self.check(&result.name, subject.beside_bytes(rows_max))?;
         let on_task = subject.beside(&base, &self.material.held_out.data.examples, self.watcher)?;
         result.task_kl = Some(on_task.kl(Direction::Reverse) / on_task.targets as f64);
-        for (text, rows) in &self.settings.retention {
-            let found = subject.beside(&base, rows, self.watcher)?;
+        if self.retained.is_empty() {
+            self.retained = self.retained_by(&base)?;
+        }
+        let after = self.retained_by(subject)?;
+        for ((set, before), after) in settings.retention.iter().zip(&self.retained).zip(after) {
+            let found = subject.beside(&base, &set.rows, self.watcher)?;
             let n = found.targets as f64;
             let (delta_nll, kl) = ((found.loss - found.base_loss) / n, found.kl(Direction::Reverse) / n);
+            let retained = before.clone().zip(after).map(|(before, after)| Retained { before, after });
+            let told = retained.as_ref().map_or(String::new(), |r| {
+                let [before, after] = [&r.before, &r.after].map(|c| c.iter().filter(|c| **c).count());
+                format!(", {after} of {} solved, {before} before", r.after.len())
+            });
             self.watcher.note(&format!(
-                "{}: on {text} the loss changed by {delta_nll:+.4}, KL(tuned‖base) {kl:.4}",
-                result.name
+                "{}: on {} the loss changed by {delta_nll:+.4}, KL(tuned‖base) {kl:.4}{told}",
+                result.name, set.name
             ));
-            result.retention.push(Retention { text: text.clone(), delta_nll, kl });
+            result.retention.push(Retention { text: set.name.clone(), delta_nll, kl, retained });
         }
         Ok(())
+    }
+
+    /// Which answers of each retention task a model has right.
+    fn retained_by(&mut self, subject: &Subject) -> Result<Vec<Option<Vec<bool>>>> {
+        let free = self.free_bytes();
+        let (tokens, samples) = (self.settings.answer_tokens, 0);
+        let mut all = Vec::with_capacity(self.settings.retention.len());
+        for set in &self.settings.retention {
+            let Some((questions, metric)) = &set.task else {
+                all.push(None);
+                continue;
+            };
+            let asked = (Manner { metric: Some(*metric), tokens, samples }, self.text);
+            all.push(answers::answer(subject, questions, &set.rows, asked, free, self.watcher)?.correct);
+        }
+        Ok(all)
     }
 
     /// The verdict, and the report of everything.
@@ -486,8 +519,8 @@ fn told_settings(base: &Base, settings: &Settings) -> Vec<(String, String)> {
 
 /// Digest of everything that shapes the figures, but the model and the data.
 fn settings_digest(base: &Base, settings: &Settings, options: &DataOptions) -> String {
-    let retention: Vec<(&String, Vec<&Vec<u32>>)> =
-        settings.retention.iter().map(|(name, rows)| (name, rows.iter().map(|r| &r.ids).collect())).collect();
+    let retained = |set: &RetentionSet| format!("{set:?}");
+    let retention: Vec<String> = settings.retention.iter().map(retained).collect();
     let what = format!(
         "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?} {:?} {} {}",
         (base.precision, base.gradient),
@@ -503,30 +536,4 @@ fn settings_digest(base: &Base, settings: &Settings, options: &DataOptions) -> S
         env!("CARGO_PKG_VERSION"),
     );
     hex::encode(&Sha256::digest(what))
-}
-
-/// The rows of a text for retention: one for each passage, all of whose tokens count.
-///
-/// # Errors
-/// `BadData` for a text without a token to predict.
-pub fn retention_rows(passages: &[&str], text: &Text, rows_max: usize) -> Result<Vec<Example>> {
-    let plain = DataOptions { mask_prompt: true, ..DataOptions::default() };
-    let mut rows = Vec::new();
-    for passage in passages {
-        let sample = Sample::Text((*passage).to_string());
-        let row = crate::data::masks::encode_sample(&sample, &text.tokenizer, &text.chat, &plain);
-        let row =
-            row.map_err(|reason| Error::new(ErrorKind::BadData, format!("retention text: {reason}")))?;
-        for (ids, mask) in row.ids.chunks(rows_max + 1).zip(row.mask.chunks(rows_max + 1)) {
-            let mut mask = mask.to_vec();
-            mask[0] = false;
-            if mask.iter().any(|m| *m) {
-                rows.push(Example { ids: ids.to_vec(), mask });
-            }
-        }
-    }
-    match rows.is_empty() {
-        false => Ok(rows),
-        true => Err(Error::new(ErrorKind::BadData, "the retention text has no token to predict")),
-    }
 }

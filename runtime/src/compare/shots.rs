@@ -44,7 +44,8 @@ pub fn pool(k: usize, train: &Rows, options: &DataOptions) -> Result<Vec<usize>>
     Err(Error::new(ErrorKind::BadData, message))
 }
 
-/// The held-out rows behind `k` examples each, and the examples themselves where all rows have the same.
+/// The held-out rows behind `k` examples each, and the examples themselves where all rows have the same,
+/// behind the instruction that all of them open with, if they do.
 ///
 /// # Errors
 /// `BadData` for fewer training rows than examples; `Misuse` where rows and examples exceed `context`.
@@ -62,7 +63,8 @@ pub fn rows_after(
             Rng::new(seed, SHOTS_STREAM).shuffle(&mut order);
             order.truncate(k);
             let as_chat = held_out.samples.first().is_some_and(|s| is_conversation(s, &text.chat, options));
-            let common = order.iter().flat_map(|i| turns(&train.samples[*i], as_chat)).collect();
+            let examples = order.iter().flat_map(|i| turns(&train.samples[*i], as_chat));
+            let common = opening(held_out).into_iter().chain(examples).collect();
             (vec![order; held_out.samples.len()], common)
         }
         Choice::Nearest => (nearest(k, &whole, train, held_out, text, base)?, Vec::new()),
@@ -86,6 +88,16 @@ pub fn rows_after(
         rows.push(row);
     }
     Ok((rows, common))
+}
+
+/// The instruction that every row opens with.
+fn opening(rows: &Rows) -> Option<Message> {
+    let of = |sample: &Sample| match sample {
+        Sample::Chat { messages, .. } => messages.first().filter(|m| m.role == "system").cloned(),
+        _ => None,
+    };
+    let first = rows.samples.first().and_then(of)?;
+    rows.samples.iter().all(|sample| of(sample).as_ref() == Some(&first)).then_some(first)
 }
 
 /// Whether a row was not cut: half an answer is a bad example.

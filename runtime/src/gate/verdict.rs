@@ -12,7 +12,8 @@
 //! 3. Where answers are judged, a winner must also solve significantly more examples than zero-shot
 //!    (McNemar's mid-p at the same step's level): a lower loss alone may be the form of the answers.
 //!    Winners are turned down for significantly worse accuracy (McNemar's mid-p), and trained ones for
-//!    forgetting: retention ΔNLL and KL above their ceilings, or not measured. These tests are not
+//!    forgetting: retention ΔNLL and KL above their ceilings, significantly fewer right answers to a
+//!    retention task, or nothing measured. These tests are not
 //!    corrected for their number: a correction would make harm harder to see.
 //! 4. Of what is left, the trained arm with the lowest held-out NLL is promoted; without one, the best
 //!    few-shot arm is kept; else the base.
@@ -20,8 +21,8 @@
 mod report;
 
 pub use report::{
-    Accuracy, ArmReport, Binding, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, RetentionReport, SCHEMA,
-    Verdict,
+    Accuracy, ArmReport, Binding, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, RetainedReport,
+    RetentionReport, SCHEMA, Verdict,
 };
 
 use std::collections::HashSet;
@@ -102,7 +103,7 @@ pub struct ExampleNll {
 }
 
 /// What an arm forgot on one retention text, taken as a whole.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Retention {
     /// The text's name.
     pub text: String,
@@ -110,6 +111,17 @@ pub struct Retention {
     pub delta_nll: f64,
     /// KL(tuned‖base), nats per token.
     pub kl: f64,
+    /// Of a task with answers: which are right.
+    pub retained: Option<Retained>,
+}
+
+/// Which answers to a retention task are right, in the order of its questions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retained {
+    /// The base's.
+    pub before: Vec<bool>,
+    /// The tuned model's.
+    pub after: Vec<bool>,
 }
 
 /// An arm's measurements. Index i of all lists is held-out example i, in the same order for all arms.
@@ -165,7 +177,7 @@ pub fn judge(
         discordant_min: discordant_min(thresholds.alpha),
     };
     let court = Court { arms, thresholds, seed: binding.seed, zero, held_out };
-    let mut reports: Vec<ArmReport> = arms.iter().map(report::measured).collect();
+    let mut reports: Vec<ArmReport> = arms.iter().map(|arm| report::measured(arm, &court)).collect();
     for (members, rivals) in [(&shots, &vec![zero]), (&trained, &rivals)] {
         for (arm, findings) in members.iter().zip(court.compare(members, rivals)) {
             court.weigh(*arm, findings, &mut reports[*arm]);
@@ -225,6 +237,10 @@ fn check_arms(arms: &[ArmResult]) -> Result<usize> {
             && arm.nll.iter().zip(&base.nll).all(|(a, b)| a.targets == b.targets);
         if !same {
             return misuse(format!("{} was not scored on the targets of {}", arm.name, base.name));
+        }
+        let unequal = |r: &Retention| r.retained.as_ref().is_some_and(|r| r.before.len() != r.after.len());
+        if arm.retention.iter().any(unequal) {
+            return misuse(format!("{} has answers to another retention task than its base", arm.name));
         }
         if arm.correct.as_ref().is_some_and(|c| c.len() != arm.nll.len()) {
             return misuse(format!("{} has answers to another number of examples", arm.name));
@@ -288,22 +304,8 @@ impl Court<'_> {
 
     fn comparison(&self, arm: usize, rival: usize, boot: Option<&Bootstrap>, level: f64) -> Comparison {
         let (a, r) = (&self.arms[arm], &self.arms[rival]);
-        let accuracy = a.correct.as_ref().zip(r.correct.as_ref()).map(|(x, y)| {
-            let test = McNemar::new(x, y);
-            let differs = test.p_mid <= self.thresholds.alpha;
-            let worse = differs && test.only_first < test.only_second;
-            // Of several arms, the same step of Holm's as for the loss.
-            let better = test.p_mid <= level && test.only_first > test.only_second;
-            Accuracy {
-                only_arm: test.only_first,
-                only_rival: test.only_second,
-                p_exact: test.p_exact,
-                p_mid: test.p_mid,
-                decidable: test.discordant() >= self.held_out.discordant_min,
-                better,
-                worse,
-            }
-        });
+        // Of several arms, the same step of Holm's as for the loss.
+        let accuracy = a.correct.as_ref().zip(r.correct.as_ref()).map(|(x, y)| self.paired(x, y, level));
         let mut c = Comparison::without_figures(&r.name, level, accuracy);
         let Some(boot) = boot else { return c };
         let least = self.thresholds.improvement_min;
@@ -317,6 +319,20 @@ impl Court<'_> {
         c.worse = harm_upper < 0.0;
         c.examples_to_decide = to_decide(boot.mean(), (lower, upper), self.held_out.examples);
         c
+    }
+
+    /// McNemar's test of an arm's right answers beside a rival's: better at `level`, worse at the plain one.
+    fn paired(&self, arm: &[bool], rival: &[bool], level: f64) -> Accuracy {
+        let test = McNemar::new(arm, rival);
+        Accuracy {
+            only_arm: test.only_first,
+            only_rival: test.only_second,
+            p_exact: test.p_exact,
+            p_mid: test.p_mid,
+            decidable: test.discordant() >= self.held_out.discordant_min,
+            better: test.p_mid <= level && test.only_first > test.only_second,
+            worse: test.p_mid <= self.thresholds.alpha && test.only_first < test.only_second,
+        }
     }
 
     /// Turns an arm's comparisons and forgetting into reasons, and says whether it may win.

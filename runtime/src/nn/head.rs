@@ -99,6 +99,26 @@ pub struct HeadWeights<'a> {
     pub w: QMatrix<'a>,
 }
 
+impl HeadWeights<'_> {
+    fn is_int8(&self, ctx: &Ctx<'_>) -> bool {
+        ctx.precision == Precision::Int8 && !self.w.dtype().is_float()
+    }
+
+    /// Normed rows `[m, d]` as the product with W takes them.
+    fn rows<'r>(&self, ctx: &Ctx<'_>, n: &'r [f32], m: usize, acts: &'r mut [f32]) -> Rows<'r> {
+        let halves = self.w.dtype().group_len() == 16;
+        match self.is_int8(ctx) {
+            true => Rows::Int8(ctx.kernels.quantize(n, m, self.norm.len(), halves, acts)),
+            false => Rows::F32(n),
+        }
+    }
+}
+
+/// Logits `[m, rows of W]`.
+fn product(ctx: &Ctx<'_>, (x, m): (Rows<'_>, usize), w: QMatrix<'_>, y: &mut [f32], kernel: &mut [f32]) {
+    ctx.kernels.qgemm_nt(m, &mut [NtOp { x, w, low: None, gain: None, y, accumulate: false }], kernel);
+}
+
 /// Sum of the cross-entropies (nats) and number of the rows that carry a target (≠ `u32::MAX`).
 ///
 /// x is `[m, d]`. With `dx` (zeroed here), the gradient of the sum is written there. `each` sees
@@ -229,17 +249,13 @@ fn run_chunks(
 ) {
     let (d, vocab) = (w.norm.len(), w.w.rows());
     b.state[..r].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
-    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
-    let forward_words = if int8 { acts_words(r, d) } else { 0 };
+    let forward_words = if w.is_int8(ctx) { acts_words(r, d) } else { 0 };
     let (forward_acts, gradient_acts) = b.acts.split_at_mut(forward_words);
-    let acts =
-        int8.then(|| ctx.kernels.quantize(&b.n[..r * d], r, d, w.w.dtype().group_len() == 16, forward_acts));
+    let n = w.rows(ctx, &b.n[..r * d], r, forward_acts);
     for first in (0..vocab).step_by(VOCAB_CHUNK) {
         let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
         let logits = &mut b.logits[..r * part.rows()];
-        let rows = acts.map_or(Rows::F32(&b.n[..r * d]), Rows::Int8);
-        let op = NtOp { x: rows, w: part, low: None, gain: None, y: logits, accumulate: false };
-        ctx.kernels.qgemm_nt(r, &mut [op], kernel);
+        product(ctx, (n, r), part, logits, kernel);
         // Without training there is no such buffer.
         let dn = if train { Some(&mut b.dn[..r * d]) } else { None };
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
@@ -296,17 +312,13 @@ pub fn likeliest(
 ) {
     let (d, vocab, m) = (w.norm.len(), w.w.rows(), out.len());
     ctx.kernels.rmsnorm(x, w.norm, ctx.config.rms_eps, &mut b.n[..m * d]);
-    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
-    let halves = w.w.dtype().group_len() == 16;
-    let acts = int8.then(|| ctx.kernels.quantize(&b.n[..m * d], m, d, halves, &mut b.acts));
+    let n = w.rows(ctx, &b.n[..m * d], m, &mut b.acts);
     out.fill(None);
     b.state[..m].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
     for first in (0..vocab).step_by(VOCAB_CHUNK) {
         let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
         let logits = &mut b.logits[..m * part.rows()];
-        let x = acts.map_or(Rows::F32(&b.n[..m * d]), Rows::Int8);
-        let op = NtOp { x, w: part, low: None, gain: None, y: logits, accumulate: false };
-        ctx.kernels.qgemm_nt(m, &mut [op], kernel);
+        product(ctx, (n, m), part, logits, kernel);
         let each = logits.chunks_exact(part.rows()).zip(&mut b.state).zip(&mut *out);
         for ((logits, state), out) in each {
             let top = greatest(logits).min(f32::MAX);
@@ -341,14 +353,8 @@ pub fn logits(
 ) {
     let d = w.norm.len();
     ctx.kernels.rmsnorm(x, w.norm, ctx.config.rms_eps, &mut b.n[..d]);
-    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
-    let rows = if int8 {
-        Rows::Int8(ctx.kernels.quantize(&b.n[..d], 1, d, w.w.dtype().group_len() == 16, &mut b.acts))
-    } else {
-        Rows::F32(&b.n[..d])
-    };
-    let op = NtOp { x: rows, w: w.w, low: None, gain: None, y: out, accumulate: false };
-    ctx.kernels.qgemm_nt(1, &mut [op], kernel);
+    let n = w.rows(ctx, &b.n[..d], 1, &mut b.acts);
+    product(ctx, (n, 1), w.w, out, kernel);
 }
 
 /// Logits `[n, V]` of n rows of x, chunk by chunk of the vocabulary.
@@ -367,15 +373,11 @@ pub fn gathered_logits(
         b.x[i * d..(i + 1) * d].copy_from_slice(&x[row * d..(row + 1) * d]);
     }
     ctx.kernels.rmsnorm(&b.x[..n * d], w.norm, ctx.config.rms_eps, &mut b.n[..n * d]);
-    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
-    let acts =
-        int8.then(|| ctx.kernels.quantize(&b.n[..n * d], n, d, w.w.dtype().group_len() == 16, &mut b.acts));
+    let normed = w.rows(ctx, &b.n[..n * d], n, &mut b.acts);
     for first in (0..vocab).step_by(VOCAB_CHUNK) {
         let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
         let logits = &mut b.logits[..n * part.rows()];
-        let rows = acts.map_or(Rows::F32(&b.n[..n * d]), Rows::Int8);
-        let op = NtOp { x: rows, w: part, low: None, gain: None, y: logits, accumulate: false };
-        ctx.kernels.qgemm_nt(n, &mut [op], kernel);
+        product(ctx, (normed, n), part, logits, kernel);
         for (out, chunk) in out.chunks_exact_mut(vocab).zip(logits.chunks_exact(part.rows())) {
             out[first..first + part.rows()].copy_from_slice(chunk);
         }

@@ -329,6 +329,18 @@ pub fn process_bytes(threads: usize) -> usize {
     PROCESS_BYTES + threads * THREAD_BYTES
 }
 
+/// A size for people, by 1024: `97.3 MiB`.
+pub fn show_bytes(bytes: u64) -> String {
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+}
+
 /// Bytes as MiB for people.
 pub fn mib(bytes: usize) -> String {
     format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)

@@ -161,6 +161,9 @@ fn targets_behind_examples_are_those_of_the_rows_alone() {
                 assert_eq!(row.ids[end - n..=end], own.ids[own_end - n..=own_end], "{name}");
             }
             assert_eq!(shots.is_empty(), choice == Choice::Nearest);
+            // What is kept for later prompts opens as the rows do.
+            let opening = shots.iter().filter(|m| m.role == "system").count();
+            assert_eq!(opening, usize::from(name.starts_with("chat") && !shots.is_empty()), "{name}");
         }
     }
 }

@@ -5,10 +5,11 @@ use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::compare::answers::Metric;
 use engraft_runtime::compare::material::Material;
 use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe};
+use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
 use engraft_runtime::compare::{Kept, Outcome, Settings, ZERO_SHOT, compare};
+use engraft_runtime::data;
 use engraft_runtime::data::masks::TEXT_ROLE;
-use engraft_runtime::data::{self, Example};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::verdict::{
     ArmKind, ArmReport, ArmResult, Binding, Decision, ExampleNll, Retention, Thresholds, judge,
@@ -19,10 +20,11 @@ use engraft_runtime::rng::Rng;
 use super::{Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, write_rows};
 
 /// Everyday commands, which the base knows and must not forget.
-fn everyday(text: &Text) -> Vec<(String, Vec<Example>)> {
+fn everyday(text: &Text) -> Vec<RetentionSet> {
     let file = shipped("demo/generic_test.jsonl");
     let rows = data::load(&file, &text.tokenizer, &text.chat, &reading()).expect("the demo's rows").examples;
-    vec![("everyday".into(), rows.into_iter().take(40).collect())]
+    let rows = rows.into_iter().take(40).collect();
+    vec![RetentionSet { name: "everyday".into(), rows, task: None }]
 }
 
 fn settings(text: &Text, recipes: Vec<Recipe>) -> Settings {
@@ -212,7 +214,9 @@ fn luck(name: &str, kind: ArmKind, n: usize, seed: u64) -> ArmResult {
         ExampleNll { sum: token * targets as f64, targets }
     };
     let retention = match kind {
-        ArmKind::Trained => vec![Retention { text: "everyday".into(), delta_nll: 0.0, kl: 0.0 }],
+        ArmKind::Trained => {
+            vec![Retention { text: "everyday".into(), delta_nll: 0.0, kl: 0.0, retained: None }]
+        }
         _ => Vec::new(),
     };
     let nll = (0..n).map(one).collect();

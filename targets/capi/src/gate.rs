@@ -9,9 +9,9 @@ use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::compare::answers::Metric;
 use engraft_runtime::compare::material::{Limits, Material};
 use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe, choose_rank};
+use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
-use engraft_runtime::compare::{Kept, Outcome, Watcher, compare, retention_rows};
-use engraft_runtime::data::Example;
+use engraft_runtime::compare::{Kept, Outcome, Watcher, compare};
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::Proj;
@@ -208,16 +208,15 @@ impl Trial {
         Ok(())
     }
 
-    /// What must not be forgotten, by name.
-    fn retention(&self, text: &Text) -> Result<Vec<(String, Vec<Example>)>> {
+    /// What must not be forgotten.
+    fn retention(&self, text: &Text) -> Result<Vec<RetentionSet>> {
         let built_in = (self.params.no_built_in_retention == 0).then(retention::passages);
         let own = (!self.retention.is_empty()).then(|| retention::split(&self.retention));
         let mut all = Vec::new();
         for (name, passages) in [(retention::NAME, built_in), (OWN_RETENTION, own)] {
             if let Some(passages) = passages {
                 let passages: Vec<&str> = passages.iter().map(|passage| passage.text).collect();
-                let rows = retention_rows(&passages, text, self.data.options.max_seq_length)?;
-                all.push((name.to_string(), rows));
+                all.push(RetentionSet::of_text(name, &passages, text, self.data.options.max_seq_length)?);
             }
         }
         Ok(all)

@@ -13,13 +13,13 @@ use engraft_runtime::gate::store::{Active, ContentKind, Generation, InUse, Liste
 use engraft_runtime::hex;
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::plan::show_bytes;
 use engraft_runtime::storage::Disk;
 
 use super::{Session, common};
 use crate::exit::AfterJson;
 use crate::json;
 use crate::options::{self, AdapterOptions, ModelOptions};
-use crate::units::show_bytes;
 
 /// Generations that pruning keeps.
 const KEEP_DEFAULT: u32 = 3;

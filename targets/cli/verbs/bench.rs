@@ -14,7 +14,7 @@ use engraft_runtime::generate::{KvType, Session as Sequence};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
-use engraft_runtime::plan::{ArenaWords, MemoryPlan, Request, keep};
+use engraft_runtime::plan::{ArenaWords, MemoryPlan, Request, keep, show_bytes};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
@@ -23,7 +23,6 @@ use engraft_runtime::train::{TrainOptions, Trainer};
 use super::{Session, common, demo};
 use crate::json;
 use crate::options::{ComputeOptions, ModelOptions};
-use crate::units::show_bytes;
 
 /// Tokens of the training sequence and of the prompt, and tokens generated, at most.
 const SEQ: usize = 256;

@@ -16,6 +16,7 @@ use engraft_runtime::model::text::Text;
 use engraft_runtime::storage::{Disk, commit, create_dir_all};
 
 use super::{Session, WATCH_INTERVAL, common};
+use crate::conditions::Conditions;
 use crate::contest::{ArmName, ContestOptions, Defaults};
 use crate::json;
 use crate::memory::Watch;
@@ -68,6 +69,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
 
 /// Reads everything, and takes all arms through.
 pub(super) fn hold(options: &ContestOptions, defaults: &Defaults<'_>, session: &Session) -> Result<Outcome> {
+    let mut watcher = Screen::new(session.cancel.clone(), Some(options.when.watch()?));
+    watcher.go_on()?;
     let model = common::open_model(&options.model)?;
     let kernels = common::kernels(&options.compute)?;
     let text = Text::of(&model)?;
@@ -81,7 +84,6 @@ pub(super) fn hold(options: &ContestOptions, defaults: &Defaults<'_>, session: &
         gradient: common::gradient(&options.compute),
     };
     let settings = options.settings(defaults, &base, &material, (&text, &reading))?;
-    let mut watcher = Screen::new(session.cancel.clone());
     Ok(compare(&base, &material, (&text, &reading), &settings, &mut watcher)?)
 }
 
@@ -113,6 +115,8 @@ pub(super) fn tell(report: &Report) -> Result<(), Error> {
 /// Shows progress on stderr.
 pub(super) struct Screen {
     cancel: Arc<AtomicBool>,
+    /// Where the run waits for the machine.
+    when: Option<Conditions>,
     progress: Progress<Stderr>,
     /// Of what, and of how many steps, progress is shown.
     shown: (String, u64),
@@ -121,9 +125,10 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    pub(super) fn new(cancel: Arc<AtomicBool>) -> Screen {
+    pub(super) fn new(cancel: Arc<AtomicBool>, when: Option<Conditions>) -> Screen {
         Screen {
             cancel,
+            when,
             progress: Progress::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), 1),
             shown: (String::new(), 0),
             begun: std::time::Instant::now(),
@@ -134,6 +139,9 @@ impl Screen {
 
 impl Watcher for Screen {
     fn go_on(&mut self) -> Result<(), Error> {
+        if let Some(when) = &mut self.when {
+            when.go_on(&self.cancel, &mut |line| self.progress.note(line))?;
+        }
         match self.cancel.load(Ordering::Relaxed) {
             true => Err(common::cancelled("stopped; nothing was promoted")),
             false => Ok(()),

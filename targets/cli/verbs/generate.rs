@@ -236,13 +236,15 @@ impl Sampling {
 }
 
 /// The ids of the prompt, which never becomes a control token, within the template's where asked, and
-/// then after the few-shot examples.
+/// then after the few-shot examples, whose instruction gives way to one that is asked for.
 fn prompt_ids(options: &Options, text: &Text, few_shot: &[Message], prompt: &str) -> Result<Vec<u32>> {
     let tokenizer = &text.tokenizer;
     let ids = if options.chat {
         let system = options.system.iter().map(|content| Message::new("system", content.as_str()));
         let question = [Message::new("user", prompt)];
-        let messages: Vec<Message> = system.chain(few_shot.iter().cloned()).chain(question).collect();
+        let stands = |m: &&Message| options.system.is_none() || m.role != "system";
+        let few_shot = few_shot.iter().filter(stands).cloned();
+        let messages: Vec<Message> = system.chain(few_shot).chain(question).collect();
         let pieces = text.chat.render_messages(&messages, true)?;
         encode_pieces(tokenizer, &pieces, &messages).0
     } else {

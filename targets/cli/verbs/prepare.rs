@@ -15,7 +15,7 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn;
 use engraft_runtime::nn::keep::KeepPrecision;
-use engraft_runtime::plan::{FullUpdate, KeepPlan, MemoryPlan, Request, keep};
+use engraft_runtime::plan::{FullUpdate, KeepPlan, MemoryPlan, Request, keep, show_bytes};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::Direction;
 use engraft_runtime::train::calibrate::Pieces;
@@ -26,7 +26,6 @@ use crate::json;
 use crate::options::{
     self, FineTune, Init, Layers, LoraOptions, ReplaySource, RunOptions, StoredAs, TuneOptions, misuse, stat,
 };
-use crate::units::show_bytes;
 
 /// The random stream of sampled replay rows' seed.
 const REPLAY_STREAM: u64 = 0x5245_504C;

@@ -26,6 +26,7 @@ use engraft_runtime::train::{Arm, FullTrainer, StepReport, TrainOptions, Trainer
 use super::arm::{MODEL_FILE, STOPPED_FILE, score_file, write_model};
 use super::prepare::{Prepared, Replay, describe_retention, prepare};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
+use crate::conditions::{Conditions, WhenOptions};
 use crate::json;
 use crate::memory::Watch;
 use crate::metrics::{Metrics, StepRecord};
@@ -36,6 +37,9 @@ use crate::progress::{Progress, Step, Style};
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) tune: TuneOptions,
+
+    #[command(flatten)]
+    when: WhenOptions,
 }
 
 pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
@@ -53,6 +57,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
             common::refuse_input(tune.model.path()?, &tune.adapter_path.join(name), "--adapter-path")?;
         }
     }
+    let mut conditions = options.when.watch()?;
+    conditions.go_on(&session.cancel, &mut |line| eprintln!("{line}"))?;
     let mut prepared = prepare(tune)?;
     eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);
@@ -62,7 +68,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let kernels = common::kernels(&tune.compute)?;
     let replay = replay_rows(tune, session, &mut prepared, &kernels)?;
     let Some(data) = prepared.data.take() else { return Ok(()) };
-    let result = Run::new(tune, session, &prepared, (&data, &replay), kernels, watch)?.train()?;
+    let result =
+        Run::new(tune, session, &prepared, (&data, &replay), kernels, watch)?.train(&mut conditions)?;
     if session.json {
         json::emit(&result)?;
     }
@@ -211,10 +218,15 @@ impl<'a> Run<'a> {
     }
 
     /// The whole run: held-out loss, steps, held-out loss, and the adapter's file.
-    fn train(mut self) -> Result<json::Train> {
+    fn train(mut self, conditions: &mut Conditions) -> Result<json::Train> {
         self.valid_before = self.evaluate()?;
         while self.arm.steps() < self.steps && !self.is_cancelled() {
             self.step()?;
+            let wait = conditions.go_on(&self.session.cancel, &mut |line| self.progress.note(line));
+            if let Err(given_up) = wait {
+                self.save_stopped()?;
+                return Err(given_up.into());
+            }
         }
         self.progress.finish();
         if self.is_cancelled() {

@@ -102,6 +102,11 @@ fn forgotten(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     };
     tell("forgets: ΔNLL", t.retention_nll_max, |r| r.delta_nll);
     tell("drifts: KL", t.retention_kl_max, |r| r.kl);
+    let lost = |r: &&RetentionReport| r.retained.is_some_and(|r| r.paired.worse);
+    let lost: Vec<&str> = arm.retention.iter().filter(lost).map(|r| r.text.as_str()).collect();
+    if !lost.is_empty() {
+        why.push(format!("forgets: fewer right answers on {}", lost.join(", ")));
+    }
     if let Some(ceiling) = t.task_kl_max.filter(|c| above(arm.task_kl, *c)) {
         why.push(format!("drifts: KL on the task above {}", show::number(ceiling)));
     }

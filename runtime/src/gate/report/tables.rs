@@ -1,8 +1,9 @@
 //! The figures as tables of strings, the same for page and terminal.
 
-use super::super::verdict::{ArmReport, Comparison, RetentionReport};
+use super::super::verdict::{ArmReport, Comparison, RetainedReport, RetentionReport};
 use super::outcome::{outcome, zero_shot};
 use super::{DataFacts, ModelFacts, Report, Run, Scoring, show};
+use crate::plan::show_bytes;
 
 /// A table whose first column names its rows.
 pub(super) struct Table {
@@ -73,14 +74,18 @@ pub(super) fn forgetting(report: &Report) -> Table {
         let name = show::one_line(&arm.name);
         for r in &arm.retention {
             let text = show::one_line(&r.text);
-            rows.push(vec![name.clone(), text, show::change(r.delta_nll), show::nats(r.kl)]);
+            let [before, after] = [|r: RetainedReport| r.before, |r: RetainedReport| r.after]
+                .map(|share| show::percent(r.retained.map(share)));
+            rows.push(vec![name.clone(), text, show::change(r.delta_nll), show::nats(r.kl), before, after]);
         }
         if arm.task_kl.is_some() {
             let task = "the held-out task".to_string();
-            rows.push(vec![name, task, show::DASH.into(), show::nats(arm.task_kl)]);
+            let none = || show::DASH.to_string();
+            rows.push(vec![name, task, none(), show::nats(arm.task_kl), none(), none()]);
         }
     }
-    Table::new("Forgetting, in nats per token", &["Arm", "Text", "ΔNLL", "KL(tuned‖base)"], rows)
+    let head = ["Arm", "Text", "ΔNLL", "KL(tuned‖base)", "Right before", "Right after"];
+    Table::new("Forgetting: nats per token, answers", &head, rows)
 }
 
 /// How the runs went.
@@ -111,8 +116,8 @@ pub(super) fn memory(report: &Report) -> Table {
         };
         vec![
             show::one_line(&run.arm),
-            if run.planned_bytes == 0 { show::DASH.into() } else { show::bytes(run.planned_bytes) },
-            run.peak_bytes.map_or(show::DASH.into(), show::bytes),
+            if run.planned_bytes == 0 { show::DASH.into() } else { show_bytes(run.planned_bytes) },
+            run.peak_bytes.map_or(show::DASH.into(), show_bytes),
             of_plan,
             show::seconds(run.seconds),
             show::speed(run.tokens, run.seconds),
@@ -185,7 +190,7 @@ fn model(m: &ModelFacts) -> Vec<(String, String)> {
         fact("File", &m.file),
         fact("Parameters", show::count(m.parameters)),
         fact("Type", &m.dtype),
-        fact("Mapped", show::bytes(m.mapped_bytes)),
+        fact("Mapped", show_bytes(m.mapped_bytes)),
         fact("SHA-256", &m.digest),
     ]
 }

@@ -24,7 +24,7 @@ fn losses(mean: f64, noise: f64, seed: u64, n: usize) -> Vec<ExampleNll> {
 fn arm(name: &str, kind: ArmKind, mean: f64, right: usize, forgot: &[(&str, f64, f64)]) -> ArmResult {
     let n = 400;
     let seed = name.bytes().map(u64::from).sum();
-    let of = |r: &(&str, f64, f64)| Retention { text: r.0.into(), delta_nll: r.1, kl: r.2 };
+    let of = |r: &(&str, f64, f64)| Retention { text: r.0.into(), delta_nll: r.1, kl: r.2, retained: None };
     ArmResult {
         name: name.into(),
         kind,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArmKind, ArmResult, Court, Leak, Retention, Thresholds, finite};
+use super::{ArmKind, ArmResult, Court, Leak, Retained, Retention, Thresholds, finite};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The schema of verdict.json.
@@ -168,6 +168,21 @@ pub struct RetentionReport {
     pub delta_nll: Option<f64>,
     /// KL(tuned‖base), nats per token.
     pub kl: Option<f64>,
+    /// Answers, of a task that has some.
+    pub retained: Option<RetainedReport>,
+}
+
+/// [`Retained`](super::Retained) as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RetainedReport {
+    /// Questions.
+    pub questions: usize,
+    /// Share that the base answers right.
+    pub before: f64,
+    /// Share that the tuned model answers right.
+    pub after: f64,
+    /// The two side by side; the rival is the base.
+    pub paired: Accuracy,
 }
 
 /// The verdict, as in verdict.json.
@@ -246,13 +261,20 @@ impl Verdict {
 }
 
 /// An arm's own figures, before any comparison.
-pub(super) fn measured(arm: &ArmResult) -> ArmReport {
+pub(super) fn measured(arm: &ArmResult, court: &Court<'_>) -> ArmReport {
     let (sum, targets) = arm.nll.iter().fold((0.0, 0), |(s, t), e| (s + e.sum, t + e.targets));
     let solved = |c: &Vec<bool>| c.iter().filter(|c| **c).count() as f64 / c.len() as f64;
+    let retained = |r: &Retained| RetainedReport {
+        questions: r.after.len(),
+        before: solved(&r.before),
+        after: solved(&r.after),
+        paired: court.paired(&r.after, &r.before, court.thresholds.alpha),
+    };
     let retention = |r: &Retention| RetentionReport {
         text: r.text.clone(),
         delta_nll: finite(r.delta_nll),
         kl: finite(r.kl),
+        retained: r.retained.as_ref().filter(|r| !r.after.is_empty()).map(retained),
     };
     ArmReport {
         name: arm.name.clone(),
@@ -346,7 +368,22 @@ pub(super) fn forgetting(arm: &ArmResult, t: &Thresholds, report: &mut ArmReport
     if let Some(ceiling) = t.task_kl_max {
         hold("KL(tuned‖base) on the task".to_string(), arm.task_kl.unwrap_or(f64::NAN), ceiling);
     }
+    for r in &report.retention {
+        let Some(retained) = r.retained else { continue };
+        sound &= !retained.paired.worse;
+        report.reasons.push(retained_sentence(name, &r.text, &retained));
+    }
     sound
+}
+
+fn retained_sentence(name: &str, text: &str, r: &RetainedReport) -> String {
+    let [before, after] = [r.before, r.after].map(|share| 100.0 * share);
+    let verb = if r.paired.worse { "forgets answers" } else { "is not shown to forget answers" };
+    format!(
+        "{name} {verb} on {text}: {after:.1} % right, {before:.1} % before; {} lost and {} gained of {}, \
+         McNemar's mid-p = {:.4}.",
+        r.paired.only_rival, r.paired.only_arm, r.questions, r.paired.p_mid
+    )
 }
 
 /// Chooses, and says why.

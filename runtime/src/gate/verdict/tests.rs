@@ -21,7 +21,9 @@ fn losses(mean: f64, noise: f64, seed: u64, n: usize) -> Vec<ExampleNll> {
 fn arm(name: &str, kind: ArmKind, mean: f64) -> ArmResult {
     let seed = name.bytes().map(u64::from).sum();
     let retention = match kind {
-        ArmKind::Trained => vec![Retention { text: "built-in".into(), delta_nll: 0.01, kl: 0.02 }],
+        ArmKind::Trained => {
+            vec![Retention { text: "built-in".into(), delta_nll: 0.01, kl: 0.02, retained: None }]
+        }
         _ => vec![],
     };
     let nll = losses(mean, 0.1, seed, N);
@@ -96,7 +98,7 @@ fn forgetting_turns_a_winner_down() {
     assert_eq!(v.decision, Decision::KeepPrompting { arm: "5-shot".into(), k: 5 });
     assert!(v.reasons.iter().any(|r| r.contains("is 0.0500 nats per token, above 0.03")), "{:#?}", v.reasons);
     for (delta_nll, kl) in [(0.0, 0.6), (f64::NAN, 0.0), (0.0, f64::INFINITY)] {
-        forgetful.retention[0] = Retention { text: "t".into(), delta_nll, kl };
+        forgetful.retention[0] = Retention { text: "t".into(), delta_nll, kl, retained: None };
         assert_eq!(judged(&[zero(), few(3.0), forgetful.clone()]).decision, Decision::KeepBase);
     }
     forgetful.retention.clear();
@@ -109,6 +111,29 @@ fn forgetting_turns_a_winner_down() {
         judge(&[zero(), few(2.8), far.clone()], &[], &t, &Binding::default()).unwrap().promoted().is_some()
     };
     assert!(promoted(strict(None)) && promoted(strict(Some(1.0))) && !promoted(strict(Some(0.4))));
+}
+
+#[test]
+fn lost_answers_to_a_retention_task_turn_a_winner_down() {
+    let with = |lost: usize, gained: usize| {
+        let mut arm = lora(2.0);
+        let before: Vec<bool> = (0..N).map(|i| i < 50).collect();
+        let after = (0..N).map(|i| if i < 50 { i >= lost } else { i < 50 + gained }).collect();
+        arm.retention[0].retained = Some(Retained { before, after });
+        judged(&[zero(), few(2.8), arm])
+    };
+    let v = with(8, 0);
+    assert_eq!(v.decision, Decision::KeepPrompting { arm: "5-shot".into(), k: 5 });
+    let told = "lora forgets answers on built-in: 70.0 % right, 83.3 % before; 8 lost and 0 gained of 60";
+    assert!(v.reasons.iter().any(|r| r.starts_with(told)), "{:#?}", v.reasons);
+    // As many gained as lost is another matter, and three lost can't tell.
+    for (lost, gained) in [(8, 8), (3, 0), (0, 8)] {
+        assert_eq!(with(lost, gained).promoted(), Some("lora"), "{lost} lost, {gained} gained");
+    }
+    let mut arm = lora(2.0);
+    arm.retention[0].retained = Some(Retained { before: vec![true], after: vec![] });
+    let refused = judge(&[zero(), few(2.8), arm], &[], &quick(), &Binding::default());
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Misuse);
 }
 
 #[test]

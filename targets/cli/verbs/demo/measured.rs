@@ -10,17 +10,16 @@ use engraft_runtime::gate::verdict::{ArmKind, ArmReport};
 use super::{FULL, FULL_RATE, LORA};
 use crate::json;
 
-/// Shares of the everyday commands that are answered exactly.
-pub(super) struct Everyday {
-    pub(super) before: f64,
-    pub(super) lora: f64,
-    pub(super) full: f64,
+/// Shares of the everyday commands that are answered exactly: before, and by this arm.
+fn everyday(arm: &ArmReport) -> Result<(f64, f64)> {
+    let missing = || Error::new(ErrorKind::Misuse, "the demo's verdict lacks the everyday commands");
+    let found = arm.retention.first().and_then(|r| r.retained).ok_or_else(missing)?;
+    Ok((found.before, found.after))
 }
 
 /// Everything.
 pub(super) struct Measured<'a> {
     pub(super) outcome: &'a Outcome,
-    pub(super) everyday: Everyday,
     pub(super) seconds: f64,
 }
 
@@ -54,7 +53,6 @@ impl Measured<'_> {
     /// One column for each arm.
     pub(super) fn table(&self) -> Result<String> {
         let arms = [self.named(ZERO_SHOT)?, self.few_shot()?, self.named(LORA)?, self.named(FULL)?];
-        let everyday = &self.everyday;
         let row = |name: &str, cells: [String; 4]| {
             let cells: String = cells.iter().map(|c| format!(" {c:>9}")).collect();
             format!("{name:<38}{cells}")
@@ -69,7 +67,8 @@ impl Measured<'_> {
         };
         let heads = ["before", &shots, LORA, FULL].map(str::to_string);
         let private = arms.map(|arm| percent(arm.accuracy.unwrap_or_default()));
-        let kept = [percent(everyday.before), none(), percent(everyday.lora), percent(everyday.full)];
+        let (before, lora) = everyday(arms[2])?;
+        let kept = [percent(before), none(), percent(lora), percent(everyday(arms[3])?.1)];
         let lines = [
             row("commands never seen, answered exactly", heads),
             row("  with the household's private words", private),
@@ -98,14 +97,11 @@ impl Measured<'_> {
             return Ok(text + "\ngate: nothing speaks against full");
         }
         text += &format!("\ngate: full is refused (every weight, no replay, learning rate {FULL_RATE:.0e}):");
-        for reason in full.reasons.iter().filter(|r| r.contains(" above ") || r.contains("does not beat")) {
+        let speaks = |r: &&String| [" above ", "does not beat", " forgets "].iter().any(|p| r.contains(p));
+        for reason in full.reasons.iter().filter(speaks) {
             text += &format!("\n      {reason}");
         }
-        let (before, after) = (self.everyday.before * 100.0, self.everyday.full * 100.0);
-        Ok(text
-            + &format!(
-                "\n      everyday commands answered exactly: {before:.1} % before, {after:.1} % after"
-            ))
+        Ok(text)
     }
 
     /// The same for machines.
@@ -117,11 +113,12 @@ impl Measured<'_> {
         };
         let exact = |arm: &ArmReport| arm.accuracy.unwrap_or_default();
         let (lora, full) = (self.named(LORA)?, self.named(FULL)?);
+        let (before, after) = everyday(lora)?;
         Ok(json::Demo {
             before_exact: exact(self.named(ZERO_SHOT)?),
             after_exact: exact(lora),
-            retention_before: self.everyday.before,
-            retention_after: self.everyday.lora,
+            retention_before: before,
+            retention_after: after,
             decision: verdict.decision.clone(),
             sentence: verdict.sentence.clone(),
             few_shot_exact: exact(self.few_shot()?),
@@ -129,7 +126,7 @@ impl Measured<'_> {
             full: json::DemoFull {
                 learning_rate: FULL_RATE,
                 after_exact: exact(full),
-                retention_after: self.everyday.full,
+                retention_after: everyday(full)?.1,
                 forgetting: forgetting(full),
                 eligible: full.eligible,
             },

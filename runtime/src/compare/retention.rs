@@ -1,0 +1,52 @@
+//! What a tuned model must not forget: texts by their losses, and tasks by the answers to them, too.
+
+use super::answers::{Metric, Question, questions};
+use super::material::Rows;
+use crate::data::masks::encode_sample;
+use crate::data::{DataOptions, Example, Sample};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::text::Text;
+
+/// One of the things to be retained.
+#[derive(Clone, Debug)]
+pub struct RetentionSet {
+    /// What the verdict calls it.
+    pub name: String,
+    /// Its rows.
+    pub rows: Vec<Example>,
+    /// Of a task: the rows as questions, and how answers are compared.
+    pub task: Option<(Vec<Question>, Metric)>,
+}
+
+impl RetentionSet {
+    /// A text: one row for each passage, all of whose tokens count.
+    ///
+    /// # Errors
+    /// `BadData` for a text without a token to predict.
+    pub fn of_text(name: &str, passages: &[&str], text: &Text, rows_max: usize) -> Result<RetentionSet> {
+        let plain = DataOptions { mask_prompt: true, ..DataOptions::default() };
+        let bad = |reason: &str| Error::new(ErrorKind::BadData, format!("retention text {name}: {reason}"));
+        let mut rows = Vec::new();
+        for passage in passages {
+            let sample = Sample::Text((*passage).to_string());
+            let row = encode_sample(&sample, &text.tokenizer, &text.chat, &plain).map_err(|why| bad(&why))?;
+            for (ids, mask) in row.ids.chunks(rows_max + 1).zip(row.mask.chunks(rows_max + 1)) {
+                let mut mask = mask.to_vec();
+                mask[0] = false;
+                if mask.iter().any(|m| *m) {
+                    rows.push(Example { ids: ids.to_vec(), mask });
+                }
+            }
+        }
+        match rows.is_empty() {
+            false => Ok(RetentionSet { name: name.to_string(), rows, task: None }),
+            true => Err(bad("no token to predict")),
+        }
+    }
+
+    /// Rows of a task, whose answers count where there is a metric for them.
+    pub fn of_rows(name: &str, rows: &Rows, metric: Option<Metric>, text: &Text) -> RetentionSet {
+        let task = metric.map(|metric| (questions(rows, text), metric));
+        RetentionSet { name: name.to_string(), rows: rows.data.examples.clone(), task }
+    }
+}

@@ -1,0 +1,212 @@
+//! When long work begins and goes on: while other programs leave the processors alone, while the machine is
+//! cool, and while mains power is there.
+
+mod readings;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum, value_parser};
+use engraft_runtime::error::{Error, ErrorKind, Result};
+
+use crate::options::misuse;
+use crate::provenance::PROFILES;
+use crate::units;
+pub(crate) use readings::System;
+use readings::{Processor, Readings};
+
+/// Time between two looks at the machine.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How soon a waiting run hears Ctrl-C.
+const HEAR_EVERY: Duration = Duration::from_millis(100);
+/// Where no profile says otherwise: a Pi's firmware throttles at 80 °C.
+const START_BELOW_C: u32 = 65;
+const PAUSE_ABOVE_C: u32 = 78;
+
+/// What the machine must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Condition {
+    /// Other programs use little of the processors
+    Idle,
+    /// Its warmest sensor is below --pause-above, and was below --start-below since the last pause
+    Cool,
+    /// It does not run on a battery
+    Powered,
+}
+
+/// When to run.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "When to run")]
+pub(crate) struct WhenOptions {
+    /// Begin and go on only while the machine is all of these: idle, cool, powered
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
+    only_when: Vec<Condition>,
+
+    /// cool: the temperatures of this device's profile
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PROFILES.iter().map(|p| p.name)))]
+    device: Option<String>,
+
+    /// cool: begin, and begin anew, below this (degrees Celsius; default: 65, or the device's)
+    #[arg(long, value_name = "C", value_parser = value_parser!(u32).range(1..=150))]
+    start_below: Option<u32>,
+
+    /// cool: pause above this (default: 78, or the device's)
+    #[arg(long, value_name = "C", value_parser = value_parser!(u32).range(1..=150))]
+    pause_above: Option<u32>,
+
+    /// idle: share of all processors that other programs may use
+    #[arg(long, value_name = "SHARE", default_value_t = 0.25, value_parser = units::parse_share)]
+    idle_below: f64,
+
+    /// Give up after waiting so long in all (90s, 30m, 4h; default: never)
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    wait: Option<Duration>,
+}
+
+impl WhenOptions {
+    /// What watches these conditions on this machine.
+    ///
+    /// # Errors
+    /// `Misuse` for temperatures in the wrong order, and for conditions that this machine can't tell.
+    pub(crate) fn watch(&self) -> Result<Conditions> {
+        self.watch_on(Box::new(System::default()))
+    }
+
+    fn watch_on(&self, mut readings: Box<dyn Readings>) -> Result<Conditions> {
+        let profile = self.device.as_deref().and_then(|name| PROFILES.iter().find(|p| p.name == name));
+        let start_c = self.start_below.unwrap_or(profile.map_or(START_BELOW_C, |p| p.start_c));
+        let pause_c = self.pause_above.unwrap_or(profile.map_or(PAUSE_ABOVE_C, |p| p.stop_c));
+        if start_c >= pause_c {
+            return Err(misuse(format!(
+                "--start-below {start_c}: it must be below --pause-above ({pause_c})"
+            )));
+        }
+        let unknown = |what: &str, condition: &str| {
+            let message = format!("--only-when {condition}: this machine tells no {what}: leave it out");
+            Err(misuse(message))
+        };
+        for condition in &self.only_when {
+            match condition {
+                Condition::Cool if readings.temperature().is_none() => {
+                    return unknown("temperature", "cool");
+                }
+                Condition::Idle if readings.processor().is_none() => return unknown("load", "idle"),
+                _ => {}
+            }
+        }
+        Ok(Conditions {
+            asked: self.only_when.clone(),
+            limits: Limits { start_c, pause_c, busy_max: self.idle_below },
+            patience: self.wait,
+            readings,
+            running: false,
+            processor: None,
+            looked: None,
+            waited: Duration::ZERO,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    start_c: u32,
+    pause_c: u32,
+    busy_max: f64,
+}
+
+/// Watches the machine for a run.
+pub(crate) struct Conditions {
+    asked: Vec<Condition>,
+    limits: Limits,
+    patience: Option<Duration>,
+    readings: Box<dyn Readings>,
+    /// Whether the run goes on, for which it may be warmer than to begin.
+    running: bool,
+    /// Processor time at the last look.
+    processor: Option<Processor>,
+    looked: Option<Instant>,
+    waited: Duration,
+}
+
+impl Conditions {
+    /// Comes back when the run may go on, or is cancelled; called often, it looks seldom. `tell` hears why
+    /// the run waits, once for each wait.
+    ///
+    /// # Errors
+    /// `Busy` when it waited for longer than asked.
+    pub(crate) fn go_on(&mut self, cancel: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<()> {
+        if self.asked.is_empty() || self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return Ok(());
+        }
+        let mut told = false;
+        while let Some(why) = self.obstacle() {
+            self.running = false;
+            if !told {
+                tell(&format!("waiting: {why}"));
+                told = true;
+            }
+            let begun = Instant::now();
+            while begun.elapsed() < LOOK_EVERY && !cancel.load(Ordering::Relaxed) {
+                std::thread::sleep(HEAR_EVERY);
+            }
+            self.waited += begun.elapsed();
+            if cancel.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if self.patience.is_some_and(|patience| self.waited >= patience) {
+                let message = format!("--wait: waited for {} s, and still {why}", self.waited.as_secs());
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+        }
+        if told {
+            tell("going on");
+        }
+        self.running = true;
+        self.looked = Some(Instant::now());
+        Ok(())
+    }
+
+    /// What speaks against going on now.
+    fn obstacle(&mut self) -> Option<String> {
+        self.asked.clone().into_iter().find_map(|condition| match condition {
+            Condition::Idle => self.busy(),
+            Condition::Cool => self.warm(),
+            Condition::Powered => {
+                let on_battery = self.readings.powered() == Some(false);
+                on_battery.then(|| "the machine runs on its battery".to_string())
+            }
+        })
+    }
+
+    fn warm(&mut self) -> Option<String> {
+        let limit = if self.running { self.limits.pause_c } else { self.limits.start_c };
+        match self.readings.temperature() {
+            Some(now) if now < f64::from(limit) => None,
+            Some(now) => Some(format!("{now:.0} °C, and {limit} are allowed")),
+            // A sensor that fails must not let the machine burn.
+            None => Some("the temperature can't be read any more".into()),
+        }
+    }
+
+    /// Others' use of the processors since the last look; nothing can be said at the first.
+    fn busy(&mut self) -> Option<String> {
+        let Some(now) = self.readings.processor() else {
+            return Some("the processors' load can't be read any more".into());
+        };
+        let Some(before) = self.processor.replace(now) else {
+            return Some("the processors' load is being measured".into());
+        };
+        let share = now.used_by_others_since(&before)?;
+        (share > self.limits.busy_max).then(|| {
+            let limit = 100.0 * self.limits.busy_max;
+            format!(
+                "other programs use {:.0} % of the processors, and {limit:.0} % are allowed",
+                100.0 * share
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Builds the release binary for 64-bit ARM and packs it with its systemd unit: a tarball, and a .deb where
+# dpkg-deb is there. Both are the same to the byte for the same commit and compiler.
+#
+#   targets/raspberry-pi/package.sh [FOLDER]     (default: cargo's target folder)
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$(git -C "$here" rev-parse --show-toplevel)"
+
+# shellcheck source=targets/raspberry-pi/cross.sh
+. "$here/cross.sh"
+cargo build --release --locked --target "$target" -p engraft
+out=${1:-$CARGO_TARGET_DIR}
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
+
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+install -D -m 755 "$CARGO_TARGET_DIR/$target/release/engraft" "$root/usr/bin/engraft"
+aarch64-linux-gnu-strip "$root/usr/bin/engraft"
+install -D -m 644 -t "$root/lib/systemd/system" "$here"/systemd/engraft-adapt@.*
+install -D -m 644 -t "$root/usr/share/doc/engraft" README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$here/example.toml"
+find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+
+mkdir -p "$out"
+tarball=$out/engraft-$version-aarch64-linux.tar.gz
+tar -C "$root" --sort=name --owner=0 --group=0 --numeric-owner -cf - . | gzip -9n >"$tarball"
+printf '%s: %s bytes; the binary alone: %s\n' "$tarball" "$(stat -c %s "$tarball")" "$(stat -c %s "$root/usr/bin/engraft")"
+
+if ! command -v dpkg-deb >/dev/null; then
+  echo 'SKIPPED: the .deb, for want of dpkg-deb'
+  exit
+fi
+install -d -m 755 "$root/DEBIAN"
+cat >"$root/DEBIAN/control" <<CONTROL
+Package: engraft
+Version: $version
+Architecture: arm64
+Maintainer: The Engraft authors <engraft@localhost>
+Section: science
+Priority: optional
+Description: Adapts small language models on the device they run on
+ Trains LoRA and DoRA adapters on quantized GGUF models, compares them with doing nothing and with
+ prompting, and promotes only what is better. One static program; a timer adapts at night.
+CONTROL
+find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+dpkg-deb --root-owner-group -Zxz --build "$root" "$out/engraft_${version}_arm64.deb"
