@@ -8,6 +8,8 @@ use std::fmt;
 pub enum ErrorKind {
     /// Reading or writing failed in the operating system.
     Io,
+    /// The disk, or a quota on it, is full.
+    Full,
     /// A file is not what its format demands (cut, flipped bits, foreign, lying about sizes).
     Corrupt,
     /// The format is right, but this version can't handle what it holds.
@@ -47,7 +49,7 @@ impl Error {
 
     /// An operating system error while doing `what` (for example "opening models/a.gguf").
     pub fn io(what: impl fmt::Display, source: std::io::Error) -> Self {
-        Error { kind: ErrorKind::Io, message: format!("{what}: {source}") }
+        Error { kind: kind_of(&source), message: format!("{what}: {source}") }
     }
 
     /// The class of the error.
@@ -64,6 +66,14 @@ impl Error {
     #[must_use]
     pub fn at(self, place: impl fmt::Display) -> Self {
         Error { kind: self.kind, message: format!("{place}: {}", self.message) }
+    }
+}
+
+/// The class of an operating system's error: what making room would mend, and all else.
+pub(crate) fn kind_of(source: &std::io::Error) -> ErrorKind {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+        _ => ErrorKind::Io,
     }
 }
 

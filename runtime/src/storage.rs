@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engraft_codec::{Crc32c, embedded_io};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, kind_of};
 
 /// A file being written.
 pub trait StorageFile: Write {
@@ -475,8 +475,9 @@ fn repeat_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> std::result
 
 /// The runtime's error for a frame's, naming its file.
 pub fn frame_error(path: &Path, error: engraft_codec::Error<StdIoError>) -> Error {
-    let kind = match error {
-        engraft_codec::Error::Io(_) | engraft_codec::Error::WriteZero => ErrorKind::Io,
+    let kind = match &error {
+        engraft_codec::Error::Io(StdIoError(source)) => kind_of(source),
+        engraft_codec::Error::WriteZero => ErrorKind::Io,
         engraft_codec::Error::Version { .. } => ErrorKind::Unsupported,
         engraft_codec::Error::Limit(_) | engraft_codec::Error::Misuse(_) => ErrorKind::Misuse,
         _ => ErrorKind::Corrupt,

@@ -51,6 +51,7 @@ fn kind_name(error: &anyhow::Error) -> &'static str {
     }
     match error.downcast_ref::<Error>().map(Error::kind) {
         Some(ErrorKind::Io) => "io",
+        Some(ErrorKind::Full) => "full",
         Some(ErrorKind::Corrupt) => "corrupt",
         Some(ErrorKind::Unsupported) => "unsupported",
         Some(ErrorKind::Misuse) => "usage",
@@ -97,6 +98,7 @@ mod tests {
     fn codes_are_those_documented() {
         for (kind, expected) in [
             (ErrorKind::Io, 1),
+            (ErrorKind::Full, 1),
             (ErrorKind::Corrupt, 6),
             (ErrorKind::Unsupported, 6),
             (ErrorKind::Misuse, 2),

@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 
 use crate::data::masks::encode_sample;
 use crate::data::source::{key, part_file};
-use crate::data::{DataOptions, Dataset, Format, Part, Sample, load, samples, split, split_off};
+use crate::data::{
+    DataOptions, Dataset, Format, Origin, Part, Sample, load_from, samples_from, split, split_off,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::leak::{Leak, RowHash, leaks};
 use crate::hex;
@@ -33,9 +35,14 @@ impl Rows {
     /// Rows that were read from a file, beside their texts.
     ///
     /// # Errors
-    /// Those of [`samples`].
+    /// Those of [`samples`](crate::data::samples).
     pub fn of(data: Dataset, options: &DataOptions) -> Result<Rows> {
-        Ok(Rows { samples: samples(&data, options)?, data })
+        let source = data.source.clone();
+        Rows::from(data, Origin::File(&source), options)
+    }
+
+    fn from(data: Dataset, origin: Origin<'_>, options: &DataOptions) -> Result<Rows> {
+        Ok(Rows { samples: samples_from(origin, &data, options)?, data })
     }
 
     /// Prompts with their completions that are in memory; row `i` is called "`name`:`i + 1`".
@@ -107,6 +114,17 @@ pub struct Limits {
     pub held_out_rows: Option<usize>,
 }
 
+/// Where the rows of a comparison come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// To be trained on; without the others, all rows.
+    pub train: Origin<'a>,
+    /// To validate with; held out where there is no `test`.
+    pub valid: Option<Origin<'a>>,
+    /// Held out.
+    pub test: Option<Origin<'a>>,
+}
+
 /// Everything that a comparison reads.
 #[derive(Clone, Debug)]
 pub struct Material {
@@ -130,22 +148,43 @@ impl Material {
     /// # Errors
     /// Those of [`load`]; `BadData` where a part is left without rows.
     pub fn read(path: &Path, text: &Text, options: &DataOptions, limits: Limits) -> Result<Material> {
-        let read = |file: &Path| load(file, &text.tokenizer, &text.chat, options);
-        let file = part_file(path, Part::Train)?.unwrap_or_else(|| path.to_owned());
+        let train = part_file(path, Part::Train)?.unwrap_or_else(|| path.to_owned());
         let (test, valid) = (part_file(path, Part::Test)?, part_file(path, Part::Valid)?);
+        let parts = Parts {
+            train: Origin::File(&train),
+            valid: valid.as_deref().map(Origin::File),
+            test: test.as_deref().map(Origin::File),
+        };
+        Material::read_from(parts, text, options, limits)
+    }
+
+    /// [`Material::read`] of parts that need not be files.
+    ///
+    /// # Errors
+    /// As [`Material::read`].
+    pub fn read_from(
+        parts: Parts<'_>,
+        text: &Text,
+        options: &DataOptions,
+        limits: Limits,
+    ) -> Result<Material> {
+        let read = |part| load_from(part, &text.tokenizer, &text.chat, options);
         let (fraction, seed) = (options.valid_fraction, options.split_seed);
-        let rest = read(&file)?;
-        let (rest, held_out, valid) = match (test, valid) {
-            (Some(test), valid) => (rest, read(&test)?, valid),
-            (None, Some(valid)) => (rest, read(&valid)?, None),
+        let rest = read(parts.train)?;
+        let (rest, held_out, held_out_from, valid) = match (parts.test, parts.valid) {
+            (Some(test), valid) => (rest, read(test)?, test, valid),
+            (None, Some(valid)) => (rest, read(valid)?, valid, None),
             (None, None) => {
                 let (rest, held_out) = split(rest, fraction, seed);
-                (rest, held_out, None)
+                (rest, held_out, parts.train, None)
             }
         };
-        let (train, valid) = match valid {
-            Some(file) => (rest, read(&file)?),
-            None => split(rest, fraction, mix(seed ^ VALID_STREAM)),
+        let (train, valid, valid_from) = match valid {
+            Some(valid) => (rest, read(valid)?, valid),
+            None => {
+                let (train, valid) = split(rest, fraction, mix(seed ^ VALID_STREAM));
+                (train, valid, parts.train)
+            }
         };
         let train = at_most(train, limits.train_rows, mix(seed ^ TRAIN_STREAM));
         let held_out = at_most(held_out, limits.held_out_rows, seed);
@@ -153,13 +192,14 @@ impl Material {
             if part.examples.is_empty() {
                 let message = format!(
                     "{}: no row is left {what}: give more rows, another --valid-fraction, or files of their own",
-                    path.display()
+                    parts.train.name().display()
                 );
                 return Err(Error::new(ErrorKind::BadData, message));
             }
         }
-        let of = |data| Rows::of(data, options);
-        Material::of(of(train)?, of(valid)?, of(held_out)?, options)
+        let train = Rows::from(train, parts.train, options)?;
+        let valid = Rows::from(valid, valid_from, options)?;
+        Material::of(train, valid, Rows::from(held_out, held_out_from, options)?, options)
     }
 
     /// Parts that were read already.

@@ -9,17 +9,23 @@ use std::path::Path;
 /// Bytes of a line, at most.
 pub const LINE_BYTES_MAX: usize = 1 << 24;
 
+/// What is called for each row: the number of its line, and its value or why there is none. False ends it.
+pub type EachRow<'a> = dyn FnMut(usize, std::result::Result<Value, String>) -> Result<bool> + 'a;
+
 /// Calls `row` for every line that isn't blank, with its number from 1: a JSON value, or the reason why
 /// there is none (too long, not UTF-8, not JSON). A byte order mark and CRLF are allowed. Stops at the
 /// first error or where `row` returns false.
 ///
 /// Errors: `Io` for a file that can't be read, and those of `row`.
-pub fn for_each_row(
-    path: &Path,
-    row: &mut dyn FnMut(usize, std::result::Result<Value, String>) -> Result<bool>,
-) -> Result<()> {
+pub fn for_each_row(path: &Path, row: &mut EachRow<'_>) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
-    let mut reader = BufReader::with_capacity(1 << 16, file);
+    for_each_row_of(BufReader::with_capacity(1 << 16, file), path, row)
+}
+
+/// [`for_each_row`] of anything that can be read; `path` is what errors call it.
+///
+/// Errors: as [`for_each_row`].
+pub fn for_each_row_of(mut reader: impl BufRead, path: &Path, row: &mut EachRow<'_>) -> Result<()> {
     let mut line = Vec::new();
     let mut number = 0;
     loop {

@@ -1,7 +1,7 @@
 //! Files and directories of data: which file is which part, reading one, and the seeded split.
 
 use super::formats::{DataOptions, Format, OverLong, Sample};
-use super::jsonl::for_each_row;
+use super::jsonl::{EachRow, for_each_row, for_each_row_of};
 use super::masks::{encode_after, encode_sample};
 use super::{Dataset, Example, SKIPPED_NAMED_MAX, Skipped};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,6 +33,36 @@ impl Part {
             Part::Train => "train.jsonl",
             Part::Valid => "valid.jsonl",
             Part::Test => "test.jsonl",
+        }
+    }
+}
+
+/// Where rows come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// A file.
+    File(&'a Path),
+    /// Lines that are in memory already, and what errors call them.
+    Memory {
+        /// Their name; no file need be called so.
+        name: &'a Path,
+        /// JSON, one object a line.
+        lines: &'a [u8],
+    },
+}
+
+impl<'a> Origin<'a> {
+    /// What errors call it: of a file, its path.
+    pub fn name(self) -> &'a Path {
+        match self {
+            Origin::File(name) | Origin::Memory { name, .. } => name,
+        }
+    }
+
+    fn for_each_row(self, row: &mut EachRow<'_>) -> Result<()> {
+        match self {
+            Origin::File(file) => for_each_row(file, row),
+            Origin::Memory { name, lines } => for_each_row_of(lines, name, row),
         }
     }
 }
@@ -91,12 +121,25 @@ pub fn load(
     chat: &ChatTemplate,
     options: &DataOptions,
 ) -> Result<Dataset> {
+    load_from(Origin::File(file), tokenizer, chat, options)
+}
+
+/// [`load`] of rows that need not be in a file.
+///
+/// Errors: as [`load`].
+pub fn load_from(
+    origin: Origin<'_>,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> Result<Dataset> {
     if options.max_seq_length == 0 {
         return Err(Error::new(ErrorKind::Misuse, "the sequence length must be at least 1"));
     }
-    let format = if options.reader.is_some() { Format::Messages } else { detect(file, options)? };
+    let file = origin.name();
+    let format = if options.reader.is_some() { Format::Messages } else { detect(origin, options)? };
     let mut data = Dataset::empty(file, format);
-    for_each_row(file, &mut |line, row| {
+    origin.for_each_row(&mut |line, row| {
         let sample = row.and_then(|row| options.sample(&row, format));
         let encoded =
             sample.and_then(|sample| Ok((encode_sample(&sample, tokenizer, chat, options)?, sample)));
@@ -138,10 +181,18 @@ pub fn load(
 /// # Errors
 /// `Io`; `BadData` when the file is not what it was.
 pub fn samples(data: &Dataset, options: &DataOptions) -> Result<Vec<Sample>> {
+    samples_from(Origin::File(&data.source), data, options)
+}
+
+/// [`samples`] of rows that were loaded from `origin`.
+///
+/// # Errors
+/// As [`samples`].
+pub fn samples_from(origin: Origin<'_>, data: &Dataset, options: &DataOptions) -> Result<Vec<Sample>> {
     let mut wanted: Vec<(usize, usize)> = data.lines.iter().map(|l| *l as usize).zip(0..).collect();
     wanted.sort_unstable();
     let (mut wanted, mut found) = (wanted.into_iter().peekable(), vec![None; data.lines.len()]);
-    for_each_row(&data.source, &mut |line, row| {
+    origin.for_each_row(&mut |line, row| {
         if let Some((_, at)) = wanted.next_if(|(wanted, _)| *wanted == line) {
             found[at] = row.ok().and_then(|row| options.sample(&row, data.format).ok());
         }
@@ -207,11 +258,11 @@ fn nothing_left(data: &Dataset) -> Error {
 }
 
 /// The format of the first row that has one.
-fn detect(file: &Path, options: &DataOptions) -> Result<Format> {
+fn detect(origin: Origin<'_>, options: &DataOptions) -> Result<Format> {
     let mut found = None;
     let mut rows = 0;
     let mut first = String::from("the file has no rows");
-    for_each_row(file, &mut |line, row| {
+    origin.for_each_row(&mut |line, row| {
         rows += 1;
         found = row.as_ref().ok().and_then(|row| options.detect(row));
         if rows == 1 {
@@ -221,7 +272,7 @@ fn detect(file: &Path, options: &DataOptions) -> Result<Format> {
     })?;
     found.ok_or_else(|| {
         let known: Vec<String> = Format::ALL.iter().map(|f| format!("{:?}", options.keys(*f))).collect();
-        let place = file.display();
+        let place = origin.name().display();
         let message =
             format!("{place}: no row has the keys of a known format ({}); {first}", known.join(", "));
         Error::new(ErrorKind::BadData, message)
@@ -250,16 +301,29 @@ pub fn load_train_valid(
     chat: &ChatTemplate,
     options: &DataOptions,
 ) -> Result<TrainValid> {
+    let train = part_file(path, Part::Train)?.unwrap_or_else(|| path.to_owned());
+    let valid = part_file(path, Part::Valid)?;
+    load_parts(Origin::File(&train), valid.as_deref().map(Origin::File), tokenizer, chat, options)
+}
+
+/// [`load_train_valid`] of rows that need not be in files; without `valid`, `train` is split by seed.
+///
+/// Errors: as [`load_train_valid`].
+pub fn load_parts(
+    train: Origin<'_>,
+    valid: Option<Origin<'_>>,
+    tokenizer: &Tokenizer,
+    chat: &ChatTemplate,
+    options: &DataOptions,
+) -> Result<TrainValid> {
     if !(0.0..1.0).contains(&options.valid_fraction) {
         let message = format!("the validation fraction {} is not in 0..1", options.valid_fraction);
         return Err(Error::new(ErrorKind::Misuse, message));
     }
-    let train_file = part_file(path, Part::Train)?.unwrap_or_else(|| path.to_owned());
-    let data = load(&train_file, tokenizer, chat, options)?;
-    let valid_file = part_file(path, Part::Valid)?;
-    let split_by_seed = valid_file.is_none();
-    let (train, valid) = match valid_file {
-        Some(file) => (data, load(&file, tokenizer, chat, options)?),
+    let data = load_from(train, tokenizer, chat, options)?;
+    let split_by_seed = valid.is_none();
+    let (train, valid) = match valid {
+        Some(valid) => (data, load_from(valid, tokenizer, chat, options)?),
         None => split(data, options.valid_fraction, options.split_seed),
     };
     let known: HashSet<&[u32]> = train.examples.iter().map(|e| e.ids.as_slice()).collect();

@@ -1,0 +1,316 @@
+//! What is put beside a model: an adapter, examples before the prompt, or nothing; and slots that many
+//! sessions take it from.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+
+use engraft_kernels::Kernels;
+use engraft_runtime::ErrorKind;
+use engraft_runtime::adapter::{Adapter as Parameters, Binding, Precision};
+use engraft_runtime::generate::{AdapterSlot, StackedAdapter};
+use engraft_runtime::model::chat::Message;
+use engraft_runtime::storage::Disk;
+
+use crate::caller::{self, Out, structs};
+use crate::error::{Failure, Result};
+use crate::handle::{self, Kind};
+use crate::model::{self, Model};
+
+/// Trained parameters.
+pub const ENGRAFT_KIND_ADAPTER: u32 = 1;
+/// Examples that go before every prompt.
+pub const ENGRAFT_KIND_FEW_SHOT: u32 = 2;
+/// Nothing: the base alone.
+pub const ENGRAFT_KIND_BASE: u32 = 3;
+
+/// What is put beside a model. Never changes; may be used by any number of threads and sessions at once.
+pub struct Adapter {
+    _opaque: [u8; 0],
+}
+
+impl Kind for Adapter {
+    type Value = Inner;
+    const NAME: &'static str = "adapter";
+}
+
+/// A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
+/// thread.
+pub struct Slot {
+    _opaque: [u8; 0],
+}
+
+impl Kind for Slot {
+    type Value = Arc<AdapterSlot>;
+    const NAME: &'static str = "slot";
+}
+
+/// What is behind an adapter handle.
+pub(crate) struct Inner {
+    pub(crate) model: Arc<model::Inner>,
+    /// As trained; none of examples and of the base.
+    pub(crate) parameters: Option<Box<Parameters>>,
+    /// The same as sessions use it.
+    pub(crate) stacked: Option<Arc<StackedAdapter>>,
+    /// To be put before prompts.
+    pub(crate) few_shot: Vec<Message>,
+}
+
+/// How an adapter is loaded. Zero is the default of everything.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct AdapterParams {
+    /// `sizeof(engraft_adapter_params)`.
+    pub struct_size: u32,
+    /// 1 takes an adapter of another base, if its shapes are this one's.
+    pub force_base: u32,
+    /// What its effect is multiplied by (0: 1, as trained).
+    pub scale: f32,
+    /// Threads for loading it (0: as many as there are cores).
+    pub threads: u32,
+}
+
+/// What an adapter is.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct AdapterInfo {
+    /// `sizeof(engraft_adapter_info)`.
+    pub struct_size: u32,
+    /// `ENGRAFT_KIND_ADAPTER`, `ENGRAFT_KIND_FEW_SHOT` or `ENGRAFT_KIND_BASE`; of the last two all else is 0.
+    pub kind: u32,
+    /// The largest rank of a projection.
+    pub rank: u32,
+    /// 1 for DoRA.
+    pub dora: u32,
+    /// Parameters.
+    pub parameters: u64,
+    /// Steps that it was trained for.
+    pub steps: u64,
+    /// Tokens that the loss was taken on.
+    pub tokens: u64,
+    /// Held-out loss of the base in nats per token; NaN where unknown.
+    pub valid_loss_before: f32,
+    /// Held-out loss with the adapter; NaN where unknown.
+    pub valid_loss_after: f32,
+}
+
+structs!(AdapterParams = "engraft_adapter_params", AdapterInfo = "engraft_adapter_info");
+
+impl Inner {
+    /// Examples, or the base alone where there are none.
+    pub(crate) fn without_parameters(model: &Arc<model::Inner>, few_shot: Vec<Message>) -> Inner {
+        Inner { model: model.clone(), parameters: None, stacked: None, few_shot }
+    }
+
+    /// An adapter as trained here: there is nothing to hold it against.
+    pub(crate) fn trusted(
+        model: &Arc<model::Inner>,
+        kernels: &Kernels,
+        parameters: Parameters,
+    ) -> Result<Inner> {
+        let alone = [(parameters, 1.0)];
+        let stacked = Arc::new(StackedAdapter::new(&model.file, kernels, &alone)?);
+        let [(parameters, _)] = alone;
+        let parameters = Some(Box::new(parameters));
+        Ok(Inner { model: model.clone(), parameters, stacked: Some(stacked), few_shot: Vec::new() })
+    }
+
+    /// An adapter from a file, held against the model.
+    pub(crate) fn held(
+        model: &Arc<model::Inner>,
+        kernels: &Arc<Kernels>,
+        parameters: Parameters,
+        params: &AdapterParams,
+    ) -> Result<Inner> {
+        let mut inner = Inner::trusted(model, kernels, parameters)?;
+        let (Some(parameters), Some(stacked)) = (&inner.parameters, &inner.stacked) else { return Ok(inner) };
+        let mut prober = model.prober(kernels, parameters.layout.rank_max());
+        let now = prober.with(&**stacked);
+        match parameters.check_found(&model.file, &mut prober, now) {
+            Ok(unrecorded) if unrecorded.is_empty() => {}
+            Ok(unrecorded) => ::log::warn!(
+                "the adapter's file does not record {}: only the base's digest and shapes were checked",
+                unrecorded.join(", ")
+            ),
+            Err(error) if params.force_base != 0 && error.kind() == ErrorKind::BaseMismatch => {
+                ::log::warn!("used nevertheless, as force_base says: {}", error.message());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let scale = scale(params)?;
+        if scale != 1.0 {
+            let scaled = [((**parameters).clone(), scale)];
+            inner.stacked = Some(Arc::new(StackedAdapter::new(&model.file, kernels, &scaled)?));
+        }
+        Ok(inner)
+    }
+
+    /// # Errors
+    /// `MISUSE` for what holds no parameters.
+    pub(crate) fn parameters(&self) -> Result<&Parameters> {
+        self.parameters.as_deref().ok_or_else(|| Failure::misuse("there are no trained parameters in this"))
+    }
+
+    fn info(&self) -> AdapterInfo {
+        let Some(p) = &self.parameters else {
+            let kind = if self.few_shot.is_empty() { ENGRAFT_KIND_BASE } else { ENGRAFT_KIND_FEW_SHOT };
+            return AdapterInfo { kind, ..caller::zeroed() };
+        };
+        AdapterInfo {
+            struct_size: 0,
+            kind: ENGRAFT_KIND_ADAPTER,
+            rank: p.layout.rank_max() as u32,
+            dora: u32::from(p.config.dora),
+            parameters: p.layout.len() as u64,
+            steps: p.meta.steps,
+            tokens: p.meta.tokens,
+            valid_loss_before: p.meta.valid_loss_before.unwrap_or(f32::NAN),
+            valid_loss_after: p.meta.valid_loss_after.unwrap_or(f32::NAN),
+        }
+    }
+}
+
+fn scale(params: &AdapterParams) -> Result<f32> {
+    match params.scale {
+        0.0 => Ok(1.0),
+        scale if scale.is_finite() && scale.abs() <= 1e3 => Ok(scale),
+        scale => Err(Failure::misuse(format!("scale is {scale}, and must be -1000 to 1000"))),
+    }
+}
+
+/// Commits parameters as `folder/adapter.engraft`, bound to their base by what both compute; returns when
+/// the file is on disk and was read back.
+pub(crate) fn save(
+    model: &model::Inner,
+    kernels: &Arc<Kernels>,
+    parameters: &Parameters,
+    folder: &std::path::Path,
+    precision: Precision,
+) -> Result<()> {
+    let rounded = match precision {
+        Precision::F32 => None,
+        Precision::F16 => {
+            let mut copy = parameters.clone();
+            copy.round_to(precision)?;
+            Some(copy)
+        }
+    };
+    let stored = rounded.as_ref().unwrap_or(parameters);
+    let mut prober = model.prober(kernels, stored.layout.rank_max());
+    let binding = Binding::of(stored, &model.file, &mut prober)?;
+    stored.save_bound(&Disk, folder, precision, &binding)?;
+    Ok(())
+}
+
+/// The precision of a file.
+pub(crate) fn stored(half: u32) -> Precision {
+    if half == 0 { Precision::F32 } else { Precision::F16 }
+}
+
+/// Makes all settings the default. `struct_size` is `sizeof(engraft_adapter_params)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_adapter_default_params(
+    params: *mut AdapterParams,
+    struct_size: usize,
+) -> i32 {
+    handle::alone("engraft_adapter_default_params", || {
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::default_settings(params, struct_size) }
+    })
+}
+
+/// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and holds it against the
+/// model: base, shapes, and what it computed when it was saved. `params` may be NULL. `*adapter` is freed
+/// with `engraft_adapter_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_adapter_load(
+    model: *const Model,
+    path: *const c_char,
+    path_length: usize,
+    params: *const AdapterParams,
+    adapter: *mut *mut Adapter,
+) -> i32 {
+    handle::call("engraft_adapter_load", model, |model| {
+        // SAFETY: the crate's contract, for the caller's place, path and struct.
+        let (out, path, params) = unsafe {
+            (Out::new(adapter)?, caller::path(path, path_length, "path")?, caller::settings(params)?)
+        };
+        let kernels = model::kernels(params.threads)?;
+        let loaded = Parameters::load(&path)?;
+        let held = Inner::held(model, &kernels, loaded, &params);
+        let named = |f: Failure| Failure::new(f.code, format!("{}: {}", path.display(), f.message));
+        out.publish(held.map_err(named)?)
+    })
+}
+
+/// Frees an adapter; sessions and slots that use it keep what they need. NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_adapter_free(adapter: *mut Adapter) -> i32 {
+    handle::free("engraft_adapter_free", adapter)
+}
+
+/// Tells what an adapter is. Set `struct_size` before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_adapter_get_info(adapter: *const Adapter, info: *mut AdapterInfo) -> i32 {
+    handle::call("engraft_adapter_get_info", adapter, |adapter| {
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::answer(info, adapter.info()) }
+    })
+}
+
+/// Commits an adapter as `adapter.engraft` in a folder, which is made if it is missing; a `half` of 1 stores
+/// it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_adapter_save(
+    adapter: *const Adapter,
+    folder: *const c_char,
+    folder_length: usize,
+    half: u32,
+) -> i32 {
+    handle::call("engraft_adapter_save", adapter, |adapter| {
+        // SAFETY: the crate's contract, for the caller's path.
+        let folder = unsafe { caller::path(folder, folder_length, "folder") }?;
+        save(&adapter.model, &model::kernels(0)?, adapter.parameters()?, &folder, stored(half))
+    })
+}
+
+/// Makes a slot that holds nothing: sessions that follow it use the base alone. `*slot` is freed with
+/// `engraft_slot_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_slot_create(slot: *mut *mut Slot) -> i32 {
+    handle::alone("engraft_slot_create", || {
+        // SAFETY: the crate's contract, for the caller's place.
+        let out = unsafe { Out::new(slot) }?;
+        out.publish(Arc::new(AdapterSlot::new(None)))
+    })
+}
+
+/// Frees a slot; sessions that follow it keep what it held. NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_slot_free(slot: *mut Slot) -> i32 {
+    handle::free("engraft_slot_free", slot)
+}
+
+/// Puts an adapter into a slot, or with NULL the base alone: sessions that follow it use it from the next
+/// token that each reads. Waits for nobody. `*generation` counts the swaps; it may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_slot_swap(
+    slot: *const Slot,
+    adapter: *const Adapter,
+    generation: *mut u64,
+) -> i32 {
+    handle::call("engraft_slot_swap", slot, |slot| {
+        let adapter = handle::find_if_given(adapter)?;
+        let stacked = match &adapter {
+            None => None,
+            Some(given) if !given.value.few_shot.is_empty() => {
+                let message = "examples can't be swapped between tokens: use engraft_session_set_adapter";
+                return Err(Failure::misuse(message));
+            }
+            Some(given) => given.value.stacked.clone(),
+        };
+        let swapped = slot.swap(stacked);
+        // SAFETY: the crate's contract, for the caller's number.
+        unsafe { caller::put(generation, swapped) };
+        Ok(())
+    })
+}

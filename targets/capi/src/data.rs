@@ -1,0 +1,315 @@
+//! Data: rows of JSON as token ids, from files or from memory.
+
+use std::ffi::c_char;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engraft_runtime::compare::material::Parts;
+use engraft_runtime::data::source::part_file;
+use engraft_runtime::data::{DataOptions, Origin, OverLong, Part, TrainValid, load_parts};
+use engraft_runtime::gate::task::Task;
+
+use crate::caller::{self, Out, or, structs};
+use crate::error::{Failure, Result};
+use crate::handle::{self, Kind};
+use crate::model::{self, Model};
+
+/// Rows are not of a known task.
+pub const ENGRAFT_TASK_NONE: u32 = 0;
+/// GSM8K: answers behind `####`.
+pub const ENGRAFT_TASK_GSM8K: u32 = 1;
+/// Orca-Math: answers in prose.
+pub const ENGRAFT_TASK_ORCA_MATH: u32 = 2;
+/// SVAMP: one-step word problems.
+pub const ENGRAFT_TASK_SVAMP: u32 = 3;
+
+/// Tokens of a row at most, where nothing is said.
+pub(crate) const ROW_TOKENS: u32 = 256;
+/// The same at all.
+const ROW_TOKENS_MAX: u32 = 1 << 20;
+/// Share of the rows that validates, where nothing is said and there are none of their own.
+const VALID_SHARE: f64 = 0.1;
+
+/// Rows to train on and to validate with. Never changes; may be used by any number of threads at once.
+pub struct Data {
+    _opaque: [u8; 0],
+}
+
+impl Kind for Data {
+    type Value = Arc<Inner>;
+    const NAME: &'static str = "data";
+}
+
+/// What is behind a data handle.
+pub(crate) struct Inner {
+    pub(crate) model: Arc<model::Inner>,
+    pub(crate) rows: TrainValid,
+    pub(crate) options: DataOptions,
+    pub(crate) task: Option<Task>,
+    source: Source,
+}
+
+/// Where rows came from, to be read once more by the gate.
+enum Source {
+    Files { train: PathBuf, valid: Option<PathBuf>, test: Option<PathBuf> },
+    Memory { train: Vec<u8>, valid: Option<Vec<u8>>, test: Option<Vec<u8>> },
+}
+
+/// How rows are read. Zero is the default of everything.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct DataParams {
+    /// `sizeof(engraft_data_params)`.
+    pub struct_size: u32,
+    /// Tokens of a row at most; longer ones are cut (0: 256). Never more than the model was trained for.
+    pub max_seq_length: u32,
+    /// 1 trains on every token, instead of on answers only.
+    pub no_mask_prompt: u32,
+    /// 1 joins prompt and completion as they are, even for a model with a chat template.
+    pub raw: u32,
+    /// `ENGRAFT_TASK_*`: how rows are asked and answers are read.
+    pub task: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Share of the rows that is held back, where no rows are given for that (0: 0.1; below 0: none).
+    pub valid_fraction: f64,
+    /// Seed of that choice.
+    pub split_seed: u64,
+}
+
+/// What rows there are.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct DataInfo {
+    /// `sizeof(engraft_data_info)`.
+    pub struct_size: u32,
+    /// 1 where the rows to validate with were split off by seed.
+    pub split_by_seed: u32,
+    /// Rows to train on.
+    pub train_rows: u64,
+    /// Tokens in them that the loss is taken on.
+    pub train_tokens: u64,
+    /// Rows to validate with.
+    pub valid_rows: u64,
+    /// Tokens in them that the loss is taken on.
+    pub valid_tokens: u64,
+    /// Rows that were left out; `engraft_data_skipped` names them.
+    pub skipped: u64,
+    /// Rows that were cut.
+    pub truncated: u64,
+    /// Rows to validate with that are among those to train on: they flatter the result.
+    pub duplicates: u64,
+    /// Positions of the longest row.
+    pub rows_max: u64,
+}
+
+structs!(DataParams = "engraft_data_params", DataInfo = "engraft_data_info");
+
+impl Source {
+    fn parts(&self) -> Parts<'_> {
+        match self {
+            Source::Files { train, valid, test } => Parts {
+                train: Origin::File(train),
+                valid: valid.as_deref().map(Origin::File),
+                test: test.as_deref().map(Origin::File),
+            },
+            Source::Memory { train, valid, test } => {
+                let named = |part: Part, lines| Origin::Memory { name: Path::new(part.file_name()), lines };
+                Parts {
+                    train: named(Part::Train, train),
+                    valid: valid.as_deref().map(|lines| named(Part::Valid, lines)),
+                    test: test.as_deref().map(|lines| named(Part::Test, lines)),
+                }
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let of = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::capacity);
+        match self {
+            Source::Files { .. } => 0,
+            Source::Memory { train, valid, test } => train.capacity() + of(valid) + of(test),
+        }
+    }
+}
+
+impl Inner {
+    fn new(model: &Arc<model::Inner>, params: &DataParams, source: Source) -> Result<Inner> {
+        caller::unused(params.reserved)?;
+        let task = match params.task {
+            ENGRAFT_TASK_NONE => None,
+            ENGRAFT_TASK_GSM8K => Some(Task::Gsm8k),
+            ENGRAFT_TASK_ORCA_MATH => Some(Task::OrcaMath),
+            ENGRAFT_TASK_SVAMP => Some(Task::Svamp),
+            other => return Err(Failure::misuse(format!("{other} is no task"))),
+        };
+        if params.max_seq_length > ROW_TOKENS_MAX {
+            let message =
+                format!("max_seq_length is {}, and must be at most {ROW_TOKENS_MAX}", params.max_seq_length);
+            return Err(Failure::misuse(message));
+        }
+        let rows_max = or(params.max_seq_length, ROW_TOKENS).min(model.file.config().context_len);
+        let fraction = (VALID_SHARE, Some(0.0));
+        let options = DataOptions {
+            reader: task.map(Task::reader),
+            mask_prompt: params.no_mask_prompt == 0,
+            raw: params.raw != 0,
+            max_seq_length: rows_max,
+            over_long: OverLong::Truncate,
+            valid_fraction: caller::number(params.valid_fraction, fraction, 0.0..=0.999, "valid_fraction")?,
+            split_seed: params.split_seed,
+            ..DataOptions::default()
+        };
+        let text = model.text()?;
+        let Parts { train, valid, .. } = source.parts();
+        let rows = load_parts(train, valid, &text.tokenizer, &text.chat, &options)?;
+        Ok(Inner { model: model.clone(), rows, options, task, source })
+    }
+
+    /// Where the rows come from.
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        self.source.parts()
+    }
+
+    /// Private memory beside the ids.
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.source.bytes()
+    }
+
+    /// Private memory of the ids.
+    pub(crate) fn rows_bytes(&self) -> usize {
+        self.rows.train.heap_bytes() + self.rows.valid.heap_bytes()
+    }
+
+    /// # Errors
+    /// `MISUSE` for data that was read for another model.
+    pub(crate) fn check_of(&self, model: &Arc<model::Inner>) -> Result<()> {
+        match Arc::ptr_eq(&self.model, model) {
+            true => Ok(()),
+            false => Err(Failure::misuse("the data was read for another model handle: read it for this one")),
+        }
+    }
+
+    fn info(&self) -> DataInfo {
+        let TrainValid { train, valid, split_by_seed, duplicates } = &self.rows;
+        DataInfo {
+            struct_size: 0,
+            split_by_seed: u32::from(*split_by_seed),
+            train_rows: train.examples.len() as u64,
+            train_tokens: train.trained_tokens() as u64,
+            valid_rows: valid.examples.len() as u64,
+            valid_tokens: valid.trained_tokens() as u64,
+            skipped: self.skipped_count(),
+            truncated: (train.truncated + valid.truncated) as u64,
+            duplicates: *duplicates as u64,
+            rows_max: train.rows_max().max(valid.rows_max()) as u64,
+        }
+    }
+
+    /// A split leaves what was skipped with the rows to train on.
+    fn skipped_count(&self) -> u64 {
+        (self.rows.train.skipped_count + self.rows.valid.skipped_count) as u64
+    }
+}
+
+/// Makes all settings the default. `struct_size` is `sizeof(engraft_data_params)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_data_default_params(params: *mut DataParams, struct_size: usize) -> i32 {
+    handle::alone("engraft_data_default_params", || {
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::default_settings(params, struct_size) }
+    })
+}
+
+/// Reads rows from a file, or from a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they
+/// are there. `params` may be NULL. `*data` is freed with `engraft_data_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_data_open(
+    model: *const Model,
+    path: *const c_char,
+    path_length: usize,
+    params: *const DataParams,
+    data: *mut *mut Data,
+) -> i32 {
+    handle::call("engraft_data_open", model, |model| {
+        // SAFETY: the crate's contract, for the caller's place, path and struct.
+        let (out, path, params) =
+            unsafe { (Out::new(data)?, caller::path(path, path_length, "path")?, caller::settings(params)?) };
+        let train = part_file(&path, Part::Train)?.unwrap_or_else(|| path.clone());
+        let (valid, test) = (part_file(&path, Part::Valid)?, part_file(&path, Part::Test)?);
+        out.publish(Arc::new(Inner::new(model, &params, Source::Files { train, valid, test })?))
+    })
+}
+
+/// Reads rows that are in memory: JSON, one object a line, as such files have it. `valid` and `test` may be
+/// NULL; then a share of `train` takes their place. The library keeps a copy of everything. `params` may be
+/// NULL. `*data` is freed with `engraft_data_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_data_from_memory(
+    model: *const Model,
+    train: *const u8,
+    train_length: usize,
+    valid: *const u8,
+    valid_length: usize,
+    test: *const u8,
+    test_length: usize,
+    params: *const DataParams,
+    data: *mut *mut Data,
+) -> i32 {
+    handle::call("engraft_data_from_memory", model, |model| {
+        // SAFETY: the crate's contract, for the caller's place, struct and bytes.
+        let (out, params, train, valid, test) = unsafe {
+            (
+                Out::new(data)?,
+                caller::settings(params)?,
+                caller::bytes(train, train_length, "train")?,
+                caller::bytes(valid, valid_length, "valid")?,
+                caller::bytes(test, test_length, "test")?,
+            )
+        };
+        let given = |part: &[u8], what: &str| match part {
+            [] => Ok(None),
+            part => caller::copied(part, what).map(Some),
+        };
+        let source = Source::Memory {
+            train: caller::copied(train, "train")?,
+            valid: given(valid, "valid")?,
+            test: given(test, "test")?,
+        };
+        out.publish(Arc::new(Inner::new(model, &params, source)?))
+    })
+}
+
+/// Frees data, at once or as soon as no trainer and no gate uses it. NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_data_free(data: *mut Data) -> i32 {
+    handle::free("engraft_data_free", data)
+}
+
+/// Tells what rows there are. Set `struct_size` before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_data_get_info(data: *const Data, info: *mut DataInfo) -> i32 {
+    handle::call("engraft_data_get_info", data, |data| {
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::answer(info, data.info()) }
+    })
+}
+
+/// Copies where the `index`-th row that was left out stood, and why it was: never its text. The first
+/// thousand of a part are named; beyond them this is `MISUSE`. See `engraft_message` for the buffer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_data_skipped(
+    data: *const Data,
+    index: usize,
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    handle::call("engraft_data_skipped", data, |data| {
+        let mut named = data.rows.train.skipped.iter().chain(&data.rows.valid.skipped);
+        let unknown = || Failure::misuse(format!("no skipped row {index} is named"));
+        let row = named.nth(index).ok_or_else(unknown)?;
+        // SAFETY: the crate's contract, for the caller's buffer.
+        unsafe { caller::copy_text(&row.to_string(), buffer, capacity, length) }
+    })
+}

@@ -1,0 +1,203 @@
+//! Codes and messages.
+//!
+//! A code is for programs and never changes its meaning. A message is for people: it names file, place and
+//! remedy. The message of a call that failed is kept by the handle it was made on, and by the thread.
+
+use std::cell::RefCell;
+use std::ffi::{c_char, c_void};
+
+use engraft_runtime::{Error, ErrorKind};
+
+use crate::{caller, handle};
+
+/// All is well.
+pub const ENGRAFT_OK: i32 = 0;
+/// Reading or writing failed in the operating system.
+pub const ENGRAFT_IO: i32 = -1;
+/// The disk, or a quota, is full.
+pub const ENGRAFT_FULL: i32 = -2;
+/// The system gave no memory.
+pub const ENGRAFT_NOMEM: i32 = -3;
+/// A file is not what its format demands: cut, flipped bits, foreign.
+pub const ENGRAFT_CORRUPT: i32 = -4;
+/// An argument is out of range, contradicts another, or is no live handle.
+pub const ENGRAFT_MISUSE: i32 = -5;
+/// Another call runs on the handle, or another process holds the store.
+pub const ENGRAFT_BUSY: i32 = -6;
+/// The caller asked to stop.
+pub const ENGRAFT_CANCELLED: i32 = -7;
+/// A struct holds what this version of the library does not know.
+pub const ENGRAFT_UNSUPPORTED_VERSION: i32 = -8;
+/// An adapter and a model do not belong together.
+pub const ENGRAFT_BASE_MISMATCH: i32 = -9;
+/// A NaN or infinity appeared where none may be.
+pub const ENGRAFT_NONFINITE: i32 = -10;
+/// The memory plan exceeds the budget; the message names what would fit.
+pub const ENGRAFT_DOES_NOT_FIT: i32 = -11;
+/// The gate did not promote.
+pub const ENGRAFT_GATE_REFUSED: i32 = -12;
+/// A defect of the library: the handle can only be freed.
+pub const ENGRAFT_PANIC: i32 = -13;
+/// Data is malformed, or leaves nothing to train on.
+pub const ENGRAFT_BAD_DATA: i32 = -14;
+/// The file is right, but this version can't handle what it holds.
+pub const ENGRAFT_UNSUPPORTED: i32 = -15;
+/// The caller's buffer is too small; it holds the beginning, and the length says how much there is.
+pub const ENGRAFT_TOO_SMALL: i32 = -16;
+
+/// All codes by name.
+const NAMES: [(i32, &str); 17] = [
+    (ENGRAFT_OK, "OK"),
+    (ENGRAFT_IO, "IO"),
+    (ENGRAFT_FULL, "FULL"),
+    (ENGRAFT_NOMEM, "NOMEM"),
+    (ENGRAFT_CORRUPT, "CORRUPT"),
+    (ENGRAFT_MISUSE, "MISUSE"),
+    (ENGRAFT_BUSY, "BUSY"),
+    (ENGRAFT_CANCELLED, "CANCELLED"),
+    (ENGRAFT_UNSUPPORTED_VERSION, "UNSUPPORTED_VERSION"),
+    (ENGRAFT_BASE_MISMATCH, "BASE_MISMATCH"),
+    (ENGRAFT_NONFINITE, "NONFINITE"),
+    (ENGRAFT_DOES_NOT_FIT, "DOES_NOT_FIT"),
+    (ENGRAFT_GATE_REFUSED, "GATE_REFUSED"),
+    (ENGRAFT_PANIC, "PANIC"),
+    (ENGRAFT_BAD_DATA, "BAD_DATA"),
+    (ENGRAFT_UNSUPPORTED, "UNSUPPORTED"),
+    (ENGRAFT_TOO_SMALL, "TOO_SMALL"),
+];
+
+/// What a failed call tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) code: i32,
+    pub(crate) message: String,
+}
+
+/// The result of everything behind an export.
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+impl Failure {
+    pub(crate) fn new(code: i32, message: impl Into<String>) -> Failure {
+        Failure { code, message: message.into() }
+    }
+
+    pub(crate) fn misuse(message: impl Into<String>) -> Failure {
+        Failure::new(ENGRAFT_MISUSE, message)
+    }
+
+    pub(crate) fn cancelled(message: impl Into<String>) -> Failure {
+        Failure::new(ENGRAFT_CANCELLED, message)
+    }
+
+    /// For code of the runtime that is to hand it on.
+    pub(crate) fn into_error(self) -> Error {
+        let kind = match self.code {
+            ENGRAFT_CANCELLED => ErrorKind::Cancelled,
+            _ => ErrorKind::Misuse,
+        };
+        Error::new(kind, self.message)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::new(code_of(error.kind()), error.message())
+    }
+}
+
+/// The code of a kind of error.
+fn code_of(kind: ErrorKind) -> i32 {
+    match kind {
+        ErrorKind::Io => ENGRAFT_IO,
+        ErrorKind::Full => ENGRAFT_FULL,
+        ErrorKind::Corrupt => ENGRAFT_CORRUPT,
+        ErrorKind::Misuse => ENGRAFT_MISUSE,
+        ErrorKind::DoesNotFit => ENGRAFT_DOES_NOT_FIT,
+        ErrorKind::BadData => ENGRAFT_BAD_DATA,
+        ErrorKind::BaseMismatch => ENGRAFT_BASE_MISMATCH,
+        ErrorKind::NonFinite => ENGRAFT_NONFINITE,
+        ErrorKind::Busy => ENGRAFT_BUSY,
+        ErrorKind::Cancelled => ENGRAFT_CANCELLED,
+        ErrorKind::GateRefused => ENGRAFT_GATE_REFUSED,
+        // `Unsupported`, and kinds that a later runtime may add.
+        _ => ENGRAFT_UNSUPPORTED,
+    }
+}
+
+thread_local! {
+    /// The message of this thread's last failed call.
+    static LAST: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Keeps the message of a failed call, for this thread.
+pub(crate) fn remember(failure: &Failure) {
+    // A thread that is ending has no place for it, and nobody left to ask.
+    let _ = LAST.try_with(|last| {
+        if let Ok(mut last) = last.try_borrow_mut() {
+            last.clone_from(&failure.message);
+        }
+    });
+}
+
+fn remembered() -> String {
+    LAST.try_with(|last| last.try_borrow().map(|text| text.clone()).unwrap_or_default()).unwrap_or_default()
+}
+
+/// Copies the message of the last call that failed on a handle; with NULL, of the last call of this thread
+/// that failed, whatever it was called on (also where no handle was made). Works on handles that are busy
+/// or poisoned, and leaves all messages as they are.
+///
+/// This and every other function that copies text writes at most `capacity` bytes into `buffer`, a NUL
+/// among them, and puts the whole text's length (without the NUL) into `length` unless that is NULL. A
+/// `buffer` of NULL with a `capacity` of 0 asks for the length alone.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_message(
+    handle: *const c_void,
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    handle::unheard("engraft_message", || {
+        let text = if handle.is_null() { remembered() } else { handle::message_of(handle.addr())? };
+        // SAFETY: the crate's contract, for the caller's buffer.
+        unsafe { caller::copy_text(&text, buffer, capacity, length) }
+    })
+}
+
+/// Copies the name of a code, such as "BUSY"; see `engraft_message` for the buffer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_code_name(
+    code: i32,
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    handle::unheard("engraft_code_name", || {
+        let unknown = || Failure::misuse(format!("{code} is no code of this library"));
+        let name = NAMES.iter().find(|(known, _)| *known == code).ok_or_else(unknown)?.1;
+        // SAFETY: the crate's contract, for the caller's buffer.
+        unsafe { caller::copy_text(name, buffer, capacity, length) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_in_one_row() {
+        for (i, (code, _)) in NAMES.iter().enumerate() {
+            assert_eq!(*code, -(i as i32));
+        }
+    }
+
+    #[test]
+    fn kinds_have_codes_of_their_own() {
+        assert_eq!(code_of(ErrorKind::Busy), ENGRAFT_BUSY);
+        let full = Error::io("saving", std::io::ErrorKind::StorageFull.into());
+        assert_eq!(Failure::from(full).code, ENGRAFT_FULL);
+        assert_eq!(code_of(ErrorKind::Unsupported), ENGRAFT_UNSUPPORTED);
+        let back = Failure::cancelled("x").into_error();
+        assert_eq!(Failure::from(back), Failure::cancelled("x"));
+    }
+}

@@ -1,0 +1,135 @@
+//! Warnings and notes of the library, handed to a callback: by default they go nowhere.
+//!
+//! Only what our own crates say is handed on: a dependency might log the text that it works on, and a
+//! user's text belongs in no log.
+
+use std::cell::Cell;
+use std::ffi::{c_char, c_void};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use ::log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::error::{ENGRAFT_BUSY, Failure};
+use crate::handle;
+
+/// Nothing.
+pub const ENGRAFT_LOG_NONE: i32 = 0;
+/// What went wrong.
+pub const ENGRAFT_LOG_ERROR: i32 = 1;
+/// What a user should hear of.
+pub const ENGRAFT_LOG_WARN: i32 = 2;
+/// What was chosen.
+pub const ENGRAFT_LOG_INFO: i32 = 3;
+/// What helps to find a defect.
+pub const ENGRAFT_LOG_DEBUG: i32 = 4;
+
+/// Takes a line: its level, and its text, which no NUL ends. Called from any thread, and from several at
+/// once; it must not wait for another thread that calls `engraft_log_set`.
+pub type LogCallback =
+    Option<unsafe extern "C" fn(level: i32, text: *const c_char, length: usize, user: *mut c_void)>;
+
+/// A callback in use.
+struct Sink {
+    callback: unsafe extern "C" fn(i32, *const c_char, usize, *mut c_void),
+    user: *mut c_void,
+}
+
+// SAFETY: the callback may be called from any thread with its `user`, as the header demands of it.
+unsafe impl Send for Sink {}
+// SAFETY: from several at once, too.
+unsafe impl Sync for Sink {}
+
+static SINK: RwLock<Option<Arc<Sink>>> = RwLock::new(None);
+
+thread_local! {
+    /// Callbacks that this thread is in.
+    static WITHIN: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Logger;
+
+/// Hands all lines up to `level` to `callback`, instead of to the one before; NULL ends it. When this
+/// returns, the one before is not running and never will again (but for a call that this one is made from).
+/// `BUSY` where the program has a logger for Rust code already, which the library's lines then go to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_log_set(callback: LogCallback, user: *mut c_void, level: i32) -> i32 {
+    handle::alone("engraft_log_set", || {
+        let filter = match level {
+            ENGRAFT_LOG_NONE => LevelFilter::Off,
+            ENGRAFT_LOG_ERROR => LevelFilter::Error,
+            ENGRAFT_LOG_WARN => LevelFilter::Warn,
+            ENGRAFT_LOG_INFO => LevelFilter::Info,
+            ENGRAFT_LOG_DEBUG => LevelFilter::Debug,
+            _ => return Err(Failure::misuse(format!("{level} is no level"))),
+        };
+        if !installed() {
+            return Err(Failure::new(ENGRAFT_BUSY, "the program has a logger for Rust code already"));
+        }
+        let next = callback.map(|callback| Arc::new(Sink { callback, user }));
+        ::log::set_max_level(if next.is_some() { filter } else { LevelFilter::Off });
+        let before = {
+            let mut sink = SINK.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *sink, next)
+        };
+        if let Some(before) = before {
+            // Each line that is being handed over has a share; new ones find the next sink.
+            let own = WITHIN.try_with(Cell::get).unwrap_or(0);
+            while Arc::strong_count(&before) > 1 + own {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Whether the process's logger is ours; makes it so where there is none.
+fn installed() -> bool {
+    static OURS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *OURS.get_or_init(|| ::log::set_logger(&Logger).is_ok())
+}
+
+/// Whether records of a module are ours to hand on.
+fn is_ours(target: &str) -> bool {
+    let root = target.split("::").next().unwrap_or_default();
+    root == "engraft" || root.starts_with("engraft_")
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= ::log::max_level() && is_ours(metadata.target())
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let sink = SINK.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(sink) = sink else { return };
+        let level = match record.level() {
+            Level::Error => ENGRAFT_LOG_ERROR,
+            Level::Warn => ENGRAFT_LOG_WARN,
+            Level::Info => ENGRAFT_LOG_INFO,
+            Level::Debug | Level::Trace => ENGRAFT_LOG_DEBUG,
+        };
+        let text = record.args().to_string();
+        let _ = WITHIN.try_with(|within| within.set(within.get() + 1));
+        // SAFETY: the crate's contract, for callbacks: this one may be called until engraft_log_set has
+        // returned that replaces it, which waits for the share that is held here.
+        unsafe { (sink.callback)(level, text.as_ptr().cast(), text.len(), sink.user) };
+        let _ = WITHIN.try_with(|within| within.set(within.get() - 1));
+    }
+
+    fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_ours;
+
+    #[test]
+    fn dependencies_stay_unheard() {
+        assert!(is_ours("engraft::model") && is_ours("engraft_runtime::train") && is_ours("engraft"));
+        assert!(!is_ours("tokenizers::models") && !is_ours("engrafting"));
+    }
+}

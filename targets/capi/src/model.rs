@@ -1,0 +1,236 @@
+//! Models: a GGUF file opened for use. Immutable, and shared by everything that is made of it.
+
+use std::ffi::c_char;
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engraft_kernels::Kernels;
+use engraft_runtime::adapter::Prober;
+use engraft_runtime::model::digest_cache::DigestCache;
+use engraft_runtime::model::map::Map;
+use engraft_runtime::model::text::Text;
+use engraft_runtime::model::tuned::TunedLayout;
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn::Precision;
+
+use crate::caller::{self, Out, structs};
+use crate::error::{Failure, Result};
+use crate::handle::{self, Kind};
+
+/// Threads at most.
+const THREADS_MAX: u32 = 256;
+
+/// A model. Opened by `engraft_model_open`; may be used by any number of threads at once.
+pub struct Model {
+    _opaque: [u8; 0],
+}
+
+impl Kind for Model {
+    type Value = Arc<Inner>;
+    const NAME: &'static str = "model";
+}
+
+/// What models, and all that is made of them, share.
+pub(crate) struct Inner {
+    pub(crate) file: Arc<ModelFile>,
+    /// Built when it is first needed, since many an app only plans.
+    text: Mutex<Option<Arc<Text>>>,
+}
+
+/// How a model is opened. Zero is the default of everything.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ModelParams {
+    /// `sizeof(engraft_model_params)`.
+    pub struct_size: u32,
+    /// 1 reads the file into private memory instead of mapping it: where it may be cut short meanwhile,
+    /// which ends a process that has mapped it.
+    pub no_mmap: u32,
+    /// A folder for digests of model files, so that each file is read whole only once: UTF-8. NULL for none.
+    pub digest_cache: *const c_char,
+    /// Bytes of `digest_cache`.
+    pub digest_cache_length: usize,
+}
+
+/// What a model is.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ModelInfo {
+    /// `sizeof(engraft_model_info)`.
+    pub struct_size: u32,
+    /// Tokens of the vocabulary.
+    pub vocab: u32,
+    /// Width.
+    pub d_model: u32,
+    /// Transformer blocks.
+    pub n_layers: u32,
+    /// Query heads.
+    pub n_heads: u32,
+    /// Key and value heads.
+    pub n_kv_heads: u32,
+    /// Width of the MLP.
+    pub d_ff: u32,
+    /// Positions that it was trained for.
+    pub context_length: u32,
+    /// Weights.
+    pub parameters: u64,
+    /// Bytes of the file that are mapped: clean pages, which the system may drop.
+    pub mapped_bytes: u64,
+    /// Bytes of private memory, without the tokenizer.
+    pub private_bytes: u64,
+    /// Bytes of private memory that the tokenizer takes once it is needed.
+    pub tokenizer_bytes: u64,
+}
+
+structs!(ModelParams = "engraft_model_params", ModelInfo = "engraft_model_info");
+
+impl Inner {
+    /// Tokenizer and chat template.
+    ///
+    /// # Errors
+    /// Those of [`Text::of`].
+    pub(crate) fn text(&self) -> Result<Arc<Text>> {
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(text) = &*text {
+            return Ok(text.clone());
+        }
+        Ok(text.insert(Arc::new(Text::of(&self.file)?)).clone())
+    }
+
+    /// Private memory of the file and of the tokenizer, whether or not that was built.
+    pub(crate) fn resident_bytes(&self) -> Result<usize> {
+        Ok(self.file.private_bytes() + Text::heap_bytes(&self.file)?)
+    }
+
+    /// What fingerprints of adapters up to a rank are taken with.
+    pub(crate) fn prober(&self, kernels: &Arc<Kernels>, rank: usize) -> Prober {
+        Prober::new(&self.file, kernels, rank)
+    }
+}
+
+/// Kernels on so many threads; 0 for as many as there are cores.
+pub(crate) fn kernels(threads: u32) -> Result<Arc<Kernels>> {
+    Ok(Arc::new(Kernels::detect(self::threads(threads)?)))
+}
+
+/// The number of threads that is meant.
+pub(crate) fn threads(asked: u32) -> Result<usize> {
+    match asked {
+        0 => Ok(std::thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX as usize)),
+        1..=THREADS_MAX => Ok(asked as usize),
+        _ => Err(Failure::misuse(format!("threads is {asked}, and must be at most {THREADS_MAX}"))),
+    }
+}
+
+/// How products treat activations.
+pub(crate) fn precision(exact: u32) -> Precision {
+    if exact == 0 { Precision::Int8 } else { Precision::F32 }
+}
+
+/// Makes all settings the default. `struct_size` is `sizeof(engraft_model_params)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_model_default_params(params: *mut ModelParams, struct_size: usize) -> i32 {
+    handle::alone("engraft_model_default_params", || {
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::default_settings(params, struct_size) }
+    })
+}
+
+/// Opens and checks the model file at `path` (UTF-8). `params` may be NULL. `*model` is freed with
+/// `engraft_model_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_model_open(
+    path: *const c_char,
+    path_length: usize,
+    params: *const ModelParams,
+    model: *mut *mut Model,
+) -> i32 {
+    handle::alone("engraft_model_open", || {
+        // SAFETY: the crate's contract, for the caller's place, path and struct.
+        let (out, path, params) = unsafe {
+            (Out::new(model)?, caller::path(path, path_length, "path")?, caller::settings(params)?)
+        };
+        let map = if params.no_mmap == 0 { Map::open(&path)? } else { Map::read(&path)? };
+        let mut file = ModelFile::from_map(map)?;
+        if params.digest_cache_length > 0 {
+            let (folder, length) = (params.digest_cache, params.digest_cache_length);
+            // SAFETY: the crate's contract, for the caller's path.
+            let folder: PathBuf = unsafe { caller::path(folder, length, "digest_cache") }?;
+            file = file.with_digest_cache(DigestCache::new(folder));
+        }
+        out.publish(Arc::new(Inner { file: Arc::new(file), text: Mutex::new(None) }))
+    })
+}
+
+/// Frees a model, at once or as soon as nothing that was made of it is left. NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_model_free(model: *mut Model) -> i32 {
+    handle::free("engraft_model_free", model)
+}
+
+/// Tells what a model is. Set `struct_size` before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_model_get_info(model: *const Model, info: *mut ModelInfo) -> i32 {
+    handle::call("engraft_model_get_info", model, |model| {
+        let (file, c) = (&model.file, model.file.config());
+        // Shapes were checked to be far below 2^32.
+        let found = ModelInfo {
+            struct_size: 0,
+            vocab: c.vocab as u32,
+            d_model: c.d_model as u32,
+            n_layers: c.n_layers as u32,
+            n_heads: c.n_heads as u32,
+            n_kv_heads: c.n_kv_heads as u32,
+            d_ff: c.d_ff as u32,
+            context_length: c.context_len.min(u32::MAX as usize) as u32,
+            parameters: TunedLayout::new(c).len() as u64,
+            mapped_bytes: file.mapped_bytes() as u64,
+            private_bytes: file.private_bytes() as u64,
+            tokenizer_bytes: Text::heap_bytes(file)? as u64,
+        };
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::answer(info, found) }
+    })
+}
+
+/// Copies the model's own name (`general.name`), which may be empty; see `engraft_message` for the buffer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_model_name(
+    model: *const Model,
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    handle::call("engraft_model_name", model, |model| {
+        let name = model.file.gguf().string("general.name")?.unwrap_or_default();
+        // SAFETY: the crate's contract, for the caller's buffer.
+        unsafe { caller::copy_text(name, buffer, capacity, length) }
+    })
+}
+
+/// Puts the 32 bytes that identify the model to adapters into `digest`. The first time, this reads the whole
+/// file, unless a digest cache knows it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_model_digest(model: *const Model, digest: *mut u8) -> i32 {
+    handle::call("engraft_model_digest", model, |model| {
+        if digest.is_null() {
+            return Err(Failure::misuse("digest is NULL"));
+        }
+        let found = model.file.digest();
+        // SAFETY: it is not NULL; the crate's contract, for 32 bytes.
+        unsafe { caller::put(digest.cast::<[u8; 32]>(), found) };
+        Ok(())
+    })
+}
+
+/// Gives back memory that can be had again: the tokenizer, unless something uses it. For warnings of low
+/// memory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_model_trim(model: *const Model) -> i32 {
+    handle::call("engraft_model_trim", model, |model| {
+        let text = model.text.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(text);
+        Ok(())
+    })
+}

@@ -1,0 +1,456 @@
+//! Trainers: an adapter, trained step by step inside its plan.
+
+use std::ffi::{c_char, c_void};
+use std::ptr::null;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engraft_kernels::Kernels;
+use engraft_runtime::adapter::{Adapter as Parameters, Binding};
+use engraft_runtime::data::batches::in_order;
+use engraft_runtime::data::{Batch, Batches, Cursor};
+use engraft_runtime::plan::{ArenaWords, MemoryPlan};
+use engraft_runtime::rng::Rng;
+use engraft_runtime::train;
+
+use crate::adapter::{self, Adapter};
+use crate::caller::{self, Out, structs};
+use crate::control::Control;
+use crate::data::{self, Data};
+use crate::error::{ENGRAFT_BAD_DATA, ENGRAFT_NONFINITE, Failure, Result};
+use crate::handle::{self, Exclusive, Kind};
+use crate::model::{self, Model};
+use crate::plan::{Settings, TrainParams};
+
+/// The random stream of an adapter's initial values: the command line's.
+const INIT_STREAM: u64 = 0x494E_4954;
+
+/// A step is done: `step`, `loss` and what follows are of it.
+pub const ENGRAFT_EVENT_STEP: u32 = 0;
+/// The rows to validate with were looked at: `valid_loss` is their loss.
+pub const ENGRAFT_EVENT_VALIDATION: u32 = 1;
+/// The call is paused, or it is too hot: it waits once this event's callback has returned.
+pub const ENGRAFT_EVENT_HELD: u32 = 2;
+/// `text` is something to tell.
+pub const ENGRAFT_EVENT_NOTE: u32 = 3;
+
+/// How far a run is.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Progress {
+    /// Bytes of this struct as the library knows it.
+    pub struct_size: u32,
+    /// `ENGRAFT_EVENT_*`.
+    pub event: u32,
+    /// Steps done.
+    pub step: u64,
+    /// Steps of the whole run; 0 while unknown.
+    pub steps: u64,
+    /// Tokens that went through the model.
+    pub tokens: u64,
+    /// Mean loss of the last step, in nats per token; NaN before it.
+    pub loss: f64,
+    /// Loss on the rows to validate with, when they were looked at last; NaN before.
+    pub valid_loss: f64,
+    /// Learning rate of the last step.
+    pub learning_rate: f64,
+    /// Norm of its gradient, before it was scaled down.
+    pub grad_norm: f64,
+    /// Tokens per second of work.
+    pub tokens_per_s: f64,
+    /// Seconds of work.
+    pub seconds: f64,
+    /// The gate's arm, or what a note says: UTF-8 that no NUL ends, valid during the callback. NULL for none.
+    pub text: *const c_char,
+    /// Bytes of `text`.
+    pub text_length: usize,
+}
+
+structs!(Progress = "engraft_progress");
+
+/// Is told of progress; false cancels. Called on the thread of the call that it was given to.
+pub type ProgressCallback =
+    Option<unsafe extern "C" fn(progress: *const Progress, user: *mut c_void) -> bool>;
+
+/// A run of training. One call at a time; what steers it may be called from anywhere.
+pub struct Trainer {
+    _opaque: [u8; 0],
+}
+
+impl Kind for Trainer {
+    type Value = Value;
+    const NAME: &'static str = "trainer";
+
+    fn is_busy(value: &Value) -> bool {
+        value.run.is_busy()
+    }
+}
+
+/// What is behind a trainer handle.
+pub(crate) struct Value {
+    control: Control,
+    run: Exclusive<Run>,
+}
+
+/// A run: everything it holds, and what it has counted.
+struct Run {
+    trainer: train::Trainer,
+    model: Arc<model::Inner>,
+    kernels: Arc<Kernels>,
+    data: Arc<data::Inner>,
+    settings: Settings,
+    /// Sequences of a batch: no more than there are.
+    batch: usize,
+    cursor: Cursor,
+    /// The micro-batches of a step, filled anew each time.
+    micro: Vec<Batch>,
+    tokens: u64,
+    targets: u64,
+    worked: Duration,
+    valid_before: Option<f64>,
+    valid_after: Option<f64>,
+    /// The last step.
+    last: Option<train::StepReport>,
+}
+
+/// Who is told of progress.
+pub(crate) struct Listener {
+    callback: ProgressCallback,
+    user: *mut c_void,
+}
+
+impl Listener {
+    /// # Safety
+    /// The crate's contract, for callbacks: as long as this lives.
+    pub(crate) unsafe fn new(callback: ProgressCallback, user: *mut c_void) -> Listener {
+        Listener { callback, user }
+    }
+
+    /// # Errors
+    /// `CANCELLED` where the answer is false.
+    pub(crate) fn tell(&self, progress: &Progress) -> Result<()> {
+        let Some(callback) = self.callback else { return Ok(()) };
+        // SAFETY: the crate's contract, for callbacks, as `new` demands.
+        match unsafe { callback(progress, self.user) } {
+            true => Ok(()),
+            false => Err(Failure::cancelled("cancelled by the progress callback")),
+        }
+    }
+}
+
+impl Progress {
+    /// An event that says nothing yet.
+    pub(crate) fn of(event: u32) -> Progress {
+        Progress {
+            struct_size: size_of::<Progress>() as u32,
+            event,
+            step: 0,
+            steps: 0,
+            tokens: 0,
+            loss: f64::NAN,
+            valid_loss: f64::NAN,
+            learning_rate: 0.0,
+            grad_norm: 0.0,
+            tokens_per_s: 0.0,
+            seconds: 0.0,
+            text: null(),
+            text_length: 0,
+        }
+    }
+
+    /// The same with a text, which must live as long as it is used.
+    pub(crate) fn with_text(self, text: &str) -> Progress {
+        Progress { text: text.as_ptr().cast(), text_length: text.len(), ..self }
+    }
+}
+
+impl Run {
+    /// Plans, and allocates what the plan says.
+    fn new(model: &Arc<model::Inner>, data: &Arc<data::Inner>, params: &TrainParams) -> Result<Run> {
+        let (file, c) = (&model.file, model.file.config());
+        let settings = Settings::new(params, c)?;
+        let request = settings.request(model, Some(data))?;
+        if let Some(budget) = settings.budget() {
+            MemoryPlan::new(c, &request).check(c, &request, budget)?;
+        }
+        let kernels = model::kernels(params.threads)?;
+        let mut random = Rng::new(params.seed, INIT_STREAM);
+        let mut parameters = Parameters::init_on(file, &kernels, &settings.lora, &mut || random.f32())?;
+        parameters.meta.base_name = file.gguf().string("general.name")?.unwrap_or_default().to_owned();
+        parameters.meta.seed = params.seed;
+        let words = ArenaWords::new(c, &request);
+        let options = settings.options.clone();
+        let trainer = train::Trainer::new(file.clone(), kernels.clone(), words, parameters, options);
+        Ok(Run {
+            trainer,
+            model: model.clone(),
+            kernels,
+            data: data.clone(),
+            batch: request.batch,
+            cursor: Cursor::default(),
+            micro: vec![Batch::default(); settings.accumulation],
+            tokens: 0,
+            targets: 0,
+            worked: Duration::ZERO,
+            valid_before: None,
+            valid_after: None,
+            last: None,
+            settings,
+        })
+    }
+
+    fn steps(&self) -> u64 {
+        self.settings.options.schedule.total
+    }
+
+    /// So many steps, or all that are left.
+    fn go(&mut self, count: Option<u64>, control: &Control, listener: &Listener) -> Result<()> {
+        let data = self.data.clone();
+        let rows = &data.rows.train.examples;
+        let mut batches = Batches::new(rows, self.batch, self.settings.options.seed, self.cursor);
+        let left = self.steps().saturating_sub(self.trainer.steps());
+        let mut took = Duration::ZERO;
+        for _ in 0..count.map_or(left, |n| n.min(left)) {
+            if control.is_held() {
+                listener.tell(&self.progress(ENGRAFT_EVENT_HELD))?;
+            }
+            control.rest(took)?;
+            let started = Instant::now();
+            self.micro.iter_mut().for_each(|batch| batches.next_into(batch));
+            // A step that fails is not tried again on the same rows.
+            self.cursor = batches.cursor();
+            let report = self.trainer.step(&self.micro)?;
+            took = started.elapsed();
+            self.worked += took;
+            self.tokens += report.tokens as u64;
+            self.targets += report.targets as u64;
+            self.last = Some(report);
+            listener.tell(&self.progress(ENGRAFT_EVENT_STEP))?;
+        }
+        Ok(())
+    }
+
+    /// Loss on the rows to validate with: of the base before the first step.
+    fn evaluate(&mut self, control: &Control) -> Result<f64> {
+        let data = self.data.clone();
+        let begun = self.trainer.steps() > 0;
+        let rows = in_order(&data.rows.valid.examples, 1).take_while(|_| !control.is_cancelled());
+        let found = self.trainer.evaluate(rows, begun);
+        control.check()?;
+        if found.targets == 0 {
+            return Err(Failure::new(ENGRAFT_BAD_DATA, "there are no rows to validate with"));
+        }
+        let loss = found.loss_sum / found.targets as f64;
+        if !loss.is_finite() {
+            let message = format!("the loss is {loss}: the model or the adapter is broken");
+            return Err(Failure::new(ENGRAFT_NONFINITE, message));
+        }
+        *(if begun { &mut self.valid_after } else { &mut self.valid_before }) = Some(loss);
+        Ok(loss)
+    }
+
+    fn progress(&self, event: u32) -> Progress {
+        let seconds = self.worked.as_secs_f64();
+        Progress {
+            step: self.trainer.steps(),
+            steps: self.steps(),
+            tokens: self.tokens,
+            loss: self.last.map_or(f64::NAN, |last| last.loss),
+            valid_loss: self.valid_after.or(self.valid_before).unwrap_or(f64::NAN),
+            learning_rate: self.last.map_or(0.0, |last| last.lr.into()),
+            grad_norm: self.last.map_or(0.0, |last| last.grad_norm),
+            tokens_per_s: if seconds > 0.0 { self.tokens as f64 / seconds } else { 0.0 },
+            seconds,
+            ..Progress::of(event)
+        }
+    }
+
+    /// Writes into the adapter how it was trained.
+    fn note_training(&mut self) {
+        let (steps, targets) = (self.trainer.steps(), self.targets);
+        let (before, after) = (self.valid_before, self.valid_after);
+        let meta = self.trainer.meta_mut();
+        (meta.steps, meta.tokens) = (steps, targets);
+        meta.valid_loss_before = before.map(|loss| loss as f32);
+        meta.valid_loss_after = after.map(|loss| loss as f32);
+    }
+
+    fn save(&mut self, folder: &std::path::Path) -> Result<()> {
+        self.note_training();
+        let precision = adapter::stored(u32::from(self.settings.half));
+        adapter::save(&self.model, &self.kernels, self.trainer.adapter(), folder, precision)
+    }
+
+    /// The adapter as it is now, for use.
+    fn snapshot(&mut self) -> Result<adapter::Inner> {
+        self.note_training();
+        let mut parameters = self.trainer.adapter().clone();
+        let mut prober = self.model.prober(&self.kernels, parameters.layout.rank_max());
+        parameters.binding = Some(Binding::of(&parameters, &self.model.file, &mut prober)?);
+        drop(prober);
+        adapter::Inner::trusted(&self.model, &self.kernels, parameters)
+    }
+}
+
+/// Makes a trainer: plans, refuses what exceeds the budget (`DOES_NOT_FIT`, before anything large is
+/// allocated), and allocates everything that training takes. `params` may be NULL. `*trainer` is freed with
+/// `engraft_trainer_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_create(
+    model: *const Model,
+    data: *const Data,
+    params: *const TrainParams,
+    trainer: *mut *mut Trainer,
+) -> i32 {
+    handle::call("engraft_trainer_create", model, |model| {
+        // SAFETY: the crate's contract, for the caller's place and struct.
+        let (out, params) = unsafe { (Out::new(trainer)?, caller::settings(params)?) };
+        let data = handle::find(data)?;
+        data.value.check_of(model)?;
+        let run = Run::new(model, &data.value, &params)?;
+        out.publish(Value { control: Control::default(), run: Exclusive::new(run) })
+    })
+}
+
+/// Frees a trainer and ends its threads. `BUSY` while a call runs on it. NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_free(trainer: *mut Trainer) -> i32 {
+    handle::free("engraft_trainer_free", trainer)
+}
+
+/// One step. `progress` may be NULL; else set its `struct_size` before. `MISUSE` once all steps are done.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress: *mut Progress) -> i32 {
+    handle::call("engraft_trainer_step", trainer, |trainer| {
+        let mut run = trainer.run.enter()?;
+        if run.trainer.steps() >= run.steps() {
+            return Err(Failure::misuse(format!("all {} steps are done", run.steps())));
+        }
+        // SAFETY: there is no callback.
+        let nobody = unsafe { Listener::new(None, std::ptr::null_mut()) };
+        run.go(Some(1), &trainer.control, &nobody)?;
+        match progress.is_null() {
+            true => Ok(()),
+            // SAFETY: the crate's contract, for the caller's struct.
+            false => unsafe { caller::answer(progress, run.progress(ENGRAFT_EVENT_STEP)) },
+        }
+    })
+}
+
+/// So many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step, and
+/// false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_run(
+    trainer: *const Trainer,
+    steps: u64,
+    callback: ProgressCallback,
+    user: *mut c_void,
+) -> i32 {
+    handle::call("engraft_trainer_run", trainer, |trainer| {
+        // SAFETY: the crate's contract, for callbacks: it is called until this call returns.
+        let listener = unsafe { Listener::new(callback, user) };
+        let mut run = trainer.run.enter()?;
+        run.go((steps > 0).then_some(steps), &trainer.control, &listener)
+    })
+}
+
+/// Puts the loss on the rows to validate with into `*loss`: of the base before the first step, with the
+/// adapter afterwards. `BAD_DATA` where there are none.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_evaluate(trainer: *const Trainer, loss: *mut f64) -> i32 {
+    handle::call("engraft_trainer_evaluate", trainer, |trainer| {
+        let found = trainer.run.enter()?.evaluate(&trainer.control)?;
+        // SAFETY: the crate's contract, for the caller's number.
+        unsafe { caller::put(loss, found) };
+        Ok(())
+    })
+}
+
+/// Tells how far a run is. Set `struct_size` before. `BUSY` while it runs: the callback is told then.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_progress(trainer: *const Trainer, progress: *mut Progress) -> i32 {
+    handle::call("engraft_trainer_progress", trainer, |trainer| {
+        let now = trainer.run.enter()?.progress(ENGRAFT_EVENT_STEP);
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::answer(progress, now) }
+    })
+}
+
+/// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing. When
+/// this returns 0, the file is on disk and was read back; readable by its owner only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_save(
+    trainer: *const Trainer,
+    folder: *const c_char,
+    folder_length: usize,
+) -> i32 {
+    handle::call("engraft_trainer_save", trainer, |trainer| {
+        // SAFETY: the crate's contract, for the caller's path.
+        let folder = unsafe { caller::path(folder, folder_length, "folder") }?;
+        trainer.run.enter()?.save(&folder)
+    })
+}
+
+/// Commits what a later run is to begin with. In this version that is the adapter alone, as
+/// `engraft_trainer_save` writes it: the optimizer's state and the place in the data are not kept, and a run
+/// can't yet be resumed from it in another process. When this returns 0, the file is on disk and was read
+/// back.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_checkpoint(
+    trainer: *const Trainer,
+    folder: *const c_char,
+    folder_length: usize,
+) -> i32 {
+    handle::call("engraft_trainer_checkpoint", trainer, |trainer| {
+        // SAFETY: the crate's contract, for the caller's path.
+        let folder = unsafe { caller::path(folder, folder_length, "folder") }?;
+        trainer.run.enter()?.save(&folder)
+    })
+}
+
+/// Copies the adapter as it is now, for sessions, slots and stores. `*adapter` is freed with
+/// `engraft_adapter_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_adapter(trainer: *const Trainer, adapter: *mut *mut Adapter) -> i32 {
+    handle::call("engraft_trainer_adapter", trainer, |trainer| {
+        // SAFETY: the crate's contract, for the caller's place.
+        let out = unsafe { Out::new(adapter) }?;
+        let copy = trainer.run.enter()?.snapshot()?;
+        out.publish(copy)
+    })
+}
+
+/// Ends the call that runs, and those that follow, with `CANCELLED` before their next step, until
+/// `engraft_trainer_resume`. From anywhere, at any time. Saving goes on.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_cancel(trainer: *const Trainer) -> i32 {
+    handle::call("engraft_trainer_cancel", trainer, |trainer| {
+        trainer.control.cancel();
+        Ok(())
+    })
+}
+
+/// Lets the call that runs, and those that follow, wait before their next step, until
+/// `engraft_trainer_resume` or `engraft_trainer_cancel`. From anywhere, at any time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_pause(trainer: *const Trainer) -> i32 {
+    handle::call("engraft_trainer_pause", trainer, |trainer| {
+        trainer.control.pause();
+        Ok(())
+    })
+}
+
+/// Takes back a pause and a cancellation. From anywhere, at any time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_resume(trainer: *const Trainer) -> i32 {
+    handle::call("engraft_trainer_resume", trainer, |trainer| {
+        trainer.control.resume();
+        Ok(())
+    })
+}
+
+/// Says how hot the device is (`ENGRAFT_THERMAL_*`): training rests accordingly. From anywhere, at any time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_set_thermal(trainer: *const Trainer, thermal: i32) -> i32 {
+    handle::call("engraft_trainer_set_thermal", trainer, |trainer| trainer.control.set_thermal(thermal))
+}

@@ -1,0 +1,123 @@
+//! The library as C programs meet it: smoke.c, compiled by the system's compiler against the header and the
+//! archive, goes through a whole life and every misuse; the shared library exports what the header says,
+//! and nothing else.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// What a Rust archive needs of a Linux system, as `rustc --print native-static-libs` says.
+const LIBRARIES: [&str; 5] = ["-lgcc_s", "-lutil", "-lpthread", "-lm", "-ldl"];
+
+fn folder() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A library that was built with this test: beside it.
+fn library(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("this test's path");
+    let beside = test.parent().expect("a folder").join(name);
+    assert!(beside.exists(), "{}: not built; crate-type in Cargo.toml makes it", beside.display());
+    beside
+}
+
+/// Whether a tool is there and is for the machine that this test was built for; says so where it is not.
+fn is_here(tool: &str, probe: &str) -> bool {
+    match Command::new(tool).arg(probe).output() {
+        Ok(answer) if probe != "-dumpmachine" || text(&answer.stdout).starts_with(std::env::consts::ARCH) => {
+            true
+        }
+        Ok(answer) => {
+            eprintln!("SKIPPED: {tool} is for {}, not for this test", text(&answer.stdout).trim());
+            false
+        }
+        Err(error) => {
+            eprintln!("SKIPPED: {tool} can't be run: {error}");
+            false
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Fails with all that the program said.
+fn passed(what: &str, output: &Output) -> String {
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{what}: {}\n{out}{err}", output.status);
+    assert!(err.is_empty(), "{what}: nothing should be on stderr\n{err}");
+    out
+}
+
+#[test]
+fn a_c_program_goes_through_a_whole_life() {
+    if !is_here("cc", "-dumpmachine") {
+        return;
+    }
+    let made = tempfile::tempdir().expect("a temporary folder");
+    let program = made.path().join("smoke");
+    let mut compile = Command::new("cc");
+    compile.args(["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g"]);
+    // As the library was built: only then has it something to inject panics with.
+    if cfg!(debug_assertions) {
+        compile.arg("-DPANIC_INJECTION");
+    }
+    compile.arg("-I").arg(folder().join("include")).arg(folder().join("tests/smoke.c"));
+    compile.arg(library("libengraft.a")).args(LIBRARIES).arg("-o").arg(&program);
+    passed("cc", &compile.output().expect("running cc"));
+
+    let run = |model: &str, files: &str| {
+        let files = made.path().join(files);
+        std::fs::create_dir(&files).expect("a folder");
+        let (model, rows) = (folder().join(model), folder().join("../cli/demo/private_train.jsonl"));
+        Command::new(&program).arg(model).arg(rows).arg(&files).output().expect("running the program")
+    };
+    let said = passed("smoke", &run("../cli/seedling.gguf", "files"));
+    assert!(said.contains(" 0 checks failed"), "{said}");
+    // Without a model every later call is given NULL. The checks fail, and nothing worse happens.
+    let failed = run("no such model", "nothing");
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+}
+
+/// C++ takes the header as well; its own names must not stand in the way.
+#[test]
+fn the_header_is_c_plus_plus_too() {
+    if !is_here("c++", "--version") {
+        return;
+    }
+    let mut check = Command::new("c++");
+    check.args([
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+        "-Werror",
+        "-fsyntax-only",
+        "-x",
+        "c++-header",
+    ]);
+    passed("c++", &check.arg(folder().join("include/engraft.h")).output().expect("running c++"));
+}
+
+#[test]
+fn the_shared_library_exports_what_the_header_says() {
+    if !is_here("nm", "--version") {
+        return;
+    }
+    let mut listing = Command::new("nm");
+    listing.args(["--dynamic", "--defined-only", "--format=posix"]).arg(library("libengraft.so"));
+    let listing = passed("nm", &listing.output().expect("running nm"));
+    let exported: BTreeSet<&str> = listing.lines().filter_map(|line| line.split(' ').next()).collect();
+    let header = std::fs::read_to_string(folder().join("include/engraft.h")).expect("reading the header");
+    let one = |line: &str| {
+        let rest = line.strip_prefix("int32_t ").or_else(|| line.strip_prefix("uint32_t "))?;
+        rest.split_once('(').map(|(name, _)| name.to_string())
+    };
+    let mut told: BTreeSet<String> = header.lines().filter_map(one).collect();
+    assert!(told.len() > 60, "{}", told.len());
+    if cfg!(debug_assertions) {
+        told.insert("engraft_inject_panic".into());
+    }
+    assert_eq!(exported, told.iter().map(String::as_str).collect());
+}
