@@ -5,7 +5,7 @@
 #
 #   targets/capi/check.sh
 #
-# ENGRAFT_CC names a compiler (default: cc). The library is that of `cargo build -p engraft-capi`.
+# ENGRAFT_CC names a compiler (default: cc). The library is the one that the tests are built with.
 set -euo pipefail
 cd "$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)"
 cc=${ENGRAFT_CC:-cc}
@@ -45,8 +45,9 @@ if ! command -v "$cc" >/dev/null; then
   echo "SKIPPED: there is no C compiler ($cc)"
   exit 0
 fi
-step cargo build --quiet -p engraft-capi
-library=${CARGO_TARGET_DIR:-target}/debug/libengraft.a
+# The whole workspace: with another choice of packages everything would be built anew.
+step cargo test --quiet --workspace --no-run
+library=${CARGO_TARGET_DIR:-target}/debug/deps/libengraft.a
 
 sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 compile sanitized "${sanitizers[@]}"
