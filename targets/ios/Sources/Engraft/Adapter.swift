@@ -67,8 +67,8 @@ public final class Adapter: Sendable {
         self.handle = handle
     }
 
-    /// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and holds it against the
-    /// model. Blocks: not for the main thread.
+    /// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and holds it against
+    /// the model. Blocks: not for the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
         var params = try options.params()
         handle = try Handle(free: { engraft_adapter_free($0) }) { made in

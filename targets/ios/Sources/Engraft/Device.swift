@@ -72,21 +72,22 @@ public final class ThermalObserver: @unchecked Sendable {
 }
 
 /// Trims models and sessions when the system warns of low memory, for as long as this lives. It keeps none of
-/// them alive. A session that generates throws `busy`, and keeps its cache; a trainer holds what its plan says,
-/// so that saving its adapter and letting it go is the app's decision.
+/// them alive. A session that generates throws `busy`, and keeps its cache; a trainer holds what its plan
+/// says, so that saving its adapter and letting it go is the app's decision.
 ///
 /// Unchecked, since Dispatch's sources are not marked as safe to share, and are.
 public final class MemoryObserver: @unchecked Sendable {
     private let source: DispatchSourceMemoryPressure
 
     public init(_ trimmed: [any Trimmable]) {
-        let trims: [@Sendable () -> Void] = trimmed.map { object in
-            { [weak object] in try? object?.trim() }
+        var trims: [@Sendable () -> Void] = []
+        for object in trimmed {
+            trims.append { [weak object] in try? object?.trim() }
         }
         source = DispatchSource.makeMemoryPressureSource(
             eventMask: [.warning, .critical], queue: DispatchQueue.global(qos: .userInitiated)
         )
-        source.setEventHandler { trims.forEach { $0() } }
+        source.setEventHandler { [trims] in trims.forEach { $0() } }
         source.activate()
     }
 

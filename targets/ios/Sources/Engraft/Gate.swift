@@ -1,8 +1,8 @@
 import CEngraft
 import Foundation
 
-/// Compares training with prompting and with doing nothing, on rows that were held back, and says what is worth
-/// keeping. One call at a time; `cancel`, `pause`, `resume` and `setThermal` from anywhere.
+/// Compares training with prompting and with doing nothing, on rows that were held back, and says what is
+/// worth keeping. One call at a time; `cancel`, `pause`, `resume` and `setThermal` from anywhere.
 public final class Gate: ThermalSteered {
     let handle: Handle
     private let queue = DispatchQueue(label: "engraft.gate", qos: .utility)
@@ -137,14 +137,15 @@ public final class Gate: ThermalSteered {
         }
     }
 
-    /// Trains and measures all arms, and judges them; begins at once, on a thread of its own. `decision` tells
-    /// the outcome once the stream has ended. What is given up ends as `Trainer.run` does, and judges nothing.
+    /// Trains and measures all arms, and judges them; begins at once, on a thread of its own. `decision`
+    /// tells the outcome once the stream has ended. What is given up ends as `Trainer.run` does, and judges
+    /// nothing.
     public func run() -> AsyncThrowingStream<RunProgress, Error> {
-        let handle = handle
+        let handle = self.handle
         return stream(
             of: RunProgress.self, on: queue,
             cancel: { _ = handle.use { engraft_gate_cancel($0) } },
-            call: { user in handle.use { engraft_gate_run($0, onProgress, user) } }
+            call: { user in try handle.call { engraft_gate_run($0, onProgress, user) } }
         )
     }
 

@@ -34,11 +34,11 @@ public enum Log {
 
     public typealias Handler = @Sendable (Level, String) -> Void
 
-    /// Hands all lines up to `level` to `handler`, instead of to the one before; nil ends it. When this returns,
-    /// the one before never runs again. The handler is called by any thread, by several at once, and must not
-    /// set a handler, nor wait for a thread that does.
+    /// Hands all lines up to `level` to `handler`, instead of to the one before; nil ends it. When this
+    /// returns, the one before never runs again. The handler is called by any thread, by several at once, and
+    /// must not set a handler, nor wait for a thread that does.
     public static func set(_ handler: Handler?, upTo level: Level = .info) throws {
-        try LogHandlers.shared.set(handler.map(LogHandler.init), level)
+        try LogHandlers.shared.set(handler.map { LogHandler($0) }, level)
     }
 }
 
@@ -72,7 +72,9 @@ private final class LogHandlers: @unchecked Sendable {
     }
 }
 
-private func onLine(_ level: Int32, _ text: UnsafePointer<CChar>?, _ length: Int, _ user: UnsafeMutableRawPointer?) {
+private func onLine(
+    _ level: Int32, _ text: UnsafePointer<CChar>?, _ length: Int, _ user: UnsafeMutableRawPointer?
+) {
     guard let user, let line = string(text, length) else { return }
     Unmanaged<LogHandler>.fromOpaque(user).takeUnretainedValue().handler(Log.Level(code: level), line)
 }

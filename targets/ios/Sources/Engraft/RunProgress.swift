@@ -3,7 +3,7 @@ import Foundation
 
 /// How far a run is. Not called Progress, which is Foundation's.
 public struct RunProgress: Sendable {
-    public enum Event: Sendable {
+    public enum Event: Sendable, Equatable {
         /// A step is done: `step`, `loss` and what follows are of it.
         case step
         /// The rows to validate with were looked at: `validLoss` is their loss.
@@ -121,7 +121,7 @@ func stream<Element: Sendable>(
     of _: Element.Type,
     on queue: DispatchQueue,
     cancel: @escaping @Sendable () -> Void,
-    call: @escaping @Sendable (UnsafeMutableRawPointer) -> Int32
+    call: @escaping @Sendable (UnsafeMutableRawPointer) throws -> Void
 ) -> AsyncThrowingStream<Element, Error> {
     AsyncThrowingStream { continuation in
         let turn = Turn(cancel: cancel)
@@ -132,11 +132,12 @@ func stream<Element: Sendable>(
             guard turn.begin() else { return }
             let user = Unmanaged.passRetained(Outlet(continuation))
             defer { user.release() }
-            let code = call(user.toOpaque())
-            // Before anything else on this thread, whose message it is.
-            let failure = code == ENGRAFT_OK ? nil : EngraftError(ofThisThread: code)
+            let outcome = Result { try call(user.toOpaque()) }
             turn.end()
-            continuation.finish(throwing: failure)
+            switch outcome {
+            case .success: continuation.finish()
+            case .failure(let failure): continuation.finish(throwing: failure)
+            }
         }
     }
 }

@@ -148,11 +148,11 @@ public final class Session: Trimmable {
         _ generation: Generation = Generation(),
         ended: (@Sendable (Summary) -> Void)? = nil
     ) -> AsyncThrowingStream<String, Error> {
-        let handle = handle
+        let handle = self.handle
         return stream(
             of: String.self, on: queue,
             cancel: { _ = handle.use { engraft_session_cancel($0) } },
-            call: { user in generated(handle, prompt, generation, user, ended) }
+            call: { user in try generated(handle, prompt, generation, user, ended) }
         )
     }
 
@@ -187,16 +187,15 @@ public final class Session: Trimmable {
     }
 }
 
-/// The call behind `Session.generate`; returns its code, whose message is this thread's last one.
+/// The call behind `Session.generate`.
 private func generated(
     _ handle: Handle,
     _ prompt: String,
     _ generation: Session.Generation,
     _ user: UnsafeMutableRawPointer,
     _ ended: (@Sendable (Session.Summary) -> Void)?
-) -> Int32 {
-    var params: engraft_generate_params
-    do { params = try generation.params() } catch { return (error as? EngraftError)?.code.rawValue ?? ENGRAFT_PANIC }
+) throws {
+    var params = try generation.params()
     var info = engraft_generate_info()
     info.struct_size = size(of: info)
     let code = withText(generation.system) { system, systemLength in
@@ -206,11 +205,13 @@ private func generated(
             handle.use { engraft_session_generate($0, prompt, promptLength, &params, onText, user, &info) }
         }
     }
+    // Before `ended`, which may fail at something else on this thread and so replace the message.
+    let outcome = Result { try check(code) }
     if code == ENGRAFT_OK || code == ENGRAFT_CANCELLED {
         ended?(Session.Summary(
             ending: Session.Ending(code: info.ended), promptTokens: info.prompt_tokens, tokens: info.tokens,
             promptSeconds: info.prompt_seconds, seconds: info.seconds, generation: info.generation
         ))
     }
-    return code
+    try outcome.get()
 }

@@ -67,8 +67,8 @@ public final class Store: Sendable {
         )
     }
 
-    /// Loads the active generation, held against the model: an adapter, examples, or the base alone, also where
-    /// nothing was ever promoted. Blocks: not for the main thread.
+    /// Loads the active generation, held against the model: an adapter, examples, or the base alone, also
+    /// where nothing was ever promoted. Blocks: not for the main thread.
     public func load(for model: Model, options: Adapter.Options = Adapter.Options()) throws -> Adapter {
         var params = try options.params()
         return Adapter(try Handle(free: { engraft_adapter_free($0) }) { made in
@@ -91,8 +91,8 @@ public final class Store: Sendable {
         try handle.call { engraft_store_activate($0, number) }
     }
 
-    /// Removes all generations but the newest that are whole, the active one, and the one that a rollback leads
-    /// to; returns how many went.
+    /// Removes all generations but the newest that are whole, the active one, and the one that a rollback
+    /// leads to; returns how many went.
     @discardableResult
     public func prune(keeping count: Int) throws -> UInt64 {
         guard count >= 0 else { throw EngraftError(code: .misuse, message: "count is \(count)") }

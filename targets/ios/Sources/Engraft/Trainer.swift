@@ -108,7 +108,8 @@ public final class Trainer: ThermalSteered {
         }
     }
 
-    /// Plans, refuses what exceeds the budget with `doesNotFit`, and allocates everything that training takes.
+    /// Plans, refuses what exceeds the budget with `doesNotFit`, and allocates everything that training
+    /// takes.
     public init(model: Model, data: TrainingData, options: Options = Options()) throws {
         var params = try options.params()
         handle = try Handle(free: { engraft_trainer_free($0) }) { made in
@@ -118,18 +119,18 @@ public final class Trainer: ThermalSteered {
         }
     }
 
-    /// Trains so many steps, or with 0 all that are left; begins at once, on a thread of its own. A second run
-    /// waits for the first.
+    /// Trains so many steps, or with 0 all that are left; begins at once, on a thread of its own. A second
+    /// run waits for the first.
     ///
     /// When the stream is given up (a `break`, a cancelled task), the trainer is cancelled before its next
     /// step, and stays so until `resume`; what was trained stays. A cancelled task sees its loop end without
     /// an error, as of all such streams: `Task.checkCancellation()` behind it tells.
     public func run(steps: UInt64 = 0) -> AsyncThrowingStream<RunProgress, Error> {
-        let handle = handle
+        let handle = self.handle
         return stream(
             of: RunProgress.self, on: queue,
             cancel: { _ = handle.use { engraft_trainer_cancel($0) } },
-            call: { user in handle.use { engraft_trainer_run($0, steps, onProgress, user) } }
+            call: { user in try handle.call { engraft_trainer_run($0, steps, onProgress, user) } }
         )
     }
 
@@ -160,8 +161,8 @@ public final class Trainer: ThermalSteered {
         return loss
     }
 
-    /// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing. When
-    /// this returns, it is on disk and was read back.
+    /// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing.
+    /// When this returns, it is on disk and was read back.
     public func save(to folder: URL) throws {
         try handle.call { trainer in
             withText(folder.path) { engraft_trainer_save(trainer, $0, $1) }

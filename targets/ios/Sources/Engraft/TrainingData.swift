@@ -62,8 +62,8 @@ public final class TrainingData: Sendable {
         public let longestRow: UInt64
     }
 
-    /// Rows of a file, or of a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they are there.
-    /// Blocks: not for the main thread.
+    /// Rows of a file, or of a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they are
+    /// there. Blocks: not for the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
         var params = try options.params()
         handle = try Handle(free: { engraft_data_free($0) }) { made in
@@ -106,7 +106,8 @@ public final class TrainingData: Sendable {
         )
     }
 
-    /// Where the row stood that was left out, and why: never its text. The first thousand of a part are named.
+    /// Where the row stood that was left out, and why: never its text. The first thousand of a part are
+    /// named.
     public func skipped(at index: Int) throws -> String {
         guard index >= 0 else { throw EngraftError(code: .misuse, message: "index is \(index)") }
         return try handle.use { data in try text { engraft_data_skipped(data, index, $0, $1, $2) } }
