@@ -70,7 +70,7 @@ public final class Adapter: Sendable {
     /// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and holds it against
     /// the model. Blocks: not for the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
-        var params = try options.params()
+        var params: engraft_adapter_params = try options.params()
         handle = try Handle(free: { engraft_adapter_free($0) }) { made in
             model.handle.use { model in
                 withText(location.path) { engraft_adapter_load(model, $0, $1, &params, made) }

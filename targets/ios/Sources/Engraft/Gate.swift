@@ -125,7 +125,7 @@ public final class Gate: ThermalSteered {
 
     /// Makes a gate for data; nothing is computed yet.
     public init(model: Model, data: TrainingData, options: Options = Options()) throws {
-        var params = try options.params()
+        var params: engraft_gate_params = try options.params()
         handle = try Handle(free: { engraft_gate_free($0) }) { made in
             withText(options.retention) { retention, retentionLength in
                 params.retention = retention

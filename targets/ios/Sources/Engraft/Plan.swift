@@ -26,7 +26,7 @@ public final class Plan: Sendable {
     /// Plans a run. What does not fit is no error: `info` tells. Without data, rows are taken for as long as
     /// they may be by default.
     public init(model: Model, data: TrainingData? = nil, options: Trainer.Options = .init()) throws {
-        var params = try options.params()
+        var params: engraft_train_params = try options.params()
         handle = try Handle(free: { engraft_plan_free($0) }) { made in
             model.handle.use { model in
                 use(data?.handle) { engraft_plan_create(model, $0, &params, made) }

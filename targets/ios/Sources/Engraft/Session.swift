@@ -123,7 +123,7 @@ public final class Session: Trimmable {
 
     /// A session on a model, with an adapter or with the base alone.
     public init(model: Model, adapter: Adapter? = nil, options: Options = Options()) throws {
-        var params = try options.params()
+        var params: engraft_session_params = try options.params()
         handle = try Handle(free: { engraft_session_free($0) }) { made in
             model.handle.use { model in
                 use(adapter?.handle) { engraft_session_create(model, $0, &params, made) }
@@ -133,7 +133,7 @@ public final class Session: Trimmable {
 
     /// The bytes that such a session will take, with adapters up to a rank.
     public static func bytes(model: Model, rank: UInt32, options: Options = Options()) throws -> UInt64 {
-        var params = try options.params()
+        var params: engraft_session_params = try options.params()
         var bytes: UInt64 = 0
         try model.handle.call { engraft_session_bytes($0, &params, rank, &bytes) }
         return bytes
@@ -195,7 +195,7 @@ private func generated(
     _ user: UnsafeMutableRawPointer,
     _ ended: (@Sendable (Session.Summary) -> Void)?
 ) throws {
-    var params = try generation.params()
+    var params: engraft_generate_params = try generation.params()
     var info = engraft_generate_info()
     info.struct_size = size(of: info)
     let code = withText(generation.system) { system, systemLength in

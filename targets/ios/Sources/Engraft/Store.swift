@@ -70,7 +70,7 @@ public final class Store: Sendable {
     /// Loads the active generation, held against the model: an adapter, examples, or the base alone, also
     /// where nothing was ever promoted. Blocks: not for the main thread.
     public func load(for model: Model, options: Adapter.Options = Adapter.Options()) throws -> Adapter {
-        var params = try options.params()
+        var params: engraft_adapter_params = try options.params()
         return Adapter(try Handle(free: { engraft_adapter_free($0) }) { made in
             handle.use { store in
                 model.handle.use { engraft_store_load(store, $0, &params, made) }

@@ -111,7 +111,7 @@ public final class Trainer: ThermalSteered {
     /// Plans, refuses what exceeds the budget with `doesNotFit`, and allocates everything that training
     /// takes.
     public init(model: Model, data: TrainingData, options: Options = Options()) throws {
-        var params = try options.params()
+        var params: engraft_train_params = try options.params()
         handle = try Handle(free: { engraft_trainer_free($0) }) { made in
             model.handle.use { model in
                 data.handle.use { engraft_trainer_create(model, $0, &params, made) }

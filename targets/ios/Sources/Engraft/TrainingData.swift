@@ -65,7 +65,7 @@ public final class TrainingData: Sendable {
     /// Rows of a file, or of a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they are
     /// there. Blocks: not for the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
-        var params = try options.params()
+        var params: engraft_data_params = try options.params()
         handle = try Handle(free: { engraft_data_free($0) }) { made in
             model.handle.use { model in
                 withText(location.path) { engraft_data_open(model, $0, $1, &params, made) }
@@ -78,7 +78,7 @@ public final class TrainingData: Sendable {
     public init(
         train: Data, valid: Data? = nil, test: Data? = nil, for model: Model, options: Options = Options()
     ) throws {
-        var params = try options.params()
+        var params: engraft_data_params = try options.params()
         handle = try Handle(free: { engraft_data_free($0) }) { made in
             model.handle.use { model in
                 withRows(train) { train, trainLength in
