@@ -60,7 +60,8 @@ make_it() { "$here/xcframework.sh" "$@" "$out"; }
 
 passes 'a framework' make_it "$work/device.a" "$work/simulator.a"
 passes 'over the one before' make_it "$work/device.a" "$work/simulator.a"
-refuses 'an archive that lacks a function' 'lacks engraft_gate_run' make_it "$work/short.a" "$work/simulator.a"
+refuses 'an archive that lacks a function' 'lacks engraft_gate_run' \
+  make_it "$work/short.a" "$work/simulator.a"
 refuses 'archives in the wrong places' 'for ios-simulator, not for ios' \
   make_it "$work/simulator.a" "$work/device.a"
 refuses "the host's archive" "no 64-bit ARM object of Apple's" \
