@@ -1,0 +1,131 @@
+// A recipe to copy into an app, no part of the package: adapts overnight, while the phone is charged and
+// idle.
+//
+// Info.plist needs the identifier in BGTaskSchedulerPermittedIdentifiers, and `processing` among
+// UIBackgroundModes. Call `register()` before the app has finished launching, and `schedule()` whenever there
+// is something new to learn. In Xcode's debugger, the system's own way to try it is
+//   e -l objc -- (void)[[BGTaskScheduler sharedScheduler] _simulateLaunchForTaskWithIdentifier:@"…"]
+import BackgroundTasks
+import Engraft
+import Foundation
+import os
+
+struct AdaptTask: Sendable {
+    /// As in Info.plist.
+    let identifier: String
+    let model: URL
+    /// The rows to learn from: JSON, one object a line.
+    let rows: @Sendable () throws -> Data
+    /// The folder of the adapters, such as Application Support/Adapters.
+    let adapters: URL
+    /// The system's own wait between two nights' work, in seconds.
+    var interval: TimeInterval = 20 * 3600
+
+    /// Must be called once, before the app has finished launching.
+    func register() -> Bool {
+        BGTaskScheduler.shared.register(forTaskWithIdentifier: identifier, using: nil) { task in
+            guard let processing = task as? BGProcessingTask else {
+                return task.setTaskCompleted(success: false)
+            }
+            begin(processing)
+        }
+    }
+
+    /// Asks for a turn. A request that is there already is replaced.
+    func schedule() throws {
+        let request = BGProcessingTaskRequest(identifier: identifier)
+        request.requiresExternalPower = true
+        request.requiresNetworkConnectivity = false
+        request.earliestBeginDate = Date(timeIntervalSinceNow: interval)
+        try BGTaskScheduler.shared.submit(request)
+    }
+
+    private func begin(_ task: BGProcessingTask) {
+        // Before the work, which may not live to the end. Without a next turn, this one is still worth its
+        // while.
+        do {
+            try schedule()
+        } catch {
+            Self.log.error("not scheduled: \(String(describing: error), privacy: .public)")
+        }
+        let turn = BackgroundTurn(task)
+        let work = Task.detached(priority: .utility) {
+            do {
+                try await adapt()
+                turn.complete(success: true)
+            } catch {
+                Self.log.error("not adapted: \(String(describing: error), privacy: .public)")
+                turn.complete(success: false)
+            }
+        }
+        // The system grants a few seconds. Cancelling the task ends the gate's stream at once, and with it
+        // the gate before its next step; nothing of a generation shows in the store before it is whole.
+        task.expirationHandler = { work.cancel() }
+    }
+
+    /// Trains, compares, and promotes what is worth it. That nothing is, is no failure.
+    func adapt() async throws {
+        try prepare(adapters)
+        let base = try Model(contentsOf: model, digestCache: adapters.appendingPathComponent("digests"))
+        let data = try TrainingData(train: try rows(), for: base)
+        try Task.checkCancellation()
+
+        var options = Gate.Options()
+        // What this process may take now, less what the app itself may come to need.
+        options.memoryBudget = UInt64(os_proc_available_memory()) / 2
+        options.threads = 2
+        let gate = try Gate(model: base, data: data, options: options)
+        let thermal = ThermalObserver(gate)
+        defer { withExtendedLifetime(thermal) {} }
+
+        for try await progress in gate.run() where progress.event == .validation {
+            Self.log.info("step \(progress.step), loss \(progress.validLoss)")
+        }
+        // The loop of a cancelled task ends without an error.
+        try Task.checkCancellation()
+
+        switch try gate.decision() {
+        case .promote, .keepPrompting:
+            let store = try Store(folder: adapters.appendingPathComponent("store"))
+            try store.promote(gate)
+            try store.prune(keeping: 3)
+        case .keepBase, .undecided, .other:
+            break
+        }
+    }
+
+    /// The folder of the adapters: readable once the phone was unlocked after its start, since the work is
+    /// done while it is locked; and in no backup, since adapters hold traces of what they learnt from, and
+    /// can be trained again. What is made in the folder takes its protection class from it.
+    private func prepare(_ folder: URL) throws {
+        let unlockedOnce = FileProtectionType.completeUntilFirstUserAuthentication
+        let protection: [FileAttributeKey: Any] = [.protectionKey: unlockedOnce]
+        let files = FileManager.default
+        try files.createDirectory(at: folder, withIntermediateDirectories: true, attributes: protection)
+        try files.setAttributes(protection, ofItemAtPath: folder.path)
+        var values = URLResourceValues()
+        values.isExcludedFromBackup = true
+        var marked = folder
+        try marked.setResourceValues(values)
+    }
+
+    private static let log = Logger(subsystem: "engraft", category: "adapt")
+}
+
+/// The system's task, which may be completed by any thread, and is once. Unchecked, since BGTask is not
+/// marked as safe to share; all that is done with it here is done with the lock held.
+private final class BackgroundTurn: @unchecked Sendable {
+    private let lock = NSLock()
+    private var task: BGProcessingTask?
+
+    init(_ task: BGProcessingTask) {
+        self.task = task
+    }
+
+    func complete(success: Bool) {
+        lock.lock()
+        defer { lock.unlock() }
+        task?.setTaskCompleted(success: success)
+        task = nil
+    }
+}

@@ -1,0 +1,183 @@
+import CEngraft
+
+/// What went wrong in the library.
+public struct EngraftError: Error, Sendable, Equatable, CustomStringConvertible {
+    /// A code of the C interface. Later versions may have more than those that are named here.
+    public struct Code: RawRepresentable, Sendable, Hashable {
+        public let rawValue: Int32
+        public init(rawValue: Int32) { self.rawValue = rawValue }
+
+        /// Reading or writing failed in the operating system.
+        public static let io = Code(rawValue: ENGRAFT_IO)
+        /// The disk, or a quota, is full.
+        public static let full = Code(rawValue: ENGRAFT_FULL)
+        /// The system gave no memory.
+        public static let noMemory = Code(rawValue: ENGRAFT_NOMEM)
+        /// A file is not what its format demands.
+        public static let corrupt = Code(rawValue: ENGRAFT_CORRUPT)
+        /// An argument is out of range, or contradicts another.
+        public static let misuse = Code(rawValue: ENGRAFT_MISUSE)
+        /// Another call runs on the object, or another process holds the store.
+        public static let busy = Code(rawValue: ENGRAFT_BUSY)
+        /// The caller asked to stop.
+        public static let cancelled = Code(rawValue: ENGRAFT_CANCELLED)
+        /// The library and this wrapper are not of one version.
+        public static let unsupportedVersion = Code(rawValue: ENGRAFT_UNSUPPORTED_VERSION)
+        /// An adapter and a model do not belong together.
+        public static let baseMismatch = Code(rawValue: ENGRAFT_BASE_MISMATCH)
+        /// A NaN or infinity appeared where none may be.
+        public static let nonFinite = Code(rawValue: ENGRAFT_NONFINITE)
+        /// The memory plan exceeds the budget; the message names what would fit.
+        public static let doesNotFit = Code(rawValue: ENGRAFT_DOES_NOT_FIT)
+        /// The gate did not promote.
+        public static let gateRefused = Code(rawValue: ENGRAFT_GATE_REFUSED)
+        /// A defect of the library: the object is of no more use.
+        public static let panic = Code(rawValue: ENGRAFT_PANIC)
+        /// Data is malformed, or leaves nothing to train on.
+        public static let badData = Code(rawValue: ENGRAFT_BAD_DATA)
+        /// The file is right, but this version can't handle what it holds.
+        public static let unsupported = Code(rawValue: ENGRAFT_UNSUPPORTED)
+    }
+
+    public let code: Code
+    /// Names the file or setting, and the remedy.
+    public let message: String
+
+    public var description: String { message.isEmpty ? "Engraft error \(code.rawValue)" : message }
+
+    init(code: Code, message: String) {
+        self.code = code
+        self.message = message
+    }
+
+    /// Of the call that just failed on this thread: nothing may come between the two.
+    init(ofThisThread code: Int32) {
+        // The message's own failure is left out: asking for its message would never end.
+        let (_, message) = copied { engraft_message(nil, $0, $1, $2) }
+        self.init(code: Code(rawValue: code), message: message)
+    }
+}
+
+/// Throws what a call returned, unless it was 0. On the thread of the call, right behind it.
+func check(_ code: Int32) throws {
+    if code != ENGRAFT_OK { throw EngraftError(ofThisThread: code) }
+}
+
+/// Refuses a library of another interface than this file was written for.
+func checkVersion() throws {
+    let (library, header) = (engraft_abi_version(), UInt32(ENGRAFT_ABI_VERSION))
+    guard library >> 16 == header >> 16, library & 0xffff >= header & 0xffff else {
+        let message = "the library's interface is \(library >> 16).\(library & 0xffff), "
+            + "the wrapper's \(header >> 16).\(header & 0xffff): take both from one release"
+        throw EngraftError(code: .unsupportedVersion, message: message)
+    }
+}
+
+/// Owns a handle of the library, and frees it when nobody needs it any more.
+///
+/// Unchecked, since the compiler can't know that handles are numbers which the library looks up: it answers
+/// calls from several threads at once, with `busy` where one has to wait.
+final class Handle: @unchecked Sendable {
+    private let pointer: OpaquePointer
+    private let free: @Sendable (OpaquePointer) -> Int32
+
+    init(
+        free: @escaping @Sendable (OpaquePointer) -> Int32,
+        make: (UnsafeMutablePointer<OpaquePointer?>) throws -> Int32
+    ) throws {
+        var made: OpaquePointer?
+        try check(make(&made))
+        guard let live = made else {
+            throw EngraftError(code: .panic, message: "the library made nothing and called that a success")
+        }
+        pointer = live
+        self.free = free
+    }
+
+    deinit {
+        // Calls keep their handle alive by `use`, so that none can be running.
+        _ = free(pointer)
+    }
+
+    /// The pointer, valid within `body`. Without this, a handle might be freed at its last mention, which is
+    /// before the call that it was passed to returns.
+    func use<R>(_ body: (OpaquePointer) throws -> R) rethrows -> R {
+        try withExtendedLifetime(self) { try body(pointer) }
+    }
+
+    /// A call that returns a code.
+    func call(_ body: (OpaquePointer) throws -> Int32) throws {
+        try check(use(body))
+    }
+}
+
+/// As `Handle.use`, where NULL stands for nothing.
+func use<R>(_ handle: Handle?, _ body: (OpaquePointer?) throws -> R) rethrows -> R {
+    guard let handle else { return try body(nil) }
+    return try handle.use { try body($0) }
+}
+
+// MARK: - Texts
+
+/// A text as the library takes it, valid within `body`; nothing where there is none.
+func withText<R>(_ text: String?, _ body: (UnsafePointer<CChar>?, Int) throws -> R) rethrows -> R {
+    guard let text else { return try body(nil, 0) }
+    // With a NUL at the end, which isn't counted, so that an empty text has an address, too.
+    return try text.utf8CString.withUnsafeBufferPointer { try body($0.baseAddress, $0.count - 1) }
+}
+
+/// A text of the library, which no NUL ends; nil for NULL.
+func string(_ text: UnsafePointer<CChar>?, _ length: Int) -> String? {
+    guard let text else { return nil }
+    return String(decoding: UnsafeRawBufferPointer(start: text, count: length), as: UTF8.self)
+}
+
+/// A call that copies a text: buffer, capacity, length.
+typealias CopyText = (UnsafeMutablePointer<CChar>?, Int, UnsafeMutablePointer<Int>?) -> Int32
+
+/// The text that a call copies; the code is that of the last try.
+func copied(_ copy: CopyText) -> (Int32, String) {
+    var length = 0
+    var code = copy(nil, 0, &length)
+    // A message may be replaced by a longer one meanwhile; each turn has more room than the one before.
+    while code == ENGRAFT_OK && length > 0 {
+        var buffer = [CChar](repeating: 0, count: length + 1)
+        code = copy(&buffer, buffer.count, &length)
+        if code == ENGRAFT_OK {
+            return (code, buffer.withUnsafeBufferPointer { string($0.baseAddress, length) } ?? "")
+        }
+        if code == ENGRAFT_TOO_SMALL { code = ENGRAFT_OK }
+    }
+    return (code, "")
+}
+
+/// The text that a call copies.
+func text(_ copy: CopyText) throws -> String {
+    let (code, text) = copied(copy)
+    try check(code)
+    return text
+}
+
+// MARK: - Structs
+
+/// Settings with their size and the default of everything.
+func defaults<P>(_ zero: P, _ fill: (UnsafeMutablePointer<P>, Int) -> Int32) throws -> P {
+    var params = zero
+    try check(fill(&params, MemoryLayout<P>.stride))
+    return params
+}
+
+/// What C calls `sizeof`: Swift's stride, padding at the end included.
+func size<T>(of value: T) -> UInt32 {
+    UInt32(MemoryLayout<T>.stride)
+}
+
+extension Bool {
+    /// As C takes it: 1 or 0.
+    var flag: UInt32 { self ? 1 : 0 }
+}
+
+/// The library's own version, such as "0.1.0".
+public func engraftVersion() throws -> String {
+    try text { engraft_version($0, $1, $2) }
+}

@@ -1,0 +1,80 @@
+import CEngraft
+import Foundation
+
+/// The library's lines.
+public enum Log {
+    public enum Level: Sendable {
+        /// What went wrong.
+        case error
+        /// What a user should hear of.
+        case warn
+        /// What was chosen.
+        case info
+        /// What helps to find a defect.
+        case debug
+
+        var code: Int32 {
+            switch self {
+            case .error: return ENGRAFT_LOG_ERROR
+            case .warn: return ENGRAFT_LOG_WARN
+            case .info: return ENGRAFT_LOG_INFO
+            case .debug: return ENGRAFT_LOG_DEBUG
+            }
+        }
+
+        init(code: Int32) {
+            switch code {
+            case ENGRAFT_LOG_ERROR: self = .error
+            case ENGRAFT_LOG_WARN: self = .warn
+            case ENGRAFT_LOG_INFO: self = .info
+            default: self = .debug
+            }
+        }
+    }
+
+    public typealias Handler = @Sendable (Level, String) -> Void
+
+    /// Hands all lines up to `level` to `handler`, instead of to the one before; nil ends it. When this
+    /// returns, the one before never runs again. The handler is called by any thread, by several at once, and
+    /// must not set a handler, nor wait for a thread that does.
+    public static func set(_ handler: Handler?, upTo level: Level = .info) throws {
+        try LogHandlers.shared.set(handler.map { LogHandler($0) }, level)
+    }
+}
+
+/// What the callback is given as `user`.
+private final class LogHandler: Sendable {
+    let handler: Log.Handler
+    init(_ handler: @escaping Log.Handler) { self.handler = handler }
+}
+
+/// Holds what the library was given last. Unchecked, since a lock guards what changes.
+private final class LogHandlers: @unchecked Sendable {
+    static let shared = LogHandlers()
+
+    private let lock = NSLock()
+    private var current: Unmanaged<LogHandler>?
+
+    /// The box is released once: here if the library refuses it, else when the next one has taken its place.
+    func set(_ handler: LogHandler?, _ level: Log.Level) throws {
+        lock.lock()
+        defer { lock.unlock() }
+        let next = handler.map { Unmanaged.passRetained($0) }
+        let code = next.map { engraft_log_set(onLine, $0.toOpaque(), level.code) }
+            ?? engraft_log_set(nil, nil, ENGRAFT_LOG_NONE)
+        guard code == ENGRAFT_OK else {
+            let failure = EngraftError(ofThisThread: code)
+            next?.release()
+            throw failure
+        }
+        current?.release()
+        current = next
+    }
+}
+
+private func onLine(
+    _ level: Int32, _ text: UnsafePointer<CChar>?, _ length: Int, _ user: UnsafeMutableRawPointer?
+) {
+    guard let user, let line = string(text, length) else { return }
+    Unmanaged<LogHandler>.fromOpaque(user).takeUnretainedValue().handler(Log.Level(code: level), line)
+}

@@ -1,0 +1,157 @@
+import CEngraft
+import Foundation
+
+/// How far a run is. Not called Progress, which is Foundation's.
+public struct RunProgress: Sendable {
+    public enum Event: Sendable, Equatable {
+        /// A step is done: `step`, `loss` and what follows are of it.
+        case step
+        /// The rows to validate with were looked at: `validLoss` is their loss.
+        case validation
+        /// The run is paused, or it is too hot: it waits.
+        case held
+        /// `text` is something to tell.
+        case note
+        /// What a later version of the library tells.
+        case other(UInt32)
+    }
+
+    public let event: Event
+    /// Steps done.
+    public let step: UInt64
+    /// Steps of the whole run; 0 while unknown.
+    public let steps: UInt64
+    /// Tokens that went through the model.
+    public let tokens: UInt64
+    /// Mean loss of the last step, in nats per token; NaN before it.
+    public let loss: Double
+    /// Loss on the rows to validate with, when they were looked at last; NaN before.
+    public let validLoss: Double
+    public let learningRate: Double
+    /// Norm of the gradient, before it was scaled down.
+    public let gradientNorm: Double
+    /// Tokens per second of work.
+    public let tokensPerSecond: Double
+    /// Seconds of work.
+    public let seconds: Double
+    /// The gate's arm, or what a note says.
+    public let text: String?
+
+    init(_ progress: engraft_progress) {
+        switch progress.event {
+        case UInt32(ENGRAFT_EVENT_STEP): event = .step
+        case UInt32(ENGRAFT_EVENT_VALIDATION): event = .validation
+        case UInt32(ENGRAFT_EVENT_HELD): event = .held
+        case UInt32(ENGRAFT_EVENT_NOTE): event = .note
+        default: event = .other(progress.event)
+        }
+        step = progress.step
+        steps = progress.steps
+        tokens = progress.tokens
+        loss = progress.loss
+        validLoss = progress.valid_loss
+        learningRate = progress.learning_rate
+        gradientNorm = progress.grad_norm
+        tokensPerSecond = progress.tokens_per_s
+        seconds = progress.seconds
+        text = string(progress.text, progress.text_length)
+    }
+}
+
+/// Ties the end of a stream to the one call that feeds it: what stops the stream must not stop the call of
+/// the stream behind it, and a call that has not begun need not begin.
+///
+/// Unchecked, since a lock guards what changes.
+final class Turn: @unchecked Sendable {
+    private enum State { case waiting, running, over }
+
+    private let lock = NSLock()
+    private var state = State.waiting
+    private let cancel: @Sendable () -> Void
+
+    /// `cancel` ends the call; it is called with the lock held, and must not wait.
+    init(cancel: @escaping @Sendable () -> Void) {
+        self.cancel = cancel
+    }
+
+    /// Whether the call may begin.
+    func begin() -> Bool {
+        lock.lock()
+        defer { lock.unlock() }
+        guard state == .waiting else { return false }
+        state = .running
+        return true
+    }
+
+    func end() {
+        lock.lock()
+        defer { lock.unlock() }
+        state = .over
+    }
+
+    /// The stream is given up.
+    func stop() {
+        lock.lock()
+        defer { lock.unlock() }
+        if state == .running { cancel() }
+        state = .over
+    }
+}
+
+/// What a callback hands to a stream.
+final class Outlet<Element: Sendable>: Sendable {
+    private let continuation: AsyncThrowingStream<Element, Error>.Continuation
+
+    init(_ continuation: AsyncThrowingStream<Element, Error>.Continuation) {
+        self.continuation = continuation
+    }
+
+    /// False where nobody listens any more.
+    func take(_ element: Element) -> Bool {
+        if case .terminated = continuation.yield(element) { return false }
+        return true
+    }
+}
+
+/// A call that blocks, as a stream of what its callback is given. The call begins on `queue` at once, and not
+/// on one of Swift's own threads, which must not be blocked. It keeps what it captures until it returns.
+///
+/// `call` gets the callback's `user`: an `Outlet<Element>`, retained for as long as the call takes.
+func stream<Element: Sendable>(
+    of _: Element.Type,
+    on queue: DispatchQueue,
+    cancel: @escaping @Sendable () -> Void,
+    call: @escaping @Sendable (UnsafeMutableRawPointer) throws -> Void
+) -> AsyncThrowingStream<Element, Error> {
+    AsyncThrowingStream { continuation in
+        let turn = Turn(cancel: cancel)
+        continuation.onTermination = { termination in
+            if case .cancelled = termination { turn.stop() }
+        }
+        queue.async {
+            guard turn.begin() else { return }
+            let user = Unmanaged.passRetained(Outlet(continuation))
+            defer { user.release() }
+            let outcome = Result { try call(user.toOpaque()) }
+            turn.end()
+            switch outcome {
+            case .success: continuation.finish()
+            case .failure(let failure): continuation.finish(throwing: failure)
+            }
+        }
+    }
+}
+
+/// The callback of runs; `user` is an `Outlet<RunProgress>`.
+func onProgress(_ progress: UnsafePointer<engraft_progress>?, _ user: UnsafeMutableRawPointer?) -> Bool {
+    guard let progress, let user else { return false }
+    let outlet = Unmanaged<Outlet<RunProgress>>.fromOpaque(user).takeUnretainedValue()
+    return outlet.take(RunProgress(progress.pointee))
+}
+
+/// The callback of sessions; `user` is an `Outlet<String>`. The library hands over whole characters of UTF-8,
+/// so that each piece can be decoded by itself.
+func onText(_ piece: UnsafePointer<CChar>?, _ length: Int, _ user: UnsafeMutableRawPointer?) -> Bool {
+    guard let user, let piece = string(piece, length) else { return false }
+    return Unmanaged<Outlet<String>>.fromOpaque(user).takeUnretainedValue().take(piece)
+}

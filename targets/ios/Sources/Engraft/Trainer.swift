@@ -1,0 +1,205 @@
+import CEngraft
+import Foundation
+
+/// A run of training. One call at a time, and others throw `busy`; `cancel`, `pause`, `resume` and
+/// `setThermal` may be called from anywhere, at any time, and never wait.
+public final class Trainer: ThermalSteered {
+    let handle: Handle
+    private let queue = DispatchQueue(label: "engraft.trainer", qos: .utility)
+
+    /// What of each block is adapted.
+    public struct Modules: OptionSet, Sendable {
+        public let rawValue: UInt32
+        public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+        public static let q = Modules(rawValue: UInt32(ENGRAFT_MODULE_Q))
+        public static let k = Modules(rawValue: UInt32(ENGRAFT_MODULE_K))
+        public static let v = Modules(rawValue: UInt32(ENGRAFT_MODULE_V))
+        public static let o = Modules(rawValue: UInt32(ENGRAFT_MODULE_O))
+        public static let gate = Modules(rawValue: UInt32(ENGRAFT_MODULE_GATE))
+        public static let up = Modules(rawValue: UInt32(ENGRAFT_MODULE_UP))
+        public static let down = Modules(rawValue: UInt32(ENGRAFT_MODULE_DOWN))
+    }
+
+    /// How the learning rate falls.
+    public enum Schedule: Sendable {
+        case linear, cosine, constant
+
+        var code: UInt32 {
+            switch self {
+            case .linear: return UInt32(ENGRAFT_SCHEDULE_LINEAR)
+            case .cosine: return UInt32(ENGRAFT_SCHEDULE_COSINE)
+            case .constant: return UInt32(ENGRAFT_SCHEDULE_CONSTANT)
+            }
+        }
+    }
+
+    /// How an adapter is trained. Zero is the default of every number.
+    public struct Options: Sendable {
+        /// Rank of the adapter, at most 256 (0: 8).
+        public var rank: UInt32 = 0
+        /// The adapter's effect is multiplied by alpha/rank (0: twice the rank).
+        public var alpha: Float = 0
+        /// Share of the adapter's inputs that is set to zero while training, below 1.
+        public var dropout: Float = 0
+        /// What is adapted (empty: all seven).
+        public var modules: Modules = []
+        /// How many of the last blocks are adapted (0: all).
+        public var lastLayers: UInt32 = 0
+        public var dora = false
+        /// Multiplies by alpha/sqrt(rank) instead.
+        public var rankStabilized = false
+        /// Sequences of a batch (0: 1).
+        public var batchSize: UInt32 = 0
+        /// Batches whose gradients are summed before a step (0: 1).
+        public var gradientAccumulation: UInt32 = 0
+        public var schedule = Schedule.linear
+        /// Steps in which the learning rate rises from zero.
+        public var warmupSteps: UInt32 = 0
+        /// Optimizer steps of the whole run (0: 300).
+        public var steps: UInt64 = 0
+        /// Learning rate at its highest (0: 2e-4).
+        public var learningRate = 0.0
+        /// AdamW's decoupled weight decay.
+        public var weightDecay = 0.0
+        /// Gradients are scaled down to this norm (0: 1; below 0: never).
+        public var maxGradientNorm = 0.0
+        /// The learning rate of B as a multiple of A's (0: 1).
+        public var loraPlusRatio = 0.0
+        /// Weight of the divergence from the base in each token's loss (0: none).
+        public var klWeight = 0.0
+        /// Seed of the initial adapter, of dropout, and of the order of rows.
+        public var seed: UInt64 = 0
+        /// Bytes of private memory that the run may take (0: no limit).
+        public var memoryBudget: UInt64 = 0
+        /// Threads (0: as many as there are cores).
+        public var threads: UInt32 = 0
+        /// Keeps activations in 32 bits, for comparison.
+        public var exact = false
+        /// Saves the adapter in 16 bits.
+        public var half = false
+        public init() {}
+
+        func params() throws -> engraft_train_params {
+            var params = try defaults(engraft_train_params()) { engraft_train_default_params($0, $1) }
+            params.rank = rank
+            params.alpha = alpha
+            params.dropout = dropout
+            params.modules = modules.rawValue
+            params.num_layers = lastLayers
+            params.dora = dora.flag
+            params.rslora = rankStabilized.flag
+            params.batch_size = batchSize
+            params.grad_accumulation_steps = gradientAccumulation
+            params.schedule = schedule.code
+            params.warmup_steps = warmupSteps
+            params.steps = steps
+            params.learning_rate = learningRate
+            params.weight_decay = weightDecay
+            params.max_grad_norm = maxGradientNorm
+            params.lora_plus_ratio = loraPlusRatio
+            params.kl_weight = klWeight
+            params.seed = seed
+            params.memory_budget = memoryBudget
+            params.threads = threads
+            params.exact = exact.flag
+            params.half = half.flag
+            return params
+        }
+    }
+
+    /// Plans, refuses what exceeds the budget with `doesNotFit`, and allocates everything that training
+    /// takes.
+    public init(model: Model, data: TrainingData, options: Options = Options()) throws {
+        var params: engraft_train_params = try options.params()
+        handle = try Handle(free: { engraft_trainer_free($0) }) { made in
+            model.handle.use { model in
+                data.handle.use { engraft_trainer_create(model, $0, &params, made) }
+            }
+        }
+    }
+
+    /// Trains so many steps, or with 0 all that are left; begins at once, on a thread of its own. A second
+    /// run waits for the first.
+    ///
+    /// When the stream is given up (a `break`, a cancelled task), the trainer is cancelled before its next
+    /// step, and stays so until `resume`; what was trained stays. A cancelled task sees its loop end without
+    /// an error, as of all such streams: `Task.checkCancellation()` behind it tells.
+    public func run(steps: UInt64 = 0) -> AsyncThrowingStream<RunProgress, Error> {
+        let handle = self.handle
+        return stream(
+            of: RunProgress.self, on: queue,
+            cancel: { _ = handle.use { engraft_trainer_cancel($0) } },
+            call: { user in try handle.call { engraft_trainer_run($0, steps, onProgress, user) } }
+        )
+    }
+
+    /// One step. Blocks: not for the main thread.
+    public func step() throws -> RunProgress {
+        try filled { engraft_trainer_step($0, $1) }
+    }
+
+    /// How far the run is. While it runs, that is told by its stream, and this throws `busy`.
+    public func progress() throws -> RunProgress {
+        try filled { engraft_trainer_progress($0, $1) }
+    }
+
+    private func filled(
+        _ fill: (OpaquePointer, UnsafeMutablePointer<engraft_progress>) -> Int32
+    ) throws -> RunProgress {
+        var progress = engraft_progress()
+        progress.struct_size = size(of: progress)
+        try handle.call { fill($0, &progress) }
+        return RunProgress(progress)
+    }
+
+    /// The loss on the rows to validate with: of the base before the first step, with the adapter afterwards.
+    /// Blocks: not for the main thread.
+    public func evaluate() throws -> Double {
+        var loss = 0.0
+        try handle.call { engraft_trainer_evaluate($0, &loss) }
+        return loss
+    }
+
+    /// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing.
+    /// When this returns, it is on disk and was read back.
+    public func save(to folder: URL) throws {
+        try handle.call { trainer in
+            withText(folder.path) { engraft_trainer_save(trainer, $0, $1) }
+        }
+    }
+
+    /// Commits what a later run is to begin with: in this version the adapter alone, as `save` writes it.
+    public func checkpoint(to folder: URL) throws {
+        try handle.call { trainer in
+            withText(folder.path) { engraft_trainer_checkpoint(trainer, $0, $1) }
+        }
+    }
+
+    /// A copy of the adapter as it is now.
+    public func adapter() throws -> Adapter {
+        Adapter(try Handle(free: { engraft_adapter_free($0) }) { made in
+            handle.use { engraft_trainer_adapter($0, made) }
+        })
+    }
+
+    /// Ends the run, and those that follow, with `cancelled`, until `resume`.
+    public func cancel() throws {
+        try handle.call { engraft_trainer_cancel($0) }
+    }
+
+    /// Lets the run wait before its next step.
+    public func pause() throws {
+        try handle.call { engraft_trainer_pause($0) }
+    }
+
+    /// Takes back a pause and a cancellation.
+    public func resume() throws {
+        try handle.call { engraft_trainer_resume($0) }
+    }
+
+    /// Says how hot the device is: training rests accordingly.
+    public func setThermal(_ thermal: Thermal) throws {
+        try handle.call { engraft_trainer_set_thermal($0, thermal.code) }
+    }
+}

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Lays out an XCFramework of static libraries, as `xcodebuild -create-xcframework` does, on any machine;
+# refuses archives that are not of their platform, or lack a function of the header.
+#
+#   targets/ios/xcframework.sh [--any-format] DEVICE.a SIMULATOR.a [OUT.xcframework]
+#
+# OUT is targets/ios/CEngraft.xcframework by default, where Package.swift looks for it. --any-format takes
+# archives of any platform, to try the layout; Xcode can use none of that.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+any_format=
+if [[ ${1-} == --any-format ]]; then
+  any_format=1
+  shift
+fi
+if [[ $# -lt 2 || $# -gt 3 ]]; then
+  echo "usage: xcframework.sh [--any-format] DEVICE.a SIMULATOR.a [OUT.xcframework]" >&2
+  exit 2
+fi
+device=$1 simulator=$2 out=${3-$here/CEngraft.xcframework}
+nm=$(command -v llvm-nm || command -v nm) || { echo 'neither llvm-nm nor nm is there' >&2; exit 1; }
+
+refuse() {
+  printf '%s: %s\n' "$1" "$2" >&2
+  exit 1
+}
+
+# Every function of the header is defined in an archive. Symbols have an underscore in front in Mach-O.
+check_symbols() {
+  local archive=$1 defined missing
+  # nm complains of members that hold no symbols, and of what it can't read; what it lists is what counts.
+  defined=$({ "$nm" -g "$archive" 2>/dev/null || true; } |
+    awk 'NF == 3 && $2 ~ /[TW]/ { sub(/^_/, "", $3); print $3 }' | sort -u)
+  missing=$(comm -23 <(printf '%s\n' "${functions[@]}" | sort) <(printf '%s\n' "$defined"))
+  [[ -z $missing ]] || refuse "$archive" "lacks ${missing//$'\n'/, }"
+  if grep -qx 'engraft_inject_panic' <<<"$defined"; then
+    echo "$archive: built with debug assertions: not for an app" >&2
+  fi
+}
+
+mapfile -t functions < <("$here/check.py" --functions)
+[[ ${#functions[@]} -gt 0 ]] || refuse engraft.h 'no functions were found'
+for archive in "$device" "$simulator"; do
+  [[ -f $archive ]] || refuse "$archive" 'is no file'
+  check_symbols "$archive"
+done
+if [[ -z $any_format ]]; then
+  "$here/xcframework.py" platform "$device" ios
+  "$here/xcframework.py" platform "$simulator" ios-simulator
+fi
+
+# Whole or not at all: an app's build must not find half of it.
+parent=$(dirname "$out")
+mkdir -p "$parent"
+new=$(mktemp -d "$parent/.xcframework.XXXXXX")
+trap 'rm -rf "$new"' EXIT
+chmod 755 "$new"
+lay_out() {
+  # A folder of the module's own, since Xcode copies the headers of all frameworks into one.
+  install -D -m 644 -t "$new/$2/Headers/CEngraft" "$here/../capi/include/engraft.h" "$here/module.modulemap"
+  install -m 644 "$1" "$new/$2/libengraft.a"
+}
+lay_out "$device" ios-arm64
+lay_out "$simulator" ios-arm64-simulator
+"$here/xcframework.py" plist >"$new/Info.plist"
+"$here/xcframework.py" check "$new"
+rm -rf "$out"
+mv "$new" "$out"
+printf '%s: %s functions in each archive\n' "$out" "${#functions[@]}"
