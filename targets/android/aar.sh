@@ -62,8 +62,8 @@ check() {
   symbols "$file" UND >"$work/undefined"
   printf '%s\n  %s bytes, pages of %s, %s exports; needs %s\n' "$file" "$(stat -c %s "$file")" \
     "$(sort -u "$work/aligns" | tr '\n' ' ')" "$(wc -l <"$work/defined")" "$(tr '\n' ' ' <"$work/needed")"
-  printf '  undefined: %s\n' "$(tr '\n' ' ' <"$work/undefined")" | fold -s -w 110
-  echo
+  printf '  undefined: %s of engraft.h; %s\n' "$(grep -c '^engraft_' "$work/undefined" || true)" \
+    "$(grep -v '^engraft_' "$work/undefined" | tr '\n' ' ')" | fold -s -w 110
 }
 
 grep -o '^\(int32_t\|uint32_t\) engraft_[a-z0-9_]*(' "$here/../capi/include/engraft.h" |

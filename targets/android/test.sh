@@ -88,7 +88,7 @@ stand_in() {
   printf 'void %s(void) {}\n' malloc free memcpy memset strlen __tls_get_addr __stack_chk_fail >"$folder/c.c"
   "$cc" "${flags[@]}" -fno-builtin -Wl,-soname,libc.so "$folder/c.c" -o "$folder/libc.so"
   "$cc" "${flags[@]}" "$folder/engraft.c" -o "$folder/libengraft.so"
-  CC=$cc $here/build-jni.sh "$folder" "$folder" -nostdlib "-L$folder" -lc
+  CC=$cc $here/build-jni.sh "$folder" "$folder" -nostdlib "-L$folder" -Wl,--no-as-needed -lc
 }
 
 say 'the AAR'
@@ -121,5 +121,18 @@ if [[ -d $work/x86_64 ]]; then
   cp "$work/x86_64/libengraft.so" "$work/extra/"
   must_fail 'needs libc.so.6' "${aar[@]}" "x86_64=$work/extra"
   echo 'small pages, foreign machines, exports and needs are seen'
+fi
+say 'Kotlin'
+if command -v kotlinc >/dev/null; then
+  # Against declarations of ours: this finds what does not fit the Java classes, and nothing that is not true of
+  # the real kotlinx.coroutines and androidx.work.
+  mapfile -t declared < <(find $here/test/stand-ins -name '*.java')
+  javac --release 8 -Xlint:-options -d "$work/android" "${declared[@]}"
+  kotlinc -jvm-target 1.8 -cp "$work/build/classes:$work/android" -d "$work/kotlin" \
+    $here/kotlin/dev/engraft/*.kt $here/test/stand-ins/*.kt 2>"$work/log" || { cat "$work/log" >&2 && exit 1; }
+  [[ -f $work/kotlin/dev/engraft/FlowsKt.class ]]
+  echo 'Flows.kt and AdaptWorker.kt fit the Java classes (the libraries below them were stand-ins)'
+else
+  echo 'SKIPPED: there is no kotlinc; Flows.kt and AdaptWorker.kt were not compiled' >&2
 fi
 printf '\nAll passed.\n'

@@ -260,16 +260,16 @@ public final class AdaptTest {
                 Slot slot = new Slot()) {
             AdapterInfo info = adapter.info();
             check("an adapter tells", info.kind == Engraft.KIND_ADAPTER && info.rank == 8 && info.steps == STEPS);
-            String without = base.generate(ASKED, greedy());
-            String with = tuned.generate(ASKED, greedy());
+            String without = base.answer(ASKED, greedy());
+            String with = tuned.answer(ASKED, greedy());
             check("an adapter changes the text", !without.equals(with) && !with.isEmpty());
             base.follow(slot);
             check("a swap counts", slot.swap(adapter) == 1);
-            check("a slot gives the adapter", base.generate(ASKED, greedy()).equals(with));
+            check("a slot gives the adapter", base.answer(ASKED, greedy()).equals(with));
             slot.swap(null);
-            check("an emptied slot gives the base", base.generate(ASKED, greedy()).equals(without));
+            check("an emptied slot gives the base", base.answer(ASKED, greedy()).equals(without));
             tuned.setAdapter(null);
-            check("without it the base is back", tuned.generate(ASKED, greedy()).equals(without));
+            check("without it the base is back", tuned.answer(ASKED, greedy()).equals(without));
             AtomicInteger parts = new AtomicInteger();
             GenerateInfo stopped = base.generate("Once", null, text -> parts.incrementAndGet() < 2);
             check("a listener stops it", stopped.ended == Engraft.ENDED_CANCELLED && parts.get() == 2);
@@ -293,7 +293,7 @@ public final class AdaptTest {
             check("it is active", active.number == 2 && active.previous == 1 && active.baseDigest.length == 32);
             check("its base is the model", java.util.Arrays.equals(active.baseDigest, model.digest()));
             try (Adapter loaded = store.load(model, null); Session session = Session.create(model, loaded, oneThread())) {
-                check("what is loaded generates", !session.generate(ASKED, greedy()).isEmpty());
+                check("what is loaded generates", !session.answer(ASKED, greedy()).isEmpty());
             }
             check("back", store.rollback() == 1);
             store.activate(2);
@@ -394,9 +394,9 @@ public final class AdaptTest {
         check("it is closed", closedModel.isClosed());
         expect(IllegalStateException.class, closedModel::info);
         expect(IllegalStateException.class, () -> Session.create(closedModel, null, null));
-        check("a session outlives its model", !session.generate(ASKED, greedy()).isEmpty());
+        check("a session outlives its model", !session.answer(ASKED, greedy()).isEmpty());
         session.close();
-        expect(IllegalStateException.class, () -> session.generate("x", null));
+        expect(IllegalStateException.class, () -> session.answer("x", null));
         expect(IllegalStateException.class, session::cancel);
         Trainer trainer = Trainer.create(model, data, training(1));
         trainer.step();
@@ -436,7 +436,7 @@ public final class AdaptTest {
                 throw new Own();
             }));
             expect(StackOverflowError.class, () -> session.generate("Once", null, text -> endless(1) > 0));
-            check("the session goes on", !session.generate(ASKED, greedy()).isEmpty());
+            check("the session goes on", !session.answer(ASKED, greedy()).isEmpty());
         }
     }
 
@@ -518,7 +518,7 @@ public final class AdaptTest {
             expect(Engraft.IO, () -> Model.open(in("no such file")));
             if (i % 20 == 0) {
                 trainer.run(0, progress -> true);
-                session.generate("Once", greedy());
+                session.answer("Once", greedy());
             }
         }
     }

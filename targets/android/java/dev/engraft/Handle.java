@@ -1,10 +1,12 @@
 package dev.engraft;
 
+import java.io.Closeable;
+
 /**
  * What the library holds for the app until it is closed. Nothing is freed by the garbage collector: close each one,
  * best with try-with-resources or Kotlin's {@code use}.
  */
-public abstract class Handle implements AutoCloseable {
+public abstract class Handle implements Closeable {
     private volatile long handle;
 
     Handle(long handle) {

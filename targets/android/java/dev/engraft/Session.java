@@ -40,8 +40,8 @@ public final class Session extends Handle {
         return info;
     }
 
-    /** As {@link #generate(String, GenerateParams, TextListener)}, all of it at once. */
-    public String generate(String prompt, GenerateParams params) {
+    /** As {@link #generate}, all of the text at once. */
+    public String answer(String prompt, GenerateParams params) {
         StringBuilder all = new StringBuilder();
         generate(prompt, params, text -> {
             all.append(text);
