@@ -17,7 +17,9 @@ cc=${CC:-cc}
 [[ -f $libraries/libengraft.so ]] || { echo "$libraries: there is no libengraft.so" >&2 && exit 1; }
 
 rm -rf "$out/classes" "$out/include"
-javac -Xlint:all,-options -Werror --release 8 -encoding UTF-8 -h "$out/include" -d "$out/classes" java/dev/engraft/*.java
+# One compilation is over before the second compiler of the JVM pays.
+javac -J-XX:TieredStopAtLevel=1 -Xlint:all,-options -Werror --release 8 -encoding UTF-8 -h "$out/include" \
+  -d "$out/classes" java/dev/engraft/*.java
 mv "$out/include/dev_engraft_Native.h" "$out/include/engraft_native.h"
 
 includes=("-I$out/include" -I../capi/include)

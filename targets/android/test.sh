@@ -57,7 +57,7 @@ must_fail() {
 
 say 'the JNI layer and the classes'
 $here/build-jni.sh "$libraries" "$work/build"
-javac -Xlint:all -Werror -encoding UTF-8 -cp "$work/build/classes" -d "$work/test" $here/test/AdaptTest.java
+javac -J-XX:TieredStopAtLevel=1 -Xlint:all -Werror -encoding UTF-8 -cp "$work/build/classes" -d "$work/test" $here/test/AdaptTest.java
 passed=yes
 adapt "$work/build" "${life[@]}" targets/capi/include/engraft.h $here/jni/engraft_jni.c || passed=no
 cat "$work/log"
@@ -78,17 +78,19 @@ fi
 must_fail 'no libengraft.so' $here/build-jni.sh "$work/empty" "$work/none"
 echo 'leaking references and a missing library are seen'
 
-# stand_in FOLDER CC PAGE EXTRA: libraries as Android has them, of empty functions; no NDK is at hand.
+# stand_in FOLDER CC PAGE UNWANTED: a libengraft.so as Android has it, of empty functions, as no NDK is at hand: those of
+# engraft.h but the one named UNWANTED, and one of that name where the header has none.
 stand_in() {
-  local folder=$1 cc=$2 page=$3 extra=$4 flags
-  flags=(-shared -fPIC -nostdlib -w -Wl,-z,max-page-size="$page")
+  local folder=$1 cc=$2 page=$3 unwanted=$4 flags
+  flags=(-shared -fPIC -nostdlib -w -fno-builtin -Wl,-z,max-page-size="$page")
   mkdir -p "$folder"
-  grep -o '^u\?int32_t engraft_[a-z0-9_]*' targets/capi/include/engraft.h | sed 's/.* \(.*\)/void \1(void) {}/' >"$folder/engraft.c"
-  echo "$extra" >>"$folder/engraft.c"
+  {
+    grep -o '^u\?int32_t engraft_[a-z0-9_]*' targets/capi/include/engraft.h | sed 's/.* //'
+    echo "$unwanted"
+  } | sort | uniq -u | sed '/./s/.*/void &(void) {}/' >"$folder/engraft.c"
   printf 'void %s(void) {}\n' malloc free memcpy memset strlen __tls_get_addr __stack_chk_fail >"$folder/c.c"
-  "$cc" "${flags[@]}" -fno-builtin -Wl,-soname,libc.so "$folder/c.c" -o "$folder/libc.so"
+  "$cc" "${flags[@]}" -Wl,-soname,libc.so "$folder/c.c" -o "$folder/libc.so"
   "$cc" "${flags[@]}" "$folder/engraft.c" -o "$folder/libengraft.so"
-  CC=$cc $here/build-jni.sh "$folder" "$folder" -nostdlib "-L$folder" -Wl,--no-as-needed -lc
 }
 
 say 'the AAR'
@@ -101,6 +103,7 @@ for machine in x86_64 aarch64; do
     continue
   fi
   stand_in "$work/$abi" "$cc" 16384 ''
+  CC=$cc $here/build-jni.sh "$work/$abi" "$work/$abi" -nostdlib "-L$work/$abi" -Wl,--no-as-needed -lc
   pairs+=("$abi=$work/$abi")
   must_fail 'not for' $here/aar.sh "$work/bad.aar" "$work/build/classes" "${abi/x86_64/arm64-v8a}=$work/${abi/arm64-v8a/x86_64}"
 done
@@ -109,17 +112,14 @@ if [[ ${#pairs[@]} -gt 0 ]]; then
 fi
 if [[ -d $work/x86_64 ]]; then
   aar=($here/aar.sh "$work/bad.aar" "$work/build/classes")
-  stand_in "$work/small" x86_64-linux-gnu-gcc 4096 ''
-  must_fail 'aligned to 4096' "${aar[@]}" "x86_64=$work/small"
-  stand_in "$work/extra" x86_64-linux-gnu-gcc 16384 'void engraft_inject_panic(void) {}'
-  must_fail 'should not: engraft_inject_panic' "${aar[@]}" "x86_64=$work/extra"
-  sed -i '/engraft_plan_pool/d' "$work/extra/engraft.c"
-  sed -i '/inject/d' "$work/extra/engraft.c"
-  x86_64-linux-gnu-gcc -shared -fPIC -nostdlib -w -Wl,-z,max-page-size=16384 "$work/extra/engraft.c" -o "$work/extra/libengraft.so"
-  must_fail 'does not export engraft_plan_pool' "${aar[@]}" "x86_64=$work/extra"
-  cp "$work/build/libengraft_jni.so" "$work/extra/"
-  cp "$work/x86_64/libengraft.so" "$work/extra/"
-  must_fail 'needs libc.so.6' "${aar[@]}" "x86_64=$work/extra"
+  stand_in "$work/bad" x86_64-linux-gnu-gcc 4096 ''
+  must_fail 'aligned to 4096' "${aar[@]}" "x86_64=$work/bad"
+  stand_in "$work/bad" x86_64-linux-gnu-gcc 16384 engraft_inject_panic
+  must_fail 'should not: engraft_inject_panic' "${aar[@]}" "x86_64=$work/bad"
+  stand_in "$work/bad" x86_64-linux-gnu-gcc 16384 engraft_plan_pool
+  must_fail 'does not export engraft_plan_pool' "${aar[@]}" "x86_64=$work/bad"
+  cp "$work/x86_64/libengraft.so" "$work/build/libengraft_jni.so" "$work/bad/"
+  must_fail 'needs libc.so.6' "${aar[@]}" "x86_64=$work/bad"
   echo 'small pages, foreign machines, exports and needs are seen'
 fi
 say 'Kotlin'
@@ -127,8 +127,8 @@ if command -v kotlinc >/dev/null; then
   # Against declarations of ours: this finds what does not fit the Java classes, and nothing that is not true of
   # the real kotlinx.coroutines and androidx.work.
   mapfile -t declared < <(find $here/test/stand-ins -name '*.java')
-  javac --release 8 -Xlint:-options -d "$work/android" "${declared[@]}"
-  kotlinc -jvm-target 1.8 -cp "$work/build/classes:$work/android" -d "$work/kotlin" \
+  javac -J-XX:TieredStopAtLevel=1 --release 8 -Xlint:-options -d "$work/android" "${declared[@]}"
+  JAVA_OPTS=-XX:TieredStopAtLevel=1 kotlinc -jvm-target 1.8 -cp "$work/build/classes:$work/android" -d "$work/kotlin" \
     $here/kotlin/dev/engraft/*.kt $here/test/stand-ins/*.kt 2>"$work/log" || { cat "$work/log" >&2 && exit 1; }
   [[ -f $work/kotlin/dev/engraft/FlowsKt.class ]]
   echo 'Flows.kt and AdaptWorker.kt fit the Java classes (the libraries below them were stand-ins)'
