@@ -72,7 +72,7 @@ JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *reserved)
   if (found >> 16 != ENGRAFT_ABI_VERSION >> 16 || found < ENGRAFT_ABI_VERSION) {
     jclass error = (*env)->FindClass(env, "java/lang/UnsatisfiedLinkError");
     if (error)
-      (*env)->ThrowNew(env, error, "libengraft.so is of another version than libengraft_jni.so: take both from one build");
+      (*env)->ThrowNew(env, error, "libengraft.so and libengraft_jni.so differ in version: take both from one build");
     return JNI_ERR;
   }
   return find_java(env) ? JNI_VERSION_1_6 : JNI_ERR;
