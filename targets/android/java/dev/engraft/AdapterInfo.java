@@ -1,0 +1,26 @@
+package dev.engraft;
+
+/** What an adapter is. */
+public final class AdapterInfo {
+    /**
+     * {@code Engraft.KIND_ADAPTER}, {@code Engraft.KIND_FEW_SHOT} or {@code Engraft.KIND_BASE}; of the last two
+     * all else is 0.
+     */
+    public int kind;
+    /** The largest rank of a projection. */
+    public int rank;
+    /** True for DoRA. */
+    public boolean dora;
+    /** Parameters. */
+    public long parameters;
+    /** Steps that it was trained for. */
+    public long steps;
+    /** Tokens that the loss was taken on. */
+    public long tokens;
+    /** Held-out loss of the base in nats per token; NaN where unknown. */
+    public float validLossBefore;
+    /** Held-out loss with the adapter; NaN where unknown. */
+    public float validLossAfter;
+
+    AdapterInfo() {}
+}

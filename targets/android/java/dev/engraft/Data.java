@@ -1,0 +1,40 @@
+package dev.engraft;
+
+/** Rows to train on and to validate with. May be used by any number of threads at once. */
+public final class Data extends Handle {
+    private Data(long handle) {
+        super(handle);
+    }
+
+    /** Reads a file of JSON lines, or a folder with train.jsonl and, if they are there, valid.jsonl and test.jsonl. */
+    public static Data open(Model model, String path, DataParams params) {
+        return new Data(Native.dataOpen(model.handle(), Native.utf8(path), params));
+    }
+
+    /** Takes rows as JSON, one object a line; a share of them is held back to validate with. */
+    public static Data of(Model model, String rows, DataParams params) {
+        return of(model, Native.utf8(rows), null, null, params);
+    }
+
+    /** Takes rows as JSON lines in UTF-8. {@code valid}, {@code test} and {@code params} may be null. */
+    public static Data of(Model model, byte[] train, byte[] valid, byte[] test, DataParams params) {
+        return new Data(Native.dataFromMemory(model.handle(), train, valid, test, params));
+    }
+
+    /** What rows there are. */
+    public DataInfo info() {
+        DataInfo info = new DataInfo();
+        Native.dataInfo(handle(), info);
+        return info;
+    }
+
+    /** Where the index-th row that was left out stood, and why it was; the first thousand are named. */
+    public String skipped(long index) {
+        return Native.text(Native.dataSkipped(handle(), index));
+    }
+
+    @Override
+    void free(long number) {
+        Native.dataFree(number);
+    }
+}

@@ -1,0 +1,75 @@
+package dev.engraft;
+
+/**
+ * A comparison of trained adapters with examples in the prompt and with nothing at all. One call at a time, others
+ * get {@link Engraft#BUSY}; what steers it may be called from any thread and from the listener.
+ */
+public final class Gate extends Handle {
+    private Gate(long handle) {
+        super(handle);
+    }
+
+    /** A gate for data; nothing is computed yet. {@code params} may be null. */
+    public static Gate create(Model model, Data data, GateParams params) {
+        byte[] retention = Native.utf8OrNull(params == null ? null : params.retention);
+        return new Gate(Native.gateCreate(model.handle(), data.handle(), params, retention));
+    }
+
+    /**
+     * Trains, measures and judges, whatever the verdict is. {@code listener} may be null. Throws
+     * {@link Engraft#CANCELLED} where it was cancelled; then nothing is judged.
+     */
+    public void run(ProgressListener listener) {
+        Native.gateRun(handle(), listener);
+    }
+
+    /** {@code Engraft.DECISION_*}. */
+    public int decision() {
+        return Native.gateDecision(handle());
+    }
+
+    /** The name of the arm that the decision names, which may be empty. */
+    public String arm() {
+        return Native.text(Native.gateArm(handle()));
+    }
+
+    /** The verdict as JSON, with its reasons and figures. */
+    public String verdict() {
+        return Native.text(Native.gateVerdict(handle()));
+    }
+
+    /** The report as one HTML page, which holds sample rows and answers to them. */
+    public String report() {
+        return Native.text(Native.gateReport(handle()));
+    }
+
+    /** Copies what the verdict names; throws {@link Engraft#GATE_REFUSED} where the base alone stays. */
+    public Adapter adapter() {
+        return new Adapter(Native.gateAdapter(handle()));
+    }
+
+    /** Ends the call that runs, and those that follow, until {@link #resume}. */
+    public void cancel() {
+        Native.gateCancel(handle());
+    }
+
+    /** Lets the call that runs wait, until {@link #resume} or {@link #cancel}. */
+    public void pause() {
+        Native.gatePause(handle());
+    }
+
+    /** Takes back a pause and a cancellation. */
+    public void resume() {
+        Native.gateResume(handle());
+    }
+
+    /** Says how hot the device is, {@code Engraft.THERMAL_*}: the comparison rests accordingly. */
+    public void setThermal(int thermal) {
+        Native.gateSetThermal(handle(), thermal);
+    }
+
+    @Override
+    void free(long number) {
+        Native.gateFree(number);
+    }
+}

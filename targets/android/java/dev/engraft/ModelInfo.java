@@ -1,0 +1,29 @@
+package dev.engraft;
+
+/** What a model is. */
+public final class ModelInfo {
+    /** Tokens of the vocabulary. */
+    public int vocab;
+    /** Width. */
+    public int dModel;
+    /** Transformer blocks. */
+    public int nLayers;
+    /** Query heads. */
+    public int nHeads;
+    /** Key and value heads. */
+    public int nKvHeads;
+    /** Width of the MLP. */
+    public int dFf;
+    /** Positions that it was trained for. */
+    public int contextLength;
+    /** Weights. */
+    public long parameters;
+    /** Bytes of the file that are mapped: clean pages, which the system may drop. */
+    public long mappedBytes;
+    /** Bytes of private memory, without the tokenizer. */
+    public long privateBytes;
+    /** Bytes of private memory that the tokenizer takes once it is needed. */
+    public long tokenizerBytes;
+
+    ModelInfo() {}
+}

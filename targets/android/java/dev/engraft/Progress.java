@@ -1,0 +1,48 @@
+package dev.engraft;
+
+/** How far a run is. */
+public final class Progress {
+    /** {@code Engraft.EVENT_*}. */
+    public final int event;
+    /** Steps done. */
+    public final long step;
+    /** Steps of the whole run; 0 while unknown. */
+    public final long steps;
+    /** Tokens that went through the model. */
+    public final long tokens;
+    /** Mean loss of the last step, in nats per token; NaN before it. */
+    public final double loss;
+    /** Loss on the rows to validate with, when they were looked at last; NaN before. */
+    public final double validLoss;
+    /** Learning rate of the last step. */
+    public final double learningRate;
+    /** Norm of its gradient, before it was scaled down. */
+    public final double gradNorm;
+    /** Tokens per second of work. */
+    public final double tokensPerS;
+    /** Seconds of work. */
+    public final double seconds;
+    /** The gate's arm, or what a note says; null for none. */
+    public final String text;
+
+    /** Called by engraft_jni.c. */
+    Progress(int event, long step, long steps, long tokens, double loss, double validLoss, double learningRate,
+            double gradNorm, double tokensPerS, double seconds, byte[] utf8) {
+        this.event = event;
+        this.step = step;
+        this.steps = steps;
+        this.tokens = tokens;
+        this.loss = loss;
+        this.validLoss = validLoss;
+        this.learningRate = learningRate;
+        this.gradNorm = gradNorm;
+        this.tokensPerS = tokensPerS;
+        this.seconds = seconds;
+        this.text = Native.text(utf8);
+    }
+
+    @Override
+    public String toString() {
+        return "step " + step + "/" + steps + " loss " + loss + (text == null ? "" : " " + text);
+    }
+}

@@ -1,0 +1,82 @@
+package dev.engraft;
+
+/**
+ * A run of training. One call at a time, others get {@link Engraft#BUSY}; {@link #cancel}, {@link #pause},
+ * {@link #resume} and {@link #setThermal} may be called from any thread and from the listener.
+ */
+public final class Trainer extends Handle {
+    private Trainer(long handle) {
+        super(handle);
+    }
+
+    /**
+     * Plans and allocates everything that training takes; what exceeds the budget is refused with
+     * {@link Engraft#DOES_NOT_FIT}. {@code params} may be null.
+     */
+    public static Trainer create(Model model, Data data, TrainParams params) {
+        return new Trainer(Native.trainerCreate(model.handle(), data.handle(), params));
+    }
+
+    /** One step. */
+    public Progress step() {
+        return Native.trainerStep(handle());
+    }
+
+    /**
+     * So many steps, or with 0 all that are left. {@code listener} may be null. Throws {@link Engraft#CANCELLED}
+     * where it was cancelled; what was trained stays, and another call goes on.
+     */
+    public void run(long steps, ProgressListener listener) {
+        Native.trainerRun(handle(), steps, listener);
+    }
+
+    /** The loss on the rows to validate with: of the base before the first step, with the adapter afterwards. */
+    public double evaluate() {
+        return Native.trainerEvaluate(handle());
+    }
+
+    /** How far it is. */
+    public Progress now() {
+        return Native.trainerProgress(handle());
+    }
+
+    /** Commits the adapter as adapter.engraft in a folder, which is made if it is missing. */
+    public void save(String folder) {
+        Native.trainerSave(handle(), Native.utf8(folder));
+    }
+
+    /** Commits what a later run is to begin with: in this version the adapter alone, as {@link #save}. */
+    public void checkpoint(String folder) {
+        Native.trainerCheckpoint(handle(), Native.utf8(folder));
+    }
+
+    /** Copies the adapter as it is now. */
+    public Adapter adapter() {
+        return new Adapter(Native.trainerAdapter(handle()));
+    }
+
+    /** Ends the call that runs, and those that follow, before their next step, until {@link #resume}. */
+    public void cancel() {
+        Native.trainerCancel(handle());
+    }
+
+    /** Lets the call that runs wait before its next step, until {@link #resume} or {@link #cancel}. */
+    public void pause() {
+        Native.trainerPause(handle());
+    }
+
+    /** Takes back a pause and a cancellation. */
+    public void resume() {
+        Native.trainerResume(handle());
+    }
+
+    /** Says how hot the device is, {@code Engraft.THERMAL_*}: training rests accordingly. */
+    public void setThermal(int thermal) {
+        Native.trainerSetThermal(handle(), thermal);
+    }
+
+    @Override
+    void free(long number) {
+        Native.trainerFree(number);
+    }
+}

@@ -1,0 +1,119 @@
+package dev.engraft
+
+import android.content.Context
+import android.os.Build
+import android.os.PowerManager
+import androidx.work.Constraints
+import androidx.work.CoroutineWorker
+import androidx.work.PeriodicWorkRequest
+import androidx.work.WorkerParameters
+import androidx.work.workDataOf
+import java.util.concurrent.TimeUnit
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.withContext
+
+/**
+ * A recipe: once a day, while the device charges, is idle and cool, the gate compares what training on the app's rows
+ * brings, and the store keeps what won. Nothing is kept of a comparison that was stopped: [settings] bounds it by
+ * minutes. WorkManager stops workers after about ten minutes unless they are in the foreground: see [foreground].
+ *
+ *     WorkManager.getInstance(context).enqueueUniquePeriodicWork(
+ *         "adapt", ExistingPeriodicWorkPolicy.KEEP, AdaptWorker.daily(AdaptWorker::class.java, model, rows, store))
+ */
+open class AdaptWorker(context: Context, parameters: WorkerParameters) : CoroutineWorker(context, parameters) {
+    /** Calls `setForeground` with the app's own notification, where the work is to last longer. */
+    protected open suspend fun foreground() = Unit
+
+    /** What is compared. */
+    protected open fun settings(): GateParams = GateParams().apply {
+        minutes = 4.0
+        memoryBudget = 512L shl 20
+        threads = 2
+    }
+
+    override suspend fun doWork(): Result = withContext(Dispatchers.Default) {
+        foreground()
+        try {
+            Result.success(workDataOf(DECISION to adapt()))
+        } catch (e: EngraftException) {
+            // Another process holds the store; the rest would only happen again.
+            if (e.code() == Engraft.BUSY) Result.retry() else Result.failure(workDataOf(MESSAGE to e.message))
+        }
+    }
+
+    private suspend fun adapt(): Int =
+        Model.open(argument(MODEL), applicationContext.cacheDir.path, false).use { model ->
+            Data.open(model, argument(ROWS), null).use { data ->
+                Gate.create(model, data, settings()).use { gate -> judge(gate) }
+            }
+        }
+
+    private suspend fun judge(gate: Gate): Int {
+        val power = applicationContext.getSystemService(Context.POWER_SERVICE) as PowerManager
+        val heat = if (Build.VERSION.SDK_INT >= 29) Heat(power, gate) else null
+        try {
+            // When the work is stopped, this cancels the gate, and returns once it has stopped.
+            gate.progress().collect { setProgress(workDataOf(STEP to it.step, STEPS to it.steps, ARM to it.text)) }
+        } finally {
+            heat?.close()
+        }
+        val decision = gate.decision()
+        if (decision != Engraft.DECISION_KEEP_BASE) {
+            Store.open(argument(STORE)).use { it.promote(gate) }
+        }
+        return decision
+    }
+
+    private fun argument(name: String): String =
+        inputData.getString(name) ?: throw EngraftException(Engraft.MISUSE, "the work has no $name")
+
+    companion object {
+        const val MODEL = "model"
+        const val ROWS = "rows"
+        const val STORE = "store"
+        const val DECISION = "decision"
+        const val MESSAGE = "message"
+        const val STEP = "step"
+        const val STEPS = "steps"
+        const val ARM = "arm"
+
+        /** Paths of the model, of the rows (JSON lines) and of the store's folder, all in the app's own storage. */
+        fun daily(worker: Class<out AdaptWorker>, model: String, rows: String, store: String): PeriodicWorkRequest =
+            PeriodicWorkRequest.Builder(worker, 1, TimeUnit.DAYS)
+                // Work that waits for an idle device can't have a backoff policy of its own.
+                .setConstraints(
+                    Constraints.Builder()
+                        .setRequiresCharging(true)
+                        .setRequiresDeviceIdle(true)
+                        .setRequiresBatteryNotLow(true)
+                        .build()
+                )
+                .setInputData(workDataOf(MODEL to model, ROWS to rows, STORE to store))
+                .build()
+    }
+}
+
+/** Tells a gate how hot the device is, until it is closed. Needs Android 10. */
+private class Heat(private val power: PowerManager, private val gate: Gate) : AutoCloseable {
+    private val listener = PowerManager.OnThermalStatusChangedListener { status ->
+        try {
+            gate.setThermal(thermal(status))
+        } catch (closed: RuntimeException) {
+            // A change that was on its way to the main thread when the work ended.
+        }
+    }
+
+    init {
+        power.addThermalStatusListener(listener)
+    }
+
+    override fun close() = power.removeThermalStatusListener(listener)
+
+    /** Work in the background gives way sooner than what the user waits for. */
+    private fun thermal(status: Int): Int = when (status) {
+        PowerManager.THERMAL_STATUS_NONE -> Engraft.THERMAL_NOMINAL
+        PowerManager.THERMAL_STATUS_LIGHT -> Engraft.THERMAL_FAIR
+        PowerManager.THERMAL_STATUS_MODERATE -> Engraft.THERMAL_SERIOUS
+        else -> Engraft.THERMAL_CRITICAL
+    }
+}

@@ -1,0 +1,55 @@
+package dev.engraft
+
+import java.util.concurrent.atomic.AtomicBoolean
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.channels.ProducerScope
+import kotlinx.coroutines.channels.awaitClose
+import kotlinx.coroutines.channels.trySendBlocking
+import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.callbackFlow
+import kotlinx.coroutines.flow.flowOn
+import kotlinx.coroutines.launch
+
+/**
+ * Trains when it is collected: so many steps, or with 0 all that are left. Cancelling the collection cancels the
+ * trainer, and ends once its step is done, so that the trainer may be closed then; it stays cancelled until
+ * [Trainer.resume]. A slow collector slows training down: add `conflate()` where the latest value is enough.
+ */
+fun Trainer.progress(steps: Long = 0): Flow<Progress> =
+    listening(cancel = { cancel() }) { tell -> run(steps, ProgressListener { tell(it) }) }
+
+/** Trains, measures and judges when it is collected. As [Trainer.progress]; [Gate.decision] tells afterwards. */
+fun Gate.progress(): Flow<Progress> =
+    listening(cancel = { cancel() }) { tell -> run(ProgressListener { tell(it) }) }
+
+/** Generates when it is collected, text as it comes. Cancelling the collection stops it before its next token. */
+fun Session.generate(prompt: String, params: GenerateParams? = null): Flow<String> =
+    listening(cancel = { cancel() }) { tell -> generate(prompt, params, TextListener { tell(it) }) }
+
+/**
+ * A flow of what [call] tells, which blocks a thread of [Dispatchers.Default] until it returns. The flow ends after
+ * the call has returned, also when it is cancelled: only then may what it works on be closed.
+ */
+private fun <T> listening(cancel: () -> Unit, call: (tell: (T) -> Boolean) -> Unit): Flow<T> =
+    callbackFlow<T> {
+        val returned = AtomicBoolean()
+        launch { close(failureOf(returned, this@callbackFlow, call)) }
+        // Reached by the collector's cancellation while the call still blocks; without a call that runs there is
+        // nothing to cancel, and a trainer would stay cancelled.
+        awaitClose { if (!returned.get()) cancel() }
+    }.flowOn(Dispatchers.Default)
+
+/** What ended the call, null for nothing. A closed channel refuses what it is told, which ends the call, too. */
+private fun <T> failureOf(
+    returned: AtomicBoolean,
+    channel: ProducerScope<T>,
+    call: (tell: (T) -> Boolean) -> Unit
+): Throwable? =
+    try {
+        call { channel.trySendBlocking(it).isSuccess }
+        null
+    } catch (failure: Throwable) {
+        failure
+    } finally {
+        returned.set(true)
+    }
