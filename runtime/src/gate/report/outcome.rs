@@ -71,6 +71,9 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     for c in arm.comparisons.iter().filter(|c| c.accuracy.is_some_and(|a| a.worse)) {
         why.push(format!("less accurate than {}", c.against));
     }
+    if solves_no_more(verdict, arm) {
+        why.push("not shown to solve more than zero-shot".into());
+    }
     let level = verdict.thresholds.alpha;
     if arm.comparisons.iter().all(|c| c.better) && arm.adjusted_p.is_some_and(|p| p > level) {
         why.push("no winner after Holm's correction".into());
@@ -83,6 +86,14 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
         }
     }
     why
+}
+
+/// Whether an arm's answers are judged, and neither better nor worse than zero-shot's, though they must be better.
+fn solves_no_more(verdict: &Verdict, arm: &ArmReport) -> bool {
+    let zero = zero_shot(verdict);
+    let beside_zero = arm.comparisons.iter().find(|c| Some(c.against.as_str()) == zero);
+    let answers = beside_zero.and_then(|c| c.accuracy);
+    verdict.thresholds.accuracy_required && answers.is_some_and(|a| !a.better && !a.worse)
 }
 
 /// Where a trained arm is above its ceilings of forgetting.
@@ -179,6 +190,15 @@ fn keep_base(verdict: &Verdict) -> String {
         return "Use the base as it is. Training did harm: try a lower learning \
                 rate, fewer steps or more data."
             .into();
+    }
+    let learned_a_form =
+        |a: &&ArmReport| a.comparisons.iter().all(|c| c.better) && solves_no_more(verdict, a);
+    if let Some(arm) = trained().find(learned_a_form) {
+        return format!(
+            "Use the base as it is. {} makes the answers likelier, but is not shown to give more right ones: try \
+             more training data, or more held-out rows; --loss-alone lets the loss decide.",
+            arm.name
+        );
     }
     match more_rows(verdict) {
         Some(n) => format!("Use the base as it is. About {n} held-out rows could decide what these can't."),

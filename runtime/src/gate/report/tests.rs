@@ -499,6 +499,15 @@ fn the_next_step_fits_the_verdict() {
     r.verdict.decision = Decision::KeepBase;
     r.verdict.arms[2].retention[0].kl = Some(0.7);
     assert!(step(&r).contains("--replay"), "{}", step(&r));
+    let mut r = realistic();
+    r.verdict.decision = Decision::KeepBase;
+    for arm in &mut r.verdict.arms {
+        arm.eligible = false;
+        arm.comparisons.iter_mut().filter_map(|c| c.accuracy.as_mut()).for_each(|a| a.better = false);
+    }
+    assert!(step(&r).contains("not shown to give more right ones"), "{}", step(&r));
+    let told = outcome::outcome(&r.verdict, &r.verdict.arms[2]).1;
+    assert_eq!(told, "not shown to solve more than zero-shot");
     let page = leaked().to_html();
     for words in [
         "badge leak",
