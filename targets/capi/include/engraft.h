@@ -12,7 +12,7 @@
  *   set_thermal.
  * - Callbacks take void *user last, are called without a lock held, and must not unwind (throw, longjmp).
  *
- * It follows targets/capi/src, as cbindgen.toml there says: change both.
+ * Made of targets/capi/src by cbindgen: change that.
  */
 
 #ifndef ENGRAFT_H
@@ -354,12 +354,6 @@
 typedef struct engraft_adapter engraft_adapter;
 
 /**
- * A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
- * thread.
- */
-typedef struct engraft_slot engraft_slot;
-
-/**
  * Rows to train on and to validate with. Never changes; may be used by any number of threads at once.
  */
 typedef struct engraft_data engraft_data;
@@ -383,6 +377,12 @@ typedef struct engraft_plan engraft_plan;
  * A sequence with its cache. One call at a time; `engraft_session_cancel` from anywhere.
  */
 typedef struct engraft_session engraft_session;
+
+/**
+ * A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
+ * thread.
+ */
+typedef struct engraft_slot engraft_slot;
 
 /**
  * A folder of generations. May be used by any number of threads at once; of those that change it, in this
@@ -649,6 +649,75 @@ typedef struct {
    */
   size_t retention_length;
 } engraft_gate_params;
+
+/**
+ * How far a run is.
+ */
+typedef struct {
+  /**
+   * Bytes of this struct as the library knows it.
+   */
+  uint32_t struct_size;
+  /**
+   * `ENGRAFT_EVENT_*`.
+   */
+  uint32_t event;
+  /**
+   * Steps done.
+   */
+  uint64_t step;
+  /**
+   * Steps of the whole run; 0 while unknown.
+   */
+  uint64_t steps;
+  /**
+   * Tokens that went through the model.
+   */
+  uint64_t tokens;
+  /**
+   * Mean loss of the last step, in nats per token; NaN before it.
+   */
+  double loss;
+  /**
+   * Loss on the rows to validate with, when they were looked at last; NaN before.
+   */
+  double valid_loss;
+  /**
+   * Learning rate of the last step.
+   */
+  double learning_rate;
+  /**
+   * Norm of its gradient, before it was scaled down.
+   */
+  double grad_norm;
+  /**
+   * Tokens per second of work.
+   */
+  double tokens_per_s;
+  /**
+   * Seconds of work.
+   */
+  double seconds;
+  /**
+   * The gate's arm, or what a note says: UTF-8 that no NUL ends, valid during the callback. NULL for none.
+   */
+  const char *text;
+  /**
+   * Bytes of `text`.
+   */
+  size_t text_length;
+} engraft_progress;
+
+/**
+ * Is told of progress; false cancels. Called on the thread of the call that it was given to.
+ */
+typedef bool (*engraft_progress_callback)(const engraft_progress *progress, void *user);
+
+/**
+ * Takes a line: its level, and its text, which no NUL ends. Called from any thread, and from several at
+ * once; it must not wait for another thread that calls `engraft_log_set`.
+ */
+typedef void (*engraft_log_callback)(int32_t level, const char *text, size_t length, void *user);
 
 /**
  * How a model is opened. Zero is the default of everything.
@@ -948,6 +1017,12 @@ typedef struct {
 } engraft_generate_params;
 
 /**
+ * Takes the text as it comes: UTF-8 in whole characters, which no NUL ends; false stops. Called on the
+ * thread of the call that it was given to.
+ */
+typedef bool (*engraft_token_callback)(const char *text, size_t length, void *user);
+
+/**
  * What was generated.
  */
 typedef struct {
@@ -1028,81 +1103,6 @@ typedef struct {
    */
   uint8_t base_digest[32];
 } engraft_generation_info;
-
-/**
- * How far a run is.
- */
-typedef struct {
-  /**
-   * Bytes of this struct as the library knows it.
-   */
-  uint32_t struct_size;
-  /**
-   * `ENGRAFT_EVENT_*`.
-   */
-  uint32_t event;
-  /**
-   * Steps done.
-   */
-  uint64_t step;
-  /**
-   * Steps of the whole run; 0 while unknown.
-   */
-  uint64_t steps;
-  /**
-   * Tokens that went through the model.
-   */
-  uint64_t tokens;
-  /**
-   * Mean loss of the last step, in nats per token; NaN before it.
-   */
-  double loss;
-  /**
-   * Loss on the rows to validate with, when they were looked at last; NaN before.
-   */
-  double valid_loss;
-  /**
-   * Learning rate of the last step.
-   */
-  double learning_rate;
-  /**
-   * Norm of its gradient, before it was scaled down.
-   */
-  double grad_norm;
-  /**
-   * Tokens per second of work.
-   */
-  double tokens_per_s;
-  /**
-   * Seconds of work.
-   */
-  double seconds;
-  /**
-   * The gate's arm, or what a note says: UTF-8 that no NUL ends, valid during the callback. NULL for none.
-   */
-  const char *text;
-  /**
-   * Bytes of `text`.
-   */
-  size_t text_length;
-} engraft_progress;
-
-/**
- * Takes a line: its level, and its text, which no NUL ends. Called from any thread, and from several at
- * once; it must not wait for another thread that calls `engraft_log_set`.
- */
-typedef void (*engraft_log_callback)(int32_t level, const char *text, size_t length, void *user);
-
-/**
- * Takes the text as it comes: UTF-8 in whole characters, which no NUL ends; false stops. Called on the
- * thread of the call that it was given to.
- */
-typedef bool (*engraft_token_callback)(const char *text, size_t length, void *user);
-
-/**
- * Is told of progress; false cancels. Called on the thread of the call that it was given to.
- */
-typedef bool (*engraft_progress_callback)(const engraft_progress *progress, void *user);
 
 #ifdef __cplusplus
 extern "C" {
