@@ -9,7 +9,7 @@ cd "$(git -C "$here" rev-parse --show-toplevel)"
 
 # shellcheck source=targets/raspberry-pi/cross.sh
 . "$here/cross.sh"
-cargo build --release --locked --target "$target" -p engraft
+cargo build --profile dist --locked --target "$target" -p engraft
 out=${1:-$CARGO_TARGET_DIR}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
@@ -17,8 +17,7 @@ export SOURCE_DATE_EPOCH
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-install -D -m 755 "$CARGO_TARGET_DIR/$target/release/engraft" "$root/usr/bin/engraft"
-aarch64-linux-gnu-strip "$root/usr/bin/engraft"
+install -D -m 755 "$CARGO_TARGET_DIR/$target/dist/engraft" "$root/usr/bin/engraft"
 install -D -m 644 -t "$root/lib/systemd/system" "$here"/systemd/engraft-adapt@.*
 install -D -m 644 -t "$root/usr/share/doc/engraft" README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$here/example.toml"
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
