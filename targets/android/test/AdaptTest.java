@@ -30,11 +30,13 @@ public final class AdaptTest {
     private static int failures = 0;
 
     private final String modelPath;
+    private final String rowsPath;
     private final String rows;
     private final Path folder;
 
     private AdaptTest(String model, String rows, String folder) throws IOException {
         this.modelPath = model;
+        this.rowsPath = rows;
         this.rows = new String(Files.readAllBytes(Paths.get(rows)), StandardCharsets.UTF_8);
         this.folder = Paths.get(folder);
     }
@@ -68,6 +70,7 @@ public final class AdaptTest {
             thrownByListeners(model, data);
             steered(model, data);
             gate(model, data);
+            promoted(model, beside("private_test.jsonl"), beside("everyday.txt"));
         }
         cycles();
     }
@@ -337,6 +340,40 @@ public final class AdaptTest {
                 gate.adapter().close();
             }
             System.out.println("gate: decision " + decision + " " + gate.arm());
+        }
+    }
+
+    private byte[] beside(String name) throws IOException {
+        return Files.readAllBytes(Paths.get(rowsPath).resolveSibling(name));
+    }
+
+    /** The whole way: the demo's words are learned, the gate finds that better, the store keeps it, a session has it. */
+    private void promoted(Model model, byte[] held, byte[] everyday) {
+        GateParams params = new GateParams();
+        params.arms = Engraft.ARM_LORA;
+        params.steps = 40;
+        params.batchSize = 8;
+        params.rank = 4;
+        params.learningRate = 5e-4;
+        params.evaluations = 2;
+        // The tiny model knows commands of a household, and nothing of the text that is built in.
+        params.noBuiltInRetention = true;
+        params.retention = new String(everyday, StandardCharsets.UTF_8);
+        params.resamples = 500;
+        params.threads = 2;
+        try (Data data = Data.of(model, rows.getBytes(StandardCharsets.UTF_8), null, held, null);
+                Gate gate = Gate.create(model, data, params);
+                Store store = Store.open(in("promoted"))) {
+            gate.run(progress -> true);
+            check("what was learned is promoted", gate.decision() == Engraft.DECISION_PROMOTE);
+            if (gate.decision() != Engraft.DECISION_PROMOTE) {
+                System.err.println(gate.verdict());
+                return;
+            }
+            check("the first generation", store.promote(gate) == 1);
+            try (Adapter adapter = store.load(model, null); Session session = Session.create(model, adapter, oneThread())) {
+                System.out.println("promoted: " + session.answer(ASKED, greedy()));
+            }
         }
     }
 
