@@ -16,6 +16,7 @@ pub mod merge;
 pub mod model;
 pub mod nn;
 pub mod plan;
+#[cfg(feature = "candle")]
 pub mod reference;
 pub mod rng;
 pub mod storage;

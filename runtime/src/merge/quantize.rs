@@ -1,10 +1,8 @@
 //! Rows of f32 to stored blocks, of any type that is read.
 //!
-//! candle quantizes what it knows. IQ4_NL and IQ4_XS it does not know: each group's scale is searched
+//! candle quantizes what it knows, where the feature of its name is on. IQ4_NL and IQ4_XS it does not know: each group's scale is searched
 //! here, by the least weighted square error over the sixteen levels.
 
-use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
 use engraft_kernels::DType;
 use engraft_kernels::scalar::decode::IQ4_LEVELS;
 use half::f16;
@@ -32,23 +30,25 @@ pub fn rows(dtype: DType, rows: &[f32], cols: usize, out: &mut Vec<u8>) -> Resul
             dtype.block_len()
         )));
     }
-    let Some(known) = candle_type(dtype) else {
-        for row in rows.chunks_exact(cols) {
-            match dtype {
-                DType::IQ4_NL => row.chunks_exact(GROUP).for_each(|group| iq4_nl(group, out)),
-                _ => row.chunks_exact(GROUPS * GROUP).for_each(|block| iq4_xs(block, out)),
-            }
-        }
-        return Ok(());
-    };
-    let tensor = Tensor::from_slice(rows, (rows.len() / cols, cols), &Device::Cpu).map_err(|e| misuse(&e))?;
-    let stored = QTensor::quantize(&tensor, known).map_err(|e| misuse(&e))?;
-    out.extend_from_slice(&stored.data().map_err(|e| misuse(&e))?);
+    match dtype {
+        DType::IQ4_NL => rows.chunks_exact(GROUP).for_each(|group| iq4_nl(group, out)),
+        DType::IQ4_XS => rows.chunks_exact(GROUPS * GROUP).for_each(|block| iq4_xs(block, out)),
+        _ => by_candle(dtype, rows, cols, out).map_err(|e| misuse(&e))?,
+    }
     Ok(())
 }
 
-fn candle_type(dtype: DType) -> Option<GgmlDType> {
-    Some(match dtype {
+#[cfg(not(feature = "candle"))]
+fn by_candle(_: DType, _: &[f32], _: usize, _: &mut Vec<u8>) -> std::result::Result<(), &'static str> {
+    Err("this library was built without the feature candle, which has the quantizers")
+}
+
+#[cfg(feature = "candle")]
+fn by_candle(dtype: DType, rows: &[f32], cols: usize, out: &mut Vec<u8>) -> candle_core::Result<()> {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
+
+    let known = match dtype {
         DType::F32 => GgmlDType::F32,
         DType::F16 => GgmlDType::F16,
         DType::BF16 => GgmlDType::BF16,
@@ -62,8 +62,11 @@ fn candle_type(dtype: DType) -> Option<GgmlDType> {
         DType::Q4_K => GgmlDType::Q4K,
         DType::Q5_K => GgmlDType::Q5K,
         DType::Q6_K => GgmlDType::Q6K,
-        DType::IQ4_NL | DType::IQ4_XS => return None,
-    })
+        DType::IQ4_NL | DType::IQ4_XS => candle_core::bail!("candle has no such type"),
+    };
+    let tensor = Tensor::from_slice(rows, (rows.len() / cols, cols), &Device::Cpu)?;
+    out.extend_from_slice(&QTensor::quantize(&tensor, known)?.data()?);
+    Ok(())
 }
 
 /// The level nearest to a value.

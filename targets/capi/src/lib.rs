@@ -29,6 +29,8 @@
 //! callback may be called until the call returns that it was given to. All unsafe code of this crate rests
 //! on this, and lies in [`caller`] and beside the callbacks.
 #![allow(clippy::missing_safety_doc, reason = "one contract for all functions, in the crate's documentation")]
+// What several of the parts share that can be left out.
+#![cfg_attr(not(all(feature = "train", feature = "gate")), allow(dead_code))]
 
 // A panic must be caught before it reaches C; with panic=abort it would end the whole app.
 #[cfg(not(panic = "unwind"))]
@@ -37,15 +39,19 @@ compile_error!("engraft-capi catches panics: build it with panic = \"unwind\"");
 pub mod adapter;
 pub mod caller;
 pub mod control;
+#[cfg(feature = "train")]
 pub mod data;
 pub mod error;
+#[cfg(feature = "gate")]
 pub mod gate;
 pub mod handle;
 pub mod log;
 pub mod model;
+#[cfg(feature = "train")]
 pub mod plan;
 pub mod session;
 pub mod store;
+#[cfg(feature = "train")]
 pub mod trainer;
 
 use std::ffi::c_char;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engraft_runtime::adapter::Binding;
+#[cfg(feature = "gate")]
 use engraft_runtime::compare::Kept;
 use engraft_runtime::gate::store::{Candidate, ContentKind, Generation, InUse, Listing, Store as Folder};
 use engraft_runtime::storage::Disk;
@@ -14,6 +15,7 @@ use crate::adapter::{
 };
 use crate::caller::{self, Out, structs};
 use crate::error::{Failure, Result};
+#[cfg(feature = "gate")]
 use crate::gate::Gate;
 use crate::handle::{self, Kind};
 use crate::model::{self, Model};
@@ -148,6 +150,7 @@ pub unsafe extern "C" fn engraft_store_free(store: *mut Store) -> i32 {
 /// Makes what a gate's verdict names the active generation, and puts its number into `*generation` (which may
 /// be NULL). `GATE_REFUSED` where the base alone stays: then nothing is changed. When this returns 0,
 /// everything is on disk and was read back.
+#[cfg(feature = "gate")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_promote(
     store: *const Store,
