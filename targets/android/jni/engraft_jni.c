@@ -953,6 +953,7 @@ static const field gate_params[] = {
   FIELD(engraft_gate_params, level, "level", DOUBLE),
   FIELD(engraft_gate_params, seed, "seed", LONG),
   FIELD(engraft_gate_params, memory_budget, "memoryBudget", LONG),
+  FIELD(engraft_gate_params, kl_weight, "klWeight", DOUBLE),
   END,
 };
 

@@ -356,6 +356,7 @@ public final class AdaptTest {
         params.rank = 4;
         params.learningRate = 5e-4;
         params.evaluations = 2;
+        params.klWeight = 0.02;
         // The tiny model knows commands of a household, and nothing of the text that is built in.
         params.noBuiltInRetention = true;
         params.retention = new String(everyday, StandardCharsets.UTF_8);

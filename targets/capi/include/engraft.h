@@ -648,6 +648,10 @@ typedef struct {
    * Bytes of `retention`.
    */
   size_t retention_length;
+  /**
+   * Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
+   */
+  double kl_weight;
 } engraft_gate_params;
 
 /**

@@ -16,6 +16,7 @@ use engraft_runtime::gate::retention;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
+use engraft_runtime::nn::divergence::{Direction, KlPenalty};
 use engraft_runtime::{Error, ErrorKind, compare as comparing};
 
 use crate::adapter::{self, Adapter};
@@ -151,6 +152,8 @@ pub struct GateParams {
     pub retention: *const c_char,
     /// Bytes of `retention`.
     pub retention_length: usize,
+    /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
+    pub kl_weight: f64,
 }
 
 // SAFETY: numbers, and a text that is copied in the call that it is given to and never read afterwards.
@@ -320,6 +323,7 @@ fn recipe(p: &GateParams, name: &str, dora: bool, budget: Budget, base: &Base) -
     let layers: Vec<usize> = (0..c.n_layers).collect();
     let plain = LoraConfig::new(c, rank, SCALE * rank as f32, 0.0, &Proj::ALL, &layers)?;
     let rate = number(p.learning_rate, (0.0, None), 0.0..=1.0, "learning_rate")?;
+    let kl = number(p.kl_weight, (0.0, None), 0.0..=1e6, "kl_weight")?;
     Ok(Recipe {
         name: name.to_string(),
         method: Method::Adapter(LoraConfig { dora, ..plain }.checked(c)?),
@@ -331,7 +335,7 @@ fn recipe(p: &GateParams, name: &str, dora: bool, budget: Budget, base: &Base) -
         patience: PATIENCE,
         weight_decay: 0.0,
         max_grad_norm: 1.0,
-        kl: None,
+        kl: (kl > 0.0).then_some(KlPenalty { weight: kl as f32, direction: Direction::Forward }),
         replay: Vec::new(),
     })
 }

@@ -93,6 +93,8 @@ public final class Gate: ThermalSteered {
         public var memoryBudget: UInt64 = 0
         /// A text that training must not harm, in passages behind lines that begin with `%% `, or as one.
         public var retention: String?
+        /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
+        public var klWeight = 0.0
         public init() {}
 
         /// All but the text, whose address is valid within a call only.
@@ -119,6 +121,7 @@ public final class Gate: ThermalSteered {
             params.level = level
             params.seed = seed
             params.memory_budget = memoryBudget
+            params.kl_weight = klWeight
             return params
         }
     }

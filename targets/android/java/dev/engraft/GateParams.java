@@ -49,4 +49,6 @@ public final class GateParams {
      * with {@code %% }, or as one; null for none.
      */
     public String retention;
+    /** Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again. */
+    public double klWeight;
 }
