@@ -5,8 +5,8 @@
 #
 #   targets/capi/build.sh TARGET [FOLDER]
 #
-# TARGET is aarch64-linux-android, x86_64-linux-android, aarch64-apple-ios or aarch64-apple-ios-sim; FOLDER
-# (default: cargo's target folder) receives libengraft.a and, for Android, libengraft.so.
+# TARGET is aarch64-linux-android, x86_64-linux-android, aarch64-apple-ios, aarch64-apple-ios-sim, or any other that
+# Rust knows; FOLDER (default: cargo's target folder) receives libengraft.a and, for Android, libengraft.so.
 # CARGO_TARGET_<TARGET>_LINKER names the NDK's clang; without it the shared library is left out, unless
 # ENGRAFT_STAND_IN_LINKER names any compiler that links for the machine: then the system's libraries are stand-ins
 # without a symbol, which shows exports, pages and what is left undefined, and gives nothing to ship.
@@ -25,7 +25,7 @@ if [[ ! -d $(rustc --print target-libdir --target "$phone" 2>/dev/null) ]]; then
   # A folder of its own: another compiler's products would be rebuilt at every change between the two.
   export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$base/phones
   # With unwinding: each export catches panics.
-  cargo+=(-Zbuild-std=std,panic_unwind)
+  [[ -d $(rustc --print target-libdir --target "$phone") ]] || cargo+=(-Zbuild-std=std,panic_unwind)
 fi
 
 linker=CARGO_TARGET_${upper}_LINKER

@@ -80,6 +80,31 @@ fn a_c_program_goes_through_a_whole_life() {
     assert_eq!(failed.status.code(), Some(1), "{failed:?}");
 }
 
+/// The example that newcomers begin with does what it says.
+#[test]
+fn the_example_adapts_and_answers() {
+    if !is_here("cc", "-dumpmachine") {
+        return;
+    }
+    let made = tempfile::tempdir().expect("a temporary folder");
+    let program = made.path().join("adapt");
+    let mut compile = Command::new("cc");
+    compile
+        .args(["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I"])
+        .arg(folder().join("include"));
+    compile.arg(folder().join("../../examples/adapt.c")).arg(library("libengraft.a")).args(LIBRARIES);
+    passed("cc", &compile.arg("-o").arg(&program).output().expect("running cc"));
+
+    let cli = folder().join("../cli");
+    let mut run = Command::new(&program);
+    run.arg(cli.join("seedling.gguf")).arg(cli.join("demo/private_train.jsonl")).arg(made.path().join("out"));
+    let output = run.arg("Turn on the lights in the cave.").output().expect("running the example");
+    let (answer, progress) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{}: {answer}{progress}", output.status);
+    assert!(progress.contains("step 30/30") && answer.contains("\"do\":\"on\""), "{answer}{progress}");
+    assert!(made.path().join("out/adapter.engraft").is_file());
+}
+
 /// C++ takes the header as well; its own names must not stand in the way.
 #[test]
 fn the_header_is_c_plus_plus_too() {
