@@ -408,12 +408,20 @@ impl Storage for Disk {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(FileLock::new(file)),
-            Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(fs::TryLockError::Error(e)) => Err(e),
-        }
+        try_lock(&file)?;
+        Ok(FileLock::new(file))
     }
+}
+
+/// The standard library's lock is not there for Android.
+#[cfg(unix)]
+fn try_lock(file: &fs::File) -> io::Result<()> {
+    Ok(rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?)
+}
+
+#[cfg(not(unix))]
+fn try_lock(file: &fs::File) -> io::Result<()> {
+    Ok(file.try_lock()?)
 }
 
 /// A standard reader or writer as the codec's I/O traits want it; interrupted calls are repeated.
