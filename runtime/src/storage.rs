@@ -195,17 +195,29 @@ pub fn remove_stray_files(storage: &dyn Storage, dir: &Path) -> Result<usize> {
 /// # Errors
 /// [`ErrorKind::Io`].
 pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
-    if dir.as_os_str().is_empty() || storage.is_dir(dir) {
+    if dir.as_os_str().is_empty() {
         return Ok(());
     }
-    let parent = dir.parent().unwrap_or(Path::new(""));
+    let Some(parent) = dir.parent() else { return Ok(()) };
+    // A folder of another owner, or of a file system that is not written: the directory was not made by us.
+    let is_foreign = |e: &io::Error| {
+        use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
+        matches!(e.kind(), InvalidInput | PermissionDenied | ReadOnlyFilesystem)
+    };
+    let synced = |exists: bool| match storage.sync_dir(parent) {
+        Err(e) if exists && is_foreign(&e) => Ok(()),
+        synced => synced.map_err(|e| Error::io(format!("syncing the parent of {}", dir.display()), e)),
+    };
+    // Existing is not yet durable: an attempt before this one may have ended between the two.
+    if storage.is_dir(dir) {
+        return synced(true);
+    }
     create_dir_all(storage, parent)?;
     match storage.create_dir(dir) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && storage.is_dir(dir) => return Ok(()),
-        Err(e) => return Err(Error::io(format!("creating directory {}", dir.display()), e)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && storage.is_dir(dir) => synced(true),
+        Err(e) => Err(Error::io(format!("creating directory {}", dir.display()), e)),
+        Ok(()) => synced(false),
     }
-    storage.sync_dir(parent).map_err(|e| Error::io(format!("syncing the parent of {}", dir.display()), e))
 }
 
 /// Why one attempt failed: a failed sync allows another file, everything else is final.
