@@ -68,6 +68,11 @@ impl<'s> Writer<'s> {
         for number in store.numbers()? {
             if store.is_unfinished(number, pointer.as_ref()) {
                 self.remove_generation(number)?;
+            } else if pointer.is_none() {
+                // A first promotion that failed may stand, and not durably, where another is to follow it.
+                let dir = store.generation_dir(number);
+                let synced = store.storage.sync_dir(&dir);
+                synced.map_err(|e| Error::io(format!("syncing {}", dir.display()), e))?;
             }
         }
         Ok(())
