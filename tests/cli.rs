@@ -11,6 +11,9 @@ mod adapters;
 mod contest;
 #[path = "cli/demo.rs"]
 mod demo;
+#[cfg(unix)]
+#[path = "cli/places.rs"]
+mod places;
 
 use std::path::Path;
 use std::process::{Command, Output};

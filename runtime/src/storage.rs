@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engraft_codec::{Crc32c, embedded_io};
 
-use crate::error::{Error, ErrorKind, Result, kind_of};
+use crate::error::{Error, ErrorKind, Result, kind_of, remedy_of};
 
 /// A file being written.
 pub trait StorageFile: Write {
@@ -217,6 +217,22 @@ pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && storage.is_dir(dir) => synced(true),
         Err(e) => Err(Error::io(format!("creating directory {}", dir.display()), e)),
         Ok(()) => synced(false),
+    }
+}
+
+/// [`create_dir_all`] of a folder within an output folder: a link in its place, which could lead anywhere, is
+/// refused.
+///
+/// # Errors
+/// [`ErrorKind::Misuse`] for a link or anything else that is no folder; [`ErrorKind::Io`].
+pub fn create_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    match storage.kind(dir) {
+        Ok(None | Some(EntryKind::Dir)) => create_dir_all(storage, dir),
+        Ok(Some(_)) => {
+            let message = "a link or a file stands where a folder is to be written: remove it";
+            Err(Error::new(ErrorKind::Misuse, message).at(dir.display()))
+        }
+        Err(e) => Err(Error::io(format!("looking at {}", dir.display()), e)),
     }
 }
 
@@ -494,7 +510,11 @@ pub fn frame_error(path: &Path, error: engraft_codec::Error<StdIoError>) -> Erro
         engraft_codec::Error::Limit(_) | engraft_codec::Error::Misuse(_) => ErrorKind::Misuse,
         _ => ErrorKind::Corrupt,
     };
-    Error::new(kind, format!("{}: {error}", path.display()))
+    let remedy = match &error {
+        engraft_codec::Error::Io(StdIoError(source)) => remedy_of(source),
+        _ => "",
+    };
+    Error::new(kind, format!("{}: {error}{remedy}", path.display()))
 }
 
 #[cfg(test)]

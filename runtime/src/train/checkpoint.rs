@@ -244,7 +244,8 @@ impl Checkpoints {
     /// # Errors
     /// [`ErrorKind::BaseMismatch`] and [`ErrorKind::Misuse`], which name what differs, for a whole one of
     /// another model, other settings or other rows; [`ErrorKind::Unsupported`] for one of a newer version;
-    /// [`ErrorKind::Corrupt`] when a file changed while it was read, and no other was left.
+    /// [`ErrorKind::Corrupt`] when a file changed while it was read, and no other was left, or
+    /// [`ErrorKind::Io`] where that was for the device.
     pub fn restore(
         &mut self,
         storage: &dyn Storage,
@@ -295,6 +296,7 @@ impl Checkpoints {
     ) -> Result<Restored> {
         let mut restored = Restored::default();
         let mut kept = Vec::new();
+        let mut worst = ErrorKind::Corrupt;
         for generation in generations(storage, &self.dir)? {
             // A run goes back to what it saved or began with, never to what lay there before.
             if anchors_only && self.kept.iter().all(|kept| kept.generation != generation) {
@@ -324,6 +326,9 @@ impl Checkpoints {
                     if restored.found.is_some()
                         || [ErrorKind::Corrupt, ErrorKind::Io].contains(&error.kind()) =>
                 {
+                    if error.kind() == ErrorKind::Io {
+                        worst = ErrorKind::Io;
+                    }
                     let reason = error.message().to_owned();
                     restored.passed_over.push(PassedOver { path, reason });
                 }
@@ -332,7 +337,7 @@ impl Checkpoints {
         }
         if *into.broken && restored.found.is_none() {
             let message = format!("{}: no checkpoint could be read whole", self.dir.display());
-            return Err(Error::new(ErrorKind::Corrupt, message));
+            return Err(Error::new(worst, message));
         }
         self.kept = kept;
         Ok(restored)

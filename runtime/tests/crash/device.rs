@@ -194,6 +194,11 @@ impl Device {
         device
     }
 
+    /// Whether both are the same device.
+    pub fn is(&self, other: &Device) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether a call met the end of the power.
     pub fn is_off(&self) -> bool {
         self.0.borrow().is_off

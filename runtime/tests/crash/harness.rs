@@ -74,6 +74,13 @@ impl Workload {
         (self.steps.len(), Ok(()))
     }
 
+    /// Whether it leaves any file that was not there, rather than fewer.
+    pub fn writes(&self) -> bool {
+        let device = self.start.fork(usize::MAX);
+        let (before, ended) = (device.files(), self.run(&device, 0));
+        ended.1.is_ok() && device.files().iter().any(|file| !before.contains(file))
+    }
+
     /// Whether a reader finds what it may, after so many acknowledged steps and with another perhaps begun.
     fn judge(&self, device: &Device, acknowledged: usize) -> std::result::Result<(), String> {
         let found = (self.find)(device)?;

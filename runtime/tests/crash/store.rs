@@ -105,9 +105,14 @@ fn workload(name: &'static str, start: Device, steps: Vec<Step>, expected: Vec<F
     Workload { name, start, steps, expected, between: None, restart, find }
 }
 
+/// The same, with the second active again.
+pub fn rolled_back() -> Device {
+    let device = filled();
+    activate(2)(&device).unwrap();
+    device.settled(Lie::None)
+}
+
 pub fn all() -> Vec<Workload> {
-    let back = filled();
-    activate(2)(&back).unwrap();
     vec![
         workload("begin a store", Device::new(), vec![promote(FIRST)], vec![NOTHING, FIRST]),
         workload(
@@ -124,12 +129,7 @@ pub fn all() -> Vec<Workload> {
         ),
         workload("prune", filled(), vec![prune(1)], vec![BASE_ALONE; 2]),
         workload("roll back", filled(), vec![roll_back(3)], vec![BASE_ALONE, EXAMPLES]),
-        workload(
-            "roll back from an older one",
-            back.settled(Lie::None),
-            vec![roll_back(1)],
-            vec![SECOND, FIRST],
-        ),
+        workload("roll back from an older one", rolled_back(), vec![roll_back(1)], vec![SECOND, FIRST]),
         workload("activate", filled(), vec![activate(1)], vec![BASE_ALONE, FIRST]),
     ]
 }

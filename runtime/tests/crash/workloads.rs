@@ -53,6 +53,7 @@ pub fn adapter(seed: u64, layers: &[usize]) -> Adapter {
 pub fn all() -> Vec<Workload> {
     let mut all = vec![first_save(), save_over(), peft_folder(), peft_again(), gguf_adapter(), digests()];
     all.extend(super::store::all());
+    all.extend(super::checkpoints::all());
     all
 }
 
