@@ -281,9 +281,10 @@ impl Checkpoints {
             let path = self.dir.join(file_name(*generation));
             storage.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), e))?;
         }
-        if all.is_empty() {
+        if !storage.is_dir(&self.dir) {
             return Ok(());
         }
+        // Even where nothing is left to remove: an attempt before may have ended between the two.
         storage.sync_dir(&self.dir).map_err(|e| Error::io(format!("syncing {}", self.dir.display()), e))
     }
 

@@ -35,7 +35,7 @@ pub fn begun() -> Device {
 pub fn all() -> Vec<Workload> {
     vec![
         workload("begin a run with its checkpoint", Device::new(), 1..=2),
-        workload("checkpoints of a run, each in the place of one before", begun(), 3..=6),
+        workload("checkpoints of a run, each in the place of one before", begun(), 3..=8),
         ending("end a run, and its checkpoints", begun()),
     ]
 }

@@ -22,7 +22,7 @@ use std::time::Instant;
 use device::{Fault, Lie};
 use harness::{Effort, Tally, cut_everywhere, fail_everywhere, lied_to};
 
-const SHORT: Effort = Effort { states: 200, recovered: 10, again: 3, seed: 1 };
+const SHORT: Effort = Effort { states: 200, recovered: 12, again: 4, seed: 1 };
 
 /// Cuts every workload, and tells what came of each.
 fn cut_all(effort: Effort) -> Tally {
@@ -81,7 +81,7 @@ fn broken_writers_are_caught() {
 /// What the runtime writes through a device that forgets: each workload that acknowledges must fail.
 #[test]
 fn devices_that_forget_are_caught() {
-    let effort = Effort { recovered: 0, ..SHORT };
+    let effort = Effort { states: 20, recovered: 0, ..SHORT };
     for lie in [Lie::FileSync, Lie::DirSync] {
         for workload in workloads::all() {
             let may_lose = workload.expected.windows(2).all(|pair| pair[0] == pair[1])
