@@ -322,6 +322,53 @@ static bool on_progress(const engraft_progress *progress, void *user)
   return seen->stop_after == 0 || seen->steps < seen->stop_after;
 }
 
+enum { PATH_BYTES = 4200 };
+
+static bool same_bytes(const char *a, const char *b)
+{
+  FILE *files[2] = {fopen(a, "rb"), fopen(b, "rb")};
+  CHECK(files[0] != NULL && files[1] != NULL);
+  int left, right;
+  do {
+    left = getc(files[0]);
+    right = getc(files[1]);
+  } while (left == right && left != EOF);
+  fclose(files[0]);
+  fclose(files[1]);
+  return left == right;
+}
+
+/* A run that was cut: another trainer goes on from its checkpoint, to the same adapter as the uncut one. */
+static void test_restore(const world *w, engraft_trainer *uncut, const engraft_train_params *params)
+{
+  engraft_trainer *trainer = NULL;
+  engraft_train_params other = *params;
+  char first[PATH_BYTES], second[PATH_BYTES];
+  double loss = 0;
+  other.rank = 4;
+  EXPECT(ENGRAFT_OK, engraft_trainer_create(w->model, w->data, &other, &trainer));
+  EXPECT(ENGRAFT_MISUSE, engraft_trainer_restore(trainer, TEXT(within(w, "checkpoint"))));
+  EXPECT(ENGRAFT_IO, engraft_trainer_restore(trainer, TEXT(within(w, "nowhere"))));
+  EXPECT(ENGRAFT_OK, engraft_trainer_free(trainer));
+
+  other = *params;
+  other.threads = 1;
+  EXPECT(ENGRAFT_OK, engraft_trainer_create(w->model, w->data, &other, &trainer));
+  EXPECT(ENGRAFT_OK, engraft_trainer_restore(trainer, TEXT(within(w, "checkpoint"))));
+  engraft_progress progress = {.struct_size = sizeof progress};
+  EXPECT(ENGRAFT_OK, engraft_trainer_progress(trainer, &progress));
+  CHECK(progress.step > 0 && progress.step < STEPS);
+  EXPECT(ENGRAFT_OK, engraft_trainer_run(trainer, 0, NULL, NULL));
+  EXPECT(ENGRAFT_MISUSE, engraft_trainer_restore(trainer, TEXT(within(w, "checkpoint"))));
+  EXPECT(ENGRAFT_OK, engraft_trainer_evaluate(trainer, &loss));
+  EXPECT(ENGRAFT_OK, engraft_trainer_evaluate(uncut, &loss));
+  EXPECT(ENGRAFT_OK, engraft_trainer_save(trainer, TEXT(within(w, "resumed"))));
+  EXPECT(ENGRAFT_OK, engraft_trainer_free(trainer));
+  snprintf(first, sizeof first, "%s/adapter.engraft", within(w, "adapter"));
+  snprintf(second, sizeof second, "%s/adapter.engraft", within(w, "resumed"));
+  CHECK(same_bytes(first, second));
+}
+
 static engraft_trainer *test_trainer(const world *w)
 {
   engraft_trainer *trainer = NULL;
@@ -359,6 +406,7 @@ static engraft_trainer *test_trainer(const world *w)
   CHECK(progress.step == STEPS);
   EXPECT(ENGRAFT_MISUSE, engraft_trainer_save(trainer, NULL, 0));
   EXPECT(ENGRAFT_OK, engraft_trainer_save(trainer, TEXT(within(w, "adapter"))));
+  test_restore(w, trainer, &params);
   return trainer;
 }
 
