@@ -326,15 +326,18 @@ enum { PATH_BYTES = 4200 };
 
 static bool same_bytes(const char *a, const char *b)
 {
-  FILE *files[2] = {fopen(a, "rb"), fopen(b, "rb")};
-  CHECK(files[0] != NULL && files[1] != NULL);
-  int left, right;
-  do {
-    left = getc(files[0]);
-    right = getc(files[1]);
-  } while (left == right && left != EOF);
-  fclose(files[0]);
-  fclose(files[1]);
+  FILE *first = fopen(a, "rb"), *second = fopen(b, "rb");
+  int left = 0, right = 1;
+  if (first != NULL && second != NULL) {
+    do {
+      left = getc(first);
+      right = getc(second);
+    } while (left == right && left != EOF);
+  }
+  if (first != NULL)
+    fclose(first);
+  if (second != NULL)
+    fclose(second);
   return left == right;
 }
 
