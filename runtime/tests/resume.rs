@@ -146,7 +146,7 @@ impl World {
     }
 
     fn course(&self, case: &Case, dir: &Path) -> Course {
-        Course::new(Checkpoints::open(&Disk, dir).expect("a folder"), self.identity(case))
+        Course::new(self.identity(case)).kept_in(Checkpoints::open(&Disk, dir).expect("a folder"))
     }
 }
 
@@ -179,7 +179,7 @@ fn cut_everywhere(case: &Case) -> TestResult<u64> {
     for k in 0..case.steps {
         let mut course = world.course(case, &dir(k));
         go(&mut course, &mut arm, &mut batches, case, k)?;
-        course.save(&Disk, &arm, &batches, true)?;
+        course.save(&Disk, &arm, batches.cursor(), true)?;
     }
     go(&mut world.course(case, &dir(0)), &mut arm, &mut batches, case, case.steps)?;
     let uncut = result(&arm, folder.path())?;
@@ -216,7 +216,7 @@ fn every_part_of_a_checkpoint_matters() -> TestResult {
     let (mut arm, mut batches) = (world.arm(&case, 1), world.batches(&case));
     let mut course = world.course(&case, folder.path());
     go(&mut course, &mut arm, &mut batches, &case, 5)?;
-    course.save(&Disk, &arm, &batches, true)?;
+    course.save(&Disk, &arm, batches.cursor(), true)?;
     go(&mut course, &mut arm, &mut batches, &case, 12)?;
     let uncut = result(&arm, folder.path())?.0;
     let mut caught = 0;
@@ -248,7 +248,7 @@ fn every_part_of_a_checkpoint_matters() -> TestResult {
 fn a_checkpoint_is_of_one_run_only() -> TestResult {
     let (world, folder, case) = (World::new(), tempfile::tempdir()?, Case { steps: 4, ..PLAIN });
     let (arm, batches) = (world.arm(&case, 1), world.batches(&case));
-    world.course(&case, folder.path()).save(&Disk, &arm, &batches, true)?;
+    world.course(&case, folder.path()).save(&Disk, &arm, batches.cursor(), true)?;
     let lora = world.lora(&case);
     let options = world.options(&case);
     let longer = TrainOptions { schedule: Schedule { total: 9, ..options.schedule }, ..options.clone() };
@@ -269,7 +269,7 @@ fn a_checkpoint_is_of_one_run_only() -> TestResult {
     for (identity, words) in others {
         let (mut arm, mut batches) = (world.arm(&case, 1), world.batches(&case));
         let before = result(&arm, folder.path())?;
-        let mut course = Course::new(Checkpoints::open(&Disk, folder.path())?, identity);
+        let mut course = Course::new(identity).kept_in(Checkpoints::open(&Disk, folder.path())?);
         let error = course.resume(&Disk, &mut arm, &mut batches).expect_err(words);
         assert!(error.message().contains(words), "{words}: {error}");
         assert!(error.message().contains("checkpoint-00000001.engraft"), "{error}");
@@ -296,7 +296,7 @@ fn two_stay_and_one_of_them_is_an_anchor() -> TestResult {
         names.sort();
         Ok(names.iter().map(|n| n.trim_matches(|c: char| !c.is_ascii_digit()).to_string()).collect())
     };
-    let mut save = |anchor| course.save(&Disk, &arm, &batches, anchor).map(|saved| saved.generation);
+    let mut save = |anchor| course.save(&Disk, &arm, batches.cursor(), anchor).map(|saved| saved.generation);
     let expected: [(bool, &[&str]); 6] = [
         (true, &["00000001"]),
         (true, &["00000001", "00000002"]),
@@ -314,9 +314,9 @@ fn two_stay_and_one_of_them_is_an_anchor() -> TestResult {
     let (mut arm, mut batches) = (world.arm(&case, 1), world.batches(&case));
     let restored = again.resume(&Disk, &mut arm, &mut batches)?;
     assert_eq!(restored.found.map(|f| f.generation), Some(6));
-    assert_eq!(again.save(&Disk, &arm, &batches, false)?.generation, 7);
+    assert_eq!(again.save(&Disk, &arm, batches.cursor(), false)?.generation, 7);
     assert_eq!(listed()?, ["00000006", "00000007"]);
-    again.checkpoints().remove_all(&Disk)?;
+    again.remove_checkpoints(&Disk)?;
     assert!(listed()?.is_empty());
     let none = world.course(&case, folder.path()).resume(&Disk, &mut arm, &mut batches)?;
     assert!(none.found.is_none() && none.passed_over.is_empty());

@@ -18,7 +18,7 @@ fn shell(wrapper: &[&str], script: &str, names: &[(&str, &str)]) -> Output {
 }
 
 /// Trains the built-in model a little.
-const TRAIN: &str = "train -m $MODEL --data $DATA --iters 2 -b 4 -t 1 -c 128 --adapter-path";
+const TRAIN: &str = "train -m $MODEL --data $DATA ${ITERS:---iters 2} -b 4 -t 1 -c 128 --adapter-path";
 
 fn texts(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(output))
@@ -52,7 +52,7 @@ fn a_limit_on_files_keeps_the_earlier_adapter() {
     let left: Vec<_> =
         std::fs::read_dir(&out).expect("listing").map(|e| e.expect("an entry").file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().ends_with("-tmp")), "{left:?}");
-    let again = shell(&[], &format!("$ENGRAFT {TRAIN} $OUT --seed 9"), &names);
+    let again = shell(&[], &format!("$ENGRAFT {TRAIN} $OUT --seed 9 --overwrite-checkpoints"), &names);
     assert!(again.status.success(), "{}", texts(&again));
     assert_ne!(Adapter::load(&out).expect("the second adapter"), before);
 }
@@ -79,7 +79,7 @@ fn a_full_disk_keeps_the_earlier_adapter() {
         let script = format!(
             "{mount} && {train} && cp -r $DISK/out $SEEN.before && head -c {free_kib}K /dev/zero >$DISK/room && \
              {{ cat /dev/zero >$DISK/filler 2>&-; rm $DISK/room; {train} --seed 9; code=$?; cp -r $DISK/out $SEEN; \
-             rm $DISK/filler; {train} --seed 9 2>&- && cp -r $DISK/out $SEEN.after; exit $code; }}"
+             rm $DISK/filler; {train} --seed 9 --overwrite-checkpoints 2>&- && cp -r $DISK/out $SEEN.after; exit $code; }}"
         );
         assert_told(&shell(&alone, &script, &names), &["disk/out/", "No space left", "make room"]);
         let loaded = |suffix: &str| Adapter::load(Path::new(&format!("{seen}{suffix}"))).expect("an adapter");
@@ -117,6 +117,9 @@ fn what_is_written_is_for_its_owner_only() {
                    --no-built-in-retention --retention $EVERYDAY";
     let script = format!(
         "set -e; umask 000; export ENGRAFT_CACHE_DIR=$OUT/cache; $ENGRAFT {TRAIN} $OUT/a/b
+         ITERS='--iters 100000'
+         $ENGRAFT {TRAIN} $OUT/stopped --time-budget 1s || test $? = 130
+         ITERS=
          $ENGRAFT export -m $MODEL --lora $OUT/a/b --format peft -o $OUT/peft/c
          $ENGRAFT export -m $MODEL --lora $OUT/a/b --format gguf -o $OUT/gguf/a.gguf
          $ENGRAFT merge -m $MODEL --lora $OUT/a/b --unmeasured -o $OUT/merged/m.gguf
@@ -137,6 +140,9 @@ fn what_is_written_is_for_its_owner_only() {
     ] {
         assert!(out.join(name).exists(), "{name} is not there: {}", texts(&output));
     }
+    let stopped = std::fs::read_dir(out.join("stopped")).expect("listing");
+    let mut stopped = stopped.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned());
+    assert!(stopped.any(|name| name.starts_with("checkpoint-")), "{}", texts(&output));
     let seen = assert_private(&out);
     eprintln!("{seen} files and folders");
     assert!(seen >= 25, "{seen}");
@@ -150,7 +156,9 @@ fn what_is_written_is_for_its_owner_only() {
 fn links_lead_nowhere() {
     let folder = tempfile::tempdir().expect("a folder");
     let (out, outside) = (folder.path().join("out"), folder.path().join("outside"));
-    [&out, &outside].map(|dir| std::fs::create_dir(dir).expect("a folder"));
+    for dir in [&out, &outside] {
+        std::fs::create_dir(dir).expect("a folder");
+    }
     let theirs = outside.join("theirs");
     std::fs::write(&theirs, "theirs").expect("writing");
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));

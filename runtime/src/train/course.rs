@@ -1,12 +1,12 @@
 //! A run on its way: steps, what becomes of those that fail, and checkpoints that hold all of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::checkpoint::{Checkpoints, Identity, Numbers, NumbersMut, Progress, Restored, Saved};
 use super::guard::Judged;
 use super::{Arm, FullTrainer, StepReport, Trainer};
-use crate::data::{Batch, Mixed};
+use crate::data::{Batch, Mixed, MixedCursor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 
@@ -67,21 +67,41 @@ impl RolledBack {
 
 /// A run beside its trainer and its rows.
 pub struct Course {
-    checkpoints: Checkpoints,
+    checkpoints: Option<Checkpoints>,
     identity: Identity,
-    /// Where it stands; the cursor is that of the last checkpoint.
+    /// Where it stands; its cursor is only brought up to date by who keeps it here.
     pub progress: Progress,
 }
 
 impl Course {
-    /// At the beginning.
-    pub fn new(checkpoints: Checkpoints, identity: Identity) -> Course {
-        Course { checkpoints, identity, progress: Progress::default() }
+    /// At the beginning, without a place for checkpoints.
+    pub fn new(identity: Identity) -> Course {
+        Course { checkpoints: None, identity, progress: Progress::default() }
     }
 
-    /// The checkpoints.
-    pub fn checkpoints(&mut self) -> &mut Checkpoints {
-        &mut self.checkpoints
+    /// The same with checkpoints from now on here.
+    #[must_use]
+    pub fn kept_in(self, checkpoints: Checkpoints) -> Course {
+        Course { checkpoints: Some(checkpoints), ..self }
+    }
+
+    /// Keeps checkpoints in `dir` from now on, if it is not where they are already.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::open`].
+    pub fn keep_in(&mut self, storage: &dyn Storage, dir: &Path) -> Result<()> {
+        if self.checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.dir() != dir) {
+            self.checkpoints = Some(Checkpoints::open(storage, dir)?);
+        }
+        Ok(())
+    }
+
+    /// Removes all checkpoints.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::remove_all`].
+    pub fn remove_checkpoints(&mut self, storage: &dyn Storage) -> Result<()> {
+        self.checkpoints.as_mut().map_or(Ok(()), |checkpoints| checkpoints.remove_all(storage))
     }
 
     /// Of which run they are.
@@ -129,12 +149,13 @@ impl Course {
         &mut self,
         storage: &dyn Storage,
         trainer: &dyn Training,
-        batches: &Mixed<'_>,
+        cursor: MixedCursor,
         anchor: bool,
     ) -> Result<Saved> {
-        self.progress.cursor = batches.cursor();
+        self.progress.cursor = cursor;
         let anchor = anchor && self.progress.guard.is_steady();
-        self.checkpoints.save(storage, &self.identity, &trainer.numbers(), &self.progress, anchor)
+        let checkpoints = self.checkpoints.as_mut().ok_or_else(no_place)?;
+        checkpoints.save(storage, &self.identity, &trainer.numbers(), &self.progress, anchor)
     }
 
     /// Goes on where the newest whole checkpoint stood; nothing is changed where there is none.
@@ -147,8 +168,8 @@ impl Course {
         trainer: &mut dyn Training,
         batches: &mut Mixed<'_>,
     ) -> Result<Restored> {
-        let mut numbers = trainer.numbers_mut()?;
-        let restored = self.checkpoints.restore(storage, &self.identity, &mut numbers)?;
+        let checkpoints = self.checkpoints.as_mut().ok_or_else(no_place)?;
+        let restored = checkpoints.restore(storage, &self.identity, &mut trainer.numbers_mut()?)?;
         if let Some(found) = &restored.found {
             self.go_on(found.progress.clone(), trainer, batches);
         }
@@ -169,8 +190,10 @@ impl Course {
     ) -> Result<RolledBack> {
         let from = trainer.numbers().steps;
         self.progress.guard.check_rollback(from, happened)?;
-        let mut numbers = trainer.numbers_mut()?;
-        let restored = self.checkpoints.roll_back(storage, &self.identity, &mut numbers)?;
+        let restored = match &mut self.checkpoints {
+            None => Restored::default(),
+            Some(kept) => kept.roll_back(storage, &self.identity, &mut trainer.numbers_mut()?)?,
+        };
         let Some(found) = restored.found else {
             let message = format!(
                 "stopped after step {from}: {happened}; there is no checkpoint to go back to: give a lower \
@@ -190,6 +213,10 @@ impl Course {
         batches.seek(progress.cursor);
         self.progress = progress;
     }
+}
+
+fn no_place() -> Error {
+    Error::new(ErrorKind::Misuse, "no folder was named for checkpoints")
 }
 
 impl Training for Trainer {

@@ -63,7 +63,8 @@ fn save(device: &Device, running: &Running, step: u64) -> Result<()> {
     let mut running = running.borrow_mut();
     if running.as_ref().is_none_or(|(of, _)| !of.is(device)) {
         let mut checkpoints = Checkpoints::open(device, Path::new(DIR))?;
-        restore(device, &mut checkpoints, Checkpoints::restore)?;
+        // What is passed over for a failing device is told, and the run goes on from what is left.
+        let _told = restore(device, &mut checkpoints, Checkpoints::restore)?;
         *running = Some((device.clone(), checkpoints));
     }
     let Some((_, checkpoints)) = running.as_mut() else { unreachable!("it was taken up") };

@@ -85,7 +85,7 @@ impl Damage {
         let mut good = [Vec::new(), Vec::new()];
         for (step, bytes) in (1..).zip(&mut good) {
             go(&mut course, &mut arm, &mut batches, &case, step)?;
-            *bytes = std::fs::read(course.save(&Disk, &arm, &batches, true)?.path)?;
+            *bytes = std::fs::read(course.save(&Disk, &arm, batches.cursor(), true)?.path)?;
         }
         assert!((64 << 10..68 << 10).contains(&good[0].len()), "{} bytes", good[0].len());
         let damage = Damage { world, case, storage: Memory::default(), good, arm };
@@ -101,7 +101,7 @@ impl Damage {
     /// Generation and steps of what is restored, and how many were passed over.
     fn restore(&mut self) -> engraft_runtime::Result<(Option<(u64, u64)>, usize)> {
         let checkpoints = Checkpoints::open(&self.storage, Path::new("out"))?;
-        let mut course = Course::new(checkpoints, self.world.identity(&self.case));
+        let mut course = Course::new(self.world.identity(&self.case)).kept_in(checkpoints);
         let mut batches = self.world.batches(&self.case);
         let restored = course.resume(&self.storage, &mut self.arm, &mut batches)?;
         Ok((restored.found.map(|f| (f.generation, f.steps)), restored.passed_over.len()))
@@ -273,7 +273,7 @@ fn a_checkpoint_wears_the_device_by_its_payload() -> TestResult {
     let mut course = world.course(&case, folder.path());
     for k in 0..5 {
         let counting = Counting::default();
-        course.save(&counting, &arm, &batches, k % 2 == 0)?;
+        course.save(&counting, &arm, batches.cursor(), k % 2 == 0)?;
         let payload = payload_bytes(arm.numbers().theta.len());
         let ratio = counting.bytes.get() as f64 / payload as f64;
         let syncs = (counting.file_syncs.get(), counting.dir_syncs.get());

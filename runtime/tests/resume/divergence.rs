@@ -23,7 +23,7 @@ fn run(case: &Case, spoil: Spoil, cut: Option<u64>) -> TestResult<(Vec<u32>, u32
     let (mut arm, mut batches) = (world.arm(case, 1), world.batches(case));
     let mut course = world.course(case, folder.path());
     let mut micro = vec![Batch::default(); case.accumulation];
-    course.save(&Disk, &arm, &batches, true)?;
+    course.save(&Disk, &arm, batches.cursor(), true)?;
     let mut cut = cut;
     while arm.steps() < case.steps {
         let stepped = course.step(&Disk, &mut arm, &mut batches, &mut micro)?;
@@ -38,7 +38,7 @@ fn run(case: &Case, spoil: Spoil, cut: Option<u64>) -> TestResult<(Vec<u32>, u32
         let mut saved = Ok(());
         if steps.is_multiple_of(EVERY) || cut == Some(steps) {
             let anchor = steps.is_multiple_of(EVERY);
-            saved = course.save(&Disk, &arm, &batches, anchor).map(|_| ());
+            saved = course.save(&Disk, &arm, batches.cursor(), anchor).map(|_| ());
         }
         if cut == Some(steps) {
             cut = None;
@@ -50,7 +50,7 @@ fn run(case: &Case, spoil: Spoil, cut: Option<u64>) -> TestResult<(Vec<u32>, u32
             course.roll_back(&Disk, &mut arm, &mut batches, error.message())?;
         }
     }
-    course.save(&Disk, &arm, &batches, false)?;
+    course.save(&Disk, &arm, batches.cursor(), false)?;
     Ok((result(&arm, folder.path())?.0, course.progress.guard.rollbacks))
 }
 
@@ -107,7 +107,7 @@ fn nothing_that_is_no_number_is_saved() -> TestResult {
             2 => numbers.v[7] = value,
             _ => *numbers.broken = true,
         }
-        let error = world.course(&case, folder.path()).save(&Disk, &arm, &batches, true).unwrap_err();
+        let error = world.course(&case, folder.path()).save(&Disk, &arm, batches.cursor(), true).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NonFinite, "{error}");
         assert_eq!(std::fs::read_dir(folder.path())?.count(), 0);
     }
@@ -123,7 +123,7 @@ fn a_run_that_keeps_diverging_stops() -> TestResult {
         let (mut arm, mut batches) = (world.arm(&case, 1), world.batches(&case));
         let mut micro = micro.clone();
         if saved {
-            course.save(&Disk, &arm, &batches, true)?;
+            course.save(&Disk, &arm, batches.cursor(), true)?;
         }
         for tried in 1.. {
             theta(&mut arm)?;
