@@ -11,6 +11,11 @@ mod adapters;
 mod contest;
 #[path = "cli/demo.rs"]
 mod demo;
+#[cfg(unix)]
+#[path = "cli/places.rs"]
+mod places;
+#[path = "cli/resume.rs"]
+mod resume;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -846,8 +851,21 @@ fn a_budget_is_kept_and_its_hint_fits() {
     // Inputs alone: the least that the model needs.
     let run = ["-m", &model, "--data", &data, "-b", "8", "-t", "2", "--keep", "inputs"];
     let plan = result_of(&[&["plan"], &run[..]].concat());
-    assert_keys(&plan, &["planned_private_bytes", "mapped_bytes", "pools", "fits", "ladder"]);
     let pools = plan["pools"].as_object().expect("pools");
+    assert_keys(
+        &plan,
+        &[
+            "planned_private_bytes",
+            "mapped_bytes",
+            "pools",
+            "fits",
+            "ladder",
+            "checkpoint_bytes",
+            "checkpoint_mb_per_hour",
+        ],
+    );
+    assert!(plan["checkpoint_mb_per_hour"].as_f64() > Some(0.0), "{plan}");
+    assert_eq!(plan["checkpoint_bytes"].as_u64(), pools["adapter"].as_u64().map(|bytes| 3 * bytes));
     let planned = plan["planned_private_bytes"].as_u64();
     assert_eq!(pools.values().map(|b| b.as_u64().expect("bytes")).sum::<u64>(), planned.expect("bytes"));
     let all = plan["planned_private_bytes"].as_u64().expect("bytes");
@@ -957,7 +975,8 @@ fn interrupted(folder: &Path, kind: &str, file: &str) -> std::path::PathBuf {
             "--iters",
             "1000000",
         ])
-        .args(["--fine-tune-type", kind, "--save-every", "0", "--json", "--adapter-path"])
+        .args(["--overwrite-checkpoints", "--fine-tune-type", kind, "--save-every", "0", "--json"])
+        .arg("--adapter-path")
         .arg(&out)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::null())

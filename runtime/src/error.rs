@@ -8,7 +8,7 @@ use std::fmt;
 pub enum ErrorKind {
     /// Reading or writing failed in the operating system.
     Io,
-    /// The disk, or a quota on it, is full.
+    /// The disk is full, or a quota or a limit on the size of files is reached.
     Full,
     /// A file is not what its format demands (cut, flipped bits, foreign, lying about sizes).
     Corrupt,
@@ -49,7 +49,8 @@ impl Error {
 
     /// An operating system error while doing `what` (for example "opening models/a.gguf").
     pub fn io(what: impl fmt::Display, source: std::io::Error) -> Self {
-        Error { kind: kind_of(&source), message: format!("{what}: {source}") }
+        let (kind, remedy) = (kind_of(&source), remedy_of(&source));
+        Error { kind, message: format!("{what}: {source}{remedy}") }
     }
 
     /// The class of the error.
@@ -72,8 +73,22 @@ impl Error {
 /// The class of an operating system's error: what making room would mend, and all else.
 pub(crate) fn kind_of(source: &std::io::Error) -> ErrorKind {
     match source.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+        std::io::ErrorKind::StorageFull
+        | std::io::ErrorKind::QuotaExceeded
+        | std::io::ErrorKind::FileTooLarge => ErrorKind::Full,
         _ => ErrorKind::Io,
+    }
+}
+
+/// What helps, where the system's own words leave it open.
+pub(crate) fn remedy_of(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull => "; make room there, or name another place",
+        std::io::ErrorKind::QuotaExceeded => "; make room within the quota, or name another place",
+        std::io::ErrorKind::FileTooLarge => {
+            "; raise the limit on the size of files (ulimit -f), or name a place that takes larger ones"
+        }
+        _ => "",
     }
 }
 

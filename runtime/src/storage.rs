@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engraft_codec::{Crc32c, embedded_io};
 
-use crate::error::{Error, ErrorKind, Result, kind_of};
+use crate::error::{Error, ErrorKind, Result, kind_of, remedy_of};
 
 /// A file being written.
 pub trait StorageFile: Write {
@@ -195,17 +195,45 @@ pub fn remove_stray_files(storage: &dyn Storage, dir: &Path) -> Result<usize> {
 /// # Errors
 /// [`ErrorKind::Io`].
 pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
-    if dir.as_os_str().is_empty() || storage.is_dir(dir) {
+    if dir.as_os_str().is_empty() {
         return Ok(());
     }
-    let parent = dir.parent().unwrap_or(Path::new(""));
+    let Some(parent) = dir.parent() else { return Ok(()) };
+    // A folder of another owner, or of a file system that is not written: the directory was not made by us.
+    let is_foreign = |e: &io::Error| {
+        use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
+        matches!(e.kind(), InvalidInput | PermissionDenied | ReadOnlyFilesystem)
+    };
+    let synced = |exists: bool| match storage.sync_dir(parent) {
+        Err(e) if exists && is_foreign(&e) => Ok(()),
+        synced => synced.map_err(|e| Error::io(format!("syncing the parent of {}", dir.display()), e)),
+    };
+    // Existing is not yet durable: an attempt before this one may have ended between the two.
+    if storage.is_dir(dir) {
+        return synced(true);
+    }
     create_dir_all(storage, parent)?;
     match storage.create_dir(dir) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && storage.is_dir(dir) => return Ok(()),
-        Err(e) => return Err(Error::io(format!("creating directory {}", dir.display()), e)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && storage.is_dir(dir) => synced(true),
+        Err(e) => Err(Error::io(format!("creating directory {}", dir.display()), e)),
+        Ok(()) => synced(false),
     }
-    storage.sync_dir(parent).map_err(|e| Error::io(format!("syncing the parent of {}", dir.display()), e))
+}
+
+/// [`create_dir_all`] of a folder within an output folder: a link in its place, which could lead anywhere, is
+/// refused.
+///
+/// # Errors
+/// [`ErrorKind::Misuse`] for a link or anything else that is no folder; [`ErrorKind::Io`].
+pub fn create_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    match storage.kind(dir) {
+        Ok(None | Some(EntryKind::Dir)) => create_dir_all(storage, dir),
+        Ok(Some(_)) => {
+            let message = "a link or a file stands where a folder is to be written: remove it";
+            Err(Error::new(ErrorKind::Misuse, message).at(dir.display()))
+        }
+        Err(e) => Err(Error::io(format!("looking at {}", dir.display()), e)),
+    }
 }
 
 /// Why one attempt failed: a failed sync allows another file, everything else is final.
@@ -490,7 +518,11 @@ pub fn frame_error(path: &Path, error: engraft_codec::Error<StdIoError>) -> Erro
         engraft_codec::Error::Limit(_) | engraft_codec::Error::Misuse(_) => ErrorKind::Misuse,
         _ => ErrorKind::Corrupt,
     };
-    Error::new(kind, format!("{}: {error}", path.display()))
+    let remedy = match &error {
+        engraft_codec::Error::Io(StdIoError(source)) => remedy_of(source),
+        _ => "",
+    };
+    Error::new(kind, format!("{}: {error}{remedy}", path.display()))
 }
 
 #[cfg(test)]

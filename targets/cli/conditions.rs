@@ -104,6 +104,7 @@ impl WhenOptions {
             processor: None,
             looked: None,
             waited: Duration::ZERO,
+            deadline: None,
         })
     }
 }
@@ -113,6 +114,24 @@ struct Limits {
     start_c: u32,
     pause_c: u32,
     busy_max: f64,
+}
+
+/// What a run is told while it waits.
+#[derive(Clone, Debug)]
+pub(crate) enum Notice {
+    /// It waits from now on, for this reason.
+    Waits(String),
+    /// The wait is over.
+    GoesOn,
+}
+
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Notice::Waits(why) => write!(f, "waiting: {why}"),
+            Notice::GoesOn => f.write_str("going on"),
+        }
+    }
 }
 
 /// Watches the machine for a run.
@@ -127,15 +146,22 @@ pub(crate) struct Conditions {
     processor: Option<Processor>,
     looked: Option<Instant>,
     waited: Duration,
+    /// When waiting ends, whatever the machine is.
+    deadline: Option<Instant>,
 }
 
 impl Conditions {
-    /// Comes back when the run may go on, or is cancelled; called often, it looks seldom. `tell` hears why
-    /// the run waits, once for each wait.
+    /// Waits until then at most.
+    pub(crate) fn end_at(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    /// Comes back when the run may go on, is cancelled, or is out of time; called often, it looks seldom.
+    /// `tell` hears why the run waits, once for each wait and before it.
     ///
     /// # Errors
     /// `Busy` when it waited for longer than asked.
-    pub(crate) fn go_on(&mut self, cancel: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<()> {
+    pub(crate) fn go_on(&mut self, cancel: &AtomicBool, tell: &mut dyn FnMut(Notice)) -> Result<()> {
         if self.asked.is_empty() || self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return Ok(());
         }
@@ -143,24 +169,28 @@ impl Conditions {
         while let Some(why) = self.obstacle() {
             self.running = false;
             if !told {
-                tell(&format!("waiting: {why}"));
+                tell(Notice::Waits(why.clone()));
                 told = true;
             }
             let begun = Instant::now();
-            while begun.elapsed() < LOOK_EVERY && !cancel.load(Ordering::Relaxed) {
+            let ends = || {
+                let is_over = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+                is_over || cancel.load(Ordering::Relaxed)
+            };
+            while begun.elapsed() < LOOK_EVERY && !ends() {
                 std::thread::sleep(HEAR_EVERY);
             }
-            self.waited += begun.elapsed();
-            if cancel.load(Ordering::Relaxed) {
+            if ends() {
                 return Ok(());
             }
+            self.waited += begun.elapsed();
             if self.patience.is_some_and(|patience| self.waited >= patience) {
                 let message = format!("--wait: waited for {} s, and still {why}", self.waited.as_secs());
                 return Err(Error::new(ErrorKind::Busy, message));
             }
         }
         if told {
-            tell("going on");
+            tell(Notice::GoesOn);
         }
         self.running = true;
         self.looked = Some(Instant::now());

@@ -21,6 +21,10 @@ pub(crate) struct Plan {
     pub(crate) fits: bool,
     /// What blocks may keep for their backward, from the least memory to the most.
     pub(crate) ladder: Vec<Rung>,
+    /// What each checkpoint writes.
+    pub(crate) checkpoint_bytes: u64,
+    /// What checkpoints write in an hour; `null` where the rate is unknown, or they come only when stopped.
+    pub(crate) checkpoint_mb_per_hour: Option<f64>,
 }
 
 /// One pattern of what blocks keep.
@@ -425,7 +429,15 @@ mod tests {
     #[test]
     fn fields_are_those_documented() {
         let pools = vec![("theta".to_string(), 4), ("arena".to_string(), 8)];
-        let plan = Plan { planned_private_bytes: 12, mapped_bytes: 100, pools, fits: true, ladder: vec![] };
+        let plan = Plan {
+            planned_private_bytes: 12,
+            mapped_bytes: 100,
+            pools,
+            fits: true,
+            ladder: vec![],
+            checkpoint_bytes: 6,
+            checkpoint_mb_per_hour: None,
+        };
         assert_eq!(
             serde_json::to_string(&plan).unwrap(),
             r#"{"planned_private_bytes":12,"mapped_bytes":100,"pools":{"theta":4,"arena":8},"fits":true,"ladder":[]}"#

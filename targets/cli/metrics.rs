@@ -1,11 +1,15 @@
 //! metrics.jsonl beside an adapter: one JSON object a line, appended, readable by the owner only.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use engraft_runtime::error::{Error, ErrorKind, Result};
-use serde::Serialize;
+use engraft_runtime::storage::{Disk, commit};
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "metrics.jsonl";
+const LINE_BYTES_MAX: u64 = 1 << 16;
 
 /// Appends records to a file.
 #[derive(Debug)]
@@ -21,7 +25,7 @@ impl Metrics {
     /// [`ErrorKind::Io`]; [`ErrorKind::Misuse`] when the name is a link, which could lead outside
     /// the folder.
     pub(crate) fn open(folder: &Path) -> Result<Metrics> {
-        let path = folder.join("metrics.jsonl");
+        let path = folder.join(FILE);
         if path.is_symlink() {
             let message = format!("{} is a symbolic link: remove it", path.display());
             return Err(Error::new(ErrorKind::Misuse, message));
@@ -34,6 +38,24 @@ impl Metrics {
         Ok(Metrics { file, path })
     }
 
+    /// The same of a run that goes on after `step`: what was recorded of it beyond, and a line that a crash
+    /// cut, is gone. Runs that were recorded before it stay.
+    ///
+    /// # Errors
+    /// Those of [`Metrics::open`].
+    pub(crate) fn reopen(folder: &Path, step: u64) -> Result<Metrics> {
+        let Metrics { path, .. } = Metrics::open(folder)?;
+        let failed = |e| Error::io(format!("reading {}", path.display()), e);
+        let kept = kept_bytes(BufReader::new(File::open(&path).map_err(failed)?), step).map_err(failed)?;
+        if kept < path.metadata().map_err(failed)?.len() {
+            commit(&Disk, folder, FILE, |out| {
+                let file = File::open(&path).map_err(failed)?;
+                io::copy(&mut file.take(kept), out).map_err(failed).map(|_| ())
+            })?;
+        }
+        Metrics::open(folder)
+    }
+
     /// Appends one record in one write, so that a line is never split by another writer.
     ///
     /// # Errors
@@ -43,6 +65,34 @@ impl Metrics {
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(failed)
+    }
+}
+
+/// Bytes up to the last record of the last run that is not beyond `step`.
+fn kept_bytes(mut lines: impl BufRead, step: u64) -> io::Result<u64> {
+    #[derive(Deserialize)]
+    struct Record {
+        step: u64,
+    }
+    let (mut kept, mut end, mut before, mut line) = (0, 0, 0, Vec::new());
+    loop {
+        line.clear();
+        // A line that never ends must not fill the memory: records are short.
+        if lines.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+            return Ok(kept);
+        }
+        let record = serde_json::from_slice::<Record>(&line);
+        if record.as_ref().is_ok_and(|record| record.step < before) {
+            // Another run begins: the one before it stays whole.
+            kept = end;
+        }
+        end += line.len() as u64;
+        // A line that is no record was cut by a crash.
+        let Ok(record) = record else { continue };
+        before = record.step;
+        if record.step <= step && line.ends_with(b"\n") {
+            kept = end;
+        }
     }
 }
 
@@ -85,6 +135,22 @@ mod tests {
         {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn a_run_that_goes_on_takes_back_what_lies_beyond() {
+        let line = |step: u64| format!("{{\"step\":{step},\"train_loss\":0.5}}\n");
+        let lines = |steps: &[u64]| steps.iter().map(|s| line(*s)).collect::<String>();
+        let earlier = [0, 1, 10, 30];
+        let (all, cut) = ([&earlier[..], &[0, 1, 10, 10, 20]].concat(), "{\"step\":30,\"tra");
+        for (step, left) in [(20, 9), (19, 8), (10, 8), (9, 6), (0, 5)] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(FILE);
+            std::fs::write(&path, lines(&all) + cut).unwrap();
+            let mut metrics = Metrics::reopen(folder.path(), step).unwrap();
+            metrics.append(&StepRecord { step: 99, train_loss: Some(0.5), ..Default::default() }).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), lines(&all[..left]) + &line(99), "{step}");
         }
     }
 

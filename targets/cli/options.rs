@@ -596,6 +596,11 @@ pub(crate) struct RunOptions {
     /// Steps between saves of the adapter (0: at the end only, as --fine-tune-type full always does)
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) save_every: u32,
+
+    /// Steps between checkpoints, from which --resume goes on and to which a run that diverges returns (0: only
+    /// when stopped)
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) checkpoint_every: u32,
 }
 
 impl RunOptions {

@@ -4,6 +4,7 @@
 //! PEFT does not know are passed over, with a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map as Object, Value, json};
@@ -380,7 +381,9 @@ fn whole(key: &str, value: f64) -> Result<usize> {
     Err(corrupt(format!("{key} {value} is no whole number in range")))
 }
 
-/// Writes the folder: the tensors first, so that settings mean a whole adapter.
+/// Writes the folder: the tensors first, so that settings mean a whole adapter. Two files can't be replaced
+/// in one step: settings that stand there and differ go before anything else, so that an export cut short
+/// leaves a folder that is refused, never the tensors of one adapter and the settings of another.
 ///
 /// # Errors
 /// `NonFinite` for numbers beyond f16; `Io`.
@@ -396,11 +399,29 @@ pub fn export(
         .map_err(|e| Error::new(ErrorKind::Misuse, format!("{CONFIG_FILE}: {e}")))?;
     config.push('\n');
     create_dir_all(storage, dir)?;
+    remove_other(storage, dir, config.as_bytes())?;
     commit(storage, dir, TENSORS_FILE, |out| safetensors::write(out, &tensors, precision))?;
     commit(storage, dir, CONFIG_FILE, |out| {
         out.write_all(config.as_bytes()).map_err(|e| Error::io(format!("writing {CONFIG_FILE}"), e))
     })?;
     Ok(())
+}
+
+/// Removes settings that are not these, durably.
+fn remove_other(storage: &dyn Storage, dir: &Path, config: &[u8]) -> Result<()> {
+    let path = dir.join(CONFIG_FILE);
+    let io = |e| Error::io(format!("replacing {}", path.display()), e);
+    if storage.kind(&path).map_err(io)?.is_none() {
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    let read =
+        storage.open(&path).and_then(|o| o.source.take(config.len() as u64 + 1).read_to_end(&mut found));
+    if read.is_ok() && found == config {
+        return Ok(());
+    }
+    storage.remove(&path).map_err(io)?;
+    storage.sync_dir(dir).map_err(io)
 }
 
 fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Written> {

@@ -47,7 +47,7 @@ use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::Direction;
 use crate::plan::mib;
-use crate::storage::Disk;
+use crate::storage::{Disk, create_dir_within};
 
 /// The name of the base's own arm.
 pub const ZERO_SHOT: &str = "zero-shot";
@@ -303,7 +303,7 @@ impl Court<'_> {
             Trained::Full(tuned) => {
                 let Method::Full(dtype) = recipe.method else { unreachable!("full weights of a full arm") };
                 let folder = settings.folder.clone().unwrap_or_default().join(&recipe.name);
-                crate::storage::create_dir_all(&Disk, &folder)?;
+                create_dir_within(&Disk, &folder)?;
                 let file = merge::tuned::write(&Disk, &folder, MODEL_FILE, &tuned, dtype)?.path;
                 drop(tuned);
                 let weights = Arc::new(ModelFile::open(&file)?).into();
@@ -452,7 +452,7 @@ impl Court<'_> {
 /// Commits a bound adapter into its arm's folder.
 fn save(adapter: &Adapter, folder: &Path) -> Result<PathBuf> {
     let Some(binding) = &adapter.binding else { unreachable!("bound when it was trained") };
-    crate::storage::create_dir_all(&Disk, folder)?;
+    create_dir_within(&Disk, folder)?;
     Ok(adapter.save_bound(&Disk, folder, Stored::F32, binding)?.path)
 }
 

@@ -89,6 +89,12 @@ impl<'d> Batches<'d> {
         self.cursor
     }
 
+    /// Goes to where a run through the same examples stood.
+    pub fn seek(&mut self, cursor: Cursor) {
+        self.cursor = cursor;
+        self.shuffle();
+    }
+
     /// Rows of the largest batch that can come, for the memory plan.
     pub fn max_tokens(&self) -> usize {
         max_tokens(self.examples, self.batch_size)

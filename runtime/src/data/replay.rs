@@ -56,6 +56,14 @@ impl<'d> Mixed<'d> {
         MixedCursor { data: self.data.cursor(), replay }
     }
 
+    /// Goes to where a run through the same rows stood.
+    pub fn seek(&mut self, cursor: MixedCursor) {
+        self.data.seek(cursor.data);
+        if let Some(replay) = &mut self.replay {
+            replay.seek(cursor.replay);
+        }
+    }
+
     /// Batches in which every new row comes once, on average.
     pub fn batches_per_epoch(&self) -> usize {
         if self.replay.is_none() {

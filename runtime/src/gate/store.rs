@@ -207,10 +207,20 @@ impl<'s> Store<'s> {
     /// [`ErrorKind::Corrupt`] when no generation verifies, [`ErrorKind::Unsupported`] for a pointer of a
     /// newer version, [`ErrorKind::Io`].
     pub fn active(&self) -> Result<Option<Active>> {
+        self.find_active(false)
+    }
+
+    /// The same, and with `all_read` an error where it depended on something that could not be read: what a
+    /// writer goes by must not change with one bad read.
+    fn find_active(&self, all_read: bool) -> Result<Option<Active>> {
+        let is_final = |e: &Error| match e.kind() {
+            ErrorKind::Unsupported => true,
+            kind => all_read && kind == ErrorKind::Io,
+        };
         let (mut passed_over, mut unread) = (Vec::new(), false);
         let pointer = match self.pointer() {
             Ok(pointer) => pointer,
-            Err(e) if e.kind() == ErrorKind::Unsupported => return Err(e),
+            Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 unread |= e.kind() == ErrorKind::Io;
                 passed_over.push(e.message().to_owned());
@@ -226,7 +236,7 @@ impl<'s> Store<'s> {
             let named = pointer.as_ref().filter(|p| p.generation == *number);
             match self.verify_named(*number, named) {
                 Ok(generation) => return Ok(Some(Active { generation, passed_over })),
-                Err(e) if e.kind() == ErrorKind::Unsupported => return Err(e),
+                Err(e) if is_final(&e) => return Err(e),
                 Err(e) => {
                     unread |= e.kind() == ErrorKind::Io;
                     passed_over.push(e.message().to_owned());
@@ -242,16 +252,6 @@ impl<'s> Store<'s> {
             passed_over.join("; ")
         );
         Err(Error::new(if unread { ErrorKind::Io } else { ErrorKind::Corrupt }, message))
-    }
-
-    /// Reads the pointer and every generation.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`] where something could not be read; damage is none.
-    fn readable(&self) -> Result<()> {
-        let io = |e: Error| if e.kind() == ErrorKind::Io { Err(e) } else { Ok(()) };
-        self.pointer().map(drop).or_else(io)?;
-        self.numbers()?.into_iter().try_for_each(|n| self.verify(n).map(drop).or_else(io))
     }
 
     /// The generations that may be active, best first. Without a pointer that names it, a directory

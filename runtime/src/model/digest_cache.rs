@@ -81,21 +81,31 @@ impl DigestCache {
 
     /// The digest that is kept for a state of a file.
     pub fn get(&self, stamp: &Stamp) -> Option<[u8; 32]> {
-        self.entries().into_iter().rev().find(|(s, _)| s == stamp).map(|(_, digest)| digest)
+        self.get_on(&Disk, stamp)
+    }
+
+    /// [`DigestCache::get`] from any storage.
+    pub fn get_on(&self, storage: &dyn Storage, stamp: &Stamp) -> Option<[u8; 32]> {
+        self.entries(storage).into_iter().rev().find(|(s, _)| s == stamp).map(|(_, digest)| digest)
     }
 
     /// Keeps the digest of a state of a file, unless the file changed a moment ago.
     pub fn put(&self, stamp: &Stamp, digest: &[u8; 32]) {
+        self.put_on(&Disk, stamp, digest);
+    }
+
+    /// [`DigestCache::put`] on any storage.
+    pub fn put_on(&self, storage: &dyn Storage, stamp: &Stamp, digest: &[u8; 32]) {
         if !stamp.is_settled() {
             return;
         }
-        let mut entries = self.entries();
+        let mut entries = self.entries(storage);
         entries.retain(|(s, _)| (s.device, s.inode) != (stamp.device, stamp.inode));
         entries.push((*stamp, *digest));
         let first = entries.len().saturating_sub(ENTRIES_MAX);
         let text = encode(&entries[first..]);
-        let written = create_dir_all(&Disk, &self.dir).and_then(|()| {
-            commit(&Disk, &self.dir, CACHE_FILE, |out| {
+        let written = create_dir_all(storage, &self.dir).and_then(|()| {
+            commit(storage, &self.dir, CACHE_FILE, |out| {
                 out.write_all(text.as_bytes()).map_err(|e| crate::Error::io("writing", e))
             })
         });
@@ -105,14 +115,14 @@ impl DigestCache {
         }
     }
 
-    fn entries(&self) -> Vec<(Stamp, [u8; 32])> {
+    fn entries(&self, storage: &dyn Storage) -> Vec<(Stamp, [u8; 32])> {
         let path = self.dir.join(CACHE_FILE);
-        read(&path).and_then(|text| decode(&text)).unwrap_or_default()
+        read(storage, &path).and_then(|text| decode(&text)).unwrap_or_default()
     }
 }
 
-fn read(path: &Path) -> Option<String> {
-    let opened = Disk.open(path).ok()?;
+fn read(storage: &dyn Storage, path: &Path) -> Option<String> {
+    let opened = storage.open(path).ok()?;
     let mut text = String::new();
     opened.source.take(BYTES_MAX + 1).read_to_string(&mut text).ok()?;
     (text.len() as u64 <= BYTES_MAX).then_some(text)
@@ -176,7 +186,7 @@ mod tests {
         cache.put(&others[2], &[1; 32]);
         assert_eq!((cache.get(&stamp(1)), cache.get(&others[2])), (None, Some([1; 32])));
         (10..10 + ENTRIES_MAX as u64).for_each(|i| cache.put(&stamp(i), &[9; 32]));
-        assert_eq!((cache.get(&others[2]), cache.entries().len()), (None, ENTRIES_MAX));
+        assert_eq!((cache.get(&others[2]), cache.entries(&Disk).len()), (None, ENTRIES_MAX));
     }
 
     #[test]
@@ -206,7 +216,7 @@ mod tests {
             for bad in [good[..at].to_vec(), flipped(&good, at)] {
                 fs::write(&file, bad).expect("writing");
                 accepted += usize::from(cache.get(&stamp(1)).is_some_and(|d| d != [0xa5; 32]));
-                assert_eq!(cache.entries(), vec![], "byte {at}");
+                assert_eq!(cache.entries(&Disk), vec![], "byte {at}");
             }
         }
         assert_eq!(accepted, 0);

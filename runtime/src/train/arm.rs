@@ -1,6 +1,7 @@
 //! What a training run trains: an adapter, or the whole model.
 
 use super::chain::Evaluated;
+use super::course::Training;
 use super::full::FullTrainer;
 use super::schedule::Schedule;
 use super::trainer::{StepReport, Trainer};
@@ -41,6 +42,13 @@ impl Arm {
         match self {
             Arm::Adapter(trainer) => trainer.set_schedule(schedule),
             Arm::Full(trainer) => trainer.set_schedule(schedule),
+        }
+    }
+
+    pub(super) fn as_training_mut(&mut self) -> &mut dyn Training {
+        match self {
+            Arm::Adapter(trainer) => &mut **trainer,
+            Arm::Full(trainer) => &mut **trainer,
         }
     }
 

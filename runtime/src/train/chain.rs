@@ -125,6 +125,14 @@ impl Chain {
         self.model.clone()
     }
 
+    /// The weights of full fine-tuning; `None` where they are a file's.
+    pub fn tuned(&self) -> Option<&TunedModel> {
+        match &self.model {
+            Weights::Stored(_) => None,
+            Weights::Tuned(model) => Some(model),
+        }
+    }
+
     /// The weights to be changed; `None` where they are a file's, or shared.
     pub fn weights_mut(&mut self) -> Option<&mut TunedModel> {
         match &mut self.model {

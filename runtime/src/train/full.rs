@@ -6,6 +6,7 @@ use std::sync::Arc;
 use engraft_kernels::{AdamWStep, Kernels};
 
 use super::chain::{Chain, Evaluated};
+use super::checkpoint::{Numbers, NumbersMut};
 use super::optim::AdamW;
 use super::schedule::Schedule;
 use super::trainer::{StepReport, TrainOptions};
@@ -28,8 +29,10 @@ pub struct FullTrainer {
     grads: Vec<f32>,
     optimizer: AdamW,
     options: TrainOptions,
+    /// What is left of the schedule's rates.
+    rate_factor: f32,
     step: u64,
-    /// Whether a step failed after it had changed some weights.
+    /// Whether a step failed after it had changed some weights, or a restore midway.
     broken: bool,
 }
 
@@ -54,6 +57,7 @@ impl FullTrainer {
             grads: vec![0.0; full.gradients],
             optimizer: AdamW::new(options.adamw, full.weights),
             options,
+            rate_factor: 1.0,
             kernels,
             step: 0,
             broken: false,
@@ -68,6 +72,29 @@ impl FullTrainer {
     /// Takes another schedule from the next step on: for runs whose length is known only once they go.
     pub fn set_schedule(&mut self, schedule: Schedule) {
         self.options.schedule = schedule;
+    }
+
+    /// Multiplies the schedule's rates from the next step on.
+    pub fn set_rate_factor(&mut self, factor: f32) {
+        self.rate_factor = factor;
+    }
+
+    /// What a checkpoint holds of it.
+    pub fn numbers(&self) -> Numbers<'_> {
+        let AdamW { m, v, updates, .. } = &self.optimizer;
+        let theta = self.chain.tuned().map_or(&[][..], TunedModel::values);
+        Numbers { theta, m, v, updates: *updates, steps: self.step, whole: !self.broken }
+    }
+
+    /// The same, to be restored.
+    ///
+    /// # Errors
+    /// `Misuse` while others hold the weights.
+    pub fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
+        let AdamW { m, v, updates, .. } = &mut self.optimizer;
+        let Some(model) = self.chain.weights_mut() else { return Err(in_use()) };
+        let (theta, steps, broken) = (model.values_mut(), &mut self.step, &mut self.broken);
+        Ok(NumbersMut { theta, m, v, updates, steps, broken })
     }
 
     /// The weights as they are now, for sessions and scoring chains to run on. While any of these is
@@ -98,7 +125,7 @@ impl FullTrainer {
     /// for weights that others still hold, and for several micro-batches or clipping with `AtOnce`.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         self.check(batches)?;
-        let lr = self.options.schedule.rate(self.step);
+        let lr = self.options.schedule.rate(self.step) * self.rate_factor;
         let (total, grad_norm) = match (self.update, batches) {
             (FullUpdate::AtOnce, [batch]) => self.step_at_once(batch, lr)?,
             _ => self.step_at_end(batches, lr)?,
@@ -129,14 +156,14 @@ impl FullTrainer {
     fn check(&mut self, batches: &[Batch]) -> Result<()> {
         let misuse = |message: &str| Err(Error::new(ErrorKind::Misuse, message));
         if self.broken {
-            return misuse("an earlier step failed midway: the weights are of no use");
+            return misuse("an earlier step failed midway: the weights are of no use; restore a checkpoint");
         }
         if self.update == FullUpdate::AtOnce && (batches.len() != 1 || self.options.adamw.max_grad_norm > 0.0)
         {
             return misuse("blocks updated at once need a single micro-batch and no clipping");
         }
         if self.chain.weights_mut().is_none() {
-            return misuse("the weights are still in use elsewhere; drop what reads them first");
+            return Err(in_use());
         }
         Ok(())
     }
@@ -237,6 +264,10 @@ impl FullTrainer {
             self.optimizer.update_part(&self.kernels, theta, grads, first, step);
         }
     }
+}
+
+fn in_use() -> Error {
+    Error::new(ErrorKind::Misuse, "the weights are still in use elsewhere; drop what reads them first")
 }
 
 /// The head's part of the gradients.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use engraft_kernels::Kernels;
 
 use super::chain::{AdapterView, Chain, Evaluated};
+use super::checkpoint::{Numbers, NumbersMut};
 use super::optim::{AdamW, AdamWConfig};
 use super::schedule::Schedule;
 use crate::adapter::{Adapter, Gains, TrainedWith};
@@ -61,7 +62,11 @@ pub struct Trainer {
     grads: Vec<f32>,
     optimizer: AdamW,
     options: TrainOptions,
+    /// What is left of the schedule's rates.
+    rate_factor: f32,
     step: u64,
+    /// Whether a restore failed midway.
+    broken: bool,
 }
 
 impl Trainer {
@@ -86,7 +91,9 @@ impl Trainer {
             optimizer: AdamW::new(options.adamw, n),
             adapter,
             options,
+            rate_factor: 1.0,
             step: 0,
+            broken: false,
         }
     }
 
@@ -110,6 +117,26 @@ impl Trainer {
         self.options.schedule = schedule;
     }
 
+    /// Multiplies the schedule's rates from the next step on.
+    pub fn set_rate_factor(&mut self, factor: f32) {
+        self.rate_factor = factor;
+    }
+
+    /// What a checkpoint holds of it.
+    pub fn numbers(&self) -> Numbers<'_> {
+        let AdamW { m, v, updates, .. } = &self.optimizer;
+        let (theta, steps, whole) = (&self.adapter.theta, self.step, !self.broken);
+        Numbers { theta, m, v, updates: *updates, steps, whole }
+    }
+
+    /// The same, to be restored.
+    pub fn numbers_mut(&mut self) -> NumbersMut<'_> {
+        self.fresh = None;
+        let AdamW { m, v, updates, .. } = &mut self.optimizer;
+        let (theta, steps, broken) = (&mut self.adapter.theta, &mut self.step, &mut self.broken);
+        NumbersMut { theta, m, v, updates, steps, broken }
+    }
+
     /// The adapter, at the end.
     pub fn into_adapter(self) -> Adapter {
         self.adapter
@@ -124,8 +151,11 @@ impl Trainer {
     ///
     /// # Errors
     /// `NonFinite` when loss or gradient is; the parameters are unchanged then. `BadData` when no row
-    /// carries a target.
+    /// carries a target. `Misuse` after a restore that failed midway.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        if self.broken {
+            return Err(Error::new(ErrorKind::Misuse, "a restore failed midway: restore another checkpoint"));
+        }
         self.grads.fill(0.0);
         self.refresh(self.options.precision);
         let (mut total, mut kl_sum) = (Evaluated::default(), 0.0);
@@ -141,7 +171,7 @@ impl Trainer {
             return Err(Error::new(ErrorKind::BadData, "a step without a single trained token"));
         }
         let count = total.targets as f64;
-        let lr = self.options.schedule.rate(self.step);
+        let lr = self.options.schedule.rate(self.step) * self.rate_factor;
         let theta = &mut self.adapter.theta;
         // A loss that is not finite must not move θ, whatever its gradient looks like.
         let grad_norm = match total.loss_sum.is_finite() && kl_sum.is_finite() {

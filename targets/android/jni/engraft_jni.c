@@ -701,6 +701,17 @@ NATIVE(void, trainerCheckpoint)(JNIEnv *env, jclass class, jlong trainer, jbyteA
   finish(env, code);
 }
 
+NATIVE(void, trainerRestore)(JNIEnv *env, jclass class, jlong trainer, jbyteArray folder)
+{
+  (void)class;
+  borrowed text;
+  if (!borrow(env, folder, &text))
+    return;
+  int32_t code = engraft_trainer_restore(HANDLE(trainer, trainer), (const char *)text.bytes, text.length);
+  give_back(env, &text);
+  finish(env, code);
+}
+
 NATIVE(jlong, trainerAdapter)(JNIEnv *env, jclass class, jlong trainer)
 {
   (void)class;

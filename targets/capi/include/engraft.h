@@ -1598,12 +1598,21 @@ int32_t engraft_trainer_progress(const engraft_trainer *trainer, engraft_progres
 int32_t engraft_trainer_save(const engraft_trainer *trainer, const char *folder, size_t folder_length);
 
 /**
- * Commits what a later run is to begin with. In this version that is the adapter alone, as
- * `engraft_trainer_save` writes it: the optimizer's state and the place in the data are not kept, and a run
- * can't yet be resumed from it in another process. When this returns 0, the file is on disk and was read
- * back.
+ * Commits everything that the run needs to go on, and beside it the adapter as `engraft_trainer_save` does, in a
+ * folder, which is made if it is missing. When this returns 0, both are on disk and were read back. The newest
+ * two checkpoints stay there; those of another run are replaced. A run that diverges (three steps in a row
+ * without a finite loss, or a loss that grows without end) returns to its last checkpoint at half the learning
+ * rate and tells so by a note; after three returns, or without a checkpoint, its steps are `NONFINITE`.
  */
 int32_t engraft_trainer_checkpoint(const engraft_trainer *trainer, const char *folder, size_t folder_length);
+
+/**
+ * Goes on where the newest whole checkpoint in a folder stood, to the same result as if the run had never
+ * stopped. The trainer must have taken no step, and be created with the model, rows and settings of the run:
+ * `BASE_MISMATCH` or `MISUSE` names what differs. `IO` where there is no checkpoint, `CORRUPT` where none is
+ * whole; then the trainer is as it was.
+ */
+int32_t engraft_trainer_restore(const engraft_trainer *trainer, const char *folder, size_t folder_length);
 
 /**
  * Copies the adapter as it is now, for sessions, slots and stores. `*adapter` is freed with

@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Adapter as Parameters, Binding};
 use engraft_runtime::data::batches::in_order;
-use engraft_runtime::data::{Batch, Batches, Cursor};
+use engraft_runtime::data::{Batch, Mixed};
 use engraft_runtime::plan::{ArenaWords, MemoryPlan};
 use engraft_runtime::rng::Rng;
-use engraft_runtime::train;
+use engraft_runtime::storage::Disk;
+use engraft_runtime::train::checkpoint::Tally;
+use engraft_runtime::train::{self, Course, Identity, Stepped};
 
 use crate::adapter::{self, Adapter};
 use crate::caller::{self, Out, structs};
 use crate::control::Control;
 use crate::data::{self, Data};
-use crate::error::{ENGRAFT_BAD_DATA, ENGRAFT_NONFINITE, Failure, Result};
+use crate::error::{ENGRAFT_BAD_DATA, ENGRAFT_CORRUPT, ENGRAFT_IO, ENGRAFT_NONFINITE, Failure, Result};
 use crate::handle::{self, Exclusive, Kind};
 use crate::model::{self, Model};
 use crate::plan::{Settings, TrainParams};
@@ -101,13 +103,10 @@ struct Run {
     settings: Settings,
     /// Sequences of a batch: no more than there are.
     batch: usize,
-    cursor: Cursor,
+    /// Where it stands, and its checkpoints once a folder was named for them.
+    course: Course,
     /// The micro-batches of a step, filled anew each time.
     micro: Vec<Batch>,
-    tokens: u64,
-    targets: u64,
-    worked: Duration,
-    valid_before: Option<f64>,
     valid_after: Option<f64>,
     /// The last step.
     last: Option<train::StepReport>,
@@ -180,6 +179,12 @@ impl Run {
         parameters.meta.seed = params.seed;
         let words = ArenaWords::new(c, &request);
         let options = settings.options.clone();
+        let identity = Identity::new(parameters.base.digest, Some(&settings.lora), &options)
+            .with("batch size", request.batch)
+            .with("accumulation steps", settings.accumulation)
+            .with("stored as", if settings.half { "f16" } else { "f32" })
+            .with_rows("training rows", &data.rows.train.examples)
+            .with_rows("held-out rows", &data.rows.valid.examples);
         let trainer = train::Trainer::new(file.clone(), kernels.clone(), words, parameters, options);
         Ok(Run {
             trainer,
@@ -187,12 +192,8 @@ impl Run {
             kernels,
             data: data.clone(),
             batch: request.batch,
-            cursor: Cursor::default(),
+            course: Course::new(identity),
             micro: vec![Batch::default(); settings.accumulation],
-            tokens: 0,
-            targets: 0,
-            worked: Duration::ZERO,
-            valid_before: None,
             valid_after: None,
             last: None,
             settings,
@@ -203,29 +204,38 @@ impl Run {
         self.settings.options.schedule.total
     }
 
+    /// The rows to train on, from where the run stands.
+    fn batches<'a>(&self, data: &'a data::Inner) -> Mixed<'a> {
+        let (rows, seed) = (&data.rows.train.examples, self.settings.options.seed);
+        Mixed::new(rows, &[], 0.0, self.batch, seed, self.course.progress.cursor)
+    }
+
     /// So many steps, or all that are left.
     fn go(&mut self, count: Option<u64>, control: &Control, listener: &Listener) -> Result<()> {
         let data = self.data.clone();
-        let rows = &data.rows.train.examples;
-        let mut batches = Batches::new(rows, self.batch, self.settings.options.seed, self.cursor);
-        let left = self.steps().saturating_sub(self.trainer.steps());
+        let mut batches = self.batches(&data);
+        let until = count.map_or(self.steps(), |n| self.trainer.steps().saturating_add(n).min(self.steps()));
         let mut took = Duration::ZERO;
-        for _ in 0..count.map_or(left, |n| n.min(left)) {
+        while self.trainer.steps() < until {
             if control.is_held() {
                 listener.tell(&self.progress(ENGRAFT_EVENT_HELD))?;
             }
             control.rest(took)?;
             let started = Instant::now();
-            self.micro.iter_mut().for_each(|batch| batches.next_into(batch));
+            let stepped = self.course.step(&Disk, &mut self.trainer, &mut batches, &mut self.micro);
             // A step that fails is not tried again on the same rows.
-            self.cursor = batches.cursor();
-            let report = self.trainer.step(&self.micro)?;
+            self.course.progress.cursor = batches.cursor();
             took = started.elapsed();
-            self.worked += took;
-            self.tokens += report.tokens as u64;
-            self.targets += report.targets as u64;
-            self.last = Some(report);
-            listener.tell(&self.progress(ENGRAFT_EVENT_STEP))?;
+            let note = match stepped? {
+                Stepped::Done(report) => {
+                    self.last = Some(report);
+                    listener.tell(&self.progress(ENGRAFT_EVENT_STEP))?;
+                    continue;
+                }
+                Stepped::Skipped(why) => format!("skipped: {why}"),
+                Stepped::RolledBack(back) => back.describe(),
+            };
+            listener.tell(&self.progress(ENGRAFT_EVENT_NOTE).with_text(&note))?;
         }
         Ok(())
     }
@@ -245,21 +255,22 @@ impl Run {
             let message = format!("the loss is {loss}: the model or the adapter is broken");
             return Err(Failure::new(ENGRAFT_NONFINITE, message));
         }
-        *(if begun { &mut self.valid_after } else { &mut self.valid_before }) = Some(loss);
+        let before = &mut self.course.progress.tally.valid_before;
+        *(if begun { &mut self.valid_after } else { before }) = Some(loss);
         Ok(loss)
     }
 
     fn progress(&self, event: u32) -> Progress {
-        let seconds = self.worked.as_secs_f64();
+        let Tally { tokens, seconds, valid_before, .. } = self.course.progress.tally;
         Progress {
             step: self.trainer.steps(),
             steps: self.steps(),
-            tokens: self.tokens,
+            tokens,
             loss: self.last.map_or(f64::NAN, |last| last.loss),
-            valid_loss: self.valid_after.or(self.valid_before).unwrap_or(f64::NAN),
+            valid_loss: self.valid_after.or(valid_before).unwrap_or(f64::NAN),
             learning_rate: self.last.map_or(0.0, |last| last.lr.into()),
             grad_norm: self.last.map_or(0.0, |last| last.grad_norm),
-            tokens_per_s: if seconds > 0.0 { self.tokens as f64 / seconds } else { 0.0 },
+            tokens_per_s: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
             seconds,
             ..Progress::of(event)
         }
@@ -267,8 +278,8 @@ impl Run {
 
     /// Writes into the adapter how it was trained.
     fn note_training(&mut self) {
-        let (steps, targets) = (self.trainer.steps(), self.targets);
-        let (before, after) = (self.valid_before, self.valid_after);
+        let Tally { targets, valid_before: before, .. } = self.course.progress.tally;
+        let (steps, after) = (self.trainer.steps(), self.valid_after);
         let meta = self.trainer.meta_mut();
         (meta.steps, meta.tokens) = (steps, targets);
         meta.valid_loss_before = before.map(|loss| loss as f32);
@@ -279,6 +290,34 @@ impl Run {
         self.note_training();
         let precision = adapter::stored(u32::from(self.settings.half));
         adapter::save(&self.model, &self.kernels, self.trainer.adapter(), folder, precision)
+    }
+
+    /// Commits everything that the run needs to go on, and the adapter.
+    fn checkpoint(&mut self, folder: &std::path::Path) -> Result<()> {
+        self.course.keep_in(&Disk, folder)?;
+        let cursor = self.course.progress.cursor;
+        self.course.save(&Disk, &self.trainer, cursor, true)?;
+        self.save(folder)
+    }
+
+    /// Goes on where a checkpoint stood.
+    fn restore(&mut self, folder: &std::path::Path) -> Result<()> {
+        if self.trainer.steps() > 0 {
+            return Err(Failure::misuse("a trainer is restored before its first step: create another"));
+        }
+        self.course.keep_in(&Disk, folder)?;
+        let data = self.data.clone();
+        let mut batches = self.batches(&data);
+        let restored = self.course.resume(&Disk, &mut self.trainer, &mut batches)?;
+        let reasons: Vec<_> = restored.passed_over.into_iter().map(|p| p.reason).collect();
+        match restored.found {
+            Some(_) => Ok(()),
+            None if reasons.is_empty() => {
+                let message = format!("{}: there is no checkpoint", folder.display());
+                Err(Failure::new(ENGRAFT_IO, message))
+            }
+            None => Err(Failure::new(ENGRAFT_CORRUPT, reasons.join("; "))),
+        }
     }
 
     /// The adapter as it is now, for use.
@@ -391,10 +430,11 @@ pub unsafe extern "C" fn engraft_trainer_save(
     })
 }
 
-/// Commits what a later run is to begin with. In this version that is the adapter alone, as
-/// `engraft_trainer_save` writes it: the optimizer's state and the place in the data are not kept, and a run
-/// can't yet be resumed from it in another process. When this returns 0, the file is on disk and was read
-/// back.
+/// Commits everything that the run needs to go on, and beside it the adapter as `engraft_trainer_save` does, in a
+/// folder, which is made if it is missing. When this returns 0, both are on disk and were read back. The newest
+/// two checkpoints stay there; those of another run are replaced. A run that diverges (three steps in a row
+/// without a finite loss, or a loss that grows without end) returns to its last checkpoint at half the learning
+/// rate and tells so by a note; after three returns, or without a checkpoint, its steps are `NONFINITE`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_checkpoint(
     trainer: *const Trainer,
@@ -404,7 +444,24 @@ pub unsafe extern "C" fn engraft_trainer_checkpoint(
     handle::call("engraft_trainer_checkpoint", trainer, |trainer| {
         // SAFETY: the crate's contract, for the caller's path.
         let folder = unsafe { caller::path(folder, folder_length, "folder") }?;
-        trainer.run.enter()?.save(&folder)
+        trainer.run.enter()?.checkpoint(&folder)
+    })
+}
+
+/// Goes on where the newest whole checkpoint in a folder stood, to the same result as if the run had never
+/// stopped. The trainer must have taken no step, and be created with the model, rows and settings of the run:
+/// `BASE_MISMATCH` or `MISUSE` names what differs. `IO` where there is no checkpoint, `CORRUPT` where none is
+/// whole; then the trainer is as it was.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn engraft_trainer_restore(
+    trainer: *const Trainer,
+    folder: *const c_char,
+    folder_length: usize,
+) -> i32 {
+    handle::call("engraft_trainer_restore", trainer, |trainer| {
+        // SAFETY: the crate's contract, for the caller's path.
+        let folder = unsafe { caller::path(folder, folder_length, "folder") }?;
+        trainer.run.enter()?.restore(&folder)
     })
 }
 

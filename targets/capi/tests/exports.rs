@@ -152,6 +152,7 @@ exports! {
         trainer::engraft_trainer_progress(_, _)
         trainer::engraft_trainer_save(_, _, _)
         trainer::engraft_trainer_checkpoint(_, _, _)
+        trainer::engraft_trainer_restore(_, _, _)
         trainer::engraft_trainer_adapter(_, _)
         trainer::engraft_trainer_cancel(_)
         trainer::engraft_trainer_pause(_)

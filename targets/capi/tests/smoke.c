@@ -322,6 +322,56 @@ static bool on_progress(const engraft_progress *progress, void *user)
   return seen->stop_after == 0 || seen->steps < seen->stop_after;
 }
 
+enum { PATH_BYTES = 4200 };
+
+static bool same_bytes(const char *a, const char *b)
+{
+  FILE *first = fopen(a, "rb"), *second = fopen(b, "rb");
+  int left = 0, right = 1;
+  if (first != NULL && second != NULL) {
+    do {
+      left = getc(first);
+      right = getc(second);
+    } while (left == right && left != EOF);
+  }
+  if (first != NULL)
+    fclose(first);
+  if (second != NULL)
+    fclose(second);
+  return left == right;
+}
+
+/* A run that was cut: another trainer goes on from its checkpoint, to the same adapter as the uncut one. */
+static void test_restore(const world *w, engraft_trainer *uncut, const engraft_train_params *params)
+{
+  engraft_trainer *trainer = NULL;
+  engraft_train_params other = *params;
+  char first[PATH_BYTES], second[PATH_BYTES];
+  double loss = 0;
+  other.rank = 4;
+  EXPECT(ENGRAFT_OK, engraft_trainer_create(w->model, w->data, &other, &trainer));
+  EXPECT(ENGRAFT_MISUSE, engraft_trainer_restore(trainer, TEXT(within(w, "checkpoint"))));
+  EXPECT(ENGRAFT_IO, engraft_trainer_restore(trainer, TEXT(within(w, "nowhere"))));
+  EXPECT(ENGRAFT_OK, engraft_trainer_free(trainer));
+
+  other = *params;
+  other.threads = 1;
+  EXPECT(ENGRAFT_OK, engraft_trainer_create(w->model, w->data, &other, &trainer));
+  EXPECT(ENGRAFT_OK, engraft_trainer_restore(trainer, TEXT(within(w, "checkpoint"))));
+  engraft_progress progress = {.struct_size = sizeof progress};
+  EXPECT(ENGRAFT_OK, engraft_trainer_progress(trainer, &progress));
+  CHECK(progress.step > 0 && progress.step < STEPS);
+  EXPECT(ENGRAFT_OK, engraft_trainer_run(trainer, 0, NULL, NULL));
+  EXPECT(ENGRAFT_MISUSE, engraft_trainer_restore(trainer, TEXT(within(w, "checkpoint"))));
+  EXPECT(ENGRAFT_OK, engraft_trainer_evaluate(trainer, &loss));
+  EXPECT(ENGRAFT_OK, engraft_trainer_evaluate(uncut, &loss));
+  EXPECT(ENGRAFT_OK, engraft_trainer_save(trainer, TEXT(within(w, "resumed"))));
+  EXPECT(ENGRAFT_OK, engraft_trainer_free(trainer));
+  snprintf(first, sizeof first, "%s/adapter.engraft", within(w, "adapter"));
+  snprintf(second, sizeof second, "%s/adapter.engraft", within(w, "resumed"));
+  CHECK(same_bytes(first, second));
+}
+
 static engraft_trainer *test_trainer(const world *w)
 {
   engraft_trainer *trainer = NULL;
@@ -359,6 +409,7 @@ static engraft_trainer *test_trainer(const world *w)
   CHECK(progress.step == STEPS);
   EXPECT(ENGRAFT_MISUSE, engraft_trainer_save(trainer, NULL, 0));
   EXPECT(ENGRAFT_OK, engraft_trainer_save(trainer, TEXT(within(w, "adapter"))));
+  test_restore(w, trainer, &params);
   return trainer;
 }
 

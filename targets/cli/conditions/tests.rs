@@ -126,6 +126,9 @@ fn waiting_ends_by_ctrl_c_by_patience_or_by_the_machine() {
 
     let (go, hurried) =
         (AtomicBool::new(false), WhenOptions { wait: Some(Duration::ZERO), ..patient.clone() });
+    let mut pressed = watched(&patient, &fake);
+    pressed.end_at(Some(Instant::now()));
+    pressed.go_on(&go, &mut |_| ()).expect("out of time");
     let error = watched(&hurried, &fake).go_on(&go, &mut |_| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.message().contains("runs on its battery"), "{}", error.message());

@@ -140,7 +140,7 @@ impl Screen {
 impl Watcher for Screen {
     fn go_on(&mut self) -> Result<(), Error> {
         if let Some(when) = &mut self.when {
-            when.go_on(&self.cancel, &mut |line| self.progress.note(line))?;
+            when.go_on(&self.cancel, &mut |notice| self.progress.note(&notice.to_string()))?;
         }
         match self.cancel.load(Ordering::Relaxed) {
             true => Err(common::cancelled("stopped; nothing was promoted")),

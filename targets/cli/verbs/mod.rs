@@ -15,6 +15,7 @@ mod measure;
 pub(crate) mod merge;
 pub(crate) mod plan;
 mod prepare;
+mod resume;
 pub(crate) mod train;
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use engraft_runtime::train::calibrate::calibrate;
 
-use super::prepare::{describe_retention, ladder_table, prepare};
+use super::prepare::{chosen_rate, describe_retention, ladder_table, prepare};
 use super::{Session, common};
 use crate::exit::AfterJson;
 use crate::json;
@@ -43,6 +43,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     };
     let ladder = prepared.ladder(pieces.as_ref());
     json::line(&format!("\n{}", ladder_table(&ladder)))?;
+    json::line(&format!("\n{}", prepared.wear.describe(chosen_rate(&ladder))))?;
     if session.json {
         json::emit(&prepared.json(fits.is_ok(), ladder))?;
         // A plan that does not fit is a result all the same: the exit code alone tells the failure.

@@ -19,6 +19,7 @@ use engraft_runtime::plan::{FullUpdate, KeepPlan, MemoryPlan, Request, keep, sho
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::Direction;
 use engraft_runtime::train::calibrate::Pieces;
+use engraft_runtime::train::checkpoint::payload_bytes;
 use engraft_runtime::train::eva::EvaWords;
 
 use super::common;
@@ -45,6 +46,48 @@ pub(crate) struct Prepared {
     pub(crate) dtype: Option<DType>,
     pub(crate) request: Request,
     pub(crate) plan: MemoryPlan,
+    pub(crate) wear: Wear,
+}
+
+/// What checkpoints write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wear {
+    /// Of one.
+    bytes: u64,
+    /// Steps between two; 0 for none but when stopped.
+    every: u32,
+    /// Tokens of a step, on average; without data at most.
+    tokens_per_step: f64,
+}
+
+impl Wear {
+    fn new(tune: &TuneOptions, c: &ModelConfig, request: &Request) -> Wear {
+        let parameters = if request.full.is_some() { TunedLayout::new(c).len() } else { request.params };
+        let per_row = match request.data_rows {
+            0 => request.seq as f64,
+            rows => request.data_tokens as f64 / rows as f64,
+        };
+        let rows = request.batch as f64 * f64::from(tune.run.grad_accumulation_steps);
+        let every = tune.run.checkpoint_every;
+        Wear { bytes: payload_bytes(parameters), every, tokens_per_step: rows * per_row }
+    }
+
+    /// MB in an hour at this rate.
+    fn mb_per_hour(&self, tokens_per_s: Option<f64>) -> Option<f64> {
+        let steps_per_hour = 3600.0 * tokens_per_s.filter(|_| self.every > 0)? / self.tokens_per_step;
+        Some(1e-6 * self.bytes as f64 * steps_per_hour / f64::from(self.every))
+    }
+
+    /// For people.
+    pub(crate) fn describe(&self, tokens_per_s: Option<f64>) -> String {
+        let each = match self.every {
+            0 => "when stopped".to_string(),
+            every => format!("each {every} steps"),
+        };
+        let hourly = self.mb_per_hour(tokens_per_s);
+        let hourly = hourly.map_or(String::new(), |mb| format!(", about {mb:.0} MB written in an hour"));
+        format!("checkpoints: {} {each}{hourly}", show_bytes(self.bytes))
+    }
 }
 
 /// Rows to replay.
@@ -124,7 +167,8 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     }
     request.keep = keep_plan(tune, model.config(), &request);
     let plan = MemoryPlan::new(model.config(), &request);
-    Ok(Prepared { model, data, replay, lora, dtype: tune.lora.dtype, request, plan })
+    let wear = Wear::new(tune, model.config(), &request);
+    Ok(Prepared { model, data, replay, lora, dtype: tune.lora.dtype, request, plan, wear })
 }
 
 /// What is held at most before training, beside data: EVA's walk, or the sampling of replay rows. The
@@ -420,6 +464,8 @@ impl Prepared {
     /// The plan for machines.
     pub(crate) fn json(&self, fits: bool, ladder: Vec<json::Rung>) -> json::Plan {
         json::Plan {
+            checkpoint_bytes: self.wear.bytes,
+            checkpoint_mb_per_hour: self.wear.mb_per_hour(chosen_rate(&ladder)),
             planned_private_bytes: self.plan.private_bytes as u64,
             mapped_bytes: self.plan.mapped_bytes as u64,
             pools: self.plan.pools.iter().map(|p| (p.name.to_string(), p.bytes as u64)).collect(),
@@ -427,6 +473,11 @@ impl Prepared {
             ladder,
         }
     }
+}
+
+/// The rate that is predicted for what this run keeps.
+pub(crate) fn chosen_rate(ladder: &[json::Rung]) -> Option<f64> {
+    ladder.iter().find(|r| r.chosen)?.predicted_tokens_per_s
 }
 
 /// The ladder for people, a line per rung, the chosen one marked.

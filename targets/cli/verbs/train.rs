@@ -10,23 +10,27 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{Adapter, Binding, LoraConfig, Precision, Prober};
+use engraft_runtime::adapter::{Adapter, Binding, Init, LoraConfig, Precision, Prober};
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor, TrainValid};
-use engraft_runtime::error::Error;
+use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::model::tuned::Weights;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::{Disk, create_dir_all};
+use engraft_runtime::train::checkpoint::Tally;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
-use engraft_runtime::train::{Arm, FullTrainer, StepReport, TrainOptions, Trainer, eva};
+use engraft_runtime::train::{
+    Arm, Course, FullTrainer, RolledBack, StepReport, Stepped, TrainOptions, Trainer, eva,
+};
 
 use super::arm::{MODEL_FILE, STOPPED_FILE, score_file, write_model};
 use super::prepare::{Prepared, Replay, describe_retention, prepare};
+use super::resume::{self, ResumeOptions};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
-use crate::conditions::{Conditions, WhenOptions};
+use crate::conditions::{Conditions, Notice, WhenOptions};
 use crate::json;
 use crate::memory::Watch;
 use crate::metrics::{Metrics, StepRecord};
@@ -37,6 +41,9 @@ use crate::progress::{Progress, Step, Style};
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) tune: TuneOptions,
+
+    #[command(flatten)]
+    pub(crate) resume: ResumeOptions,
 
     #[command(flatten)]
     when: WhenOptions,
@@ -52,28 +59,63 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         );
     }
     check_output(&tune.adapter_path)?;
+    let checkpoints = options.resume.open(&tune.adapter_path)?;
     if tune.lora.fine_tune_type == options::FineTune::Full {
         for name in [MODEL_FILE, STOPPED_FILE] {
             common::refuse_input(tune.model.path()?, &tune.adapter_path.join(name), "--adapter-path")?;
         }
     }
     let mut conditions = options.when.watch()?;
-    conditions.go_on(&session.cancel, &mut |line| eprintln!("{line}"))?;
+    let deadline = options.resume.time_budget.map(|time| Instant::now() + time);
+    conditions.end_at(deadline);
+    conditions.go_on(&session.cancel, &mut |notice| eprintln!("{notice}"))?;
     let mut prepared = prepare(tune)?;
     eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);
     eprintln!("{}", prepared.table());
+    eprintln!("{}", prepared.wear.describe(None));
     prepared.check(tune.memory_budget)?;
     create_dir_all(&Disk, &tune.adapter_path)?;
     let kernels = common::kernels(&tune.compute)?;
     let replay = replay_rows(tune, session, &mut prepared, &kernels)?;
     let Some(data) = prepared.data.take() else { return Ok(()) };
-    let result =
-        Run::new(tune, session, &prepared, (&data, &replay), kernels, watch)?.train(&mut conditions)?;
+    let rows = (&data, &replay[..]);
+    let (batches, train) = lay_out(tune, &prepared, rows)?;
+    let identity = resume::identity(tune, &prepared, rows, &train)?;
+    if options.resume.resume
+        && let Some(result) = resume::finished(&tune.adapter_path, &identity)
+    {
+        eprintln!("{}: this run is finished: nothing to go on with", tune.adapter_path.display());
+        if session.json {
+            json::emit(&result)?;
+        }
+        return Ok(());
+    }
+    let course = Course::new(identity).kept_in(checkpoints);
+    let setting =
+        Setting { tune, resume: &options.resume, session, prepared: &prepared, data: &data, deadline };
+    let run = Run::new(&setting, (batches, train), course, kernels, watch)?;
+    let result = run.train(&mut conditions)?;
     if session.json {
         json::emit(&result)?;
     }
     Ok(())
+}
+
+/// The order of rows, and the optimizer's settings, which know how long the run is.
+fn lay_out<'a>(
+    tune: &TuneOptions,
+    prepared: &Prepared,
+    (data, replay): (&'a TrainValid, &'a [Example]),
+) -> Result<(Mixed<'a>, TrainOptions)> {
+    let (size, share) = (prepared.request.batch, tune.retention.share()?);
+    let batches = Mixed::new(&data.train.examples, replay, share, size, tune.seed, MixedCursor::default());
+    let per_step = u64::from(tune.run.grad_accumulation_steps);
+    let steps = match tune.run.length() {
+        Length::Iters(n) => u64::from(n),
+        Length::Epochs(n) => (u64::from(n) * batches.batches_per_epoch() as u64).div_ceil(per_step),
+    };
+    Ok((batches, train_options(tune, steps)))
 }
 
 /// The rows to replay, sampled now where they come from the base; none without `--replay`.
@@ -97,21 +139,23 @@ fn replay_rows(
     Ok(rows)
 }
 
-/// An adapter that changes nothing yet, begun as `--init` says.
+/// An adapter that changes nothing yet, begun as `--init` says; where it `resumes`, its numbers come from a
+/// checkpoint, and nothing is looked at for them.
 fn fresh_adapter(
-    tune: &TuneOptions,
-    session: &Session,
-    prepared: &Prepared,
+    setting: &Setting<'_>,
     lora: &LoraConfig,
-    data: &TrainValid,
     kernels: &Arc<Kernels>,
+    resumes: bool,
 ) -> Result<Adapter> {
+    let Setting { tune, session, prepared, data, .. } = *setting;
     let model = &prepared.model;
     let mut random = Rng::new(tune.seed, INIT_STREAM);
     let mut adapter = Adapter::init_on(model, kernels, lora, &mut || random.f32())?;
     adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
     adapter.meta.seed = tune.seed;
-    if tune.lora.init == options::Init::Eva {
+    if tune.lora.init == options::Init::Eva && resumes {
+        adapter.meta.init = Init::Eva;
+    } else if tune.lora.init == options::Init::Eva {
         let started = Instant::now();
         // The batches that training would begin with, none of them twice.
         let size = tune.run.batch_size as usize;
@@ -135,114 +179,143 @@ fn check_output(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// What a run is given.
+#[derive(Clone, Copy)]
+struct Setting<'a> {
+    tune: &'a TuneOptions,
+    resume: &'a ResumeOptions,
+    session: &'a Session,
+    prepared: &'a Prepared,
+    data: &'a TrainValid,
+    /// When its time is over.
+    deadline: Option<Instant>,
+}
+
 /// A run of training: everything it holds, and what it has counted.
 struct Run<'a> {
+    setting: Setting<'a>,
     tune: &'a TuneOptions,
     session: &'a Session,
     data: &'a TrainValid,
     arm: Arm,
+    /// Where it stands, and its checkpoints.
+    course: Course,
     model: Arc<ModelFile>,
     kernels: Arc<Kernels>,
     batches: Mixed<'a>,
     /// The micro-batches of a step, filled anew each time.
     micro: Vec<Batch>,
     steps: u64,
-    planned_bytes: u64,
     watch: Watch,
     metrics: Metrics,
     progress: Progress<Stderr>,
-    tokens: u64,
-    targets: u64,
-    seconds: f64,
-    /// Loss of the steps since the last report, and of the last full report.
-    recent: Mean,
-    reported_loss: f64,
-    /// The same of the divergence from the base, where it is weighed.
-    recent_kl: Mean,
-    reported_kl: Option<f64>,
-    valid_before: Option<f64>,
     valid_after: Option<f64>,
-}
-
-/// A mean over targets.
-#[derive(Clone, Copy, Debug, Default)]
-struct Mean {
-    sum: f64,
-    count: usize,
 }
 
 impl<'a> Run<'a> {
     /// Allocates the arena.
     fn new(
-        tune: &'a TuneOptions,
-        session: &'a Session,
-        prepared: &Prepared,
-        (data, replay): (&'a TrainValid, &'a [Example]),
+        setting: &Setting<'a>,
+        (batches, options): (Mixed<'a>, TrainOptions),
+        course: Course,
         kernels: Arc<Kernels>,
         watch: Watch,
     ) -> Result<Run<'a>> {
-        let per_step = tune.run.grad_accumulation_steps as usize;
-        let (size, share) = (prepared.request.batch, tune.retention.share()?);
-        let batches =
-            Mixed::new(&data.train.examples, replay, share, size, tune.seed, MixedCursor::default());
-        let steps = match tune.run.length() {
-            Length::Iters(n) => u64::from(n),
-            Length::Epochs(n) => {
-                (u64::from(n) * batches.batches_per_epoch() as u64).div_ceil(per_step as u64)
-            }
-        };
-        Ok(Run {
-            arm: arm(tune, session, prepared, data, &kernels, steps)?,
+        let Setting { tune, session, prepared, data, resume, .. } = *setting;
+        let steps = options.schedule.total;
+        let mut run = Run {
+            arm: arm(setting, &options, &kernels, resume.resume)?,
+            course,
             model: prepared.model.clone(),
             kernels,
             batches,
-            micro: vec![Batch::default(); per_step],
+            micro: vec![Batch::default(); tune.run.grad_accumulation_steps as usize],
             steps,
-            planned_bytes: prepared.plan.private_bytes as u64,
             watch,
             metrics: Metrics::open(&tune.adapter_path)?,
             progress: Progress::new(std::io::stderr(), Style::for_stderr(tune.run.steps_per_report), steps),
-            tokens: 0,
-            targets: 0,
-            seconds: 0.0,
-            recent: Mean::default(),
-            reported_loss: f64::NAN,
-            recent_kl: Mean::default(),
-            reported_kl: None,
-            valid_before: None,
             valid_after: None,
+            setting: *setting,
             tune,
             session,
             data,
-        })
+        };
+        if !(resume.resume && run.resume()?) {
+            run.course.remove_checkpoints(&Disk)?;
+            resume::forget_finished(&tune.adapter_path)?;
+            if resume.resume && tune.lora.init == options::Init::Eva {
+                // It was begun for numbers that were not there.
+                run.arm = arm(setting, &options, &run.kernels, false)?;
+            }
+            run.tally().valid_before = run.evaluate()?;
+            if tune.run.checkpoint_every > 0 && !run.is_cancelled() {
+                run.checkpoint(true)?;
+            }
+        }
+        Ok(run)
     }
 
-    /// The whole run: held-out loss, steps, held-out loss, and the adapter's file.
+    /// Goes on from a checkpoint, if there is one.
+    fn resume(&mut self) -> Result<bool> {
+        let restored = self.course.resume(&Disk, &mut self.arm, &mut self.batches)?;
+        self.progress.note(&resume::describe(&restored, &self.tune.adapter_path, self.steps));
+        let Some(found) = &restored.found else { return Ok(false) };
+        self.metrics = Metrics::reopen(&self.tune.adapter_path, found.steps)?;
+        Ok(true)
+    }
+
+    fn tally(&mut self) -> &mut Tally {
+        &mut self.course.progress.tally
+    }
+
+    /// The whole run: steps, held-out loss, and the adapter's file.
     fn train(mut self, conditions: &mut Conditions) -> Result<json::Train> {
-        self.valid_before = self.evaluate()?;
-        while self.arm.steps() < self.steps && !self.is_cancelled() {
+        while self.arm.steps() < self.steps && !self.is_stopping() {
             self.step()?;
-            let wait = conditions.go_on(&self.session.cancel, &mut |line| self.progress.note(line));
-            if let Err(given_up) = wait {
-                self.save_stopped()?;
+            if let Err(given_up) = self.wait(conditions) {
+                self.keep()?;
                 return Err(given_up.into());
             }
         }
         self.progress.finish();
+        if self.is_cancelled() || self.arm.steps() < self.steps {
+            return Err(self.stopped());
+        }
+        self.finish()
+    }
+
+    /// Comes back when the machine may go on. A pause may end in anything, so it begins with a checkpoint.
+    fn wait(&mut self, conditions: &mut Conditions) -> Result<(), Error> {
+        let mut saved = Ok(());
+        conditions.go_on(&self.session.cancel.clone(), &mut |notice| {
+            self.progress.note(&notice.to_string());
+            if matches!(notice, Notice::Waits(_)) && self.arm.steps() < self.steps {
+                saved = self.checkpoint(false);
+            }
+        })?;
+        saved
+    }
+
+    /// Held-out loss, and the result's file. Then nothing is left to go on with.
+    fn finish(mut self) -> Result<json::Train> {
+        self.valid_after = self.evaluate()?;
         if self.is_cancelled() {
             return Err(self.stopped());
         }
-        self.valid_after = self.evaluate()?;
+        let steps = self.arm.steps();
+        let planned_private_bytes = self.setting.prepared.plan.private_bytes as u64;
+        let valid_loss_after = self.valid_after;
+        let tally = self.tally().clone();
         let mut result = json::Train {
-            steps: self.arm.steps(),
-            tokens: self.tokens,
-            tokens_per_s: self.tokens as f64 / self.seconds,
-            planned_private_bytes: self.planned_bytes,
+            steps,
+            tokens: tally.tokens,
+            tokens_per_s: tally.tokens as f64 / tally.seconds,
+            planned_private_bytes,
             peak_private_bytes: None,
-            train_loss: self.reported_loss,
-            train_kl: self.reported_kl,
-            valid_loss_before: self.valid_before,
-            valid_loss_after: self.valid_after,
+            train_loss: tally.reported_loss.unwrap_or(f64::NAN),
+            train_kl: tally.reported_kl,
+            valid_loss_before: tally.valid_before,
+            valid_loss_after,
             adapter: None,
             model: None,
             valid_loss_stored: None,
@@ -255,33 +328,43 @@ impl<'a> Run<'a> {
             let file = write_model(self.tune, &trainer.into_weights(), MODEL_FILE)?;
             self.progress.note(&format!("saved {}", file.display()));
             let stored = score_file(self.tune, self.session, self.data, &file)?;
-            if let (Some(before), Some(after), Some(stored)) = (self.valid_before, self.valid_after, stored) {
+            if let (Some(before), Some(after), Some(stored)) = (tally.valid_before, valid_loss_after, stored)
+            {
                 self.progress.note(&describe_stored(before, after, stored));
             }
             (result.model, result.valid_loss_stored) = (Some(file.display().to_string()), Some(stored));
         }
         result.peak_private_bytes = self.watch.sample();
+        resume::note_finished(&self.tune.adapter_path, self.course.identity(), &result)?;
+        self.course.remove_checkpoints(&Disk)?;
         Ok(result)
     }
 
     /// One optimizer step, and what is due after it.
     fn step(&mut self) -> Result<()> {
-        let started = Instant::now();
-        for batch in &mut self.micro {
-            self.batches.next_into(batch);
+        match self.course.step(&Disk, &mut self.arm, &mut self.batches, &mut self.micro)? {
+            Stepped::Done(report) => match self.follow(&report) {
+                Err(error) if is_nonfinite(&error) => {
+                    let why = format!("{error:#}");
+                    let back = self.course.roll_back(&Disk, &mut self.arm, &mut self.batches, &why)?;
+                    self.went_back(&back)
+                }
+                done => done,
+            },
+            Stepped::Skipped(why) => {
+                self.progress.note(&format!("skipped: {why}"));
+                Ok(())
+            }
+            Stepped::RolledBack(back) => self.went_back(&back),
         }
-        let report = self.arm.step(&self.micro)?;
-        self.seconds += started.elapsed().as_secs_f64();
-        self.tokens += report.tokens as u64;
-        self.targets += report.targets as u64;
-        self.recent.sum += report.loss * report.targets as f64;
-        self.recent.count += report.targets;
-        self.recent_kl.sum += report.kl.unwrap_or_default() * report.targets as f64;
-        self.recent_kl.count += report.targets;
-        self.show(&report)?;
+    }
 
+    /// What is due after a good step.
+    fn follow(&mut self, report: &StepReport) -> Result<()> {
+        self.show(report)?;
         let (step, run) = (self.arm.steps(), &self.tune.run);
         let due = |every: u32| every > 0 && step.is_multiple_of(every.into()) && step < self.steps;
+        let checkpoint = due(run.checkpoint_every);
         let (evaluate, save) = (due(run.steps_per_eval), due(run.save_every));
         if evaluate {
             self.evaluate()?;
@@ -289,27 +372,45 @@ impl<'a> Run<'a> {
         if save {
             self.save_adapter()?;
         }
+        // The last: going on from it, nothing of this step is due any more.
+        if checkpoint {
+            self.checkpoint(true)?;
+        }
+        Ok(())
+    }
+
+    /// Commits where the run stands.
+    fn checkpoint(&mut self, anchor: bool) -> Result<(), Error> {
+        let saved = self.course.save(&Disk, &self.arm, self.batches.cursor(), anchor)?;
+        self.progress.note(&format!("checkpoint saved step {}: {}", self.arm.steps(), saved.path.display()));
+        Ok(())
+    }
+
+    /// Tells of a return to an earlier step, whose successors are recorded anew.
+    fn went_back(&mut self, back: &RolledBack) -> Result<()> {
+        self.progress.note(&back.describe());
+        self.metrics = Metrics::reopen(&self.tune.adapter_path, back.to)?;
         Ok(())
     }
 
     /// Progress of a step, and its record where one is due.
     fn show(&mut self, report: &StepReport) -> Result<()> {
         let step = self.arm.steps();
-        let tokens_per_s = self.tokens as f64 / self.seconds;
         let peak_private_bytes = self.watch.sample();
-        let loss = report.loss;
-        self.progress.step(&Step { step, loss, tokens_per_s, peak_private_bytes, elapsed_s: self.seconds });
+        let tally = &mut self.course.progress.tally;
+        let (loss, elapsed_s) = (report.loss, tally.seconds);
+        let tokens_per_s = tally.tokens as f64 / elapsed_s;
+        self.progress.step(&Step { step, loss, tokens_per_s, peak_private_bytes, elapsed_s });
         if !step.is_multiple_of(self.tune.run.steps_per_report.into()) && step != self.steps && step != 1 {
             return Ok(());
         }
-        self.reported_loss = self.recent.sum / self.recent.count as f64;
-        self.recent = Mean::default();
-        self.reported_kl = report.kl.map(|_| self.recent_kl.sum / self.recent_kl.count as f64);
-        self.recent_kl = Mean::default();
+        tally.reported_loss = Some(std::mem::take(&mut tally.recent).value());
+        let kl = std::mem::take(&mut tally.recent_kl).value();
+        tally.reported_kl = report.kl.map(|_| kl);
         self.metrics.append(&StepRecord {
             step,
-            train_loss: Some(self.reported_loss),
-            kl: self.reported_kl,
+            train_loss: tally.reported_loss,
+            kl: tally.reported_kl,
             learning_rate: Some(report.lr.into()),
             grad_norm: Some(report.grad_norm),
             tokens_per_s: Some(tokens_per_s),
@@ -340,8 +441,9 @@ impl<'a> Run<'a> {
         let Arm::Adapter(trainer) = &mut self.arm else { return Ok(None) };
         let steps = trainer.steps();
         let meta = trainer.meta_mut();
-        (meta.steps, meta.tokens) = (steps, self.targets);
-        meta.valid_loss_before = self.valid_before.map(|l| l as f32);
+        let tally = &self.course.progress.tally;
+        (meta.steps, meta.tokens) = (steps, tally.targets);
+        meta.valid_loss_before = tally.valid_before.map(|l| l as f32);
         meta.valid_loss_after = self.valid_after.map(|l| l as f32);
         let stored = self.tune.lora.adapter_precision.into();
         let mut adapter = Cow::Borrowed(trainer.adapter());
@@ -359,6 +461,16 @@ impl<'a> Run<'a> {
         self.session.cancel.load(Ordering::Relaxed)
     }
 
+    fn is_stopping(&self) -> bool {
+        self.is_cancelled() || self.setting.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Commits where the run stands, and what it has so far; `None` where there is no file for that.
+    fn keep(&mut self) -> Result<Option<PathBuf>> {
+        self.checkpoint(false)?;
+        self.save_stopped()
+    }
+
     /// Commits what is there of an unfinished run: an adapter under its name, a model under one of its own.
     fn save_stopped(&mut self) -> Result<Option<PathBuf>> {
         match &self.arm {
@@ -370,21 +482,30 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Ctrl-C: what is learned so far is kept, if anything is.
+    /// Ctrl-C, or no time left: what is learned so far is kept, if anything is.
     fn stopped(&mut self) -> anyhow::Error {
-        let step = self.arm.steps();
+        let (step, total) = (self.arm.steps(), self.steps);
+        let why = if self.is_cancelled() { "stopped" } else { "--time-budget: out of time" };
         if step == 0 {
-            return common::cancelled("stopped before the first step: nothing to save").into();
-        }
-        match self.save_stopped() {
-            Ok(file) => {
-                let total = self.steps;
-                let saved = file.map_or("nothing to save".into(), |f| format!("saved {}", f.display()));
-                common::cancelled(format!("stopped after step {step} of {total}; {saved}")).into()
+            // Nothing that another start would not do again.
+            if let Err(error) = self.course.remove_checkpoints(&Disk) {
+                return error.into();
             }
-            Err(error) => error,
+            return common::cancelled(format!("{why} before the first step: nothing to save")).into();
         }
+        let kept = match self.keep() {
+            Ok(file) => file.map_or(String::new(), |f| format!("; saved {}", f.display())),
+            Err(error) if is_nonfinite(&error) => format!("; {error:#}: the last one counts"),
+            Err(error) => return error,
+        };
+        let message =
+            format!("{why} after step {step} of {total}{kept}; the same command with --resume goes on");
+        common::cancelled(message).into()
     }
+}
+
+fn is_nonfinite(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::NonFinite)
 }
 
 /// What became of a gain when the model was stored.
@@ -399,18 +520,11 @@ fn describe_stored(before: f64, after: f64, stored: f64) -> String {
 }
 
 /// The trainer, its arena allocated.
-fn arm(
-    tune: &TuneOptions,
-    session: &Session,
-    prepared: &Prepared,
-    data: &TrainValid,
-    kernels: &Arc<Kernels>,
-    steps: u64,
-) -> Result<Arm> {
-    let (model, kernels) = (prepared.model.clone(), kernels.clone());
-    let options = train_options(tune, steps);
+fn arm(setting: &Setting<'_>, options: &TrainOptions, kernels: &Arc<Kernels>, resumes: bool) -> Result<Arm> {
+    let prepared = setting.prepared;
+    let (model, kernels, options) = (prepared.model.clone(), kernels.clone(), options.clone());
     let adapter = match &prepared.lora {
-        Some(lora) => Some(fresh_adapter(tune, session, prepared, lora, data, &kernels)?),
+        Some(lora) => Some(fresh_adapter(setting, lora, &kernels, resumes)?),
         None => None,
     };
     let words = ArenaWords::new(model.config(), &prepared.request);

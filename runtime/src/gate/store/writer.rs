@@ -68,6 +68,11 @@ impl<'s> Writer<'s> {
         for number in store.numbers()? {
             if store.is_unfinished(number, pointer.as_ref()) {
                 self.remove_generation(number)?;
+            } else if pointer.is_none() {
+                // A first promotion that failed may stand, and not durably, where another is to follow it.
+                let dir = store.generation_dir(number);
+                let synced = store.storage.sync_dir(&dir);
+                synced.map_err(|e| Error::io(format!("syncing {}", dir.display()), e))?;
             }
         }
         Ok(())
@@ -186,7 +191,7 @@ impl<'s> Writer<'s> {
     pub fn rollback(&self) -> Result<Generation> {
         let store = self.store;
         let misuse = |message: String| Error::new(ErrorKind::Misuse, message).at(store.dir.display());
-        let active = store.active()?.ok_or_else(|| misuse("nothing was ever promoted".into()))?;
+        let active = store.find_active(true)?.ok_or_else(|| misuse("nothing was ever promoted".into()))?;
         let number = active.generation.number;
         let Some(previous) = active.generation.previous else {
             return Err(misuse(format!("generation {number} is the first: nothing was active before it")));
@@ -233,11 +238,9 @@ impl<'s> Writer<'s> {
             return Err(Error::new(ErrorKind::Misuse, "pruning keeps at least one generation"));
         }
         let store = self.store;
-        let Some(active) = store.active()? else { return Ok(Pruned::default()) };
+        let Some(active) = store.find_active(true)? else { return Ok(Pruned::default()) };
         // A pointer that fell back is written anew first: what it named may be about to go.
         if !active.passed_over.is_empty() {
-            // Not so where it fell back because something could not be read.
-            store.readable()?;
             self.point_to(&active.generation)?;
         }
         let numbers = store.numbers()?;

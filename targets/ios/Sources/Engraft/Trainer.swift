@@ -169,10 +169,18 @@ public final class Trainer: ThermalSteered {
         }
     }
 
-    /// Commits what a later run is to begin with: in this version the adapter alone, as `save` writes it.
+    /// Commits everything that the run needs to go on, and beside it the adapter as `save` does.
     public func checkpoint(to folder: URL) throws {
         try handle.call { trainer in
             withText(folder.path) { engraft_trainer_checkpoint(trainer, $0, $1) }
+        }
+    }
+
+    /// Goes on where the newest whole checkpoint in a folder stood. The trainer must have taken no step, and be
+    /// made with the model, rows and settings of the run.
+    public func restore(from folder: URL) throws {
+        try handle.call { trainer in
+            withText(folder.path) { engraft_trainer_restore(trainer, $0, $1) }
         }
     }
 

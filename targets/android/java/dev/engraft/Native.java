@@ -62,6 +62,7 @@ final class Native {
     static native Progress trainerProgress(long trainer);
     static native void trainerSave(long trainer, byte[] folder);
     static native void trainerCheckpoint(long trainer, byte[] folder);
+    static native void trainerRestore(long trainer, byte[] folder);
     static native long trainerAdapter(long trainer);
     static native void trainerCancel(long trainer);
     static native void trainerPause(long trainer);

@@ -45,9 +45,17 @@ public final class Trainer extends Handle {
         Native.trainerSave(handle(), Native.utf8(folder));
     }
 
-    /** Commits what a later run is to begin with: in this version the adapter alone, as {@link #save}. */
+    /** Commits everything that the run needs to go on, and beside it the adapter, as {@link #save}. */
     public void checkpoint(String folder) {
         Native.trainerCheckpoint(handle(), Native.utf8(folder));
+    }
+
+    /**
+     * Goes on where the newest whole checkpoint in a folder stood. The trainer must have taken no step, and be
+     * made with the model, rows and settings of the run.
+     */
+    public void restore(String folder) {
+        Native.trainerRestore(handle(), Native.utf8(folder));
     }
 
     /** Copies the adapter as it is now. */

@@ -1,0 +1,393 @@
+//! Checkpoints: everything a run needs to go on as if it had never stopped, in one file.
+//!
+//! Each is a generation of its own, and its number alone tells which is newest. Two stay: the newest, and
+//! behind it an anchor, which a run that diverges returns to. Anchors come at fixed steps, so where a run
+//! returns to does not depend on where it was interrupted. A generation goes only after one that was
+//! committed and read back took its place.
+//!
+//! Saving waits for the disk. To write beside the next steps, parameters and moments would have to stand
+//! still meanwhile, which takes a second copy of them: more memory than the plan has, for less time than
+//! one step takes every hundred.
+
+mod file;
+mod identity;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::guard::Guard;
+use crate::data::MixedCursor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Storage, commit, create_dir_all, frame_error};
+
+pub use identity::Identity;
+
+/// What a trainer learned: parameters θ and AdamW's moments, in one order and of one length.
+pub struct Numbers<'a> {
+    /// Parameters.
+    pub theta: &'a [f32],
+    /// First moments.
+    pub m: &'a [f32],
+    /// Second moments.
+    pub v: &'a [f32],
+    /// Updates of AdamW.
+    pub updates: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Whether they are those of one moment: false after a step or a restore that failed midway.
+    pub whole: bool,
+}
+
+/// The same, to be filled.
+pub struct NumbersMut<'a> {
+    /// Parameters.
+    pub theta: &'a mut [f32],
+    /// First moments.
+    pub m: &'a mut [f32],
+    /// Second moments.
+    pub v: &'a mut [f32],
+    /// Updates of AdamW.
+    pub updates: &'a mut u64,
+    /// Optimizer steps.
+    pub steps: &'a mut u64,
+    /// Set while they are being filled; the trainer takes no step meanwhile.
+    pub broken: &'a mut bool,
+}
+
+/// Where a run stands beside its numbers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The next rows.
+    pub cursor: MixedCursor,
+    /// What was made of failed steps.
+    pub guard: Guard,
+    /// What was counted.
+    pub tally: Tally,
+}
+
+/// What a run has counted, for its reports and for what its adapter's file says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Tokens that went through the model.
+    pub tokens: u64,
+    /// Tokens that the loss was taken on.
+    pub targets: u64,
+    /// Seconds of work.
+    pub seconds: f64,
+    /// Loss since the last report.
+    pub recent: Mean,
+    /// Divergence from the base since then.
+    pub recent_kl: Mean,
+    /// Loss of the last report.
+    pub reported_loss: Option<f64>,
+    /// Its divergence from the base.
+    pub reported_kl: Option<f64>,
+    /// Held-out loss before the first step.
+    pub valid_before: Option<f64>,
+}
+
+/// A mean over targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mean {
+    /// Sum of all values.
+    pub sum: f64,
+    /// How many there are.
+    pub count: u64,
+}
+
+impl Mean {
+    /// Adds the mean of `count` further values.
+    pub fn add(&mut self, mean: f64, count: usize) {
+        self.sum += mean * count as f64;
+        self.count += count as u64;
+    }
+
+    /// The mean; NaN of nothing.
+    pub fn value(&self) -> f64 {
+        self.sum / self.count as f64
+    }
+}
+
+/// A checkpoint that is on disk and was read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The file.
+    pub path: PathBuf,
+    /// Its generation.
+    pub generation: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What a folder had to restore.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// The checkpoint taken; the numbers are filled from it.
+    pub found: Option<Found>,
+    /// Those that could not be used.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A checkpoint that was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The file.
+    pub path: PathBuf,
+    /// Its generation.
+    pub generation: u64,
+    /// Steps done when it was saved.
+    pub steps: u64,
+    /// Where the run stood.
+    pub progress: Progress,
+}
+
+/// A checkpoint that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub reason: String,
+}
+
+const PREFIX: &str = "checkpoint-";
+const SUFFIX: &str = ".engraft";
+
+/// Bytes of θ and both moments of so many parameters: what a checkpoint writes, but for a kilobyte or two
+/// that name the run.
+pub fn payload_bytes(parameters: usize) -> u64 {
+    3 * size_of::<f32>() as u64 * parameters as u64
+}
+
+/// The checkpoints in an output folder.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    dir: PathBuf,
+    /// Number of the next one.
+    next: u64,
+    /// What this run saved or began with, the newest first; everything else goes with the next save.
+    kept: Vec<Kept>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    generation: u64,
+    anchor: bool,
+}
+
+impl Checkpoints {
+    /// Looks into a folder, which may be missing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn open(storage: &dyn Storage, dir: &Path) -> Result<Checkpoints> {
+        let newest = generations(storage, dir)?.first().copied();
+        let next = match newest.map(|g| g.checked_add(1)) {
+            None => 1,
+            Some(Some(next)) => next,
+            Some(None) => {
+                let message = format!("{}: remove {}", dir.display(), file_name(u64::MAX));
+                return Err(Error::new(ErrorKind::Misuse, message));
+            }
+        };
+        Ok(Checkpoints { dir: dir.to_path_buf(), next, kept: Vec::new() })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The newest file there, whole or not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn newest_file(&self, storage: &dyn Storage) -> Result<Option<PathBuf>> {
+        Ok(generations(storage, &self.dir)?.first().map(|g| self.dir.join(file_name(*g))))
+    }
+
+    /// Commits the next generation: when this returns Ok it is on disk and was read back. Then those before
+    /// it go, but for one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NonFinite`] when a number is NaN or infinite, or a step failed midway;
+    /// [`ErrorKind::Io`], [`ErrorKind::Full`]. Older ones stay whole then.
+    pub fn save(
+        &mut self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        numbers: &Numbers<'_>,
+        progress: &Progress,
+        anchor: bool,
+    ) -> Result<Saved> {
+        numbers.check().map_err(|e| e.at("the checkpoint is not saved"))?;
+        create_dir_all(storage, &self.dir)?;
+        // A number is never used twice, even if what follows fails.
+        let generation = self.next;
+        let too_many = || Error::new(ErrorKind::Misuse, "no further generation can be counted");
+        self.next = generation.checked_add(1).ok_or_else(too_many)?;
+        let name = file_name(generation);
+        let path = self.dir.join(&name);
+        let done = commit(storage, &self.dir, &name, |out| {
+            file::write(out, generation, identity, numbers, progress, anchor)
+                .map_err(|e| frame_error(&path, e))
+        })?;
+        let behind = self.kept.iter().find(|kept| anchor || kept.anchor).or(self.kept.first()).copied();
+        self.kept = [Kept { generation, anchor }].into_iter().chain(behind).collect();
+        self.prune(storage);
+        Ok(Saved { path, generation, bytes: done.bytes })
+    }
+
+    /// Fills `into` from the newest checkpoint that is whole; nothing is touched where there is none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BaseMismatch`] and [`ErrorKind::Misuse`], which name what differs, for a whole one of
+    /// another model, other settings or other rows; [`ErrorKind::Unsupported`] for one of a newer version;
+    /// [`ErrorKind::Corrupt`] when a file changed while it was read, and no other was left, or
+    /// [`ErrorKind::Io`] where that was for the device.
+    pub fn restore(
+        &mut self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        into: &mut NumbersMut<'_>,
+    ) -> Result<Restored> {
+        self.restore_if(storage, identity, into, false)
+    }
+
+    /// The same from the newest anchor: for a run that diverged.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::restore`].
+    pub fn roll_back(
+        &mut self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        into: &mut NumbersMut<'_>,
+    ) -> Result<Restored> {
+        self.restore_if(storage, identity, into, true)
+    }
+
+    /// Removes all of them: the run is finished, or begins anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn remove_all(&mut self, storage: &dyn Storage) -> Result<()> {
+        self.kept.clear();
+        // The oldest first: whatever is interrupted, the newest is what is left.
+        let mut all = generations(storage, &self.dir)?;
+        all.reverse();
+        for generation in &all {
+            let path = self.dir.join(file_name(*generation));
+            storage.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), e))?;
+        }
+        if !storage.is_dir(&self.dir) {
+            return Ok(());
+        }
+        // Even where nothing is left to remove: an attempt before may have ended between the two.
+        storage.sync_dir(&self.dir).map_err(|e| Error::io(format!("syncing {}", self.dir.display()), e))
+    }
+
+    fn restore_if(
+        &mut self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        into: &mut NumbersMut<'_>,
+        anchors_only: bool,
+    ) -> Result<Restored> {
+        let mut restored = Restored::default();
+        let mut kept = Vec::new();
+        let mut worst = ErrorKind::Corrupt;
+        for generation in generations(storage, &self.dir)? {
+            // A run goes back to what it saved or began with, never to what lay there before.
+            if anchors_only && self.kept.iter().all(|kept| kept.generation != generation) {
+                continue;
+            }
+            let path = self.dir.join(file_name(generation));
+            let opened = file::open(storage, &path, generation, identity, into.theta.len());
+            let read = opened.and_then(|mut checkpoint| {
+                let anchor = checkpoint.anchor;
+                let wanted = restored.found.is_none() && (anchor || !anchors_only);
+                let steps = checkpoint.steps;
+                let progress = if wanted { Some(checkpoint.load(into)?) } else { None };
+                Ok((anchor, progress.map(|progress| (steps, progress))))
+            });
+            match read {
+                Ok((anchor, found)) => {
+                    kept.push(Kept { generation, anchor });
+                    if let Some((steps, progress)) = found {
+                        restored.found = Some(Found { path, generation, steps, progress });
+                    }
+                    // An anchor is the last that anything could still want.
+                    if anchor {
+                        break;
+                    }
+                }
+                Err(error)
+                    if restored.found.is_some()
+                        || [ErrorKind::Corrupt, ErrorKind::Io].contains(&error.kind()) =>
+                {
+                    if error.kind() == ErrorKind::Io {
+                        worst = ErrorKind::Io;
+                    }
+                    let reason = error.message().to_owned();
+                    restored.passed_over.push(PassedOver { path, reason });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if *into.broken && restored.found.is_none() {
+            let message = format!("{}: no checkpoint could be read whole", self.dir.display());
+            return Err(Error::new(worst, message));
+        }
+        self.kept = kept;
+        Ok(restored)
+    }
+
+    /// Removes what is not kept. What can't be removed now goes with a later save.
+    fn prune(&self, storage: &dyn Storage) {
+        let others = generations(storage, &self.dir).unwrap_or_default();
+        for generation in others.into_iter().filter(|g| self.kept.iter().all(|kept| kept.generation != *g)) {
+            let path = self.dir.join(file_name(generation));
+            if let Err(error) = storage.remove(&path) {
+                log::warn!("removing {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+impl Numbers<'_> {
+    /// Nothing that is no number is ever written.
+    fn check(&self) -> Result<()> {
+        let refuse = |problem: String| Err(Error::new(ErrorKind::NonFinite, problem));
+        if !self.whole {
+            return refuse(format!("step {} failed midway", self.steps + 1));
+        }
+        let parts = [("parameter", self.theta), ("first moment", self.m), ("second moment", self.v)];
+        for (what, values) in parts {
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                return refuse(format!("step {}: {what} {at} is NaN or infinite", self.steps));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn file_name(generation: u64) -> String {
+    format!("{PREFIX}{generation:08}{SUFFIX}")
+}
+
+/// The numbers of all checkpoints in a folder, the newest first; none of a folder that is missing.
+fn generations(storage: &dyn Storage, dir: &Path) -> Result<Vec<u64>> {
+    if !storage.is_dir(dir) {
+        return Ok(Vec::new());
+    }
+    let names = storage.list(dir).map_err(|e| Error::io(format!("listing {}", dir.display()), e))?;
+    let number = |name: &String| {
+        let generation = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()?;
+        (file_name(generation) == *name).then_some(generation)
+    };
+    let mut found: Vec<u64> = names.iter().filter_map(number).collect();
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
+}

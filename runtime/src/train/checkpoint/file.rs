@@ -1,0 +1,129 @@
+//! A checkpoint's file: a frame of kind CHECKPOINT (see engraft-codec), whose sections `theta`, `m` and `v`
+//! are f32, as long as the run has parameters. Its header says of which run it is, and where that stood.
+
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+
+use engraft_codec::{Element, Frame, Kind, Meta, Section, Writer};
+use serde::{Deserialize, Serialize};
+
+use super::{Identity, Numbers, NumbersMut, Progress};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Opened, Source, StdIo, StdIoError, Storage, frame_error};
+
+/// Version of the header and of the sections.
+const SCHEMA: u16 = 1;
+const SECTIONS: [&str; 3] = ["theta", "m", "v"];
+
+#[derive(Serialize, Deserialize)]
+struct Header<Settings, State> {
+    /// Of the run; its base is the frame's.
+    settings: Settings,
+    steps: u64,
+    updates: u64,
+    anchor: bool,
+    progress: State,
+}
+
+/// Writes a generation, in one pass from the trainer's own memory.
+pub(super) fn write(
+    out: &mut dyn Write,
+    generation: u64,
+    identity: &Identity,
+    numbers: &Numbers<'_>,
+    progress: &Progress,
+    anchor: bool,
+) -> std::result::Result<(), engraft_codec::Error<StdIoError>> {
+    let count = numbers.theta.len();
+    let header = Header {
+        settings: identity.settings(),
+        steps: numbers.steps,
+        updates: numbers.updates,
+        anchor,
+        progress,
+    };
+    let meta = Meta { kind: Kind::CHECKPOINT, schema: SCHEMA, generation, base_digest: *identity.base() };
+    let sections = sections(count).ok_or(engraft_codec::Error::Misuse("too many parameters"))?;
+    let mut writer = Writer::begin(StdIo(out), &meta, &header, &sections)?;
+    for values in [numbers.theta, numbers.m, numbers.v] {
+        writer.f32(values)?;
+    }
+    writer.finish().map(|_| ())
+}
+
+/// A checkpoint whose every byte was checked, and which is of the run that asks.
+pub(super) struct Checked {
+    path: PathBuf,
+    frame: Frame,
+    source: Box<dyn Source>,
+    pub(super) steps: u64,
+    pub(super) anchor: bool,
+    updates: u64,
+    progress: Progress,
+}
+
+/// Opens and checks a file; nothing of its size is allocated.
+pub(super) fn open(
+    storage: &dyn Storage,
+    path: &Path,
+    generation: u64,
+    identity: &Identity,
+    parameters: usize,
+) -> Result<Checked> {
+    let Opened { mut source, bytes } = storage.open(path).map_err(|e| reading(path, e))?;
+    let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(path, e))?;
+    let corrupt = |what: &str| Err(Error::new(ErrorKind::Corrupt, format!("{}: {what}", path.display())));
+    if frame.kind() != Kind::CHECKPOINT {
+        return corrupt("an Engraft file, but no checkpoint");
+    }
+    if frame.meta().schema != SCHEMA {
+        let message = format!(
+            "{}: a checkpoint of schema {}, where this version knows {SCHEMA}: go on with the version that \
+             wrote it",
+            path.display(),
+            frame.meta().schema
+        );
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    if frame.meta().generation != generation {
+        return corrupt(&format!("it is generation {}, not what its name says", frame.meta().generation));
+    }
+    let header: Header<Vec<(String, String)>, Progress> = frame.header().map_err(|e| frame_error(path, e))?;
+    identity.check(frame.base_digest(), &header.settings).map_err(|e| e.at(path.display()))?;
+    if sections(parameters).is_none_or(|sections| frame.table() != sections) {
+        return corrupt("its sections are not those of its run");
+    }
+    if !header.progress.guard.is_sane() {
+        return corrupt("its learning rate or smoothed loss is no number that a run can have");
+    }
+    let Header { steps, updates, anchor, progress, .. } = header;
+    Ok(Checked { path: path.to_path_buf(), frame, source, steps, anchor, updates, progress })
+}
+
+impl Checked {
+    /// Reads it into a trainer, which is broken until all is there.
+    pub(super) fn load(&mut self, into: &mut NumbersMut<'_>) -> Result<Progress> {
+        let path = &self.path;
+        self.source.rewind().map_err(|e| reading(path, e))?;
+        *into.broken = true;
+        let mut sections = self.frame.sections(StdIo(&mut self.source)).map_err(|e| frame_error(path, e))?;
+        let parts = [&mut *into.theta, &mut *into.m, &mut *into.v];
+        for (name, values) in SECTIONS.into_iter().zip(parts) {
+            sections.f32(name, values).map_err(|e| frame_error(path, e))?;
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                let message = format!("{}: {name}[{at}] is NaN or infinite", path.display());
+                return Err(Error::new(ErrorKind::Corrupt, message));
+            }
+        }
+        (*into.updates, *into.steps, *into.broken) = (self.updates, self.steps, false);
+        Ok(self.progress.clone())
+    }
+}
+
+fn sections(parameters: usize) -> Option<Vec<Section>> {
+    SECTIONS.iter().map(|name| Section::new(name, Element::F32, parameters as u64)).collect()
+}
+
+fn reading(path: &Path, error: std::io::Error) -> Error {
+    Error::io(format!("reading checkpoint {}", path.display()), error)
+}

@@ -1,0 +1,277 @@
+//! A run on its way: steps, what becomes of those that fail, and checkpoints that hold all of it.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::checkpoint::{Checkpoints, Identity, Numbers, NumbersMut, Progress, Restored, Saved};
+use super::guard::Judged;
+use super::{Arm, FullTrainer, StepReport, Trainer};
+use crate::data::{Batch, Mixed, MixedCursor};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Storage;
+
+/// What a run asks of its trainer.
+pub trait Training {
+    /// One optimizer step.
+    ///
+    /// # Errors
+    /// Those of the trainer.
+    fn step(&mut self, micro: &[Batch]) -> Result<StepReport>;
+
+    /// What a checkpoint holds of it.
+    fn numbers(&self) -> Numbers<'_>;
+
+    /// The same, to be restored.
+    ///
+    /// # Errors
+    /// Those of the trainer.
+    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>>;
+
+    /// Multiplies the schedule's rates from the next step on.
+    fn set_rate_factor(&mut self, factor: f32);
+}
+
+/// What a step came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stepped {
+    /// One step further.
+    Done(StepReport),
+    /// It failed, nothing was changed, and its rows are behind.
+    Skipped(String),
+    /// The run had diverged, and is at an earlier step.
+    RolledBack(RolledBack),
+}
+
+/// A return to an earlier checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RolledBack {
+    /// What had happened.
+    pub why: String,
+    /// Steps that had been done.
+    pub from: u64,
+    /// Steps that are done now.
+    pub to: u64,
+    /// The checkpoint.
+    pub path: PathBuf,
+    /// What is left of the learning rate.
+    pub factor: f32,
+}
+
+impl RolledBack {
+    /// It in one line.
+    pub fn describe(&self) -> String {
+        let RolledBack { why, from, to, factor, .. } = self;
+        format!("diverged after step {from} ({why}): back to step {to}, at {factor} of the learning rate")
+    }
+}
+
+/// A run beside its trainer and its rows.
+pub struct Course {
+    checkpoints: Option<Checkpoints>,
+    identity: Identity,
+    /// Where it stands; its cursor is only brought up to date by who keeps it here.
+    pub progress: Progress,
+}
+
+impl Course {
+    /// At the beginning, without a place for checkpoints.
+    pub fn new(identity: Identity) -> Course {
+        Course { checkpoints: None, identity, progress: Progress::default() }
+    }
+
+    /// The same with checkpoints from now on here.
+    #[must_use]
+    pub fn kept_in(self, checkpoints: Checkpoints) -> Course {
+        Course { checkpoints: Some(checkpoints), ..self }
+    }
+
+    /// Keeps checkpoints in `dir` from now on, if it is not where they are already.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::open`].
+    pub fn keep_in(&mut self, storage: &dyn Storage, dir: &Path) -> Result<()> {
+        if self.checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.dir() != dir) {
+            self.checkpoints = Some(Checkpoints::open(storage, dir)?);
+        }
+        Ok(())
+    }
+
+    /// Removes all checkpoints.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::remove_all`].
+    pub fn remove_checkpoints(&mut self, storage: &dyn Storage) -> Result<()> {
+        self.checkpoints.as_mut().map_or(Ok(()), |checkpoints| checkpoints.remove_all(storage))
+    }
+
+    /// Of which run they are.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// One optimizer step on the next rows, filled into `micro`.
+    ///
+    /// # Errors
+    /// Those of the trainer, but `NonFinite` only when going back does not help any more, or there is no
+    /// checkpoint to go back to.
+    pub fn step(
+        &mut self,
+        storage: &dyn Storage,
+        trainer: &mut dyn Training,
+        batches: &mut Mixed<'_>,
+        micro: &mut [Batch],
+    ) -> Result<Stepped> {
+        let started = Instant::now();
+        micro.iter_mut().for_each(|batch| batches.next_into(batch));
+        let outcome = trainer.step(micro);
+        let whole = trainer.numbers().whole;
+        let Progress { guard, tally, .. } = &mut self.progress;
+        tally.seconds += started.elapsed().as_secs_f64();
+        match guard.judge(outcome, whole)? {
+            Judged::Good(report) => {
+                tally.tokens += report.tokens as u64;
+                tally.targets += report.targets as u64;
+                tally.recent.add(report.loss, report.targets);
+                tally.recent_kl.add(report.kl.unwrap_or_default(), report.targets);
+                Ok(Stepped::Done(report))
+            }
+            Judged::Skipped(why) => Ok(Stepped::Skipped(why)),
+            Judged::Diverged(why) => self.roll_back(storage, trainer, batches, &why).map(Stepped::RolledBack),
+        }
+    }
+
+    /// Commits where the run stands. An anchor is what it returns to when it diverges; one that is about to
+    /// is none.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::save`].
+    pub fn save(
+        &mut self,
+        storage: &dyn Storage,
+        trainer: &dyn Training,
+        cursor: MixedCursor,
+        anchor: bool,
+    ) -> Result<Saved> {
+        self.progress.cursor = cursor;
+        let anchor = anchor && self.progress.guard.is_steady();
+        let checkpoints = self.checkpoints.as_mut().ok_or_else(no_place)?;
+        checkpoints.save(storage, &self.identity, &trainer.numbers(), &self.progress, anchor)
+    }
+
+    /// Goes on where the newest whole checkpoint stood; nothing is changed where there is none.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::restore`].
+    pub fn resume(
+        &mut self,
+        storage: &dyn Storage,
+        trainer: &mut dyn Training,
+        batches: &mut Mixed<'_>,
+    ) -> Result<Restored> {
+        let checkpoints = self.checkpoints.as_mut().ok_or_else(no_place)?;
+        let restored = checkpoints.restore(storage, &self.identity, &mut trainer.numbers_mut()?)?;
+        if let Some(found) = &restored.found {
+            self.go_on(found.progress.clone(), trainer, batches);
+        }
+        Ok(restored)
+    }
+
+    /// Goes back to the last anchor, at half the learning rate, for what `happened`.
+    ///
+    /// # Errors
+    /// `NonFinite` where there is none, or the run went back often enough; those of
+    /// [`Checkpoints::roll_back`].
+    pub fn roll_back(
+        &mut self,
+        storage: &dyn Storage,
+        trainer: &mut dyn Training,
+        batches: &mut Mixed<'_>,
+        happened: &str,
+    ) -> Result<RolledBack> {
+        let from = trainer.numbers().steps;
+        self.progress.guard.check_rollback(from, happened)?;
+        let restored = match &mut self.checkpoints {
+            None => Restored::default(),
+            Some(kept) => kept.roll_back(storage, &self.identity, &mut trainer.numbers_mut()?)?,
+        };
+        let Some(found) = restored.found else {
+            let message = format!(
+                "stopped after step {from}: {happened}; there is no checkpoint to go back to: give a lower \
+                 learning rate, or checkpoints more often"
+            );
+            return Err(Error::new(ErrorKind::NonFinite, message));
+        };
+        let mut guard = self.progress.guard.clone();
+        guard.rolled_back_to(&found.progress.guard);
+        let factor = guard.factor;
+        self.go_on(Progress { guard, ..found.progress }, trainer, batches);
+        Ok(RolledBack { why: happened.to_string(), from, to: found.steps, path: found.path, factor })
+    }
+
+    fn go_on(&mut self, progress: Progress, trainer: &mut dyn Training, batches: &mut Mixed<'_>) {
+        trainer.set_rate_factor(progress.guard.factor);
+        batches.seek(progress.cursor);
+        self.progress = progress;
+    }
+}
+
+fn no_place() -> Error {
+    Error::new(ErrorKind::Misuse, "no folder was named for checkpoints")
+}
+
+impl Training for Trainer {
+    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
+        Trainer::step(self, micro)
+    }
+
+    fn numbers(&self) -> Numbers<'_> {
+        Trainer::numbers(self)
+    }
+
+    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
+        Ok(Trainer::numbers_mut(self))
+    }
+
+    fn set_rate_factor(&mut self, factor: f32) {
+        Trainer::set_rate_factor(self, factor);
+    }
+}
+
+impl Training for FullTrainer {
+    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
+        FullTrainer::step(self, micro)
+    }
+
+    fn numbers(&self) -> Numbers<'_> {
+        FullTrainer::numbers(self)
+    }
+
+    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
+        FullTrainer::numbers_mut(self)
+    }
+
+    fn set_rate_factor(&mut self, factor: f32) {
+        FullTrainer::set_rate_factor(self, factor);
+    }
+}
+
+impl Training for Arm {
+    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
+        self.as_training_mut().step(micro)
+    }
+
+    fn numbers(&self) -> Numbers<'_> {
+        match self {
+            Arm::Adapter(trainer) => trainer.numbers(),
+            Arm::Full(trainer) => trainer.numbers(),
+        }
+    }
+
+    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
+        self.as_training_mut().numbers_mut()
+    }
+
+    fn set_rate_factor(&mut self, factor: f32) {
+        self.as_training_mut().set_rate_factor(factor);
+    }
+}

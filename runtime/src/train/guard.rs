@@ -1,0 +1,192 @@
+//! What becomes of a run whose loss is no number, or grows without end: a step that fails is skipped,
+//! a run that has diverged goes back to an earlier checkpoint at half the learning rate, and one that
+//! keeps diverging stops. All of it follows from the losses alone, and is part of every checkpoint.
+
+use serde::{Deserialize, Serialize};
+
+use super::trainer::StepReport;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Failed steps in a row with which a run counts as diverged. One bad batch is no reason to go back, and
+/// parameters that are no numbers fail every step.
+pub const FAILED_MAX: u32 = 3;
+/// Returns to an earlier checkpoint: at an eighth of its rate a run that still diverges has another cause.
+pub const ROLLBACKS_MAX: u32 = 3;
+/// What each return leaves of the learning rate.
+const CUT: f32 = 0.5;
+/// Steps that the smoothed loss looks back on, so that one hard row is no divergence.
+const SMOOTHED_STEPS: u64 = 20;
+/// A run has diverged where its smoothed loss is this multiple of its best, and [`MARGIN`] above it. Losses
+/// of single rows differ by more, means of twenty do not; what diverges passes both within a few steps.
+const RATIO: f64 = 3.0;
+/// Nats, so that a loss near zero may multiply.
+const MARGIN: f64 = 1.0;
+
+/// Watches a run's steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Guard {
+    /// What is left of the learning rate: a power of one half.
+    pub factor: f32,
+    /// Failed steps since the last good one.
+    pub failed: u32,
+    /// Failed steps in all.
+    pub skipped: u64,
+    /// Returns to an earlier checkpoint.
+    pub rollbacks: u32,
+    /// Loss of the last steps, nats.
+    smoothed: f64,
+    /// Steps that went into it.
+    seen: u64,
+    /// Its lowest value, once it looks back on enough steps.
+    best: Option<f64>,
+}
+
+/// What a step was.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judged {
+    /// As it should be.
+    Good(StepReport),
+    /// Failed, and nothing was changed: go on with the next rows.
+    Skipped(String),
+    /// Go back to an earlier checkpoint.
+    Diverged(String),
+}
+
+impl Default for Guard {
+    fn default() -> Guard {
+        Guard { factor: 1.0, failed: 0, skipped: 0, rollbacks: 0, smoothed: 0.0, seen: 0, best: None }
+    }
+}
+
+impl Guard {
+    /// Judges what a trainer's step gave. `whole` is false where the step left parameters half changed.
+    ///
+    /// # Errors
+    /// The step's own, unless it is `NonFinite`.
+    pub fn judge(&mut self, outcome: Result<StepReport>, whole: bool) -> Result<Judged> {
+        let report = match outcome {
+            Ok(report) => report,
+            Err(error) if error.kind() == ErrorKind::NonFinite => {
+                self.failed += 1;
+                self.skipped += 1;
+                let message = error.message().to_owned();
+                let is_over = !whole || self.failed >= FAILED_MAX;
+                return Ok(if is_over { Judged::Diverged(message) } else { Judged::Skipped(message) });
+            }
+            Err(error) => return Err(error),
+        };
+        self.failed = 0;
+        self.seen += 1;
+        self.smoothed += (report.loss - self.smoothed) / self.seen.min(SMOOTHED_STEPS) as f64;
+        if let Some(best) = self.best.filter(|best| self.smoothed > (RATIO * best).max(best + MARGIN)) {
+            let (now, steps) = (self.smoothed, SMOOTHED_STEPS);
+            let what = format!("the loss of the last {steps} steps is {now:.3}, where it was {best:.3}");
+            return Ok(Judged::Diverged(what));
+        }
+        if self.seen >= SMOOTHED_STEPS {
+            self.best = Some(self.best.map_or(self.smoothed, |best| best.min(self.smoothed)));
+        }
+        Ok(Judged::Good(report))
+    }
+
+    /// Whether the run is well enough to be returned to: at less than half of what counts as divergence.
+    pub fn is_steady(&self) -> bool {
+        let limit = |best: f64| (0.5 * (1.0 + RATIO) * best).max(best + 0.5 * MARGIN);
+        self.failed == 0 && self.best.is_none_or(|best| self.smoothed <= limit(best))
+    }
+
+    /// Asked before a return, with what `happened` at `step`.
+    ///
+    /// # Errors
+    /// `NonFinite` when there were enough of them.
+    pub fn check_rollback(&self, step: u64, happened: &str) -> Result<()> {
+        if self.rollbacks < ROLLBACKS_MAX {
+            return Ok(());
+        }
+        let message = format!(
+            "stopped at step {step} after {} returns to an earlier checkpoint, the last at {} of the \
+             learning rate: {happened}; give a much lower --learning-rate, or look for rows that are no text",
+            self.rollbacks, self.factor
+        );
+        Err(Error::new(ErrorKind::NonFinite, message))
+    }
+
+    /// Goes on from an earlier checkpoint, whose guard this was, at half the learning rate.
+    pub fn rolled_back_to(&mut self, then: &Guard) {
+        let (factor, rollbacks) = (self.factor * CUT, self.rollbacks + 1);
+        *self = Guard { factor, rollbacks, failed: 0, skipped: self.skipped, ..then.clone() };
+    }
+
+    /// Whether these are numbers that a run can have: what was read may be anything.
+    pub(super) fn is_sane(&self) -> bool {
+        let finite = self.smoothed.is_finite() && self.best.is_none_or(f64::is_finite);
+        finite && self.factor > 0.0 && self.factor <= 1.0 && self.rollbacks <= ROLLBACKS_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loss(loss: f64) -> Result<StepReport> {
+        Ok(StepReport { loss, kl: None, targets: 1, tokens: 1, grad_norm: 1.0, lr: 1e-3 })
+    }
+
+    fn failure() -> Result<StepReport> {
+        Err(Error::new(ErrorKind::NonFinite, "no number"))
+    }
+
+    fn judged(guard: &mut Guard, outcome: Result<StepReport>) -> &'static str {
+        match guard.judge(outcome, true).unwrap() {
+            Judged::Good(_) => "good",
+            Judged::Skipped(_) => "skipped",
+            Judged::Diverged(_) => "diverged",
+        }
+    }
+
+    #[test]
+    fn three_failures_in_a_row_are_a_divergence() {
+        let mut guard = Guard::default();
+        for _ in 0..10 {
+            assert_eq!(
+                [failure(), failure(), loss(1.0)].map(|o| judged(&mut guard, o)),
+                ["skipped", "skipped", "good"]
+            );
+        }
+        assert!(guard.is_steady());
+        assert_eq!([failure(), failure(), failure()].map(|o| judged(&mut guard, o))[2], "diverged");
+        assert!(!guard.is_steady());
+        assert!(matches!(Guard::default().judge(failure(), false), Ok(Judged::Diverged(_))));
+        let other = Err(Error::new(ErrorKind::BadData, "no row"));
+        assert_eq!(guard.judge(other, true).unwrap_err().kind(), ErrorKind::BadData);
+    }
+
+    #[test]
+    fn noise_is_no_divergence_and_an_explosion_is() {
+        let mut guard = Guard::default();
+        // Rows of very different difficulty, in a fixed mixture.
+        let noise = |i: u64| [0.02, 4.0, 0.5, 2.0, 0.1, 3.0][(i * 7 % 6) as usize];
+        assert!((0..2000).all(|i| judged(&mut guard, loss(noise(i))) == "good"));
+        // From a tenth of a nat to one is still none: the margin is absolute there.
+        let mut low = Guard::default();
+        assert!((0..100).all(|_| judged(&mut low, loss(0.1)) == "good"));
+        assert!((0..100).all(|_| judged(&mut low, loss(1.0)) == "good"));
+        let after = (0..40).position(|_| judged(&mut guard, loss(12.0)) == "diverged");
+        assert!(after.is_some_and(|steps| steps < 20), "{after:?}");
+    }
+
+    #[test]
+    fn returns_halve_the_rate_and_end() {
+        let (mut guard, then) = (Guard::default(), Guard::default());
+        for k in 1..=ROLLBACKS_MAX {
+            guard.check_rollback(7, "no number").unwrap();
+            guard.rolled_back_to(&then);
+            assert_eq!((guard.rollbacks, guard.factor), (k, 0.5f32.powi(k as i32)));
+        }
+        let error = guard.check_rollback(7, "no number").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NonFinite);
+        for words in ["step 7", "no number", "0.125", "--learning-rate"] {
+            assert!(error.message().contains(words), "{words}: {error}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Going on: which run a folder's checkpoints are of, what was finished there, and how long to train.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use engraft_runtime::data::{Example, TrainValid};
+use engraft_runtime::error::Error;
+use engraft_runtime::hex;
+use engraft_runtime::nn::keep::KeepPrecision;
+use engraft_runtime::storage::{Disk, Storage, commit};
+use engraft_runtime::train::checkpoint::Restored;
+use engraft_runtime::train::{Checkpoints, Identity, TrainOptions};
+use serde::{Deserialize, Serialize};
+
+use super::prepare::Prepared;
+use crate::json;
+use crate::options::{Init, TuneOptions, misuse};
+use crate::units;
+
+/// What a finished run leaves beside its result, so that going on with it is known to be idle.
+const FINISHED_FILE: &str = "finished.json";
+/// Files beyond this are none of ours.
+const FINISHED_BYTES_MAX: u64 = 1 << 20;
+
+/// Stopping, and going on.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Stopping and going on")]
+pub(crate) struct ResumeOptions {
+    /// Go on from the newest whole checkpoint in --adapter-path; begin where there is none
+    #[arg(long, conflicts_with = "overwrite_checkpoints")]
+    pub(crate) resume: bool,
+
+    /// Begin anew where an unfinished run left checkpoints, and remove them
+    #[arg(long)]
+    pub(crate) overwrite_checkpoints: bool,
+
+    /// Stop after this time with a checkpoint, waiting included, and exit with 130 (90s, 30m, 4h)
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) time_budget: Option<Duration>,
+}
+
+impl ResumeOptions {
+    /// Looks into the output folder. An unfinished run is never lost by forgetting a flag.
+    ///
+    /// # Errors
+    /// `Misuse` where there are checkpoints, and nothing is said of them.
+    pub(crate) fn open(&self, folder: &Path) -> Result<Checkpoints, Error> {
+        let checkpoints = Checkpoints::open(&Disk, folder)?;
+        match checkpoints.newest_file(&Disk)? {
+            Some(newest) if !self.resume && !self.overwrite_checkpoints => Err(misuse(format!(
+                "{}: of a run that is not finished; --resume goes on with it, --overwrite-checkpoints begins \
+                 anew, and another --adapter-path leaves it alone",
+                newest.display()
+            ))),
+            _ => Ok(checkpoints),
+        }
+    }
+}
+
+/// Everything that a run's result depends on.
+pub(crate) fn identity(
+    tune: &TuneOptions,
+    prepared: &Prepared,
+    (data, replay): (&TrainValid, &[Example]),
+    options: &TrainOptions,
+) -> Result<Identity, Error> {
+    let init = match tune.lora.init {
+        Init::Kaiming => "random".to_string(),
+        Init::Eva => format!("EVA of {} batches", tune.lora.eva_batches),
+    };
+    let keep = &prepared.request.keep;
+    let kept = match keep.precision {
+        // Then it is a matter of speed alone.
+        KeepPrecision::F32 => "exactly".to_string(),
+        KeepPrecision::Bf16 => format!("as bf16: {}", keep.describe(prepared.request.kept_blocks)),
+    };
+    let stored = match prepared.dtype {
+        None => format!("{:?}", tune.lora.adapter_precision),
+        Some(dtype) => dtype.name().to_string(),
+    };
+    Ok(Identity::new(prepared.model.digest(), prepared.lora.as_ref(), options)
+        .with("batch size", prepared.request.batch)
+        .with("accumulation steps", tune.run.grad_accumulation_steps)
+        .with("initial values", init)
+        .with("share of replayed rows", tune.retention.share()?)
+        .with("kept for the backward", kept)
+        .with("stored as", stored)
+        .with_rows("training rows", &data.train.examples)
+        .with_rows("held-out rows", &data.valid.examples)
+        .with_rows("replayed rows", replay))
+}
+
+/// What was found, for people.
+pub(crate) fn describe(restored: &Restored, folder: &Path, steps: u64) -> String {
+    let over = |p: &engraft_runtime::train::checkpoint::PassedOver| format!("passed over: {}\n", p.reason);
+    let text: String = restored.passed_over.iter().map(over).collect();
+    match &restored.found {
+        Some(found) => text + &format!("resumed: {}, step {} of {steps}", found.path.display(), found.steps),
+        None => text + &format!("{}: no checkpoint to go on from: begins at the start", folder.display()),
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Finished {
+    /// Digest of the run's identity.
+    run: String,
+    /// What it printed with `--json`.
+    result: serde_json::Value,
+}
+
+/// The result of this very run, if it was finished in `folder` and is still there.
+pub(crate) fn finished(folder: &Path, identity: &Identity) -> Option<serde_json::Value> {
+    let path = folder.join(FINISHED_FILE);
+    if path.metadata().ok()?.len() > FINISHED_BYTES_MAX {
+        return None;
+    }
+    let finished: Finished = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    let file = ["adapter", "model"].iter().find_map(|key| finished.result.get(key)?.as_str());
+    let is_there = file.is_some_and(|file| Path::new(file).is_file());
+    (finished.run == hex::encode(&identity.digest()) && is_there).then_some(finished.result)
+}
+
+/// Notes that this run is finished. Its checkpoints may go then.
+///
+/// # Errors
+/// `Io`.
+pub(crate) fn note_finished(folder: &Path, identity: &Identity, result: &json::Train) -> Result<()> {
+    let note = Finished { run: hex::encode(&identity.digest()), result: serde_json::to_value(result)? };
+    let text = serde_json::to_vec(&note)?;
+    let place = folder.join(FINISHED_FILE);
+    commit(&Disk, folder, FINISHED_FILE, |out| {
+        out.write_all(&text).map_err(|e| Error::io(format!("writing {}", place.display()), e))
+    })?;
+    Ok(())
+}
+
+/// Forgets what was finished in `folder`, whose result another run is about to replace.
+///
+/// # Errors
+/// `Io`.
+pub(crate) fn forget_finished(folder: &Path) -> Result<(), Error> {
+    let path = folder.join(FINISHED_FILE);
+    match Disk.remove(&path) {
+        Ok(()) => Disk.sync_dir(folder).map_err(|e| Error::io(format!("syncing {}", folder.display()), e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io(format!("removing {}", path.display()), e)),
+    }
+}

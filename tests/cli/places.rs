@@ -1,0 +1,192 @@
+//! Where the command line writes: full disks, permissions, and links.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use engraft_runtime::adapter::Adapter;
+
+use super::{engraft, seedling, shipped, stderr};
+
+/// A shell script with the program as `$ENGRAFT`, and further names for it.
+fn shell(wrapper: &[&str], script: &str, names: &[(&str, &str)]) -> Output {
+    let line = [wrapper, &["sh", "-c", script]].concat();
+    let mut command = Command::new(line[0]);
+    command.args(&line[1..]).envs(names.iter().copied()).env("ENGRAFT", env!("CARGO_BIN_EXE_engraft"));
+    command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
+    command.output().expect("running sh")
+}
+
+/// Trains the built-in model a little.
+const TRAIN: &str = "train -m $MODEL --data $DATA ${ITERS:---iters 2} -b 4 -t 1 -c 128 --adapter-path";
+
+fn texts(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(output))
+}
+
+/// What an error of a full device must tell: where, and what helps.
+#[track_caller]
+fn assert_told(output: &Output, words: &[&str]) {
+    let told = texts(output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let error = told.lines().rfind(|l| l.starts_with("error:")).unwrap_or_else(|| panic!("{told}"));
+    for word in words {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+}
+
+/// A file that may grow no further, as a quota would have it; no privilege is needed.
+#[test]
+fn a_limit_on_files_keeps_the_earlier_adapter() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data, out) = (seedling(), shipped("demo/private_train.jsonl"), folder.path().join("out"));
+    let place = out.display().to_string();
+    let names = [("MODEL", model.as_str()), ("DATA", &data), ("OUT", &place)];
+    let first = shell(&[], &format!("$ENGRAFT {TRAIN} $OUT"), &names);
+    assert!(first.status.success(), "{}", texts(&first));
+    let before = Adapter::load(&out).expect("the first adapter");
+    // In blocks of 512 bytes.
+    let limited = format!("trap '' XFSZ; ulimit -f 16; $ENGRAFT {TRAIN} $OUT --seed 9");
+    assert_told(&shell(&[], &limited, &names), &["out/", "ulimit -f"]);
+    assert_eq!(Adapter::load(&out).expect("the first adapter"), before);
+    let left: Vec<_> =
+        std::fs::read_dir(&out).expect("listing").map(|e| e.expect("an entry").file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().ends_with("-tmp")), "{left:?}");
+    let again = shell(&[], &format!("$ENGRAFT {TRAIN} $OUT --seed 9 --overwrite-checkpoints"), &names);
+    assert!(again.status.success(), "{}", texts(&again));
+    assert_ne!(Adapter::load(&out).expect("the second adapter"), before);
+}
+
+/// A disk of its own, in a namespace of its own, with less and less room.
+#[test]
+fn a_full_disk_keeps_the_earlier_adapter() {
+    let alone = ["unshare", "--user", "--map-root-user", "--mount"];
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::create_dir(at("disk")).expect("a folder");
+    let (model, data, disk, seen) = (seedling(), shipped("demo/private_train.jsonl"), at("disk"), at("seen"));
+    let names = [("MODEL", model.as_str()), ("DATA", &data), ("DISK", &disk), ("SEEN", &seen)];
+    let mount = "mount -t tmpfs -o size=4m none $DISK";
+    if !Command::new(alone[0]).arg("--version").output().is_ok_and(|o| o.status.success())
+        || !shell(&alone, mount, &names).status.success()
+    {
+        eprintln!("SKIPPED: no small disk can be mounted here (unshare --user --mount, tmpfs)");
+        return;
+    }
+    let train = format!("$ENGRAFT {TRAIN} $DISK/out");
+    for free_kib in [0, 8, 40] {
+        // Filled but for what is to stay free; then freed again.
+        let script = format!(
+            "{mount} && {train} && cp -r $DISK/out $SEEN.before && head -c {free_kib}K /dev/zero >$DISK/room && \
+             {{ cat /dev/zero >$DISK/filler 2>&-; rm $DISK/room; {train} --seed 9; code=$?; cp -r $DISK/out $SEEN; \
+             rm $DISK/filler; {train} --seed 9 --overwrite-checkpoints 2>&- && cp -r $DISK/out $SEEN.after; exit $code; }}"
+        );
+        assert_told(&shell(&alone, &script, &names), &["disk/out/", "No space left", "make room"]);
+        let loaded = |suffix: &str| Adapter::load(Path::new(&format!("{seen}{suffix}"))).expect("an adapter");
+        assert_eq!(loaded(""), loaded(".before"), "{free_kib} KiB free");
+        assert_ne!(loaded(""), loaded(".after"), "{free_kib} KiB free");
+        for suffix in ["", ".before", ".after"] {
+            std::fs::remove_dir_all(format!("{seen}{suffix}")).expect("removing");
+        }
+    }
+}
+
+/// Every file for its owner alone, and every folder, under a umask that forbids nothing: how many there are.
+fn assert_private(root: &Path) -> usize {
+    let (mut waiting, mut seen) = (vec![root.to_path_buf()], 0);
+    while let Some(path) = waiting.pop() {
+        let found = std::fs::symlink_metadata(&path).expect("it is there");
+        let mode = found.permissions().mode() & 0o777;
+        assert_eq!(mode, if found.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+        seen += 1;
+        if found.is_dir() {
+            waiting.extend(std::fs::read_dir(&path).expect("listing").map(|e| e.expect("an entry").path()));
+        }
+    }
+    seen
+}
+
+#[test]
+fn what_is_written_is_for_its_owner_only() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let (model, data, place) = (seedling(), shipped("demo/private_train.jsonl"), out.display().to_string());
+    let everyday = shipped("demo/generic_test.jsonl");
+    let names = [("MODEL", model.as_str()), ("DATA", &data), ("OUT", &place), ("EVERYDAY", &everyday)];
+    let contest = "-m $MODEL --data $DATA -t 1 -b 4 -k 3 --iters 2 -lr 1e-3 --resamples 200 --arms lora --samples 0 \
+                   --no-built-in-retention --retention $EVERYDAY";
+    let script = format!(
+        "set -e; umask 000; export ENGRAFT_CACHE_DIR=$OUT/cache; $ENGRAFT {TRAIN} $OUT/a/b
+         ITERS='--iters 100000'
+         $ENGRAFT {TRAIN} $OUT/stopped --time-budget 1s || test $? = 130
+         ITERS=
+         $ENGRAFT export -m $MODEL --lora $OUT/a/b --format peft -o $OUT/peft/c
+         $ENGRAFT export -m $MODEL --lora $OUT/a/b --format gguf -o $OUT/gguf/a.gguf
+         $ENGRAFT merge -m $MODEL --lora $OUT/a/b --unmeasured -o $OUT/merged/m.gguf
+         $ENGRAFT compare {contest} --out $OUT/compared
+         $ENGRAFT adapt {contest} --rank 4 --store $OUT/store || test $? = 4"
+    );
+    let output = shell(&[], &script, &names);
+    assert!(output.status.success(), "{}", texts(&output));
+    for name in [
+        "a/b/metrics.jsonl",
+        "a/b/adapter.engraft",
+        "merged/m.gguf",
+        "compared/report.html",
+        "compared/lora/adapter.engraft",
+        "store/last/report.html",
+        "store/lock",
+        "cache/digests",
+    ] {
+        assert!(out.join(name).exists(), "{name} is not there: {}", texts(&output));
+    }
+    let stopped = std::fs::read_dir(out.join("stopped")).expect("listing");
+    let mut stopped = stopped.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned());
+    assert!(stopped.any(|name| name.starts_with("checkpoint-")), "{}", texts(&output));
+    let seen = assert_private(&out);
+    eprintln!("{seen} files and folders");
+    assert!(seen >= 25, "{seen}");
+    // The control: what is open to others is found.
+    std::fs::set_permissions(out.join("merged"), PermissionsExt::from_mode(0o755)).expect("opening");
+    assert!(std::panic::catch_unwind(|| assert_private(&out)).is_err());
+}
+
+/// A link in an output folder is replaced or refused; what it leads to stays as it was.
+#[test]
+fn links_lead_nowhere() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (out, outside) = (folder.path().join("out"), folder.path().join("outside"));
+    for dir in [&out, &outside] {
+        std::fs::create_dir(dir).expect("a folder");
+    }
+    let theirs = outside.join("theirs");
+    std::fs::write(&theirs, "theirs").expect("writing");
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let (place, everyday) = (out.display().to_string(), shipped("demo/generic_test.jsonl"));
+    let train = ["train", "-m", &model, "--data", &data, "--iters", "1", "-b", "4", "-t", "1", "-c", "128"];
+    let train = [&train[..], &["--adapter-path", &place]].concat();
+
+    symlink(&theirs, out.join("adapter.engraft")).expect("linking");
+    let replaced = engraft(&train);
+    assert!(replaced.status.success(), "{}", stderr(&replaced));
+    assert!(!out.join("adapter.engraft").is_symlink());
+
+    std::fs::remove_file(out.join("metrics.jsonl")).expect("removing");
+    symlink(&theirs, out.join("metrics.jsonl")).expect("linking");
+    let refused = engraft(&train);
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+
+    for name in ["lora", "last"] {
+        symlink(&outside, out.join(name)).expect("linking");
+    }
+    let contest =
+        ["-m", &model, "--data", &data, "-t", "1", "-b", "4", "-k", "3", "--iters", "1", "-lr", "1e-3"];
+    let more = ["--arms", "lora", "--no-built-in-retention", "--retention", &everyday, "--resamples", "200"];
+    for (verb, place_flag) in [("compare", "--out"), ("adapt", "--store")] {
+        let refused = engraft(&[&[verb], &contest[..], &more, &[place_flag, &place]].concat());
+        let told = stderr(&refused);
+        assert!(refused.status.code() == Some(2) && told.contains("a link"), "{verb}: {told}");
+    }
+    let left: Vec<_> = std::fs::read_dir(&outside).expect("listing").collect();
+    assert_eq!((left.len(), std::fs::read_to_string(&theirs).expect("reading").as_str()), (1, "theirs"));
+}
