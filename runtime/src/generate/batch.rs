@@ -336,6 +336,7 @@ impl BatchSession {
         }
         self.forward(&ids, RowsAre::Step);
         self.ids = ids;
+        self.model.file().check_whole()?;
         self.choose(0..self.rows.len());
         for (&(slot, past), chosen) in self.rows.iter().zip(&self.chosen) {
             if let Some(s) = &mut self.slots[slot] {

@@ -204,6 +204,7 @@ impl Session {
         self.take_from_slot()?;
         for part in ids.chunks(PREFILL_ROWS) {
             self.run(part);
+            self.model.file().check_whole()?;
             after(self, part.len())?;
         }
         Ok(())

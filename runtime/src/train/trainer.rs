@@ -124,8 +124,9 @@ impl Trainer {
     ///
     /// # Errors
     /// `NonFinite` when loss or gradient is; the parameters are unchanged then. `BadData` when no row
-    /// carries a target.
+    /// carries a target. `Io` when the model's file was cut or changed: θ is unchanged then too.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        self.model.check_whole()?;
         self.grads.fill(0.0);
         self.refresh(self.options.precision);
         let (mut total, mut kl_sum) = (Evaluated::default(), 0.0);
@@ -140,6 +141,8 @@ impl Trainer {
         if total.targets == 0 {
             return Err(Error::new(ErrorKind::BadData, "a step without a single trained token"));
         }
+        // What was read of a file cut meanwhile must not move θ.
+        self.model.check_whole()?;
         let count = total.targets as f64;
         let lr = self.options.schedule.rate(self.step);
         let theta = &mut self.adapter.theta;
