@@ -11,6 +11,8 @@ mod adapters;
 mod contest;
 #[path = "cli/demo.rs"]
 mod demo;
+#[path = "cli/locks.rs"]
+mod locks;
 
 use std::path::Path;
 use std::process::{Command, Output};

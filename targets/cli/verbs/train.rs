@@ -18,13 +18,13 @@ use engraft_runtime::model::tuned::Weights;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
-use engraft_runtime::storage::{Disk, create_dir_all};
+use engraft_runtime::storage::{Disk, create_dir_all, lock_folder};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
 use engraft_runtime::train::{Arm, FullTrainer, StepReport, TrainOptions, Trainer, eva};
 
 use super::arm::{MODEL_FILE, STOPPED_FILE, score_file, write_model};
-use super::prepare::{Prepared, Replay, describe_retention, prepare};
+use super::prepare::{Prepared, Replay, describe_retention, prepare, room_of};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
 use crate::conditions::{Conditions, WhenOptions};
 use crate::json;
@@ -59,12 +59,14 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     }
     let mut conditions = options.when.watch()?;
     conditions.go_on(&session.cancel, &mut |line| eprintln!("{line}"))?;
-    let mut prepared = prepare(tune)?;
+    let mut prepared = prepare(tune, room_of(tune, options.when.device()))?;
     eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);
     eprintln!("{}", prepared.table());
     prepared.check(tune.memory_budget)?;
     create_dir_all(&Disk, &tune.adapter_path)?;
+    // Until the end; before anything in the folder is read or changed.
+    let _lock = lock_folder(&Disk, &tune.adapter_path).map_err(|e| e.at("--adapter-path"))?;
     let kernels = common::kernels(&tune.compute)?;
     let replay = replay_rows(tune, session, &mut prepared, &kernels)?;
     let Some(data) = prepared.data.take() else { return Ok(()) };
@@ -325,6 +327,7 @@ impl<'a> Run<'a> {
         let rows = in_order(&self.data.valid.examples, 1);
         let rows = rows.take_while(|_| !session.cancel.load(Ordering::Relaxed));
         let total = self.arm.evaluate(rows);
+        self.model.check_whole()?;
         if total.targets == 0 || self.is_cancelled() {
             return Ok(None);
         }
