@@ -13,6 +13,12 @@ mod contest;
 mod demo;
 #[path = "cli/locks.rs"]
 mod locks;
+#[path = "cli/privacy.rs"]
+mod privacy;
+#[path = "cli/room.rs"]
+mod room;
+#[path = "cli/truncation.rs"]
+mod truncation;
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -14,6 +14,11 @@ use crate::model::ModelConfig;
 /// reserved, not what is touched, the plan's bytes per thread are too few.
 const RESERVED_PER_WORKER: u64 = (512 + 132) << 10;
 
+/// Address space that the GNU allocator reserves for each thread that allocates, and the threads beside the workers
+/// that may: where address space is limited, it is lost to what the plan counts.
+const ARENA_BYTES: u64 = 64 << 20;
+const OTHER_THREADS: u64 = 2;
+
 /// A limit, as private memory that the whole process may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -56,7 +61,8 @@ pub fn of(read: &dyn Fn(&str) -> Option<String>, threads: usize) -> Option<Room>
         // The map and the program's own files are in it already.
         let others = status.address_space.saturating_sub(status.private);
         let who = "RLIMIT_AS (ulimit -v)".to_string();
-        rooms.push(Room { bytes: limit.saturating_sub(others + reserved), who });
+        let arenas = ARENA_BYTES * (threads as u64 + OTHER_THREADS);
+        rooms.push(Room { bytes: limit.saturating_sub(others.saturating_add(reserved + arenas)), who });
     }
     rooms.extend(groups(read, status.private));
     if let Some(available) = read("/proc/meminfo").and_then(|text| kib(&text, "MemAvailable")) {
@@ -206,8 +212,8 @@ mod tests {
         assert_room(&[STATUS, MEMINFO, ("/proc/self/limits", &data)], 1, 50, "RLIMIT_DATA");
         let three = told(&[STATUS, ("/proc/self/limits", &data)], 3).expect("a limit");
         assert_eq!(three.bytes, 50 * MIB - 2 * RESERVED_PER_WORKER);
-        // 200 MiB of addresses, of which 4 are private.
-        let address = limits("unlimited", &(256 * MIB).to_string());
+        // 200 MiB of addresses, of which 4 are private, and three arenas to come.
+        let address = limits("unlimited", &(448 * MIB).to_string());
         assert_room(&[STATUS, MEMINFO, ("/proc/self/limits", &address)], 1, 60, "RLIMIT_AS");
         let less = limits("unlimited", &MIB.to_string());
         assert_room(&[STATUS, ("/proc/self/limits", &less)], 1, 0, "RLIMIT_AS");
