@@ -101,6 +101,7 @@ fn cause() -> Error {
 fn tell(error: Error, json: bool, mut out: File, mut err: File) {
     let _ = writeln!(err, "\nerror: {error}");
     if json && let Some(object) = exit::object(&error.into()) {
-        let _ = writeln!(out, "{object}");
+        // A generated text may stand on the line.
+        let _ = writeln!(out, "\n{object}");
     }
 }
