@@ -11,11 +11,19 @@ mod adapters;
 mod contest;
 #[path = "cli/demo.rs"]
 mod demo;
+#[path = "cli/locks.rs"]
+mod locks;
 #[cfg(unix)]
 #[path = "cli/places.rs"]
 mod places;
+#[path = "cli/privacy.rs"]
+mod privacy;
 #[path = "cli/resume.rs"]
 mod resume;
+#[path = "cli/room.rs"]
+mod room;
+#[path = "cli/truncation.rs"]
+mod truncation;
 
 use std::path::Path;
 use std::process::{Command, Output};

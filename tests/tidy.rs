@@ -573,7 +573,7 @@ fn foreign_words_are_found() {
 
 /// Entries of the top level beside those of the layout and the dotfiles.
 fn unknown_top_level(files: &BTreeSet<PathBuf>) -> Vec<String> {
-    const KNOWN: [&str; 16] = [
+    const KNOWN: [&str; 17] = [
         "Cargo.toml",
         "Cargo.lock",
         "build.rs",
@@ -586,6 +586,7 @@ fn unknown_top_level(files: &BTreeSet<PathBuf>) -> Vec<String> {
         "README.md",
         "CHANGELOG.md",
         "ARCHITECTURE.md",
+        "SECURITY.md",
         "LICENSE-MIT",
         "LICENSE-APACHE",
         "deny.toml",

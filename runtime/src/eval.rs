@@ -99,5 +99,6 @@ pub fn perplexity(
             return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
         }
     }
+    chain.weights().file().check_whole()?;
     Ok(total)
 }

@@ -5,6 +5,8 @@
 //! the directory, read, remove, list) and the lock of a writer, so that tests put faults below the code
 //! that must survive them.
 
+mod lock;
+
 use std::any::Any;
 use std::fs;
 use std::io::{self, BufWriter, Read, Seek, Write};
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use engraft_codec::{Crc32c, embedded_io};
 
 use crate::error::{Error, ErrorKind, Result, kind_of, remedy_of};
+pub use lock::{LOCK_FILE, lock_folder};
 
 /// A file being written.
 pub trait StorageFile: Write {

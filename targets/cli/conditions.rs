@@ -43,7 +43,7 @@ pub(crate) struct WhenOptions {
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     only_when: Vec<Condition>,
 
-    /// cool: the temperatures of this device's profile
+    /// The device's profile: its memory, and for cool its temperatures
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PROFILES.iter().map(|p| p.name)))]
     device: Option<String>,
 
@@ -65,6 +65,11 @@ pub(crate) struct WhenOptions {
 }
 
 impl WhenOptions {
+    /// The device whose profile was named.
+    pub(crate) fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
     /// What watches these conditions on this machine.
     ///
     /// # Errors

@@ -12,16 +12,18 @@ use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe, choose_rank
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
 use engraft_runtime::data::{self, DataOptions as Reading, OverLong};
-use engraft_runtime::error::{ErrorKind, Result};
+use engraft_runtime::error::{Error, ErrorKind, Result};
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::Thresholds;
 use engraft_runtime::model::text::Text;
+use engraft_runtime::plan::room::{self, Room};
 use engraft_runtime::plan::show_bytes;
 use engraft_runtime::train::{Direction, KlPenalty};
 
 use crate::conditions::WhenOptions;
 use crate::options::{self, ComputeOptions, DataOptions, FineTune, ModelOptions, Modules, misuse, stat};
+use crate::provenance;
 use crate::units;
 use crate::verbs::common;
 
@@ -389,17 +391,18 @@ impl ContestOptions {
                 "--seeds: {twice} is given twice, which would be one arm under two names"
             )));
         }
+        let recipes = self.recipes(arms, defaults, base, material)?;
         Ok(Settings {
+            memory_budget: self.limit(&recipes, base, material).map(|limit| limit.bytes),
             title: defaults.title.to_string(),
             shots: if arms.contains(&ArmName::FewShot) { self.shots() } else { Vec::new() },
-            recipes: self.recipes(arms, defaults, base, material)?,
+            recipes,
             metric: self.task().map(Metric::Numeric).or(self.metric()),
             answer_tokens: self.rows.answer_tokens as usize,
             retention: self.retention(text, reading)?,
             thresholds: self.thresholds(arms),
             seed: self.gate.seed,
             samples: self.rows.samples as usize,
-            memory_budget: self.arms.memory_budget,
             folder: defaults.folder.map(Path::to_path_buf),
         })
     }
@@ -436,6 +439,18 @@ impl ContestOptions {
             (_, _, _, Some(minutes)) => Budget::Minutes(minutes / runs.max(1) as f64),
             _ => Budget::Steps(ITERS_DEFAULT),
         }
+    }
+
+    /// The limit that holds here, bytes and whose: the one asked for, and no more than the machine leaves. None
+    /// where nobody asked, and the machine has what the arms take unasked.
+    fn limit(&self, recipes: &[Recipe], base: &Base, material: &Material) -> Option<Room> {
+        let device = self.when.device().and_then(provenance::room);
+        let room = room::here(base.kernels.threads()).map(|here| here.or_less(device.clone())).or(device);
+        if let Some(bytes) = self.arms.memory_budget {
+            return Some(Room { bytes, who: "--memory-budget".into() }.or_less(room));
+        }
+        let private = |r: &Recipe| r.plan(base, material, None).1.private_bytes as u64;
+        room.filter(|room| recipes.iter().any(|r| private(r) > room.bytes))
     }
 
     /// One recipe for each trained arm and seed.
@@ -521,10 +536,15 @@ impl ContestOptions {
         material: &Material,
     ) -> Result<Recipe> {
         if defaults.search && self.arms.rank.is_none() && matches!(recipe.method, Method::Adapter(_)) {
-            let lora = choose_rank(&recipe, base, material, self.arms.memory_budget)?;
+            let limit = self.limit(std::slice::from_ref(&recipe), base, material);
+            let bytes = limit.as_ref().map(|limit| limit.bytes);
+            let lora = choose_rank(&recipe, base, material, bytes).map_err(|e| blame(e, limit.as_ref()))?;
             recipe.method = Method::Adapter(lora);
         }
-        let plan = recipe.check(base, material, self.arms.memory_budget)?;
+        let limit = self.limit(std::slice::from_ref(&recipe), base, material);
+        let plan = recipe
+            .check(base, material, limit.as_ref().map(|limit| limit.bytes))
+            .map_err(|e| blame(e, limit.as_ref()))?;
         eprintln!(
             "{}: {}; {} of private memory planned",
             recipe.name,
@@ -575,6 +595,14 @@ impl ContestOptions {
         let reading = Reading { reader, ..reading.clone() };
         let rows = Rows::of(data::load(file, &text.tokenizer, &text.chat, &reading)?, &reading)?;
         Ok(RetentionSet::of_rows(name, &rows, metric, text))
+    }
+}
+
+/// An error with whose limit it was.
+fn blame(error: Error, limit: Option<&Room>) -> Error {
+    match limit {
+        Some(limit) => error.at(&limit.who),
+        None => error,
     }
 }
 

@@ -82,12 +82,21 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
         Some(usage) => drop(usage.print()),
         None => eprintln!("error: {error:#}"),
     }
-    if json && code != 0 && !error.is::<AfterJson>() {
-        let message = error.downcast_ref().map_or_else(|| format!("{error:#}"), usage_message);
-        let body = json::ErrorBody { kind: kind_name(error), message: &message, exit_code: code };
-        drop(json::emit(&json::Failure { error: body }));
+    if json
+        && code != 0
+        && !error.is::<AfterJson>()
+        && let Some(object) = object(error)
+    {
+        drop(json::line(&object));
     }
     ExitCode::from(code)
+}
+
+/// The error as a line of JSON.
+pub(crate) fn object(error: &anyhow::Error) -> Option<String> {
+    let message = error.downcast_ref().map_or_else(|| format!("{error:#}"), usage_message);
+    let body = json::ErrorBody { kind: kind_name(error), message: &message, exit_code: code(error) };
+    serde_json::to_string(&json::Failure { error: body }).ok()
 }
 
 #[cfg(test)]

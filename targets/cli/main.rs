@@ -17,10 +17,19 @@ mod options;
 mod progress;
 mod provenance;
 mod scratch;
+#[cfg(unix)]
+mod truncation;
 mod units;
 mod verbs;
 
 use std::process::ExitCode;
+
+/// What a mapped file does elsewhere that is cut: truncating it is refused.
+#[cfg(not(unix))]
+mod truncation {
+    pub(crate) fn install(_: bool) {}
+    pub(crate) fn expect(_: &std::path::Path) {}
+}
 
 fn main() -> ExitCode {
     // SAFETY: no other thread exists yet, so nothing can read the environment meanwhile. candle
@@ -45,6 +54,7 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
     let Some(command) = cli.command else {
         return Err(args::missing_verb());
     };
+    truncation::install(cli.json);
     let session = verbs::Session { json: cli.json, cancel: interrupt::install()? };
     verbs::run(command, &session)
 }

@@ -39,6 +39,10 @@ pub(crate) struct ModelOptions {
     /// Read the whole model to know it again, instead of remembering its digest for this state of the file
     #[arg(long)]
     no_digest_cache: bool,
+
+    /// Read the model into memory instead of mapping it: it takes its size, and its file may then change
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
 }
 
 impl ModelOptions {

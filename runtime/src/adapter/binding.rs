@@ -161,6 +161,7 @@ impl Binding {
                 return Err(Error::new(ErrorKind::NonFinite, message));
             }
         }
+        model.check_whole()?;
         let matched = matched(model, &adapter.layout);
         Ok(Binding { template: model.template_digest()?, matched, base, adapted })
     }
@@ -216,6 +217,7 @@ impl Adapter {
         now: Fingerprint,
     ) -> Result<Vec<&'static str>> {
         self.check_shapes(model.config())?;
+        model.check_whole()?;
         if !now.is_finite() {
             return Err(corrupt("with the adapter the model gives no numbers: it is broken"));
         }

@@ -173,6 +173,7 @@ pub fn compare(
     for recipe in &settings.recipes {
         court.trained(recipe)?;
     }
+    base.model.check_whole()?;
     court.conclude(started)
 }
 

@@ -318,6 +318,7 @@ impl BatchSession {
         }
         let last = (ids.len() - 1) % rows;
         self.choose(last..last + 1);
+        self.model.file().check_whole()?;
         let last = self.chosen[0].ok_or_else(no_token)?;
         self.slots[slot] = Some(Sequence { prompt, past, last });
         Ok(())
@@ -337,6 +338,7 @@ impl BatchSession {
         self.forward(&ids, RowsAre::Step);
         self.ids = ids;
         self.choose(0..self.rows.len());
+        self.model.file().check_whole()?;
         for (&(slot, past), chosen) in self.rows.iter().zip(&self.chosen) {
             if let Some(s) = &mut self.slots[slot] {
                 (s.past, s.last) = (past + 1, chosen.ok_or_else(no_token)?);

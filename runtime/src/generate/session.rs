@@ -179,7 +179,9 @@ impl Session {
             last = rows - 1;
             Ok(())
         })?;
-        Ok(self.logits_at(last))
+        self.logits_at(last);
+        self.model.file().check_whole()?;
+        Ok(&mut self.logits)
     }
 
     /// Reads tokens part by part. After each part, `after` may ask [`Session::logits_at`] of its rows;
@@ -204,6 +206,7 @@ impl Session {
         self.take_from_slot()?;
         for part in ids.chunks(PREFILL_ROWS) {
             self.run(part);
+            self.model.file().check_whole()?;
             after(self, part.len())?;
         }
         Ok(())

@@ -65,7 +65,7 @@ pub fn write(
             };
             header.pad(out, written)?;
         }
-        Ok(())
+        base.check_whole()
     })
 }
 

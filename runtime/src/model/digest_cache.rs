@@ -53,6 +53,12 @@ impl Stamp {
         None
     }
 
+    /// Whether the content is the same, as far as device, inode, size and the time of its last change tell.
+    pub(crate) fn same_content(&self, other: &Stamp) -> bool {
+        let of = |s: &Stamp| (s.device, s.inode, s.bytes, s.times[0], s.times[1]);
+        of(self) == of(other)
+    }
+
     /// Whether the last change is old enough that another one would show.
     fn is_settled(&self) -> bool {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -23,7 +23,8 @@ pub struct Map {
 }
 
 enum Source {
-    Mapped(Mmap),
+    /// The map, and the file it is of, to ask for its state.
+    Mapped(Mmap, File),
     Owned(Vec<u8>),
     Static(&'static [u8]),
 }
@@ -32,7 +33,8 @@ impl Map {
     /// Maps the regular file at `path`, read-only and private.
     ///
     /// The file must not be truncated while the map lives: the system answers a read behind the new
-    /// end with SIGBUS, which a library can't turn into an error. Changed bytes, on the other hand,
+    /// end with SIGBUS, which a library can't turn into an error ([`Map::check_whole`]
+    /// finds what SIGBUS does not tell of: within the last page that is left, zeros stand). Changed bytes, on the other hand,
     /// can at worst change numbers: every later read of metadata checks again.
     ///
     /// # Errors
@@ -54,7 +56,7 @@ impl Map {
         if mapped.is_empty() {
             return Err(empty(path));
         }
-        Ok(Map::new(path, stamp, Source::Mapped(mapped)))
+        Ok(Map::new(path, stamp, Source::Mapped(mapped, file)))
     }
 
     /// Reads the whole regular file at `path` into private memory (`--no-mmap`).
@@ -85,6 +87,28 @@ impl Map {
         Ok(Map::new(path, stamp, Source::Owned(bytes)))
     }
 
+    /// Whether the mapped file is as long as it was, and its content not written since: what was read from
+    /// the map until now is that file's. Costs one call of the system; memory that is not a map is always whole.
+    ///
+    /// # Errors
+    /// `Io`, naming the file.
+    pub fn check_whole(&self) -> Result<()> {
+        let Source::Mapped(map, file) = &self.source else { return Ok(()) };
+        let state = file.metadata().map_err(|e| Error::io(format_args!("looking at {}", self.label), e))?;
+        check_length(&self.label, map.len() as u64, state.len())?;
+        match Stamp::of(&state).zip(self.stamp).is_some_and(|(now, then)| !now.same_content(&then)) {
+            true => Err(Error::new(
+                ErrorKind::Io,
+                format!(
+                    "{}: its content was changed while it was in use; results since then are not kept, and what \
+                     was saved before stands. Run again, and replace models by renaming, never in place",
+                    self.label
+                ),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Bytes that are part of the program, such as the embedded demonstration model.
     pub fn from_static(label: impl Into<String>, bytes: &'static [u8]) -> Map {
         Map { label: label.into(), path: None, stamp: None, source: Source::Static(bytes) }
@@ -112,7 +136,7 @@ impl Map {
     /// All bytes.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.source {
-            Source::Mapped(m) => m,
+            Source::Mapped(m, _) => m,
             Source::Owned(v) => v,
             Source::Static(s) => s,
         }
@@ -131,7 +155,7 @@ impl Map {
     /// Bytes that stay evictable file pages (a map, or a part of the program).
     pub fn mapped_bytes(&self) -> usize {
         match &self.source {
-            Source::Mapped(m) => m.len(),
+            Source::Mapped(m, _) => m.len(),
             Source::Static(s) => s.len(),
             Source::Owned(_) => 0,
         }
@@ -141,7 +165,7 @@ impl Map {
     pub fn private_bytes(&self) -> usize {
         match &self.source {
             Source::Owned(v) => v.capacity(),
-            Source::Mapped(_) | Source::Static(_) => 0,
+            Source::Mapped(..) | Source::Static(_) => 0,
         }
     }
 
@@ -149,7 +173,7 @@ impl Map {
     /// Only a hint: a refusal changes speed alone, so it is logged and not an error.
     pub fn prefetch(&self) {
         #[cfg(unix)]
-        if let Source::Mapped(m) = &self.source
+        if let Source::Mapped(m, _) = &self.source
             && let Err(e) = m.advise(memmap2::Advice::WillNeed)
         {
             log::debug!("{}: no read-ahead: {e}", self.label);
@@ -160,12 +184,27 @@ impl Map {
 impl fmt::Debug for Map {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = match &self.source {
-            Source::Mapped(_) => "mapped",
+            Source::Mapped(..) => "mapped",
             Source::Owned(_) => "owned",
             Source::Static(_) => "static",
         };
         write!(f, "Map({}, {} bytes {how})", self.label, self.as_bytes().len())
     }
+}
+
+/// Refuses a file that is mapped and has become shorter than it was.
+///
+/// # Errors
+/// `Io`, naming the file.
+pub fn check_length(label: &str, then: u64, now: u64) -> Result<()> {
+    if now >= then {
+        return Ok(());
+    }
+    let message = format!(
+        "{label}: it has {now} bytes and had {then}: it was truncated while in use. What was saved before stands; \
+         put the file back and run again. --no-mmap reads a model into memory instead"
+    );
+    Err(Error::new(ErrorKind::Io, message))
 }
 
 /// The state of an open file.

@@ -58,6 +58,7 @@ impl Text {
         let spec = spec(model)?;
         let tokenizer = Tokenizer::new(&spec).map_err(|e| e.at(model.label()))?;
         let chat = ChatTemplate::new(spec.chat_template, &tokenizer).map_err(|e| e.at(model.label()))?;
+        model.check_whole()?;
         Ok(Text { tokenizer, chat })
     }
 

@@ -81,6 +81,14 @@ impl ModelFile {
         ModelFile::from_map(Map::open(path)?)
     }
 
+    /// Whether the file is still what was opened; see [`Map::check_whole`]. Whatever keeps a result asks first.
+    ///
+    /// # Errors
+    /// `Io`, naming the file.
+    pub fn check_whole(&self) -> Result<()> {
+        self.map.check_whole()
+    }
+
     /// Validates the model in `map`.
     ///
     /// # Errors
@@ -105,6 +113,7 @@ impl ModelFile {
         }
         map.prefetch();
         let digest = OnceLock::new();
+        map.check_whole()?;
         Ok(ModelFile { map, gguf, config, layout, norms, rope_freqs, digest, digest_cache: None })
     }
 

@@ -1,8 +1,10 @@
 //! The memory plan: what training will hold, in closed formulas, before anything is allocated.
 //!
-//! This room sees integers only. A budget that the plan exceeds is refused with a setting that fits.
+//! This room sees integers only, but for `room`, which asks the system for its limits. What the plan exceeds
+//! is refused with a setting that fits.
 
 pub mod keep;
+pub mod room;
 
 pub use keep::KeepPlan;
 

@@ -151,11 +151,13 @@ impl Trainer {
     ///
     /// # Errors
     /// `NonFinite` when loss or gradient is; the parameters are unchanged then. `BadData` when no row
-    /// carries a target. `Misuse` after a restore that failed midway.
+    /// carries a target. `Misuse` after a restore that failed midway. `Io` when the model's file was cut or
+    /// changed: θ is unchanged then too.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         if self.broken {
             return Err(Error::new(ErrorKind::Misuse, "a restore failed midway: restore another checkpoint"));
         }
+        self.model.check_whole()?;
         self.grads.fill(0.0);
         self.refresh(self.options.precision);
         let (mut total, mut kl_sum) = (Evaluated::default(), 0.0);
@@ -170,6 +172,8 @@ impl Trainer {
         if total.targets == 0 {
             return Err(Error::new(ErrorKind::BadData, "a step without a single trained token"));
         }
+        // What was read of a file cut meanwhile must not move θ.
+        self.model.check_whole()?;
         let count = total.targets as f64;
         let lr = self.options.schedule.rate(self.step) * self.rate_factor;
         let theta = &mut self.adapter.theta;

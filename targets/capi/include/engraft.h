@@ -911,7 +911,7 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * 1 where it is within the budget, or there is none.
+   * 1 where it is within the budget, if there is one, and within what the machine leaves this process.
    */
   uint32_t fits;
   /**

@@ -8,7 +8,7 @@ use engraft_runtime::adapter::{Layout, LoraConfig};
 use engraft_runtime::generate::{KvType, Session};
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn::keep::KeepPrecision;
-use engraft_runtime::plan::{MemoryPlan, Request, keep};
+use engraft_runtime::plan::{MemoryPlan, Request, keep, room};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
 use engraft_runtime::train::{Direction, KlPenalty, TrainOptions};
@@ -128,7 +128,7 @@ pub struct TrainParams {
 pub struct PlanInfo {
     /// `sizeof(engraft_plan_info)`.
     pub struct_size: u32,
-    /// 1 where it is within the budget, or there is none.
+    /// 1 where it is within the budget, if there is one, and within what the machine leaves this process.
     pub fits: u32,
     /// Bytes of private memory at most: the sum of the pools.
     pub private_bytes: u64,
@@ -213,8 +213,19 @@ impl Settings {
             request.model_bytes += data.text_bytes();
         }
         let budget = self.budget().unwrap_or(keep::UNASKED_BYTES);
-        request.keep = keep::choose(c, &request, KeepPrecision::F32, budget);
+        let room = room::here(self.threads);
+        let room = room.map_or(usize::MAX, |r| usize::try_from(r.bytes).unwrap_or(usize::MAX));
+        request.keep = keep::choose(c, &request, KeepPrecision::F32, budget.min(room));
         Ok(request)
+    }
+
+    /// Holds a plan against the budget, and against what the machine leaves this process.
+    ///
+    /// # Errors
+    /// `DOES_NOT_FIT`, with what would.
+    pub(crate) fn check(&self, plan: &MemoryPlan, c: &ModelConfig, request: &Request) -> Result<()> {
+        let budget = self.budget().map(|bytes| (bytes, "memory_budget"));
+        Ok(room::hold(plan, (c, request), budget, room::here(self.threads).as_ref())?)
     }
 }
 
@@ -293,8 +304,7 @@ pub unsafe extern "C" fn engraft_plan_create(
         let settings = Settings::new(&params, c)?;
         let request = settings.request(model, data.map(|data| &**data))?;
         let plan = MemoryPlan::new(c, &request);
-        let refused = settings.budget().and_then(|budget| plan.check(c, &request, budget).err());
-        let advice = refused.map(|error| error.message().to_owned());
+        let advice = settings.check(&plan, c, &request).err().map(|failure| failure.message);
         out.publish(Inner { plan, budget: settings.budget, advice })
     })
 }

@@ -169,9 +169,7 @@ impl Run {
         let (file, c) = (&model.file, model.file.config());
         let settings = Settings::new(params, c)?;
         let request = settings.request(model, Some(data))?;
-        if let Some(budget) = settings.budget() {
-            MemoryPlan::new(c, &request).check(c, &request, budget)?;
-        }
+        settings.check(&MemoryPlan::new(c, &request), c, &request)?;
         let kernels = model::kernels(params.threads)?;
         let mut random = Rng::new(params.seed, INIT_STREAM);
         let mut parameters = Parameters::init_on(file, &kernels, &settings.lora, &mut || random.f32())?;

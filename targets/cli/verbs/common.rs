@@ -11,6 +11,7 @@ use engraft_runtime::data::{self, Dataset, OverLong};
 use engraft_runtime::error::{Error, ErrorKind, Result};
 use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::model::digest_cache::DigestCache;
+use engraft_runtime::model::map::Map;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn;
 
@@ -18,17 +19,24 @@ use super::adapter::Stored;
 use crate::options::{
     AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
 };
+use crate::truncation;
 
 /// Skipped rows that are named without `-v`.
 const SKIPPED_SHOWN: usize = 10;
 
-/// Maps and validates the model.
+/// Maps (or reads) and validates the model.
 ///
 /// # Errors
 /// Those of [`ModelOptions::path`] and [`ModelFile::open`].
 pub(crate) fn open_model(options: &ModelOptions) -> Result<Arc<ModelFile>> {
     let path = options.path()?;
-    let mut model = ModelFile::open(path).map_err(|e| e.at("-m/--model"))?;
+    let map = if options.no_mmap {
+        Map::read(path)
+    } else {
+        truncation::expect(path);
+        Map::open(path)
+    };
+    let mut model = map.and_then(ModelFile::from_map).map_err(|e| e.at("-m/--model"))?;
     if let Some(folder) = options.digest_cache() {
         model = model.with_digest_cache(DigestCache::new(folder));
     }

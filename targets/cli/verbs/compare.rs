@@ -13,7 +13,7 @@ use engraft_runtime::compare::{Outcome, Watcher, compare};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::report::Report;
 use engraft_runtime::model::text::Text;
-use engraft_runtime::storage::{Disk, commit, create_dir_all};
+use engraft_runtime::storage::{Disk, commit, create_dir_all, lock_folder};
 
 use super::{Session, WATCH_INTERVAL, common};
 use crate::conditions::Conditions;
@@ -51,6 +51,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         let message = format!("--out: {} is a file: name a folder", options.out.display());
         return Err(crate::options::misuse(message).into());
     }
+    create_dir_all(&Disk, &options.out)?;
+    let _lock = lock_folder(&Disk, &options.out).map_err(|e| e.at("--out"))?;
     let defaults = Defaults {
         title: "compare",
         arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora, ArmName::Full],

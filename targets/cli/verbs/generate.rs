@@ -203,8 +203,9 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
     let decoder = if options.chat { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
     let mut answer = Answer::new(decoder);
-    let times = go_on(&mut sequence, &ids, &mut sampler, limit, &text.tokenizer, session, &mut answer)?;
+    let times = go_on(&mut sequence, &ids, &mut sampler, limit, &text.tokenizer, session, &mut answer);
     answer.finish()?;
+    let times = times?;
     times.tell(ids.len(), answer.tokens);
     if session.cancel.load(Ordering::Relaxed) {
         return Err(common::cancelled("stopped while generating").into());

@@ -2,13 +2,15 @@
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use engraft_runtime::train::calibrate::calibrate;
 
-use super::prepare::{chosen_rate, describe_retention, ladder_table, prepare};
+use super::prepare::{chosen_rate, describe_retention, ladder_table, prepare, room_of};
 use super::{Session, common};
 use crate::exit::AfterJson;
 use crate::json;
 use crate::options::TuneOptions;
+use crate::provenance::{self, PROFILES};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -18,13 +20,21 @@ pub(crate) struct Options {
     /// Do not time this device: the ladder then has no rates, and only shapes are read of the model
     #[arg(long)]
     pub(crate) no_calibration: bool,
+
+    /// Hold the plan against the memory of this device's profile, instead of this machine's
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PROFILES.iter().map(|p| p.name)))]
+    pub(crate) device: Option<String>,
 }
 
 pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let tune = &options.tune;
     tune.model.path()?;
     tune.data.path()?;
-    let prepared = prepare(tune)?;
+    let room = match &options.device {
+        Some(device) => provenance::room(device),
+        None => room_of(tune, None),
+    };
+    let prepared = prepare(tune, room)?;
     eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);
     json::line(&prepared.table())?;

@@ -15,6 +15,7 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn;
 use engraft_runtime::nn::keep::KeepPrecision;
+use engraft_runtime::plan::room::{self, Room};
 use engraft_runtime::plan::{FullUpdate, KeepPlan, MemoryPlan, Request, keep, show_bytes};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::Direction;
@@ -27,9 +28,12 @@ use crate::json;
 use crate::options::{
     self, FineTune, Init, Layers, LoraOptions, ReplaySource, RunOptions, StoredAs, TuneOptions, misuse, stat,
 };
+use crate::provenance;
 
 /// The random stream of sampled replay rows' seed.
 const REPLAY_STREAM: u64 = 0x5245_504C;
+/// Tokens of the shortest rows that are worth a plan.
+const LEAST_SEQ: usize = 16;
 /// arXiv 2606.06920 advises against full fine-tuning of models with fewer parameters.
 const ADVISED_PARAMS: usize = 500_000_000;
 
@@ -47,6 +51,8 @@ pub(crate) struct Prepared {
     pub(crate) request: Request,
     pub(crate) plan: MemoryPlan,
     pub(crate) wear: Wear,
+    /// The least of what the machine, or the device asked about, leaves a process.
+    room: Option<Room>,
 }
 
 /// What checkpoints write.
@@ -115,12 +121,13 @@ impl Replay {
     }
 }
 
-/// Opens the model, reads the data, and plans. The tokenizer is gone when this returns, and the model's
-/// digest is known.
+/// Opens the model, reads the data, and plans for `room`. The tokenizer is gone when this returns, and the
+/// model's digest is known.
 ///
 /// # Errors
-/// Those of opening and reading; `Misuse` for an adapter that does not fit the model.
-pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
+/// Those of opening and reading; `Misuse` for an adapter that does not fit the model; `DoesNotFit` where this
+/// process may not even hold what the shortest rows would take.
+pub(crate) fn prepare(tune: &TuneOptions, room: Option<Room>) -> Result<Prepared> {
     tune.check_kind()?;
     let model = common::open_model(&tune.model)?;
     let lora = match tune.lora.fine_tune_type {
@@ -132,11 +139,6 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
     }
     let rows_max = (tune.run.max_seq_length as usize).min(model.config().context_len);
     let tokenizer_bytes = Text::heap_bytes(&model)?;
-    let (data, replay) = std::thread::scope(|scope| {
-        // The digest reads the whole file: beside the tokenizer's work it costs no time.
-        scope.spawn(|| model.digest());
-        read_rows(tune, &model, rows_max)
-    })?;
     let mut request = Request {
         batch: tune.run.batch_size as usize,
         seq: rows_max,
@@ -148,6 +150,12 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         packed: tune.lora.adapter_precision == StoredAs::F16,
         ..trained(model.config(), lora.as_ref(), &tune.run)
     };
+    refuse_early(model.config(), &request)?;
+    let (data, replay) = std::thread::scope(|scope| {
+        // The digest reads the whole file: beside the tokenizer's work it costs no time.
+        scope.spawn(|| model.digest());
+        read_rows(tune, &model, rows_max)
+    })?;
     if let Some(data) = &data {
         let examples = || data.train.examples.iter().chain(&data.valid.examples);
         request.batch = request.batch.min(data.train.examples.len());
@@ -165,10 +173,26 @@ pub(crate) fn prepare(tune: &TuneOptions) -> Result<Prepared> {
         // Replayed rows fill batches that the data alone would not.
         request.batch = tune.run.batch_size as usize;
     }
-    request.keep = keep_plan(tune, model.config(), &request);
+    request.keep = keep_plan(tune, model.config(), &request, room.as_ref());
     let plan = MemoryPlan::new(model.config(), &request);
     let wear = Wear::new(tune, model.config(), &request);
-    Ok(Prepared { model, data, replay, lora, dtype: tune.lora.dtype, request, plan, wear })
+    Ok(Prepared { model, data, replay, lora, dtype: tune.lora.dtype, request, plan, wear, room })
+}
+
+/// What this process may take, or the device of a profile, whichever is less.
+pub(crate) fn room_of(tune: &TuneOptions, device: Option<&str>) -> Option<Room> {
+    let device = device.and_then(provenance::room);
+    match room::here(tune.compute.threads as usize) {
+        Some(here) => Some(here.or_less(device)),
+        None => device,
+    }
+}
+
+/// Refuses what can't fit however short the rows are, before the tokenizer and the rows take any memory.
+fn refuse_early(c: &ModelConfig, request: &Request) -> Result<()> {
+    let least = Request { batch: 1, seq: request.seq.min(LEAST_SEQ), ..*request };
+    let room = room::here(request.threads);
+    room::hold(&MemoryPlan::new(c, &least), (c, &least), None, room.as_ref())
 }
 
 /// What is held at most before training, beside data: EVA's walk, or the sampling of replay rows. The
@@ -221,7 +245,7 @@ fn trained(c: &ModelConfig, lora: Option<&LoraConfig>, run: &RunOptions) -> Requ
 }
 
 /// What blocks keep, as `--keep` says.
-fn keep_plan(tune: &TuneOptions, c: &ModelConfig, request: &Request) -> KeepPlan {
+fn keep_plan(tune: &TuneOptions, c: &ModelConfig, request: &Request, room: Option<&Room>) -> KeepPlan {
     let precision = match tune.keep_precision {
         options::KeepPrecision::F32 => KeepPrecision::F32,
         options::KeepPrecision::Bf16 => KeepPrecision::Bf16,
@@ -234,7 +258,8 @@ fn keep_plan(tune: &TuneOptions, c: &ModelConfig, request: &Request) -> KeepPlan
                 // Beside what the weights take anyway.
                 Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
             };
-            return keep::choose(c, request, precision, budget.unwrap_or(unasked));
+            let room = room.map_or(usize::MAX, |r| usize::try_from(r.bytes).unwrap_or(usize::MAX));
+            return keep::choose(c, request, precision, budget.unwrap_or(unasked).min(room));
         }
         options::Keep::Inputs => nn::keep::Keep::Inputs,
         options::Keep::Attention => nn::keep::Keep::Attention,
@@ -427,14 +452,13 @@ impl Prepared {
         plan_table(&self.request, &self.plan)
     }
 
-    /// Holds the plan against `--memory-budget`.
+    /// Holds the plan against `--memory-budget`, and against what the machine leaves.
     ///
     /// # Errors
     /// `DoesNotFit`, with settings that fit.
     pub(crate) fn check(&self, budget: Option<u64>) -> Result<()> {
-        let Some(budget) = budget else { return Ok(()) };
-        let budget = usize::try_from(budget).unwrap_or(usize::MAX);
-        self.plan.check(self.model.config(), &self.request, budget).map_err(|e| e.at("--memory-budget"))
+        let budget = budget.map(|b| (usize::try_from(b).unwrap_or(usize::MAX), "--memory-budget"));
+        room::hold(&self.plan, (self.model.config(), &self.request), budget, self.room.as_ref())
     }
 
     /// What blocks may keep, by memory, with the rates that `pieces` predict.

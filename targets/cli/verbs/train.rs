@@ -18,7 +18,7 @@ use engraft_runtime::model::tuned::Weights;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
-use engraft_runtime::storage::{Disk, create_dir_all};
+use engraft_runtime::storage::{Disk, create_dir_all, lock_folder};
 use engraft_runtime::train::checkpoint::Tally;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
@@ -27,7 +27,7 @@ use engraft_runtime::train::{
 };
 
 use super::arm::{MODEL_FILE, STOPPED_FILE, score_file, write_model};
-use super::prepare::{Prepared, Replay, describe_retention, prepare};
+use super::prepare::{Prepared, Replay, describe_retention, prepare, room_of};
 use super::resume::{self, ResumeOptions};
 use super::{INIT_STREAM, Session, WATCH_INTERVAL, common};
 use crate::conditions::{Conditions, Notice, WhenOptions};
@@ -59,7 +59,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         );
     }
     check_output(&tune.adapter_path)?;
-    let checkpoints = options.resume.open(&tune.adapter_path)?;
+    options.resume.open(&tune.adapter_path)?;
     if tune.lora.fine_tune_type == options::FineTune::Full {
         for name in [MODEL_FILE, STOPPED_FILE] {
             common::refuse_input(tune.model.path()?, &tune.adapter_path.join(name), "--adapter-path")?;
@@ -69,13 +69,17 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let deadline = options.resume.time_budget.map(|time| Instant::now() + time);
     conditions.end_at(deadline);
     conditions.go_on(&session.cancel, &mut |notice| eprintln!("{notice}"))?;
-    let mut prepared = prepare(tune)?;
+    let mut prepared = prepare(tune, room_of(tune, options.when.device()))?;
     eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);
     eprintln!("{}", prepared.table());
     eprintln!("{}", prepared.wear.describe(None));
     prepared.check(tune.memory_budget)?;
     create_dir_all(&Disk, &tune.adapter_path)?;
+    // Until the end; before anything in the folder is read or changed.
+    let _lock = lock_folder(&Disk, &tune.adapter_path).map_err(|e| e.at("--adapter-path"))?;
+    // Anew: the one who held it before may have written some.
+    let checkpoints = options.resume.open(&tune.adapter_path)?;
     let kernels = common::kernels(&tune.compute)?;
     let replay = replay_rows(tune, session, &mut prepared, &kernels)?;
     let Some(data) = prepared.data.take() else { return Ok(()) };
@@ -426,6 +430,7 @@ impl<'a> Run<'a> {
         let rows = in_order(&self.data.valid.examples, 1);
         let rows = rows.take_while(|_| !session.cancel.load(Ordering::Relaxed));
         let total = self.arm.evaluate(rows);
+        self.model.check_whole()?;
         if total.targets == 0 || self.is_cancelled() {
             return Ok(None);
         }

@@ -1,0 +1,110 @@
+//! One writer to a folder: processes that race for it, and a holder that is killed.
+#![cfg(unix)]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{engraft, seedling, shipped, stderr, stdout};
+
+/// Processes that race.
+const RACERS: usize = 8;
+
+/// A verb that writes to `folder` for as long as nobody ends it.
+fn begin(verb: &[&str], folder: &Path) -> Child {
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
+    command.args(verb).arg(folder).args(["-m", &model, "--data", &data, "--iters", "1000000", "-t", "1"]);
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting engraft")
+}
+
+/// Waits until all but one have ended; gives those that are left, and what the others said.
+fn settle(mut racers: Vec<Child>) -> (Vec<Child>, Vec<(Option<i32>, String)>) {
+    let (begun, mut losers) = (Instant::now(), Vec::new());
+    while racers.len() > 1 && begun.elapsed() < Duration::from_secs(60) {
+        let mut left = Vec::new();
+        for mut racer in racers {
+            match racer.try_wait().expect("waiting") {
+                None => left.push(racer),
+                Some(status) => {
+                    let output = racer.wait_with_output().expect("reading");
+                    losers.push((status.code(), stderr(&output)));
+                }
+            }
+        }
+        racers = left;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    (racers, losers)
+}
+
+/// Eight processes, one writer; it is killed, and the next one gets in.
+#[track_caller]
+fn race(verb: &[&str], folder: &Path) {
+    let (mut holders, losers) = settle((0..RACERS).map(|_| begin(verb, folder)).collect());
+    assert_eq!(losers.len(), RACERS - 1, "{verb:?}: {losers:?}");
+    for (code, message) in &losers {
+        assert_eq!(*code, Some(1), "{verb:?}: {message}");
+        let words = ["another process writes to", "lock"];
+        assert!(words.iter().all(|word| message.contains(word)), "{verb:?}: {message}");
+    }
+    let mut holder = holders.pop().expect("a holder");
+    assert!(holder.try_wait().expect("waiting").is_none(), "{verb:?}: the holder has ended");
+    // SIGKILL: nothing of its own cleans up.
+    holder.kill().expect("killing");
+    holder.wait().expect("waiting");
+    let (mut next, freed) = (begin(verb, folder), Instant::now());
+    let mut second = begin(verb, folder);
+    // One of the two is refused, so the other holds what the killed one held.
+    let ended = loop {
+        let ended: Vec<_> = [&mut next, &mut second].map(|c| c.try_wait().expect("waiting")).into();
+        if ended.iter().any(Option::is_some) || freed.elapsed() > Duration::from_secs(30) {
+            break ended;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    for mut child in [next, second] {
+        let _ = child.kill();
+        child.wait().expect("waiting");
+    }
+    let codes: Vec<_> = ended.iter().flatten().map(|status| status.code()).collect();
+    assert_eq!(codes, [Some(1)], "{verb:?}: one gets in and one does not");
+    eprintln!("{verb:?}: {RACERS} raced, 1 wrote, {} were refused", losers.len());
+}
+
+#[test]
+fn of_eight_writers_one_gets_in() {
+    let folder = tempfile::tempdir().expect("a folder");
+    race(&["train", "--adapter-path"], &folder.path().join("adapter"));
+    race(&["adapt", "--arms", "lora", "--store"], &folder.path().join("store"));
+    race(&["compare", "--arms", "lora", "--out"], &folder.path().join("out"));
+}
+
+#[test]
+fn a_refused_writer_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("adapter");
+    let mut holder = begin(&["train", "--adapter-path"], &out);
+    let begun = Instant::now();
+    while !out.join("metrics.jsonl").exists() && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(&out)
+            .expect("listing")
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let path = out.display().to_string();
+    let refused = engraft(&["train", "-m", &model, "--data", &data, "--adapter-path", &path, "--json"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+    assert!(stdout(&refused).contains("\"busy\""), "{}", stdout(&refused));
+    assert_eq!(names(), before);
+    holder.kill().expect("killing");
+    holder.wait().expect("waiting");
+}

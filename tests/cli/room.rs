@@ -1,0 +1,94 @@
+//! Limits of the system: a plan that is within them runs to its end, one that is not is refused before
+//! anything large is allocated, and nothing is ever killed or aborted.
+#![cfg(target_os = "linux")]
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use super::{engraft, last_line, seedling, shipped, stderr, stdout};
+
+/// Runs under limits of the shell's `ulimit`, in KiB.
+fn limited(limits: &[(&str, u64)], arguments: &[&str]) -> Output {
+    let limits: String = limits.iter().map(|(flag, kib)| format!("ulimit -S {flag} {kib} && ")).collect();
+    let mut command = Command::new("sh");
+    command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
+    command.arg("-c").arg(format!("{limits}exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_engraft"));
+    command.args(arguments).output().expect("running a shell")
+}
+
+/// A run whose arena is far larger than the process itself.
+fn arguments<'a>(verb: &'a str, model: &'a str, data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let shape = ["--batch-size", "36", "--rank", "64", "--iters", "2", "-t", "2", "--keep", "inputs"];
+    [&[verb, "-m", model, "--data", data, "--json"][..], &shape, more].concat()
+}
+
+#[test]
+fn a_tenth_more_than_planned_is_enough_and_less_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("adapter").display().to_string();
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let planned = engraft(&arguments("plan", &model, &data, &["--no-calibration"]));
+    let planned = last_line(&planned)["planned_private_bytes"].as_u64().expect("a plan");
+    let train = arguments("train", &model, &data, &["--adapter-path", &out]);
+    let (enough, too_little) = (planned * 11 / 10 / 1024, planned * 9 / 10 / 1024);
+
+    let done = limited(&[("-d", enough)], &train);
+    assert_eq!(done.status.code(), Some(0), "{planned} planned: {}", stderr(&done));
+    let peak = last_line(&done)["peak_private_bytes"].as_u64().expect("a peak");
+    assert!(peak <= planned, "{peak} held, {planned} planned");
+    std::fs::remove_dir_all(&out).expect("removing");
+    let done = limited(&[("-v", 1 << 20)], &train);
+    assert_eq!(done.status.code(), Some(0), "a GiB of addresses: {}", stderr(&done));
+    std::fs::remove_dir_all(&out).expect("removing");
+
+    let mut refusals = 0;
+    for kib in [too_little, planned / 2 / 1024, planned / 1024 - 64, 8 << 10, 6 << 10] {
+        let refused = limited(&[("-d", kib)], &train);
+        let (out_text, err) = (stdout(&refused), stderr(&refused));
+        assert_eq!(refused.status.signal(), None, "{kib} KiB: {err}");
+        assert_eq!(refused.status.code(), Some(3), "{kib} KiB: {err}");
+        assert!(err.contains("RLIMIT_DATA") && err.contains("private memory"), "{kib} KiB: {err}");
+        assert!(out_text.contains("does_not_fit"), "{kib} KiB: {out_text}");
+        assert!(!Path::new(&out).exists(), "{kib} KiB: something was written");
+        refusals += 1;
+    }
+    // What would fit is named, and does fit.
+    let refused = limited(&[("-d", too_little)], &train);
+    assert!(stderr(&refused).contains("--batch-size"), "{}", stderr(&refused));
+    eprintln!(
+        "{planned} bytes planned, {peak} held at most under {enough} KiB; {refusals} limits refused with 3"
+    );
+}
+
+#[test]
+fn what_is_refused_allocates_little() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let out = folder.path().join("adapter").display().to_string();
+    // Full fine-tuning takes some 80 MiB. Under limits that the process could not exceed if it would, a refusal
+    // that came late would be an abort.
+    let big = ["--batch-size", "256", "--adapter-path", &out, "--fine-tune-type", "full"];
+    let arguments = [&["train", "-m", &model, "--data", &data, "-t", "1"][..], &big].concat();
+    for limit in [("-d", 16 << 10), ("-v", 192 << 10)] {
+        let refused = limited(&[limit], &arguments);
+        let err = stderr(&refused);
+        assert_eq!((refused.status.signal(), refused.status.code()), (None, Some(3)), "{limit:?}: {err}");
+        assert!(err.contains("RLIMIT_"), "{limit:?}: {err}");
+    }
+}
+
+#[test]
+fn a_device_can_be_asked_about() {
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let small = engraft(&arguments("plan", &model, &data, &["--no-calibration", "--device", "pi-zero-2w"]));
+    assert_eq!(small.status.code(), Some(0), "{}", stderr(&small));
+    // The built-in model is small; full fine-tuning of rows by the thousand is not.
+    let more = ["--no-calibration", "--device", "pi-zero-2w"];
+    let rows = ["--batch-size", "4096", "--keep", "all", "--kl-weight", "1"];
+    let big = [&["plan", "-m", &model][..], &more, &rows].concat();
+    let refused = engraft(&big);
+    assert_eq!(refused.status.code(), Some(3), "{}", stderr(&refused));
+    let err = stderr(&refused);
+    assert!(err.contains("--device pi-zero-2w") && err.contains("512 MiB"), "{err}");
+}
