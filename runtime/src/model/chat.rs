@@ -9,6 +9,7 @@
 //! random bits, which no message can hold. `trim`, `strip` and `split` see through the marks; a template
 //! that cuts a content apart in another way is refused rather than misread.
 
+mod guard;
 mod jinja;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -124,8 +125,7 @@ impl ChatTemplate {
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let marks = Marks::new();
-        let mut env = jinja::environment(&marks);
-        env.add_template_owned("chat", source.to_owned()).map_err(|e| jinja_error("compiling", &e))?;
+        let env = jinja::environment(&marks, source).map_err(|e| jinja_error("compiling", &e))?;
         Ok(ChatTemplate { env, marks, kind, bos, eos })
     }
 
@@ -262,7 +262,7 @@ fn check_messages(messages: &[Message], tools_bytes: usize) -> Result<usize> {
 fn jinja_error(doing: &str, error: &minijinja::Error) -> Error {
     let line = error.line().map(|line| format!(" at line {line}")).unwrap_or_default();
     let what = match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
+        Some(detail) => format!("{}: {}", error.kind(), jinja::unmarked(detail)),
         None => error.kind().to_string(),
     };
     let kind = match error.detail() {

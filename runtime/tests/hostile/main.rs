@@ -1,0 +1,8 @@
+//! Files from strangers: fixed cases of every format that is read, each with how it must be refused, and
+//! mutations of good files by seed. None may panic, take long, or take memory that its size does not warrant.
+
+#[path = "../gguf/heap.rs"]
+mod heap;
+mod run;
+mod subject;
+mod template;
