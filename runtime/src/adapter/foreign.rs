@@ -10,7 +10,7 @@ use serde_json::{Map as Object, Value};
 
 use super::exchange::{Exchange, corrupt, unsupported};
 use super::{ADAPTER_FILE, gguf_file, mlx, peft};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, told};
 use crate::model::ModelConfig;
 
 /// Longest file of settings, in bytes.
@@ -104,7 +104,7 @@ pub(super) fn read_json(file: &Path) -> Result<Object<String, Value>> {
     if text.len() as u64 > JSON_MAX {
         return Err(corrupt(format!("{place}: more than {JSON_MAX} bytes are no settings")));
     }
-    let parsed = serde_json::from_slice(&text).map_err(|e| corrupt(format!("{place}: {e}")))?;
+    let parsed = serde_json::from_slice(&text).map_err(|e| corrupt(format!("{place}: {}", told(e))))?;
     let Unique(object) = parsed;
     Ok(object)
 }
