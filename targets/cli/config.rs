@@ -2,6 +2,8 @@
 //! would write after it. Flags on the command line win over the file.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Result;
@@ -26,7 +28,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// verb, or a value that the flag refuses.
 pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<Vec<OsString>> {
     let place = file.display();
-    let misuse = |message: String| Error::new(ErrorKind::Misuse, format!("{place}: {message}"));
+    let misuse = |message: String| Error::new(ErrorKind::Misuse, format!("{place}: {}", told(&message)));
     let table: toml::Table = read(file)?.parse().map_err(|e: toml::de::Error| misuse(e.to_string()))?;
 
     let mut definition = command();
@@ -55,12 +57,23 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
 
 fn read(file: &Path) -> Result<String, Error> {
     let what = format!("reading {} (--config)", file.display());
-    let size = std::fs::metadata(file).map_err(|e| Error::io(&what, e))?.len();
-    if size > FILE_BYTES_MAX {
-        let message = format!("{what}: {size} bytes are too many for a file of settings");
-        return Err(Error::new(ErrorKind::Misuse, message));
+    let mut bytes = Vec::new();
+    // A device or a pipe has no length that could be asked for before.
+    let opened = File::open(file).and_then(|f| f.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    opened.map_err(|e| Error::io(&what, e))?;
+    let misuse = |problem: String| Error::new(ErrorKind::Misuse, format!("{what}: {problem}"));
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(misuse(format!("more than {FILE_BYTES_MAX} bytes are too many for a file of settings")));
     }
-    std::fs::read_to_string(file).map_err(|e| Error::io(&what, e))
+    String::from_utf8(bytes).map_err(|_| misuse("not UTF-8: save it as a text in UTF-8".into()))
+}
+
+/// A message with words of the file: of bounded length, and without what a terminal would obey.
+fn told(message: &str) -> String {
+    const SHOWN: usize = 1000;
+    let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+    let shown: String = message.chars().take(SHOWN).map(plain).collect();
+    if message.chars().nth(SHOWN).is_some() { shown + "…" } else { shown }
 }
 
 /// The verb's flag with a long name or alias.
