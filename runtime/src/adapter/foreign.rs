@@ -12,6 +12,7 @@ use super::exchange::{Exchange, corrupt, unsupported};
 use super::{ADAPTER_FILE, gguf_file, mlx, peft};
 use crate::error::{Error, ErrorKind, Result, told};
 use crate::model::ModelConfig;
+use crate::model::gguf::quote;
 
 /// Longest file of settings, in bytes.
 const JSON_MAX: u64 = 1 << 20;
@@ -130,7 +131,7 @@ impl<'de> Visitor<'de> for Once {
         let mut found = Object::new();
         while let Some((key, value)) = map.next_entry::<String, Value>()? {
             if found.contains_key(&key) {
-                return Err(de::Error::custom(format!("key {key:?} comes twice")));
+                return Err(de::Error::custom(format!("key {} comes twice", quote(&key))));
             }
             found.insert(key, value);
         }

@@ -12,7 +12,7 @@ use super::exchange::{
 };
 use super::foreign::{Imported, read_json};
 use super::params::Init;
-use super::peft::CONFIG_FILE;
+use super::peft::{CONFIG_FILE, whole};
 use super::safetensors::{self, Tensor};
 use crate::error::{Result, told};
 use crate::model::ModelConfig;
@@ -80,7 +80,7 @@ impl Settings {
         let required =
             |key: &str| number(key)?.ok_or_else(|| corrupt(format!("lora_parameters: {key} is missing")));
         Ok(Settings {
-            rank: required("rank")? as usize,
+            rank: whole("rank", required("rank")?)?,
             scale: required("scale")? as f32,
             dropout: number("dropout")?.unwrap_or(0.0) as f32,
             dora,

@@ -376,7 +376,8 @@ fn text(key: &str, value: &Value) -> Result<String> {
     value.as_str().map(str::to_owned).ok_or_else(|| corrupt(format!("{key} holds no texts")))
 }
 
-fn whole(key: &str, value: f64) -> Result<usize> {
+/// A number that must be whole, and within what any adapter has.
+pub(super) fn whole(key: &str, value: f64) -> Result<usize> {
     if value >= 0.0 && value <= f64::from(1 << 24) && value.fract() == 0.0 {
         return Ok(value as usize);
     }
