@@ -3,6 +3,13 @@
 
 #[path = "../gguf/heap.rs"]
 mod heap;
+mod mutate;
+mod rows;
 mod run;
 mod subject;
+mod sweep;
 mod template;
+mod tensors;
+#[path = "../gguf/writer.rs"]
+#[allow(dead_code, reason = "the model's own tests use the rest")]
+mod writer;

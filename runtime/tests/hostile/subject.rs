@@ -269,11 +269,22 @@ fn used(exchange: engraft_runtime::adapter::exchange::Exchange) -> Result<()> {
     Ok(())
 }
 
-/// Runs `f` in a new folder that holds these files; it is called `hostile`.
+thread_local! {
+    /// In memory where the system has such a place: a million files are a burden to a disk.
+    static ROOT: tempfile::TempDir = {
+        let mut folder = tempfile::Builder::new();
+        folder.prefix(LABEL);
+        folder.tempdir_in("/dev/shm").or_else(|_| folder.tempdir()).expect("a folder")
+    };
+}
+
+/// Runs `f` in a folder that holds these files and no others; `hostile` is a part of its name.
 fn in_folder(files: &[(&str, &[u8])], f: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let root = tempfile::Builder::new().prefix(LABEL).tempdir().expect("a folder");
+    let names: Vec<_> = files.iter().map(|(name, _)| *name).collect();
+    let dir = ROOT.with(|root| root.path().join(names.join("+")));
+    std::fs::create_dir_all(&dir).expect("a folder");
     for (name, bytes) in files {
-        std::fs::write(root.path().join(name), bytes).expect("a file");
+        std::fs::write(dir.join(name), bytes).expect("a file");
     }
-    f(root.path())
+    f(&dir)
 }

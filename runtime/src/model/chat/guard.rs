@@ -188,7 +188,7 @@ pub(super) fn assigned(state: &State, value: Value) -> Result<Value, JinjaError>
 }
 
 fn walk(state: &State, value: &Value, levels: usize) -> Result<(), JinjaError> {
-    state.consume_fuel(1)?;
+    state.consume_fuel(4)?;
     let kind = value.kind();
     if !matches!(kind, ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
         return Ok(());
