@@ -16,17 +16,17 @@ pub(crate) const MESSAGE_MAX: usize = 2048;
 
 /// The time that this thread had a core, where the system tells (other processes may have had it meanwhile);
 /// else the time that passed.
-struct Clock {
+pub(crate) struct Clock {
     begin: Instant,
     on_core: Option<Duration>,
 }
 
 impl Clock {
-    fn start() -> Clock {
+    pub(crate) fn start() -> Clock {
         Clock { begin: Instant::now(), on_core: on_core() }
     }
 
-    fn time(&self) -> Duration {
+    pub(crate) fn time(&self) -> Duration {
         let passed = self.begin.elapsed();
         // Asking costs more than most inputs do.
         if passed < TIME_MAX / 10 {
