@@ -24,8 +24,8 @@ const TEMPLATE_BYTES_MAX: usize = 1 << 18;
 const CONTENT_BYTES_MAX: usize = 1 << 24;
 /// Messages of a conversation, at most.
 const MESSAGES_MAX: usize = 1 << 16;
-/// Fuel of every rendering: one instruction or 64 bytes each, so about 16 MiB.
-const FUEL_BASE: u64 = 1 << 18;
+/// Fuel of every rendering: one instruction or 64 bytes each, so about 8 MiB.
+const FUEL_BASE: u64 = 1 << 17;
 /// More for each byte of content: templates copy a content a dozen times at most.
 const FUEL_PER_BYTE: u64 = 1;
 /// More for each message.

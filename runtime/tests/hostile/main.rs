@@ -4,6 +4,7 @@
 #[path = "../gguf/heap.rs"]
 mod heap;
 mod mutate;
+mod reseal;
 mod rows;
 mod run;
 mod subject;

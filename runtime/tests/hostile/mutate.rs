@@ -3,8 +3,7 @@
 //!
 //! A case follows from the seed and its own number alone, so that each can be run again by itself.
 
-use engraft_codec::Crc32c;
-
+use crate::reseal::reseal;
 use crate::subject::{MLX_CONFIG, PEFT_CONFIG, small_peft};
 use crate::tensors::{engraft, gguf_adapter};
 use crate::writer::{self, Kv, Writer};
@@ -174,32 +173,20 @@ pub(crate) fn frame(dice: &mut Dice) -> Vec<u8> {
         bytes[at..at + width].copy_from_slice(&extreme[..width]);
     }
     if dice.below(8) > 0 {
-        reseal(&mut bytes, header);
+        // The header's length decides where the sums lie: a changed one goes in behind them.
+        let length: [u8; 4] = bytes[64..68].try_into().expect("four bytes");
+        bytes[64..68].copy_from_slice(&(header as u32).to_le_bytes());
+        reseal(&mut bytes).expect("a whole frame");
+        if length != bytes[64..68] {
+            bytes[64..68].copy_from_slice(&length);
+            let crc = engraft_codec::Crc32c::of(&bytes[..76]).to_le_bytes();
+            bytes[76..80].copy_from_slice(&crc);
+        }
     }
     if dice.below(6) == 0 {
         damage(&mut bytes, dice);
     }
     bytes
-}
-
-/// Sets all checksums of a frame of one section by its real layout.
-fn reseal(bytes: &mut [u8], header: usize) {
-    let mut seal = Crc32c::new();
-    let mut sum = |bytes: &mut [u8], from: usize, to: usize| {
-        let crc = Crc32c::of(&bytes[from..to]).to_le_bytes();
-        bytes[to..to + 4].copy_from_slice(&crc);
-        seal.update(&crc);
-    };
-    let (table, end) = (80 + header + 4, bytes.len() - 32);
-    sum(bytes, 0, 76);
-    sum(bytes, 80, 80 + header);
-    sum(bytes, table, table + 32);
-    sum(bytes, table + 36, end - 4);
-    let generation: [u8; 8] = bytes[16..24].try_into().expect("eight bytes");
-    bytes[end..end + 4].copy_from_slice(&seal.finish().to_le_bytes());
-    bytes[end + 4..end + 12].copy_from_slice(&generation);
-    let crc = Crc32c::of(&bytes[end..end + 28]).to_le_bytes();
-    bytes[end + 28..].copy_from_slice(&crc);
 }
 
 /// Where the numbers, texts and literals of JSON or TOML stand, and its punctuation.

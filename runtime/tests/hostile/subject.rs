@@ -43,7 +43,7 @@ pub fn gguf(bytes: &[u8]) -> Result<()> {
     let Text { tokenizer, chat } = Text::of(&model)?;
     assert!(tokenizer.heap_bytes() <= planned, "more heap than was planned");
     use_tokenizer(&tokenizer);
-    use_chat(&chat, &tokenizer)
+    use_chat(&chat, &tokenizer).map_err(|e| e.at(LABEL))
 }
 
 fn use_description(file: &Gguf, bytes: &[u8]) {

@@ -152,6 +152,21 @@ fn a_million_mutations_are_refused_or_used() {
     sweep_all(1);
 }
 
+/// `ENGRAFT_FUZZ_SEEDS=FOLDER cargo test --workspace --test hostile -- --ignored seeds_for_fuzzing`
+#[test]
+#[ignore = "writes files where ENGRAFT_FUZZ_SEEDS says"]
+fn seeds_for_fuzzing() {
+    let folder = std::env::var_os("ENGRAFT_FUZZ_SEEDS").expect("ENGRAFT_FUZZ_SEEDS names a folder");
+    for format in &FORMATS {
+        let folder = std::path::Path::new(&folder).join(format.name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for case in 0..200 {
+            let bytes = (format.make)(&mut Dice::new(0, case));
+            std::fs::write(folder.join(case.to_string()), bytes).expect("a file");
+        }
+    }
+}
+
 /// Readers as they should not be: the sweep must find fault with each.
 #[test]
 fn broken_readers_are_caught() {

@@ -17,6 +17,8 @@ pub(super) const FILTER: &str = "engraft_assigned";
 
 /// Tokens of one tag that may each nest the next one, at most. Templates in use have some 60.
 const TOKENS_MAX: usize = 256;
+/// Characters of a line, and lines, at most: the engine counts both in 16 bits, and adds one for an error.
+const LINE_MAX: usize = 1 << 15;
 /// Brackets open at once in one tag, at most.
 const BRACKETS_MAX: usize = 16;
 /// `elif` and `macro` tags of a template, each of which may nest the next one, at most.
@@ -32,6 +34,10 @@ const LEVELS_MAX: usize = 160;
 /// # Errors
 /// What is too deep and in which line; or the lexer's error, which compiling would meet too.
 pub(super) fn guarded(source: &str, syntax: &SyntaxConfig) -> Result<String, JinjaError> {
+    if source.lines().count() > LINE_MAX || source.lines().any(|line| line.len() > LINE_MAX) {
+        let problem = format!("more than {LINE_MAX} lines, or a line of more than {LINE_MAX} bytes");
+        return Err(JinjaError::new(JinjaKind::SyntaxError, problem));
+    }
     let mut guard = Guard::default();
     for token in tokenize(source, false, syntax.clone()) {
         let (token, span) = token?;
