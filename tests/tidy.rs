@@ -603,6 +603,41 @@ fn unknown_top_levels_are_found() {
     assert_eq!(unknown_top_level(&files.into()), ["notes", "x.rs"]);
 }
 
+/// Parsers of untrusted files rely on overflow checks; the kernels alone, which see checked shapes, do without.
+#[test]
+fn release_builds_check_overflow() {
+    let manifest = read(Path::new("Cargo.toml"));
+    assert_eq!(unchecked_profiles(&manifest), Vec::<String>::new());
+    let off = manifest.replacen("overflow-checks = true", "overflow-checks = false", 1);
+    assert_eq!(unchecked_profiles(&off), ["release"], "the check sees one that is off");
+    let absent = manifest.replacen("overflow-checks = true", "", 1);
+    assert_eq!(unchecked_profiles(&absent), ["release"], "release is without unless it says so");
+    let other = format!("{manifest}\n[profile.release.package.engraft-runtime]\noverflow-checks = false\n");
+    assert_eq!(unchecked_profiles(&other), ["release.package.engraft-runtime"]);
+    let own = format!("{manifest}\n[profile.tiny]\ninherits = \"release\"\noverflow-checks = false\n");
+    assert_eq!(unchecked_profiles(&own), ["tiny"]);
+}
+
+/// Profiles of the workspace under which a parser is built without overflow checks.
+fn unchecked_profiles(manifest: &str) -> Vec<String> {
+    let manifest: toml::Table = manifest.parse().expect("the workspace's manifest");
+    let profiles = manifest.get("profile").and_then(|p| p.as_table()).expect("profiles");
+    let checks = |table: &toml::Value| table.get("overflow-checks").and_then(toml::Value::as_bool);
+    let mut findings = Vec::new();
+    for (name, profile) in profiles {
+        // Development profiles check by themselves.
+        if checks(profile).is_some_and(|on| !on) || name == "release" && checks(profile).is_none() {
+            findings.push(name.clone());
+        }
+        for (package, own) in profile.get("package").and_then(|p| p.as_table()).into_iter().flatten() {
+            if checks(own) == Some(false) && package != "engraft-kernels" {
+                findings.push(format!("{name}.package.{package}"));
+            }
+        }
+    }
+    findings
+}
+
 /// How many commands the README marks as the one that `.ci/run` runs.
 fn test_commands(readme: &str) -> usize {
     readme.lines().filter(|line| line.trim() == "<!-- ci: the test command -->").count()

@@ -92,6 +92,18 @@ pub(crate) fn remedy_of(source: &std::io::Error) -> &'static str {
     }
 }
 
+/// Words of a file or of a library in a message: of bounded length, and without control characters, which a
+/// terminal would obey.
+pub(crate) fn told(words: impl fmt::Display) -> String {
+    const SHOWN: usize = 300;
+    let words = words.to_string();
+    let mut shown: String = words.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if words.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

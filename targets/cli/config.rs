@@ -2,6 +2,8 @@
 //! would write after it. Flags on the command line win over the file.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Result;
@@ -26,7 +28,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// verb, or a value that the flag refuses.
 pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<Vec<OsString>> {
     let place = file.display();
-    let misuse = |message: String| Error::new(ErrorKind::Misuse, format!("{place}: {message}"));
+    let misuse = |message: String| Error::new(ErrorKind::Misuse, format!("{place}: {}", told(&message)));
     let table: toml::Table = read(file)?.parse().map_err(|e: toml::de::Error| misuse(e.to_string()))?;
 
     let mut definition = command();
@@ -55,12 +57,23 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
 
 fn read(file: &Path) -> Result<String, Error> {
     let what = format!("reading {} (--config)", file.display());
-    let size = std::fs::metadata(file).map_err(|e| Error::io(&what, e))?.len();
-    if size > FILE_BYTES_MAX {
-        let message = format!("{what}: {size} bytes are too many for a file of settings");
-        return Err(Error::new(ErrorKind::Misuse, message));
+    let mut bytes = Vec::new();
+    // A device or a pipe has no length that could be asked for before.
+    let opened = File::open(file).and_then(|f| f.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    opened.map_err(|e| Error::io(&what, e))?;
+    let misuse = |problem: String| Error::new(ErrorKind::Misuse, format!("{what}: {problem}"));
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(misuse(format!("more than {FILE_BYTES_MAX} bytes are too many for a file of settings")));
     }
-    std::fs::read_to_string(file).map_err(|e| Error::io(&what, e))
+    String::from_utf8(bytes).map_err(|_| misuse("not UTF-8: save it as a text in UTF-8".into()))
+}
+
+/// A message with words of the file: of bounded length, and without what a terminal would obey.
+fn told(message: &str) -> String {
+    const SHOWN: usize = 1000;
+    let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+    let shown: String = message.chars().take(SHOWN).map(plain).collect();
+    if message.chars().nth(SHOWN).is_some() { shown + "…" } else { shown }
 }
 
 /// The verb's flag with a long name or alias.
@@ -214,5 +227,153 @@ mod tests {
             assert!(text.contains("settings.toml") && text.contains(key), "{toml}: {text}");
             assert_eq!(crate::exit::code(&error), 2, "{toml}");
         }
+    }
+
+    /// Files that are no settings, each with a part of its message: refused with code 2, in words of bounded
+    /// length, without control characters.
+    #[test]
+    fn hostile_files_are_refused() {
+        let deep =
+            |open: &str, close: &str, n: usize| format!("rank = {}1{}", open.repeat(n), close.repeat(n));
+        let long = "k\\u001b[2J".repeat(20_000);
+        let mut cases = vec![
+            ("a NUL".to_string(), "rank = 4\0".into(), "line 1"),
+            ("a byte".into(), "rank = \u{7f}".into(), "line 1"),
+            ("half a table".into(), "[train".into(), "line 1"),
+            ("a table".into(), "[rank]\nx = 1".into(), "`rank`"),
+            ("tables of a list".into(), "[[rank]]\n[[rank]]".into(), "`rank`"),
+            ("a key twice".into(), "rank = 4\nrank = 5".into(), "line 2"),
+            ("a key twice in another spelling".into(), "lora-alpha = 0\nlora_alpha = 4".into(), "lora"),
+            ("a dotted key".into(), "rank.x = 4".into(), "`rank`"),
+            ("an empty key".into(), "\"\" = 4".into(), "unknown key"),
+            ("a date".into(), "rank = 1979-05-27T07:32:00Z".into(), "`rank`"),
+            ("infinity".into(), "lora-alpha = inf".into(), "`lora-alpha`"),
+            ("not a number".into(), "lora-alpha = nan".into(), "`lora-alpha`"),
+            ("beyond i64".into(), "rank = 9223372036854775808".into(), "line 1"),
+            ("the least i64".into(), "rank = -9223372036854775808".into(), "`rank`"),
+            ("beyond f64".into(), "lora-alpha = 1e999".into(), "`lora-alpha`"),
+            ("a flag for a key".into(), "\"--rank\" = 4".into(), "unknown key"),
+            ("a value that is a flag".into(), "rank = \"--help\"".into(), "`rank`"),
+            ("control characters in a key".into(), format!("\"{long}\" = 1"), "unknown key"),
+            ("control characters in a value".into(), format!("rank = \"{long}\""), "`rank`"),
+            ("control characters that are no TOML".into(), "\u{1b}[2J".repeat(20_000), "line 1"),
+            ("a line without end".into(), "x".repeat(1 << 20), "line 1"),
+            ("a list without end".into(), format!("rank = [{}1]", "1,".repeat(400_000)), "`rank`"),
+            (
+                "a list of texts without end".into(),
+                format!("lora-modules = [{}\"q\"]", "\"z\",".repeat(150_000)),
+                "`lora-modules`",
+            ),
+            ("too long".into(), "#".repeat((1 << 20) + 1), "too many"),
+        ];
+        for n in [79, 80, 81, 1000, 200_000] {
+            cases.push((format!("{n} lists"), deep("[", "]", n), ""));
+            cases.push((format!("{n} tables"), deep("{a=", "}", n.min(150_000)), ""));
+            cases.push((format!("{n} open lists"), deep("[", "", n), ""));
+            cases.push((format!("{n} dots"), format!("a{} = 1", ".a".repeat(n)), ""));
+            cases.push((format!("{n} dots of a table"), format!("[a{}]", ".a".repeat(n)), ""));
+        }
+        for (name, text, part) in &cases {
+            let begin = std::time::Instant::now();
+            let error = train(text, &[]).expect_err(name);
+            let told = error.to_string();
+            assert!(told.contains("settings.toml") && told.contains(part), "{name}: {told}");
+            assert!(
+                told.len() < 8192 && !told.contains(|c: char| c.is_control() && c != '\n'),
+                "{name}: {told:?}"
+            );
+            assert_eq!(crate::exit::code(&error), 2, "{name}");
+            // The promise is 100 ms in a release build; other tests run meanwhile.
+            assert!(begin.elapsed().as_secs() < 5, "{name} took {:?}", begin.elapsed());
+        }
+        eprintln!("{} files of settings are refused", cases.len());
+    }
+
+    #[test]
+    fn files_that_are_no_text_or_have_no_end_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("settings.toml");
+        std::fs::write(&file, b"rank = \xff").unwrap();
+        let message = read(&file).unwrap_err();
+        assert!(message.kind() == ErrorKind::Misuse && message.message().contains("not UTF-8"), "{message}");
+        #[cfg(unix)]
+        for (device, part) in [("/dev/zero", "too many"), ("/dev/urandom", "too many")] {
+            let error = read(Path::new(device)).unwrap_err();
+            assert!(error.kind() == ErrorKind::Misuse && error.message().contains(part), "{device}: {error}");
+        }
+    }
+
+    /// Words of good files, exchanged, moved and doubled by seed: refused or read, never a panic.
+    #[test]
+    fn mutated_files_are_refused_or_read() {
+        const WORDS: [&str; 24] = [
+            "rank",
+            "lora_alpha",
+            "learning-rate",
+            "lora-modules",
+            "epochs",
+            "mask-prompt",
+            "=",
+            "=",
+            "=",
+            "\n",
+            "\n",
+            "\n",
+            "4",
+            "-1",
+            "1e-3",
+            "\"q\"",
+            "[",
+            "]",
+            "{",
+            "}",
+            ",",
+            ".",
+            "true",
+            "9223372036854775807",
+        ];
+        let seed = std::env::var("ENGRAFT_MUTATION_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(7_u64);
+        let mut state = seed | 1;
+        let mut below = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        let (mut read, mut refused) = (0, 0);
+        for case in 0..1500 {
+            let mut words = vec![
+                "rank",
+                "=",
+                "4",
+                "\n",
+                "lora-modules",
+                "=",
+                "[",
+                "\"q\"",
+                "]",
+                "\n",
+                "epochs",
+                "=",
+                "2",
+                "\n",
+            ];
+            for _ in 0..1 + below(3) {
+                let at = below(words.len());
+                match below(4) {
+                    0 => words[at] = WORDS[below(WORDS.len())],
+                    1 => words.insert(at, WORDS[below(WORDS.len())]),
+                    2 => drop(words.remove(at)),
+                    _ => words.swap(at, 0),
+                }
+            }
+            match train(&words.join(" "), &[]) {
+                Ok(_) => read += 1,
+                Err(e) => {
+                    assert_eq!(crate::exit::code(&e), 2, "seed {seed}, case {case}: {e}");
+                    refused += 1;
+                }
+            }
+        }
+        eprintln!("settings, seed {seed}: {read} read, {refused} refused");
+        assert!(read > 50 && refused > 50);
     }
 }

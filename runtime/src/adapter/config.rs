@@ -171,9 +171,10 @@ impl LoraConfig {
 
     /// The value of the override that is meant for this place, if any is.
     fn overridden<T>(&self, layer: usize, proj: Proj, value: impl Fn(&Override) -> Option<T>) -> Option<T> {
+        // They are in order, each place once: a file may hold many of them, and many layers.
         let at = |wanted: Option<usize>| {
-            let here = self.overrides.iter().filter(|o| o.proj == proj && o.layer == wanted);
-            here.filter_map(&value).next()
+            let found = self.overrides.binary_search_by_key(&(wanted, proj), |o| (o.layer, o.proj));
+            value(&self.overrides[found.ok()?])
         };
         at(Some(layer)).or_else(|| at(None))
     }
@@ -213,7 +214,8 @@ impl LoraConfig {
         }
         o.rank.map_or(Ok(()), check_rank)?;
         o.alpha.map_or(Ok(()), check_alpha)?;
-        if !self.targets.contains(&o.proj) || o.layer.is_some_and(|l| !self.layers.contains(&l)) {
+        if !self.targets.contains(&o.proj) || o.layer.is_some_and(|l| self.layers.binary_search(&l).is_err())
+        {
             return Err("its rank or alpha is given, but it is not adapted".into());
         }
         Ok(())

@@ -10,8 +10,9 @@ use serde_json::{Map as Object, Value};
 
 use super::exchange::{Exchange, corrupt, unsupported};
 use super::{ADAPTER_FILE, gguf_file, mlx, peft};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, told};
 use crate::model::ModelConfig;
+use crate::model::gguf::quote;
 
 /// Longest file of settings, in bytes.
 const JSON_MAX: u64 = 1 << 20;
@@ -104,7 +105,7 @@ pub(super) fn read_json(file: &Path) -> Result<Object<String, Value>> {
     if text.len() as u64 > JSON_MAX {
         return Err(corrupt(format!("{place}: more than {JSON_MAX} bytes are no settings")));
     }
-    let parsed = serde_json::from_slice(&text).map_err(|e| corrupt(format!("{place}: {e}")))?;
+    let parsed = serde_json::from_slice(&text).map_err(|e| corrupt(format!("{place}: {}", told(e))))?;
     let Unique(object) = parsed;
     Ok(object)
 }
@@ -130,7 +131,7 @@ impl<'de> Visitor<'de> for Once {
         let mut found = Object::new();
         while let Some((key, value)) = map.next_entry::<String, Value>()? {
             if found.contains_key(&key) {
-                return Err(de::Error::custom(format!("key {key:?} comes twice")));
+                return Err(de::Error::custom(format!("key {} comes twice", quote(&key))));
             }
             found.insert(key, value);
         }

@@ -12,9 +12,9 @@ use super::exchange::{
 };
 use super::foreign::{Imported, read_json};
 use super::params::Init;
-use super::peft::CONFIG_FILE;
+use super::peft::{CONFIG_FILE, whole};
 use super::safetensors::{self, Tensor};
-use crate::error::Result;
+use crate::error::{Result, told};
 use crate::model::ModelConfig;
 
 /// The tensors' file.
@@ -65,7 +65,9 @@ impl Settings {
             None | Some(Value::Null) => false,
             Some(Value::String(kind)) if kind == "lora" => false,
             Some(Value::String(kind)) if kind == "dora" => true,
-            Some(other) => return Err(unsupported(format!("fine_tune_type {other}: lora can be used"))),
+            Some(other) => {
+                return Err(unsupported(format!("fine_tune_type {}: lora can be used", told(other))));
+            }
         };
         let parameters = object.get("lora_parameters").and_then(Value::as_object);
         let parameters = parameters.ok_or_else(|| corrupt("lora_parameters is missing"))?;
@@ -78,7 +80,7 @@ impl Settings {
         let required =
             |key: &str| number(key)?.ok_or_else(|| corrupt(format!("lora_parameters: {key} is missing")));
         Ok(Settings {
-            rank: required("rank")? as usize,
+            rank: whole("rank", required("rank")?)?,
             scale: required("scale")? as f32,
             dropout: number("dropout")?.unwrap_or(0.0) as f32,
             dora,

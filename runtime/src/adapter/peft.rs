@@ -16,7 +16,7 @@ use super::exchange::{
 use super::foreign::{Imported, read_json};
 use super::params::Init;
 use super::safetensors::{self, Tensor, Written};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, told};
 use crate::model::gguf::quote;
 use crate::model::{ModelConfig, Proj};
 use crate::storage::{Storage, commit, create_dir_all};
@@ -266,13 +266,16 @@ fn foreign_settings(object: &Object<String, Value>) -> Result<()> {
     match of("task_type") {
         Value::Null => {}
         Value::String(task) if task == "CAUSAL_LM" => {}
-        other => return Err(unsupported(format!("task_type {other}: CAUSAL_LM can be used"))),
+        other => return Err(unsupported(format!("task_type {}: CAUSAL_LM can be used", told(other)))),
     }
     match of("bias") {
         Value::Null => {}
         Value::String(bias) if bias == "none" => {}
         other => {
-            return Err(unsupported(format!("bias {other}: trained biases can't be used, only \"none\"")));
+            return Err(unsupported(format!(
+                "bias {}: trained biases can't be used, only \"none\"",
+                told(other)
+            )));
         }
     }
     for key in FOREIGN {
@@ -374,7 +377,8 @@ fn text(key: &str, value: &Value) -> Result<String> {
     value.as_str().map(str::to_owned).ok_or_else(|| corrupt(format!("{key} holds no texts")))
 }
 
-fn whole(key: &str, value: f64) -> Result<usize> {
+/// A number that must be whole, and within what any adapter has.
+pub(super) fn whole(key: &str, value: f64) -> Result<usize> {
     if value >= 0.0 && value <= f64::from(1 << 24) && value.fract() == 0.0 {
         return Ok(value as usize);
     }

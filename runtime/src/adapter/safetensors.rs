@@ -13,12 +13,14 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::Precision;
 use super::exchange::{corrupt, unsupported};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, told};
 use crate::model::gguf::quote;
 use crate::model::map::Map;
 
 /// Longest header, in bytes.
 pub const HEADER_MAX: usize = 16 << 20;
+/// Most extents of a tensor: a pair's have two, and messages show them.
+const EXTENTS_MAX: usize = 8;
 /// Most tensors of a file.
 const TENSORS_MAX: usize = 65_536;
 
@@ -57,9 +59,11 @@ pub(super) fn read(path: &Path, mut take: impl FnMut(Tensor) -> Result<()>) -> R
 fn read_bytes(bytes: &[u8], take: &mut dyn FnMut(Tensor) -> Result<()>) -> Result<()> {
     let header = check(bytes)?;
     // The crate's checks come on top; where it finds more, its word is the message.
-    let parsed = SafeTensors::deserialize(bytes).map_err(|e| corrupt(format!("no safetensors file: {e}")))?;
+    let parsed =
+        SafeTensors::deserialize(bytes).map_err(|e| corrupt(format!("no safetensors file: {}", told(e))))?;
     for name in header.0.keys().filter(|k| *k != METADATA) {
-        let view = parsed.tensor(name).map_err(|e| corrupt(format!("tensor {}: {e}", quote(name))))?;
+        let view =
+            parsed.tensor(name).map_err(|e| corrupt(format!("tensor {}: {}", quote(name), told(e))))?;
         take(Tensor { name: name.clone(), shape: view.shape().to_vec(), values: floats(&view) })?;
     }
     Ok(())
@@ -141,7 +145,8 @@ fn check(bytes: &[u8]) -> Result<Header> {
     }
     let end = 8 + length as usize;
     let header = bytes.get(8..end).ok_or_else(|| corrupt("cut within its header: fetch it again"))?;
-    let header: Header = serde_json::from_slice(header).map_err(|e| corrupt(format!("its header: {e}")))?;
+    let header: Header =
+        serde_json::from_slice(header).map_err(|e| corrupt(format!("its header: {}", told(e))))?;
     let mut spans = Vec::with_capacity(header.0.len());
     for (name, field) in &header.0 {
         if let Field::Tensor(t) = field {
@@ -177,6 +182,9 @@ fn size(t: &Described) -> Result<u64> {
         "F16" | "BF16" => 2,
         other => return Err(unsupported(format!("of type {}: F32, F16 and BF16 are read", quote(other)))),
     };
+    if t.shape.len() > EXTENTS_MAX {
+        return Err(corrupt(format!("of {} extents: {EXTENTS_MAX} are the most", t.shape.len())));
+    }
     let product = t.shape.iter().try_fold(element, |n: u64, d| n.checked_mul(*d));
     product.filter(|n| *n > 0).ok_or_else(|| corrupt(format!("of shape {:?}", t.shape)))
 }

@@ -9,6 +9,9 @@ use std::path::Path;
 /// Bytes of a line, at most.
 pub const LINE_BYTES_MAX: usize = 1 << 24;
 
+/// Values of a line, at most: each takes some sixteen times the memory of its text.
+const VALUES_MAX: usize = 1 << 20;
+
 /// What is called for each row: the number of its line, and its value or why there is none. False ends it.
 pub type EachRow<'a> = dyn FnMut(usize, std::result::Result<Value, String>) -> Result<bool> + 'a;
 
@@ -47,6 +50,9 @@ pub fn for_each_row_of(mut reader: impl BufRead, path: &Path, row: &mut EachRow<
 
 fn parse(text: &[u8]) -> std::result::Result<Value, String> {
     let text = std::str::from_utf8(text).map_err(|e| format!("not UTF-8 at byte {}", e.valid_up_to() + 1))?;
+    if text.len() > VALUES_MAX && separators(text) >= VALUES_MAX {
+        return Err(format!("more than {VALUES_MAX} values"));
+    }
     // The error's own text can quote the row; its place can't.
     serde_json::from_str(text).map_err(|e| {
         let what = match e.classify() {
@@ -55,6 +61,21 @@ fn parse(text: &[u8]) -> std::result::Result<Value, String> {
         };
         format!("{what}, at column {}", e.column())
     })
+}
+
+/// What stands between values, and opens lists and objects of them.
+fn separators(text: &str) -> usize {
+    let (mut within, mut escaped, mut count) = (false, false, 0);
+    for b in text.bytes() {
+        match b {
+            _ if escaped => escaped = false,
+            b'\\' if within => escaped = true,
+            b'"' => within = !within,
+            b',' | b':' | b'[' | b'{' if !within => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// Reads a line without its end. None at the end of the file; false if it was too long, in which case it

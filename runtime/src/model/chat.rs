@@ -9,6 +9,7 @@
 //! random bits, which no message can hold. `trim`, `strip` and `split` see through the marks; a template
 //! that cuts a content apart in another way is refused rather than misread.
 
+mod guard;
 mod jinja;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -23,8 +24,8 @@ const TEMPLATE_BYTES_MAX: usize = 1 << 18;
 const CONTENT_BYTES_MAX: usize = 1 << 24;
 /// Messages of a conversation, at most.
 const MESSAGES_MAX: usize = 1 << 16;
-/// Fuel of every rendering: one instruction or 64 bytes each, so about 16 MiB.
-const FUEL_BASE: u64 = 1 << 18;
+/// Fuel of every rendering: one instruction or 64 bytes each, so about 8 MiB.
+const FUEL_BASE: u64 = 1 << 17;
 /// More for each byte of content: templates copy a content a dozen times at most.
 const FUEL_PER_BYTE: u64 = 1;
 /// More for each message.
@@ -124,8 +125,7 @@ impl ChatTemplate {
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let marks = Marks::new();
-        let mut env = jinja::environment(&marks);
-        env.add_template_owned("chat", source.to_owned()).map_err(|e| jinja_error("compiling", &e))?;
+        let env = jinja::environment(&marks, source).map_err(|e| jinja_error("compiling", &e))?;
         Ok(ChatTemplate { env, marks, kind, bos, eos })
     }
 
@@ -262,7 +262,7 @@ fn check_messages(messages: &[Message], tools_bytes: usize) -> Result<usize> {
 fn jinja_error(doing: &str, error: &minijinja::Error) -> Error {
     let line = error.line().map(|line| format!(" at line {line}")).unwrap_or_default();
     let what = match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
+        Some(detail) => format!("{}: {}", error.kind(), jinja::unmarked(detail)),
         None => error.kind().to_string(),
     };
     let kind = match error.detail() {

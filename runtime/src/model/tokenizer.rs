@@ -14,6 +14,7 @@ mod spm;
 mod vocab;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::gguf::quote;
 use bpe::{Bpe, ByteAlphabet};
 use pretokenize::Pre;
 use spm::Spm;
@@ -156,7 +157,8 @@ impl Tokenizer {
             "gpt2" => (Model::Bpe(Bpe::new(&vocab, pre_of(spec)?, &spec.merges)?), false),
             "llama" => (Model::Spm(Spm::new(&vocab, &spec.scores, byte_tokens(spec), spec.unk)), true),
             other => {
-                let message = format!("tokenizer.ggml.model {other:?} is not supported (gpt2 and llama are)");
+                let message =
+                    format!("tokenizer.ggml.model {} is not supported (gpt2 and llama are)", quote(other));
                 return Err(Error::new(ErrorKind::Unsupported, message));
             }
         };
@@ -413,7 +415,7 @@ fn pre_of(spec: &TokenizerSpec<'_>) -> Result<Pre> {
         let known = "gpt-2, smollm, llama-bpe, qwen2";
         Error::new(
             ErrorKind::Unsupported,
-            format!("tokenizer.ggml.pre {name:?} is not supported ({known} are)"),
+            format!("tokenizer.ggml.pre {} is not supported ({known} are)", quote(name)),
         )
     })
 }

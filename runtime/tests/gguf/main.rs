@@ -1,6 +1,7 @@
 //! GGUF: what is read, what it agrees with, and everything that is refused.
 
 mod accept;
+mod grid;
 mod heap;
 mod hostile;
 mod map;

@@ -1,8 +1,8 @@
 //! The template engine as Hugging Face's templates expect it, and the marks that follow contents
 //! through it.
 
-use super::{Piece, Source};
-use crate::error::{Error, ErrorKind, Result};
+use super::{Piece, Source, guard};
+use crate::error::{Error, ErrorKind, Result, told};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind as JinjaKind, State, Value};
@@ -167,17 +167,17 @@ impl Marks {
 
     /// Takes characters away from the end, seeing through marks.
     fn trim_end(&self, text: &str, drop: &dyn Fn(char) -> bool) -> String {
-        let mut kept = String::new();
+        let mut kept = Vec::new();
         let mut rest = text;
         loop {
             let mark = rest.len().checked_sub(MARK_BYTES).filter(|at| rest.is_char_boundary(*at));
             if let Some(at) = mark.filter(|at| self.at_start(&rest[*at..]).is_some()) {
-                kept.insert_str(0, &rest[at..]);
+                kept.push(&rest[at..]);
                 rest = &rest[..at];
             } else if rest.ends_with(drop) {
                 rest = &rest[..rest.len() - rest.chars().next_back().map_or(0, char::len_utf8)];
             } else {
-                return format!("{rest}{kept}");
+                return std::iter::once(rest).chain(kept.into_iter().rev()).collect();
             }
         }
     }
@@ -212,15 +212,43 @@ fn cut_apart() -> Error {
     Error::new(ErrorKind::Unsupported, message)
 }
 
+/// Frames that a template may have open at once: a macro takes four.
+const RECURSION_MAX: usize = 200;
+/// Filters that nest lists in lists, which no chat template needs: they would go past the guard.
+const NESTING_FILTERS: [&str; 5] = ["batch", "slice", "groupby", "zip", "chain"];
+
+/// The syntax: lenient as Jinja2, with the only settings that Hugging Face changes.
+///
+/// # Errors
+/// None that occurs: the delimiters are the engine's own.
+fn syntax() -> std::result::Result<SyntaxConfig, JinjaError> {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
+}
+
+/// A template's words in a message for people, without marks.
+pub(super) fn unmarked(detail: &str) -> String {
+    told(detail.chars().filter(|c| u32::from(*c) < PLANE).collect::<String>())
+}
+
 /// An engine set up as Hugging Face sets up Jinja: blocks trimmed, no escaping, Python's methods.
 /// `strftime_now` stays undefined: templates that know it then write their own fixed date, and a
 /// conversation renders the same every day.
-pub(super) fn environment(marks: &Marks) -> Environment<'static> {
+///
+/// Holds the template `source` under the name `chat`, with its [guards](super::guard).
+///
+/// # Errors
+/// What the engine can't compile, and what nests too deep.
+pub(super) fn environment(
+    marks: &Marks,
+    source: &str,
+) -> std::result::Result<Environment<'static>, JinjaError> {
     let mut env = Environment::new();
-    // Lenient as Jinja2; the only syntax settings that Hugging Face changes.
-    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
-        env.set_syntax(syntax);
-    }
+    let syntax = syntax()?;
+    let guarded = guard::guarded(source, &syntax)?;
+    env.set_syntax(syntax);
+    env.set_recursion_limit(RECURSION_MAX);
+    NESTING_FILTERS.iter().for_each(|filter| env.remove_filter(filter));
+    env.add_filter(guard::FILTER, guard::assigned);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.add_function("raise_exception", |message: String| -> JinjaResult {
         Err(JinjaError::new(JinjaKind::InvalidOperation, format!("{RAISED}{message}")))
@@ -234,16 +262,17 @@ pub(super) fn environment(marks: &Marks) -> Environment<'static> {
     env.set_unknown_method_callback(move |state, value, method, args| {
         python_method(&held, state, value, method, args)
     });
-    env
+    env.add_template_owned("chat", guarded)?;
+    Ok(env)
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-fn to_json(value: Value, args: Kwargs) -> JinjaResult {
+fn to_json(state: &State, value: Value, args: Kwargs) -> JinjaResult {
     let indent: Option<usize> = args.get("indent")?;
     // Python's other arguments change nothing that templates rely on.
     let _: (Option<Value>, Option<Value>) = (args.get("ensure_ascii")?, args.get("sort_keys")?);
     let wrong = |e: serde_json::Error| JinjaError::new(JinjaKind::InvalidOperation, e.to_string());
-    let mut out = Vec::new();
+    let mut out = Paid { state, bytes: Vec::new() };
     match indent {
         Some(n) => {
             let blanks = " ".repeat(n.min(16));
@@ -256,7 +285,30 @@ fn to_json(value: Value, args: Kwargs) -> JinjaResult {
             serde::Serialize::serialize(&value, &mut serializer).map_err(wrong)?;
         }
     }
-    Ok(Value::from(String::from_utf8_lossy(&out).into_owned()))
+    Ok(Value::from(String::from_utf8_lossy(&out.bytes).into_owned()))
+}
+
+/// Bytes that cost fuel as they come: a value that holds itself many times over is long.
+struct Paid<'s, 't, 'env> {
+    state: &'s State<'t, 'env>,
+    bytes: Vec<u8>,
+}
+
+impl std::io::Write for Paid<'_, '_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.state.consume_fuel(fuel(bytes.len())).map_err(std::io::Error::other)?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What reading or writing so many bytes costs.
+fn fuel(bytes: usize) -> u64 {
+    1 + bytes as u64 / 64
 }
 
 /// ", " between items and ": " after keys.
@@ -292,6 +344,10 @@ fn python_method(
     method: &str,
     args: &[Value],
 ) -> JinjaResult {
+    // The engine takes fuel for what a method gives, not for what it reads.
+    if value.kind() != ValueKind::String {
+        state.consume_fuel(4 * value.len().unwrap_or(1) as u64)?;
+    }
     match (value.kind(), method) {
         (ValueKind::String, _) => {
             string_method(marks, state, value.as_str().unwrap_or_default(), method, args)
@@ -306,7 +362,10 @@ fn python_method(
             Ok(if found.is_undefined() { args.get(1).cloned().unwrap_or(Value::from(())) } else { found })
         }
         (ValueKind::Seq, "count") => {
-            Ok(Value::from(value.try_iter()?.filter(|v| Some(v) == args.first()).count()))
+            // Comparing lists within lists has no end that fuel would know.
+            let is_part =
+                |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable);
+            Ok(Value::from(value.try_iter()?.filter(|v| !is_part(v) && Some(v) == args.first()).count()))
         }
         _ => Err(JinjaError::from(JinjaKind::UnknownMethod)),
     }
@@ -315,13 +374,14 @@ fn python_method(
 fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, args: &[Value]) -> JinjaResult {
     let arg = |i: usize| args.get(i).and_then(Value::as_str);
     let chars = arg(0);
+    state.consume_fuel(fuel(text.len()))?;
     Ok(match method {
         "strip" => Value::from(strip(marks, text, chars, true, true)),
         "lstrip" => Value::from(strip(marks, text, chars, true, false)),
         "rstrip" => Value::from(strip(marks, text, chars, false, true)),
         "startswith" | "endswith" => Value::from(affix(&marks.bare(text), method, args.first())?),
-        "split" | "rsplit" => Value::from(marks.balance(split(text, method, arg(0), args.get(1))?)),
-        "splitlines" => Value::from(marks.balance(text.lines().collect())),
+        "split" | "rsplit" => Value::from(marks.balance(split(state, text, method, arg(0), args.get(1))?)),
+        "splitlines" => Value::from(marks.balance(paid(state, text.lines())?)),
         "upper" | "lower" | "title" | "capitalize" => state.apply_filter(method, &[Value::from(text)])?,
         "replace" => match (arg(0), arg(1)) {
             (Some(_), Some(_)) => {
@@ -365,7 +425,16 @@ fn affix(bare: &str, method: &str, wanted: Option<&Value>) -> std::result::Resul
     }
 }
 
+/// Parts of a text, each at the price of its marks and its place in a list.
+fn paid<'t>(
+    state: &State,
+    parts: impl Iterator<Item = &'t str>,
+) -> std::result::Result<Vec<&'t str>, JinjaError> {
+    parts.map(|part| state.consume_fuel(fuel(4 * MARK_BYTES)).map(|()| part)).collect()
+}
+
 fn split<'t>(
+    state: &State,
     text: &'t str,
     method: &str,
     separator: Option<&str>,
@@ -374,12 +443,12 @@ fn split<'t>(
     let times = times.and_then(Value::as_i64).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX - 1);
     Ok(match separator {
         Some("") => return Err(JinjaError::new(JinjaKind::InvalidOperation, "empty separator")),
-        Some(separator) if method == "split" => text.splitn(times + 1, separator).collect(),
+        Some(separator) if method == "split" => paid(state, text.splitn(times.saturating_add(1), separator))?,
         Some(separator) => {
-            let mut parts: Vec<&str> = text.rsplitn(times + 1, separator).collect();
+            let mut parts = paid(state, text.rsplitn(times.saturating_add(1), separator))?;
             parts.reverse();
             parts
         }
-        None => text.split_whitespace().collect(),
+        None => paid(state, text.split_whitespace())?,
     })
 }

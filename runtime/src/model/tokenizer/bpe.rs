@@ -4,6 +4,7 @@ use super::Sink;
 use super::pretokenize::Pre;
 use super::vocab::{NONE, Vocab, VocabIndex, table_slots};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::gguf::quote;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::hash_map::RandomState;
@@ -56,7 +57,7 @@ impl Bpe {
             let bad = || {
                 Error::new(
                     ErrorKind::Corrupt,
-                    format!("tokenizer.ggml.merges[{rank}] is not a merge of tokens: {line:?}"),
+                    format!("tokenizer.ggml.merges[{rank}] is not a merge of tokens: {}", quote(line)),
                 )
             };
             let (l, r) = split_merge(line).ok_or_else(bad)?;
