@@ -220,20 +220,29 @@ pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
     }
 }
 
-/// [`create_dir_all`] of a folder within an output folder: a link in its place, which could lead anywhere, is
-/// refused.
+/// Refuses a link, or anything else that is no folder, in the place of a folder within an output folder: a
+/// link could lead anywhere.
 ///
 /// # Errors
-/// [`ErrorKind::Misuse`] for a link or anything else that is no folder; [`ErrorKind::Io`].
-pub fn create_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
+/// [`ErrorKind::Misuse`]; [`ErrorKind::Io`].
+pub fn check_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
     match storage.kind(dir) {
-        Ok(None | Some(EntryKind::Dir)) => create_dir_all(storage, dir),
+        Ok(None | Some(EntryKind::Dir)) => Ok(()),
         Ok(Some(_)) => {
             let message = "a link or a file stands where a folder is to be written: remove it";
             Err(Error::new(ErrorKind::Misuse, message).at(dir.display()))
         }
         Err(e) => Err(Error::io(format!("looking at {}", dir.display()), e)),
     }
+}
+
+/// [`create_dir_all`] of a folder within an output folder.
+///
+/// # Errors
+/// As [`check_dir_within`] and [`create_dir_all`].
+pub fn create_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    check_dir_within(storage, dir)?;
+    create_dir_all(storage, dir)
 }
 
 /// Why one attempt failed: a failed sync allows another file, everything else is final.
