@@ -529,84 +529,6 @@ pub fn frame_error(path: &Path, error: engraft_codec::Error<StdIoError>) -> Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
-    use std::rc::Rc;
-
-    /// The disk, with the k-th fallible call failing.
-    #[derive(Clone)]
-    struct FailAt {
-        left: Rc<Cell<usize>>,
-    }
-
-    impl FailAt {
-        fn step(&self) -> io::Result<()> {
-            let left = self.left.get();
-            self.left.set(left.saturating_sub(1));
-            if left == 1 { Err(io::Error::other("injected")) } else { Ok(()) }
-        }
-    }
-
-    struct FailingFile {
-        inner: Box<dyn StorageFile>,
-        fail: FailAt,
-    }
-
-    impl Write for FailingFile {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.fail.step()?;
-            self.inner.write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            self.inner.flush()
-        }
-    }
-
-    impl StorageFile for FailingFile {
-        fn sync(&mut self) -> io::Result<()> {
-            self.fail.step()?;
-            self.inner.sync()
-        }
-    }
-
-    impl Storage for FailAt {
-        fn create_new(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-            self.step()?;
-            Ok(Box::new(FailingFile { inner: Disk.create_new(path)?, fail: self.clone() }))
-        }
-        fn open(&self, path: &Path) -> io::Result<Opened> {
-            self.step()?;
-            Disk.open(path)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            self.step()?;
-            Disk.rename(from, to)
-        }
-        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-            self.step()?;
-            Disk.sync_dir(dir)
-        }
-        fn remove(&self, path: &Path) -> io::Result<()> {
-            Disk.remove(path)
-        }
-        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-            Disk.list(dir)
-        }
-        fn create_dir(&self, dir: &Path) -> io::Result<()> {
-            Disk.create_dir(dir)
-        }
-        fn is_dir(&self, path: &Path) -> bool {
-            Disk.is_dir(path)
-        }
-        fn kind(&self, path: &Path) -> io::Result<Option<EntryKind>> {
-            Disk.kind(path)
-        }
-        fn remove_dir(&self, dir: &Path) -> io::Result<()> {
-            Disk.remove_dir(dir)
-        }
-        fn lock(&self, path: &Path) -> io::Result<FileLock> {
-            Disk.lock(path)
-        }
-    }
 
     fn put(storage: &dyn Storage, dir: &Path, name: &str, content: &[u8]) -> Result<Committed> {
         commit(storage, dir, name, |w| w.write_all(content).map_err(|e| Error::io("writing", e)))
@@ -620,23 +542,6 @@ mod tests {
         assert_eq!(done, Committed { path: dir.path().join("a"), bytes: 5 });
         assert_eq!(fs::read(done.path).unwrap(), b"newer");
         assert_eq!(Disk.list(dir.path()).unwrap(), ["a"]);
-    }
-
-    #[test]
-    fn the_old_file_or_the_new_is_whole_whatever_call_fails() {
-        let calls = ["create", "write", "sync", "rename", "sync the directory", "read back"];
-        for (k, call) in calls.into_iter().enumerate() {
-            let dir = tempfile::tempdir().unwrap();
-            put(&Disk, dir.path(), "a", b"old").unwrap();
-            let failing = FailAt { left: Rc::new(Cell::new(k + 1)) };
-            let result = put(&failing, dir.path(), "a", b"new");
-            // A failed sync is answered with another file; every other failure is final.
-            assert_eq!(result.is_ok(), call.starts_with("sync"), "{call}");
-            let content = fs::read(dir.path().join("a")).unwrap();
-            let renamed = call != "create" && call != "write" && call != "rename";
-            assert_eq!(content, if renamed { b"new" } else { b"old" }, "{call}");
-            assert_eq!(Disk.list(dir.path()).unwrap(), ["a"], "{call}");
-        }
     }
 
     #[test]
