@@ -223,20 +223,29 @@ pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
     }
 }
 
-/// [`create_dir_all`] of a folder within an output folder: a link in its place, which could lead anywhere, is
-/// refused.
+/// Refuses a link, or anything else that is no folder, in the place of a folder within an output folder: a
+/// link could lead anywhere.
 ///
 /// # Errors
-/// [`ErrorKind::Misuse`] for a link or anything else that is no folder; [`ErrorKind::Io`].
-pub fn create_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
+/// [`ErrorKind::Misuse`]; [`ErrorKind::Io`].
+pub fn check_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
     match storage.kind(dir) {
-        Ok(None | Some(EntryKind::Dir)) => create_dir_all(storage, dir),
+        Ok(None | Some(EntryKind::Dir)) => Ok(()),
         Ok(Some(_)) => {
             let message = "a link or a file stands where a folder is to be written: remove it";
             Err(Error::new(ErrorKind::Misuse, message).at(dir.display()))
         }
         Err(e) => Err(Error::io(format!("looking at {}", dir.display()), e)),
     }
+}
+
+/// [`create_dir_all`] of a folder within an output folder.
+///
+/// # Errors
+/// As [`check_dir_within`] and [`create_dir_all`].
+pub fn create_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    check_dir_within(storage, dir)?;
+    create_dir_all(storage, dir)
 }
 
 /// Why one attempt failed: a failed sync allows another file, everything else is final.
@@ -531,84 +540,6 @@ pub fn frame_error(path: &Path, error: engraft_codec::Error<StdIoError>) -> Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
-    use std::rc::Rc;
-
-    /// The disk, with the k-th fallible call failing.
-    #[derive(Clone)]
-    struct FailAt {
-        left: Rc<Cell<usize>>,
-    }
-
-    impl FailAt {
-        fn step(&self) -> io::Result<()> {
-            let left = self.left.get();
-            self.left.set(left.saturating_sub(1));
-            if left == 1 { Err(io::Error::other("injected")) } else { Ok(()) }
-        }
-    }
-
-    struct FailingFile {
-        inner: Box<dyn StorageFile>,
-        fail: FailAt,
-    }
-
-    impl Write for FailingFile {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.fail.step()?;
-            self.inner.write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            self.inner.flush()
-        }
-    }
-
-    impl StorageFile for FailingFile {
-        fn sync(&mut self) -> io::Result<()> {
-            self.fail.step()?;
-            self.inner.sync()
-        }
-    }
-
-    impl Storage for FailAt {
-        fn create_new(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-            self.step()?;
-            Ok(Box::new(FailingFile { inner: Disk.create_new(path)?, fail: self.clone() }))
-        }
-        fn open(&self, path: &Path) -> io::Result<Opened> {
-            self.step()?;
-            Disk.open(path)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            self.step()?;
-            Disk.rename(from, to)
-        }
-        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-            self.step()?;
-            Disk.sync_dir(dir)
-        }
-        fn remove(&self, path: &Path) -> io::Result<()> {
-            Disk.remove(path)
-        }
-        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-            Disk.list(dir)
-        }
-        fn create_dir(&self, dir: &Path) -> io::Result<()> {
-            Disk.create_dir(dir)
-        }
-        fn is_dir(&self, path: &Path) -> bool {
-            Disk.is_dir(path)
-        }
-        fn kind(&self, path: &Path) -> io::Result<Option<EntryKind>> {
-            Disk.kind(path)
-        }
-        fn remove_dir(&self, dir: &Path) -> io::Result<()> {
-            Disk.remove_dir(dir)
-        }
-        fn lock(&self, path: &Path) -> io::Result<FileLock> {
-            Disk.lock(path)
-        }
-    }
 
     fn put(storage: &dyn Storage, dir: &Path, name: &str, content: &[u8]) -> Result<Committed> {
         commit(storage, dir, name, |w| w.write_all(content).map_err(|e| Error::io("writing", e)))
@@ -622,23 +553,6 @@ mod tests {
         assert_eq!(done, Committed { path: dir.path().join("a"), bytes: 5 });
         assert_eq!(fs::read(done.path).unwrap(), b"newer");
         assert_eq!(Disk.list(dir.path()).unwrap(), ["a"]);
-    }
-
-    #[test]
-    fn the_old_file_or_the_new_is_whole_whatever_call_fails() {
-        let calls = ["create", "write", "sync", "rename", "sync the directory", "read back"];
-        for (k, call) in calls.into_iter().enumerate() {
-            let dir = tempfile::tempdir().unwrap();
-            put(&Disk, dir.path(), "a", b"old").unwrap();
-            let failing = FailAt { left: Rc::new(Cell::new(k + 1)) };
-            let result = put(&failing, dir.path(), "a", b"new");
-            // A failed sync is answered with another file; every other failure is final.
-            assert_eq!(result.is_ok(), call.starts_with("sync"), "{call}");
-            let content = fs::read(dir.path().join("a")).unwrap();
-            let renamed = call != "create" && call != "write" && call != "rename";
-            assert_eq!(content, if renamed { b"new" } else { b"old" }, "{call}");
-            assert_eq!(Disk.list(dir.path()).unwrap(), ["a"], "{call}");
-        }
     }
 
     #[test]

@@ -122,3 +122,17 @@ fn whatever_call_fails_the_state_before_or_after_is_whole() {
         assert!(calls > 50, "{fault}");
     }
 }
+
+/// A failed sync is answered with another file, once; a folder that could not be made durable is refused.
+#[test]
+fn a_failed_sync_is_answered_with_another_file() {
+    let workload = workloads::save_over();
+    for (sync, lasting, answered) in [(1, false, false), (2, false, true), (3, false, true), (2, true, false)]
+    {
+        let device = workload.start.fork(usize::MAX);
+        device.fail(Fault::Unsynced, sync, lasting);
+        assert_eq!(workload.steps[0](&device).is_ok(), answered, "sync {sync}");
+        assert!(device.mend());
+        assert_eq!(device.files().len(), 1, "sync {sync}");
+    }
+}

@@ -88,7 +88,8 @@ fn find(device: &Device) -> std::result::Result<Found, String> {
     let Some(active) = store.active().map_err(|e| e.to_string())? else { return Ok(NOTHING) };
     // A store's first promotion replaces no pointer: losing it alone is told.
     let is_first = active.passed_over.iter().all(|told| told.ends_with("there is none"));
-    if !active.passed_over.is_empty() && !(is_first && listing.generations.len() == 1) {
+    let is_told_of_one = is_first && listing.generations.len() == 1;
+    if !active.passed_over.is_empty() && !is_told_of_one {
         return Err(format!("passed over: {:?}", active.passed_over));
     }
     match store.load(&active.generation).map_err(|e| e.to_string())? {

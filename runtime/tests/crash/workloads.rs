@@ -94,7 +94,7 @@ fn first_save() -> Workload {
     }
 }
 
-fn save_over() -> Workload {
+pub fn save_over() -> Workload {
     let start = Device::new();
     save(1)(&start).unwrap();
     Workload {

@@ -11,7 +11,7 @@ use engraft_runtime::error::Error;
 use engraft_runtime::gate::store::{Candidate, Generation, LAST_DIR, Store, Writer};
 use engraft_runtime::gate::verdict::Decision;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::storage::{Disk, create_dir_within};
+use engraft_runtime::storage::{Disk, check_dir_within};
 
 use super::compare::{hold, tell, write};
 use super::{Session, common};
@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     // From the start: two runs into one store would train for an hour to find out.
     let writer = store.writer()?;
     let last = folder.join(LAST_DIR);
-    create_dir_within(&Disk, &last)?;
+    check_dir_within(&Disk, &last)?;
     let defaults = Defaults {
         title: "adapt",
         arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora],
