@@ -32,6 +32,9 @@ const ITERS_DEFAULT: u64 = 300;
 /// Evaluations of a run without a better one, after which it ends.
 const PATIENCE: u32 = 3;
 
+/// Whose limit it is that a flag sets.
+const ASKED: &str = "--memory-budget";
+
 /// What is compared, on what, and by what measure.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ContestOptions {
@@ -447,7 +450,7 @@ impl ContestOptions {
         let device = self.when.device().and_then(provenance::room);
         let room = room::here(base.kernels.threads()).map(|here| here.or_less(device.clone())).or(device);
         if let Some(bytes) = self.arms.memory_budget {
-            return Some(Room { bytes, who: "--memory-budget".into() }.or_less(room));
+            return Some(Room { bytes, who: ASKED.into() }.or_less(room));
         }
         let private = |r: &Recipe| r.plan(base, material, None).1.private_bytes as u64;
         room.filter(|room| recipes.iter().any(|r| private(r) > room.bytes))
@@ -598,11 +601,11 @@ impl ContestOptions {
     }
 }
 
-/// An error with whose limit it was.
+/// An error with whose limit it was, where nobody asked for it.
 fn blame(error: Error, limit: Option<&Room>) -> Error {
     match limit {
-        Some(limit) => error.at(&limit.who),
-        None => error,
+        Some(limit) if limit.who != ASKED => error.at(&limit.who),
+        _ => error,
     }
 }
 

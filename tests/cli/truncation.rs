@@ -37,7 +37,7 @@ fn cut(model: &Path, bytes: u64) {
 
 /// Lengths to cut to: from nothing to one byte less than all, on pages and beside them.
 fn lengths(n: u64) -> [u64; 8] {
-    [0, 1, 4096, n / 7 | 1, n / 2, n - n / 5, n - 4096, n - 1]
+    [0, 1, 4096, (n / 7) | 1, n / 2, n - n / 5, n - 4096, n - 1]
 }
 
 /// Says how a process ended whose model was cut to `bytes`; true where it was told as an error.
