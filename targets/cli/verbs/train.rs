@@ -243,6 +243,7 @@ impl<'a> Run<'a> {
         if !(resume.resume && run.resume()?) {
             run.course.remove_checkpoints(&Disk)?;
             resume::forget_finished(&tune.adapter_path)?;
+            run.metrics = Metrics::begin(&tune.adapter_path)?;
             if resume.resume && tune.lora.init == options::Init::Eva {
                 // It was begun for numbers that were not there.
                 run.arm = arm(setting, &options, &run.kernels, false)?;
