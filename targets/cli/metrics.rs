@@ -38,15 +38,28 @@ impl Metrics {
         Ok(Metrics { file, path })
     }
 
+    /// The same of a run that begins: what a start left that never came to a step is gone.
+    ///
+    /// # Errors
+    /// Those of [`Metrics::open`].
+    pub(crate) fn begin(folder: &Path) -> Result<Metrics> {
+        Metrics::cut(folder, |step| step > 0)
+    }
+
     /// The same of a run that goes on after `step`: what was recorded of it beyond, and a line that a crash
     /// cut, is gone. Runs that were recorded before it stay.
     ///
     /// # Errors
     /// Those of [`Metrics::open`].
     pub(crate) fn reopen(folder: &Path, step: u64) -> Result<Metrics> {
+        Metrics::cut(folder, |recorded| recorded <= step)
+    }
+
+    /// Opens the file without what follows the last run's last record whose step is to be kept.
+    fn cut(folder: &Path, keeps: impl Fn(u64) -> bool) -> Result<Metrics> {
         let Metrics { path, .. } = Metrics::open(folder)?;
         let failed = |e| Error::io(format!("reading {}", path.display()), e);
-        let kept = kept_bytes(BufReader::new(File::open(&path).map_err(failed)?), step).map_err(failed)?;
+        let kept = kept_bytes(BufReader::new(File::open(&path).map_err(failed)?), keeps).map_err(failed)?;
         if kept < path.metadata().map_err(failed)?.len() {
             commit(&Disk, folder, FILE, |out| {
                 let file = File::open(&path).map_err(failed)?;
@@ -68,8 +81,8 @@ impl Metrics {
     }
 }
 
-/// Bytes up to the last record of the last run that is not beyond `step`.
-fn kept_bytes(mut lines: impl BufRead, step: u64) -> io::Result<u64> {
+/// Bytes up to the last record of the last run whose step is to be kept.
+fn kept_bytes(mut lines: impl BufRead, keeps: impl Fn(u64) -> bool) -> io::Result<u64> {
     #[derive(Deserialize)]
     struct Record {
         step: u64,
@@ -90,7 +103,7 @@ fn kept_bytes(mut lines: impl BufRead, step: u64) -> io::Result<u64> {
         // A line that is no record was cut by a crash.
         let Ok(record) = record else { continue };
         before = record.step;
-        if record.step <= step && line.ends_with(b"\n") {
+        if keeps(record.step) && line.ends_with(b"\n") {
             kept = end;
         }
     }
@@ -151,6 +164,12 @@ mod tests {
             let mut metrics = Metrics::reopen(folder.path(), step).unwrap();
             metrics.append(&StepRecord { step: 99, train_loss: Some(0.5), ..Default::default() }).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), lines(&all[..left]) + &line(99), "{step}");
+        }
+        for (steps, left) in [(&[0, 1, 40, 0][..], &[0, 1, 40][..]), (&[0, 0], &[]), (&[0, 7], &[0, 7])] {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join(FILE), lines(steps)).unwrap();
+            Metrics::begin(folder.path()).unwrap();
+            assert_eq!(std::fs::read_to_string(folder.path().join(FILE)).unwrap(), lines(left));
         }
     }
 

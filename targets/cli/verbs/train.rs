@@ -247,6 +247,7 @@ impl<'a> Run<'a> {
         if !(resume.resume && run.resume()?) {
             run.course.remove_checkpoints(&Disk)?;
             resume::forget_finished(&tune.adapter_path)?;
+            run.metrics = Metrics::begin(&tune.adapter_path)?;
             if resume.resume && tune.lora.init == options::Init::Eva {
                 // It was begun for numbers that were not there.
                 run.arm = arm(setting, &options, &run.kernels, false)?;
@@ -276,9 +277,13 @@ impl<'a> Run<'a> {
     fn train(mut self, conditions: &mut Conditions) -> Result<json::Train> {
         while self.arm.steps() < self.steps && !self.is_stopping() {
             self.step()?;
-            if let Err(given_up) = self.wait(conditions) {
-                self.keep()?;
-                return Err(given_up.into());
+            match self.wait(conditions) {
+                Ok(()) => {}
+                Err(broken) if broken.kind() == ErrorKind::NonFinite => self.go_back(broken.message())?,
+                Err(given_up) => {
+                    self.keep()?;
+                    return Err(given_up.into());
+                }
             }
         }
         self.progress.finish();
@@ -348,11 +353,7 @@ impl<'a> Run<'a> {
     fn step(&mut self) -> Result<()> {
         match self.course.step(&Disk, &mut self.arm, &mut self.batches, &mut self.micro)? {
             Stepped::Done(report) => match self.follow(&report) {
-                Err(error) if is_nonfinite(&error) => {
-                    let why = format!("{error:#}");
-                    let back = self.course.roll_back(&Disk, &mut self.arm, &mut self.batches, &why)?;
-                    self.went_back(&back)
-                }
+                Err(error) if is_nonfinite(&error) => self.go_back(&format!("{error:#}")),
                 done => done,
             },
             Stepped::Skipped(why) => {
@@ -388,6 +389,12 @@ impl<'a> Run<'a> {
         let saved = self.course.save(&Disk, &self.arm, self.batches.cursor(), anchor)?;
         self.progress.note(&format!("checkpoint saved step {}: {}", self.arm.steps(), saved.path.display()));
         Ok(())
+    }
+
+    /// Returns to the last anchor, for what showed after a step.
+    fn go_back(&mut self, happened: &str) -> Result<()> {
+        let back = self.course.roll_back(&Disk, &mut self.arm, &mut self.batches, happened)?;
+        self.went_back(&back)
     }
 
     /// Tells of a return to an earlier step, whose successors are recorded anew.
