@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         search: true,
         folder: None,
     };
-    let outcome = hold(contest, &defaults, session)?;
+    let (outcome, _) = hold(contest, &defaults, session)?;
     write(&last, &outcome)?;
     let model = common::open_model(&contest.model)?;
     let promoted = promote(&writer, &outcome, &model)?;

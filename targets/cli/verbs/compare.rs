@@ -13,7 +13,7 @@ use engraft_runtime::compare::{Outcome, Watcher, compare};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::report::Report;
 use engraft_runtime::model::text::Text;
-use engraft_runtime::storage::{Disk, commit, create_dir_all, lock_folder};
+use engraft_runtime::storage::{Disk, FileLock, commit, create_dir_all, lock_folder};
 
 use super::{Session, WATCH_INTERVAL, common};
 use crate::conditions::Conditions;
@@ -51,15 +51,13 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         let message = format!("--out: {} is a file: name a folder", options.out.display());
         return Err(crate::options::misuse(message).into());
     }
-    create_dir_all(&Disk, &options.out)?;
-    let _lock = lock_folder(&Disk, &options.out).map_err(|e| e.at("--out"))?;
     let defaults = Defaults {
         title: "compare",
         arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora, ArmName::Full],
         search: false,
         folder: Some(&options.out),
     };
-    let outcome = hold(&options.contest, &defaults, session)?;
+    let (outcome, _lock) = hold(&options.contest, &defaults, session)?;
     write(&options.out, &outcome)?;
     tell(&outcome.report)?;
     eprintln!("{}: {VERDICT_FILE}, {REPORT_PAGE}, {REPORT_JSON}", options.out.display());
@@ -69,8 +67,12 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Reads everything, and takes all arms through.
-pub(super) fn hold(options: &ContestOptions, defaults: &Defaults<'_>, session: &Session) -> Result<Outcome> {
+/// Reads everything, and takes all arms through; with the outcome comes the lock on the folder, if there is one.
+pub(super) fn hold(
+    options: &ContestOptions,
+    defaults: &Defaults<'_>,
+    session: &Session,
+) -> Result<(Outcome, Option<FileLock>)> {
     let mut watcher = Screen::new(session.cancel.clone(), Some(options.when.watch()?));
     watcher.go_on()?;
     let model = common::open_model(&options.model)?;
@@ -86,7 +88,14 @@ pub(super) fn hold(options: &ContestOptions, defaults: &Defaults<'_>, session: &
         gradient: common::gradient(&options.compute),
     };
     let settings = options.settings(defaults, &base, &material, (&text, &reading))?;
-    Ok(compare(&base, &material, (&text, &reading), &settings, &mut watcher)?)
+    let lock = match defaults.folder {
+        Some(folder) => {
+            create_dir_all(&Disk, folder)?;
+            Some(lock_folder(&Disk, folder).map_err(|e| e.at("--out"))?)
+        }
+        None => None,
+    };
+    Ok((compare(&base, &material, (&text, &reading), &settings, &mut watcher)?, lock))
 }
 
 /// Commits verdict and reports into a folder.
