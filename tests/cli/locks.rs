@@ -108,3 +108,19 @@ fn a_refused_writer_changes_nothing() {
     holder.kill().expect("killing");
     holder.wait().expect("waiting");
 }
+
+/// What a killed writer left unfinished goes with the next one; other files stay.
+#[test]
+fn unfinished_files_go() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (stray, own) = (".adapter.engraft.1-0.engraft-tmp", "notes.txt");
+    for name in [stray, own] {
+        std::fs::write(folder.path().join(name), "x").expect("writing");
+    }
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let out = folder.path().to_str().expect("a path of text");
+    let ran = engraft(&["train", "-m", &model, "--data", &data, "--iters", "1", "--adapter-path", out]);
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    assert!(!folder.path().join(stray).exists() && folder.path().join(own).exists());
+    assert!(folder.path().join("adapter.engraft").exists());
+}

@@ -3,14 +3,14 @@
 use std::io;
 use std::path::Path;
 
-use super::{FileLock, Storage};
+use super::{FileLock, Storage, remove_stray_files};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The file in a folder that its writer locks. It stays when the writer is gone: to remove it would let two
 /// writers lock two files of one name.
 pub const LOCK_FILE: &str = "lock";
 
-/// Takes the lock of a folder that exists. The system gives it back when the result is dropped or the process
+/// Takes the lock of a folder that exists, and removes what a writer left there that came to no end. The system gives it back when the result is dropped or the process
 /// ends, however it ends; no process id is stored that could be another's by then.
 ///
 /// # Errors
@@ -19,7 +19,7 @@ pub const LOCK_FILE: &str = "lock";
 pub fn lock_folder(storage: &dyn Storage, folder: &Path) -> Result<FileLock> {
     let path = folder.join(LOCK_FILE);
     let place = path.display();
-    storage.lock(&path).map_err(|e| match e.kind() {
+    let lock = storage.lock(&path).map_err(|e| match e.kind() {
         io::ErrorKind::WouldBlock => {
             let message = format!(
                 "{place}: another process writes to this folder; wait for it to end, or name another folder"
@@ -30,5 +30,10 @@ pub fn lock_folder(storage: &dyn Storage, folder: &Path) -> Result<FileLock> {
             Error::new(ErrorKind::Misuse, format!("{place} is no regular file: remove it"))
         }
         _ => Error::io(format!("locking {place}"), e),
-    })
+    })?;
+    let strays = remove_stray_files(storage, folder)?;
+    if strays > 0 {
+        log::info!("{}: removed {strays} unfinished files", folder.display());
+    }
+    Ok(lock)
 }
