@@ -440,7 +440,9 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&plan).unwrap(),
-            r#"{"planned_private_bytes":12,"mapped_bytes":100,"pools":{"theta":4,"arena":8},"fits":true,"ladder":[]}"#
+            r#"{"planned_private_bytes":12,"mapped_bytes":100,"pools":{"theta":4,"arena":8},"fits":true,"ladder":[],"#
+                .to_string()
+                + r#""checkpoint_bytes":6,"checkpoint_mb_per_hour":null}"#
         );
         let train = Train {
             steps: 1,

@@ -14,9 +14,10 @@ use crate::gate::report::{CurvePoint, RateTest, Run};
 use crate::model::tuned::TunedModel;
 use crate::plan::{ArenaWords, Request};
 use crate::rng::Rng;
+use crate::train::guard::FAILED_MAX;
 use crate::train::optim::AdamWConfig;
 use crate::train::schedule::{Schedule, Shape};
-use crate::train::{Arm, FullTrainer, TrainOptions, Trainer};
+use crate::train::{Arm, FullTrainer, TrainOptions, Trainer, Training};
 
 /// The random stream of an adapter's initial values.
 const INIT_STREAM: u64 = 0x494E_4954;
@@ -142,6 +143,8 @@ struct Course<'a> {
     best: Vec<f32>,
     /// Evaluations since the best one.
     waited: u64,
+    /// Failed steps since the last good one.
+    failed: u32,
     ended: String,
     tokens: u64,
     targets: u64,
@@ -172,6 +175,7 @@ impl<'a> Course<'a> {
             best_step: 0,
             best: Vec::new(),
             waited: 0,
+            failed: 0,
             ended: String::new(),
             tokens: 0,
             targets: 0,
@@ -193,11 +197,17 @@ impl<'a> Course<'a> {
             let report = match arm.step(&micro) {
                 Ok(report) => report,
                 Err(error) if error.kind() == ErrorKind::NonFinite => {
+                    self.failed += 1;
+                    // One bad batch is passed over; beyond that the best look is what a run returns to.
+                    if self.failed < FAILED_MAX && arm.numbers().whole {
+                        continue;
+                    }
                     self.ended = format!("step {}: the loss was no number", arm.steps() + 1);
                     break;
                 }
                 Err(error) => return Err(error),
             };
+            self.failed = 0;
             self.seconds += started.elapsed().as_secs_f64();
             self.tokens += report.tokens as u64;
             self.targets += report.targets as u64;
