@@ -303,35 +303,36 @@ mod tests {
         }
     }
 
+    const WORDS: [&str; 24] = [
+        "rank",
+        "lora_alpha",
+        "learning-rate",
+        "lora-modules",
+        "epochs",
+        "mask-prompt",
+        "=",
+        "=",
+        "=",
+        "\n",
+        "\n",
+        "\n",
+        "4",
+        "-1",
+        "1e-3",
+        "\"q\"",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ".",
+        "true",
+        "9223372036854775807",
+    ];
+
     /// Words of good files, exchanged, moved and doubled by seed: refused or read, never a panic.
     #[test]
     fn mutated_files_are_refused_or_read() {
-        const WORDS: [&str; 24] = [
-            "rank",
-            "lora_alpha",
-            "learning-rate",
-            "lora-modules",
-            "epochs",
-            "mask-prompt",
-            "=",
-            "=",
-            "=",
-            "\n",
-            "\n",
-            "\n",
-            "4",
-            "-1",
-            "1e-3",
-            "\"q\"",
-            "[",
-            "]",
-            "{",
-            "}",
-            ",",
-            ".",
-            "true",
-            "9223372036854775807",
-        ];
         let seed = std::env::var("ENGRAFT_MUTATION_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(7_u64);
         let mut state = seed | 1;
         let mut below = |n: usize| {

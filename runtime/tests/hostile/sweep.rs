@@ -95,6 +95,10 @@ fn sweep(format: &Format, seed: u64, count: u64) -> Told {
     let cases = number("ENGRAFT_MUTATION_CASE").map_or(0..count, |case| case..case + 1);
     for case in cases {
         let bytes = (format.make)(&mut Dice::new(seed, case));
+        if number("ENGRAFT_MUTATION_CASE").is_some() {
+            let shown: String = String::from_utf8_lossy(&bytes).chars().take(2000).collect();
+            eprintln!("{} of case {case}: {shown:?}", format.name);
+        }
         match watch(&bytes, format.subject, format.heap_max) {
             Err(problem) => told.problems.push(format!(
                 "{}, ENGRAFT_MUTATION_SEED={seed} ENGRAFT_MUTATION_CASE={case}, {} bytes: {problem}",

@@ -269,15 +269,25 @@ fn settings_are_refused_or_used() {
     let mut c = Cases::default();
     c.used("PEFT's", PEFT_CONFIG);
     c.used("mlx_lm's", MLX_CONFIG);
-    let with = |key: &str, value: &str| {
-        let own = PEFT_CONFIG.trim_end_matches('}');
-        let kept = own
-            .split(",\"")
-            .filter(|part| !part.trim_start_matches(['{', '"']).starts_with(&format!("{key}\"")));
-        let kept = kept.collect::<Vec<_>>().join(",\"");
-        let kept = if kept.starts_with('{') { kept } else { format!("{{\"{kept}") };
-        format!("{kept},\"{key}\":{value}}}")
-    };
+    settings_of_other_adapters(&mut c);
+    settings_that_contradict(&mut c);
+    settings_without_end(&mut c);
+    settings_of_mlx(&mut c);
+    assert!(c.0.len() >= 90, "only {} cases", c.0.len());
+    all("adapter_config.json", &c.0, subject::adapter_config, heap_max);
+}
+
+/// PEFT's good settings with a key set to a value.
+fn with(key: &str, value: &str) -> String {
+    let own = PEFT_CONFIG.trim_end_matches('}');
+    let kept =
+        own.split(",\"").filter(|part| !part.trim_start_matches(['{', '"']).starts_with(&format!("{key}\"")));
+    let kept = kept.collect::<Vec<_>>().join(",\"");
+    let kept = if kept.starts_with('{') { kept } else { format!("{{\"{kept}") };
+    format!("{kept},\"{key}\":{value}}}")
+}
+
+fn settings_of_other_adapters(c: &mut Cases) {
     let wrong = ["-1", "0.5", "1e300", "16777217", "\"2\"", "[]", "{}", "true"];
     wrong.iter().for_each(|v| c.refused(format!("r of {v}"), Corrupt, "", with("r", v)));
     for v in ["0", "-1", "1e39", "\"4\"", "[4]"] {
@@ -308,6 +318,9 @@ fn settings_are_refused_or_used() {
     ] {
         c.refused(format!("{key} of {v}"), Unsupported, "", with(key, v));
     }
+}
+
+fn settings_that_contradict(c: &mut Cases) {
     for (key, v) in [
         ("rank_pattern", "[]"),
         ("rank_pattern", "{\"q_proj\":\"1\"}"),
@@ -329,6 +342,9 @@ fn settings_are_refused_or_used() {
     ] {
         c.refused(format!("{key} of {v}"), Corrupt, "", with(key, v));
     }
+}
+
+fn settings_without_end(c: &mut Cases) {
     for key in
         ["bias", "task_type", "peft_type", "init_lora_weights", "modules_to_save", "rank_pattern", "nonsense"]
     {
@@ -362,6 +378,9 @@ fn settings_are_refused_or_used() {
     }
     c.refused("more than 1 MiB", Corrupt, "are no settings", " ".repeat((1 << 20) + 1));
     c.refused("1 MiB of blanks", Corrupt, "", " ".repeat(1 << 20));
+}
+
+fn settings_of_mlx(c: &mut Cases) {
     for (key, v) in [
         ("rank", "3"),
         ("rank", "-2"),
@@ -389,8 +408,6 @@ fn settings_are_refused_or_used() {
             MLX_CONFIG.replace(good, &format!("\"{key}\":{v}")),
         );
     }
-    assert!(c.0.len() >= 90, "only {} cases", c.0.len());
-    all("adapter_config.json", &c.0, subject::adapter_config, heap_max);
 }
 
 #[test]

@@ -186,7 +186,10 @@ fn too_deep(span: Span, what: &str) -> JinjaError {
 pub(super) fn assigned(state: &State, value: Value) -> Result<Value, JinjaError> {
     let value = match value.kind() {
         // What is computed while it is read could hide another of its kind, and so on.
-        ValueKind::Iterable => Value::from(value.try_iter()?.collect::<Vec<_>>()),
+        ValueKind::Iterable => {
+            let paid = |part| state.consume_fuel(1).map(|()| part);
+            Value::from(value.try_iter()?.map(paid).collect::<Result<Vec<_>, _>>()?)
+        }
         _ => value,
     };
     walk(state, &value, LEVELS_MAX)?;

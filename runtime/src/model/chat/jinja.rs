@@ -379,7 +379,7 @@ fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, arg
         "strip" => Value::from(strip(marks, text, chars, true, true)),
         "lstrip" => Value::from(strip(marks, text, chars, true, false)),
         "rstrip" => Value::from(strip(marks, text, chars, false, true)),
-        "startswith" | "endswith" => Value::from(affix(&marks.bare(text), method, args.first())?),
+        "startswith" | "endswith" => Value::from(affix(state, &marks.bare(text), method, args.first())?),
         "split" | "rsplit" => Value::from(marks.balance(split(state, text, method, arg(0), args.get(1))?)),
         "splitlines" => Value::from(marks.balance(paid(state, text.lines())?)),
         "upper" | "lower" | "title" | "capitalize" => state.apply_filter(method, &[Value::from(text)])?,
@@ -415,13 +415,26 @@ fn strip(marks: &Marks, text: &str, chars: Option<&str>, start: bool, end: bool)
 }
 
 /// `startswith` and `endswith` of one text or any of several.
-fn affix(bare: &str, method: &str, wanted: Option<&Value>) -> std::result::Result<bool, JinjaError> {
+fn affix(
+    state: &State,
+    bare: &str,
+    method: &str,
+    wanted: Option<&Value>,
+) -> std::result::Result<bool, JinjaError> {
     let has =
         |affix: &str| if method == "startswith" { bare.starts_with(affix) } else { bare.ends_with(affix) };
     let Some(wanted) = wanted else { return Err(JinjaError::from(JinjaKind::MissingArgument)) };
     match wanted.as_str() {
         Some(affix) => Ok(has(affix)),
-        None => Ok(wanted.try_iter()?.any(|affix| affix.as_str().is_some_and(has))),
+        None => {
+            for affix in wanted.try_iter()? {
+                state.consume_fuel(fuel(affix.as_str().map_or(0, str::len)))?;
+                if affix.as_str().is_some_and(has) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
     }
 }
 
