@@ -76,7 +76,7 @@ fn race(verb: &[&str], folder: &Path) {
 #[test]
 fn of_eight_writers_one_gets_in() {
     let folder = tempfile::tempdir().expect("a folder");
-    race(&["train", "--adapter-path"], &folder.path().join("adapter"));
+    race(&["train", "--resume", "--adapter-path"], &folder.path().join("adapter"));
     race(&["adapt", "--arms", "lora", "--store"], &folder.path().join("store"));
     race(&["compare", "--arms", "lora", "--out"], &folder.path().join("out"));
 }

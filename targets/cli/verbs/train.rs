@@ -18,7 +18,7 @@ use engraft_runtime::model::tuned::Weights;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
-use engraft_runtime::storage::{Disk, create_dir_all, lock_folder};
+use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 use engraft_runtime::train::checkpoint::Tally;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
@@ -59,7 +59,12 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         );
     }
     check_output(&tune.adapter_path)?;
-    options.resume.open(&tune.adapter_path)?;
+    // Before anything in the folder is read or changed, and until the end.
+    let mut lock = None;
+    if tune.adapter_path.is_dir() {
+        lock = Some(take_lock(&tune.adapter_path)?);
+        options.resume.open(&tune.adapter_path)?;
+    }
     if tune.lora.fine_tune_type == options::FineTune::Full {
         for name in [MODEL_FILE, STOPPED_FILE] {
             common::refuse_input(tune.model.path()?, &tune.adapter_path.join(name), "--adapter-path")?;
@@ -76,9 +81,10 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     eprintln!("{}", prepared.wear.describe(None));
     prepared.check(tune.memory_budget)?;
     create_dir_all(&Disk, &tune.adapter_path)?;
-    // Until the end; before anything in the folder is read or changed.
-    let _lock = lock_folder(&Disk, &tune.adapter_path).map_err(|e| e.at("--adapter-path"))?;
-    // Anew: the one who held it before may have written some.
+    let _lock = match lock {
+        Some(lock) => lock,
+        None => take_lock(&tune.adapter_path)?,
+    };
     let checkpoints = options.resume.open(&tune.adapter_path)?;
     let kernels = common::kernels(&tune.compute)?;
     let replay = replay_rows(tune, session, &mut prepared, &kernels)?;
@@ -104,6 +110,10 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         json::emit(&result)?;
     }
     Ok(())
+}
+
+fn take_lock(folder: &Path) -> Result<FileLock, Error> {
+    lock_folder(&Disk, folder).map_err(|e| e.at("--adapter-path"))
 }
 
 /// The order of rows, and the optimizer's settings, which know how long the run is.
