@@ -1,5 +1,5 @@
-//! What runs for days must not grow: train, save, load, swap and generate in a loop, with private memory and
-//! open descriptors looked at after each round.
+//! What runs for days must not grow: train, checkpoint, restore, save, load, swap and generate in a loop, with
+//! private memory and open descriptors looked at after each round.
 //!
 //! One test alone runs at a time: memory is the process's. The long run, an hour unless told otherwise, under
 //! a cap on memory:
@@ -30,7 +30,7 @@ use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::Disk;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
-use engraft_runtime::train::{Schedule, TrainOptions, Trainer};
+use engraft_runtime::train::{Checkpoints, Identity, Progress, Schedule, TrainOptions, Trainer};
 
 /// Rounds before the first look: pools, caches and the allocator have their size by then.
 const WARM_UP: usize = 10;
@@ -119,7 +119,7 @@ impl Loop {
         Ok(Loop { model, kernels, slot, session, start, rng: Rng::new(1, 1) })
     }
 
-    /// A new trainer's steps, its adapter saved, loaded, checked, and put under a running session.
+    /// A new trainer's steps, a checkpoint of them, the adapter saved, loaded, checked, and put under a running session.
     fn round(&mut self, folder: &Path) -> TestResult {
         let c = self.model.config();
         let options = TrainOptions {
@@ -130,6 +130,7 @@ impl Loop {
             gradient: Precision::Int8.into(),
             kl: None,
         };
+        let identity = Identity::new(self.model.digest(), Some(&self.start.config), &options);
         let words = ArenaWords::new(c, &request(c, &self.start, 2, 32, 1));
         let start = self.start.clone();
         let mut trainer = Trainer::new(self.model.clone(), self.kernels.clone(), words, start, options);
@@ -138,6 +139,11 @@ impl Loop {
             let micro: [Batch; 1] = [batch(c, &rows, &mut self.rng)];
             trainer.step(&micro)?;
         }
+        let mut checkpoints = Checkpoints::open(&Disk, folder)?;
+        let saved =
+            checkpoints.save(&Disk, &identity, &trainer.numbers(), &Progress::default(), true)?.generation;
+        let restored = checkpoints.restore(&Disk, &identity, &mut trainer.numbers_mut())?;
+        assert_eq!(restored.found.map(|found| found.generation), Some(saved));
         let trained = trainer.into_adapter();
         let mut prober = Prober::new(&self.model, &self.kernels, trained.layout.rank_max());
         let binding = Binding::of(&trained, &self.model, &mut prober)?;

@@ -145,7 +145,27 @@ pub fn compare(
     watcher: &mut dyn Watcher,
 ) -> Result<Outcome> {
     let started = Instant::now();
-    // Before an hour of training finds out.
+    check(base, material, options, settings)?;
+    forewarn(material, &settings.thresholds, watcher);
+    let questions = answers::questions(&material.held_out, text);
+    let (arms, retained) = (Vec::new(), Vec::new());
+    let mut court = Court { base, material, text, options, settings, questions, watcher, arms, retained };
+    court.zero_shot()?;
+    for (k, choice) in &settings.shots {
+        court.few_shot(*k, *choice)?;
+    }
+    for recipe in &settings.recipes {
+        court.trained(recipe)?;
+    }
+    base.model.check_whole()?;
+    court.conclude(started)
+}
+
+/// What can be known before an hour of training finds it out. Writes nothing.
+///
+/// # Errors
+/// `DoesNotFit`, `Misuse`, `BadData`.
+pub fn check(base: &Base, material: &Material, options: &DataOptions, settings: &Settings) -> Result<()> {
     check_thresholds(&settings.thresholds, settings.recipes.len().max(settings.shots.len()))?;
     for (k, _) in &settings.shots {
         shots::pool(*k, &material.train, options)?;
@@ -162,19 +182,7 @@ pub fn compare(
             }
         }
     }
-    forewarn(material, &settings.thresholds, watcher);
-    let questions = answers::questions(&material.held_out, text);
-    let (arms, retained) = (Vec::new(), Vec::new());
-    let mut court = Court { base, material, text, options, settings, questions, watcher, arms, retained };
-    court.zero_shot()?;
-    for (k, choice) in &settings.shots {
-        court.few_shot(*k, *choice)?;
-    }
-    for recipe in &settings.recipes {
-        court.trained(recipe)?;
-    }
-    base.model.check_whole()?;
-    court.conclude(started)
+    Ok(())
 }
 
 /// Bytes that an arm holds once it is trained: its adapter, where no folder takes it.

@@ -164,6 +164,8 @@ pub fn payload_bytes(parameters: usize) -> u64 {
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     dir: PathBuf,
+    /// Whether the folder is there, and durable.
+    is_made: bool,
     /// Number of the next one.
     next: u64,
     /// What this run saved or began with, the newest first; everything else goes with the next save.
@@ -191,7 +193,7 @@ impl Checkpoints {
                 return Err(Error::new(ErrorKind::Misuse, message));
             }
         };
-        Ok(Checkpoints { dir: dir.to_path_buf(), next, kept: Vec::new() })
+        Ok(Checkpoints { dir: dir.to_path_buf(), is_made: false, next, kept: Vec::new() })
     }
 
     /// The folder.
@@ -222,7 +224,10 @@ impl Checkpoints {
         anchor: bool,
     ) -> Result<Saved> {
         numbers.check().map_err(|e| e.at("the checkpoint is not saved"))?;
-        create_dir_all(storage, &self.dir)?;
+        if !self.is_made {
+            create_dir_all(storage, &self.dir)?;
+            self.is_made = true;
+        }
         // A number is never used twice, even if what follows fails.
         let generation = self.next;
         let too_many = || Error::new(ErrorKind::Misuse, "no further generation can be counted");

@@ -1604,7 +1604,9 @@ int32_t engraft_trainer_save(const engraft_trainer *trainer, const char *folder,
  * without a finite loss, or a loss that grows without end) returns to its last checkpoint at half the learning
  * rate and tells so by a note; after three returns, or without a checkpoint, its steps are `NONFINITE`.
  */
-int32_t engraft_trainer_checkpoint(const engraft_trainer *trainer, const char *folder, size_t folder_length);
+int32_t engraft_trainer_checkpoint(const engraft_trainer *trainer,
+                                   const char *folder,
+                                   size_t folder_length);
 
 /**
  * Goes on where the newest whole checkpoint in a folder stood, to the same result as if the run had never

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use clap::Args;
 use engraft_runtime::compare::recipe::Base;
-use engraft_runtime::compare::{Outcome, Watcher, compare};
+use engraft_runtime::compare::{Outcome, Watcher, check, compare};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::report::Report;
 use engraft_runtime::model::text::Text;
@@ -88,6 +88,8 @@ pub(super) fn hold(
         gradient: common::gradient(&options.compute),
     };
     let settings = options.settings(defaults, &base, &material, (&text, &reading))?;
+    // A refused run leaves no folder.
+    check(&base, &material, &reading, &settings)?;
     let lock = match defaults.folder {
         Some(folder) => {
             create_dir_all(&Disk, folder)?;
