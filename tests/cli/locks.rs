@@ -1,6 +1,7 @@
 //! One writer to a folder: processes that race for it, and a holder that is killed.
 #![cfg(unix)]
 
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,26 +11,38 @@ use super::{engraft, seedling, shipped, stderr, stdout};
 /// Processes that race.
 const RACERS: usize = 8;
 
+/// A process that ends with its test, however that ends.
+#[derive(Debug)]
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A verb that writes to `folder` for as long as nobody ends it.
-fn begin(verb: &[&str], folder: &Path) -> Child {
+fn begin(verb: &[&str], folder: &Path) -> Running {
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
     command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
     command.args(verb).arg(folder).args(["-m", &model, "--data", &data, "--iters", "1000000", "-t", "1"]);
-    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting engraft")
+    Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting engraft"))
 }
 
 /// Waits until all but one have ended; gives those that are left, and what the others said.
-fn settle(mut racers: Vec<Child>) -> (Vec<Child>, Vec<(Option<i32>, String)>) {
+fn settle(mut racers: Vec<Running>) -> (Vec<Running>, Vec<(Option<i32>, String)>) {
     let (begun, mut losers) = (Instant::now(), Vec::new());
     while racers.len() > 1 && begun.elapsed() < Duration::from_secs(60) {
         let mut left = Vec::new();
         for mut racer in racers {
-            match racer.try_wait().expect("waiting") {
+            match racer.0.try_wait().expect("waiting") {
                 None => left.push(racer),
                 Some(status) => {
-                    let output = racer.wait_with_output().expect("reading");
-                    losers.push((status.code(), stderr(&output)));
+                    let mut said = String::new();
+                    racer.0.stderr.take().expect("a pipe").read_to_string(&mut said).expect("reading");
+                    losers.push((status.code(), said));
                 }
             }
         }
@@ -50,24 +63,20 @@ fn race(verb: &[&str], folder: &Path) {
         assert!(words.iter().all(|word| message.contains(word)), "{verb:?}: {message}");
     }
     let mut holder = holders.pop().expect("a holder");
-    assert!(holder.try_wait().expect("waiting").is_none(), "{verb:?}: the holder has ended");
+    assert!(holder.0.try_wait().expect("waiting").is_none(), "{verb:?}: the holder has ended");
     // SIGKILL: nothing of its own cleans up.
-    holder.kill().expect("killing");
-    holder.wait().expect("waiting");
+    holder.0.kill().expect("killing");
+    holder.0.wait().expect("waiting");
     let (mut next, freed) = (begin(verb, folder), Instant::now());
     let mut second = begin(verb, folder);
     // One of the two is refused, so the other holds what the killed one held.
     let ended = loop {
-        let ended: Vec<_> = [&mut next, &mut second].map(|c| c.try_wait().expect("waiting")).into();
+        let ended: Vec<_> = [&mut next, &mut second].map(|c| c.0.try_wait().expect("waiting")).into();
         if ended.iter().any(Option::is_some) || freed.elapsed() > Duration::from_secs(30) {
             break ended;
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    for mut child in [next, second] {
-        let _ = child.kill();
-        child.wait().expect("waiting");
-    }
     let codes: Vec<_> = ended.iter().flatten().map(|status| status.code()).collect();
     assert_eq!(codes, [Some(1)], "{verb:?}: one gets in and one does not");
     eprintln!("{verb:?}: {RACERS} raced, 1 wrote, {} were refused", losers.len());
@@ -85,7 +94,7 @@ fn of_eight_writers_one_gets_in() {
 fn a_refused_writer_changes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("adapter");
-    let mut holder = begin(&["train", "--adapter-path"], &out);
+    let holder = begin(&["train", "--adapter-path"], &out);
     let begun = Instant::now();
     while !out.join("metrics.jsonl").exists() && begun.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(10));
@@ -105,8 +114,7 @@ fn a_refused_writer_changes_nothing() {
     assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
     assert!(stdout(&refused).contains("\"busy\""), "{}", stdout(&refused));
     assert_eq!(names(), before);
-    holder.kill().expect("killing");
-    holder.wait().expect("waiting");
+    drop(holder);
 }
 
 /// What a killed writer left unfinished goes with the next one; other files stay.
