@@ -30,6 +30,11 @@ const FUEL_BASE: u64 = 1 << 17;
 const FUEL_PER_BYTE: u64 = 1;
 /// More for each message.
 const FUEL_PER_MESSAGE: u64 = 4096;
+/// Bytes of a rendered conversation, at most: each becomes up to a token, which takes some forty bytes.
+const RENDERED_BASE: usize = 1 << 20;
+/// More for each byte of content, marks included, and for each message.
+const RENDERED_PER_BYTE: usize = 16;
+const RENDERED_PER_MESSAGE: usize = 4096;
 
 /// ChatML, for vocabularies that know its tokens and files without a template.
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -170,6 +175,14 @@ impl ChatTemplate {
         let template = env.get_template("chat").map_err(|e| jinja_error("finding", &e))?;
         let rendered =
             template.render(Value::from_pairs(context)).map_err(|e| jinja_error("rendering", &e))?;
+        let limit = RENDERED_BASE + RENDERED_PER_MESSAGE * messages.len() + RENDERED_PER_BYTE * content_bytes;
+        if rendered.len() > limit {
+            let message = format!(
+                "the model's chat template writes {} bytes, where {limit} are allowed for these messages",
+                rendered.len()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
         self.marks.split(&rendered)
     }
 

@@ -29,6 +29,7 @@ fn templates_are_refused_or_end() {
     let mut c = Cases::default();
     endless(&mut c);
     bombs(&mut c);
+    twice_itself(&mut c);
     slow_methods(&mut c);
     deep_text(&mut c);
     deep_values(&mut c);
@@ -91,6 +92,8 @@ fn bombs(c: &mut Cases) {
     ] {
         c.refused(name, Unsupported, "", format!("{{{{ {expression} }}}}"));
     }
+    let words = "{% for i in range(34) %}{{ 'a' * 100000 }}{% endfor %}";
+    c.refused("three million letters to tokenize", Unsupported, "are allowed for these messages", words);
     c.refused("a range held", Unsupported, "too many elements", "{% set x = range(100000000) %}");
     c.refused("a range in a list", Unsupported, "too many elements", "{{ [range(100000000)] | length }}");
     c.refused(
@@ -110,7 +113,10 @@ fn bombs(c: &mut Cases) {
     );
     c.refused("a block doubled", Unsupported, FUEL,
         "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}");
-    // Lists of twice themselves: small in memory, endless to write out or to compare.
+}
+
+/// Lists of twice themselves: small in memory, endless to write out or to compare.
+fn twice_itself(c: &mut Cases) {
     let twice = grown("[1]", "[ns.x, ns.x]", "{{ ns.x|tojson }}");
     c.refused("a list of twice itself", Unsupported, FUEL, twice);
     for last in [
