@@ -9,6 +9,7 @@ use engraft_runtime::storage::Disk;
 use engraft_runtime::train::guard::{FAILED_MAX, ROLLBACKS_MAX};
 use engraft_runtime::train::{Arm, Course, Stepped, Training};
 
+use super::common::models::{FLOATS, SHORT_BLOCKS};
 use super::{Case, PLAIN, TestResult, World, result};
 
 const EVERY: u64 = 5;
@@ -153,13 +154,22 @@ fn a_run_that_keeps_diverging_stops() -> TestResult {
     Ok(())
 }
 
-/// A model file may hold any bits as weights; what they give is caught at the first step.
+/// A model file may hold any bits as weights, or as scales of their blocks; what they give is caught at the
+/// first step.
 #[test]
 fn weights_that_are_no_numbers_are_caught() -> TestResult {
-    let (good, case, folder) = (World::new(), Case { steps: 4, ..PLAIN }, tempfile::tempdir()?);
+    for model in [FLOATS.model(), SHORT_BLOCKS.model()] {
+        caught(World { model, ..World::new() })?;
+    }
+    Ok(())
+}
+
+fn caught(good: World) -> TestResult {
+    let (case, folder) = (Case { steps: 4, ..PLAIN }, tempfile::tempdir()?);
     let mut bytes = good.model.bytes().to_vec();
     let at = good.model.block(1).proj(engraft_runtime::model::Proj::Up);
     let offset = at.bytes().as_ptr() as usize - good.model.bytes().as_ptr() as usize;
+    // A float, or the half that is a block's scale.
     bytes[offset..offset + 4].fill(0xff);
     let world =
         World { model: std::sync::Arc::new(ModelFile::from_map(Map::from_vec("nan", bytes))?), ..good };
