@@ -34,8 +34,23 @@ use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
 
+/// Where these tests run under an emulator, the variable names it: the kernel can't start their program itself.
+const EMULATOR: &str = "ENGRAFT_TEST_EMULATOR";
+
+/// The built program, or another for the same machine.
+fn program() -> Command {
+    runnable(Path::new(env!("CARGO_BIN_EXE_engraft")))
+}
+
+fn runnable(path: &Path) -> Command {
+    let Some(emulator) = std::env::var_os(EMULATOR) else { return Command::new(path) };
+    let mut command = Command::new(emulator);
+    command.arg(path);
+    command
+}
+
 fn engraft(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    let mut command = program();
     command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
     command.args(arguments).output().expect("running engraft")
 }
@@ -973,7 +988,7 @@ fn an_interrupted_run_saves_and_exits_with_130() {
 fn interrupted(folder: &Path, kind: &str, file: &str) -> std::path::PathBuf {
     let out = folder.join("out");
     let _ = std::fs::remove_file(out.join("metrics.jsonl"));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_engraft"))
+    let mut child = program()
         .args([
             "train",
             "-m",

@@ -292,14 +292,17 @@ fn links_are_refused() {
     assert_eq!(Store::open(&Disk, &dir).err().unwrap().kind(), ErrorKind::Corrupt);
 }
 
-/// Runs itself again under a umask that forbids nothing.
+/// Runs itself again under a umask that forbids nothing; by the emulator, if that is what runs it.
 #[cfg(unix)]
 #[test]
 fn everything_is_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     if std::env::var_os("ENGRAFT_TEST_UMASK").is_none() {
         let child = std::process::Command::new("sh")
-            .args(["-c", "umask 000; exec \"$0\" --exact everything_is_for_its_owner_only"])
+            .args([
+                "-c",
+                "umask 000; exec $ENGRAFT_TEST_EMULATOR \"$0\" --exact everything_is_for_its_owner_only",
+            ])
             .arg(std::env::current_exe().unwrap())
             .env("ENGRAFT_TEST_UMASK", "1")
             .output()

@@ -3,16 +3,25 @@
 # (cortex-a72: NEON alone), the Pi 5's (cortex-a76: dot products), and one with everything (max: int8
 # matrix products).
 #
-#   targets/raspberry-pi/test.sh [CPU ...]
+#   targets/raspberry-pi/test.sh [--whole] [CPU ...]
+#
+# With --whole every test of the workspace runs on every core, trainings and the command line's included: hours.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$(git -C "$here" rev-parse --show-toplevel)"
+whole=
+if [[ ${1-} == --whole ]]; then
+  whole=1
+  shift
+fi
 cpus=("$@")
 [[ ${#cpus[@]} -gt 0 ]] || cpus=(cortex-a72 cortex-a76 max)
 
 # shellcheck source=targets/raspberry-pi/cross.sh
 . "$here/cross.sh"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
+# For tests that start the command line, or themselves: the host's kernel need not know ARM.
+export ENGRAFT_TEST_EMULATOR=qemu-aarch64
 # Files beside the repository are the host's tests' affair: a whole text through an emulated model takes
 # an hour. Any folder can be named to do it nevertheless.
 export ENGRAFT_SHARED=${ENGRAFT_EMULATED_SHARED:-/nonexistent}
@@ -23,8 +32,7 @@ step() {
   "$@"
 }
 
-# The command line itself: a test that starts it as another program would need the host's kernel to
-# know ARM, so the emulator is named here.
+# The command line itself.
 smoke() {
   step on_arm --version
   step on_arm plan --model "$model"
@@ -76,6 +84,7 @@ c_program() {
 # is another choice of features, for which everything would be built anew.
 touched=(--lib --test decode --test isas --test forward)
 programs=("${touched[@]}" --bins --test frame --test adapter_file --test data --test gguf --test exchange)
+[[ -z $whole ]] || programs=()
 
 model=targets/cli/seedling.gguf host=$base/debug/engraft
 folder=$(mktemp -d)
@@ -87,10 +96,11 @@ for cpu in "${cpus[@]}"; do
   export QEMU_CPU=$cpu
   printf '\n==== %s\n' "$cpu"
   step cargo test --no-fail-fast --target $target --workspace "${programs[@]}"
-  programs=("${touched[@]}")
+  [[ -n $whole ]] || programs=("${touched[@]}")
   smoke
 done
 c_program
-printf '\nPassed on: %s. Left out under emulation: the tests of the command line (they start it as a\n' "${cpus[*]}"
-printf 'program of its own; its smoke run stands in), tests/tidy.rs, which reads sources only, and those of\n'
-printf 'whole trainings; on all cores but the first, what no instruction set touches.\n'
+printf '\nPassed on: %s.' "${cpus[*]}"
+[[ -n $whole ]] || printf ' Left out (--whole runs them): whole trainings, and the tests of the command line, for
+which its smoke run stands in; on all cores but the first, what no instruction set touches.'
+printf '\n'

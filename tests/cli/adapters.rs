@@ -11,7 +11,9 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, StdIo};
 use serde_json::json;
 
-use super::{assert_keys, assert_refused, engraft, golden, last_line, result_of, seedling, shipped, stderr};
+use super::{
+    assert_keys, assert_refused, engraft, golden, last_line, program, result_of, seedling, shipped, stderr,
+};
 
 /// One pair on v of block 0 of the golden base: 64 inputs, 32 outputs.
 #[derive(Clone)]
@@ -267,7 +269,7 @@ fn digests_are_remembered_where_told_and_a_broken_memory_harms_nothing() {
     let adapter = trained(folder.path(), &[]);
     let cache = folder.path().join("cache/of/digests");
     let run = |more: &[&str]| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_engraft"));
+        let mut command = program();
         command.env("ENGRAFT_CACHE_DIR", &cache);
         let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
         command.args(["eval", "-m", &model, "--data", &data, "-c", "200", "--lora", &adapter]).args(more);

@@ -8,7 +8,7 @@ use engraft_runtime::gate::store::Store;
 use engraft_runtime::gate::verdict::Verdict;
 use engraft_runtime::storage::Disk;
 
-use super::{assert_keys, assert_refused, engraft, last_line, result_of, seedling, shipped, stderr};
+use super::{assert_keys, assert_refused, engraft, last_line, program, result_of, seedling, shipped, stderr};
 
 /// What `compare --json` tells, whatever was decided.
 const COMPARED: [&str; 6] = ["decision", "sentence", "losses", "accuracies", "folder", "seconds"];
@@ -230,7 +230,7 @@ fn a_stop_promotes_nothing() {
     let store = folder.path().join("store").display().to_string();
     let told = folder.path().join("stderr.txt");
     let long = ["--store", &store, "--iters", "1000000", "-lr", "1e-4", "--arms", "lora"];
-    let mut child = Command::new(env!("CARGO_BIN_EXE_engraft"))
+    let mut child = program()
         .args(contest("adapt", &model, &data, &everyday, &long))
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(&told).expect("a file"))

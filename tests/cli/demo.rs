@@ -1,17 +1,17 @@
 //! The demo: an adapter passes the gate, full fine-tuning of the same examples does not, and nothing is left.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use engraft_runtime::gate::store::{ContentKind, Store, VERDICT_FILE};
 use engraft_runtime::gate::verdict::Verdict;
 use engraft_runtime::storage::Disk;
 
-use super::{assert_keys, last_line, stderr, stdout};
+use super::{assert_keys, last_line, program, stderr, stdout};
 
 /// Runs with a folder of its own for what is temporary.
 fn demo(temporary: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    let mut command = program();
     for key in ["TMPDIR", "TMP", "TEMP"] {
         command.env(key, temporary);
     }

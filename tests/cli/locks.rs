@@ -3,10 +3,10 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{engraft, seedling, shipped, stderr, stdout};
+use super::{engraft, program, seedling, shipped, stderr, stdout};
 
 /// Processes that race.
 const RACERS: usize = 8;
@@ -25,7 +25,7 @@ impl Drop for Running {
 /// A verb that writes to `folder` for as long as nobody ends it.
 fn begin(verb: &[&str], folder: &Path) -> Running {
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    let mut command = program();
     command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
     command.args(verb).arg(folder).args(["-m", &model, "--data", &data, "--iters", "1000000", "-t", "1"]);
     Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting engraft"))

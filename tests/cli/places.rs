@@ -6,13 +6,15 @@ use std::process::{Command, Output};
 
 use engraft_runtime::adapter::Adapter;
 
-use super::{engraft, seedling, shipped, stderr};
+use super::{EMULATOR, engraft, seedling, shipped, stderr};
 
 /// A shell script with the program as `$ENGRAFT`, and further names for it.
 fn shell(wrapper: &[&str], script: &str, names: &[(&str, &str)]) -> Output {
     let line = [wrapper, &["sh", "-c", script]].concat();
     let mut command = Command::new(line[0]);
-    command.args(&line[1..]).envs(names.iter().copied()).env("ENGRAFT", env!("CARGO_BIN_EXE_engraft"));
+    let emulator = std::env::var(EMULATOR).unwrap_or_default();
+    let program = format!("{emulator} {}", env!("CARGO_BIN_EXE_engraft"));
+    command.args(&line[1..]).envs(names.iter().copied()).env("ENGRAFT", program);
     command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
     command.output().expect("running sh")
 }

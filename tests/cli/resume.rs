@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use engraft_runtime::rng::Rng;
 
-use super::{assert_refused, engraft, last_line, result_of, seedling, shipped, stderr, stdout};
+use super::{assert_refused, engraft, last_line, program, result_of, seedling, shipped, stderr, stdout};
 
 const STEPS: u64 = 40;
 
@@ -30,7 +30,7 @@ fn run(out: &Path, more: &[&str]) -> std::process::Output {
 
 /// Starts a run whose stderr goes to a file.
 fn start(out: &Path, told: &Path, more: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_engraft"))
+    program()
         .env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"))
         .args(command(out, more))
         .stdout(Stdio::null())

@@ -6,19 +6,19 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
 use engraft_runtime::error::ErrorKind;
 use engraft_runtime::model::map::Map;
 
-use super::{seedling, shipped, stderr, stdout};
+use super::{program, runnable, seedling, shipped, stderr, stdout};
 
 /// Set for the child that has no handler: the file that it maps.
 const CONTROL: &str = "ENGRAFT_TEST_TRUNCATED";
 
 fn start(arguments: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    let mut command = program();
     command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starting engraft")
 }
@@ -231,7 +231,7 @@ fn without_the_handler_the_process_dies_of_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let this = std::env::current_exe().expect("this program");
     let name = "truncation::without_the_handler_the_process_dies_of_it";
-    let output = Command::new(this)
+    let output = runnable(&this)
         .args(["--exact", name, "--nocapture"])
         .env(CONTROL, copy(folder.path()))
         .output()
