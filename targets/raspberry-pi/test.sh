@@ -21,7 +21,7 @@ cpus=("$@")
 . "$here/cross.sh"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
 # For tests that start the command line, or themselves: the host's kernel need not know ARM.
-export ENGRAFT_TEST_EMULATOR=qemu-aarch64
+export ENGRAFT_TEST_EMULATOR=qemu-aarch64 ENGRAFT_TEST_CC=aarch64-linux-gnu-gcc
 # Files beside the repository are the host's tests' affair: a whole text through an emulated model takes
 # an hour. Any folder can be named to do it nevertheless.
 export ENGRAFT_SHARED=${ENGRAFT_EMULATED_SHARED:-/nonexistent}
