@@ -49,6 +49,24 @@ fn runnable(path: &Path) -> Command {
     command
 }
 
+/// Memory is counted by process, and an emulator takes more than the program in it.
+fn memory_is_the_programs() -> bool {
+    let alone = std::env::var_os(EMULATOR).is_none();
+    if !alone {
+        eprintln!("SKIPPED: memory, which would be the emulator's");
+    }
+    alone
+}
+
+/// What a training says it held, where the system tells.
+#[track_caller]
+fn assert_within_plan(trained: &serde_json::Value) {
+    let (peak, planned) = (&trained["peak_private_bytes"], &trained["planned_private_bytes"]);
+    if memory_is_the_programs() && !peak.is_null() {
+        assert!(peak.as_u64().expect("bytes") <= planned.as_u64().expect("bytes"), "{trained}");
+    }
+}
+
 fn engraft(arguments: &[&str]) -> Output {
     let mut command = program();
     command.env("ENGRAFT_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("engraft-cache"));
@@ -313,10 +331,7 @@ fn training_changes_what_eval_and_generate_see() {
     assert_eq!(trained["steps"], 12);
     let (before, after) = (&trained["valid_loss_before"], &trained["valid_loss_after"]);
     assert!(after.as_f64() < before.as_f64(), "{before} to {after}");
-    if let Some(peak) = trained["peak_private_bytes"].as_u64() {
-        let planned = trained["planned_private_bytes"].as_u64().expect("bytes");
-        assert!(peak <= planned, "{peak} of {planned}");
-    }
+    assert_within_plan(&trained);
     let metrics = std::fs::read_to_string(Path::new(&adapter).join("metrics.jsonl")).expect("metrics");
     let records: Vec<serde_json::Value> =
         metrics.lines().map(|l| serde_json::from_str(l).expect("a record")).collect();
@@ -363,10 +378,7 @@ fn a_penalty_and_replay_hold_the_model_near_its_base() {
         assert_eq!(output.status.code(), Some(0), "{flags:?}: {}", stderr(&output));
         let trained = last_line(&output);
         assert_keys(&trained, &TRAIN_KEYS);
-        if let Some(peak) = trained["peak_private_bytes"].as_u64() {
-            let planned = trained["planned_private_bytes"].as_u64().expect("bytes");
-            assert!(peak <= planned, "{flags:?}: {peak} of {planned}");
-        }
+        assert_within_plan(&trained);
         let bytes = std::fs::read(folder.path().join(name).join("adapter.engraft")).expect("the adapter");
         (trained, stderr(&output), bytes)
     };
@@ -410,9 +422,7 @@ fn eva_begins_as_the_base_and_is_kept_in_the_file() {
     let trained = last_line(&output);
     let loss = |name: &str| trained[name].as_f64().expect("a loss");
     assert!(loss("valid_loss_after") < loss("valid_loss_before"), "{trained}");
-    if let Some(peak) = trained["peak_private_bytes"].as_u64() {
-        assert!(peak <= trained["planned_private_bytes"].as_u64().expect("bytes"), "{trained}");
-    }
+    assert_within_plan(&trained);
     let peft = folder.path().join("peft").display().to_string();
     result_of(&["export", "-m", &model, "--lora", &adapter, "--format", "peft", "-o", &peft]);
     let settings = std::fs::read_to_string(Path::new(&peft).join("adapter_config.json")).expect("settings");
@@ -466,11 +476,12 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
 fn an_adapter_in_f16_is_small_and_scores_as_in_f32() {
     let folder = tempfile::tempdir().expect("a folder");
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
-    let eval = ["eval", "-m", &model, "--data", &data, "-c", "200"];
+    // Without int8 activations, which may round either way where the adapter is a little off.
+    let eval = ["eval", "-m", &model, "--data", &data, "-c", "200", "--precision", "f32"];
     let [(exact, exactly), (small, rounded)] = ["f32", "f16"].map(|precision| {
         let adapter = folder.path().join(precision).display().to_string();
         let train = ["train", "-m", &model, "--data", &data, "--adapter-path", &adapter];
-        let short = ["--iters", "6", "-b", "4", "-lr", "2e-3", "--save-every", "3"];
+        let short = ["--iters", "6", "-b", "4", "-lr", "2e-3", "--save-every", "3", "--precision", "f32"];
         let trained = result_of(&[&train[..], &short, &["--adapter-precision", precision]].concat());
         let nll = result_of(&[&eval[..], &["--lora", &adapter]].concat())["nll"].as_f64().expect("nll");
         assert!((trained["valid_loss_after"].as_f64().expect("loss") - nll).abs() < 1e-3, "{trained} {nll}");
@@ -761,9 +772,7 @@ fn full_fine_tuning_writes_a_model_that_scores_as_told() {
     let loss = |key: &str| tuned[key].as_f64().expect(key);
     assert!(loss("valid_loss_after") < loss("valid_loss_before") - 0.05, "{tuned}");
     assert!((loss("valid_loss_stored") - loss("valid_loss_after")).abs() < 0.02, "{tuned}");
-    if let Some(peak) = tuned["peak_private_bytes"].as_u64() {
-        assert!(Some(peak) <= tuned["planned_private_bytes"].as_u64(), "{tuned}");
-    }
+    assert_within_plan(&tuned);
     // The file is a model like any other: the tokenizer and the template came along.
     let file = tuned["model"].as_str().expect("a path");
     let eval = ["eval", "-m", file, "--data", &data, "-c", "200", "-t", "2"];

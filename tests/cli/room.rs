@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use super::{EMULATOR, engraft, last_line, seedling, shipped, stderr, stdout};
+use super::{engraft, last_line, memory_is_the_programs, seedling, shipped, stderr, stdout};
 
 /// Runs under limits of the shell's `ulimit`, in KiB.
 fn limited(limits: &[(&str, u64)], arguments: &[&str]) -> Output {
@@ -17,15 +17,6 @@ fn limited(limits: &[(&str, u64)], arguments: &[&str]) -> Output {
     command.args(arguments).output().expect("running a shell")
 }
 
-/// A limit counts the memory of an emulator, too, and that is more than the program's.
-fn limits_are_the_programs() -> bool {
-    let alone = std::env::var_os(EMULATOR).is_none();
-    if !alone {
-        eprintln!("SKIPPED: limits of memory, which would be the emulator's");
-    }
-    alone
-}
-
 /// A run whose arena is far larger than the process itself.
 fn arguments<'a>(verb: &'a str, model: &'a str, data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let shape = ["--batch-size", "36", "--rank", "64", "--iters", "2", "-t", "2", "--keep", "inputs"];
@@ -34,7 +25,7 @@ fn arguments<'a>(verb: &'a str, model: &'a str, data: &'a str, more: &[&'a str])
 
 #[test]
 fn a_tenth_more_than_planned_is_enough_and_less_is_refused() {
-    if !limits_are_the_programs() {
+    if !memory_is_the_programs() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
@@ -75,7 +66,7 @@ fn a_tenth_more_than_planned_is_enough_and_less_is_refused() {
 
 #[test]
 fn what_is_refused_allocates_little() {
-    if !limits_are_the_programs() {
+    if !memory_is_the_programs() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
