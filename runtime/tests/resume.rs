@@ -320,5 +320,12 @@ fn two_stay_and_one_of_them_is_an_anchor() -> TestResult {
     assert!(listed()?.is_empty());
     let none = world.course(&case, folder.path()).resume(&Disk, &mut arm, &mut batches)?;
     assert!(none.found.is_none() && none.passed_over.is_empty());
+
+    // Behind a run that went back stays what it went back to, not what it had come to.
+    let mut back = world.course(&case, folder.path());
+    let [anchor, _] = [true, false].map(|anchor| back.save(&Disk, &arm, batches.cursor(), anchor));
+    assert_eq!(back.roll_back(&Disk, &mut arm, &mut batches, "in a test")?.path, anchor?.path);
+    back.save(&Disk, &arm, batches.cursor(), true)?;
+    assert_eq!(listed()?, ["00000001", "00000003"]);
     Ok(())
 }

@@ -129,6 +129,13 @@ pub struct Restored {
     pub passed_over: Vec<PassedOver>,
 }
 
+impl Restored {
+    /// Why some were passed over, in one line.
+    pub fn reasons(&self) -> String {
+        self.passed_over.iter().map(|p| p.reason.as_str()).collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// A checkpoint that was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
@@ -170,6 +177,8 @@ pub struct Checkpoints {
     next: u64,
     /// What this run saved or began with, the newest first; everything else goes with the next save.
     kept: Vec<Kept>,
+    /// What the device did not give now and may give later: it stays.
+    unread: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -193,7 +202,7 @@ impl Checkpoints {
                 return Err(Error::new(ErrorKind::Misuse, message));
             }
         };
-        Ok(Checkpoints { dir: dir.to_path_buf(), is_made: false, next, kept: Vec::new() })
+        Ok(Checkpoints { dir: dir.to_path_buf(), is_made: false, next, kept: Vec::new(), unread: Vec::new() })
     }
 
     /// The folder.
@@ -249,8 +258,8 @@ impl Checkpoints {
     /// # Errors
     /// [`ErrorKind::BaseMismatch`] and [`ErrorKind::Misuse`], which name what differs, for a whole one of
     /// another model, other settings or other rows; [`ErrorKind::Unsupported`] for one of a newer version;
-    /// [`ErrorKind::Corrupt`] when a file changed while it was read, and no other was left, or
-    /// [`ErrorKind::Io`] where that was for the device.
+    /// [`ErrorKind::Io`] where none was whole, and the device did not give one of them;
+    /// [`ErrorKind::Corrupt`] when a file changed while it was read, and no other was left.
     pub fn restore(
         &mut self,
         storage: &dyn Storage,
@@ -279,6 +288,7 @@ impl Checkpoints {
     /// [`ErrorKind::Io`].
     pub fn remove_all(&mut self, storage: &dyn Storage) -> Result<()> {
         self.kept.clear();
+        self.unread.clear();
         // The oldest first: whatever is interrupted, the newest is what is left.
         let mut all = generations(storage, &self.dir)?;
         all.reverse();
@@ -301,8 +311,7 @@ impl Checkpoints {
         anchors_only: bool,
     ) -> Result<Restored> {
         let mut restored = Restored::default();
-        let mut kept = Vec::new();
-        let mut worst = ErrorKind::Corrupt;
+        let (mut kept, mut unread) = (Vec::new(), Vec::new());
         for generation in generations(storage, &self.dir)? {
             // A run goes back to what it saved or began with, never to what lay there before.
             if anchors_only && self.kept.iter().all(|kept| kept.generation != generation) {
@@ -319,9 +328,12 @@ impl Checkpoints {
             });
             match read {
                 Ok((anchor, found)) => {
-                    kept.push(Kept { generation, anchor });
                     if let Some((steps, progress)) = found {
                         restored.found = Some(Found { path, generation, steps, progress });
+                    }
+                    // What is newer than an anchor gone back to is of steps that led to nothing.
+                    if restored.found.is_some() {
+                        kept.push(Kept { generation, anchor });
                     }
                     // An anchor is the last that anything could still want.
                     if anchor {
@@ -333,7 +345,7 @@ impl Checkpoints {
                         || [ErrorKind::Corrupt, ErrorKind::Io].contains(&error.kind()) =>
                 {
                     if error.kind() == ErrorKind::Io {
-                        worst = ErrorKind::Io;
+                        unread.push(generation);
                     }
                     let reason = error.message().to_owned();
                     restored.passed_over.push(PassedOver { path, reason });
@@ -341,18 +353,22 @@ impl Checkpoints {
                 Err(error) => return Err(error),
             }
         }
-        if *into.broken && restored.found.is_none() {
-            let message = format!("{}: no checkpoint could be read whole", self.dir.display());
-            return Err(Error::new(worst, message));
+        // What is only not readable now must not count as nothing: it would be written over.
+        if restored.found.is_none() && (*into.broken || !unread.is_empty()) {
+            let kind = if unread.is_empty() { ErrorKind::Corrupt } else { ErrorKind::Io };
+            let reasons = restored.reasons();
+            let message = format!("{}: no checkpoint could be read whole: {reasons}", self.dir.display());
+            return Err(Error::new(kind, message));
         }
-        self.kept = kept;
+        (self.kept, self.unread) = (kept, unread);
         Ok(restored)
     }
 
     /// Removes what is not kept. What can't be removed now goes with a later save.
     fn prune(&self, storage: &dyn Storage) {
+        let stays = |g: &u64| self.unread.contains(g) || self.kept.iter().any(|kept| kept.generation == *g);
         let others = generations(storage, &self.dir).unwrap_or_default();
-        for generation in others.into_iter().filter(|g| self.kept.iter().all(|kept| kept.generation != *g)) {
+        for generation in others.into_iter().filter(|g| !stays(g)) {
             let path = self.dir.join(file_name(generation));
             if let Err(error) = storage.remove(&path) {
                 log::warn!("removing {}: {error}", path.display());

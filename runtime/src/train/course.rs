@@ -192,12 +192,16 @@ impl Course {
         self.progress.guard.check_rollback(from, happened)?;
         let restored = match &mut self.checkpoints {
             None => Restored::default(),
-            Some(kept) => kept.roll_back(storage, &self.identity, &mut trainer.numbers_mut()?)?,
+            Some(kept) => kept
+                .roll_back(storage, &self.identity, &mut trainer.numbers_mut()?)
+                .map_err(|e| e.at(format!("stopped after step {from}: {happened}")))?,
         };
+        let reasons = restored.reasons();
         let Some(found) = restored.found else {
+            let why = if reasons.is_empty() { reasons } else { format!(" ({reasons})") };
             let message = format!(
-                "stopped after step {from}: {happened}; there is no checkpoint to go back to: give a lower \
-                 learning rate, or checkpoints more often"
+                "stopped after step {from}: {happened}; there is no checkpoint to go back to{why}: give a \
+                 lower learning rate, or checkpoints more often"
             );
             return Err(Error::new(ErrorKind::NonFinite, message));
         };

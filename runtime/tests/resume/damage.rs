@@ -201,9 +201,10 @@ fn foreign_files_are_passed_over_and_newer_ones_refused() -> TestResult {
     Ok(())
 }
 
-/// The disk, with its writes and syncs counted.
+/// The disk, with its writes and syncs counted, and files that can't be read.
 #[derive(Clone, Default)]
 struct Counting {
+    unreadable: Rc<RefCell<Vec<PathBuf>>>,
     bytes: Rc<Cell<u64>>,
     file_syncs: Rc<Cell<u64>>,
     dir_syncs: Rc<Cell<u64>>,
@@ -234,7 +235,10 @@ impl Storage for Counting {
         Ok(Box::new(CountingFile(Disk.create_new(path)?, self.clone())))
     }
     fn open(&self, path: &Path) -> io::Result<Opened> {
-        Disk.open(path)
+        match self.unreadable.borrow().iter().any(|p| p == path) {
+            true => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
+            false => Disk.open(path),
+        }
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         Disk.rename(from, to)
@@ -264,6 +268,34 @@ impl Storage for Counting {
     fn lock(&self, path: &Path) -> io::Result<FileLock> {
         Disk.lock(path)
     }
+}
+
+/// A file that can't be read is not a damaged one: it stays, and is not begun anew for.
+#[test]
+fn what_can_not_be_read_now_is_not_lost() -> TestResult {
+    let (world, folder, case) = (World::new(), tempfile::tempdir()?, Case { steps: 4, ..PLAIN });
+    let (mut arm, mut batches) = (world.arm(&case, 1), world.batches(&case));
+    let mut course = world.course(&case, folder.path());
+    let mut save = || course.save(&Disk, &arm, batches.cursor(), true).map(|saved| saved.path);
+    let (older, newer) = (save()?, save()?);
+    let device = Counting::default();
+    device.unreadable.borrow_mut().push(newer.clone());
+    let mut course = world.course(&case, folder.path());
+    let restored = course.resume(&device, &mut arm, &mut batches)?;
+    assert_eq!(restored.found.map(|found| found.path), Some(older.clone()));
+    assert!(restored.passed_over.iter().any(|p| p.path == newer), "{:?}", restored.passed_over);
+    let next = course.save(&device, &arm, batches.cursor(), true)?.path;
+    assert!([&older, &newer, &next].iter().all(|path| path.is_file()));
+
+    device.unreadable.borrow_mut().extend([older.clone(), next.clone()]);
+    let mut course = world.course(&case, folder.path());
+    let refused = course.resume(&device, &mut arm, &mut batches).unwrap_err();
+    assert!(
+        refused.kind() == ErrorKind::Io && refused.message().contains(&*newer.to_string_lossy()),
+        "{refused}"
+    );
+    assert!([&older, &newer, &next].iter().all(|path| path.is_file()));
+    Ok(())
 }
 
 #[test]
