@@ -131,6 +131,11 @@ pub trait Storage {
     /// `WouldBlock` when another holds it, `InvalidInput` for anything but a regular file, and those of
     /// the system.
     fn lock(&self, path: &Path) -> io::Result<FileLock>;
+
+    /// Whether a process that lives is writing the file, as far as the system tells.
+    fn is_being_written(&self, _path: &Path) -> bool {
+        false
+    }
 }
 
 /// A file that was committed.
@@ -151,8 +156,9 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Puts a file called `name` into `dir`, whole or not at all: temporary file in the same directory →
 /// sync → rename → sync of the directory → read back and compare. Only then it returns Ok. Whatever
-/// fails, an older file of that name stays whole. When a sync fails, the file is abandoned and
-/// `write` is called once more, for another.
+/// fails before the rename, an older file of that name stays whole; after it, the new one has its
+/// name, and a device that gives it back differently is told of. When a sync fails, the file is
+/// abandoned and `write` is called once more, for another.
 ///
 /// # Errors
 /// [`ErrorKind::Misuse`] when `name` is no plain file name, [`ErrorKind::Io`],
@@ -167,6 +173,8 @@ pub fn commit(
         return Err(Error::new(ErrorKind::Misuse, format!("{name:?} is not a plain file name")));
     }
     let path = dir.join(name);
+    // Of the same file, by a process that was killed. Best effort: it is in nobody's way.
+    let _ = remove_unwritten(storage, dir, &format!(".{name}."));
     let mut attempt = 1;
     loop {
         match commit_once(storage, dir, name, &path, &mut write) {
@@ -178,18 +186,26 @@ pub fn commit(
 }
 
 /// Removes the temporary files that a crash left in `dir`. For the holder of the directory's lock
-/// only: another writer's file in the making would go too.
+/// only: where files can't be locked, another writer's file in the making would go too.
 ///
 /// # Errors
 /// [`ErrorKind::Io`].
 pub fn remove_stray_files(storage: &dyn Storage, dir: &Path) -> Result<usize> {
+    remove_unwritten(storage, dir, ".")
+}
+
+/// Removes the temporary files whose names begin so, but those that are being written.
+fn remove_unwritten(storage: &dyn Storage, dir: &Path, prefix: &str) -> Result<usize> {
     let names = storage.list(dir).map_err(|e| Error::io(format!("listing {}", dir.display()), e))?;
-    let stray: Vec<_> = names.iter().filter(|n| n.starts_with('.') && n.ends_with(TEMP_SUFFIX)).collect();
-    for name in &stray {
+    let mut removed = 0;
+    for name in names.iter().filter(|n| n.starts_with(prefix) && n.ends_with(TEMP_SUFFIX)) {
         let path = dir.join(name);
-        storage.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), e))?;
+        if !storage.is_being_written(&path) {
+            storage.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), e))?;
+            removed += 1;
+        }
     }
-    Ok(stray.len())
+    Ok(removed)
 }
 
 /// Creates a directory and those above it, each durable in its parent. Those that exist keep their
@@ -263,7 +279,8 @@ fn commit_once(
 ) -> std::result::Result<u64, Failure> {
     let other = |doing: &str, e| Failure::Other(Error::io(format!("{doing} {}", path.display()), e));
     let (temp, file) = create_temp(storage, dir, name).map_err(|e| other("creating", e))?;
-    let written = write_synced(file, path, write).and_then(|sum| {
+    // Open until it has its name: so long it is known as being written.
+    let written = write_synced(file, path, write).and_then(|(sum, _open)| {
         storage.rename(&temp, path).map_err(|e| other("renaming into place", e))?;
         Ok(sum)
     });
@@ -290,7 +307,7 @@ fn write_synced(
     file: Box<dyn StorageFile>,
     path: &Path,
     write: &mut dyn FnMut(&mut dyn Write) -> Result<()>,
-) -> std::result::Result<Sum, Failure> {
+) -> std::result::Result<(Sum, Box<dyn StorageFile>), Failure> {
     let io = |doing: &str, e| Error::io(format!("{doing} {}", path.display()), e);
     let mut tally =
         Tally { inner: BufWriter::with_capacity(BUFFER_BYTES, file), crc: Crc32c::new(), bytes: 0 };
@@ -299,7 +316,7 @@ fn write_synced(
     let unbuffered = tally.inner.into_inner().map_err(io::IntoInnerError::into_error);
     let mut file = unbuffered.map_err(|e| Failure::Other(io("writing", e)))?;
     file.sync().map_err(|e| Failure::Sync(io("syncing", e)))?;
-    Ok(sum)
+    Ok((sum, file))
 }
 
 /// A new file under a name that no other process or thread uses.
@@ -373,7 +390,11 @@ impl Storage for Disk {
         options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        Ok(Box::new(options.open(path)?))
+        let file = options.open(path)?;
+        // A sign for others, which some file systems don't give. Elsewhere a lock would keep readers out.
+        #[cfg(unix)]
+        let _ = try_lock(&file);
+        Ok(Box::new(file))
     }
 
     fn open(&self, path: &Path) -> io::Result<Opened> {
@@ -450,6 +471,13 @@ impl Storage for Disk {
         let file = options.open(path)?;
         try_lock(&file)?;
         Ok(FileLock::new(file))
+    }
+
+    #[cfg(unix)]
+    fn is_being_written(&self, path: &Path) -> bool {
+        let is_locked =
+            |file: fs::File| try_lock(&file).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
+        matches!(self.kind(path), Ok(Some(EntryKind::File))) && fs::File::open(path).is_ok_and(is_locked)
     }
 }
 
@@ -583,6 +611,21 @@ mod tests {
         }
         assert_eq!(remove_stray_files(&Disk, dir.path()).unwrap(), 1);
         assert_eq!(Disk.list(dir.path()).unwrap(), [".hidden", "a", "b.engraft-tmp"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_being_written_stays_and_what_was_left_goes_with_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let stray = dir.path().join(".a.1-0.engraft-tmp");
+        fs::write(&stray, b"x").unwrap();
+        let swept = commit(&Disk, dir.path(), "a", |w| {
+            assert!(!stray.exists());
+            assert_eq!(remove_stray_files(&Disk, dir.path()).unwrap(), 0);
+            w.write_all(b"new").map_err(|e| Error::io("writing", e))
+        });
+        swept.unwrap();
+        assert_eq!(Disk.list(dir.path()).unwrap(), ["a"]);
     }
 
     #[cfg(unix)]

@@ -10,8 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// writers lock two files of one name.
 pub const LOCK_FILE: &str = "lock";
 
-/// Takes the lock of a folder that exists, and removes what a writer left there that came to no end. The system gives it back when the result is dropped or the process
-/// ends, however it ends; no process id is stored that could be another's by then.
+/// Takes the lock of a folder that exists, and removes what a writer left there that came to no end. The system
+/// gives it back when the result is dropped or the process ends, however it ends; no process id is stored that
+/// could be another's by then.
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] when another writer holds it, [`ErrorKind::Misuse`] where something else than a file
