@@ -131,10 +131,15 @@ fn an_interrupted_run_resumes_to_the_same_adapter() {
     assert_eq!(losses(&out), recorded);
     assert!(checkpoints(&out).is_empty());
 
-    let again = run(&out, &["-t", "2", "--resume", "--json"]);
+    // Finished is finished: seen from another folder, and where the end was cut short.
+    std::fs::write(&newest, &good).expect("writing");
+    let (above, name) = (out.parent().expect("a folder"), out.file_name().expect("a name"));
+    let words = command(Path::new(name), &["-t", "2", "--resume", "--json"]);
+    let again = program().args(words).current_dir(above).output().expect("running");
     assert_eq!(again.status.code(), Some(0), "{}", stderr(&again));
     assert!(stderr(&again).contains("this run is finished"), "{}", stderr(&again));
     assert_eq!(last_line(&again)["steps"], STEPS);
+    assert!(checkpoints(&out).is_empty());
     // Another run may begin where one is finished.
     let other = run(&out, &["-t", "2", "--resume", "--rank", "4", "--json"]);
     assert!(stderr(&other).contains("begins at the start"), "{}", stderr(&other));
@@ -161,6 +166,12 @@ fn a_run_out_of_time_is_unfinished_and_goes_on() {
         let uncut = words(&whole);
         result_of(&uncut.iter().map(String::as_str).collect::<Vec<_>>());
         let mut rounds = 0;
+        // Nothing was done, and what was prepared is not done twice.
+        let mut first = words(&cut);
+        first.extend(["--checkpoint-every", "1", "--time-budget", "0s"].map(str::to_string));
+        let first = engraft(&first.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(first.status.code(), Some(130), "{}", stderr(&first));
+        assert!(stderr(&first).contains("checkpoint saved step 0"), "{}", stderr(&first));
         // An unfinished run that is always told to go on, as a timer would.
         loop {
             let mut words = words(&cut);

@@ -7,7 +7,7 @@ use clap::Args;
 use engraft_runtime::adapter::foreign::Format;
 use engraft_runtime::adapter::{Adapter, Binding, Prober};
 use engraft_runtime::hex;
-use engraft_runtime::storage::Disk;
+use engraft_runtime::storage::{Disk, create_dir_all, lock_folder};
 
 use super::{Session, common};
 use crate::json;
@@ -50,6 +50,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let binding = Binding::of(&adapter, &model, &mut prober).map_err(|e| e.at(&place))?;
     binding.check_effect(&adapter).map_err(|e| e.at(&place))?;
     adapter.binding = Some(binding);
+    create_dir_all(&Disk, &options.adapter_path)?;
+    let _lock = lock_folder(&Disk, &options.adapter_path).map_err(|e| e.at("--adapter-path"))?;
     let file = adapter.save(&Disk, &options.adapter_path, options.stored.into())?.path;
     let base = hex::short(&digest);
     eprintln!(

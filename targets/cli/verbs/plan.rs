@@ -30,11 +30,10 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let tune = &options.tune;
     tune.model.path()?;
     tune.data.path()?;
-    let room = match &options.device {
+    let prepared = prepare(tune, || match &options.device {
         Some(device) => provenance::room(device),
         None => room_of(tune, None),
-    };
-    let prepared = prepare(tune, room)?;
+    })?;
     eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);
     json::line(&prepared.table())?;

@@ -121,15 +121,17 @@ impl Replay {
     }
 }
 
-/// Opens the model, reads the data, and plans for `room`. The tokenizer is gone when this returns, and the
-/// model's digest is known.
+/// Opens the model, reads the data, and plans for `room`, which is asked for once the model is mapped: where
+/// addresses are limited, the map has taken its share by then. The tokenizer is gone when this returns, and
+/// the model's digest is known.
 ///
 /// # Errors
 /// Those of opening and reading; `Misuse` for an adapter that does not fit the model; `DoesNotFit` where this
 /// process may not even hold what the shortest rows would take.
-pub(crate) fn prepare(tune: &TuneOptions, room: Option<Room>) -> Result<Prepared> {
+pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -> Result<Prepared> {
     tune.check_kind()?;
     let model = common::open_model(&tune.model)?;
+    let room = room();
     let lora = match tune.lora.fine_tune_type {
         FineTune::Full => None,
         FineTune::Lora | FineTune::Dora => Some(lora_config(model.config(), &tune.lora)?),

@@ -118,7 +118,9 @@ pub(crate) fn finished(folder: &Path, identity: &Identity) -> Option<serde_json:
     }
     let finished: Finished = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
     let file = ["adapter", "model"].iter().find_map(|key| finished.result.get(key)?.as_str());
-    let is_there = file.is_some_and(|file| Path::new(file).is_file());
+    // By its name alone: the path was told as seen from where that run began.
+    let name = file.and_then(|file| Path::new(file).file_name());
+    let is_there = name.is_some_and(|name| folder.join(name).is_file());
     (finished.run == hex::encode(&identity.digest()) && is_there).then_some(finished.result)
 }
 

@@ -19,7 +19,7 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
-use engraft_runtime::train::checkpoint::Tally;
+use engraft_runtime::train::checkpoint::{Restored, Tally};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::{Schedule, Shape};
 use engraft_runtime::train::{
@@ -58,13 +58,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
             misuse("--data is missing: name a folder that holds train.jsonl, or a .jsonl file").into()
         );
     }
-    check_output(&tune.adapter_path)?;
-    // Before anything in the folder is read or changed, and until the end.
-    let mut lock = None;
-    if tune.adapter_path.is_dir() {
-        lock = Some(take_lock(&tune.adapter_path)?);
-        options.resume.open(&tune.adapter_path)?;
-    }
+    let lock = claim_output(options)?;
     if tune.lora.fine_tune_type == options::FineTune::Full {
         for name in [MODEL_FILE, STOPPED_FILE] {
             common::refuse_input(tune.model.path()?, &tune.adapter_path.join(name), "--adapter-path")?;
@@ -74,18 +68,19 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let deadline = options.resume.time_budget.map(|time| Instant::now() + time);
     conditions.end_at(deadline);
     conditions.go_on(&session.cancel, &mut |notice| eprintln!("{notice}"))?;
-    let mut prepared = prepare(tune, room_of(tune, options.when.device()))?;
+    let mut prepared = prepare(tune, || room_of(tune, options.when.device()))?;
     eprintln!("{}", prepared.describe());
     eprint!("{}", describe_retention(tune, &prepared)?);
     eprintln!("{}", prepared.table());
     eprintln!("{}", prepared.wear.describe(None));
     prepared.check(tune.memory_budget)?;
     create_dir_all(&Disk, &tune.adapter_path)?;
+    // Until the end.
     let _lock = match lock {
         Some(lock) => lock,
         None => take_lock(&tune.adapter_path)?,
     };
-    let checkpoints = options.resume.open(&tune.adapter_path)?;
+    let mut checkpoints = options.resume.open(&tune.adapter_path)?;
     let kernels = common::kernels(&tune.compute)?;
     let replay = replay_rows(tune, session, &mut prepared, &kernels)?;
     let Some(data) = prepared.data.take() else { return Ok(()) };
@@ -95,21 +90,43 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     if options.resume.resume
         && let Some(result) = resume::finished(&tune.adapter_path, &identity)
     {
+        // A run may end between its result and its checkpoints.
+        checkpoints.remove_all(&Disk)?;
         eprintln!("{}: this run is finished: nothing to go on with", tune.adapter_path.display());
         if session.json {
             json::emit(&result)?;
         }
         return Ok(());
     }
+    let resumes = options.resume.resume && checkpoints.newest_file(&Disk)?.is_some();
     let course = Course::new(identity).kept_in(checkpoints);
-    let setting =
-        Setting { tune, resume: &options.resume, session, prepared: &prepared, data: &data, deadline };
+    let setting = Setting {
+        tune,
+        resume: &options.resume,
+        resumes,
+        session,
+        prepared: &prepared,
+        data: &data,
+        deadline,
+    };
     let run = Run::new(&setting, (batches, train), course, kernels, watch)?;
     let result = run.train(&mut conditions)?;
     if session.json {
         json::emit(&result)?;
     }
     Ok(())
+}
+
+/// Locks the output folder, where there is one, before anything in it is read or changed.
+fn claim_output(options: &Options) -> Result<Option<FileLock>> {
+    let folder = &options.tune.adapter_path;
+    check_output(folder)?;
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let lock = take_lock(folder)?;
+    options.resume.open(folder)?;
+    Ok(Some(lock))
 }
 
 fn take_lock(folder: &Path) -> Result<FileLock, Error> {
@@ -198,6 +215,8 @@ fn check_output(folder: &Path) -> Result<(), Error> {
 struct Setting<'a> {
     tune: &'a TuneOptions,
     resume: &'a ResumeOptions,
+    /// Whether there is a checkpoint to go on from, whole or not.
+    resumes: bool,
     session: &'a Session,
     prepared: &'a Prepared,
     data: &'a TrainValid,
@@ -230,15 +249,25 @@ impl<'a> Run<'a> {
     /// Allocates the arena.
     fn new(
         setting: &Setting<'a>,
-        (batches, options): (Mixed<'a>, TrainOptions),
-        course: Course,
+        (mut batches, options): (Mixed<'a>, TrainOptions),
+        mut course: Course,
         kernels: Arc<Kernels>,
         watch: Watch,
     ) -> Result<Run<'a>> {
-        let Setting { tune, session, prepared, data, resume, .. } = *setting;
+        let Setting { tune, session, prepared, data, resume, resumes, .. } = *setting;
         let steps = options.schedule.total;
+        let mut trainer = arm(setting, &options, &kernels, resumes)?;
+        let restored = match resumes {
+            true => course.resume(&Disk, &mut trainer, &mut batches)?,
+            false => Restored::default(),
+        };
+        if resumes && restored.found.is_none() && tune.lora.init == options::Init::Eva {
+            // It was begun for numbers that are not there. The plan has room for one.
+            drop(trainer);
+            trainer = arm(setting, &options, &kernels, false)?;
+        }
         let mut run = Run {
-            arm: arm(setting, &options, &kernels, resume.resume)?,
+            arm: trainer,
             course,
             model: prepared.model.clone(),
             kernels,
@@ -254,29 +283,26 @@ impl<'a> Run<'a> {
             session,
             data,
         };
-        if !(resume.resume && run.resume()?) {
-            run.course.remove_checkpoints(&Disk)?;
-            resume::forget_finished(&tune.adapter_path)?;
-            run.metrics = Metrics::begin(&tune.adapter_path)?;
-            if resume.resume && tune.lora.init == options::Init::Eva {
-                // It was begun for numbers that were not there.
-                run.arm = arm(setting, &options, &run.kernels, false)?;
-            }
-            run.tally().valid_before = run.evaluate()?;
-            if tune.run.checkpoint_every > 0 && !run.is_cancelled() {
-                run.checkpoint(true)?;
-            }
+        if resume.resume {
+            run.progress.note(&resume::describe(&restored, &tune.adapter_path, steps));
+        }
+        match &restored.found {
+            Some(found) => run.metrics = Metrics::reopen(&tune.adapter_path, found.steps)?,
+            None => run.begin()?,
         }
         Ok(run)
     }
 
-    /// Goes on from a checkpoint, if there is one.
-    fn resume(&mut self) -> Result<bool> {
-        let restored = self.course.resume(&Disk, &mut self.arm, &mut self.batches)?;
-        self.progress.note(&resume::describe(&restored, &self.tune.adapter_path, self.steps));
-        let Some(found) = &restored.found else { return Ok(false) };
-        self.metrics = Metrics::reopen(&self.tune.adapter_path, found.steps)?;
-        Ok(true)
+    /// What comes before the first step of a run that goes on from nothing.
+    fn begin(&mut self) -> Result<()> {
+        self.course.remove_checkpoints(&Disk)?;
+        resume::forget_finished(&self.tune.adapter_path)?;
+        self.metrics = Metrics::begin(&self.tune.adapter_path)?;
+        self.tally().valid_before = self.evaluate()?;
+        if self.tune.run.checkpoint_every > 0 && !self.is_cancelled() {
+            self.checkpoint(true)?;
+        }
+        Ok(())
     }
 
     fn tally(&mut self) -> &mut Tally {
@@ -508,6 +534,14 @@ impl<'a> Run<'a> {
     fn stopped(&mut self) -> anyhow::Error {
         let (step, total) = (self.arm.steps(), self.steps);
         let why = if self.is_cancelled() { "stopped" } else { "--time-budget: out of time" };
+        if step == 0 && !self.is_cancelled() {
+            // With as little time again, a run that begins anew would never take a step.
+            let message = match self.checkpoint(true) {
+                Ok(()) => format!("{why} before the first step; the same command with --resume goes on"),
+                Err(error) => return error.into(),
+            };
+            return common::cancelled(message).into();
+        }
         if step == 0 {
             // Nothing that another start would not do again.
             if let Err(error) = self.course.remove_checkpoints(&Disk) {
