@@ -548,13 +548,9 @@ fn foreign_words(file: &Path, text: &str) -> Vec<String> {
     let slash = "/";
     let patterns = [
         format!("{slash}work{slash}"),
-        format!("{slash}farm{slash}"),
-        format!("{slash}tmp{slash}wt"),
-        format!("{slash}tmp{slash}target"),
-        format!("{slash}tmp{slash}bash_jobs"),
+        format!("{slash}tmp{slash}"),
         format!("{slash}home{slash}"),
         format!("{slash}root{slash}"),
-        format!("issues {}", "show"),
     ];
     let hit = |line: &&str| patterns.iter().any(|p| line.contains(p.as_str()));
     let lines = text.lines().enumerate().filter(|(_, line)| hit(line));

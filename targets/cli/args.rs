@@ -13,7 +13,7 @@ use crate::verbs::{
 #[derive(Debug, Parser)]
 #[command(name = "engraft", disable_version_flag = true, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 success; 1 error; 2 usage; 3 does not fit the memory budget; 4 gate \
-                        refused; 5 bad data; 6 unusable or incompatible model or adapter; 130 interrupted.")]
+                        refused; 5 bad data; 6 unusable or incompatible model or adapter; 130 interrupted or out of time.")]
 pub(crate) struct Cli {
     /// Print the version; with --verbose also commit, target, instruction set and device profiles
     #[arg(short = 'V', long)]
@@ -35,7 +35,7 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Print the memory that a training run will take, pool by pool, and whether it fits
     Plan(plan::Options),
-    /// Train a LoRA adapter inside the plan
+    /// Train an adapter (LoRA, DoRA), or every weight, inside the plan
     Train(train::Options),
     /// Compare arms on held-out data: the base alone, behind examples, and trained
     Compare(compare::Options),

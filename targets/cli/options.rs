@@ -254,7 +254,7 @@ pub(crate) struct TuneOptions {
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Folder for adapter.engraft (model.gguf with --fine-tune-type full) and metrics.jsonl
+    /// Folder for adapter.engraft (model.gguf with --fine-tune-type full), metrics.jsonl and checkpoints
     #[arg(long, value_name = "DIR", default_value = "adapter")]
     pub(crate) adapter_path: PathBuf,
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the release binary for 64-bit ARM and packs it with its systemd unit: a tarball, and a .deb where
+# Builds the binary for 64-bit ARM in the profile dist and packs it with its systemd units: a tarball, and a .deb where
 # dpkg-deb is there. Both are the same to the byte for the same commit and compiler.
 #
 #   targets/raspberry-pi/package.sh [FOLDER]     (default: cargo's target folder)
@@ -19,7 +19,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 install -D -m 755 "$CARGO_TARGET_DIR/$target/dist/engraft" "$root/usr/bin/engraft"
 install -D -m 644 -t "$root/lib/systemd/system" "$here"/systemd/engraft-adapt@.*
-install -D -m 644 -t "$root/usr/share/doc/engraft" README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$here/example.toml"
+install -D -m 644 -t "$root/usr/share/doc/engraft" README.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$here/example.toml"
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 mkdir -p "$out"
