@@ -254,6 +254,8 @@ fn shapes(c: &mut Cases) {
         ("other outputs", [2, 12], [13, 2], BaseMismatch),
         ("outputs that end within a head", [2, 12], [11, 2], BaseMismatch),
         ("one output", [2, 12], [1, 2], BaseMismatch),
+        ("outputs that end in the middle of a head", [2, 12], [10, 2], BaseMismatch),
+        ("outputs that end in the middle of a head too much", [2, 12], [14, 2], BaseMismatch),
         ("transposed", [12, 2], [2, 12], Corrupt),
     ] {
         let (first, second) = (4 * a[0] * a[1], 4 * b[0] * b[1]);
@@ -262,6 +264,15 @@ fn shapes(c: &mut Cases) {
         c.refused(name, kind, "", file(&format!("{{{a},{b}}}"), first + second));
     }
 }
+    // Reordered as rows of B are, before anybody asks whether they belong there.
+    for n in [1, 10, 12, 14] {
+        let a = tensor(A, "F32", "[2,12]", 0, 96);
+        let b = tensor(B, "F32", "[12,2]", 96, 192);
+        let m =
+            tensor(&B.replace("B.weight", "magnitude_vector"), "F32", &format!("[{n}]"), 192, 192 + 4 * n);
+        let text = format!("{{{a},{b},{m}}}");
+        c.refused(format!("{n} magnitudes"), Corrupt, "magnitudes, but no DoRA", file(&text, 192 + 4 * n));
+    }
 
 /// A key of the settings, and what it is set to: PEFT's and mlx_lm's in one, since both name things alike.
 #[test]
@@ -442,6 +453,12 @@ pub(crate) fn gguf_adapter() -> writer::Writer {
     let mut w = writer::Writer::new();
     w.set("general.architecture", strv("llama"));
     w.set("general.type", strv("adapter"));
+    for outputs in [10, 11, 14] {
+        let data = 96 + 4 * outputs;
+        let header =
+            header.replace("[2,12]", &format!("[2,{outputs}]")).replace(",144]", &format!(",{data}]"));
+        c.refused(format!("{outputs} outputs"), BaseMismatch, "12 x 12", file(&header, data));
+    }
     w.set("adapter.type", strv("lora"));
     w.set("adapter.lora.alpha", f32v(4.0));
     w.add("blk.1.attn_q.weight.lora_a", engraft_kernels::DType::F32, &[12, 2]);
