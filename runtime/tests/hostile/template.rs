@@ -30,6 +30,7 @@ fn templates_are_refused_or_end() {
     endless(&mut c);
     bombs(&mut c);
     twice_itself(&mut c);
+    twice_itself_by_calls(&mut c);
     slow_methods(&mut c);
     deep_text(&mut c);
     deep_values(&mut c);
@@ -140,6 +141,38 @@ fn twice_itself(c: &mut Cases) {
         );
         c.refused(format!("twice itself in a macro: {last}"), Unsupported, "", recursive);
     }
+}
+
+/// The same through what puts one value into several places where no bracket stands.
+fn twice_itself_by_calls(c: &mut Cases) {
+    let pairs = |v: &str| ["a", "b", "c", "d", "e", "g", "h", "i"].map(|k| format!("{k}={v}")).join(",");
+    let dict = |v: &str| format!("dict({})", pairs(v));
+    let map = |v: &str| format!("([0] * 8)|map('default', {v}, true)|list");
+    let attribute = |v: &str| format!("([{{'a': {v}}}] * 8)|map(attribute='a')|list");
+    let mut grow = |name: &str, of: &dyn Fn(&str) -> String| {
+        for last in
+            ["x == y", "x in [y]", "[x].count(y)", "x|tojson", "x|string", "x ~ ''", "x|pprint", "debug()"]
+        {
+            let template = format!(
+                "{{% macro f(x, y, n) %}}{{% if n %}}{{{{ f({}, {}, n - 1) }}}}{{% else %}}{{{{ {last} }}}}{{% endif %}}\
+                 {{% endmacro %}}{{{{ f(1, 1, 12) }}}}",
+                of("x"),
+                of("y")
+            );
+            c.refused(format!("{name} of itself in a macro: {last}"), Unsupported, "", template);
+        }
+    };
+    grow("dict()", &dict);
+    grow("map() with a default", &map);
+    grow("map() of an attribute", &attribute);
+    grow("dict() of map()", &|v| dict(&map(v)));
+    let nested = (0..6).fold("1".to_string(), |v, _| format!("([0] * 1000)|map('default', {v}, true)|list"));
+    c.refused(
+        "map() in map() in one expression",
+        Unsupported,
+        FUEL,
+        format!("{{{{ ({nested}) == ({nested}) }}}}"),
+    );
 }
 
 /// Python's methods are ours: the engine knows nothing of the work they do.

@@ -4,8 +4,9 @@
 use super::{Piece, Source, guard};
 use crate::error::{Error, ErrorKind, Result, told};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind as JinjaKind, State, Value};
+use minijinja::{filters, functions};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
@@ -254,6 +255,14 @@ pub(super) fn environment(
         Err(JinjaError::new(JinjaKind::InvalidOperation, format!("{RAISED}{message}")))
     });
     env.add_filter("tojson", to_json);
+    // These two put one value into several places, and may stand where the guard has no filter.
+    env.add_function("dict", |state: &State, value: Option<Value>, items: Kwargs| {
+        guard::assigned(state, functions::dict(value, items)?)
+    });
+    env.add_filter("map", |state: &mut State, value: Value, args: Rest<ValueOrKwargs>| {
+        let mapped = filters::map(state, value, args)?;
+        guard::assigned(state, Value::from(mapped))
+    });
     let held = marks.clone();
     env.add_filter("trim", move |text: String, chars: Option<String>| {
         strip(&held, &text, chars.as_deref(), true, true)
