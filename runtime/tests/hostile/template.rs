@@ -204,6 +204,25 @@ fn slow_methods(c: &mut Cases) {
             format!("{{% set x = {{{pairs}}} %}}{}", looped(&format!("{{% if x.{method} %}}{{% endif %}}")));
         c.refused(format!("{method} again and again"), Unsupported, FUEL, template);
     }
+    // Sets of characters as long as the text.
+    for trim in [".strip(", ".lstrip(", ".rstrip(", "|trim("] {
+        let (text, set) = ("('a' * 1000000)", "('b' * 1000000) ~ 'a'");
+        c.refused(
+            format!("{trim} of a long set"),
+            Unsupported,
+            FUEL,
+            format!("{{{{ {text}{trim}{set}) }}}}"),
+        );
+        let set = set.replace("1000000", "50000");
+        c.used(format!("{trim} of a set that is paid for"), format!("{{{{ ({text}{trim}{set}))|length }}}}"));
+        let often = looped(&format!("{{% if x{trim}'b') %}}{{% endif %}}"));
+        c.refused(
+            format!("{trim} again and again"),
+            Unsupported,
+            FUEL,
+            format!("{{% set x = 'a' * 1000000 %}}{often}"),
+        );
+    }
     // Blanks between marks, which trimming sees through.
     let marks = "{% set ns = namespace(x=messages[4].content) %}{% for i in range(11) %}{% set ns.x = ns.x ~ ns.x %}\
                  {% endfor %}{{ ns.x.strip()|length }}";

@@ -264,8 +264,8 @@ pub(super) fn environment(
         guard::assigned(state, Value::from(mapped))
     });
     let held = marks.clone();
-    env.add_filter("trim", move |text: String, chars: Option<String>| {
-        strip(&held, &text, chars.as_deref(), true, true)
+    env.add_filter("trim", move |state: &State, text: String, chars: Option<String>| {
+        strip(&held, state, &text, chars.as_deref(), (true, true))
     });
     let held = marks.clone();
     env.set_unknown_method_callback(move |state, value, method, args| {
@@ -385,9 +385,9 @@ fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, arg
     let chars = arg(0);
     state.consume_fuel(fuel(text.len()))?;
     Ok(match method {
-        "strip" => Value::from(strip(marks, text, chars, true, true)),
-        "lstrip" => Value::from(strip(marks, text, chars, true, false)),
-        "rstrip" => Value::from(strip(marks, text, chars, false, true)),
+        "strip" => Value::from(strip(marks, state, text, chars, (true, true))?),
+        "lstrip" => Value::from(strip(marks, state, text, chars, (true, false))?),
+        "rstrip" => Value::from(strip(marks, state, text, chars, (false, true))?),
         "startswith" | "endswith" => Value::from(affix(state, &marks.bare(text), method, args.first())?),
         "split" | "rsplit" => Value::from(marks.balance(split(state, text, method, arg(0), args.get(1))?)),
         "splitlines" => Value::from(marks.balance(paid(state, text.lines())?)),
@@ -417,10 +417,22 @@ fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, arg
     })
 }
 
-fn strip(marks: &Marks, text: &str, chars: Option<&str>, start: bool, end: bool) -> String {
-    let drop = |c: char| chars.map_or(c.is_whitespace(), |set| set.contains(c));
+/// Takes characters, or blanks, away from the ends that are asked for.
+fn strip(
+    marks: &Marks,
+    state: &State,
+    text: &str,
+    chars: Option<&str>,
+    (start, end): (bool, bool),
+) -> std::result::Result<String, JinjaError> {
+    state.consume_fuel(fuel(text.len()) + chars.map_or(0, str::len) as u64)?;
+    // Sorted, since a set as long as the text would make a plain search quadratic.
+    let mut set: Vec<char> = chars.unwrap_or_default().chars().collect();
+    set.sort_unstable();
+    set.dedup();
+    let drop = |c: char| if chars.is_some() { set.binary_search(&c).is_ok() } else { c.is_whitespace() };
     let text = if start { marks.trim_start(text, &drop) } else { text.to_owned() };
-    if end { marks.trim_end(&text, &drop) } else { text }
+    Ok(if end { marks.trim_end(&text, &drop) } else { text })
 }
 
 /// `startswith` and `endswith` of one text or any of several.
