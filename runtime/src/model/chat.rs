@@ -130,7 +130,7 @@ impl ChatTemplate {
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let marks = Marks::new();
-        let env = jinja::environment(&marks, source).map_err(|e| jinja_error("compiling", &e))?;
+        let env = jinja::environment(&marks, source).map_err(|e| jinja_error(&marks, "compiling", &e))?;
         Ok(ChatTemplate { env, marks, kind, bos, eos })
     }
 
@@ -173,9 +173,9 @@ impl ChatTemplate {
         let fuel =
             FUEL_BASE + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * content_bytes as u64;
         env.set_fuel(Some(fuel));
-        let template = env.get_template("chat").map_err(|e| jinja_error("finding", &e))?;
-        let rendered =
-            template.render(Value::from_pairs(context)).map_err(|e| jinja_error("rendering", &e))?;
+        let failed = |doing| move |e| jinja_error(&self.marks, doing, &e);
+        let template = env.get_template("chat").map_err(failed("finding"))?;
+        let rendered = template.render(Value::from_pairs(context)).map_err(failed("rendering"))?;
         let limit = RENDERED_BASE + RENDERED_PER_MESSAGE * messages.len() + RENDERED_PER_BYTE * content_bytes;
         if rendered.len() > limit {
             let message = format!(
@@ -291,8 +291,8 @@ fn check_keys(tools: &serde_json::Value) -> Result<()> {
 /// The engine's error in words for people, without what messages and tools hold.
 fn jinja_error(marks: &Marks, doing: &str, error: &minijinja::Error) -> Error {
     let line = error.line().map(|line| format!(" at line {line}")).unwrap_or_default();
-    let what = match error.detail() {
-        Some(detail) => format!("{}: {}", error.kind(), jinja::unmarked(detail)),
+    let what = match error.detail().and_then(|detail| marks.without_contents(detail)) {
+        Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     };
     let kind = match error.detail() {
@@ -363,6 +363,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_person_wrote_is_in_no_message() {
+        for said in [
+            "'bad: ' ~ messages[0].content",
+            "messages[0].content | trim | upper",
+            "messages | string",
+            "messages[0].content[:30]",
+            "messages[0].content[7:]",
+            "messages[0].content | reverse",
+            "messages[0].content.split('secret')[0]",
+            "debug()",
+        ] {
+            let error = render(
+                &format!("{{{{ raise_exception({said}) }}}}"),
+                &[("user", "my secret is secret")],
+                false,
+            );
+            let message = error.unwrap_err().message().to_lowercase();
+            assert!(message.contains("invalid operation"), "{said}: {message}");
+            let shown = ["secret", "terces", "my"].iter().any(|part| message.contains(part));
+            assert!(!shown, "{said}: {message}");
+        }
+    }
+
+    #[test]
     fn tools_are_json_as_python_writes_it() {
         let template = "{{ tools[0] | tojson }} {{ tools | tojson(indent=1) }}";
         let chat =
@@ -373,7 +397,6 @@ mod tests {
         assert!(text(&pieces).starts_with(expected), "{}", text(&pieces));
         assert_eq!(pieces[1], Piece { text: "<|im_end|>é".into(), source: Source::Tools });
     }
-}
 
     #[test]
     fn keys_of_tools_can_not_forge() {
@@ -391,3 +414,4 @@ mod tests {
             chat.render_with_tools(&[], Some(&of(key)), false).unwrap();
         }
     }
+}

@@ -369,7 +369,16 @@ fn foreign(c: &mut Cases) {
     };
     refuses(BadData, c, "{{ raise_exception('no \u{1b}[2J tools') }}", "no  [2J tools");
     refuses(BadData, c, "{{ raise_exception('a' * 100000) }}", "the template refuses: aaaa");
-    refuses(BadData, c, "{{ raise_exception(messages[0].content) }}", "the template refuses: Be brief.");
+    // What a person wrote is never repeated.
+    refuses(
+        BadData,
+        c,
+        "{{ raise_exception('bad: ' ~ messages[0].content ~ '!') }}",
+        "the template refuses: bad: …!",
+    );
+    refuses(BadData, c, "{{ raise_exception('bad: ' ~ messages) }}", "'content': '…'");
+    refuses(BadData, c, "{{ raise_exception('bad: ' ~ tools|tojson) }}", "\"name\": \"…\"");
+    refuses(BadData, c, "{{ raise_exception(messages[0].content[:20]) }}", "at line 1: invalid operation");
 }
 
 fn good(c: &mut Cases) {

@@ -150,6 +150,16 @@ impl Marks {
         if source != Source::Template { Err(cut_apart()) } else { Ok(pieces) }
     }
 
+    /// The template's words in a message for people: an ellipsis for each text of a person's. `None` where those
+    /// can't be told apart.
+    pub(super) fn without_contents(&self, detail: &str) -> Option<String> {
+        let words = |piece: Piece| match piece.source {
+            Source::Template => piece.text,
+            _ => "…".into(),
+        };
+        Some(told(self.split(detail).ok()?.into_iter().map(words).collect::<String>()))
+    }
+
     /// Takes characters away from the beginning, seeing through marks.
     fn trim_start(&self, text: &str, drop: &dyn Fn(char) -> bool) -> String {
         let mut kept = String::new();
@@ -226,11 +236,6 @@ fn syntax() -> std::result::Result<SyntaxConfig, JinjaError> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 
-/// A template's words in a message for people, without marks.
-pub(super) fn unmarked(detail: &str) -> String {
-    told(detail.chars().filter(|c| u32::from(*c) < PLANE).collect::<String>())
-}
-
 /// An engine set up as Hugging Face sets up Jinja: blocks trimmed, no escaping, Python's methods.
 /// `strftime_now` stays undefined: templates that know it then write their own fixed date, and a
 /// conversation renders the same every day.
@@ -250,11 +255,6 @@ pub(super) fn environment(
     env.set_recursion_limit(RECURSION_MAX);
     NESTING_FILTERS.iter().for_each(|filter| env.remove_filter(filter));
     env.add_filter(guard::FILTER, guard::assigned);
-    env.set_auto_escape_callback(|_| AutoEscape::None);
-    env.add_function("raise_exception", |message: String| -> JinjaResult {
-        Err(JinjaError::new(JinjaKind::InvalidOperation, format!("{RAISED}{message}")))
-    });
-    env.add_filter("tojson", to_json);
     // These two put one value into several places, and may stand where the guard has no filter.
     env.add_function("dict", |state: &State, value: Option<Value>, items: Kwargs| {
         guard::assigned(state, functions::dict(value, items)?)
@@ -263,6 +263,11 @@ pub(super) fn environment(
         let mapped = filters::map(state, value, args)?;
         guard::assigned(state, Value::from(mapped))
     });
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.add_function("raise_exception", |message: String| -> JinjaResult {
+        Err(JinjaError::new(JinjaKind::InvalidOperation, format!("{RAISED}{message}")))
+    });
+    env.add_filter("tojson", to_json);
     let held = marks.clone();
     env.add_filter("trim", move |state: &State, text: String, chars: Option<String>| {
         strip(&held, state, &text, chars.as_deref(), (true, true))
