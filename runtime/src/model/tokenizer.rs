@@ -497,23 +497,15 @@ impl Decoder<'_> {
         }
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();
-        loop {
-            match std::str::from_utf8(&self.pending) {
-                Ok(whole) => {
-                    text.push_str(whole);
-                    self.pending.clear();
-                    return text;
-                }
-                Err(error) => {
-                    let valid = error.valid_up_to();
-                    text.push_str(&String::from_utf8_lossy(&self.pending[..valid]));
-                    let Some(broken) = error.error_len() else {
-                        self.pending.drain(..valid);
-                        return text;
-                    };
-                    text.push('\u{FFFD}');
-                    self.pending.drain(..valid + broken);
-                }
+        let mut chunks = held.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            text.push_str(chunk.valid());
+            let rest = chunk.invalid();
+            let goes_on = std::str::from_utf8(rest).is_err_and(|e| e.error_len().is_none());
+            if goes_on && chunks.peek().is_none() {
+                self.pending = rest.to_vec();
+            } else if !rest.is_empty() {
+                text.push('\u{FFFD}');
             }
         }
     }
