@@ -204,6 +204,11 @@ fn slow_methods(c: &mut Cases) {
             format!("{{% set x = {{{pairs}}} %}}{}", looped(&format!("{{% if x.{method} %}}{{% endif %}}")));
         c.refused(format!("{method} again and again"), Unsupported, FUEL, template);
     }
+    for test in ["lower", "upper"] {
+        let often = looped(&format!("{{% if x is {test} %}}{{% endif %}}"));
+        let template = format!("{{% set x = 'a' * 1000000 %}}{often}");
+        c.refused(format!("is {test} again and again"), Unsupported, "is unknown", template);
+    }
     // Sets of characters as long as the text.
     for trim in [".strip(", ".lstrip(", ".rstrip(", "|trim("] {
         let (text, set) = ("('a' * 1000000)", "('b' * 1000000) ~ 'a'");

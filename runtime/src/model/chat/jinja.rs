@@ -227,6 +227,8 @@ fn cut_apart() -> Error {
 const RECURSION_MAX: usize = 200;
 /// Filters that nest lists in lists, which no chat template needs: they would go past the guard.
 const NESTING_FILTERS: [&str; 5] = ["batch", "slice", "groupby", "zip", "chain"];
+/// Tests that read a whole text and take no fuel for it, which no chat template needs.
+const UNPAID_TESTS: [&str; 2] = ["lower", "upper"];
 
 /// The syntax: lenient as Jinja2, with the only settings that Hugging Face changes.
 ///
@@ -254,6 +256,7 @@ pub(super) fn environment(
     env.set_syntax(syntax);
     env.set_recursion_limit(RECURSION_MAX);
     NESTING_FILTERS.iter().for_each(|filter| env.remove_filter(filter));
+    UNPAID_TESTS.iter().for_each(|test| env.remove_test(test));
     env.add_filter(guard::FILTER, guard::assigned);
     // These two put one value into several places, and may stand where the guard has no filter.
     env.add_function("dict", |state: &State, value: Option<Value>, items: Kwargs| {
