@@ -6,7 +6,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use engraft_kernels::DType;
+
 use super::{engraft, last_line, memory_is_the_programs, seedling, shipped, stderr, stdout};
+
+#[path = "../../runtime/tests/gguf/writer.rs"]
+#[allow(dead_code, reason = "the model's own tests use the rest")]
+mod writer;
 
 /// Runs under limits of the shell's `ulimit`, in KiB.
 fn limited(limits: &[(&str, u64)], arguments: &[&str]) -> Output {
@@ -82,6 +88,32 @@ fn what_is_refused_allocates_little() {
         assert_eq!((refused.status.signal(), refused.status.code()), (None, Some(3)), "{limit:?}: {err}");
         assert!(err.contains("RLIMIT_"), "{limit:?}: {err}");
     }
+}
+
+#[test]
+fn a_small_file_whose_cache_is_huge_is_refused() {
+    let mut w = writer::tiny();
+    for (key, v) in [
+        ("llama.context_length", 1 << 20),
+        ("llama.attention.head_count", 1024),
+        ("llama.attention.head_count_kv", 1024),
+        ("llama.attention.key_length", 64),
+        ("llama.attention.value_length", 64),
+    ] {
+        w.set(key, writer::u32v(v));
+    }
+    for name in ["attn_q", "attn_k", "attn_v"] {
+        w.reshape(&format!("blk.0.{name}.weight"), DType::Q8_0, &[32, 65_536]);
+    }
+    w.reshape("blk.0.attn_output.weight", DType::Q8_0, &[65_536, 32]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("wide.gguf").display().to_string();
+    std::fs::write(&model, w.bytes()).expect("a file");
+    let refused = engraft(&["generate", "-m", &model, "-p", "a", "-c", "1048576", "--json"]);
+    let err = stderr(&refused);
+    assert_eq!((refused.status.signal(), refused.status.code()), (None, Some(3)), "{err}");
+    assert!(err.contains("MiB of private memory") && err.contains("--ctx-size"), "{err}");
+    assert!(stdout(&refused).contains("does_not_fit"), "{}", stdout(&refused));
 }
 
 #[test]

@@ -260,10 +260,15 @@ impl Rows {
         self.reorder(base, width, |out, row| (row, out))
     }
 
-    /// Copies row by row; `way` puts (base row, its Hugging Face row) as (to, from).
+    /// Copies row by row; `way` puts (base row, its Hugging Face row) as (to, from). Rows that end within a
+    /// head are of another model: they stay as they are, and [`Exchange::check`] refuses them.
     fn reorder(self, from: &[f32], width: usize, way: impl Fn(usize, usize) -> (usize, usize)) -> Vec<f32> {
+        let rows = from.len() / width;
+        if self.head.is_some_and(|head| !rows.is_multiple_of(head)) {
+            return from.to_vec();
+        }
         let mut out = vec![0.0; from.len()];
-        for row in 0..from.len() / width {
+        for row in 0..rows {
             let (to, source) = way(row, self.hf_row(row));
             out[to * width..(to + 1) * width].copy_from_slice(&from[source * width..(source + 1) * width]);
         }

@@ -104,7 +104,7 @@ pub fn import(dir: &Path, model: &ModelConfig) -> Result<Imported> {
         )));
     }
     let mut parts = Parts::default();
-    safetensors::read(&file, |tensor| put(&mut parts, tensor))?;
+    safetensors::read(&file, |tensor| put(&mut parts, tensor, model))?;
     settings.check_presence(&parts, model).map_err(|e| e.at(dir.display()))?;
     let mut exchange = settings.exchange(parts, model).map_err(|e| e.at(dir.display()))?;
     exchange.check(model).map_err(|e| e.at(file.display()))?;
@@ -112,7 +112,7 @@ pub fn import(dir: &Path, model: &ModelConfig) -> Result<Imported> {
 }
 
 /// Sorts a tensor into its pair by its name.
-fn put(parts: &mut Parts, tensor: Tensor) -> Result<()> {
+fn put(parts: &mut Parts, tensor: Tensor, model: &ModelConfig) -> Result<()> {
     let unknown = || unknown_tensor(&tensor.name);
     let path = tensor.name.strip_prefix("base_model.model.").unwrap_or(&tensor.name);
     let (path, part) = [
@@ -125,6 +125,12 @@ fn put(parts: &mut Parts, tensor: Tensor) -> Result<()> {
     .find_map(|(suffix, part)| Some((path.strip_suffix(suffix)?, part)))
     .ok_or_else(unknown)?;
     let module = module_of(path).ok_or_else(unknown)?;
+    if module.0 >= model.n_layers {
+        let (tensor, last) = (quote(&tensor.name), model.n_layers - 1);
+        let message =
+            format!("tensor {tensor}: the model's layers are 0 to {last}; use the adapter's own base");
+        return Err(Error::new(ErrorKind::BaseMismatch, message));
+    }
     let (rows, cols) = match (part, &tensor.shape[..]) {
         (Part::Magnitude, [n]) => (*n, 1),
         _ => tensor.matrix()?,
@@ -212,8 +218,8 @@ impl Settings {
         let Some(targets) = &self.targets else { return Ok(()) };
         let is_target = |(layer, proj)| {
             let path = hf_path(layer, proj);
-            let named = targets.iter().any(|t| path == *t || path.ends_with(&format!(".{t}")));
-            named && self.layers.as_ref().is_none_or(|l| l.contains(&layer))
+            ends_of(&path).any(|end| targets.contains(end))
+                && self.layers.as_ref().is_none_or(|l| l.contains(&layer))
         };
         if let Some((layer, proj)) = parts.names().find(|m| !is_target(*m)) {
             let path = hf_path(layer, proj);
@@ -303,20 +309,26 @@ fn foreign_settings(object: &Object<String, Value>) -> Result<()> {
     Ok(())
 }
 
+/// A module's name and its ends behind each dot: what may name it.
+fn ends_of(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |end| Some(end.split_once('.')?.1))
+}
+
 /// `rank_pattern` or `alpha_pattern`.
 struct Patterns {
     key: &'static str,
-    values: Vec<(String, f64)>,
+    /// By names without escapes; those of whole names begin with `^`.
+    values: BTreeMap<String, f64>,
 }
 
 impl Patterns {
     fn read(object: &Object<String, Value>, key: &'static str) -> Result<Patterns> {
         let items = match object.get(key) {
-            None | Some(Value::Null) => return Ok(Patterns { key, values: Vec::new() }),
+            None | Some(Value::Null) => return Ok(Patterns { key, values: BTreeMap::new() }),
             Some(Value::Object(items)) => items,
             Some(_) => return Err(corrupt(format!("{key} is no object"))),
         };
-        let mut values = Vec::with_capacity(items.len());
+        let mut values = BTreeMap::new();
         for (pattern, value) in items {
             let plain = pattern.strip_prefix('^').unwrap_or(pattern).replace("\\.", ".");
             if !plain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') {
@@ -328,22 +340,22 @@ impl Patterns {
             }
             let value =
                 value.as_f64().ok_or_else(|| corrupt(format!("{key} {} is no number", quote(pattern))))?;
-            values.push((pattern.replace("\\.", "."), value));
+            // A name with escapes and the same without are one pattern.
+            let before = values.insert(pattern.replace("\\.", "."), value);
+            if before.is_some_and(|before| before != value) {
+                let problem = format!("{key}: {} comes twice, with different values", quote(pattern));
+                return Err(unsupported(problem));
+            }
         }
         Ok(Patterns { key, values })
     }
 
     /// The value for a module: of the pattern that is its name or, without `^`, the end of it.
     fn of(&self, path: &str) -> Result<Option<f64>> {
+        let whole = format!("^{path}");
         let mut found: Option<(&str, f64)> = None;
-        for (pattern, value) in &self.values {
-            let matches = match pattern.strip_prefix('^') {
-                Some(whole) => path == whole,
-                None => path == pattern || path.ends_with(&format!(".{pattern}")),
-            };
-            if !matches {
-                continue;
-            }
+        for name in ends_of(path).chain([&whole[..]]) {
+            let Some((pattern, value)) = self.values.get_key_value(name) else { continue };
             if let Some((other, before)) = found
                 && before != *value
             {

@@ -28,7 +28,7 @@ use record::{Pointer, decode};
 pub use writer::{Candidate, Pruned, Writer};
 
 use crate::adapter::{ADAPTER_FILE, Adapter};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, told};
 use crate::hex;
 use crate::model::ModelConfig;
 use crate::model::chat::Message;
@@ -365,8 +365,9 @@ impl<'s> Store<'s> {
             ContentKind::FewShot => {
                 let path = dir.join(FEW_SHOT_FILE);
                 let bytes = self.read(&path, TEXT_BYTES_MAX)?;
-                let parsed: FewShot = serde_json::from_slice(&bytes)
-                    .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}: {e}", path.display())))?;
+                let parsed: FewShot = serde_json::from_slice(&bytes).map_err(|e| {
+                    Error::new(ErrorKind::Corrupt, format!("{}: {}", path.display(), told(e)))
+                })?;
                 let messages = parsed.messages.into_iter();
                 Ok(InUse::FewShot(messages.map(|t| Message::new(t.role, t.content)).collect()))
             }

@@ -76,11 +76,12 @@ impl KvCache {
 
     /// Bytes of a cache of `capacity` positions.
     pub fn bytes(c: &ModelConfig, capacity: usize, ty: KvType) -> usize {
-        let n = c.n_layers * capacity * c.d_kv();
-        2 * match ty {
-            KvType::F32 => 4 * n,
-            KvType::F16 => 2 * n,
-            KvType::Q8 => n + n / KV_BLOCK * 4,
+        // What no machine of 32 bits could hold is the greatest number there.
+        let n = c.n_layers.saturating_mul(capacity).saturating_mul(c.d_kv());
+        match ty {
+            KvType::F32 => n.saturating_mul(8),
+            KvType::F16 => n.saturating_mul(4),
+            KvType::Q8 => n.saturating_mul(2).saturating_add((n / KV_BLOCK).saturating_mul(8)),
         }
     }
 

@@ -103,7 +103,8 @@ impl Session {
         let kernel = block.kernel().max(head.kernel());
         let words = block.activations() + kernel + head.total() + rope::table_words(c, capacity) + c.vocab;
         // Inputs and outputs of a part, its positions, and the ids of what was read.
-        4 * (words + rows * (2 * c.d_model + 1) + capacity) + KvCache::bytes(c, capacity, cache)
+        let buffers = 4 * (words + rows * (2 * c.d_model + 1) + capacity);
+        KvCache::bytes(c, capacity, cache).saturating_add(buffers)
     }
 
     /// Tokens that a session of this capacity reads at once.

@@ -252,7 +252,7 @@ impl Gguf {
     /// # Errors
     /// `Corrupt` for `None`.
     pub fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
-        value.ok_or_else(|| self.error(ErrorKind::Corrupt, format!("metadata key {key} is missing")))
+        value.ok_or_else(|| self.error(ErrorKind::Corrupt, format!("metadata key {} is missing", quote(key))))
     }
 
     /// An error about this file.
@@ -270,12 +270,12 @@ impl Gguf {
     }
 
     fn wrong_type(&self, key: &str, wanted: &str, found: &Value) -> Error {
-        let found = found.value_type().name();
+        let (key, found) = (quote(key), found.value_type().name());
         self.error(ErrorKind::Corrupt, format!("metadata key {key} must be {wanted} but is of type {found}"))
     }
 
     fn wrong_element(&self, key: &str, wanted: &str, found: &Array) -> Error {
-        let found = found.element.name();
+        let (key, found) = (quote(key), found.element.name());
         self.error(
             ErrorKind::Corrupt,
             format!("metadata key {key} must be an array of {wanted}, not of {found}"),

@@ -18,7 +18,7 @@ use crate::model::gguf::quote;
 use bpe::{Bpe, ByteAlphabet};
 use pretokenize::Pre;
 use spm::Spm;
-use vocab::{Kind, NONE, Specials, Vocab};
+use vocab::{Kind, NONE, SPECIAL_BYTES_MAX, Specials, Vocab};
 
 /// Tokens in a vocabulary, at most: four times the largest known.
 const TOKENS_MAX: usize = 1 << 20;
@@ -325,7 +325,8 @@ pub fn estimated_heap_bytes(spec: &TokenizerSpec<'_>) -> usize {
     let n = spec.tokens.len();
     let text: usize = spec.tokens.iter().map(|t| t.len()).sum();
     let index = 4 * vocab::table_slots(n);
-    let special = |t: &&i32| (2..=4).contains(*t);
+    // Unused ones may be control tokens by their names.
+    let special = |t: &&i32| (2..=5).contains(*t);
     let specials = 4 * (spec.token_types.iter().filter(special).count() + 64) * 2;
     let model = match spec.model {
         "llama" => index + 4 * n,
@@ -435,6 +436,14 @@ fn read_vocab(spec: &TokenizerSpec<'_>) -> Result<Vocab> {
             _ if spec.model == "llama" => bytes = text.replace('\u{2581}', " ").into_bytes(),
             _ => bytes = text.as_bytes().to_vec(),
         }
+        let is_special = kind.is_control() || kind == Kind::UserDefined;
+        if is_special && bytes.len() > SPECIAL_BYTES_MAX {
+            let n = bytes.len();
+            let message = format!(
+                "tokenizer.ggml.tokens[{id}]: a control or user-defined token of {n} bytes; {SPECIAL_BYTES_MAX} are allowed"
+            );
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
         vocab.push(&bytes, kind);
     }
     vocab.shrink();
@@ -495,27 +504,21 @@ impl Decoder<'_> {
             self.at_start = false;
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
         }
-        self.pending.extend_from_slice(bytes);
+        let mut held = std::mem::take(&mut self.pending);
+        held.extend_from_slice(bytes);
         let mut text = String::new();
-        loop {
-            match std::str::from_utf8(&self.pending) {
-                Ok(whole) => {
-                    text.push_str(whole);
-                    self.pending.clear();
-                    return text;
-                }
-                Err(error) => {
-                    let valid = error.valid_up_to();
-                    text.push_str(&String::from_utf8_lossy(&self.pending[..valid]));
-                    let Some(broken) = error.error_len() else {
-                        self.pending.drain(..valid);
-                        return text;
-                    };
-                    text.push('\u{FFFD}');
-                    self.pending.drain(..valid + broken);
-                }
+        let mut chunks = held.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            text.push_str(chunk.valid());
+            let rest = chunk.invalid();
+            let goes_on = std::str::from_utf8(rest).is_err_and(|e| e.error_len().is_none());
+            if goes_on && chunks.peek().is_none() {
+                self.pending = rest.to_vec();
+            } else if !rest.is_empty() {
+                text.push('\u{FFFD}');
             }
         }
+        text
     }
 
     /// What is left at the end: U+FFFD for a character that never came whole.

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::{MemoryPlan, Request, mib};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 
 /// Address space of a worker's stack and of the allocator's first part for it. Where a limit counts what is
@@ -89,6 +89,18 @@ pub fn hold(
     }
     let Some(room) = room else { return Ok(()) };
     plan.check(c, r, usize::try_from(room.bytes).unwrap_or(usize::MAX)).map_err(|e| beyond(e, room))
+}
+
+/// Holds bytes of private memory against the machine, for work with these threads; `remedy` says what takes less.
+///
+/// # Errors
+/// `DoesNotFit` that names the limit, what is needed, and the remedy.
+pub fn hold_bytes(need: usize, threads: usize, remedy: &str) -> Result<()> {
+    let room = here(threads).filter(|room| need as u64 > room.bytes);
+    room.map_or(Ok(()), |room| {
+        let message = format!("{} of private memory are needed; {remedy}", mib(need));
+        Err(beyond(Error::new(ErrorKind::DoesNotFit, message), &room))
+    })
 }
 
 /// An error of a plan beyond a limit that nobody asked for.
@@ -242,6 +254,16 @@ mod tests {
             ("/sys/fs/cgroup/a/memory.max", "1"),
         ];
         assert_room(&v1, 1, 80, "memory.limit_in_bytes");
+    }
+
+    #[test]
+    fn bytes_are_held_against_this_machine() {
+        assert!(hold_bytes(0, 1, "ask for less").is_ok());
+        let refused = hold_bytes(usize::MAX, 1, "ask for less");
+        assert_eq!(refused.is_err(), here(1).is_some());
+        let named =
+            |e: &Error| e.kind() == ErrorKind::DoesNotFit && e.message().ends_with("needed; ask for less");
+        assert!(refused.as_ref().err().is_none_or(named), "{refused:?}");
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn typed_keys(c: &mut Cases) {
     for t in ValueType::ALL {
         let mut wrong = |key: &str, v: V| {
             let name = format!("{key} as {} {:?}", t.name(), v.1);
-            c.add(&name, Corrupt, &format!("{key} must be"), |w| w.set(key, v));
+            c.add(&name, Corrupt, &format!("{key}\" must be"), |w| w.set(key, v));
         };
         for key in NUMBERS.iter().map(|(key, _)| *key).chain(others) {
             if !t.is_integer() {

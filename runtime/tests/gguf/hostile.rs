@@ -216,7 +216,7 @@ fn values_and_arrays(c: &mut Cases) {
         wrong("tokenizer.ggml.bos_token_id", i32v(-1)),
     ] {
         let name = format!("{key} as type {} {:?}", v.0, v.1);
-        c.add(&name, Corrupt, &format!("{key} must be"), |w| w.set(key, v));
+        c.add(&name, Corrupt, &format!("{key}\" must be"), |w| w.set(key, v));
     }
 }
 
@@ -356,7 +356,7 @@ fn hyperparameters(c: &mut Cases) {
         "attention.layer_norm_rms_epsilon",
     ] {
         let key = format!("llama.{name}");
-        c.add(&format!("{key} missing"), Corrupt, &format!("{key} is missing"), |w| w.remove(&key));
+        c.add(&format!("{key} missing"), Corrupt, &format!("{key}\" is missing"), |w| w.remove(&key));
     }
     for name in [
         "context_length",
@@ -402,7 +402,7 @@ fn hyperparameters(c: &mut Cases) {
 }
 
 fn kinds_of_models(c: &mut Cases) {
-    c.add("no architecture", Corrupt, "general.architecture is missing", |w| {
+    c.add("no architecture", Corrupt, "general.architecture\" is missing", |w| {
         w.remove("general.architecture")
     });
     for name in ["qwen2", "gemma3", "mamba", "", "llama4", "LLAMA", "\u{1b}[31mllama"] {
@@ -468,6 +468,12 @@ fn vocabularies(c: &mut Cases) {
             c.add(&format!("{key} {v}"), Corrupt, "the vocabulary has 8", |w| w.set(&key, u32v(v)));
         }
     }
+    let terminal = "tokenizer.ggml.\u{1b}[2J_token_id";
+    c.add("an id named for terminals", Corrupt, "\\u{1b}[2J_token_id\" must be", |w| {
+        w.set(terminal, strv("a"))
+    });
+    let long = format!("tokenizer.ggml.{}_token_id", "a".repeat(60_000));
+    c.add("an id of a long name", Corrupt, "aaa…\" must be", |w| w.set(&long, strv("a")));
     c.add("fewer embedding rows than tokens", Corrupt, "8, but token_embd.weight has 7", |w| {
         w.reshape("token_embd.weight", DType::F32, &[32, 7]);
     });

@@ -11,6 +11,7 @@ mod subject;
 mod sweep;
 mod template;
 mod tensors;
+mod vocab;
 #[path = "../gguf/writer.rs"]
 #[allow(dead_code, reason = "the model's own tests use the rest")]
 mod writer;

@@ -30,6 +30,7 @@ fn templates_are_refused_or_end() {
     endless(&mut c);
     bombs(&mut c);
     twice_itself(&mut c);
+    twice_itself_by_calls(&mut c);
     slow_methods(&mut c);
     deep_text(&mut c);
     deep_values(&mut c);
@@ -142,6 +143,38 @@ fn twice_itself(c: &mut Cases) {
     }
 }
 
+/// The same through what puts one value into several places where no bracket stands.
+fn twice_itself_by_calls(c: &mut Cases) {
+    let pairs = |v: &str| ["a", "b", "c", "d", "e", "g", "h", "i"].map(|k| format!("{k}={v}")).join(",");
+    let dict = |v: &str| format!("dict({})", pairs(v));
+    let map = |v: &str| format!("([0] * 8)|map('default', {v}, true)|list");
+    let attribute = |v: &str| format!("([{{'a': {v}}}] * 8)|map(attribute='a')|list");
+    let mut grow = |name: &str, of: &dyn Fn(&str) -> String| {
+        for last in
+            ["x == y", "x in [y]", "[x].count(y)", "x|tojson", "x|string", "x ~ ''", "x|pprint", "debug()"]
+        {
+            let template = format!(
+                "{{% macro f(x, y, n) %}}{{% if n %}}{{{{ f({}, {}, n - 1) }}}}{{% else %}}{{{{ {last} }}}}{{% endif %}}\
+                 {{% endmacro %}}{{{{ f(1, 1, 12) }}}}",
+                of("x"),
+                of("y")
+            );
+            c.refused(format!("{name} of itself in a macro: {last}"), Unsupported, "", template);
+        }
+    };
+    grow("dict()", &dict);
+    grow("map() with a default", &map);
+    grow("map() of an attribute", &attribute);
+    grow("dict() of map()", &|v| dict(&map(v)));
+    let nested = (0..6).fold("1".to_string(), |v, _| format!("([0] * 1000)|map('default', {v}, true)|list"));
+    c.refused(
+        "map() in map() in one expression",
+        Unsupported,
+        FUEL,
+        format!("{{{{ ({nested}) == ({nested}) }}}}"),
+    );
+}
+
 /// Python's methods are ours: the engine knows nothing of the work they do.
 fn slow_methods(c: &mut Cases) {
     for method in [
@@ -170,6 +203,30 @@ fn slow_methods(c: &mut Cases) {
         let template =
             format!("{{% set x = {{{pairs}}} %}}{}", looped(&format!("{{% if x.{method} %}}{{% endif %}}")));
         c.refused(format!("{method} again and again"), Unsupported, FUEL, template);
+    }
+    for test in ["lower", "upper"] {
+        let often = looped(&format!("{{% if x is {test} %}}{{% endif %}}"));
+        let template = format!("{{% set x = 'a' * 1000000 %}}{often}");
+        c.refused(format!("is {test} again and again"), Unsupported, "is unknown", template);
+    }
+    // Sets of characters as long as the text.
+    for trim in [".strip(", ".lstrip(", ".rstrip(", "|trim("] {
+        let (text, set) = ("('a' * 1000000)", "('b' * 1000000) ~ 'a'");
+        c.refused(
+            format!("{trim} of a long set"),
+            Unsupported,
+            FUEL,
+            format!("{{{{ {text}{trim}{set}) }}}}"),
+        );
+        let set = set.replace("1000000", "50000");
+        c.used(format!("{trim} of a set that is paid for"), format!("{{{{ ({text}{trim}{set}))|length }}}}"));
+        let often = looped(&format!("{{% if x{trim}'b') %}}{{% endif %}}"));
+        c.refused(
+            format!("{trim} again and again"),
+            Unsupported,
+            FUEL,
+            format!("{{% set x = 'a' * 1000000 %}}{often}"),
+        );
     }
     // Blanks between marks, which trimming sees through.
     let marks = "{% set ns = namespace(x=messages[4].content) %}{% for i in range(11) %}{% set ns.x = ns.x ~ ns.x %}\
@@ -317,7 +374,16 @@ fn foreign(c: &mut Cases) {
     };
     refuses(BadData, c, "{{ raise_exception('no \u{1b}[2J tools') }}", "no  [2J tools");
     refuses(BadData, c, "{{ raise_exception('a' * 100000) }}", "the template refuses: aaaa");
-    refuses(BadData, c, "{{ raise_exception(messages[0].content) }}", "the template refuses: Be brief.");
+    // What a person wrote is never repeated.
+    refuses(
+        BadData,
+        c,
+        "{{ raise_exception('bad: ' ~ messages[0].content ~ '!') }}",
+        "the template refuses: bad: …!",
+    );
+    refuses(BadData, c, "{{ raise_exception('bad: ' ~ messages) }}", "'content': '…'");
+    refuses(BadData, c, "{{ raise_exception('bad: ' ~ tools|tojson) }}", "\"name\": \"…\"");
+    refuses(BadData, c, "{{ raise_exception(messages[0].content[:20]) }}", "at line 1: invalid operation");
 }
 
 fn good(c: &mut Cases) {

@@ -42,7 +42,8 @@ fn tensors_are_refused_or_used() {
     spans(&mut c);
     shapes(&mut c);
     for (from, to, kind) in [
-        ("layers.1.", "layers.4.", Corrupt),
+        ("layers.1.", "layers.4.", BaseMismatch),
+        ("layers.1.", "layers.16777216.", BaseMismatch),
         ("layers.1.", "layers.99999999999999999999.", Unsupported),
         ("layers.1.", "layers.-1.", Unsupported),
         ("layers.1.", "layers.01.", Unsupported),
@@ -253,6 +254,8 @@ fn shapes(c: &mut Cases) {
         ("other inputs", [2, 13], [12, 2], BaseMismatch),
         ("other outputs", [2, 12], [13, 2], BaseMismatch),
         ("outputs that end within a head", [2, 12], [11, 2], BaseMismatch),
+        ("outputs that end in the middle of a head", [2, 12], [10, 2], BaseMismatch),
+        ("outputs that end in the middle of a head too much", [2, 12], [14, 2], BaseMismatch),
         ("one output", [2, 12], [1, 2], BaseMismatch),
         ("transposed", [12, 2], [2, 12], Corrupt),
     ] {
@@ -260,6 +263,15 @@ fn shapes(c: &mut Cases) {
         let a = tensor(A, "F32", &format!("{a:?}"), 0, first);
         let b = tensor(B, "F32", &format!("{b:?}"), first, first + second);
         c.refused(name, kind, "", file(&format!("{{{a},{b}}}"), first + second));
+    }
+    // Reordered as rows of B are, before anybody asks whether they belong there.
+    for n in [1, 10, 12, 14] {
+        let a = tensor(A, "F32", "[2,12]", 0, 96);
+        let b = tensor(B, "F32", "[12,2]", 96, 192);
+        let m =
+            tensor(&B.replace("B.weight", "magnitude_vector"), "F32", &format!("[{n}]"), 192, 192 + 4 * n);
+        let text = format!("{{{a},{b},{m}}}");
+        c.refused(format!("{n} magnitudes"), Corrupt, "magnitudes, but no DoRA", file(&text, 192 + 4 * n));
     }
 }
 
@@ -315,6 +327,8 @@ fn settings_of_other_adapters(c: &mut Cases) {
         ("lora_bias", "true"),
         ("rank_pattern", "{\"(a|b)+$\":1}"),
         ("alpha_pattern", "{\".*\":1}"),
+        ("alpha_pattern", "{\"q_proj\":1,\"self_attn.q_proj\":2}"),
+        ("alpha_pattern", "{\"self_attn.q_proj\":1,\"self_attn\\\\.q_proj\":2}"),
     ] {
         c.refused(format!("{key} of {v}"), Unsupported, "", with(key, v));
     }
@@ -325,6 +339,7 @@ fn settings_that_contradict(c: &mut Cases) {
         ("rank_pattern", "[]"),
         ("rank_pattern", "{\"q_proj\":\"1\"}"),
         ("rank_pattern", "{\"q_proj\":3}"),
+        ("rank_pattern", "{\"k_proj\":2,\"^model.layers.1.self_attn.q_proj\":3}"),
         ("rank_pattern", "{\"q_proj\":1.5}"),
         ("alpha_pattern", "{\"q_proj\":-1}"),
         ("alpha_pattern", "{\"q_proj\":null}"),
@@ -357,6 +372,10 @@ fn settings_without_end(c: &mut Cases) {
             _ => c.refused(format!("{key} without end"), Unsupported, "", text),
         }
     }
+    let names: String = (0..135_000).map(|i| format!("\"{i:04x}\",")).collect();
+    c.used("a MiB of targets", with("target_modules", &format!("[{names}\"q_proj\"]")));
+    let alphas: String = (0..100_000).map(|i| format!("\"{i:04x}\":1,")).collect();
+    c.used("a MiB of alphas", with("alpha_pattern", &format!("{{{alphas}\"q_proj\":1}}")));
     let long = format!("{{\"{0}\":1,\"{0}\":2}}", "k\\u001b".repeat(10_000));
     c.refused("a long key twice", Corrupt, "comes twice", long);
     c.refused("a key twice", Corrupt, "comes twice", PEFT_CONFIG.replacen('{', "{\"r\":2,", 1));
@@ -433,6 +452,12 @@ fn tensors_of_mlx_are_refused_or_used() {
         ("[0,96]", "[0,97]", Corrupt),
     ] {
         c.refused(format!("{from} as {to}"), kind, "", file(&header.replacen(from, to, 1), 144));
+    }
+    for outputs in [10, 11, 14] {
+        let data = 96 + 4 * outputs;
+        let header =
+            header.replace("[2,12]", &format!("[2,{outputs}]")).replace(",144]", &format!(",{data}]"));
+        c.refused(format!("{outputs} outputs"), BaseMismatch, "12 x 12", file(&header, data));
     }
     all("tensors of mlx_lm", &c.0, subject, heap_max);
 }

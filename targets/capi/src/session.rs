@@ -14,6 +14,7 @@ use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::Special;
 use engraft_runtime::nn::Precision;
+use engraft_runtime::plan::room;
 
 use crate::adapter::{Adapter, Slot};
 use crate::caller::{self, Out, number, or, structs};
@@ -253,6 +254,9 @@ impl State {
         if self.sequence.is_none() {
             let (file, kernels) = (self.model.file.clone(), self.kernels.clone());
             let adapters = self.adapters.clone();
+            let (rank, threads) = (adapters.as_ref().map_or(0, |a| a.rank()), kernels.threads());
+            let need = Sequence::bytes(file.config(), self.capacity, rank, threads, self.cache);
+            room::hold_bytes(need, threads, "a smaller ctx_size takes less")?;
             let mut made = Sequence::new(file, kernels, adapters, self.precision, self.capacity, self.cache)?;
             if let Some(slot) = &self.slot {
                 made.follow(slot.clone());

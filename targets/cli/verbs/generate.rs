@@ -14,6 +14,7 @@ use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::{Decoder, Special, Tokenizer};
+use engraft_runtime::plan::room;
 
 use super::adapter::Stored;
 use super::{Session, common};
@@ -190,14 +191,11 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let text = Text::of(&model)?;
     let ids = prompt_ids(options, &text, &stored.few_shot, &prompt)?;
     let capacity = capacity(options, model.config(), ids.len())?;
-    let mut sequence = Sequence::new(
-        model,
-        kernels,
-        adapter,
-        common::precision(&options.compute),
-        capacity,
-        options.cache_type.into(),
-    )?;
+    let (rank, cache) = (adapter.as_ref().map_or(0, |a| a.rank()), options.cache_type.into());
+    let need = Sequence::bytes(model.config(), capacity, rank, kernels.threads(), cache);
+    room::hold_bytes(need, kernels.threads(), "a smaller --ctx-size takes less")?;
+    let precision = common::precision(&options.compute);
+    let mut sequence = Sequence::new(model, kernels, adapter, precision, capacity, cache)?;
     let mut sampler = Sampler::new(options.sampling.options())?;
     let limit = options.n_predict().unwrap_or(usize::MAX);
     // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.

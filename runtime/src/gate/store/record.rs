@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use engraft_codec::Crc32c;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, told};
 
 /// Version of both records.
 const FORMAT: u32 = 1;
@@ -137,7 +137,7 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     if tail != format!("{SUM}{:08x}\n", Crc32c::of(body)).as_bytes() {
         return Err(corrupt("its checksum does not match: cut or damaged".into()));
     }
-    let parse = |e: serde_json::Error| corrupt(e.to_string());
+    let parse = |e: serde_json::Error| corrupt(told(e));
     let Version { format } = serde_json::from_slice(body).map_err(parse)?;
     if format != FORMAT {
         let message = format!("format {format}, where this version knows {FORMAT}; update Engraft");
@@ -186,7 +186,10 @@ mod tests {
     fn a_newer_format_is_no_damage() {
         let newer = serde_json::json!({ "format": 2, "whatever": 1 });
         assert_eq!(decode::<Pointer>(&encode(&newer).unwrap()).unwrap_err().kind(), ErrorKind::Unsupported);
-        let foreign = serde_json::json!({ "format": 1, "whatever": 1 });
-        assert_eq!(decode::<Pointer>(&encode(&foreign).unwrap()).unwrap_err().kind(), ErrorKind::Corrupt);
+        let name = format!("whatever\u{1b}[2J{}", "z".repeat(9999));
+        let foreign = serde_json::json!({ "format": 1, (name): 1 });
+        let error = decode::<Pointer>(&encode(&foreign).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(!error.message().contains('\u{1b}') && error.message().len() < 999, "{error:?}");
     }
 }

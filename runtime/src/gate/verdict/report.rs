@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{ArmKind, ArmResult, Court, Leak, Retained, Retention, Thresholds, finite};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, told};
 
 /// The schema of verdict.json.
 pub const SCHEMA: u32 = 1;
@@ -249,7 +249,8 @@ impl Verdict {
         struct Versioned {
             schema: u32,
         }
-        let corrupt = |e| Error::new(ErrorKind::Corrupt, format!("not a verdict: {e}"));
+        let corrupt =
+            |e: serde_json::Error| Error::new(ErrorKind::Corrupt, format!("not a verdict: {}", told(e)));
         let found: Versioned = serde_json::from_str(text).map_err(corrupt)?;
         if found.schema != SCHEMA {
             let message =

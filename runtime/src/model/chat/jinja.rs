@@ -4,8 +4,9 @@
 use super::{Piece, Source, guard};
 use crate::error::{Error, ErrorKind, Result, told};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind as JinjaKind, State, Value};
+use minijinja::{filters, functions};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
@@ -149,6 +150,16 @@ impl Marks {
         if source != Source::Template { Err(cut_apart()) } else { Ok(pieces) }
     }
 
+    /// The template's words in a message for people: an ellipsis for each text of a person's. `None` where those
+    /// can't be told apart.
+    pub(super) fn without_contents(&self, detail: &str) -> Option<String> {
+        let words = |piece: Piece| match piece.source {
+            Source::Template => piece.text,
+            _ => "…".into(),
+        };
+        Some(told(self.split(detail).ok()?.into_iter().map(words).collect::<String>()))
+    }
+
     /// Takes characters away from the beginning, seeing through marks.
     fn trim_start(&self, text: &str, drop: &dyn Fn(char) -> bool) -> String {
         let mut kept = String::new();
@@ -216,6 +227,8 @@ fn cut_apart() -> Error {
 const RECURSION_MAX: usize = 200;
 /// Filters that nest lists in lists, which no chat template needs: they would go past the guard.
 const NESTING_FILTERS: [&str; 5] = ["batch", "slice", "groupby", "zip", "chain"];
+/// Tests that read a whole text and take no fuel for it, which no chat template needs.
+const UNPAID_TESTS: [&str; 2] = ["lower", "upper"];
 
 /// The syntax: lenient as Jinja2, with the only settings that Hugging Face changes.
 ///
@@ -223,11 +236,6 @@ const NESTING_FILTERS: [&str; 5] = ["batch", "slice", "groupby", "zip", "chain"]
 /// None that occurs: the delimiters are the engine's own.
 fn syntax() -> std::result::Result<SyntaxConfig, JinjaError> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
-}
-
-/// A template's words in a message for people, without marks.
-pub(super) fn unmarked(detail: &str) -> String {
-    told(detail.chars().filter(|c| u32::from(*c) < PLANE).collect::<String>())
 }
 
 /// An engine set up as Hugging Face sets up Jinja: blocks trimmed, no escaping, Python's methods.
@@ -248,15 +256,24 @@ pub(super) fn environment(
     env.set_syntax(syntax);
     env.set_recursion_limit(RECURSION_MAX);
     NESTING_FILTERS.iter().for_each(|filter| env.remove_filter(filter));
+    UNPAID_TESTS.iter().for_each(|test| env.remove_test(test));
     env.add_filter(guard::FILTER, guard::assigned);
+    // These two put one value into several places, and may stand where the guard has no filter.
+    env.add_function("dict", |state: &State, value: Option<Value>, items: Kwargs| {
+        guard::assigned(state, functions::dict(value, items)?)
+    });
+    env.add_filter("map", |state: &mut State, value: Value, args: Rest<ValueOrKwargs>| {
+        let mapped = filters::map(state, value, args)?;
+        guard::assigned(state, Value::from(mapped))
+    });
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.add_function("raise_exception", |message: String| -> JinjaResult {
         Err(JinjaError::new(JinjaKind::InvalidOperation, format!("{RAISED}{message}")))
     });
     env.add_filter("tojson", to_json);
     let held = marks.clone();
-    env.add_filter("trim", move |text: String, chars: Option<String>| {
-        strip(&held, &text, chars.as_deref(), true, true)
+    env.add_filter("trim", move |state: &State, text: String, chars: Option<String>| {
+        strip(&held, state, &text, chars.as_deref(), (true, true))
     });
     let held = marks.clone();
     env.set_unknown_method_callback(move |state, value, method, args| {
@@ -376,9 +393,9 @@ fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, arg
     let chars = arg(0);
     state.consume_fuel(fuel(text.len()))?;
     Ok(match method {
-        "strip" => Value::from(strip(marks, text, chars, true, true)),
-        "lstrip" => Value::from(strip(marks, text, chars, true, false)),
-        "rstrip" => Value::from(strip(marks, text, chars, false, true)),
+        "strip" => Value::from(strip(marks, state, text, chars, (true, true))?),
+        "lstrip" => Value::from(strip(marks, state, text, chars, (true, false))?),
+        "rstrip" => Value::from(strip(marks, state, text, chars, (false, true))?),
         "startswith" | "endswith" => Value::from(affix(state, &marks.bare(text), method, args.first())?),
         "split" | "rsplit" => Value::from(marks.balance(split(state, text, method, arg(0), args.get(1))?)),
         "splitlines" => Value::from(marks.balance(paid(state, text.lines())?)),
@@ -408,10 +425,22 @@ fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, arg
     })
 }
 
-fn strip(marks: &Marks, text: &str, chars: Option<&str>, start: bool, end: bool) -> String {
-    let drop = |c: char| chars.map_or(c.is_whitespace(), |set| set.contains(c));
+/// Takes characters, or blanks, away from the ends that are asked for.
+fn strip(
+    marks: &Marks,
+    state: &State,
+    text: &str,
+    chars: Option<&str>,
+    (start, end): (bool, bool),
+) -> std::result::Result<String, JinjaError> {
+    state.consume_fuel(fuel(text.len()) + chars.map_or(0, str::len) as u64)?;
+    // Sorted, since a set as long as the text would make a plain search quadratic.
+    let mut set: Vec<char> = chars.unwrap_or_default().chars().collect();
+    set.sort_unstable();
+    set.dedup();
+    let drop = |c: char| if chars.is_some() { set.binary_search(&c).is_ok() } else { c.is_whitespace() };
     let text = if start { marks.trim_start(text, &drop) } else { text.to_owned() };
-    if end { marks.trim_end(&text, &drop) } else { text }
+    Ok(if end { marks.trim_end(&text, &drop) } else { text })
 }
 
 /// `startswith` and `endswith` of one text or any of several.

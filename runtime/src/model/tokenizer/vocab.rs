@@ -142,10 +142,16 @@ impl VocabIndex {
     }
 }
 
+/// Bytes of a control or user-defined token, at most: the search takes so many steps for each byte of a text. Those
+/// in use have some 30, runs of blanks more.
+pub(super) const SPECIAL_BYTES_MAX: usize = 512;
+
 /// Control and user-defined tokens, searched in text leftmost first and longest first.
 pub(super) struct Specials {
-    /// Sorted by first byte, then by falling length.
+    /// Sorted by bytes; of equal texts a user-defined one precedes a control one, and of each kind the first stays.
     ids: Vec<u32>,
+    /// Where in `ids` the longest of the others is that the token begins with; NONE where there is none.
+    prefixes: Vec<u32>,
     /// `ids[starts[b]..starts[b + 1]]` begin with byte b.
     starts: [u32; 257],
 }
@@ -156,9 +162,11 @@ impl Specials {
             let kind = vocab.kind(*id);
             (kind.is_control() || kind == Kind::UserDefined) && !vocab.bytes(*id).is_empty()
         };
+        let of = |id: u32| (vocab.bytes(id), vocab.kind(id).is_control());
         let mut ids: Vec<u32> = vocab.ids().filter(special).collect();
+        ids.sort_unstable_by_key(|&id| (of(id), id));
+        ids.dedup_by_key(|id| of(*id));
         ids.shrink_to_fit();
-        ids.sort_by_key(|&id| (vocab.bytes(id)[0], std::cmp::Reverse(vocab.bytes(id).len()), id));
         let mut starts = [0u32; 257];
         for &id in &ids {
             starts[usize::from(vocab.bytes(id)[0]) + 1] += 1;
@@ -166,7 +174,8 @@ impl Specials {
         for b in 0..256 {
             starts[b + 1] += starts[b];
         }
-        Specials { ids, starts }
+        let prefixes = prefixes(vocab, &ids);
+        Specials { ids, prefixes, starts }
     }
 
     /// The first special token in `text` at or after byte `from`: (start, id). Control tokens only where
@@ -178,19 +187,88 @@ impl Specials {
         from: usize,
         control: bool,
     ) -> Option<(usize, u32)> {
-        for at in from..text.len() {
-            let first = usize::from(text[at]);
-            for &id in &self.ids[self.starts[first] as usize..self.starts[first + 1] as usize] {
-                let wanted = control || !vocab.kind(id).is_control();
-                if wanted && text[at..].starts_with(vocab.bytes(id)) {
-                    return Some((at, id));
-                }
+        (from..text.len()).find_map(|at| Some((at, self.longest(vocab, &text[at..], control)?)))
+    }
+
+    /// The longest special token that a text begins with. Sorted, the last one that does not come after the text
+    /// begins with all those that the text begins with.
+    fn longest(&self, vocab: &Vocab, text: &[u8], control: bool) -> Option<u32> {
+        let first = usize::from(text[0]);
+        let (start, end) = (self.starts[first] as usize, self.starts[first + 1] as usize);
+        let behind = self.ids[start..end].partition_point(|&id| vocab.bytes(id) <= text);
+        let mut at = start + behind.checked_sub(1)?;
+        let shared = vocab.bytes(self.ids[at]).iter().zip(text).take_while(|(a, b)| a == b).count();
+        loop {
+            let id = self.ids[at];
+            if vocab.bytes(id).len() <= shared && (control || !vocab.kind(id).is_control()) {
+                return Some(id);
             }
+            at = Some(self.prefixes[at]).filter(|&prefix| prefix != NONE)? as usize;
         }
-        None
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        self.ids.capacity() * 4
+        (self.ids.capacity() + self.prefixes.capacity()) * 4
+    }
+}
+
+/// For each of the sorted tokens the place of the longest one before it that it begins with.
+fn prefixes(vocab: &Vocab, ids: &[u32]) -> Vec<u32> {
+    let mut open: Vec<u32> = Vec::new();
+    let mut prefixes = Vec::with_capacity(ids.len());
+    for (&id, at) in ids.iter().zip(0..) {
+        while open.pop_if(|p| !vocab.bytes(id).starts_with(vocab.bytes(ids[*p as usize]))).is_some() {}
+        prefixes.push(open.last().copied().unwrap_or(NONE));
+        open.push(at);
+    }
+    prefixes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every token tried at every place.
+    fn tried(vocab: &Vocab, text: &[u8], from: usize, control: bool) -> Option<(usize, u32)> {
+        let wanted = |id: &u32| match vocab.kind(*id) {
+            Kind::UserDefined => true,
+            kind => control && kind.is_control(),
+        };
+        let order = |id: &u32| (vocab.bytes(*id).len(), vocab.kind(*id).is_control(), std::cmp::Reverse(*id));
+        let at = |at: usize| {
+            let begins = |id: &u32| !vocab.bytes(*id).is_empty() && text[at..].starts_with(vocab.bytes(*id));
+            Some((at, vocab.ids().filter(wanted).filter(begins).max_by_key(order)?))
+        };
+        (from..text.len()).find_map(at)
+    }
+
+    #[test]
+    fn the_search_finds_what_trying_every_token_finds() {
+        let mut seed = 7u32;
+        let mut below = |n: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 16) % n
+        };
+        let (mut compared, mut found) = (0, 0);
+        for _ in 0..300 {
+            let mut vocab = Vocab::with_capacity(0, 0);
+            for _ in 0..below(40) {
+                let token: Vec<u8> = (0..below(6)).map(|_| b"abc"[below(3) as usize]).collect();
+                let kinds =
+                    [Kind::Normal, Kind::Unknown, Kind::Control, Kind::UserDefined, Kind::UserDefined];
+                vocab.push(&token, kinds[below(5) as usize]);
+            }
+            let specials = Specials::new(&vocab);
+            let text: Vec<u8> = (0..60).map(|_| b"abcd"[below(4) as usize]).collect();
+            for from in 0..text.len() {
+                for control in [false, true] {
+                    let wanted = tried(&vocab, &text, from, control);
+                    assert_eq!(specials.find(&vocab, &text, from, control), wanted, "{text:?} from {from}");
+                    (compared, found) = (compared + 1, found + usize::from(wanted.is_some()));
+                }
+            }
+        }
+        eprintln!("{compared} searches compared, {found} of them with a find");
+        assert!(found > 10_000 && found < compared);
     }
 }
