@@ -76,8 +76,8 @@ impl Kind for Gate {
     type Value = Value;
     const NAME: &'static str = "gate";
 
-    fn is_busy(value: &Value) -> bool {
-        value.trial.is_busy()
+    fn close(value: &Value) -> bool {
+        value.trial.close()
     }
 }
 

@@ -52,8 +52,8 @@ impl Kind for Session {
     type Value = Value;
     const NAME: &'static str = "session";
 
-    fn is_busy(value: &Value) -> bool {
-        value.state.is_busy()
+    fn close(value: &Value) -> bool {
+        value.state.close()
     }
 }
 

@@ -83,8 +83,8 @@ impl Kind for Trainer {
     type Value = Value;
     const NAME: &'static str = "trainer";
 
-    fn is_busy(value: &Value) -> bool {
-        value.run.is_busy()
+    fn close(value: &Value) -> bool {
+        value.run.close()
     }
 }
 
