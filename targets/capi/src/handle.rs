@@ -122,7 +122,7 @@ pub(crate) fn call<K: Kind>(
         });
         let done = done.unwrap_or_else(|panic| {
             found.state.poisoned.store(true, Ordering::Release);
-            Err(panic)
+            told(panic)
         });
         done.inspect_err(|failure| found.state.tell(failure))
     })
@@ -161,7 +161,7 @@ pub(crate) fn free<K: Kind>(name: &'static str, handle: *mut K) -> i32 {
 
 /// Turns what comes of `f`, a panic too, into a code; a failure's message stays with the thread.
 fn quiet(f: impl FnOnce() -> Result<()>) -> i32 {
-    match caught(f).unwrap_or_else(Err) {
+    match caught(f).unwrap_or_else(told) {
         Ok(()) => ENGRAFT_OK,
         Err(failure) => {
             remember(&failure);
@@ -176,7 +176,7 @@ pub(crate) fn unheard(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32
         inject(name);
         f()
     });
-    done.unwrap_or_else(Err).map_or_else(|failure| failure.code, |()| ENGRAFT_OK)
+    done.unwrap_or_else(told).map_or_else(|failure| failure.code, |()| ENGRAFT_OK)
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -257,6 +257,12 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> std::result::Result<Result<T>, Fa
     })
 }
 
+/// Logs what was caught: not from within the panic, when what it unwinds may be locked still.
+fn told<T>(panic: Failure) -> Result<T> {
+    ::log::error!("{}", panic.message);
+    Err(panic)
+}
+
 /// Lets panics of ours be told by code and log instead of on stderr. Others go where they went before.
 fn listen() {
     static ONCE: Once = Once::new();
@@ -273,7 +279,10 @@ fn listen() {
             // The place alone: what a panic says may hold what it worked on.
             let place =
                 info.location().map_or("nowhere known".into(), |l| format!("{}:{}", l.file(), l.line()));
-            ::log::error!("a panic at {place}");
+            if is_worker {
+                // Whoever waits for it learns of a panic, not of its place.
+                ::log::error!("a panic at {place}");
+            }
             let _ = PLACE.try_with(|last| last.replace(place));
         }));
     });
