@@ -52,6 +52,8 @@ pub mod plan;
 mod reading;
 pub mod session;
 pub mod store;
+#[cfg(all(test, feature = "gate"))]
+mod tests;
 #[cfg(feature = "train")]
 pub mod trainer;
 

@@ -546,3 +546,6 @@ pub unsafe extern "C" fn engraft_trainer_resume(trainer: *const Trainer) -> i32 
 pub unsafe extern "C" fn engraft_trainer_set_thermal(trainer: *const Trainer, thermal: i32) -> i32 {
     handle::call("engraft_trainer_set_thermal", trainer, |trainer| trainer.control.set_thermal(thermal))
 }
+
+#[cfg(all(test, feature = "gate"))]
+mod tests;
