@@ -1152,7 +1152,7 @@ int32_t engraft_adapter_get_info(const engraft_adapter *adapter, engraft_adapter
 /**
  * Commits an adapter as `adapter.engraft` in a folder, which is made if it is missing; a `half` of 1 stores
  * it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY`
- * where a trainer has its checkpoints in the folder, or another process writes to it.
+ * where a trainer has its checkpoints in the folder, or another call or process writes to it.
  */
 int32_t engraft_adapter_save(const engraft_adapter *adapter,
                              const char *folder,
@@ -1610,7 +1610,7 @@ int32_t engraft_trainer_progress(const engraft_trainer *trainer, engraft_progres
 /**
  * Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing. When
  * this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY` where another trainer
- * has its checkpoints in the folder, or another process writes to it.
+ * has its checkpoints in the folder, or another call or process writes to it.
  */
 int32_t engraft_trainer_save(const engraft_trainer *trainer,
                              const char *folder,

@@ -238,8 +238,8 @@ pub(crate) fn hold(folder: &Path, held: Option<&Held>) -> Result<Option<Held>> {
         busy if busy.code == ENGRAFT_BUSY => {
             let place = folder.display();
             let message = format!(
-                "{place}: a trainer with checkpoints there, or another process, writes to this folder; \
-                 free or end it, or name another folder"
+                "{place}: a trainer with its checkpoints there, another call or another process writes to this \
+                 folder; free it or wait for its end, or name another folder"
             );
             Failure::new(ENGRAFT_BUSY, message)
         }
@@ -330,7 +330,7 @@ pub unsafe extern "C" fn engraft_adapter_get_info(adapter: *const Adapter, info:
 
 /// Commits an adapter as `adapter.engraft` in a folder, which is made if it is missing; a `half` of 1 stores
 /// it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY`
-/// where a trainer has its checkpoints in the folder, or another process writes to it.
+/// where a trainer has its checkpoints in the folder, or another call or process writes to it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_adapter_save(
     adapter: *const Adapter,

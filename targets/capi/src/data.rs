@@ -50,7 +50,7 @@ pub(crate) struct Inner {
     pub(crate) task: Option<Task>,
     source: Source,
     /// The source's files before they were read.
-    stamps: Vec<Stamp>,
+    stamps: Vec<(PathBuf, Stamp)>,
 }
 
 /// Where rows came from, to be read once more by the gate.
@@ -132,16 +132,16 @@ impl Source {
         }
     }
 
-    /// What tells this state of its files from another.
+    /// What tells the present state of each of its files from another.
     ///
     /// # Errors
     /// `IO`.
-    fn stamps(&self) -> Result<Vec<Stamp>> {
+    fn stamps(&self) -> Result<Vec<(PathBuf, Stamp)>> {
         let Source::Files { train, valid, test } = self else { return Ok(Vec::new()) };
         let files = [Some(train), valid.as_ref(), test.as_ref()].into_iter().flatten();
         let stamp = |path: &PathBuf| {
             let found = std::fs::metadata(path).map_err(|e| Error::io(path.display().to_string(), e))?;
-            Ok(Stamp(found.len(), found.modified().ok()))
+            Ok((path.clone(), Stamp(found.len(), found.modified().ok())))
         };
         files.map(stamp).collect()
     }
@@ -198,13 +198,12 @@ impl Inner {
     /// # Errors
     /// `BAD_DATA`, `IO`.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
-        match self.source.stamps()? == self.stamps {
-            true => Ok(()),
-            false => {
-                let message = "a file of the rows has changed since it was opened: open the data again";
-                Err(Failure::new(ENGRAFT_BAD_DATA, message))
-            }
-        }
+        let now = self.source.stamps()?;
+        let Some((_, (path, _))) = self.stamps.iter().zip(&now).find(|(then, now)| then != now) else {
+            return Ok(());
+        };
+        let message = format!("{}: changed since it was opened: open the data again", path.display());
+        Err(Failure::new(ENGRAFT_BAD_DATA, message))
     }
 
     /// Private memory beside the ids.

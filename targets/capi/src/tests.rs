@@ -143,8 +143,8 @@ fn a_prompt_that_is_stopped_in_has_its_figures_and_counts_as_not_asked() {
     let model = model();
     let (code, session) = session(model, null_mut());
     ok(code);
-    let generate = |prompt: &str| {
-        let params = GenerateParams { n_predict: 1, greedy: 1, chat: 1, keep: 1, ..settings() };
+    let generate = |prompt: &str, keep: u32| {
+        let params = GenerateParams { n_predict: 1, greedy: 1, chat: 1, keep, ..settings() };
         let mut info = settings::<GenerateInfo>();
         let (text, length) = (prompt.as_ptr().cast(), prompt.len());
         // SAFETY: the text has the length that is said, and everything else is ours or NULL.
@@ -153,23 +153,26 @@ fn a_prompt_that_is_stopped_in_has_its_figures_and_counts_as_not_asked() {
         (code, info)
     };
     let (done, key) = (AtomicBool::new(false), session.addr());
-    let (code, info) = std::thread::scope(|scope| {
+    // Cancelled all the time: sooner or later while the prompt is read, and never before.
+    let info = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
                 // SAFETY: a number.
                 ok(unsafe { engraft_session_cancel(std::ptr::without_provenance(key)) });
             }
         });
-        let stopped = generate(&"Turn on the lights in the cave. ".repeat(12));
+        let prompt = "Turn on the lights in the cave. ".repeat(12);
+        let mut stopped = (0..1000).map(|_| generate(&prompt, 0)).filter(|(code, _)| *code != ENGRAFT_OK);
+        let found = stopped.find(|(_, info)| info.tokens == 0);
         done.store(true, Ordering::Release);
-        stopped
+        let (code, info) = found.expect("a prompt that was stopped in");
+        assert_eq!((code, info.ended), (ENGRAFT_CANCELLED, ENGRAFT_ENDED_CANCELLED));
+        info
     });
-    assert_eq!((code, info.ended), (ENGRAFT_CANCELLED, ENGRAFT_ENDED_CANCELLED));
     assert!(info.prompt_tokens > 50, "{}", info.prompt_tokens);
-    let (code, next) = generate("And in the kitchen?");
+    let (code, next) = generate("And in the kitchen?", 1);
     ok(code);
-    // Once a token was drawn, which a slow canceller may allow, the prompt was asked.
-    assert_eq!(next.prompt_tokens < info.prompt_tokens, info.tokens == 0, "{} tokens", info.tokens);
+    assert!(next.prompt_tokens < info.prompt_tokens, "{} tokens", next.prompt_tokens);
     // SAFETY: handles.
     unsafe {
         ok(engraft_session_free(session));

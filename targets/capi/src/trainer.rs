@@ -448,7 +448,7 @@ pub unsafe extern "C" fn engraft_trainer_progress(trainer: *const Trainer, progr
 
 /// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing. When
 /// this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY` where another trainer
-/// has its checkpoints in the folder, or another process writes to it.
+/// has its checkpoints in the folder, or another call or process writes to it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_save(
     trainer: *const Trainer,
