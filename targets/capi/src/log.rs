@@ -131,7 +131,12 @@ impl Log for Logger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{self, ModelParams};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::{Mutex, mpsc};
+
+    /// One test at a time has the callback.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     /// Where the callbacks of the test below are: another thread in the second one, and how deep this one is.
     static IS_IN_SECOND: AtomicBool = AtomicBool::new(false);
@@ -139,7 +144,7 @@ mod tests {
 
     fn set(callback: LogCallback) {
         // SAFETY: the callbacks use nothing of their caller's.
-        let code = unsafe { engraft_log_set(callback, std::ptr::null_mut(), ENGRAFT_LOG_WARN) };
+        let code = unsafe { engraft_log_set(callback, std::ptr::null_mut(), ENGRAFT_LOG_INFO) };
         assert_eq!(code, crate::error::ENGRAFT_OK);
     }
 
@@ -181,9 +186,54 @@ mod tests {
     /// A call from within two callbacks, one within another, waits for the one that it replaces.
     #[test]
     fn what_was_replaced_runs_no_more() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         set(Some(first));
         ::log::warn!("own: begin");
         assert_eq!(DEPTH.load(Ordering::Acquire), 2);
+    }
+
+    /// The model of the test below, and whether the callback was told its digest.
+    static MODEL: AtomicUsize = AtomicUsize::new(0);
+    static IS_TOLD: AtomicBool = AtomicBool::new(false);
+
+    fn digest_of_model() -> bool {
+        let mut digest = [0u8; 32];
+        let model = std::ptr::without_provenance(MODEL.load(Ordering::Acquire));
+        // SAFETY: a number, and a place of 32 bytes.
+        let code = unsafe { model::engraft_model_digest(model, digest.as_mut_ptr()) };
+        code == crate::error::ENGRAFT_OK && digest != [0; 32]
+    }
+
+    unsafe extern "C" fn asks(_: i32, text: *const c_char, length: usize, _: *mut c_void) {
+        // SAFETY: the library's text has this length.
+        let text = unsafe { std::slice::from_raw_parts(text.cast::<u8>(), length) };
+        if text.starts_with(b"the digest is not kept") {
+            IS_TOLD.store(digest_of_model(), Ordering::Release);
+        }
+    }
+
+    /// A callback that calls back waits for nothing that its own call holds.
+    #[test]
+    fn who_hears_of_a_digest_may_ask_for_it() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/seedling.gguf");
+        // A folder that can't be made: a file is in its place.
+        let (cache, mut params) = (format!("{path}/cache"), crate::caller::zeroed::<ModelParams>());
+        params.struct_size = size_of::<ModelParams>() as u32;
+        (params.digest_cache, params.digest_cache_length) = (cache.as_ptr().cast(), cache.len());
+        let mut made = std::ptr::null_mut();
+        // SAFETY: texts have the lengths that are said, and the rest is ours.
+        let code = unsafe { model::engraft_model_open(path.as_ptr().cast(), path.len(), &params, &mut made) };
+        assert_eq!(code, crate::error::ENGRAFT_OK);
+        MODEL.store(made.addr(), Ordering::Release);
+        set(Some(asks));
+        let (send, done) = mpsc::channel();
+        std::thread::spawn(move || send.send(digest_of_model()));
+        assert_eq!(done.recv_timeout(Duration::from_secs(60)), Ok(true), "it waits for itself");
+        set(None);
+        assert!(IS_TOLD.load(Ordering::Acquire));
+        // SAFETY: a handle.
+        assert_eq!(unsafe { model::engraft_model_free(made) }, crate::error::ENGRAFT_OK);
     }
 
     #[test]
