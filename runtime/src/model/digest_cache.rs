@@ -3,8 +3,8 @@
 //!
 //! A file counts as the same while device, inode, size, and the times of its last change in content and
 //! in description are the same, to the nanosecond. One small text file holds the last digests, with a
-//! checksum: anything else than a whole file of this version is ignored, and written anew. Nothing here
-//! fails: without a cache, or with a broken one, digests are computed.
+//! checksum: anything else than a whole file of this version is ignored, and written anew. A cache is a
+//! convenience: without one, or with a broken one, digests are computed.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
+use crate::error::{Error, Result};
 use crate::hex;
 use crate::storage::{Disk, Storage, commit, create_dir_all};
 
@@ -96,29 +97,31 @@ impl DigestCache {
     }
 
     /// Keeps the digest of a state of a file, unless the file changed a moment ago.
-    pub fn put(&self, stamp: &Stamp, digest: &[u8; 32]) {
-        self.put_on(&Disk, stamp, digest);
+    ///
+    /// # Errors
+    /// Those of the system: a read-only home costs time, not the run.
+    pub fn put(&self, stamp: &Stamp, digest: &[u8; 32]) -> Result<()> {
+        self.put_on(&Disk, stamp, digest)
     }
 
     /// [`DigestCache::put`] on any storage.
-    pub fn put_on(&self, storage: &dyn Storage, stamp: &Stamp, digest: &[u8; 32]) {
+    ///
+    /// # Errors
+    /// Those of [`DigestCache::put`].
+    pub fn put_on(&self, storage: &dyn Storage, stamp: &Stamp, digest: &[u8; 32]) -> Result<()> {
         if !stamp.is_settled() {
-            return;
+            return Ok(());
         }
         let mut entries = self.entries(storage);
         entries.retain(|(s, _)| (s.device, s.inode) != (stamp.device, stamp.inode));
         entries.push((*stamp, *digest));
         let first = entries.len().saturating_sub(ENTRIES_MAX);
         let text = encode(&entries[first..]);
-        let written = create_dir_all(storage, &self.dir).and_then(|()| {
-            commit(storage, &self.dir, CACHE_FILE, |out| {
-                out.write_all(text.as_bytes()).map_err(|e| crate::Error::io("writing", e))
-            })
-        });
-        // A cache is a convenience: a read-only home costs time, not the run.
-        if let Err(error) = written {
-            log::info!("the digest is not kept: {error}");
-        }
+        create_dir_all(storage, &self.dir)?;
+        commit(storage, &self.dir, CACHE_FILE, |out| {
+            out.write_all(text.as_bytes()).map_err(|e| Error::io("writing", e))
+        })
+        .map(drop)
     }
 
     fn entries(&self, storage: &dyn Storage) -> Vec<(Stamp, [u8; 32])> {
@@ -179,8 +182,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let cache = DigestCache::new(dir.path().join("a/b"));
         assert_eq!(cache.get(&stamp(1)), None);
-        cache.put(&stamp(1), &[0xa5; 32]);
-        cache.put(&stamp(2), &[7; 32]);
+        cache.put(&stamp(1), &[0xa5; 32]).expect("room");
+        cache.put(&stamp(2), &[7; 32]).expect("room");
         assert_eq!((cache.get(&stamp(1)), cache.get(&stamp(2))), (Some([0xa5; 32]), Some([7; 32])));
         let mut others = [stamp(1); 7];
         others[0].device = 2;
@@ -189,9 +192,9 @@ mod tests {
         (0..4).for_each(|i| others[3 + i].times[i] += 1);
         assert!(others.iter().all(|s| cache.get(s).is_none()));
         // A changed file takes its entry's place; the oldest go.
-        cache.put(&others[2], &[1; 32]);
+        cache.put(&others[2], &[1; 32]).expect("room");
         assert_eq!((cache.get(&stamp(1)), cache.get(&others[2])), (None, Some([1; 32])));
-        (10..10 + ENTRIES_MAX as u64).for_each(|i| cache.put(&stamp(i), &[9; 32]));
+        (10..10 + ENTRIES_MAX as u64).for_each(|i| cache.put(&stamp(i), &[9; 32]).expect("room"));
         assert_eq!((cache.get(&others[2]), cache.entries(&Disk).len()), (None, ENTRIES_MAX));
     }
 
@@ -202,7 +205,7 @@ mod tests {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_secs() as i64;
         for times in [[now, 0, 0, 0], [0, 0, now, 0], [now + 1000, 0, 0, 0]] {
             let fresh = Stamp { times, ..stamp(1) };
-            cache.put(&fresh, &[1; 32]);
+            cache.put(&fresh, &[1; 32]).expect("room");
             assert_eq!(cache.get(&fresh), None);
         }
     }
@@ -212,7 +215,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("a folder");
         let cache = DigestCache::new(dir.path().join("own"));
-        cache.put(&stamp(1), &[0xa5; 32]);
+        cache.put(&stamp(1), &[0xa5; 32]).expect("room");
         let file = dir.path().join("own").join(CACHE_FILE);
         let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
         assert_eq!((mode(&file), mode(file.parent().expect("a folder"))), (0o600, 0o700));
@@ -228,12 +231,12 @@ mod tests {
         assert_eq!(accepted, 0);
         for bad in [vec![b'x'; 1 << 20], vec![0xff; 9]] {
             fs::write(&file, bad).expect("writing");
-            cache.put(&stamp(3), &[2; 32]);
+            cache.put(&stamp(3), &[2; 32]).expect("room");
             assert_eq!(cache.get(&stamp(3)), Some([2; 32]));
         }
-        // Where nothing can be written, nothing is kept, and nothing fails.
+        // Where nothing can be written, nothing is kept.
         let blocked = DigestCache::new(file.join("below a file"));
-        blocked.put(&stamp(1), &[1; 32]);
+        assert!(blocked.put(&stamp(1), &[1; 32]).is_err());
         assert_eq!(blocked.get(&stamp(1)), None);
     }
 

@@ -210,7 +210,8 @@ impl ModelFile {
     /// of padding, and of names and licences. Computed at the first call, which reads the whole file
     /// unless the [cache](ModelFile::with_digest_cache) knows it.
     pub fn digest(&self) -> [u8; 32] {
-        *self.digest.get_or_init(|| {
+        let mut unkept = None;
+        let digest = *self.digest.get_or_init(|| {
             let compute = || digest::compute(&self.gguf, &self.config, self.map.as_bytes());
             let Some((cache, stamp)) = self.digest_cache.as_ref().zip(self.map.stamp()) else {
                 return compute();
@@ -219,11 +220,16 @@ impl ModelFile {
                 let digest = compute();
                 // Of a file that was changed or replaced meanwhile, nobody knows which state was read.
                 if self.map.stamp_now() == Some(stamp) {
-                    cache.put(&stamp, &digest);
+                    unkept = cache.put(&stamp, &digest).err();
                 }
                 digest
             })
-        })
+        });
+        // Not while others wait for the digest: who hears of this may ask for it.
+        if let Some(error) = unkept {
+            log::info!("the digest is not kept: {error}");
+        }
+        digest
     }
 
     /// SHA-256 of the file's chat template, or of the fact that it has none.

@@ -237,8 +237,10 @@ impl Checkpoints {
             create_dir_all(storage, &self.dir)?;
             self.is_made = true;
         }
-        // A number is never used twice, even if what follows fails.
-        let generation = self.next;
+        // A number is never used twice, even if what follows fails. Another run may have used some since the
+        // folder was looked at: whoever restores looks at it before it is the only one to write.
+        let newest = generations(storage, &self.dir)?.first().copied().unwrap_or(0);
+        let generation = self.next.max(newest.saturating_add(1));
         let too_many = || Error::new(ErrorKind::Misuse, "no further generation can be counted");
         self.next = generation.checked_add(1).ok_or_else(too_many)?;
         let name = file_name(generation);

@@ -114,7 +114,7 @@
 #define ENGRAFT_MISUSE -5
 
 /**
- * Another call runs on the handle, or another process holds the store.
+ * Another call runs on the handle, or another writer holds the folder or the store.
  */
 #define ENGRAFT_BUSY -6
 
@@ -380,7 +380,8 @@ typedef struct engraft_session engraft_session;
 
 /**
  * A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
- * thread.
+ * thread. It is for one model, which it keeps: that of the first adapter put into it, or of the first session
+ * that follows it.
  */
 typedef struct engraft_slot engraft_slot;
 
@@ -1150,7 +1151,8 @@ int32_t engraft_adapter_get_info(const engraft_adapter *adapter, engraft_adapter
 
 /**
  * Commits an adapter as `adapter.engraft` in a folder, which is made if it is missing; a `half` of 1 stores
- * it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only.
+ * it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY`
+ * where a trainer has its checkpoints in the folder, or another call or process writes to it.
  */
 int32_t engraft_adapter_save(const engraft_adapter *adapter,
                              const char *folder,
@@ -1170,9 +1172,12 @@ int32_t engraft_slot_free(engraft_slot *slot);
 
 /**
  * Puts an adapter into a slot, or with NULL the base alone: sessions that follow it use it from the next
- * token that each reads. Waits for nobody. `*generation` counts the swaps; it may be NULL.
+ * token that each reads. Waits for nobody. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH` for
+ * an adapter of another model than the slot is for.
  */
-int32_t engraft_slot_swap(const engraft_slot *slot, const engraft_adapter *adapter, uint64_t *generation);
+int32_t engraft_slot_swap(const engraft_slot *slot,
+                          const engraft_adapter *adapter,
+                          uint64_t *generation);
 
 /**
  * Makes all settings the default. `struct_size` is `sizeof(engraft_data_params)`.
@@ -1181,7 +1186,8 @@ int32_t engraft_data_default_params(engraft_data_params *params, size_t struct_s
 
 /**
  * Reads rows from a file, or from a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they
- * are there. `params` may be NULL. `*data` is freed with `engraft_data_free`.
+ * are there. `params` may be NULL. `*data` is freed with `engraft_data_free`. A gate reads the files once more,
+ * and refuses them if they have changed: leave them as they are until it was run.
  */
 int32_t engraft_data_open(const engraft_model *model,
                           const char *path,
@@ -1261,9 +1267,12 @@ int32_t engraft_gate_free(engraft_gate *gate);
 
 /**
  * Trains and measures all arms, and judges them: 0 whatever the verdict is. `callback` may be NULL; false
- * from it ends the call with `CANCELLED`, and nothing is judged.
+ * from it ends the call with `CANCELLED`, and nothing is judged. What an earlier run judged is gone as soon as
+ * this begins. `BAD_DATA` where the data is of files that have changed since they were opened.
  */
-int32_t engraft_gate_run(const engraft_gate *gate, engraft_progress_callback callback, void *user);
+int32_t engraft_gate_run(const engraft_gate *gate,
+                         engraft_progress_callback callback,
+                         void *user);
 
 /**
  * Puts the decision (`ENGRAFT_DECISION_*`) into `*decision`, and copies the name of the arm that it names,
@@ -1425,7 +1434,8 @@ int32_t engraft_generate_default_params(engraft_generate_params *params, size_t 
 
 /**
  * Makes a session on a model, with an adapter or (NULL) with the base alone. `params` may be NULL.
- * `*session` is freed with `engraft_session_free`.
+ * `*session` is freed with `engraft_session_free`. `BASE_MISMATCH` for an adapter of another model: of another
+ * handle it is taken once the digests of both files are found equal.
  */
 int32_t engraft_session_create(const engraft_model *model,
                                const engraft_adapter *adapter,
@@ -1439,20 +1449,21 @@ int32_t engraft_session_free(engraft_session *session);
 
 /**
  * Uses an adapter, or with NULL the base alone, from the next token on, and no slot any more. What the
- * session has read already stays as it was computed.
+ * session has read already stays as it was computed. `BASE_MISMATCH` for an adapter of another model.
  */
 int32_t engraft_session_set_adapter(const engraft_session *session, const engraft_adapter *adapter);
 
 /**
- * Takes the adapter from a slot from now on, looked at before every token: see `engraft_slot_swap`. What
- * does not fit the model is refused with `BASE_MISMATCH` by the call that would use it.
+ * Takes the adapter from a slot from now on, looked at before every token: see `engraft_slot_swap`.
+ * `BASE_MISMATCH` for a slot of another model.
  */
 int32_t engraft_session_follow(const engraft_session *session, const engraft_slot *slot);
 
 /**
  * Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
  * `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
- * when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too.
+ * when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too. Stopped
+ * before the whole prompt was read, it has no tokens, and the session goes on as if nothing had been asked.
  */
 int32_t engraft_session_generate(const engraft_session *session,
                                  const char *prompt,
@@ -1567,13 +1578,18 @@ int32_t engraft_trainer_create(const engraft_model *model,
 int32_t engraft_trainer_free(engraft_trainer *trainer);
 
 /**
- * One step. `progress` may be NULL; else set its `struct_size` before. `MISUSE` once all steps are done.
+ * One step. `progress` may be NULL; else set its `struct_size` before. `MISUSE` once all steps are done. Where a
+ * step was skipped for a loss that is not finite, or the run went back to its checkpoint (see
+ * `engraft_trainer_checkpoint`), `event` of `progress` is `ENGRAFT_EVENT_NOTE`, `step` has not risen or has
+ * fallen, and the log says why.
  */
-int32_t engraft_trainer_step(const engraft_trainer *trainer, engraft_progress *progress);
+int32_t engraft_trainer_step(const engraft_trainer *trainer,
+                             engraft_progress *progress);
 
 /**
  * So many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step, and
- * false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on.
+ * false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on. Where the run
+ * goes back to its checkpoint, `step` falls, a note says so, and the steps are done anew.
  */
 int32_t engraft_trainer_run(const engraft_trainer *trainer,
                             uint64_t steps,
@@ -1593,16 +1609,22 @@ int32_t engraft_trainer_progress(const engraft_trainer *trainer, engraft_progres
 
 /**
  * Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing. When
- * this returns 0, the file is on disk and was read back; readable by its owner only.
+ * this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY` where another trainer
+ * has its checkpoints in the folder, or another call or process writes to it.
  */
-int32_t engraft_trainer_save(const engraft_trainer *trainer, const char *folder, size_t folder_length);
+int32_t engraft_trainer_save(const engraft_trainer *trainer,
+                             const char *folder,
+                             size_t folder_length);
 
 /**
  * Commits everything that the run needs to go on, and beside it the adapter as `engraft_trainer_save` does, in a
- * folder, which is made if it is missing. When this returns 0, both are on disk and were read back. The newest
- * two checkpoints stay there; those of another run are replaced. A run that diverges (three steps in a row
- * without a finite loss, or a loss that grows without end) returns to its last checkpoint at half the learning
- * rate and tells so by a note; after three returns, or without a checkpoint, its steps are `NONFINITE`.
+ * folder, which is made if it is missing. When this returns 0, both are on disk and were read back. From then on
+ * the folder is this trainer's, until it is freed or names another one: all others that write there, trainers
+ * and `engraft_adapter_save` in this process, too, get `BUSY`, as this call does where there is such a writer
+ * already. The newest two checkpoints stay there; those of another run are replaced. A run that diverges (three
+ * steps in a row without a finite loss, or a loss that grows without end) returns to its last checkpoint at half
+ * the learning rate and tells so by a note; after three returns, or without a checkpoint, its steps are
+ * `NONFINITE`.
  */
 int32_t engraft_trainer_checkpoint(const engraft_trainer *trainer,
                                    const char *folder,

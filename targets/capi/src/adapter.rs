@@ -2,17 +2,18 @@
 //! sessions take it from.
 
 use std::ffi::c_char;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use engraft_kernels::Kernels;
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::{Adapter as Parameters, Binding, Precision};
 use engraft_runtime::generate::{AdapterSlot, StackedAdapter};
 use engraft_runtime::model::chat::Message;
-use engraft_runtime::storage::Disk;
+use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use crate::caller::{self, Out, structs};
-use crate::error::{Failure, Result};
+use crate::error::{ENGRAFT_BASE_MISMATCH, ENGRAFT_BUSY, ENGRAFT_IO, Failure, Result};
 use crate::handle::{self, Kind};
 use crate::model::{self, Model};
 
@@ -34,14 +35,38 @@ impl Kind for Adapter {
 }
 
 /// A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
-/// thread.
+/// thread. It is for one model, which it keeps: that of the first adapter put into it, or of the first session
+/// that follows it.
 pub struct Slot {
     _opaque: [u8; 0],
 }
 
 impl Kind for Slot {
-    type Value = Arc<AdapterSlot>;
+    type Value = Place;
     const NAME: &'static str = "slot";
+}
+
+/// What is behind a slot handle.
+pub(crate) struct Place {
+    pub(crate) slot: Arc<AdapterSlot>,
+    /// Of the first adapter, or of the first session.
+    model: OnceLock<Arc<model::Inner>>,
+}
+
+impl Place {
+    /// Refuses what is of another model than all that came before.
+    ///
+    /// # Errors
+    /// `BASE_MISMATCH`.
+    pub(crate) fn check_of(&self, model: &Arc<model::Inner>) -> Result<()> {
+        match self.model.get_or_init(|| model.clone()).is_same_base(model) {
+            true => Ok(()),
+            false => {
+                let message = "the slot is used with another model: make another slot for this one";
+                Err(Failure::new(ENGRAFT_BASE_MISMATCH, message))
+            }
+        }
+    }
 }
 
 /// What is behind an adapter handle.
@@ -144,6 +169,21 @@ impl Inner {
         Ok(inner)
     }
 
+    /// Refuses what was held against another model. The base alone is of every model.
+    ///
+    /// # Errors
+    /// `BASE_MISMATCH`.
+    pub(crate) fn check_of(&self, model: &Arc<model::Inner>) -> Result<()> {
+        let is_base = self.stacked.is_none() && self.few_shot.is_empty();
+        match is_base || self.model.is_same_base(model) {
+            true => Ok(()),
+            false => {
+                let message = "the adapter was made or loaded for another model: load it for this one";
+                Err(Failure::new(ENGRAFT_BASE_MISMATCH, message))
+            }
+        }
+    }
+
     /// # Errors
     /// `MISUSE` for what holds no parameters.
     pub(crate) fn parameters(&self) -> Result<&Parameters> {
@@ -177,13 +217,44 @@ fn scale(params: &AdapterParams) -> Result<f32> {
     }
 }
 
+/// A folder that this process writes to, and no other writer until this is dropped.
+pub(crate) struct Held {
+    folder: PathBuf,
+    _lock: FileLock,
+}
+
+/// Takes the lock of a folder, which is made if it is missing; nothing where `held` is the lock of it.
+///
+/// # Errors
+/// `BUSY` where another writer has it, and those of the system.
+pub(crate) fn hold(folder: &Path, held: Option<&Held>) -> Result<Option<Held>> {
+    create_dir_all(&Disk, folder)?;
+    let resolved = folder.canonicalize();
+    let folder = resolved.map_err(|e| Failure::new(ENGRAFT_IO, format!("{}: {e}", folder.display())))?;
+    if held.is_some_and(|held| held.folder == folder) {
+        return Ok(None);
+    }
+    let lock = lock_folder(&Disk, &folder).map_err(|error| match Failure::from(error) {
+        busy if busy.code == ENGRAFT_BUSY => {
+            let place = folder.display();
+            let message = format!(
+                "{place}: a trainer with its checkpoints there, another call or another process writes to this \
+                 folder; free it or wait for its end, or name another folder"
+            );
+            Failure::new(ENGRAFT_BUSY, message)
+        }
+        other => other,
+    })?;
+    Ok(Some(Held { folder, _lock: lock }))
+}
+
 /// Commits parameters as `folder/adapter.engraft`, bound to their base by what both compute; returns when
-/// the file is on disk and was read back.
+/// the file is on disk and was read back. Who calls this holds the folder.
 pub(crate) fn save(
     model: &model::Inner,
     kernels: &Arc<Kernels>,
     parameters: &Parameters,
-    folder: &std::path::Path,
+    folder: &Path,
     precision: Precision,
 ) -> Result<()> {
     let rounded = match precision {
@@ -258,7 +329,8 @@ pub unsafe extern "C" fn engraft_adapter_get_info(adapter: *const Adapter, info:
 }
 
 /// Commits an adapter as `adapter.engraft` in a folder, which is made if it is missing; a `half` of 1 stores
-/// it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only.
+/// it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY`
+/// where a trainer has its checkpoints in the folder, or another call or process writes to it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_adapter_save(
     adapter: *const Adapter,
@@ -269,7 +341,9 @@ pub unsafe extern "C" fn engraft_adapter_save(
     handle::call("engraft_adapter_save", adapter, |adapter| {
         // SAFETY: the crate's contract, for the caller's path.
         let folder = unsafe { caller::path(folder, folder_length, "folder") }?;
-        save(&adapter.model, &model::kernels(0)?, adapter.parameters()?, &folder, stored(half))
+        let parameters = adapter.parameters()?;
+        let _held = hold(&folder, None)?;
+        save(&adapter.model, &model::kernels(0)?, parameters, &folder, stored(half))
     })
 }
 
@@ -280,7 +354,7 @@ pub unsafe extern "C" fn engraft_slot_create(slot: *mut *mut Slot) -> i32 {
     handle::alone("engraft_slot_create", || {
         // SAFETY: the crate's contract, for the caller's place.
         let out = unsafe { Out::new(slot) }?;
-        out.publish(Arc::new(AdapterSlot::new(None)))
+        out.publish(Place { slot: Arc::new(AdapterSlot::new(None)), model: OnceLock::new() })
     })
 }
 
@@ -291,7 +365,8 @@ pub unsafe extern "C" fn engraft_slot_free(slot: *mut Slot) -> i32 {
 }
 
 /// Puts an adapter into a slot, or with NULL the base alone: sessions that follow it use it from the next
-/// token that each reads. Waits for nobody. `*generation` counts the swaps; it may be NULL.
+/// token that each reads. Waits for nobody. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH` for
+/// an adapter of another model than the slot is for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_slot_swap(
     slot: *const Slot,
@@ -308,7 +383,10 @@ pub unsafe extern "C" fn engraft_slot_swap(
             }
             Some(given) => given.value.stacked.clone(),
         };
-        let swapped = slot.swap(stacked);
+        if let (Some(given), Some(_)) = (&adapter, &stacked) {
+            slot.check_of(&given.value.model)?;
+        }
+        let swapped = slot.slot.swap(stacked);
         // SAFETY: the crate's contract, for the caller's number.
         unsafe { caller::put(generation, swapped) };
         Ok(())

@@ -3,14 +3,16 @@
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use engraft_runtime::Error;
 use engraft_runtime::compare::material::Parts;
 use engraft_runtime::data::source::part_file;
 use engraft_runtime::data::{DataOptions, Origin, OverLong, Part, TrainValid, load_parts};
 use engraft_runtime::gate::task::Task;
 
 use crate::caller::{self, Out, or, structs};
-use crate::error::{Failure, Result};
+use crate::error::{ENGRAFT_BAD_DATA, Failure, Result};
 use crate::handle::{self, Kind};
 use crate::model::{self, Model};
 
@@ -47,6 +49,8 @@ pub(crate) struct Inner {
     pub(crate) options: DataOptions,
     pub(crate) task: Option<Task>,
     source: Source,
+    /// The source's files before they were read.
+    stamps: Vec<(PathBuf, Stamp)>,
 }
 
 /// Where rows came from, to be read once more by the gate.
@@ -54,6 +58,10 @@ enum Source {
     Files { train: PathBuf, valid: Option<PathBuf>, test: Option<PathBuf> },
     Memory { train: Vec<u8>, valid: Option<Vec<u8>>, test: Option<Vec<u8>> },
 }
+
+/// A file's length and the time of its last change, which some file systems do not know.
+#[derive(Debug, PartialEq)]
+struct Stamp(u64, Option<SystemTime>);
 
 /// How rows are read. Zero is the default of everything.
 #[derive(Clone, Copy)]
@@ -124,6 +132,20 @@ impl Source {
         }
     }
 
+    /// What tells the present state of each of its files from another.
+    ///
+    /// # Errors
+    /// `IO`.
+    fn stamps(&self) -> Result<Vec<(PathBuf, Stamp)>> {
+        let Source::Files { train, valid, test } = self else { return Ok(Vec::new()) };
+        let files = [Some(train), valid.as_ref(), test.as_ref()].into_iter().flatten();
+        let stamp = |path: &PathBuf| {
+            let found = std::fs::metadata(path).map_err(|e| Error::io(path.display().to_string(), e))?;
+            Ok((path.clone(), Stamp(found.len(), found.modified().ok())))
+        };
+        files.map(stamp).collect()
+    }
+
     fn bytes(&self) -> usize {
         let of = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::capacity);
         match self {
@@ -160,15 +182,28 @@ impl Inner {
             split_seed: params.split_seed,
             ..DataOptions::default()
         };
-        let text = model.text()?;
+        let (text, stamps) = (model.text()?, source.stamps()?);
         let Parts { train, valid, .. } = source.parts();
         let rows = load_parts(train, valid, &text.tokenizer, &text.chat, &options)?;
-        Ok(Inner { model: model.clone(), rows, options, task, source })
+        Ok(Inner { model: model.clone(), rows, options, task, source, stamps })
     }
 
     /// Where the rows come from.
     pub(crate) fn parts(&self) -> Parts<'_> {
         self.source.parts()
+    }
+
+    /// Refuses files that are not what they were when they were opened. To be asked after they were read again.
+    ///
+    /// # Errors
+    /// `BAD_DATA`, `IO`.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let now = self.source.stamps()?;
+        let Some((_, (path, _))) = self.stamps.iter().zip(&now).find(|(then, now)| then != now) else {
+            return Ok(());
+        };
+        let message = format!("{}: changed since it was opened: open the data again", path.display());
+        Err(Failure::new(ENGRAFT_BAD_DATA, message))
     }
 
     /// Private memory beside the ids.
@@ -222,7 +257,8 @@ pub unsafe extern "C" fn engraft_data_default_params(params: *mut DataParams, st
 }
 
 /// Reads rows from a file, or from a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they
-/// are there. `params` may be NULL. `*data` is freed with `engraft_data_free`.
+/// are there. `params` may be NULL. `*data` is freed with `engraft_data_free`. A gate reads the files once more,
+/// and refuses them if they have changed: leave them as they are until it was run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_data_open(
     model: *const Model,

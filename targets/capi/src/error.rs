@@ -22,7 +22,7 @@ pub const ENGRAFT_NOMEM: i32 = -3;
 pub const ENGRAFT_CORRUPT: i32 = -4;
 /// An argument is out of range, contradicts another, or is no live handle.
 pub const ENGRAFT_MISUSE: i32 = -5;
-/// Another call runs on the handle, or another process holds the store.
+/// Another call runs on the handle, or another writer holds the folder or the store.
 pub const ENGRAFT_BUSY: i32 = -6;
 /// The caller asked to stop.
 pub const ENGRAFT_CANCELLED: i32 = -7;

@@ -76,8 +76,8 @@ impl Kind for Gate {
     type Value = Value;
     const NAME: &'static str = "gate";
 
-    fn is_busy(value: &Value) -> bool {
-        value.trial.is_busy()
+    fn close(value: &Value) -> bool {
+        value.trial.close()
     }
 }
 
@@ -191,11 +191,13 @@ impl Trial {
 
     /// Reads everything, and takes all arms through.
     fn run(&mut self, control: &Control, listener: &Listener) -> Result<()> {
+        self.outcome = None;
         let (p, file, text) = (&self.params, &self.model.file, self.model.text()?);
         let limit = |n: u32| (n > 0).then_some(n as usize);
         let limits = Limits { train_rows: limit(p.train_rows), held_out_rows: limit(p.held_out_rows) };
         let options = &self.data.options;
         let material = Material::read_from(self.data.parts(), &text, options, limits)?;
+        self.data.check_unchanged()?;
         let precision = model::precision(p.exact);
         let base = Base {
             tokenizer_bytes: Text::heap_bytes(file)? + self.data.text_bytes() + self.data.rows_bytes(),
@@ -206,8 +208,13 @@ impl Trial {
         };
         let mut watcher = Looker::new(control, listener);
         let settings = settings(self, &base, &material, &text, &mut watcher)?;
-        let judged = compare(&base, &material, (&text, options), &settings, &mut watcher);
-        self.outcome = Some(judged?);
+        let judged = compare(&base, &material, (&text, options), &settings, &mut watcher)?;
+        // Behind the last question whether to go on.
+        if let Some(refused) = watcher.refused {
+            return Err(refused);
+        }
+        control.check()?;
+        self.outcome = Some(judged);
         Ok(())
     }
 
@@ -455,7 +462,8 @@ pub unsafe extern "C" fn engraft_gate_free(gate: *mut Gate) -> i32 {
 }
 
 /// Trains and measures all arms, and judges them: 0 whatever the verdict is. `callback` may be NULL; false
-/// from it ends the call with `CANCELLED`, and nothing is judged.
+/// from it ends the call with `CANCELLED`, and nothing is judged. What an earlier run judged is gone as soon as
+/// this begins. `BAD_DATA` where the data is of files that have changed since they were opened.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_run(
     gate: *const Gate,

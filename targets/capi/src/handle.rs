@@ -23,9 +23,9 @@ pub(crate) trait Kind: 'static {
     /// What messages call it.
     const NAME: &'static str;
 
-    /// Whether a call runs on it, so that it can't be freed.
-    fn is_busy(_: &Self::Value) -> bool {
-        false
+    /// Turns away the calls that have found it and not begun yet, for it is to be freed; false where one runs.
+    fn close(_: &Self::Value) -> bool {
+        true
     }
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn call<K: Kind>(
         });
         let done = done.unwrap_or_else(|panic| {
             found.state.poisoned.store(true, Ordering::Release);
-            Err(panic)
+            told(panic)
         });
         done.inspect_err(|failure| found.state.tell(failure))
     })
@@ -146,7 +146,7 @@ pub(crate) fn free<K: Kind>(name: &'static str, handle: *mut K) -> i32 {
         let found = entry(key).ok_or_else(|| no_handle(key, K::NAME))?;
         let of_kind = found.handle.downcast::<Handle<K::Value>>();
         let found = of_kind.map_err(|_| Failure::misuse(format!("a handle that is no {}", K::NAME)))?;
-        if K::is_busy(&found.value) {
+        if !K::close(&found.value) {
             let message = format!("a call runs on this {}: cancel it, and free it afterwards", K::NAME);
             return Err(Failure::new(ENGRAFT_BUSY, message));
         }
@@ -161,7 +161,7 @@ pub(crate) fn free<K: Kind>(name: &'static str, handle: *mut K) -> i32 {
 
 /// Turns what comes of `f`, a panic too, into a code; a failure's message stays with the thread.
 fn quiet(f: impl FnOnce() -> Result<()>) -> i32 {
-    match caught(f).unwrap_or_else(Err) {
+    match caught(f).unwrap_or_else(told) {
         Ok(()) => ENGRAFT_OK,
         Err(failure) => {
             remember(&failure);
@@ -176,32 +176,46 @@ pub(crate) fn unheard(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32
         inject(name);
         f()
     });
-    done.unwrap_or_else(Err).map_or_else(|failure| failure.code, |()| ENGRAFT_OK)
+    done.unwrap_or_else(told).map_or_else(|failure| failure.code, |()| ENGRAFT_OK)
 }
 
 // ---------------------------------------------------------------------------------------------------
 // One call at a time
 
 /// A value that one call at a time may use; another one is turned away, and nobody ever waits.
-pub(crate) struct Exclusive<T>(Mutex<T>);
+pub(crate) struct Exclusive<T> {
+    value: Mutex<T>,
+    /// Changed while `value` is locked.
+    is_closed: AtomicBool,
+}
 
 impl<T> Exclusive<T> {
     pub(crate) fn new(value: T) -> Exclusive<T> {
-        Exclusive(Mutex::new(value))
+        Exclusive { value: Mutex::new(value), is_closed: AtomicBool::new(false) }
     }
 
     /// The value, for as long as the guard lives.
     pub(crate) fn enter(&self) -> Result<MutexGuard<'_, T>> {
-        self.0.try_lock().map_err(|e| match e {
+        let guard = self.value.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => Failure::new(ENGRAFT_BUSY, "another call runs on this handle"),
             TryLockError::Poisoned(_) => {
                 Failure::new(ENGRAFT_PANIC, "an earlier call met a defect of the library: free the handle")
             }
-        })
+        })?;
+        match self.is_closed.load(Ordering::Relaxed) {
+            false => Ok(guard),
+            true => Err(Failure::misuse("the handle was freed")),
+        }
     }
 
-    pub(crate) fn is_busy(&self) -> bool {
-        matches!(self.0.try_lock(), Err(TryLockError::WouldBlock))
+    /// Lets no call in from now on; false where one is in.
+    pub(crate) fn close(&self) -> bool {
+        let guard = self.value.try_lock();
+        if matches!(guard, Err(TryLockError::WouldBlock)) {
+            return false;
+        }
+        self.is_closed.store(true, Ordering::Relaxed);
+        true
     }
 }
 
@@ -243,6 +257,12 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> std::result::Result<Result<T>, Fa
     })
 }
 
+/// Logs what was caught: not from within the panic, when what it unwinds may be locked still.
+fn told<T>(panic: Failure) -> Result<T> {
+    ::log::error!("{}", panic.message);
+    Err(panic)
+}
+
 /// Lets panics of ours be told by code and log instead of on stderr. Others go where they went before.
 fn listen() {
     static ONCE: Once = Once::new();
@@ -259,7 +279,10 @@ fn listen() {
             // The place alone: what a panic says may hold what it worked on.
             let place =
                 info.location().map_or("nowhere known".into(), |l| format!("{}:{}", l.file(), l.line()));
-            ::log::error!("a panic at {place}");
+            if is_worker {
+                // Whoever waits for it learns of a panic, not of its place.
+                ::log::error!("a panic at {place}");
+            }
             let _ = PLACE.try_with(|last| last.replace(place));
         }));
     });
@@ -308,8 +331,8 @@ mod tests {
         type Value = Exclusive<u32>;
         const NAME: &'static str = "thing";
 
-        fn is_busy(value: &Exclusive<u32>) -> bool {
-            value.is_busy()
+        fn close(value: &Exclusive<u32>) -> bool {
+            value.close()
         }
     }
 
@@ -358,6 +381,17 @@ mod tests {
         assert_eq!(code, ENGRAFT_OK);
         assert_eq!(call("test", a, |value| value.enter().map(|n| assert_eq!(*n, 1))), ENGRAFT_OK);
         assert_eq!(free("test", a), ENGRAFT_OK);
+    }
+
+    /// A call that has found its value when another thread frees the handle, and begins afterwards.
+    #[test]
+    fn what_was_freed_lets_no_late_call_in() {
+        let a = thing();
+        let code = call("test", a, |value| {
+            assert_eq!(free("test", a), ENGRAFT_OK);
+            value.enter().map(drop)
+        });
+        assert_eq!(code, ENGRAFT_MISUSE);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! that reads or writes their memory; [`control`] is how a call that runs is stopped, held and cooled. Then
 //! what there is to do: open a [`model`], read [`data`], [`plan`], train with a [`trainer`] or let the
 //! [`gate`] decide, keep what won in a [`store`], put an [`adapter`] beside the base and generate in a
-//! [`session`]. [`log`] is where warnings go.
+//! [`session`], whose reading and drawing is `reading`. [`log`] is where warnings go.
 //!
 //! # The rules
 //!
@@ -49,8 +49,11 @@ pub mod log;
 pub mod model;
 #[cfg(feature = "train")]
 pub mod plan;
+mod reading;
 pub mod session;
 pub mod store;
+#[cfg(all(test, feature = "gate"))]
+mod tests;
 #[cfg(feature = "train")]
 pub mod trainer;
 

@@ -103,6 +103,13 @@ impl Inner {
         Ok(self.file.private_bytes() + Text::heap_bytes(&self.file)?)
     }
 
+    /// Whether adapters of one are of the other, too. The files are read whole for that unless there is one
+    /// handle, their digests are known, or their shapes differ.
+    pub(crate) fn is_same_base(self: &Arc<Inner>, other: &Arc<Inner>) -> bool {
+        let (a, b) = (&self.file, &other.file);
+        Arc::ptr_eq(self, other) || (a.config() == b.config() && a.digest() == b.digest())
+    }
+
     /// What fingerprints of adapters up to a rank are taken with.
     pub(crate) fn prober(&self, kernels: &Arc<Kernels>, rank: usize) -> Prober {
         Prober::new(&self.file, kernels, rank)

@@ -2,7 +2,6 @@
 
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
-use std::time::Instant;
 
 use engraft_kernels::Kernels;
 use engraft_runtime::data::masks::TEXT_ROLE;
@@ -22,6 +21,7 @@ use crate::control::Control;
 use crate::error::{Failure, Result};
 use crate::handle::{self, Exclusive, Kind};
 use crate::model::{self, Model};
+use crate::reading::{Answer, Reading};
 
 /// Keys and values take 2 bytes an element.
 pub const ENGRAFT_CACHE_F16: u32 = 0;
@@ -53,8 +53,8 @@ impl Kind for Session {
     type Value = Value;
     const NAME: &'static str = "session";
 
-    fn is_busy(value: &Value) -> bool {
-        value.state.is_busy()
+    fn close(value: &Value) -> bool {
+        value.state.close()
     }
 }
 
@@ -220,7 +220,7 @@ impl GenerateParams {
         })?)
     }
 
-    fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         match self.n_predict {
             u32::MAX => usize::MAX,
             n => or(n, PREDICT),
@@ -229,14 +229,14 @@ impl GenerateParams {
 }
 
 /// Who is given the text.
-struct Reader {
+pub(crate) struct Reader {
     callback: TokenCallback,
     user: *mut c_void,
 }
 
 impl Reader {
     /// Whether to go on.
-    fn take(&self, text: &str) -> bool {
+    pub(crate) fn take(&self, text: &str) -> bool {
         match self.callback {
             Some(callback) if !text.is_empty() => {
                 // SAFETY: the crate's contract, for callbacks: this lives as long as the call that was given
@@ -299,7 +299,7 @@ impl State {
         }
     }
 
-    /// Reads the prompt, and goes on until something ends it.
+    /// Reads the prompt, and goes on until something ends it. A prompt that was stopped in counts as not asked.
     fn generate(
         &mut self,
         (prompt, system): (&str, &str),
@@ -328,8 +328,11 @@ impl State {
             done.map(|info| (info, ids))
         });
         match done {
-            Ok((info, ids)) if chat => {
-                drop(ids);
+            Ok((info, _)) if self.talk.read.is_empty() => {
+                self.talk.turns.truncate(turns);
+                Ok(info)
+            }
+            Ok((info, _)) if chat => {
                 self.talk.turns.push(Message::new("assistant", answer.text));
                 Ok(info)
             }
@@ -344,95 +347,6 @@ impl State {
                 Err(failure)
             }
         }
-    }
-}
-
-/// What is generated.
-struct Answer<'a> {
-    reader: &'a Reader,
-    text: String,
-    ids: Vec<u32>,
-}
-
-impl Answer<'_> {
-    /// Whether to go on.
-    fn take(&mut self, part: &str) -> bool {
-        self.text.push_str(part);
-        self.reader.take(part)
-    }
-}
-
-/// A sequence, and the ids that its cache holds.
-struct Reading<'s> {
-    sequence: &'s mut Sequence,
-    read: Vec<u32>,
-}
-
-impl Reading<'_> {
-    /// Reads what the cache does not hold of a prompt; gives the row of its last token.
-    fn read(&mut self, ids: &[u32], control: &Control) -> Result<usize> {
-        let same = self.read.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        // Logits come of reading: one token at least.
-        let same = same.min(ids.len().saturating_sub(1));
-        self.sequence.truncate(same);
-        self.read.clear();
-        let mut last = 0;
-        self.sequence.read(&ids[same..], |_, rows| {
-            last = rows - 1;
-            control.check().map_err(Failure::into_error)
-        })?;
-        self.read.extend_from_slice(ids);
-        Ok(last)
-    }
-
-    /// Draws tokens until the model ends, the limit or the context is reached, or the caller stops it.
-    fn go_on(
-        &mut self,
-        ids: &[u32],
-        (text, sampler): (&Text, &mut Sampler),
-        p: &GenerateParams,
-        control: &Control,
-        answer: &mut Answer<'_>,
-    ) -> Result<GenerateInfo> {
-        let mut info = GenerateInfo { prompt_tokens: ids.len() as u64, ..caller::zeroed() };
-        let started = Instant::now();
-        let last = self.read(ids, control)?;
-        let mut logits = self.sequence.logits_at(last);
-        info.prompt_seconds = started.elapsed().as_secs_f64();
-        let started = Instant::now();
-        let tokenizer = &text.tokenizer;
-        // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
-        let mut decoder = if p.chat != 0 { tokenizer.decoder() } else { tokenizer.decoder_continuing() };
-        let (limit, mut history) = (p.limit(), ids.to_vec());
-        info.ended = loop {
-            if control.is_cancelled() {
-                break ENGRAFT_ENDED_CANCELLED;
-            }
-            let id = sampler.choose(logits, &history)?;
-            if tokenizer.is_end(id) {
-                break ENGRAFT_ENDED_MODEL;
-            }
-            history.push(id);
-            answer.ids.push(id);
-            if !answer.take(&decoder.push(id)) {
-                break ENGRAFT_ENDED_CANCELLED;
-            }
-            if answer.ids.len() >= limit {
-                break ENGRAFT_ENDED_LIMIT;
-            }
-            if self.sequence.room() == 0 {
-                break ENGRAFT_ENDED_CONTEXT;
-            }
-            logits = self.sequence.feed(&[id])?;
-            self.read.push(id);
-        };
-        if info.ended != ENGRAFT_ENDED_CANCELLED {
-            answer.take(&decoder.finish());
-        }
-        info.tokens = answer.ids.len() as u64;
-        info.seconds = started.elapsed().as_secs_f64();
-        info.generation = self.sequence.generation().unwrap_or(0);
-        Ok(info)
     }
 }
 
@@ -461,7 +375,8 @@ pub unsafe extern "C" fn engraft_generate_default_params(
 }
 
 /// Makes a session on a model, with an adapter or (NULL) with the base alone. `params` may be NULL.
-/// `*session` is freed with `engraft_session_free`.
+/// `*session` is freed with `engraft_session_free`. `BASE_MISMATCH` for an adapter of another model: of another
+/// handle it is taken once the digests of both files are found equal.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_create(
     model: *const Model,
@@ -475,6 +390,7 @@ pub unsafe extern "C" fn engraft_session_create(
         caller::unused(params.reserved)?;
         let adapter = handle::find_if_given(adapter)?;
         let adapter = adapter.as_ref().map(|adapter| &adapter.value);
+        adapter.map_or(Ok(()), |adapter| adapter.check_of(model))?;
         let mut state = State {
             kernels: model::kernels(params.threads)?,
             precision: model::precision(params.exact),
@@ -499,7 +415,7 @@ pub unsafe extern "C" fn engraft_session_free(session: *mut Session) -> i32 {
 }
 
 /// Uses an adapter, or with NULL the base alone, from the next token on, and no slot any more. What the
-/// session has read already stays as it was computed.
+/// session has read already stays as it was computed. `BASE_MISMATCH` for an adapter of another model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_set_adapter(
     session: *const Session,
@@ -510,6 +426,7 @@ pub unsafe extern "C" fn engraft_session_set_adapter(
         let adapter = adapter.as_ref().map(|adapter| &adapter.value);
         let mut state = session.state.enter()?;
         let state = &mut *state;
+        adapter.map_or(Ok(()), |adapter| adapter.check_of(&state.model))?;
         let stacked = adapter.and_then(|adapter| adapter.stacked.clone());
         match (&mut state.sequence, &stacked) {
             (Some(sequence), _) => sequence.set_adapters(stacked.clone())?,
@@ -522,13 +439,15 @@ pub unsafe extern "C" fn engraft_session_set_adapter(
     })
 }
 
-/// Takes the adapter from a slot from now on, looked at before every token: see `engraft_slot_swap`. What
-/// does not fit the model is refused with `BASE_MISMATCH` by the call that would use it.
+/// Takes the adapter from a slot from now on, looked at before every token: see `engraft_slot_swap`.
+/// `BASE_MISMATCH` for a slot of another model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_follow(session: *const Session, slot: *const Slot) -> i32 {
     handle::call("engraft_session_follow", session, |session| {
-        let slot = handle::find(slot)?.value.clone();
+        let place = handle::find(slot)?;
         let mut state = session.state.enter()?;
+        place.value.check_of(&state.model)?;
+        let slot = place.value.slot.clone();
         if let Some(sequence) = &mut state.sequence {
             sequence.follow(slot.clone());
         }
@@ -540,7 +459,8 @@ pub unsafe extern "C" fn engraft_session_follow(session: *const Session, slot: *
 
 /// Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
 /// `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
-/// when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too.
+/// when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too. Stopped
+/// before the whole prompt was read, it has no tokens, and the session goes on as if nothing had been asked.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_generate(
     session: *const Session,

@@ -1,6 +1,7 @@
 //! Trainers: an adapter, trained step by step inside its plan.
 
 use std::ffi::{c_char, c_void};
+use std::path::Path;
 use std::ptr::null;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use engraft_runtime::storage::Disk;
 use engraft_runtime::train::checkpoint::Tally;
 use engraft_runtime::train::{self, Course, Identity, Stepped};
 
-use crate::adapter::{self, Adapter};
+use crate::adapter::{self, Adapter, Held};
 use crate::caller::{self, Out, structs};
 use crate::control::Control;
 use crate::data::{self, Data};
@@ -83,8 +84,8 @@ impl Kind for Trainer {
     type Value = Value;
     const NAME: &'static str = "trainer";
 
-    fn is_busy(value: &Value) -> bool {
-        value.run.is_busy()
+    fn close(value: &Value) -> bool {
+        value.run.close()
     }
 }
 
@@ -105,9 +106,13 @@ struct Run {
     batch: usize,
     /// Where it stands, and its checkpoints once a folder was named for them.
     course: Course,
+    /// Where its checkpoints are, so that nobody else writes there.
+    held: Option<Held>,
     /// The micro-batches of a step, filled anew each time.
     micro: Vec<Batch>,
     valid_after: Option<f64>,
+    /// Whether that is the loss of the adapter as it is now.
+    is_valid_of_now: bool,
     /// The last step.
     last: Option<train::StepReport>,
 }
@@ -192,7 +197,9 @@ impl Run {
             batch: request.batch,
             course: Course::new(identity),
             micro: vec![Batch::default(); settings.accumulation],
+            held: None,
             valid_after: None,
+            is_valid_of_now: false,
             last: None,
             settings,
         })
@@ -208,7 +215,7 @@ impl Run {
         Mixed::new(rows, &[], 0.0, self.batch, seed, self.course.progress.cursor)
     }
 
-    /// So many steps, or all that are left.
+    /// So many steps, or all that are left; what a return to a checkpoint undoes is done again.
     fn go(&mut self, count: Option<u64>, control: &Control, listener: &Listener) -> Result<()> {
         let data = self.data.clone();
         let mut batches = self.batches(&data);
@@ -220,22 +227,41 @@ impl Run {
             }
             control.rest(took)?;
             let started = Instant::now();
-            let stepped = self.course.step(&Disk, &mut self.trainer, &mut batches, &mut self.micro);
-            // A step that fails is not tried again on the same rows.
-            self.course.progress.cursor = batches.cursor();
+            let note = self.step(&mut batches)?;
             took = started.elapsed();
-            let note = match stepped? {
-                Stepped::Done(report) => {
-                    self.last = Some(report);
-                    listener.tell(&self.progress(ENGRAFT_EVENT_STEP))?;
-                    continue;
-                }
-                Stepped::Skipped(why) => format!("skipped: {why}"),
-                Stepped::RolledBack(back) => back.describe(),
-            };
-            listener.tell(&self.progress(ENGRAFT_EVENT_NOTE).with_text(&note))?;
+            match note {
+                None => listener.tell(&self.progress(ENGRAFT_EVENT_STEP))?,
+                Some(note) => listener.tell(&self.progress(ENGRAFT_EVENT_NOTE).with_text(&note))?,
+            }
         }
         Ok(())
+    }
+
+    /// One step on the next rows; says what became of one that was none.
+    fn step(&mut self, batches: &mut Mixed<'_>) -> Result<Option<String>> {
+        let stepped = self.course.step(&Disk, &mut self.trainer, batches, &mut self.micro);
+        // A step that fails is not tried again on the same rows.
+        self.course.progress.cursor = batches.cursor();
+        self.is_valid_of_now = false;
+        let note = match stepped? {
+            Stepped::Done(report) => {
+                self.last = Some(report);
+                return Ok(None);
+            }
+            Stepped::Skipped(why) => format!("skipped: {why}"),
+            Stepped::RolledBack(back) => back.describe(),
+        };
+        ::log::warn!("{note}");
+        Ok(Some(note))
+    }
+
+    /// [`Run::step`] alone; gives the event that it was.
+    fn step_once(&mut self, control: &Control) -> Result<u32> {
+        control.rest(Duration::ZERO)?;
+        let data = self.data.clone();
+        let mut batches = self.batches(&data);
+        let note = self.step(&mut batches)?;
+        Ok(note.map_or(ENGRAFT_EVENT_STEP, |_| ENGRAFT_EVENT_NOTE))
     }
 
     /// Loss on the rows to validate with: of the base before the first step.
@@ -255,6 +281,7 @@ impl Run {
         }
         let before = &mut self.course.progress.tally.valid_before;
         *(if begun { &mut self.valid_after } else { before }) = Some(loss);
+        self.is_valid_of_now = begun;
         Ok(loss)
     }
 
@@ -277,29 +304,33 @@ impl Run {
     /// Writes into the adapter how it was trained.
     fn note_training(&mut self) {
         let Tally { targets, valid_before: before, .. } = self.course.progress.tally;
-        let (steps, after) = (self.trainer.steps(), self.valid_after);
+        let steps = self.trainer.steps();
+        let after = self.valid_after.filter(|_| self.is_valid_of_now);
         let meta = self.trainer.meta_mut();
         (meta.steps, meta.tokens) = (steps, targets);
         meta.valid_loss_before = before.map(|loss| loss as f32);
         meta.valid_loss_after = after.map(|loss| loss as f32);
     }
 
-    fn save(&mut self, folder: &std::path::Path) -> Result<()> {
+    fn save(&mut self, folder: &Path) -> Result<()> {
+        let _held = adapter::hold(folder, self.held.as_ref())?;
         self.note_training();
         let precision = adapter::stored(u32::from(self.settings.half));
         adapter::save(&self.model, &self.kernels, self.trainer.adapter(), folder, precision)
     }
 
-    /// Commits everything that the run needs to go on, and the adapter.
-    fn checkpoint(&mut self, folder: &std::path::Path) -> Result<()> {
+    /// Commits everything that the run needs to go on, and the adapter. The folder is this run's from then on.
+    fn checkpoint(&mut self, folder: &Path) -> Result<()> {
+        let held = adapter::hold(folder, self.held.as_ref())?;
         self.course.keep_in(&Disk, folder)?;
+        self.held = held.or(self.held.take());
         let cursor = self.course.progress.cursor;
         self.course.save(&Disk, &self.trainer, cursor, true)?;
         self.save(folder)
     }
 
-    /// Goes on where a checkpoint stood.
-    fn restore(&mut self, folder: &std::path::Path) -> Result<()> {
+    /// Goes on where a checkpoint stood. Reading takes no lock.
+    fn restore(&mut self, folder: &Path) -> Result<()> {
         if self.trainer.steps() > 0 {
             return Err(Failure::misuse("a trainer is restored before its first step: create another"));
         }
@@ -355,7 +386,10 @@ pub unsafe extern "C" fn engraft_trainer_free(trainer: *mut Trainer) -> i32 {
     handle::free("engraft_trainer_free", trainer)
 }
 
-/// One step. `progress` may be NULL; else set its `struct_size` before. `MISUSE` once all steps are done.
+/// One step. `progress` may be NULL; else set its `struct_size` before. `MISUSE` once all steps are done. Where a
+/// step was skipped for a loss that is not finite, or the run went back to its checkpoint (see
+/// `engraft_trainer_checkpoint`), `event` of `progress` is `ENGRAFT_EVENT_NOTE`, `step` has not risen or has
+/// fallen, and the log says why.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress: *mut Progress) -> i32 {
     handle::call("engraft_trainer_step", trainer, |trainer| {
@@ -363,19 +397,18 @@ pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress:
         if run.trainer.steps() >= run.steps() {
             return Err(Failure::misuse(format!("all {} steps are done", run.steps())));
         }
-        // SAFETY: there is no callback.
-        let nobody = unsafe { Listener::new(None, std::ptr::null_mut()) };
-        run.go(Some(1), &trainer.control, &nobody)?;
+        let event = run.step_once(&trainer.control)?;
         match progress.is_null() {
             true => Ok(()),
             // SAFETY: the crate's contract, for the caller's struct.
-            false => unsafe { caller::answer(progress, run.progress(ENGRAFT_EVENT_STEP)) },
+            false => unsafe { caller::answer(progress, run.progress(event)) },
         }
     })
 }
 
 /// So many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step, and
-/// false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on.
+/// false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on. Where the run
+/// goes back to its checkpoint, `step` falls, a note says so, and the steps are done anew.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_run(
     trainer: *const Trainer,
@@ -414,7 +447,8 @@ pub unsafe extern "C" fn engraft_trainer_progress(trainer: *const Trainer, progr
 }
 
 /// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing. When
-/// this returns 0, the file is on disk and was read back; readable by its owner only.
+/// this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY` where another trainer
+/// has its checkpoints in the folder, or another call or process writes to it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_save(
     trainer: *const Trainer,
@@ -429,10 +463,13 @@ pub unsafe extern "C" fn engraft_trainer_save(
 }
 
 /// Commits everything that the run needs to go on, and beside it the adapter as `engraft_trainer_save` does, in a
-/// folder, which is made if it is missing. When this returns 0, both are on disk and were read back. The newest
-/// two checkpoints stay there; those of another run are replaced. A run that diverges (three steps in a row
-/// without a finite loss, or a loss that grows without end) returns to its last checkpoint at half the learning
-/// rate and tells so by a note; after three returns, or without a checkpoint, its steps are `NONFINITE`.
+/// folder, which is made if it is missing. When this returns 0, both are on disk and were read back. From then on
+/// the folder is this trainer's, until it is freed or names another one: all others that write there, trainers
+/// and `engraft_adapter_save` in this process, too, get `BUSY`, as this call does where there is such a writer
+/// already. The newest two checkpoints stay there; those of another run are replaced. A run that diverges (three
+/// steps in a row without a finite loss, or a loss that grows without end) returns to its last checkpoint at half
+/// the learning rate and tells so by a note; after three returns, or without a checkpoint, its steps are
+/// `NONFINITE`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_checkpoint(
     trainer: *const Trainer,
@@ -509,3 +546,6 @@ pub unsafe extern "C" fn engraft_trainer_resume(trainer: *const Trainer) -> i32 
 pub unsafe extern "C" fn engraft_trainer_set_thermal(trainer: *const Trainer, thermal: i32) -> i32 {
     handle::call("engraft_trainer_set_thermal", trainer, |trainer| trainer.control.set_thermal(thermal))
 }
+
+#[cfg(all(test, feature = "gate"))]
+mod tests;

@@ -361,6 +361,10 @@ static void test_restore(const world *w, engraft_trainer *uncut, const engraft_t
   engraft_progress progress = {.struct_size = sizeof progress};
   EXPECT(ENGRAFT_OK, engraft_trainer_progress(trainer, &progress));
   CHECK(progress.step > 0 && progress.step < STEPS);
+  /* To read is all that another than its trainer may do in a folder of checkpoints. */
+  EXPECT(ENGRAFT_BUSY, engraft_trainer_checkpoint(trainer, TEXT(within(w, "checkpoint"))));
+  EXPECT(ENGRAFT_BUSY, engraft_trainer_save(trainer, TEXT(within(w, "checkpoint"))));
+  EXPECT(ENGRAFT_OK, engraft_trainer_save(uncut, TEXT(within(w, "checkpoint"))));
   EXPECT(ENGRAFT_OK, engraft_trainer_run(trainer, 0, NULL, NULL));
   EXPECT(ENGRAFT_MISUSE, engraft_trainer_restore(trainer, TEXT(within(w, "checkpoint"))));
   EXPECT(ENGRAFT_OK, engraft_trainer_evaluate(trainer, &loss));

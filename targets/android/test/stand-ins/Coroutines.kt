@@ -13,7 +13,7 @@ interface CoroutineScope {
 }
 
 object Dispatchers {
-    val Default: CoroutineContext = TODO()
+    val IO: CoroutineContext = TODO()
 }
 
 fun CoroutineScope.launch(block: suspend CoroutineScope.() -> Unit): Job = TODO()

@@ -99,7 +99,8 @@ public final class Adapter: Sendable {
     }
 }
 
-/// A place that sessions take their adapter from; may be swapped at any time, from any thread.
+/// A place that sessions take their adapter from; may be swapped at any time, from any thread. It is for one model:
+/// that of the first adapter put into it, or of the first session that follows it.
 public final class AdapterSlot: Sendable {
     let handle: Handle
 

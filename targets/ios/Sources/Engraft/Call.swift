@@ -17,7 +17,7 @@ public struct EngraftError: Error, Sendable, Equatable, CustomStringConvertible 
         public static let corrupt = Code(rawValue: ENGRAFT_CORRUPT)
         /// An argument is out of range, or contradicts another.
         public static let misuse = Code(rawValue: ENGRAFT_MISUSE)
-        /// Another call runs on the object, or another process holds the store.
+        /// Another call runs on the object, or another writer holds the folder or the store.
         public static let busy = Code(rawValue: ENGRAFT_BUSY)
         /// The caller asked to stop.
         public static let cancelled = Code(rawValue: ENGRAFT_CANCELLED)

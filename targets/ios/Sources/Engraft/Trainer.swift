@@ -134,7 +134,8 @@ public final class Trainer: ThermalSteered {
         )
     }
 
-    /// One step. Blocks: not for the main thread.
+    /// One step. Blocks: not for the main thread. Its event is `note` where it was skipped, or where the run went
+    /// back to its checkpoint: the log says why.
     public func step() throws -> RunProgress {
         try filled { engraft_trainer_step($0, $1) }
     }

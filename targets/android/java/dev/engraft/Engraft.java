@@ -68,7 +68,7 @@ public final class Engraft {
     public static final int CORRUPT = -4;
     /** An argument is out of range, contradicts another, or is no live handle. */
     public static final int MISUSE = -5;
-    /** Another call runs on the handle, or another process holds the store. */
+    /** Another call runs on the handle, or another writer holds the folder or the store. */
     public static final int BUSY = -6;
     /** The caller asked to stop. */
     public static final int CANCELLED = -7;

@@ -1,6 +1,9 @@
 package dev.engraft;
 
-/** A place that sessions take their adapter from. May be used by any number of threads at once. */
+/**
+ * A place that sessions take their adapter from. May be used by any number of threads at once. It is for one model: that
+ * of the first adapter put into it, or of the first session that follows it.
+ */
 public final class Slot extends Handle {
     /** An empty slot: sessions that follow it use the base alone. */
     public Slot() {

@@ -17,7 +17,10 @@ public final class Trainer extends Handle {
         return new Trainer(Native.trainerCreate(model.handle(), data.handle(), params));
     }
 
-    /** One step. */
+    /**
+     * One step. Its event is {@link Engraft#EVENT_NOTE} where it was skipped, or where the run went back to its checkpoint:
+     * the log says why.
+     */
     public Progress step() {
         return Native.trainerStep(handle());
     }

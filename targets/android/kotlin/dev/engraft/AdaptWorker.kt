@@ -14,7 +14,7 @@ import kotlinx.coroutines.withContext
 
 /**
  * A recipe: once a day, while the device charges, is idle and cool, the gate compares what training on the app's rows
- * brings, and the store keeps what won. Nothing is kept of a comparison that was stopped: [settings] bounds it by
+ * brings, and the store keeps what won, and two generations before it. Nothing is kept of a comparison that was stopped: [settings] bounds it by
  * minutes. WorkManager stops workers after about ten minutes unless they are in the foreground: see [foreground].
  *
  *     WorkManager.getInstance(context).enqueueUniquePeriodicWork(
@@ -31,7 +31,7 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         threads = 2
     }
 
-    override suspend fun doWork(): Result = withContext(Dispatchers.Default) {
+    override suspend fun doWork(): Result = withContext(Dispatchers.IO) {
         foreground()
         try {
             Result.success(workDataOf(DECISION to adapt()))
@@ -59,7 +59,10 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         }
         val decision = gate.decision()
         if (decision != Engraft.DECISION_KEEP_BASE) {
-            Store.open(argument(STORE)).use { it.promote(gate) }
+            Store.open(argument(STORE)).use {
+                it.promote(gate)
+                it.prune(3)
+            }
         }
         return decision
     }

@@ -27,7 +27,8 @@ fun Session.generate(prompt: String, params: GenerateParams? = null): Flow<Strin
     listening(cancel = { cancel() }) { tell -> generate(prompt, params, TextListener { tell(it) }) }
 
 /**
- * A flow of what [call] tells, which blocks a thread of [Dispatchers.Default] until it returns. The flow ends after
+ * A flow of what [call] tells, which blocks a thread of [Dispatchers.IO] until it returns: those of Default are as few
+ * as cores, and whoever would collect or cancel may need one. The flow ends after
  * the call has returned, also when it is cancelled: only then may what it works on be closed.
  */
 private fun <T> listening(cancel: () -> Unit, call: (tell: (T) -> Boolean) -> Unit): Flow<T> =
@@ -37,7 +38,7 @@ private fun <T> listening(cancel: () -> Unit, call: (tell: (T) -> Boolean) -> Un
         // Reached by the collector's cancellation while the call still blocks; without a call that runs there is
         // nothing to cancel, and a trainer would stay cancelled.
         awaitClose { if (!returned.get()) cancel() }
-    }.flowOn(Dispatchers.Default)
+    }.flowOn(Dispatchers.IO)
 
 /** What ended the call, null for nothing. A closed channel refuses what it is told, which ends the call, too. */
 private fun <T> failureOf(

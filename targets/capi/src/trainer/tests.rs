@@ -1,0 +1,156 @@
+use std::ptr::null_mut;
+
+use super::*;
+use crate::adapter::engraft_adapter_save;
+use crate::data::engraft_data_free;
+use crate::error::{ENGRAFT_BUSY, ENGRAFT_OK};
+use crate::handle::Handle;
+use crate::model::engraft_model_free;
+use crate::tests::{data, made, model, ok, settings, trainer};
+
+/// Handles of trainers on one model.
+struct World {
+    model: *mut Model,
+    data: *mut Data,
+    trainers: Vec<*mut Trainer>,
+}
+
+impl World {
+    fn new(trainers: usize) -> World {
+        let model = model();
+        let data = data(model);
+        World { model, data, trainers: (0..trainers).map(|_| trainer(model, data)).collect() }
+    }
+
+    /// What is behind a handle.
+    fn found(&self, i: usize) -> Arc<Handle<Value>> {
+        handle::find(self.trainers[i]).expect("a live handle")
+    }
+
+    fn step(&self, i: usize) -> Progress {
+        let mut progress: Progress = settings();
+        // SAFETY: a handle, and a struct of ours.
+        ok(unsafe { engraft_trainer_step(self.trainers[i], &mut progress) });
+        progress
+    }
+
+    fn checkpoint(&self, i: usize, folder: &Path) -> i32 {
+        let folder = folder.to_str().expect("a path in UTF-8");
+        // SAFETY: the text has the length that is said.
+        unsafe { engraft_trainer_checkpoint(self.trainers[i], folder.as_ptr().cast(), folder.len()) }
+    }
+
+    fn save(&self, i: usize, folder: &Path) -> i32 {
+        let folder = folder.to_str().expect("a path in UTF-8");
+        // SAFETY: the text has the length that is said.
+        unsafe { engraft_trainer_save(self.trainers[i], folder.as_ptr().cast(), folder.len()) }
+    }
+
+    fn restore(&self, i: usize, folder: &Path) -> i32 {
+        let folder = folder.to_str().expect("a path in UTF-8");
+        // SAFETY: the text has the length that is said.
+        unsafe { engraft_trainer_restore(self.trainers[i], folder.as_ptr().cast(), folder.len()) }
+    }
+
+    fn free(&mut self, i: usize) {
+        // SAFETY: a handle.
+        ok(unsafe { engraft_trainer_free(std::mem::replace(&mut self.trainers[i], null_mut())) });
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // SAFETY: handles.
+        unsafe {
+            self.trainers.iter().for_each(|trainer| ok(engraft_trainer_free(*trainer)));
+            ok(engraft_data_free(self.data));
+            ok(engraft_model_free(self.model));
+        }
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn one_trainer_at_a_time_has_its_checkpoints_in_a_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (own, other) = (folder.path().join("own"), folder.path().join("other"));
+    let mut world = World::new(2);
+    world.step(0);
+    ok(world.checkpoint(0, &own));
+    // The other one may read, and writes nothing.
+    ok(world.restore(1, &own));
+    assert_eq!((world.checkpoint(1, &own), world.save(1, &own)), (ENGRAFT_BUSY, ENGRAFT_BUSY));
+    // SAFETY: handles, and a text of the length that is said.
+    unsafe {
+        let adapter = made(|out| engraft_trainer_adapter(world.trainers[1], out));
+        let (text, length) = (own.to_str().expect("UTF-8").as_ptr().cast(), own.as_os_str().len());
+        assert_eq!(engraft_adapter_save(adapter, text, length, 0), ENGRAFT_BUSY);
+        ok(crate::adapter::engraft_adapter_free(adapter));
+    }
+    // To its holder the folder is open, by whatever name.
+    ok(world.save(0, &own.join("../own")));
+    world.step(0);
+    ok(world.checkpoint(0, &own));
+    let newest = "checkpoint-00000002.engraft".to_string();
+    assert!(names(&own).contains(&newest), "{:?}", names(&own));
+    let stray = own.join(".adapter.engraft-1-1.engraft-tmp");
+    std::fs::write(&stray, "cut").expect("room");
+    // Another folder in its place leaves the first to others, who see what was numbered since they looked.
+    ok(world.checkpoint(0, &other));
+    world.step(1);
+    ok(world.checkpoint(1, &own));
+    let left = ["adapter.engraft", "checkpoint-00000003.engraft", "lock"];
+    let all: Vec<_> = names(&own).into_iter().filter(|name| !name.contains("-00000001")).collect();
+    assert_eq!(all, left);
+    assert_eq!(world.checkpoint(1, &other), ENGRAFT_BUSY);
+    world.free(0);
+    assert_eq!(world.checkpoint(1, &other), ENGRAFT_OK);
+}
+
+#[test]
+fn an_adapter_tells_the_held_out_loss_of_its_own_step_only() {
+    let world = World::new(1);
+    let told = || {
+        let found = world.found(0);
+        let adapter = found.value.run.enter().and_then(|mut run| run.snapshot()).expect("an adapter");
+        adapter.parameters.expect("parameters").meta.valid_loss_after
+    };
+    world.step(0);
+    assert_eq!(told(), None);
+    let mut loss = 0.0;
+    // SAFETY: a handle, and a number of ours.
+    ok(unsafe { engraft_trainer_evaluate(world.trainers[0], &mut loss) });
+    assert_eq!(told(), Some(loss as f32));
+    let progress = world.step(0);
+    assert_eq!(told(), None);
+    // What was seen last is still told.
+    assert_eq!(progress.valid_loss, loss);
+}
+
+/// Three steps without a finite loss lead back to the checkpoint: each call is one of them, and says so.
+#[test]
+fn a_step_that_is_none_ends_the_call_and_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(1);
+    (1..=2).for_each(|n| assert_eq!(world.step(0).step, n));
+    ok(world.checkpoint(0, folder.path()));
+    (3..=5).for_each(|n| assert_eq!(world.step(0).step, n));
+    let found = world.found(0);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        found.value.run.enter().expect("nobody inside").trainer.numbers_mut().theta.fill(f32::NAN);
+        *found.value.run.enter().expect("nobody inside").trainer.numbers_mut().broken = false;
+        let progress = world.step(0);
+        seen.push((progress.event, progress.step));
+    }
+    assert_eq!(seen, [(ENGRAFT_EVENT_NOTE, 5), (ENGRAFT_EVENT_NOTE, 5), (ENGRAFT_EVENT_NOTE, 2)]);
+    let next = world.step(0);
+    assert_eq!((next.event, next.step), (ENGRAFT_EVENT_STEP, 3));
+}
