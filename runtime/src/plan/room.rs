@@ -44,7 +44,11 @@ pub fn here(threads: usize) -> Option<Room> {
     if !cfg!(any(target_os = "linux", target_os = "android")) {
         return None;
     }
-    of(&|path| std::fs::read_to_string(path).ok(), threads)
+    of(&read_file, threads)
+}
+
+fn read_file(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok()
 }
 
 /// The same of what `read` tells of a path below `/proc` and `/sys`.
@@ -91,16 +95,24 @@ pub fn hold(
     plan.check(c, r, usize::try_from(room.bytes).unwrap_or(usize::MAX)).map_err(|e| beyond(e, room))
 }
 
-/// Holds bytes of private memory against the machine, for work with these threads; `remedy` says what takes less.
+/// Holds further bytes of private memory against the machine, for work with these threads; `remedy` says what
+/// takes less.
 ///
 /// # Errors
 /// `DoesNotFit` that names the limit, what is needed, and the remedy.
-pub fn hold_bytes(need: usize, threads: usize, remedy: &str) -> Result<()> {
-    let room = here(threads).filter(|room| need as u64 > room.bytes);
-    room.map_or(Ok(()), |room| {
-        let message = format!("{} of private memory are needed; {remedy}", mib(need));
-        Err(beyond(Error::new(ErrorKind::DoesNotFit, message), &room))
-    })
+pub fn hold_bytes(further: usize, threads: usize, remedy: &str) -> Result<()> {
+    let held = Status::read(&read_file).private;
+    here(threads).map_or(Ok(()), |room| hold_within(&room, held, further, remedy))
+}
+
+fn hold_within(room: &Room, held: u64, further: usize, remedy: &str) -> Result<()> {
+    let need = held.saturating_add(further as u64);
+    if need <= room.bytes {
+        return Ok(());
+    }
+    let need = usize::try_from(need).unwrap_or(usize::MAX);
+    let message = format!("{} of private memory are needed; {remedy}", mib(need));
+    Err(beyond(Error::new(ErrorKind::DoesNotFit, message), room))
 }
 
 /// An error of a plan beyond a limit that nobody asked for.
@@ -264,6 +276,10 @@ mod tests {
         let named =
             |e: &Error| e.kind() == ErrorKind::DoesNotFit && e.message().ends_with("needed; ask for less");
         assert!(refused.as_ref().err().is_none_or(named), "{refused:?}");
+        // What is held counts as room, and as need.
+        let (room, held) = (told(&[STATUS, MEMINFO], 1).expect("a limit"), 4 * MIB);
+        assert!(hold_within(&room, held, 100 << 20, "").is_ok());
+        assert!(hold_within(&room, held, (100 << 20) + 1, "").is_err());
     }
 
     #[test]
