@@ -132,9 +132,9 @@ pub trait Storage {
     /// the system.
     fn lock(&self, path: &Path) -> io::Result<FileLock>;
 
-    /// Whether a process that lives is writing the file, as far as the system tells.
-    fn is_being_written(&self, _path: &Path) -> bool {
-        false
+    /// Whether the process that was writing the file is gone; `None` where the system doesn't tell.
+    fn is_abandoned(&self, _path: &Path) -> Option<bool> {
+        None
     }
 }
 
@@ -174,7 +174,7 @@ pub fn commit(
     }
     let path = dir.join(name);
     // Of the same file, by a process that was killed. Best effort: it is in nobody's way.
-    let _ = remove_unwritten(storage, dir, &format!(".{name}."));
+    let _ = remove_temporary(storage, dir, &format!(".{name}."), |is_abandoned| is_abandoned == Some(true));
     let mut attempt = 1;
     loop {
         match commit_once(storage, dir, name, &path, &mut write) {
@@ -191,16 +191,21 @@ pub fn commit(
 /// # Errors
 /// [`ErrorKind::Io`].
 pub fn remove_stray_files(storage: &dyn Storage, dir: &Path) -> Result<usize> {
-    remove_unwritten(storage, dir, ".")
+    remove_temporary(storage, dir, ".", |is_abandoned| is_abandoned != Some(false))
 }
 
-/// Removes the temporary files whose names begin so, but those that are being written.
-fn remove_unwritten(storage: &dyn Storage, dir: &Path, prefix: &str) -> Result<usize> {
+/// Removes the temporary files whose names begin so, as far as `may_go` takes them for abandoned.
+fn remove_temporary(
+    storage: &dyn Storage,
+    dir: &Path,
+    prefix: &str,
+    may_go: fn(Option<bool>) -> bool,
+) -> Result<usize> {
     let names = storage.list(dir).map_err(|e| Error::io(format!("listing {}", dir.display()), e))?;
     let mut removed = 0;
     for name in names.iter().filter(|n| n.starts_with(prefix) && n.ends_with(TEMP_SUFFIX)) {
         let path = dir.join(name);
-        if !storage.is_being_written(&path) {
+        if may_go(storage.is_abandoned(&path)) {
             storage.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), e))?;
             removed += 1;
         }
@@ -391,9 +396,8 @@ impl Storage for Disk {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(path)?;
-        // A sign for others, which some file systems don't give. Elsewhere a lock would keep readers out.
         #[cfg(unix)]
-        let _ = try_lock(&file);
+        show_that_it_is_written(&file)?;
         Ok(Box::new(file))
     }
 
@@ -474,10 +478,26 @@ impl Storage for Disk {
     }
 
     #[cfg(unix)]
-    fn is_being_written(&self, path: &Path) -> bool {
-        let is_locked =
-            |file: fs::File| try_lock(&file).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
-        matches!(self.kind(path), Ok(Some(EntryKind::File))) && fs::File::open(path).is_ok_and(is_locked)
+    fn is_abandoned(&self, path: &Path) -> Option<bool> {
+        let is_file = self.kind(path).ok()? == Some(EntryKind::File);
+        // For writing: some file systems lock no other.
+        let file = fs::OpenOptions::new().write(true).open(path).ok().filter(|_| is_file)?;
+        match try_lock(&file) {
+            Ok(()) => Some(true),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Some(false),
+            Err(_) => None,
+        }
+    }
+}
+
+/// Locks a new file, as a sign for others, which not every file system gives. Who looked for abandoned files between
+/// its creation and this took it for one.
+#[cfg(unix)]
+fn show_that_it_is_written(file: &fs::File) -> io::Result<()> {
+    let is_taken = try_lock(file).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
+    match is_taken || std::os::unix::fs::MetadataExt::nlink(&file.metadata()?) == 0 {
+        true => Err(io::ErrorKind::AlreadyExists.into()),
+        false => Ok(()),
     }
 }
 
