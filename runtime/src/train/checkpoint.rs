@@ -362,7 +362,12 @@ impl Checkpoints {
             let message = format!("{}: no checkpoint could be read whole: {reasons}", self.dir.display());
             return Err(Error::new(kind, message));
         }
-        (self.kept, self.unread) = (kept, unread);
+        self.kept = kept;
+        if anchors_only {
+            self.unread.append(&mut unread);
+        } else {
+            self.unread = unread;
+        }
         Ok(restored)
     }
 
