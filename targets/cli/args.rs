@@ -59,6 +59,13 @@ pub(crate) enum Verb {
     Bench(bench::Options),
 }
 
+impl Verb {
+    /// Whether it saves what it has when it is asked to stop.
+    pub(crate) fn saves_when_asked(&self) -> bool {
+        matches!(self, Verb::Train(_))
+    }
+}
+
 /// Parses the words of a command line (the first is the program's name); flags that are absent are
 /// taken from the `--config` file where there is one.
 ///

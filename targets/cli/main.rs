@@ -55,6 +55,7 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
         return Err(args::missing_verb());
     };
     truncation::install(cli.json);
-    let session = verbs::Session { json: cli.json, cancel: interrupt::install()? };
+    let cancel = interrupt::install(command.saves_when_asked())?;
+    let session = verbs::Session { json: cli.json, cancel };
     verbs::run(command, &session)
 }
