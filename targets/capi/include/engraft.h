@@ -1172,8 +1172,9 @@ int32_t engraft_slot_free(engraft_slot *slot);
 
 /**
  * Puts an adapter into a slot, or with NULL the base alone: sessions that follow it use it from the next
- * token that each reads. Waits for nobody. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH` for
- * an adapter of another model than the slot is for.
+ * token that each reads. Waits for nobody where adapter and slot are of one model handle; else the digests of both
+ * files may be computed, which reads them whole. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH`
+ * for an adapter of another model than the slot is for.
  */
 int32_t engraft_slot_swap(const engraft_slot *slot,
                           const engraft_adapter *adapter,
@@ -1463,7 +1464,8 @@ int32_t engraft_session_follow(const engraft_session *session, const engraft_slo
  * Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
  * `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
  * when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too. Stopped
- * before the whole prompt was read, it has no tokens, and the session goes on as if nothing had been asked.
+ * before the whole prompt was read, it has no tokens, and the session goes on as if nothing had been asked; with
+ * `keep` 0 what came before is forgotten all the same. `DOES_NOT_FIT` where the cache is more than the system leaves.
  */
 int32_t engraft_session_generate(const engraft_session *session,
                                  const char *prompt,

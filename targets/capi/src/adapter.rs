@@ -365,8 +365,9 @@ pub unsafe extern "C" fn engraft_slot_free(slot: *mut Slot) -> i32 {
 }
 
 /// Puts an adapter into a slot, or with NULL the base alone: sessions that follow it use it from the next
-/// token that each reads. Waits for nobody. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH` for
-/// an adapter of another model than the slot is for.
+/// token that each reads. Waits for nobody where adapter and slot are of one model handle; else the digests of both
+/// files may be computed, which reads them whole. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH`
+/// for an adapter of another model than the slot is for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_slot_swap(
     slot: *const Slot,

@@ -460,7 +460,8 @@ pub unsafe extern "C" fn engraft_session_follow(session: *const Session, slot: *
 /// Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
 /// `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
 /// when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too. Stopped
-/// before the whole prompt was read, it has no tokens, and the session goes on as if nothing had been asked.
+/// before the whole prompt was read, it has no tokens, and the session goes on as if nothing had been asked; with
+/// `keep` 0 what came before is forgotten all the same. `DOES_NOT_FIT` where the cache is more than the system leaves.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_generate(
     session: *const Session,

@@ -115,6 +115,18 @@ fn one_trainer_at_a_time_has_its_checkpoints_in_a_folder() {
 }
 
 #[test]
+fn a_folder_by_another_name_is_the_same_folder() {
+    let (world, root) = (World::new(1), tempfile::tempdir().expect("a folder"));
+    let own = root.path().join("own");
+    for name in [own.clone(), own.clone(), own.join("../own")] {
+        world.step(0);
+        ok(world.checkpoint(0, &name));
+    }
+    let kept = names(&own).into_iter().filter(|name| name.starts_with("checkpoint-"));
+    assert_eq!(kept.collect::<Vec<_>>(), ["checkpoint-00000002.engraft", "checkpoint-00000003.engraft"]);
+}
+
+#[test]
 fn an_adapter_tells_the_held_out_loss_of_its_own_step_only() {
     let world = World::new(1);
     let told = || {
