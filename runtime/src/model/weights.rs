@@ -225,7 +225,7 @@ impl ModelFile {
                 digest
             })
         });
-        // Not while others wait for the digest: who hears of this may ask for it.
+        // Not while others wait for the digest: a logger may ask for it.
         if let Some(error) = unkept {
             log::info!("the digest is not kept: {error}");
         }

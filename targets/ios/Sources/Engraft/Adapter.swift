@@ -91,7 +91,8 @@ public final class Adapter: Sendable {
     }
 
     /// Commits the adapter as `adapter.engraft` in a folder, which is made if it is missing; `half` stores it
-    /// in 16 bits. When this returns, it is on disk and was read back.
+    /// in 16 bits. When this returns, it is on disk and was read back. Throws `busy` where a trainer has its
+    /// checkpoints there, or another call or process writes to it.
     public func save(to folder: URL, half: Bool = false) throws {
         try handle.call { adapter in
             withText(folder.path) { engraft_adapter_save(adapter, $0, $1, half.flag) }
@@ -111,7 +112,8 @@ public final class AdapterSlot: Sendable {
     }
 
     /// Puts an adapter into the slot, or the base alone, and returns how many swaps there were. Sessions that
-    /// follow it use it from the next token that each reads.
+    /// follow it use it from the next token that each reads. Waits for nobody where all are of one `Model`,
+    /// else both files may be read whole.
     @discardableResult
     public func swap(_ adapter: Adapter?) throws -> UInt64 {
         var generation: UInt64 = 0

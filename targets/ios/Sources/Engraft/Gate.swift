@@ -141,8 +141,9 @@ public final class Gate: ThermalSteered {
     }
 
     /// Trains and measures all arms, and judges them; begins at once, on a thread of its own. `decision`
-    /// tells the outcome once the stream has ended. What is given up ends as `Trainer.run` does, and judges
-    /// nothing.
+    /// tells the outcome once the stream has ended; an earlier one is gone. What is given up ends as
+    /// `Trainer.run` does, and judges nothing. Throws `badData` where a file of the rows was changed since they
+    /// were opened.
     public func run() -> AsyncThrowingStream<RunProgress, Error> {
         let handle = self.handle
         return stream(

@@ -121,7 +121,7 @@ public final class Session: Trimmable {
         public let generation: UInt64
     }
 
-    /// A session on a model, with an adapter or with the base alone.
+    /// A session on a model, with an adapter of that model (`baseMismatch` else) or with the base alone.
     public init(model: Model, adapter: Adapter? = nil, options: Options = Options()) throws {
         var params: engraft_session_params = try options.params()
         handle = try Handle(free: { engraft_session_free($0) }) { made in
@@ -161,14 +161,14 @@ public final class Session: Trimmable {
         try handle.call { engraft_session_cancel($0) }
     }
 
-    /// Uses an adapter, or the base alone, from the next token on, and no slot any more.
+    /// Uses an adapter of this model, or the base alone, from the next token on, and no slot any more.
     public func setAdapter(_ adapter: Adapter?) throws {
         try handle.call { session in
             use(adapter?.handle) { engraft_session_set_adapter(session, $0) }
         }
     }
 
-    /// Takes the adapter from a slot from now on, looked at before every token.
+    /// Takes the adapter from a slot, which is for this model, from now on: looked at before every token.
     public func follow(_ slot: AdapterSlot) throws {
         try handle.call { session in
             slot.handle.use { engraft_session_follow(session, $0) }

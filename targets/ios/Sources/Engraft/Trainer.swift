@@ -163,14 +163,16 @@ public final class Trainer: ThermalSteered {
     }
 
     /// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing.
-    /// When this returns, it is on disk and was read back.
+    /// When this returns, it is on disk and was read back. Throws `busy` where another trainer has its
+    /// checkpoints there, or another call or process writes to it.
     public func save(to folder: URL) throws {
         try handle.call { trainer in
             withText(folder.path) { engraft_trainer_save(trainer, $0, $1) }
         }
     }
 
-    /// Commits everything that the run needs to go on, and beside it the adapter as `save` does.
+    /// Commits everything that the run needs to go on, and beside it the adapter as `save` does. From then on
+    /// the folder is this trainer's, until it goes or has its checkpoints elsewhere; the newest two stay.
     public func checkpoint(to folder: URL) throws {
         try handle.call { trainer in
             withText(folder.path) { engraft_trainer_checkpoint(trainer, $0, $1) }

@@ -63,7 +63,7 @@ public final class TrainingData: Sendable {
     }
 
     /// Rows of a file, or of a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they are
-    /// there. Blocks: not for the main thread.
+    /// there. A `Gate` reads the files again: leave them as they are. Blocks: not for the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
         var params: engraft_data_params = try options.params()
         handle = try Handle(free: { engraft_data_free($0) }) { made in

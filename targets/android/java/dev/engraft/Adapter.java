@@ -21,7 +21,10 @@ public final class Adapter extends Handle {
         return info;
     }
 
-    /** Commits it as adapter.engraft in a folder, which is made if it is missing; {@code half} stores 16 bits. */
+    /**
+     * Commits it as adapter.engraft in a folder, which is made if it is missing; {@code half} stores 16 bits. Throws
+     * {@link Engraft#BUSY} where a trainer has its checkpoints there, or another call or process writes to it.
+     */
     public void save(String folder, boolean half) {
         Native.adapterSave(handle(), Native.utf8(folder), half);
     }

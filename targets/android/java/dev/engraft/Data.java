@@ -6,7 +6,10 @@ public final class Data extends Handle {
         super(handle);
     }
 
-    /** Reads a file of JSON lines, or a folder with train.jsonl and, if they are there, valid.jsonl and test.jsonl. */
+    /**
+     * Reads a file of JSON lines, or a folder with train.jsonl and, if they are there, valid.jsonl and test.jsonl. A
+     * {@link Gate} reads the files again: leave them as they are.
+     */
     public static Data open(Model model, String path, DataParams params) {
         return new Data(Native.dataOpen(model.handle(), Native.utf8(path), params));
     }

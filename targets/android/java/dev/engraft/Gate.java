@@ -16,8 +16,9 @@ public final class Gate extends Handle {
     }
 
     /**
-     * Trains, measures and judges, whatever the verdict is. {@code listener} may be null. Throws
-     * {@link Engraft#CANCELLED} where it was cancelled; then nothing is judged.
+     * Trains, measures and judges, whatever the verdict is; an earlier verdict is gone. {@code listener} may be null.
+     * Throws {@link Engraft#CANCELLED} where it was cancelled, then nothing is judged; {@link Engraft#BAD_DATA} where
+     * a file of the rows was changed since they were opened.
      */
     public void run(ProgressListener listener) {
         Native.gateRun(handle(), listener);

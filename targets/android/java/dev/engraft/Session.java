@@ -6,17 +6,22 @@ public final class Session extends Handle {
         super(handle);
     }
 
-    /** A session with an adapter, or with null the base alone. {@code params} may be null. */
+    /**
+     * A session with an adapter, or with null the base alone. {@code params} may be null. An adapter of another model
+     * is refused with {@link Engraft#BASE_MISMATCH}.
+     */
     public static Session create(Model model, Adapter adapter, SessionParams params) {
         return new Session(Native.sessionCreate(model.handle(), orNone(adapter), params));
     }
 
-    /** Uses an adapter, or with null the base alone, from the next token on, and no slot any more. */
+    /**
+     * Uses an adapter of this model, or with null the base alone, from the next token on, and no slot any more.
+     */
     public void setAdapter(Adapter adapter) {
         Native.sessionSetAdapter(handle(), orNone(adapter));
     }
 
-    /** Takes the adapter from a slot from now on, looked at before every token. */
+    /** Takes the adapter from a slot, which is for this model, from now on: looked at before every token. */
     public void follow(Slot slot) {
         Native.sessionFollow(handle(), slot.handle());
     }

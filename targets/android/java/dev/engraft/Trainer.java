@@ -18,8 +18,8 @@ public final class Trainer extends Handle {
     }
 
     /**
-     * One step. Its event is {@link Engraft#EVENT_NOTE} where it was skipped, or where the run went back to its checkpoint:
-     * the log says why.
+     * One step. Its event is {@link Engraft#EVENT_NOTE} where it was skipped, or where the run went back to its
+     * checkpoint: the log says why.
      */
     public Progress step() {
         return Native.trainerStep(handle());
@@ -43,12 +43,18 @@ public final class Trainer extends Handle {
         return Native.trainerProgress(handle());
     }
 
-    /** Commits the adapter as adapter.engraft in a folder, which is made if it is missing. */
+    /**
+     * Commits the adapter as adapter.engraft in a folder, which is made if it is missing. Throws
+     * {@link Engraft#BUSY} where another trainer has its checkpoints there, or another call or process writes to it.
+     */
     public void save(String folder) {
         Native.trainerSave(handle(), Native.utf8(folder));
     }
 
-    /** Commits everything that the run needs to go on, and beside it the adapter, as {@link #save}. */
+    /**
+     * Commits everything that the run needs to go on, and beside it the adapter, as {@link #save}. From then on the
+     * folder is this trainer's, until it is closed or has its checkpoints elsewhere; the newest two stay.
+     */
     public void checkpoint(String folder) {
         Native.trainerCheckpoint(handle(), Native.utf8(folder));
     }

@@ -14,8 +14,9 @@ import kotlinx.coroutines.withContext
 
 /**
  * A recipe: once a day, while the device charges, is idle and cool, the gate compares what training on the app's rows
- * brings, and the store keeps what won, and two generations before it. Nothing is kept of a comparison that was stopped: [settings] bounds it by
- * minutes. WorkManager stops workers after about ten minutes unless they are in the foreground: see [foreground].
+ * brings, and the store keeps what won, and two generations before it. Nothing is kept of a comparison that was
+ * stopped: [settings] bounds it by minutes. WorkManager stops workers after about ten minutes unless they are in the
+ * foreground: see [foreground].
  *
  *     WorkManager.getInstance(context).enqueueUniquePeriodicWork(
  *         "adapt", ExistingPeriodicWorkPolicy.KEEP, AdaptWorker.daily(AdaptWorker::class.java, model, rows, store))
@@ -61,7 +62,8 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         if (decision != Engraft.DECISION_KEEP_BASE) {
             Store.open(argument(STORE)).use {
                 it.promote(gate)
-                it.prune(3)
+                // What was promoted stands, whatever becomes of the older ones.
+                try { it.prune(3) } catch (e: EngraftException) { }
             }
         }
         return decision
