@@ -30,7 +30,7 @@ fn in_time<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let result = work();
     let time = clock.time();
     eprintln!("{what}: {} ms", time.as_millis());
-    assert!(time <= TIME_MAX, "{what}: {time:?}");
+    assert!(time <= *TIME_MAX, "{what}: {time:?}");
     result
 }
 
