@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// What a Rust archive needs of a Linux system, as `rustc --print native-static-libs` says.
+/// What a Rust archive needs of a Linux system, as `rustc --print native-static-libs` says. Linked statically, the
+/// linker warns of what asks for users and hosts by name, which nothing here does.
 const LIBRARIES: &[&str] = if cfg!(target_feature = "crt-static") {
-    &["-static", "-lgcc_eh", "-lpthread", "-lm", "-ldl"]
+    &["-static", "-Wl,--no-warnings", "-lgcc_eh", "-lpthread", "-lm", "-ldl"]
 } else {
     &["-lgcc_s", "-lutil", "-lpthread", "-lm", "-ldl"]
 };
