@@ -202,22 +202,3 @@ fn ten_thousand_swaps_while_four_threads_generate() {
         ok(model::engraft_model_free(model.0));
     }
 }
-
-/// What tsan.sh must find, or it would find nothing.
-#[test]
-#[ignore = "a data race, for a tool to find"]
-fn a_race() {
-    let mut number = 0_u64;
-    let number = Shared(&raw mut number);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            // SAFETY: none: both threads write. Nothing depends on what comes of it.
-            scope.spawn(move || unsafe {
-                let number = number;
-                for i in 0..1000 {
-                    number.0.write_volatile(i);
-                }
-            });
-        }
-    });
-}
