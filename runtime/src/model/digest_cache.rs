@@ -55,7 +55,7 @@ impl Stamp {
     }
 
     /// Whether the content is the same, as far as device, inode, size and the time of its last change tell.
-    pub(crate) fn same_content(&self, other: &Stamp) -> bool {
+    pub fn same_content(&self, other: &Stamp) -> bool {
         let of = |s: &Stamp| (s.device, s.inode, s.bytes, s.times[0], s.times[1]);
         of(self) == of(other)
     }

@@ -3,13 +3,13 @@
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use engraft_runtime::Error;
 use engraft_runtime::compare::material::Parts;
 use engraft_runtime::data::source::part_file;
 use engraft_runtime::data::{DataOptions, Origin, OverLong, Part, TrainValid, load_parts};
 use engraft_runtime::gate::task::Task;
+use engraft_runtime::model::digest_cache::Stamp;
 
 use crate::caller::{self, Out, or, structs};
 use crate::error::{ENGRAFT_BAD_DATA, Failure, Result};
@@ -49,8 +49,8 @@ pub(crate) struct Inner {
     pub(crate) options: DataOptions,
     pub(crate) task: Option<Task>,
     source: Source,
-    /// The source's files before they were read.
-    stamps: Vec<(PathBuf, Stamp)>,
+    /// The source's files before they were read; without a stamp where the system does not number files.
+    stamps: Vec<(PathBuf, Option<Stamp>)>,
 }
 
 /// Where rows came from, to be read once more by the gate.
@@ -58,10 +58,6 @@ enum Source {
     Files { train: PathBuf, valid: Option<PathBuf>, test: Option<PathBuf> },
     Memory { train: Vec<u8>, valid: Option<Vec<u8>>, test: Option<Vec<u8>> },
 }
-
-/// A file's length and the time of its last change, which some file systems do not know.
-#[derive(Debug, PartialEq)]
-struct Stamp(u64, Option<SystemTime>);
 
 /// How rows are read. Zero is the default of everything.
 #[derive(Clone, Copy)]
@@ -136,12 +132,12 @@ impl Source {
     ///
     /// # Errors
     /// `IO`.
-    fn stamps(&self) -> Result<Vec<(PathBuf, Stamp)>> {
+    fn stamps(&self) -> Result<Vec<(PathBuf, Option<Stamp>)>> {
         let Source::Files { train, valid, test } = self else { return Ok(Vec::new()) };
         let files = [Some(train), valid.as_ref(), test.as_ref()].into_iter().flatten();
         let stamp = |path: &PathBuf| {
             let found = std::fs::metadata(path).map_err(|e| Error::io(path.display().to_string(), e))?;
-            Ok((path.clone(), Stamp(found.len(), found.modified().ok())))
+            Ok((path.clone(), Stamp::of(&found)))
         };
         files.map(stamp).collect()
     }
@@ -199,9 +195,10 @@ impl Inner {
     /// `BAD_DATA`, `IO`.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let now = self.source.stamps()?;
-        let Some((_, (path, _))) = self.stamps.iter().zip(&now).find(|(then, now)| then != now) else {
-            return Ok(());
+        let changed = |((_, then), (_, now)): &(&(_, Option<Stamp>), &(_, Option<Stamp>))| {
+            then.zip(*now).is_some_and(|(then, now)| !then.same_content(&now))
         };
+        let Some((_, (path, _))) = self.stamps.iter().zip(&now).find(changed) else { return Ok(()) };
         let message = format!("{}: changed since it was opened: open the data again", path.display());
         Err(Failure::new(ENGRAFT_BAD_DATA, message))
     }
