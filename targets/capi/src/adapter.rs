@@ -13,7 +13,7 @@ use engraft_runtime::model::chat::Message;
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use crate::caller::{self, Out, structs};
-use crate::error::{ENGRAFT_BASE_MISMATCH, ENGRAFT_BUSY, ENGRAFT_IO, Failure, Result};
+use crate::error::{ENGRAFT_BASE_MISMATCH, ENGRAFT_BUSY, Failure, Result};
 use crate::handle::{self, Kind};
 use crate::model::{self, Model};
 
@@ -217,6 +217,12 @@ fn scale(params: &AdapterParams) -> Result<f32> {
     }
 }
 
+/// A folder by the one name that all its names lead to, if it is there: under another it would be locked against
+/// its own holder, and what a run keeps in it forgotten.
+pub(crate) fn one_name(folder: &Path) -> PathBuf {
+    folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf())
+}
+
 /// A folder that this process writes to, and no other writer until this is dropped.
 pub(crate) struct Held {
     folder: PathBuf,
@@ -229,8 +235,7 @@ pub(crate) struct Held {
 /// `BUSY` where another writer has it, and those of the system.
 pub(crate) fn hold(folder: &Path, held: Option<&Held>) -> Result<Option<Held>> {
     create_dir_all(&Disk, folder)?;
-    let resolved = folder.canonicalize();
-    let folder = resolved.map_err(|e| Failure::new(ENGRAFT_IO, format!("{}: {e}", folder.display())))?;
+    let folder = one_name(folder);
     if held.is_some_and(|held| held.folder == folder) {
         return Ok(None);
     }

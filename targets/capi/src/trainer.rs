@@ -1,7 +1,7 @@
 //! Trainers: an adapter, trained step by step inside its plan.
 
 use std::ffi::{c_char, c_void};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::ptr::null;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -322,7 +322,7 @@ impl Run {
     /// Commits everything that the run needs to go on, and the adapter. The folder is this run's from then on.
     fn checkpoint(&mut self, folder: &Path) -> Result<()> {
         let held = adapter::hold(folder, self.held.as_ref())?;
-        self.course.keep_in(&Disk, &one_name(folder))?;
+        self.course.keep_in(&Disk, &adapter::one_name(folder))?;
         self.held = held.or(self.held.take());
         let cursor = self.course.progress.cursor;
         self.course.save(&Disk, &self.trainer, cursor, true)?;
@@ -334,18 +334,17 @@ impl Run {
         if self.trainer.steps() > 0 {
             return Err(Failure::misuse("a trainer is restored before its first step: create another"));
         }
-        self.course.keep_in(&Disk, &one_name(folder))?;
+        self.course.keep_in(&Disk, &adapter::one_name(folder))?;
         let data = self.data.clone();
         let mut batches = self.batches(&data);
         let restored = self.course.resume(&Disk, &mut self.trainer, &mut batches)?;
-        let reasons: Vec<_> = restored.passed_over.into_iter().map(|p| p.reason).collect();
         match restored.found {
             Some(_) => Ok(()),
-            None if reasons.is_empty() => {
+            None if restored.passed_over.is_empty() => {
                 let message = format!("{}: there is no checkpoint", folder.display());
                 Err(Failure::new(ENGRAFT_IO, message))
             }
-            None => Err(Failure::new(ENGRAFT_CORRUPT, reasons.join("; "))),
+            None => Err(Failure::new(ENGRAFT_CORRUPT, restored.reasons())),
         }
     }
 
@@ -358,12 +357,6 @@ impl Run {
         drop(prober);
         adapter::Inner::trusted(&self.model, &self.kernels, parameters)
     }
-}
-
-/// A folder by the one name that all its names lead to: under another it would be looked at anew, and what the run
-/// keeps there forgotten.
-fn one_name(folder: &Path) -> PathBuf {
-    folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf())
 }
 
 /// Makes a trainer: plans, refuses what exceeds the budget (`DOES_NOT_FIT`, before anything large is
