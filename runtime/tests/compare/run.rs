@@ -125,11 +125,14 @@ fn budgets_are_kept() {
         let run = of(Budget::Tokens(tokens));
         assert!(run.tokens.abs_diff(tokens) <= largest, "{} of {tokens} tokens", run.tokens);
     }
-    assert_eq!(of(Budget::Tokens(1)).steps, 1);
+    let least = of(Budget::Tokens(1));
+    assert_eq!(least.steps, 1);
+    // A step and the look after it go to their end, however long a machine takes for them.
+    let slack = 2.0 + 2.0 * least.seconds;
     for minutes in [1e-6, 0.01] {
         let run = of(Budget::Minutes(minutes));
         eprintln!("{minutes} minutes: {} steps in {:.3} s, {}", run.steps, run.seconds, run.ended);
-        assert!(run.steps >= 1 && run.seconds < 60.0 * minutes * 2.0 + 2.0, "{} s", run.seconds);
+        assert!(run.steps >= 1 && run.seconds < 60.0 * minutes * 2.0 + slack, "{} s", run.seconds);
         assert_eq!(run.curve.last().map(|p| p.step), Some(run.steps), "the last steps were not looked at");
     }
 }
