@@ -102,12 +102,22 @@ fn shuffled(text: &Text, seed: u64, form: impl Fn(&str) -> String) -> Material {
     read(folder.path(), text).expect("good rows")
 }
 
+/// What labels are shuffled by.
+fn seeds() -> &'static [u64] {
+    let all = &[7, 31, 53];
+    if std::env::var_os("ENGRAFT_TEST_EMULATOR").is_none() {
+        return all;
+    }
+    eprintln!("SKIPPED: two of three seeds, each of which takes an emulator many minutes");
+    &all[..1]
+}
+
 /// Answers in the base's own form: what it knows is unlearned, which the loss shows.
 #[test]
 fn shuffled_labels_are_not_promoted() {
     let base = base_of(2);
     let text = text_of(&base);
-    for seed in [7, 31, 53] {
+    for &seed in seeds() {
         let material = shuffled(&text, seed, str::to_string);
         let outcome = judged(&base, &material, vec![recipe(&base, "lora", 2e-3, Budget::Steps(60))]);
         eprintln!("labels shuffled by {seed}: {}", outcome.verdict.sentence);
@@ -124,7 +134,7 @@ fn shuffled_labels_that_teach_a_form_are_not_promoted() {
     let base = base_of(2);
     let text = text_of(&base);
     let form = |answer: &str| answer.replace(['{', '}', '"'], "").replace(':', " = ").replace(',', "; ");
-    for seed in [7, 31, 53] {
+    for &seed in seeds() {
         let material = shuffled(&text, seed, form);
         let recipes = vec![recipe(&base, "lora", 2e-3, Budget::Steps(60))];
         let settings = Settings { metric: Some(Metric::Exact), ..settings(&text, recipes) };
