@@ -5,6 +5,8 @@
 #
 #   targets/raspberry-pi/test.sh [--whole] [CPU ...]
 #
+# ENGRAFT_ARM_TARGET names another target: aarch64-unknown-linux-musl, on the same cores, or
+# armv7-unknown-linux-gnueabihf, on the Pi 2's (cortex-a7).
 # With --whole every test of the workspace runs on every core, trainings and the command line's included: hours.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -14,14 +16,16 @@ if [[ ${1-} == --whole ]]; then
   whole=1
   shift
 fi
-cpus=("$@")
-[[ ${#cpus[@]} -gt 0 ]] || cpus=(cortex-a72 cortex-a76 max)
-
 # shellcheck source=targets/raspberry-pi/cross.sh
 . "$here/cross.sh"
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
+cpus=("$@")
+if [[ ${#cpus[@]} -eq 0 ]]; then
+  cpus=(cortex-a72 cortex-a76 max)
+  [[ $target != armv7-* ]] || cpus=(cortex-a7)
+fi
+export "CARGO_TARGET_${upper}_RUNNER=$emulator"
 # For tests that start the command line, or themselves: the host's kernel need not know ARM.
-export ENGRAFT_TEST_EMULATOR=qemu-aarch64 ENGRAFT_TEST_CC=aarch64-linux-gnu-gcc
+export ENGRAFT_TEST_EMULATOR=$emulator ENGRAFT_TEST_CC=$cc
 # Files beside the repository are the host's tests' affair: a whole text through an emulated model takes
 # an hour. Any folder can be named to do it nevertheless.
 export ENGRAFT_SHARED=${ENGRAFT_EMULATED_SHARED:-/nonexistent}
@@ -42,7 +46,7 @@ smoke() {
 }
 
 on_arm() {
-  qemu-aarch64 "$CARGO_TARGET_DIR/$target/debug/engraft" "$@"
+  "$emulator" "$CARGO_TARGET_DIR/$target/debug/engraft" "$@"
 }
 
 train() {
@@ -72,11 +76,11 @@ losses_agree() {
 
 # The C program against the archive that the tests were built with: a whole life, and misuse at each turn.
 c_program() {
-  step aarch64-linux-gnu-gcc -std=c11 -Wall -Wextra -Wpedantic -Werror -static -DBRIEF -DPANIC_INJECTION \
+  step "$cc" -std=c11 -Wall -Wextra -Wpedantic -Werror -static -DBRIEF -DPANIC_INJECTION \
     -Itargets/capi/include targets/capi/tests/smoke.c "$CARGO_TARGET_DIR/$target/debug/deps/libengraft.a" \
     -lgcc_eh -lpthread -lm -ldl -o "$folder/smoke"
   mkdir "$folder/files"
-  step qemu-aarch64 "$folder/smoke" "$model" targets/cli/demo/private_train.jsonl "$folder/files"
+  step "$emulator" "$folder/smoke" "$model" targets/cli/demo/private_train.jsonl "$folder/files"
 }
 
 # The test programs that run under emulation, which is slow: not whole trainings, and on all cores but the
@@ -91,11 +95,11 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 [[ ! -x $host ]] || train "$host" "$folder/host"
 
-step cargo test --target $target --workspace --no-run
+step cargo test --target "$target" --workspace --no-run
 for cpu in "${cpus[@]}"; do
   export QEMU_CPU=$cpu
   printf '\n==== %s\n' "$cpu"
-  step cargo test --no-fail-fast --target $target --workspace "${programs[@]}"
+  step cargo test --no-fail-fast --target "$target" --workspace "${programs[@]}"
   [[ -n $whole ]] || programs=("${touched[@]}")
   smoke
 done

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# A cross toolchain for 64-bit ARM Linux on a Debian 12 (x86-64) machine where rustup can't fetch a
-# target: Debian's own newer Rust for both architectures, unpacked into a folder and never installed.
-# Prints the path of a file to source. Running it again does nothing that is already done.
+# A cross toolchain for ARM Linux on a Debian 12 (x86-64) machine where rustup can't fetch a target: Debian's own
+# newer Rust, with std for 64-bit ARM and the sources of it, unpacked into a folder and never installed; for musl,
+# Debian's musl beside it. Prints the path of a file to source. Running it again does nothing that is already done.
+#
+#   targets/raspberry-pi/toolchain.sh [TARGET]     (default: aarch64-unknown-linux-gnu)
 #
 #   ENGRAFT_ARM_TOOLCHAIN   where to (default: arm-toolchain in cargo's target folder)
 set -euo pipefail
 repository=$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)
+target=${1:-aarch64-unknown-linux-gnu}
 folder=${ENGRAFT_ARM_TOOLCHAIN:-${CARGO_TARGET_DIR:-$repository/target}/arm-toolchain}
 
 packages=(
@@ -18,8 +21,9 @@ say() { printf '%s\n' "$*" >&2; }
 
 # The C compiler links, and QEMU runs what was built; both are ordinary packages of the host.
 install_host_tools() {
-  local missing=()
-  command -v aarch64-linux-gnu-gcc >/dev/null || missing+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+  local missing=() system=aarch64-linux-gnu libc=arm64
+  [[ $target != armv7-* ]] || system=arm-linux-gnueabihf libc=armhf
+  command -v $system-gcc >/dev/null || missing+=("gcc-$system" "libc6-dev-$libc-cross")
   command -v qemu-aarch64 >/dev/null || missing+=(qemu-user)
   [[ ${#missing[@]} -eq 0 ]] && return
   if [[ $(id -u) -ne 0 ]]; then
@@ -47,18 +51,27 @@ CONF
   APT_CONFIG=$apt/apt.conf apt-get "$@"
 }
 
-unpack_rust() {
-  local debs=$folder/debs
-  mkdir -p "$debs"
-  say "fetching Debian's Rust for amd64 and arm64"
+# unpack INTO PACKAGE... fetches packages and unpacks them into a folder made anew.
+unpack() {
+  local into=$1 debs=$folder/debs
+  shift
+  rm -rf "$debs" "$into"
+  mkdir -p "$debs" "$into"
   private_apt update -qq >&2
-  (cd "$debs" && private_apt download -qq "${packages[@]}" >&2)
-  rm -rf "$folder/unpacked"
-  mkdir -p "$folder/unpacked"
+  (cd "$debs" && private_apt download -qq "$@" >&2)
   for deb in "$debs"/*.deb; do
-    dpkg -x "$deb" "$folder/unpacked"
+    dpkg -x "$deb" "$into"
   done
   rm -rf "$debs" "$folder/apt"
+}
+
+# musl's own specs for gcc, in the place where it lies here. Rust asks for the unwinder by its LLVM name.
+write_musl_compiler() {
+  local lib=$folder/musl/usr/lib/aarch64-linux-musl
+  sed -i "s#/usr/\(lib\|include\)/aarch64-linux-musl#$folder/musl&#g" "$lib/musl-gcc.specs"
+  cp "$(aarch64-linux-gnu-gcc -print-file-name=libgcc_eh.a)" "$lib/libunwind.a"
+  printf '#!/bin/sh\nexec aarch64-linux-gnu-gcc -specs "%s" "$@"\n' "$lib/musl-gcc.specs" >"$folder/bin/aarch64-linux-musl-gcc"
+  chmod +x "$folder/bin/aarch64-linux-musl-gcc"
 }
 
 # The unpacked programs need their libraries named; nothing else about them changes.
@@ -82,9 +95,16 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 install_host_tools
 if [[ ! -e $folder/complete ]]; then
-  unpack_rust
+  say "fetching Debian's Rust for amd64 and arm64"
+  unpack "$folder/unpacked" "${packages[@]}"
   write_wrappers
   "$folder/bin/rustc" --version >&2
   touch "$folder/complete"
+fi
+if [[ $target == *-musl && ! -e $folder/musl/complete ]]; then
+  say "fetching Debian's musl for arm64"
+  unpack "$folder/musl" musl:arm64 musl-dev:arm64
+  write_musl_compiler
+  touch "$folder/musl/complete"
 fi
 printf '%s\n' "$folder/env.sh"
