@@ -19,6 +19,7 @@ pub mod plan;
 #[cfg(feature = "candle")]
 pub mod reference;
 pub mod rng;
+pub mod selftest;
 pub mod storage;
 pub mod train;
 

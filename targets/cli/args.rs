@@ -6,7 +6,7 @@ use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
 use crate::verbs::{
-    adapt, adapter, bench, compare, demo, eval, export, generate, import, merge, plan, train,
+    adapt, adapter, bench, compare, demo, eval, export, generate, import, merge, plan, selftest, train,
 };
 
 /// Adapt a quantized language model to your own text, on this machine's CPU.
@@ -57,6 +57,8 @@ pub(crate) enum Verb {
     Demo(demo::Options),
     /// Measure this machine in a few seconds: training, reading, generating
     Bench(bench::Options),
+    /// Check what this machine computes: each instruction set, gradients, threads, an adapter's file
+    Selftest(selftest::Options),
 }
 
 impl Verb {
@@ -97,7 +99,7 @@ pub(crate) fn command() -> Command {
 
 /// The usage error for a command line with global flags only.
 pub(crate) fn missing_verb() -> anyhow::Error {
-    let message = "a verb is missing: plan, train, compare, adapt, generate, eval, import, export, merge, adapter, demo or bench (see `engraft --help`)";
+    let message = "a verb is missing: plan, train, compare, adapt, generate, eval, import, export, merge, adapter, demo, bench or selftest (see `engraft --help`)";
     command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 

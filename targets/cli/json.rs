@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use engraft_runtime::compare::Outcome;
 use engraft_runtime::gate::verdict::Decision;
+use engraft_runtime::selftest::Check;
 use serde::{Serialize, Serializer};
 
 /// `engraft plan`. Sizes in bytes.
@@ -383,6 +384,32 @@ pub(crate) struct Bench {
     /// Share of the training step per class of work, 0 to 1.
     #[serde(serialize_with = "as_map")]
     pub(crate) shares: Vec<(String, f64)>,
+}
+
+/// `engraft selftest`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Selftest {
+    /// Whether all of them are within their bounds.
+    pub(crate) passed: bool,
+    pub(crate) checks: Vec<SelftestCheck>,
+}
+
+/// One comparison of `engraft selftest`.
+#[derive(Debug, Serialize)]
+pub(crate) struct SelftestCheck {
+    pub(crate) isa: &'static str,
+    pub(crate) what: String,
+    /// How far it was off; `null` where it is no number.
+    pub(crate) found: f64,
+    pub(crate) bound: f64,
+    pub(crate) passed: bool,
+}
+
+impl From<&Check> for SelftestCheck {
+    fn from(check: &Check) -> SelftestCheck {
+        let Check { isa, what, found, bound } = check.clone();
+        SelftestCheck { isa, what, found, bound, passed: check.passed() }
+    }
 }
 
 /// What any verb prints when it fails.

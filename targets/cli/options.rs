@@ -662,7 +662,7 @@ pub(crate) fn stat(path: &Path, flag: &str) -> Result<std::fs::Metadata, Error> 
     })
 }
 
-fn threads_default() -> u32 {
+pub(crate) fn threads_default() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(256) as u32)
 }
 

@@ -16,6 +16,7 @@ pub(crate) mod merge;
 pub(crate) mod plan;
 mod prepare;
 mod resume;
+pub(crate) mod selftest;
 pub(crate) mod train;
 
 use std::sync::Arc;
@@ -57,5 +58,6 @@ pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
         Verb::Adapter(options) => adapter::run(&options, session),
         Verb::Demo(options) => demo::run(&options, session),
         Verb::Bench(options) => bench::run(&options, session),
+        Verb::Selftest(options) => selftest::run(&options, session),
     }
 }

@@ -1,0 +1,346 @@
+//! What this device computes, held against what it should: for whoever stands before a machine that the tests
+//! never ran on.
+//!
+//! The scalar specification judges every instruction set that the CPU has, by a training step of a few tokens; the
+//! loss itself judges the gradients, by its differences along each kind of adapter matrix; a second run with other
+//! threads judges that the work is split without a trace; and an adapter is committed, and read back.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use engraft_kernels::{Isa, Kernels};
+
+use crate::adapter::{Adapter, LoraConfig, Precision as Stored};
+use crate::data::Batch;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Proj;
+use crate::model::weights::ModelFile;
+use crate::nn::Precision;
+use crate::plan::{ArenaWords, MemoryPlan, Request};
+use crate::rng::Rng;
+use crate::storage::Disk;
+use crate::train::optim::AdamWConfig;
+use crate::train::schedule::{Schedule, Shape};
+use crate::train::{TrainOptions, Trainer};
+
+/// Tokens of the step.
+const TOKENS: usize = 8;
+/// Rank of its adapter.
+const RANK: usize = 4;
+/// Bounds, as the tests of the training step have them: of f32, |loss − specified| / specified, and of each
+/// gradient tensor max|g − specified| / max|specified|;
+const F32_LOSS: f64 = 1e-4;
+const F32_GRADIENT: f64 = 1e-3;
+/// of int8, the loss's, and 1 − cosine between all gradients.
+const INT8_LOSS: f64 = 2e-2;
+const INT8_TURN: f64 = 3e-2;
+/// |difference quotient − |g|| / |g|, along the gradient of one kind of matrix.
+const DIFFERENCE: f64 = 1e-2;
+/// How much the loss is to change between the two ends of a difference, in nats: far above its rounding, and so
+/// little that it is nearly straight between them.
+const CHANGE: f64 = 2e-2;
+
+/// One comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    /// The instruction set.
+    pub isa: &'static str,
+    /// What was compared.
+    pub what: String,
+    /// How far it was off.
+    pub found: f64,
+    /// How far it may be.
+    pub bound: f64,
+}
+
+impl Check {
+    /// Whether it is within its bound; what is no number is not.
+    pub fn passed(&self) -> bool {
+        self.found <= self.bound
+    }
+}
+
+/// Bytes of private memory that the test takes of `model`, whose plan must fit before it runs.
+pub fn private_bytes(model: &ModelFile, threads: usize) -> usize {
+    // Two trainers at once, and the gradients that both are compared with.
+    2 * MemoryPlan::new(model.config(), &request(model, threads)).private_bytes
+}
+
+/// Makes all comparisons, and hands each to `tell`, which says whether to go on. `folder` is where an adapter is
+/// written; it exists, and nothing stays in it but that file.
+///
+/// # Errors
+/// `Cancelled` where `tell` answers false; `Io` where the adapter can't be written or read back; `NonFinite` where
+/// a loss is no number.
+pub fn run(
+    model: &Arc<ModelFile>,
+    threads: usize,
+    folder: &Path,
+    tell: &mut dyn FnMut(&Check) -> bool,
+) -> Result<()> {
+    let adapter = adapter(model)?;
+    let mut tell = |isa: Isa, what: &str, found: f64, bound: f64| match tell(&Check {
+        isa: isa.name(),
+        what: what.to_owned(),
+        found,
+        bound,
+    }) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Cancelled, "the self-test was stopped")),
+    };
+    let step = |isa, threads, precision| Step::take(model, &adapter, isa, threads, precision);
+    let specified = step(Isa::SCALAR, threads, Precision::F32)?;
+    for isa in Isa::available().filter(|isa| *isa != Isa::SCALAR) {
+        let found = step(isa, threads, Precision::F32)?;
+        tell(isa, "loss of a step in f32", found.loss_apart(&specified), F32_LOSS)?;
+        tell(isa, "gradients in f32", found.gradients_apart(&specified, &adapter), F32_GRADIENT)?;
+        let found = step(isa, threads, Precision::Int8)?;
+        tell(isa, "loss of a step in int8", found.loss_apart(&specified), INT8_LOSS)?;
+        tell(isa, "turn of its gradients", 1.0 - cosine(&found.gradients, &specified.gradients), INT8_TURN)?;
+    }
+    let isa = Isa::detect();
+    let gradients = step(isa, threads, Precision::F32)?.gradients;
+    differences(model, &adapter, (isa, threads), &gradients, &mut |what, found| {
+        tell(isa, what, found, DIFFERENCE)
+    })?;
+    for precision in [Precision::F32, Precision::Int8] {
+        let (one, more) = (step(isa, 1, precision)?, step(isa, threads.max(2), precision)?);
+        let what = format!("bits that threads change, {precision:?}");
+        tell(isa, &what, one.bits_apart(&more) as f64, 0.0)?;
+    }
+    tell(isa, "parameters changed on disk", changed_on_disk(&adapter, folder)? as f64, 0.0)
+}
+
+/// An adapter of every projection whose B is noise, so that all its gradients are alive.
+fn adapter(model: &ModelFile) -> Result<Adapter> {
+    let c = model.config();
+    let layers: Vec<usize> = (0..c.n_layers).collect();
+    let config = LoraConfig::new(c, RANK, 2.0 * RANK as f32, 0.0, &Proj::ALL, &layers)?;
+    let mut random = Rng::new(1, 0);
+    let mut adapter = Adapter::init(c, &config, model.digest(), &mut || random.f32())?;
+    let slots: Vec<_> = adapter.layout.slots().collect();
+    for (_, _, slot) in slots {
+        adapter.theta[slot.b].iter_mut().for_each(|b| *b = 0.05 * random.normal());
+    }
+    Ok(adapter)
+}
+
+fn rows(model: &ModelFile) -> usize {
+    TOKENS.min(model.config().context_len)
+}
+
+fn request(model: &ModelFile, threads: usize) -> Request {
+    let c = model.config();
+    let layers: Vec<usize> = (0..c.n_layers).collect();
+    let params = LoraConfig::new(c, RANK, 1.0, 0.0, &Proj::ALL, &layers)
+        .map_or(0, |lora| crate::adapter::Layout::new(c, &lora).len());
+    Request {
+        batch: 1,
+        seq: rows(model),
+        params,
+        rank: RANK,
+        kept_blocks: c.n_layers,
+        threads,
+        model_bytes: model.private_bytes(),
+        mapped_bytes: model.mapped_bytes(),
+        ..Request::default()
+    }
+}
+
+/// Random tokens, each the target of the one before.
+fn batch(model: &ModelFile) -> Batch {
+    let (rows, mut random) = (rows(model), Rng::new(2, 2));
+    let ids: Vec<u32> = (0..=rows).map(|_| random.below(model.config().vocab as u64) as u32).collect();
+    let whole = 0..rows;
+    Batch { targets: ids[1..].to_vec(), ids: ids[..rows].to_vec(), seqs: vec![whole] }
+}
+
+fn trainer(
+    model: &Arc<ModelFile>,
+    adapter: &Adapter,
+    (isa, threads): (Isa, usize),
+    precision: Precision,
+) -> Trainer {
+    let options = TrainOptions {
+        adamw: AdamWConfig::default(),
+        schedule: Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 1 },
+        seed: 0,
+        precision,
+        gradient: precision.into(),
+        kl: None,
+    };
+    let kernels = Arc::new(Kernels::with_isa(isa, threads));
+    let words = ArenaWords::new(model.config(), &request(model, threads));
+    Trainer::new(model.clone(), kernels, words, adapter.clone(), options)
+}
+
+/// What a step computed.
+struct Step {
+    loss: f64,
+    /// Sums over the targets, in the order of θ.
+    gradients: Vec<f32>,
+}
+
+impl Step {
+    fn take(
+        model: &Arc<ModelFile>,
+        adapter: &Adapter,
+        isa: Isa,
+        threads: usize,
+        precision: Precision,
+    ) -> Result<Step> {
+        let mut trainer = trainer(model, adapter, (isa, threads), precision);
+        let loss = trainer.step(&[batch(model)])?.loss;
+        Ok(Step { loss, gradients: trainer.gradients().to_vec() })
+    }
+
+    fn loss_apart(&self, specified: &Step) -> f64 {
+        (self.loss - specified.loss).abs() / specified.loss
+    }
+
+    /// Of the tensor that is farthest off.
+    fn gradients_apart(&self, specified: &Step, adapter: &Adapter) -> f64 {
+        let of =
+            |at: std::ops::Range<usize>| largest_apart(&self.gradients[at.clone()], &specified.gradients[at]);
+        let tensors = adapter.layout.slots().flat_map(|(_, _, slot)| [slot.a, slot.b]).map(of);
+        tensors.fold(0.0, |worst, apart| if apart > worst || apart.is_nan() { apart } else { worst })
+    }
+
+    fn bits_apart(&self, other: &Step) -> usize {
+        let pairs = self.gradients.iter().zip(&other.gradients);
+        let differ = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        differ + usize::from(self.loss.to_bits() != other.loss.to_bits())
+    }
+}
+
+/// Holds the gradient of each kind of matrix, in all blocks together, against the loss: along the gradient g its
+/// difference quotient is |g|.
+fn differences(
+    model: &Arc<ModelFile>,
+    adapter: &Adapter,
+    computing: (Isa, usize),
+    gradients: &[f32],
+    tell: &mut dyn FnMut(&str, f64) -> Result<()>,
+) -> Result<()> {
+    let mut trainer = trainer(model, adapter, computing, Precision::F32);
+    let targets = rows(model) as f64;
+    for proj in Proj::ALL {
+        for name in ["A", "B"] {
+            let slots = adapter.layout.slots().filter(|(_, p, _)| *p == proj);
+            let places: Vec<_> = slots.map(|(_, _, s)| if name == "A" { s.a } else { s.b }).collect();
+            let squares = places.iter().flat_map(|at| &gradients[at.clone()]).map(|g| f64::from(*g).powi(2));
+            // The mean's, where the gradients are sums.
+            let norm = squares.sum::<f64>().sqrt() / targets;
+            let length = CHANGE / 2.0 / norm;
+            let mut loss_at = |sign: f64| {
+                let theta = trainer.numbers_mut().theta;
+                theta.copy_from_slice(&adapter.theta);
+                for at in &places {
+                    let moves =
+                        gradients[at.clone()].iter().map(|g| sign * length * f64::from(*g) / targets / norm);
+                    theta[at.clone()].iter_mut().zip(moves).for_each(|(value, by)| *value += by as f32);
+                }
+                let e = trainer.evaluate(std::iter::once(batch(model)), true);
+                e.loss_sum / e.targets as f64
+            };
+            let quotient = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * length);
+            tell(
+                &format!("differences of the loss, {name} of {}", proj.hf_name()),
+                (quotient - norm).abs() / norm,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// max|a − b| / max|b|; no number where either holds one that is none.
+fn largest_apart(a: &[f32], b: &[f32]) -> f64 {
+    let largest = |values: &mut dyn Iterator<Item = f64>| {
+        values.fold(0.0f64, |m, v| if v.is_nan() || v.abs() > m { v.abs() } else { m })
+    };
+    let apart = largest(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
+    if apart == 0.0 { 0.0 } else { apart / largest(&mut b.iter().map(|b| f64::from(*b))) }
+}
+
+/// Of the angle between two vectors.
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// Parameters that are not what they were, once they were committed and read back.
+fn changed_on_disk(adapter: &Adapter, folder: &Path) -> Result<usize> {
+    adapter.save(&Disk, folder, Stored::F32)?;
+    let loaded = Adapter::load(folder)?;
+    let pairs = loaded.theta.iter().zip(&adapter.theta);
+    let differ = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+    Ok(differ + loaded.theta.len().abs_diff(adapter.theta.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::map::Map;
+
+    fn seedling() -> Arc<ModelFile> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../targets/cli/seedling.gguf");
+        let map = Map::read(Path::new(path)).expect("the model of the repository");
+        Arc::new(ModelFile::from_map(map).expect("a valid model"))
+    }
+
+    #[test]
+    fn this_machine_passes_and_can_be_stopped() {
+        let (model, folder) = (seedling(), tempfile::tempdir().expect("a folder"));
+        let mut checks = Vec::new();
+        run(&model, 2, folder.path(), &mut |check| {
+            checks.push(check.clone());
+            true
+        })
+        .expect("a whole run");
+        let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+        let sets = Isa::available().count() - 1;
+        assert_eq!(checks.len(), 4 * sets + 2 * Proj::ALL.len() + 3);
+        let mut told = 0;
+        let stopped = run(&model, 1, folder.path(), &mut |_| {
+            told += 1;
+            false
+        });
+        assert_eq!((stopped.unwrap_err().kind(), told), (ErrorKind::Cancelled, 1));
+    }
+
+    /// What the comparisons are for: a multiplier that is 2 per cent off, gradients that are 5 per cent off in one
+    /// kind of matrix, and a lost number.
+    #[test]
+    fn what_is_wrong_is_found() {
+        let model = seedling();
+        let adapter = adapter(&model).expect("an adapter");
+        let step = |adapter: &Adapter| {
+            Step::take(&model, adapter, Isa::detect(), 1, Precision::F32).expect("a step")
+        };
+        let (right, mut spoilt) = (step(&adapter), adapter.clone());
+        spoilt.config.alpha *= 1.02;
+        assert!(step(&spoilt).gradients_apart(&right, &adapter) > F32_GRADIENT);
+
+        let mut gradients = right.gradients.clone();
+        for (_, proj, slot) in adapter.layout.slots() {
+            if proj == Proj::Down {
+                gradients[slot.a].iter_mut().for_each(|g| *g *= 1.05);
+            }
+        }
+        let mut wrong = Vec::new();
+        differences(&model, &adapter, (Isa::detect(), 1), &gradients, &mut |what, found| {
+            wrong.extend((found > DIFFERENCE).then(|| what.to_owned()));
+            Ok(())
+        })
+        .expect("all of them");
+        assert_eq!(wrong, ["differences of the loss, A of down_proj"]);
+
+        let mut lost = right.gradients.clone();
+        lost[7] = f32::NAN;
+        let lost = Step { loss: right.loss, gradients: lost };
+        assert!(lost.gradients_apart(&right, &adapter).is_nan() && lost.bits_apart(&right) == 1);
+        let found = 1.0 - cosine(&lost.gradients, &right.gradients);
+        assert!(!Check { isa: "x", what: String::new(), found, bound: INT8_TURN }.passed());
+    }
+}

@@ -1,0 +1,77 @@
+//! `engraft selftest`: whether this machine computes what it should, told before anything is entrusted to it.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use clap::{Args, value_parser};
+use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::plan::room;
+use engraft_runtime::selftest::{self, Check};
+
+use super::{Session, common, demo};
+use crate::exit::AfterJson;
+use crate::json;
+use crate::options::{ModelOptions, threads_default};
+use crate::scratch::Scratch;
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
+
+    /// Threads
+    #[arg(short, long, value_name = "N", default_value_t = threads_default(), value_parser = value_parser!(u32).range(1..=256))]
+    threads: u32,
+}
+
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+    let model = match options.model.is_given() {
+        true => common::open_model(&options.model)?,
+        false => demo::built_in()?,
+    };
+    let threads = options.threads as usize;
+    room::hold_bytes(selftest::private_bytes(&model, threads), threads, "a smaller model takes less")?;
+    let scratch = Scratch::new()?;
+    let mut checks = Vec::new();
+    let mut shown = Ok(());
+    let told = selftest::run(&model, threads, scratch.path(), &mut |check| {
+        checks.push(check.clone());
+        shown = json::line(&row(check));
+        shown.is_ok() && !session.cancel.load(Ordering::Relaxed)
+    });
+    shown?;
+    told?;
+    let failed: Vec<&Check> = checks.iter().filter(|check| !check.passed()).collect();
+    json::line(&format!(
+        "{} of {} comparisons are within their bounds",
+        checks.len() - failed.len(),
+        checks.len()
+    ))?;
+    if session.json {
+        json::emit(&json::Selftest {
+            passed: failed.is_empty(),
+            checks: checks.iter().map(Into::into).collect(),
+        })?;
+    }
+    match failed.first() {
+        None => Ok(()),
+        Some(first) if session.json => Err(broken(first).context(AfterJson("selftest"))),
+        Some(first) => Err(broken(first)),
+    }
+}
+
+fn row(check: &Check) -> String {
+    let Check { isa, what, found, bound } = check;
+    let verdict = if check.passed() { "ok" } else { "WRONG" };
+    format!("{isa:<8} {what:<42} {found:>9.1e}  (bound {bound:.0e})  {verdict}")
+}
+
+/// The error for a machine that computes something else.
+fn broken(check: &Check) -> anyhow::Error {
+    let message = format!(
+        "{}, {}: {:.1e} off, {:.0e} is the bound: --isa names another instruction set; report this, with \
+         `engraft --version --verbose`",
+        check.isa, check.what, check.found, check.bound
+    );
+    Error::new(ErrorKind::NonFinite, message).into()
+}
