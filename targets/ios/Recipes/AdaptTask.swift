@@ -18,7 +18,7 @@ struct AdaptTask: Sendable {
     let rows: @Sendable () throws -> Data
     /// The folder of the adapters, such as Application Support/Adapters.
     let adapters: URL
-    /// The system's own wait between two nights' work, in seconds.
+    /// The least time from one night's work to the next, in seconds, where nobody calls `schedule()` meanwhile.
     var interval: TimeInterval = 20 * 3600
 
     /// Must be called once, before the app has finished launching.
@@ -31,12 +31,15 @@ struct AdaptTask: Sendable {
         }
     }
 
-    /// Asks for a turn. A request that is there already is replaced.
-    func schedule() throws {
+    /// Asks for a turn: for the next that the system has, or for none before `wait` seconds are over. A request
+    /// that is there already is replaced, and its wait with it.
+    func schedule(after wait: TimeInterval = 0) throws {
         let request = BGProcessingTaskRequest(identifier: identifier)
         request.requiresExternalPower = true
         request.requiresNetworkConnectivity = false
-        request.earliestBeginDate = Date(timeIntervalSinceNow: interval)
+        if wait > 0 {
+            request.earliestBeginDate = Date(timeIntervalSinceNow: wait)
+        }
         try BGTaskScheduler.shared.submit(request)
     }
 
@@ -44,7 +47,7 @@ struct AdaptTask: Sendable {
         // Before the work, which may not live to the end. Without a next turn, this one is still worth its
         // while.
         do {
-            try schedule()
+            try schedule(after: interval)
         } catch {
             Self.log.error("not scheduled: \(String(describing: error), privacy: .public)")
         }
