@@ -20,6 +20,15 @@ struct AdaptTask: Sendable {
     let adapters: URL
     /// The least time from one night's work to the next, in seconds, where nobody calls `schedule()` meanwhile.
     var interval: TimeInterval = 20 * 3600
+    /// Minutes to train, shared by the trained arms. Measuring comes on top of them, and is bounded by the three
+    /// that follow: the system grants a few minutes, and a comparison that is cut off has decided nothing.
+    var minutes = 2.0
+    /// Looks at the validation rows in each run of training.
+    var evaluations: UInt32 = 4
+    /// Held-out rows at most that the arms are compared on.
+    var heldOutRows: UInt32 = 100
+    /// Tokens of an answer at most, where answers are compared: each arm answers every held-out row.
+    var answerTokens: UInt32 = 64
 
     /// Must be called once, before the app has finished launching.
     func register() -> Bool {
@@ -77,6 +86,10 @@ struct AdaptTask: Sendable {
         // What this process may take now, less what the app itself may come to need.
         options.memoryBudget = UInt64(os_proc_available_memory()) / 2
         options.threads = 2
+        options.minutes = minutes
+        options.evaluations = evaluations
+        options.heldOutRows = heldOutRows
+        options.answerTokens = answerTokens
         let gate = try Gate(model: base, data: data, options: options)
         let thermal = ThermalObserver(gate)
         defer { withExtendedLifetime(thermal) {} }
