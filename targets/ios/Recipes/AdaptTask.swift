@@ -71,8 +71,13 @@ struct AdaptTask: Sendable {
             }
         }
         // The system grants a few seconds. Cancelling the task ends the gate's stream at once, and with it
-        // the gate before its next step; nothing of a generation shows in the store before it is whole.
-        task.expirationHandler = { work.cancel() }
+        // the gate before its next step; nothing of a generation shows in the store before it is whole. Opening
+        // a model or reading rows can't be cancelled, so the turn is given back without waiting for the work:
+        // an app that holds on to it is ended.
+        task.expirationHandler = {
+            work.cancel()
+            turn.complete(success: false)
+        }
     }
 
     /// Trains, compares, and promotes what is worth it. That nothing is, is no failure.
