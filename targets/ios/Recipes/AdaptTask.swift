@@ -83,8 +83,10 @@ struct AdaptTask: Sendable {
     /// Trains, compares, and promotes what is worth it. That nothing is, is no failure.
     func adapt() async throws {
         try prepare(adapters)
-        let base = try Model(contentsOf: model, digestCache: adapters.appendingPathComponent("digests"))
-        let data = try TrainingData(train: try rows(), for: base)
+        let digests = adapters.appendingPathComponent("digests")
+        let base = try await blocking { try Model(contentsOf: model, digestCache: digests) }
+        try Task.checkCancellation()
+        let data = try await blocking { try TrainingData(train: try rows(), for: base) }
         try Task.checkCancellation()
 
         var options = Gate.Options()
@@ -107,9 +109,9 @@ struct AdaptTask: Sendable {
 
         switch try gate.decision() {
         case .promote, .keepPrompting:
-            let store = try Store(folder: adapters.appendingPathComponent("store"))
-            try store.promote(gate)
-            try store.prune(keeping: 3)
+            let store = try await blocking { try Store(folder: adapters.appendingPathComponent("store")) }
+            _ = try await blocking { try store.promote(gate) }
+            _ = try await blocking { try store.prune(keeping: 3) }
         case .keepBase, .undecided, .other:
             break
         }
@@ -131,6 +133,16 @@ struct AdaptTask: Sendable {
     }
 
     private static let log = Logger(subsystem: "engraft", category: "adapt")
+}
+
+/// A call that blocks, on a thread that may be blocked: of Swift's own there are as few as cores, and who blocks
+/// one may keep the rest of the app waiting.
+private func blocking<T: Sendable>(_ call: @escaping @Sendable () throws -> T) async throws -> T {
+    try await withCheckedThrowingContinuation { continuation in
+        DispatchQueue.global(qos: .utility).async {
+            continuation.resume(with: Result { try call() })
+        }
+    }
 }
 
 /// The system's task, which may be completed by any thread, and is once. Unchecked, since BGTask is not
