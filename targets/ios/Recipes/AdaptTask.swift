@@ -110,11 +110,25 @@ struct AdaptTask: Sendable {
         switch try gate.decision() {
         case .promote, .keepPrompting:
             let store = try await blocking { try Store(folder: adapters.appendingPathComponent("store")) }
-            _ = try await blocking { try store.promote(gate) }
+            try await promote(gate, into: store)
             _ = try await blocking { try store.prune(keeping: 3) }
         case .keepBase, .undecided, .other:
             break
         }
+    }
+
+    /// Waits for whoever else changes the store, such as a rollback by the user: that takes moments, and the
+    /// comparison a night.
+    private func promote(_ gate: Gate, into store: Store) async throws {
+        for _ in 0..<20 {
+            do {
+                _ = try await blocking { try store.promote(gate) }
+                return
+            } catch let error as EngraftError where error.code == .busy {
+                try await Task.sleep(nanoseconds: 500_000_000)
+            }
+        }
+        _ = try await blocking { try store.promote(gate) }
     }
 
     /// The folder of the adapters: readable once the phone was unlocked after its start, since the work is
