@@ -90,8 +90,7 @@ struct AdaptTask: Sendable {
         try Task.checkCancellation()
 
         var options = Gate.Options()
-        // What this process may take now, less what the app itself may come to need.
-        options.memoryBudget = UInt64(os_proc_available_memory()) / 2
+        options.memoryBudget = Self.memoryBudget()
         options.threads = 2
         options.minutes = minutes
         options.evaluations = evaluations
@@ -144,6 +143,17 @@ struct AdaptTask: Sendable {
         values.isExcludedFromBackup = true
         var marked = folder
         try marked.setResourceValues(values)
+    }
+
+    /// Half of what this process may take now: the app itself may come to need the rest. Never 0, which would be
+    /// no limit: with nothing left, the gate is to refuse.
+    private static func memoryBudget() -> UInt64 {
+        #if targetEnvironment(simulator)
+        // There the system tells 0, whatever is left.
+        return 1 << 30
+        #else
+        return max(UInt64(os_proc_available_memory()) / 2, 1)
+        #endif
     }
 
     private static let log = Logger(subsystem: "engraft", category: "adapt")
