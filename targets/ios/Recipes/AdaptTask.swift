@@ -110,7 +110,7 @@ struct AdaptTask: Sendable {
         case .promote, .keepPrompting:
             let store = try await blocking { try Store(folder: adapters.appendingPathComponent("store")) }
             try await promote(gate, into: store)
-            _ = try await blocking { try store.prune(keeping: 3) }
+            await prune(store)
         case .keepBase, .undecided, .other:
             break
         }
@@ -128,6 +128,15 @@ struct AdaptTask: Sendable {
             }
         }
         _ = try await blocking { try store.promote(gate) }
+    }
+
+    /// What was promoted stands, whatever becomes of the older ones: the next night prunes them, too.
+    private func prune(_ store: Store) async {
+        do {
+            _ = try await blocking { try store.prune(keeping: 3) }
+        } catch {
+            Self.log.error("not pruned: \(String(describing: error), privacy: .public)")
+        }
     }
 
     /// The folder of the adapters: readable once the phone was unlocked after its start, since the work is
