@@ -36,13 +36,18 @@ refuses() {
 
 # An archive of empty functions. Target, file, and the names to leave out.
 archive() {
-  mapfile -t functions < <("$here/check.py" --functions | grep -vxF -e "${3-none}")
-  printf 'void %s(void) {}\n' "${functions[@]}" >"$work/stub.c"
+  "$here/check.py" --functions | grep -vxF -e "${3-none}" | sed 's/.*/void &(void) {}/' >"$work/stub.c"
   clang -target "$1" -ffreestanding -c "$work/stub.c" -o "$work/stub.o"
   rm -f "$2"
   llvm-ar rcs "$2" "$work/stub.o"
 }
 
+# The Python of a stock Mac, by its grammar.
+passes 'the scripts are Python 3.9' python3 -c '
+import ast, sys
+for path in sys.argv[1:]:
+    ast.parse(open(path, encoding="utf-8").read(), path, feature_version=(3, 9))
+' "$here/check.py" "$here/xcframework.py"
 passes 'the Swift code fits the header' "$here/check.py"
 if ! command -v clang >/dev/null || ! command -v llvm-ar >/dev/null; then
   printf 'SKIPPED: module map and framework, for want of clang and llvm-ar\n' >&2

@@ -27,15 +27,14 @@ class Refused(Exception):
 
 def main(arguments):
     try:
-        match arguments:
-            case ["plist"]:
-                sys.stdout.buffer.write(plistlib.dumps(plist()))
-            case ["check", folder]:
-                check(Path(folder))
-            case ["platform", archive, what] if what in PLATFORMS:
-                check_platform(Path(archive), PLATFORMS[what], what)
-            case _:
-                sys.exit(__doc__)
+        if arguments == ["plist"]:
+            sys.stdout.buffer.write(plistlib.dumps(plist()))
+        elif len(arguments) == 2 and arguments[0] == "check":
+            check(Path(arguments[1]))
+        elif len(arguments) == 3 and arguments[0] == "platform" and arguments[2] in PLATFORMS:
+            check_platform(Path(arguments[1]), PLATFORMS[arguments[2]], arguments[2])
+        else:
+            sys.exit(__doc__)
     except Refused as refusal:
         sys.exit(str(refusal))
 

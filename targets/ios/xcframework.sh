@@ -6,6 +6,7 @@
 #
 # OUT is targets/ios/CEngraft.xcframework by default, where Package.swift looks for it. --any-format takes
 # archives of any platform, to try the layout; Xcode can use none of that.
+# Keeps to what a Mac has without further installation: bash 3.2, Python 3.9, and BSD's tools.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -29,22 +30,21 @@ refuse() {
 # Every function of the header is defined in an archive. Symbols have an underscore in front in Mach-O.
 check_symbols() {
   local archive=$1 defined missing
+  [[ -f $archive ]] || refuse "$archive" 'is no file'
   # nm complains of members that hold no symbols, and of what it can't read; what it lists is what counts.
   defined=$({ "$nm" -g "$archive" 2>/dev/null || true; } |
     awk 'NF == 3 && $2 ~ /[TW]/ { sub(/^_/, "", $3); print $3 }' | sort -u)
-  missing=$(comm -23 <(printf '%s\n' "${functions[@]}" | sort) <(printf '%s\n' "$defined"))
-  [[ -z $missing ]] || refuse "$archive" "lacks ${missing//$'\n'/, }"
+  missing=$(comm -23 <(printf '%s\n' "$functions") <(printf '%s\n' "$defined") | paste -sd, -)
+  [[ -z $missing ]] || refuse "$archive" "lacks $missing"
   if grep -qx 'engraft_inject_panic' <<<"$defined"; then
     echo "$archive: built with debug assertions: not for an app" >&2
   fi
 }
 
-mapfile -t functions < <("$here/check.py" --functions)
-[[ ${#functions[@]} -gt 0 ]] || refuse engraft.h 'no functions were found'
-for archive in "$device" "$simulator"; do
-  [[ -f $archive ]] || refuse "$archive" 'is no file'
-  check_symbols "$archive"
-done
+functions=$("$here/check.py" --functions | sort)
+[[ -n $functions ]] || refuse engraft.h 'no functions were found'
+check_symbols "$device"
+check_symbols "$simulator"
 if [[ -z $any_format ]]; then
   "$here/xcframework.py" platform "$device" ios
   "$here/xcframework.py" platform "$simulator" ios-simulator
@@ -58,7 +58,8 @@ trap 'rm -rf "$new"' EXIT
 chmod 755 "$new"
 lay_out() {
   # A folder of the module's own, since Xcode copies the headers of all frameworks into one.
-  install -D -m 644 -t "$new/$2/Headers/CEngraft" "$here/../capi/include/engraft.h" "$here/module.modulemap"
+  install -d -m 755 "$new/$2/Headers/CEngraft"
+  install -m 644 "$here/../capi/include/engraft.h" "$here/module.modulemap" "$new/$2/Headers/CEngraft"
   install -m 644 "$1" "$new/$2/libengraft.a"
 }
 lay_out "$device" ios-arm64
@@ -67,4 +68,4 @@ lay_out "$simulator" ios-arm64-simulator
 "$here/xcframework.py" check "$new"
 rm -rf "$out"
 mv "$new" "$out"
-printf '%s: %s functions in each archive\n' "$out" "${#functions[@]}"
+printf '%s: %d functions in each archive\n' "$out" "$(wc -l <<<"$functions")"
