@@ -12,7 +12,7 @@ public final class Plan: Sendable {
 
     /// What a plan says.
     public struct Info: Sendable {
-        /// Within the budget, or there is none.
+        /// Within the budget, if there is one, and within what the machine leaves this process.
         public let fits: Bool
         /// Bytes of private memory at most: the sum of the pools.
         public let privateBytes: UInt64

@@ -2,7 +2,7 @@ package dev.engraft;
 
 /** What a plan says. */
 public final class PlanInfo {
-    /** True where it is within the budget, or there is none. */
+    /** True where it is within the budget, if there is one, and within what the machine leaves this process. */
     public boolean fits;
     /** Bytes of private memory at most: the sum of the pools. */
     public long privateBytes;
