@@ -92,7 +92,7 @@ public final class Store: Sendable {
     }
 
     /// Removes all generations but the newest that are whole, the active one, and the one that a rollback
-    /// leads to; returns how many went.
+    /// leads to; returns how many went. Throws `misuse` for a count of 0.
     @discardableResult
     public func prune(keeping count: Int) throws -> UInt64 {
         guard count >= 0 else { throw EngraftError(code: .misuse, message: "count is \(count)") }

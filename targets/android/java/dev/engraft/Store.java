@@ -51,7 +51,10 @@ public final class Store extends Handle {
         Native.storeActivate(handle(), generation);
     }
 
-    /** Removes all but the newest {@code keep}, the active one and the one before it; gives how many went. */
+    /**
+     * Removes all but the newest {@code keep} that are whole, the active one and the one that a rollback leads to;
+     * gives how many went. Throws {@link Engraft#MISUSE} for a {@code keep} below 1.
+     */
     public long prune(long keep) {
         return Native.storePrune(handle(), keep);
     }
