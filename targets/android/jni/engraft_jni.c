@@ -127,6 +127,14 @@ static void keep_exception(JNIEnv *env)
   (*env)->DeleteLocalRef(env, pending);
 }
 
+static void throw_code(JNIEnv *env, int32_t code, const char *message, size_t length)
+{
+  jbyteArray text = to_bytes(env, message, length);
+  jobject exception = text ? (*env)->NewObject(env, java.exception, java.exception_new, (jint)code, text) : NULL;
+  if (exception)
+    (*env)->Throw(env, exception);
+}
+
 /* What a call came to: true for OK, and else an exception is pending. */
 static bool finish(JNIEnv *env, int32_t code)
 {
@@ -141,11 +149,13 @@ static bool finish(JNIEnv *env, int32_t code)
     return true;
   char message[2048] = "";
   size_t length = 0;
-  engraft_message(NULL, message, sizeof message, &length);
-  jbyteArray text = to_bytes(env, message, length < sizeof message ? length : sizeof message - 1);
-  jobject exception = text ? (*env)->NewObject(env, java.exception, java.exception_new, (jint)code, text) : NULL;
-  if (exception)
-    (*env)->Throw(env, exception);
+  if (engraft_message(NULL, message, sizeof message, &length) == ENGRAFT_TOO_SMALL) {
+    /* `length` is the whole text's. The library cuts between characters, up to three bytes before the end; NULs
+     * from there on are the buffer's, and NULs within are the text's. */
+    for (length = sizeof message - 1; length > 0 && message[length - 1] == 0;)
+      length--;
+  }
+  throw_code(env, code, message, length);
   return false;
 }
 
