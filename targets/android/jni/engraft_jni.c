@@ -159,6 +159,19 @@ static bool finish(JNIEnv *env, int32_t code)
   return false;
 }
 
+/* Java has no unsigned numbers, and of those that it has, a size_t of 32 bits would drop the upper half: what the
+ * library can't be asked for is refused here, by its own code. False with an exception pending. */
+#define FITS(env, number, most) \
+  fits(env, number, most, #number " is negative, or more than the library counts on this machine")
+
+static bool fits(JNIEnv *env, jlong number, uint64_t most, const char *message)
+{
+  if (number >= 0 && (uint64_t)number <= most)
+    return true;
+  throw_code(env, ENGRAFT_MISUSE, message, strlen(message));
+  return false;
+}
+
 /* Ends a function that made a handle: what nobody will get is freed. */
 #define MADE(env, code, type, handle)                  \
   do {                                                 \
@@ -553,6 +566,8 @@ NATIVE(void, dataInfo)(JNIEnv *env, jclass class, jlong data, jobject object)
 NATIVE(jbyteArray, dataSkipped)(JNIEnv *env, jclass class, jlong data, jlong index)
 {
   (void)class;
+  if (!FITS(env, index, SIZE_MAX))
+    return NULL;
   COPIED(env, engraft_data_skipped, HANDLE(data, data), (size_t)index);
 }
 
@@ -622,6 +637,8 @@ NATIVE(jbyteArray, planPoolName)(JNIEnv *env, jclass class, jlong plan, jlong in
 {
   (void)class;
   char name[256] = "";
+  if (!FITS(env, index, SIZE_MAX))
+    return NULL;
   int32_t code = engraft_plan_pool(HANDLE(plan, plan), (size_t)index, name, sizeof name, NULL, NULL);
   return finish(env, code) ? to_bytes(env, name, strlen(name)) : NULL;
 }
@@ -630,7 +647,8 @@ NATIVE(jlong, planPoolBytes)(JNIEnv *env, jclass class, jlong plan, jlong index)
 {
   (void)class;
   uint64_t bytes = 0;
-  finish(env, engraft_plan_pool(HANDLE(plan, plan), (size_t)index, NULL, 0, NULL, &bytes));
+  if (FITS(env, index, SIZE_MAX))
+    finish(env, engraft_plan_pool(HANDLE(plan, plan), (size_t)index, NULL, 0, NULL, &bytes));
   return (jlong)bytes;
 }
 
@@ -670,7 +688,8 @@ NATIVE(void, trainerRun)(JNIEnv *env, jclass class, jlong trainer, jlong steps, 
 {
   (void)class;
   call to = {env, listener};
-  finish(env, engraft_trainer_run(HANDLE(trainer, trainer), (uint64_t)steps, listener ? on_progress : NULL, &to));
+  if (FITS(env, steps, UINT64_MAX))
+    finish(env, engraft_trainer_run(HANDLE(trainer, trainer), (uint64_t)steps, listener ? on_progress : NULL, &to));
 }
 
 NATIVE(jdouble, trainerEvaluate)(JNIEnv *env, jclass class, jlong trainer)
@@ -874,7 +893,7 @@ NATIVE(jlong, sessionBytes)(JNIEnv *env, jclass class, jlong model, jobject sett
   (void)class;
   uint64_t bytes = 0;
   engraft_session_params params;
-  if (READ(env, session, session_params, settings, params))
+  if (FITS(env, rank, UINT32_MAX) && READ(env, session, session_params, settings, params))
     finish(env, engraft_session_bytes(HANDLE(model, model), &params, (uint32_t)rank, &bytes));
   return (jlong)bytes;
 }
@@ -1148,14 +1167,16 @@ NATIVE(jlong, storeRollback)(JNIEnv *env, jclass class, jlong store)
 NATIVE(void, storeActivate)(JNIEnv *env, jclass class, jlong store, jlong generation)
 {
   (void)class;
-  finish(env, engraft_store_activate(HANDLE(store, store), (uint64_t)generation));
+  if (FITS(env, generation, UINT64_MAX))
+    finish(env, engraft_store_activate(HANDLE(store, store), (uint64_t)generation));
 }
 
 NATIVE(jlong, storePrune)(JNIEnv *env, jclass class, jlong store, jlong keep)
 {
   (void)class;
   uint64_t removed = 0;
-  finish(env, engraft_store_prune(HANDLE(store, store), (size_t)keep, &removed));
+  if (FITS(env, keep, SIZE_MAX))
+    finish(env, engraft_store_prune(HANDLE(store, store), (size_t)keep, &removed));
   return (jlong)removed;
 }
 

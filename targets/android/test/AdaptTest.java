@@ -303,6 +303,9 @@ public final class AdaptTest {
             check("back", store.rollback() == 1);
             store.activate(2);
             expect(Engraft.MISUSE, () -> store.activate(9));
+            expect(Engraft.MISUSE, () -> store.activate(-1));
+            expect(Engraft.MISUSE, () -> store.prune(0));
+            expect(Engraft.MISUSE, () -> store.prune(-1));
             store.prune(1);
             check("the list tells", store.list().contains("\"active\":2"));
         }
@@ -422,6 +425,8 @@ public final class AdaptTest {
         expect(Engraft.BAD_DATA, () -> Data.of(model, "{\"a\":1}\n", null));
         expect(Engraft.IO, () -> Data.open(model, in("none.jsonl"), null));
         expect(NullPointerException.class, () -> Data.of(model, (String) null, null));
+        expect(Engraft.MISUSE, () -> data.skipped(-1));
+        expect(Engraft.MISUSE, () -> Plan.sessionBytes(model, null, -1));
         TrainParams wide = training(1);
         wide.rank = 1000;
         expect(Engraft.MISUSE, () -> Plan.create(model, data, wide));
@@ -439,6 +444,7 @@ public final class AdaptTest {
         expect(IllegalStateException.class, () -> session.answer("x", null));
         expect(IllegalStateException.class, session::cancel);
         Trainer trainer = Trainer.create(model, data, training(1));
+        expect(Engraft.MISUSE, () -> trainer.run(-1, null));
         trainer.step();
         expect(Engraft.MISUSE, trainer::step);
         trainer.close();
