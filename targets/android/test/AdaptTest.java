@@ -67,6 +67,7 @@ public final class AdaptTest {
             store(model);
             wrongModel(model);
             misuse(model, data);
+            longMessages();
             thrownByListeners(model, data);
             steered(model, data);
             gate(model, data);
@@ -452,6 +453,23 @@ public final class AdaptTest {
         Slot slot = new Slot();
         slot.close();
         expect(IllegalStateException.class, () -> slot.swap(null));
+    }
+
+    /** Wherever between the bytes of a character the JNI layer's buffer ends, nothing follows what is told. */
+    private void longMessages() {
+        StringBuilder name = new StringBuilder();
+        for (int i = 0; i < 1000; i++) {
+            name.append('€');
+        }
+        for (int shift = 0; shift < 3; shift++) {
+            try {
+                Model.open(in(name.insert(0, 'x').toString())).close();
+                check("so long a name was opened", false);
+            } catch (EngraftException e) {
+                String told = e.getMessage();
+                check("a long message is cut", told.length() > 500 && told.length() < 2048 && told.endsWith("€"));
+            }
+        }
     }
 
     private static final class Own extends RuntimeException {
