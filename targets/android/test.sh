@@ -76,7 +76,12 @@ if adapt "$work/empty" steps "${life[@]}" || ! grep -q 'UnsatisfiedLinkError.*en
   exit 1
 fi
 must_fail 'no libengraft.so' $here/build-jni.sh "$work/empty" "$work/none"
-echo 'leaking references and a missing library are seen'
+# Of the same size, so that only the type tells them apart.
+sed 's/vocab, "vocab", INT/vocab, "vocab", FLOAT/' $here/jni/engraft_jni.c >"$work/wrong.c"
+home=${JAVA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v javac)")")")}
+must_fail 'engraft_model_info.vocab is not of the kind FLOAT' "${CC:-cc}" -std=c11 -fsyntax-only \
+  -I"$work/build/include" -Itargets/capi/include -I"$home/include" -I"$home/include/linux" "$work/wrong.c"
+echo 'leaking references, a missing library and a wrong kind of a field are seen'
 
 # stand_in FOLDER CC PAGE UNWANTED: a libengraft.so as Android has it, of empty functions, as no NDK is at hand: those of
 # engraft.h but the one named UNWANTED, and one of that name where the header has none.

@@ -218,7 +218,23 @@ typedef struct {
   size_t offset;
 } field;
 
-#define FIELD(type, member, name, kind) {name, kind, offsetof(type, member)}
+/* Whether a member of the library's is of a kind: a wrong one reads beside the value or beyond the struct. */
+#define IS_INT(member) _Generic((member), uint32_t: 1, int32_t: 1, default: 0)
+#define IS_FLAG(member) _Generic((member), uint32_t: 1, default: 0)
+#define IS_LONG(member) _Generic((member), uint64_t: 1, default: 0)
+#define IS_FLOAT(member) _Generic((member), float: 1, default: 0)
+#define IS_DOUBLE(member) _Generic((member), double: 1, default: 0)
+
+/* 0, and no program where the condition does not hold: an initializer has no place for a declaration of its own. */
+#define ZERO_IF(condition, message)           \
+  (0 * sizeof(struct {                        \
+     _Static_assert(condition, message);      \
+     char unused;                             \
+   }))
+
+#define FIELD(type, member, name, kind) \
+  {name, kind, \
+   offsetof(type, member) + ZERO_IF(IS_##kind(((type *)0)->member), #type "." #member " is not of the kind " #kind)}
 #define END {NULL, INT, 0}
 
 static jfieldID find_field(JNIEnv *env, jclass class, const field *f)
