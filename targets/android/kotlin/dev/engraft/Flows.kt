@@ -1,6 +1,7 @@
 package dev.engraft
 
-import java.util.concurrent.atomic.AtomicBoolean
+import java.util.concurrent.CancellationException
+import java.util.concurrent.atomic.AtomicReference
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.channels.ProducerScope
 import kotlinx.coroutines.channels.awaitClose
@@ -26,6 +27,9 @@ fun Gate.progress(): Flow<Progress> =
 fun Session.generate(prompt: String, params: GenerateParams? = null): Flow<String> =
     listening(cancel = { cancel() }) { tell -> generate(prompt, params, TextListener { tell(it) }) }
 
+/** How far a flow's one call is. Whoever moves it on from [WAITING] decides whether the call begins at all. */
+private enum class Turn { WAITING, RUNNING, OVER }
+
 /**
  * A flow of what [call] tells, which blocks a thread of [Dispatchers.IO] until it returns: those of Default are as few
  * as cores, and whoever would collect or cancel may need one. The flow ends after
@@ -33,24 +37,25 @@ fun Session.generate(prompt: String, params: GenerateParams? = null): Flow<Strin
  */
 private fun <T> listening(cancel: () -> Unit, call: (tell: (T) -> Boolean) -> Unit): Flow<T> =
     callbackFlow<T> {
-        val returned = AtomicBoolean()
-        launch { close(failureOf(returned, this@callbackFlow, call)) }
-        // Reached by the collector's cancellation while the call still blocks; without a call that runs there is
-        // nothing to cancel, and a trainer would stay cancelled.
-        awaitClose { if (!returned.get()) cancel() }
+        val turn = AtomicReference(Turn.WAITING)
+        launch { close(failureOf(turn, this@callbackFlow, call)) }
+        // Reached by the collector's cancellation while the call still blocks. One that has not begun need not, and
+        // one that has returned is followed by others': a trainer would stay cancelled.
+        awaitClose { if (turn.getAndSet(Turn.OVER) == Turn.RUNNING) cancel() }
     }.flowOn(Dispatchers.IO)
 
 /** What ended the call, null for nothing. A closed channel refuses what it is told, which ends the call, too. */
 private fun <T> failureOf(
-    returned: AtomicBoolean,
+    turn: AtomicReference<Turn>,
     channel: ProducerScope<T>,
     call: (tell: (T) -> Boolean) -> Unit
 ): Throwable? =
     try {
+        if (!turn.compareAndSet(Turn.WAITING, Turn.RUNNING)) throw CancellationException("nobody collects any more")
         call { channel.trySendBlocking(it).isSuccess }
         null
     } catch (failure: Throwable) {
         failure
     } finally {
-        returned.set(true)
+        turn.set(Turn.OVER)
     }
