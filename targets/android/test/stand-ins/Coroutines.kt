@@ -6,6 +6,8 @@ package kotlinx.coroutines
 
 import kotlin.coroutines.CoroutineContext
 
+typealias CancellationException = java.util.concurrent.CancellationException
+
 interface Job : CoroutineContext.Element
 
 interface CoroutineScope {

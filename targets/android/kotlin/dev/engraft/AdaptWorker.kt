@@ -9,6 +9,7 @@ import androidx.work.PeriodicWorkRequest
 import androidx.work.WorkerParameters
 import androidx.work.workDataOf
 import java.util.concurrent.TimeUnit
+import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.withContext
 
@@ -22,7 +23,11 @@ import kotlinx.coroutines.withContext
  *         "adapt", ExistingPeriodicWorkPolicy.KEEP, AdaptWorker.daily(AdaptWorker::class.java, model, rows, store))
  */
 open class AdaptWorker(context: Context, parameters: WorkerParameters) : CoroutineWorker(context, parameters) {
-    /** Calls `setForeground` with the app's own notification, where the work is to last longer. */
+    /**
+     * Calls `setForeground` with the app's own notification, where the work is to last longer. From the background,
+     * where this worker runs, that works up to Android 11 only: later versions throw unless the app is exempt, and
+     * the work then goes on within its ten minutes.
+     */
     protected open suspend fun foreground() = Unit
 
     /** What is compared. */
@@ -33,12 +38,23 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
     }
 
     override suspend fun doWork(): Result = withContext(Dispatchers.IO) {
-        foreground()
+        tryForeground()
         try {
             Result.success(workDataOf(DECISION to adapt()))
         } catch (e: EngraftException) {
             // Another process holds the store; the rest would only happen again.
             if (e.code() == Engraft.BUSY) Result.retry() else Result.failure(workDataOf(MESSAGE to e.message))
+        }
+    }
+
+    private suspend fun tryForeground() {
+        try {
+            foreground()
+        } catch (e: CancellationException) {
+            // It is an IllegalStateException, too.
+            throw e
+        } catch (e: IllegalStateException) {
+            // ForegroundServiceStartNotAllowedException, which older versions of Android do not know by name.
         }
     }
 
