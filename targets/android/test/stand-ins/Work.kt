@@ -17,11 +17,13 @@ class WorkerParameters
 abstract class ListenableWorker(context: Context, parameters: WorkerParameters) {
     val applicationContext: Context = TODO()
     val inputData: Data = TODO()
+    val runAttemptCount: Int = TODO()
 
     open class Result {
         companion object {
             fun success(outputData: Data): Result = TODO()
             fun retry(): Result = TODO()
+            fun failure(): Result = TODO()
             fun failure(outputData: Data): Result = TODO()
         }
     }

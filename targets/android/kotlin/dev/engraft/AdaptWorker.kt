@@ -15,9 +15,9 @@ import kotlinx.coroutines.withContext
 
 /**
  * A recipe: once a day, while the device charges, is idle and cool, the gate compares what training on the app's rows
- * brings, and the store keeps what won, and two generations before it. Nothing is kept of a comparison that was
- * stopped: [settings] bounds it by minutes. WorkManager stops workers after about ten minutes unless they are in the
- * foreground: see [foreground].
+ * brings, and the store keeps what won, and two generations before it. WorkManager stops workers after about ten
+ * minutes unless they are in the foreground (see [foreground]), and nothing is kept of a comparison that was stopped:
+ * [settings] is to keep it shorter. One that was stopped twice is left until the next day.
  *
  *     WorkManager.getInstance(context).enqueueUniquePeriodicWork(
  *         "adapt", ExistingPeriodicWorkPolicy.KEEP, AdaptWorker.daily(AdaptWorker::class.java, model, rows, store))
@@ -30,20 +30,29 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
      */
     protected open suspend fun foreground() = Unit
 
-    /** What is compared. */
+    /**
+     * What is compared. The minutes bound training only; measuring comes on top of them, and takes its time by the
+     * three that follow. How long that is depends on model and device.
+     */
     protected open fun settings(): GateParams = GateParams().apply {
-        minutes = 4.0
+        minutes = 2.0
+        evaluations = 4
+        heldOutRows = 100
+        answerTokens = 64
         memoryBudget = 512L shl 20
         threads = 2
     }
 
-    override suspend fun doWork(): Result = withContext(Dispatchers.IO) {
-        tryForeground()
-        try {
-            Result.success(workDataOf(DECISION to adapt()))
-        } catch (e: EngraftException) {
-            // Another process holds the store; the rest would only happen again.
-            if (e.code() == Engraft.BUSY) Result.retry() else Result.failure(workDataOf(MESSAGE to e.message))
+    override suspend fun doWork(): Result {
+        if (runAttemptCount >= ATTEMPTS) return Result.failure()
+        return withContext(Dispatchers.IO) {
+            tryForeground()
+            try {
+                Result.success(workDataOf(DECISION to adapt()))
+            } catch (e: EngraftException) {
+                // Another process holds the store; the rest would only happen again.
+                if (e.code() == Engraft.BUSY) Result.retry() else Result.failure(workDataOf(MESSAGE to e.message))
+            }
         }
     }
 
@@ -97,6 +106,9 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         const val STEP = "step"
         const val STEPS = "steps"
         const val ARM = "arm"
+
+        /** Runs of a day's work: WorkManager begins anew what it stopped, and would all night. */
+        private const val ATTEMPTS = 2
 
         /** Paths of the model, of the rows (JSON lines) and of the store's folder, all in the app's own storage. */
         fun daily(worker: Class<out AdaptWorker>, model: String, rows: String, store: String): PeriodicWorkRequest =
