@@ -20,4 +20,6 @@ object Dispatchers {
 
 fun CoroutineScope.launch(block: suspend CoroutineScope.() -> Unit): Job = TODO()
 
+suspend fun delay(timeMillis: Long): Unit = TODO()
+
 suspend fun <T> withContext(context: CoroutineContext, block: suspend CoroutineScope.() -> T): T = TODO()

@@ -22,7 +22,6 @@ abstract class ListenableWorker(context: Context, parameters: WorkerParameters) 
     open class Result {
         companion object {
             fun success(outputData: Data): Result = TODO()
-            fun retry(): Result = TODO()
             fun failure(): Result = TODO()
             fun failure(outputData: Data): Result = TODO()
         }

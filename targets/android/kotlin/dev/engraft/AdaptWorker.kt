@@ -11,6 +11,7 @@ import androidx.work.workDataOf
 import java.util.concurrent.TimeUnit
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.withContext
 
 /**
@@ -50,8 +51,8 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
             try {
                 Result.success(workDataOf(DECISION to adapt()))
             } catch (e: EngraftException) {
-                // Another process holds the store; the rest would only happen again.
-                if (e.code() == Engraft.BUSY) Result.retry() else Result.failure(workDataOf(MESSAGE to e.message))
+                // The same would only happen again.
+                Result.failure(workDataOf(MESSAGE to e.message))
             }
         }
     }
@@ -86,12 +87,25 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         val decision = gate.decision()
         if (decision != Engraft.DECISION_KEEP_BASE) {
             Store.open(argument(STORE)).use {
-                it.promote(gate)
+                promote(gate, it)
                 // What was promoted stands, whatever becomes of the older ones.
                 try { it.prune(3) } catch (e: EngraftException) { }
             }
         }
         return decision
+    }
+
+    /** Waits for who else changes the store: that takes moments, and all that was compared would be done anew. */
+    private suspend fun promote(gate: Gate, store: Store) {
+        for (attempt in 1..BUSY_ATTEMPTS) {
+            try {
+                store.promote(gate)
+                return
+            } catch (e: EngraftException) {
+                if (e.code() != Engraft.BUSY || attempt == BUSY_ATTEMPTS) throw e
+            }
+            delay(BUSY_MILLIS)
+        }
     }
 
     private fun argument(name: String): String =
@@ -109,6 +123,10 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
 
         /** Runs of a day's work: WorkManager begins anew what it stopped, and would all night. */
         private const val ATTEMPTS = 2
+
+        /** A store that is busy is asked so often, and so long apart. */
+        private const val BUSY_ATTEMPTS = 21
+        private const val BUSY_MILLIS = 500L
 
         /** Paths of the model, of the rows (JSON lines) and of the store's folder, all in the app's own storage. */
         fun daily(worker: Class<out AdaptWorker>, model: String, rows: String, store: String): PeriodicWorkRequest =
