@@ -21,9 +21,8 @@ abstract class ListenableWorker(context: Context, parameters: WorkerParameters) 
 
     open class Result {
         companion object {
-            fun success(outputData: Data): Result = TODO()
+            fun success(): Result = TODO()
             fun failure(): Result = TODO()
-            fun failure(outputData: Data): Result = TODO()
         }
     }
 }

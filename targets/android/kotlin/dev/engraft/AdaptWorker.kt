@@ -44,16 +44,27 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         threads = 2
     }
 
+    /**
+     * Is told what came of it, on a thread that may be blocked: `Engraft.DECISION_*`, or what went wrong. It is not
+     * called where the system stopped the work. WorkManager keeps no output of periodic work: what the app is to know
+     * later, it must write down here.
+     */
+    protected open suspend fun ended(decision: Int?, failure: EngraftException?) = Unit
+
     override suspend fun doWork(): Result {
         if (runAttemptCount >= ATTEMPTS) return Result.failure()
         return withContext(Dispatchers.IO) {
             tryForeground()
+            var decision: Int? = null
+            var failure: EngraftException? = null
             try {
-                Result.success(workDataOf(DECISION to adapt()))
+                decision = adapt()
             } catch (e: EngraftException) {
-                // The same would only happen again.
-                Result.failure(workDataOf(MESSAGE to e.message))
+                failure = e
             }
+            ended(decision, failure)
+            // Not retry, since the same would only happen again.
+            if (failure == null) Result.success() else Result.failure()
         }
     }
 
@@ -115,8 +126,6 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         const val MODEL = "model"
         const val ROWS = "rows"
         const val STORE = "store"
-        const val DECISION = "decision"
-        const val MESSAGE = "message"
         const val STEP = "step"
         const val STEPS = "steps"
         const val ARM = "arm"
