@@ -12,4 +12,8 @@ interface Flow<out T> {
 
 fun <T> callbackFlow(block: suspend ProducerScope<T>.() -> Unit): Flow<T> = TODO()
 
+fun <T> Flow<T>.conflate(): Flow<T> = TODO()
+
+fun <T> Flow<T>.filter(predicate: suspend (T) -> Boolean): Flow<T> = TODO()
+
 fun <T> Flow<T>.flowOn(context: CoroutineContext): Flow<T> = TODO()

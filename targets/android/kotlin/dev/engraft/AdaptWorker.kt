@@ -12,6 +12,8 @@ import java.util.concurrent.TimeUnit
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.delay
+import kotlinx.coroutines.flow.conflate
+import kotlinx.coroutines.flow.filter
 import kotlinx.coroutines.withContext
 
 /**
@@ -90,8 +92,11 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         val power = applicationContext.getSystemService(Context.POWER_SERVICE) as PowerManager
         val heat = if (Build.VERSION.SDK_INT >= 29) Heat(power, gate) else null
         try {
-            // When the work is stopped, this cancels the gate, and returns once it has stopped.
-            gate.progress().collect { setProgress(workDataOf(STEP to it.step, STEPS to it.steps, ARM to it.text)) }
+            // When the work is stopped, this cancels the gate, and returns once it has stopped. WorkManager writes
+            // progress to its database: training must not wait for that at each step.
+            gate.progress().filter { it.event == Engraft.EVENT_STEP }.conflate().collect {
+                setProgress(workDataOf(STEP to it.step, STEPS to it.steps, ARM to it.text))
+            }
         } finally {
             heat?.close()
         }
