@@ -159,6 +159,7 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
 }
 
 /** Tells a gate how hot the device is, until it is closed. Needs Android 10. */
+@androidx.annotation.RequiresApi(29)
 private class Heat(private val power: PowerManager, private val gate: Gate) : AutoCloseable {
     private val listener = PowerManager.OnThermalStatusChangedListener { status ->
         try {
