@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::tuned::TunedLayout;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::block::BlockWords;
-use crate::nn::head::HeadWords;
+use crate::nn::head::{self, HeadWords};
 use crate::nn::rope;
 
 /// When full fine-tuning updates the weights.
@@ -170,8 +170,13 @@ impl ArenaWords {
 }
 
 impl MemoryPlan {
-    /// The plan of a request.
+    /// The plan of a request. Of one that may be for more than this machine can address, one pool that no budget
+    /// has room for.
     pub fn new(c: &ModelConfig, r: &Request) -> MemoryPlan {
+        if bytes_at_most(c, r) > usize::MAX as u128 {
+            let pools = vec![Pool { name: "beyond_addresses", bytes: usize::MAX }];
+            return MemoryPlan { pools, private_bytes: usize::MAX, mapped_bytes: r.mapped_bytes };
+        }
         let w = ArenaWords::new(c, r);
         let f = size_of::<f32>();
         let row_state = w.rows * (c.d_model * f + 3 * f);
@@ -326,6 +331,30 @@ impl MemoryPlan {
     }
 }
 
+/// What the plan of a request does not exceed, nor anything that is added up for it: so that no sum of a plan can
+/// wrap, which 32 bits would let it do soon. Up to three times the plan.
+fn bytes_at_most(c: &ModelConfig, r: &Request) -> u128 {
+    let of = |n: usize| n as u128;
+    let (d, q, kv, ff) = (of(c.d_model), of(c.d_q()), of(c.d_kv()), of(c.d_ff));
+    let (rank, seq, rows) = (of(r.rank), of(r.seq), of(r.batch) * of(r.seq));
+    let wide = ff.max(q).max(2 * kv).max(d);
+    let block = 3 * d + 4 * q + 2 * kv + 7 * wide + of(c.n_heads) + 10 * rank;
+    let chunk = of(head::VOCAB_CHUNK.min(c.vocab)) + 32;
+    let head = 2 * (5 * d + 6 * chunk + 16);
+    let attention = 3 * q + 2 * kv + d + of(c.n_heads) + 8 * rank;
+    let kept = of(r.keep.blocks()) * attention + of(r.keep.all) * (2 * wide + 4 * rank);
+    let row = (of(r.kept_blocks) + 2) * d + kept + block + head + 8;
+    let scratch = of(r.threads) * ((seq + 64) * (4 * of(c.head_dim) + 64) + 64 * (wide + rank) + (1 << 18));
+    let parameters = 8 * of(r.params) + 2 * of(r.gain_words) + seq * of(c.head_dim);
+    // A pass of a few tokens is planned for the fingerprint, too.
+    let words = (rows + 64) * row + scratch + parameters;
+    let weights = r.full.map_or(0, |_| 6 * of(TunedLayout::new(c).len()));
+    let others = [r.tokenizer_bytes, r.preparation_bytes, r.model_bytes, process_bytes(r.threads)];
+    let data = of(r.data_tokens) * of(TOKEN_BYTES) + of(r.data_rows) * of(ROW_BYTES);
+    let saving = 8 * of(r.params) + (4 << 20);
+    4 * (words + weights) + others.into_iter().map(of).sum::<u128>() + data + saving
+}
+
 /// Private memory of the process itself with its worker threads.
 pub fn process_bytes(threads: usize) -> usize {
     PROCESS_BYTES + threads * THREAD_BYTES
@@ -346,4 +375,89 @@ pub fn show_bytes(bytes: u64) -> String {
 /// Bytes as MiB for people.
 pub fn mib(bytes: usize) -> String {
     format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::keep::{Keep, KeepPrecision};
+
+    /// SmolLM2-135M's shape, and one of eight billion parameters.
+    fn shapes() -> [ModelConfig; 2] {
+        let small = ModelConfig {
+            architecture: "llama".into(),
+            vocab: 49_152,
+            d_model: 576,
+            n_layers: 30,
+            n_heads: 9,
+            n_kv_heads: 3,
+            head_dim: 64,
+            d_ff: 1536,
+            rope_dim: 64,
+            rope_base: 1e5,
+            rope_scale: 1.0,
+            rms_eps: 1e-5,
+            context_len: 8192,
+            tied: true,
+        };
+        let large = ModelConfig {
+            vocab: 128_256,
+            d_model: 4096,
+            n_layers: 32,
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 128,
+            d_ff: 14_336,
+            tied: false,
+            ..small.clone()
+        };
+        [small, large]
+    }
+
+    #[test]
+    fn no_plan_exceeds_its_bound_which_is_near() {
+        for c in shapes() {
+            for (batch, seq, rank, threads) in
+                [(1, 16, 1, 1), (1, 256, 8, 2), (4, 2048, 256, 64), (4096, 8192, 8, 4)]
+            {
+                for keep in [Keep::Inputs, Keep::Attention, Keep::All] {
+                    let params = c.n_layers * rank * 7 * 2 * c.d_ff;
+                    let keep = KeepPlan::uniform(keep, KeepPrecision::F32, c.n_layers);
+                    let kept_blocks = c.n_layers;
+                    let plain = Request {
+                        batch,
+                        seq,
+                        rank,
+                        threads,
+                        params,
+                        kept_blocks,
+                        keep,
+                        ..Request::default()
+                    };
+                    for r in [
+                        plain,
+                        Request { beside_base: true, dropout: true, packed: true, best: true, ..plain },
+                        Request { full: Some(FullUpdate::AtEnd), params: 0, rank: 0, best: true, ..plain },
+                    ] {
+                        let (plan, bound) =
+                            (MemoryPlan::new(&c, &r).private_bytes as u128, bytes_at_most(&c, &r));
+                        assert!(plan <= bound, "{plan} of {bound}: {r:?}");
+                        assert!(batch * seq < 256 || bound < 4 * plan, "{bound} for {plan}: {r:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// What 32 bits, or 64, can't count is refused like all that does not fit.
+    #[test]
+    fn what_can_not_be_addressed_is_refused() {
+        let [c, _] = shapes();
+        let r = Request { batch: usize::MAX / 2, seq: 8192, rank: 8, threads: 1, ..Request::default() };
+        let plan = MemoryPlan::new(&c, &r);
+        assert_eq!(plan.private_bytes, usize::MAX);
+        let small = Request { batch: 4096, seq: 8192, ..r };
+        let refused = MemoryPlan::new(&c, &small).check(&c, &small, 64 << 20).expect_err("too much");
+        assert_eq!(refused.kind(), ErrorKind::DoesNotFit);
+    }
 }

@@ -13,6 +13,9 @@ use crate::model::ModelConfig;
 /// Address space of a worker's stack and of the allocator's first part for it. Where a limit counts what is
 /// reserved, not what is touched, the plan's bytes per thread are too few.
 const RESERVED_PER_WORKER: u64 = (512 + 132) << 10;
+/// What the processor itself can address, where that is little: Linux keeps a quarter of 32 bits for itself.
+const ADDRESSES: Option<(u64, &str)> =
+    if usize::BITS == 32 { Some((3 << 30, "the 32-bit address space")) } else { None };
 
 /// Address space that the GNU allocator reserves for each thread that allocates, and the threads beside the workers
 /// that may: where address space is limited, it is lost to what the plan counts.
@@ -61,12 +64,13 @@ pub fn of(read: &dyn Fn(&str) -> Option<String>, threads: usize) -> Option<Room>
         let who = "RLIMIT_DATA (ulimit -d)".to_string();
         rooms.push(Room { bytes: limit.saturating_sub(reserved), who });
     }
-    if let Some(limit) = soft_limit(&limits, "Max address space") {
+    let addresses = soft_limit(&limits, "Max address space").map(|limit| (limit, "RLIMIT_AS (ulimit -v)"));
+    for (limit, who) in addresses.into_iter().chain(ADDRESSES) {
         // The map and the program's own files are in it already.
         let others = status.address_space.saturating_sub(status.private);
-        let who = "RLIMIT_AS (ulimit -v)".to_string();
         let arenas = ARENA_BYTES * (threads as u64 + OTHER_THREADS);
-        rooms.push(Room { bytes: limit.saturating_sub(others.saturating_add(reserved + arenas)), who });
+        let bytes = limit.saturating_sub(others.saturating_add(reserved + arenas));
+        rooms.push(Room { bytes, who: who.to_string() });
     }
     rooms.extend(groups(read, status.private));
     if let Some(available) = read("/proc/meminfo").and_then(|text| kib(&text, "MemAvailable")) {
