@@ -96,12 +96,21 @@ impl Subject {
     /// The most answers at once, up to [`BatchSession::SLOTS`], that `bytes` allow; at least one.
     pub fn slots(&self, prompts: &[&[u32]], limit: usize, bytes: usize) -> usize {
         let (c, threads, shared) = (self.config(), self.kernels.threads(), shared_length(prompts));
-        let own = prompts.iter().map(|p| p.len() - shared).max().unwrap_or(1) + limit;
+        let own = self.own_positions(prompts, limit);
         let fits = |slots: &usize| {
             let session = BatchSession::bytes(c, shared, *slots, own, self.rank(), threads, CACHE);
             session + Prefix::bytes(c, shared, CACHE) <= bytes
         };
         (1..=BatchSession::SLOTS.min(prompts.len().max(1))).rev().find(fits).unwrap_or(1)
+    }
+
+    /// Positions of a prompt and its answer behind what all prompts share: no more than the model was trained for,
+    /// so an answer ends there.
+    fn own_positions(&self, prompts: &[&[u32]], limit: usize) -> usize {
+        let shared = shared_length(prompts);
+        let longest = prompts.iter().map(|p| p.len() - shared).max().unwrap_or(1);
+        let room = self.config().context_len.saturating_sub(shared);
+        longest.saturating_add(limit).min(room).max(longest + 1)
     }
 
     fn head(&self, rows: usize) -> HeadBufs {
@@ -191,7 +200,6 @@ impl Subject {
     ) -> Result<Answered> {
         let started = Instant::now();
         let shared = shared_length(prompts);
-        let own_max = prompts.iter().map(|p| p.len() - shared).max().unwrap_or(1);
         let (weights, kernels) = (&self.weights, &self.kernels);
         let first = prompts.first().map_or(&[][..], |p| &p[..shared]);
         let prefix = Prefix::read(
@@ -209,7 +217,7 @@ impl Subject {
             self.precision,
             Arc::new(prefix),
             slots,
-            own_max + limit,
+            self.own_positions(prompts, limit),
         )?;
         let own: Vec<Vec<u32>> = prompts.iter().map(|p| p[shared..].to_vec()).collect();
         let mut answers = batch.complete(&own, limit, is_end, |_| watcher.go_on().is_ok())?;
