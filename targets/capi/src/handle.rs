@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, RwLock, TryLockError};
@@ -184,37 +185,55 @@ pub(crate) fn unheard(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32
 
 /// A value that one call at a time may use; another one is turned away, and nobody ever waits.
 pub(crate) struct Exclusive<T> {
-    value: Mutex<T>,
-    /// Changed while `value` is locked.
-    is_closed: AtomicBool,
+    /// None once it was closed.
+    value: Mutex<Option<T>>,
+}
+
+/// The value of an [`Exclusive`], for as long as this lives.
+pub(crate) struct Entered<'a, T>(MutexGuard<'a, Option<T>>);
+
+impl<T> Deref for Entered<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().unwrap_or_else(|| unreachable!("whoever enters has looked"))
+    }
+}
+
+impl<T> DerefMut for Entered<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().unwrap_or_else(|| unreachable!("whoever enters has looked"))
+    }
 }
 
 impl<T> Exclusive<T> {
     pub(crate) fn new(value: T) -> Exclusive<T> {
-        Exclusive { value: Mutex::new(value), is_closed: AtomicBool::new(false) }
+        Exclusive { value: Mutex::new(Some(value)) }
     }
 
     /// The value, for as long as the guard lives.
-    pub(crate) fn enter(&self) -> Result<MutexGuard<'_, T>> {
+    pub(crate) fn enter(&self) -> Result<Entered<'_, T>> {
         let guard = self.value.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => Failure::new(ENGRAFT_BUSY, "another call runs on this handle"),
             TryLockError::Poisoned(_) => {
                 Failure::new(ENGRAFT_PANIC, "an earlier call met a defect of the library: free the handle")
             }
         })?;
-        match self.is_closed.load(Ordering::Relaxed) {
-            false => Ok(guard),
-            true => Err(Failure::misuse("the handle was freed")),
+        match guard.is_some() {
+            true => Ok(Entered(guard)),
+            false => Err(Failure::misuse("the handle was freed")),
         }
     }
 
-    /// Lets no call in from now on; false where one is in.
+    /// Lets no call in from now on, and ends the value here, threads and locks with it: what steers may hold the
+    /// handle a little longer. False where a call is in.
     pub(crate) fn close(&self) -> bool {
-        let guard = self.value.try_lock();
-        if matches!(guard, Err(TryLockError::WouldBlock)) {
-            return false;
-        }
-        self.is_closed.store(true, Ordering::Relaxed);
+        let ended = match self.value.try_lock() {
+            Ok(mut guard) => guard.take(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().take(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        drop(ended);
         true
     }
 }
@@ -383,12 +402,26 @@ mod tests {
         assert_eq!(free("test", a), ENGRAFT_OK);
     }
 
-    /// A call that has found its value when another thread frees the handle, and begins afterwards.
+    /// A call that has found its value when another thread frees the handle, and begins afterwards. What the
+    /// value held has ended by then.
     #[test]
     fn what_was_freed_lets_no_late_call_in() {
-        let a = thing();
+        struct Holding;
+
+        impl Kind for Holding {
+            type Value = Exclusive<Arc<()>>;
+            const NAME: &'static str = "holding";
+
+            fn close(value: &Exclusive<Arc<()>>) -> bool {
+                value.close()
+            }
+        }
+
+        let held = Arc::new(());
+        let a: *mut Holding = publish(Exclusive::new(held.clone())).unwrap();
         let code = call("test", a, |value| {
             assert_eq!(free("test", a), ENGRAFT_OK);
+            assert_eq!(Arc::strong_count(&held), 1);
             value.enter().map(drop)
         });
         assert_eq!(code, ENGRAFT_MISUSE);
