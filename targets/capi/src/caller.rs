@@ -108,6 +108,15 @@ pub(crate) unsafe fn put<T>(out: *mut T, value: T) {
     }
 }
 
+/// Clears the place of a new handle before anything can fail: a caller who frees what is there frees nothing.
+///
+/// # Safety
+/// `out` is NULL or writable, and aligned.
+pub(crate) unsafe fn clear<K>(out: *mut *mut K) {
+    // SAFETY: handed on.
+    unsafe { put(out, std::ptr::null_mut()) };
+}
+
 /// Where a new handle is put; NULL until then.
 pub(crate) struct Out<K>(*mut *mut K);
 
@@ -219,6 +228,15 @@ pub(crate) fn unused(reserved: u32) -> Result<()> {
         0 => Ok(()),
         _ => Err(Failure::new(ENGRAFT_UNSUPPORTED_VERSION, "reserved is not 0: update the library")),
     }
+}
+
+/// Refuses a struct for an answer whose size was never set, before the work that the answer is of.
+///
+/// # Safety
+/// `out` is NULL, or readable for as many bytes as its first field says, and for that field.
+pub(crate) unsafe fn check_answer<S: Struct>(out: *const S) -> Result<()> {
+    // SAFETY: handed on, where it is not NULL.
+    if out.is_null() { Ok(()) } else { unsafe { size_of_given(out) }.map(drop) }
 }
 
 /// Answers in the caller's struct, as far as its version goes; what this version does not know becomes zero.

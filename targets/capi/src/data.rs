@@ -264,6 +264,8 @@ pub unsafe extern "C" fn engraft_data_open(
     params: *const DataParams,
     data: *mut *mut Data,
 ) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(data) };
     handle::call("engraft_data_open", model, |model| {
         // SAFETY: the crate's contract, for the caller's place, path and struct.
         let (out, path, params) =
@@ -289,6 +291,8 @@ pub unsafe extern "C" fn engraft_data_from_memory(
     params: *const DataParams,
     data: *mut *mut Data,
 ) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(data) };
     handle::call("engraft_data_from_memory", model, |model| {
         // SAFETY: the crate's contract, for the caller's place, struct and bytes.
         let (out, params, train, valid, test) = unsafe {
