@@ -15,7 +15,7 @@ pub const ENGRAFT_THERMAL_SERIOUS: i32 = 2;
 /// It is too hot: work waits until this changes.
 pub const ENGRAFT_THERMAL_CRITICAL: i32 = 3;
 
-/// The longest rest at a time: a state that has changed is noticed by then, even if nobody says so.
+/// The longest wait at a time: a state that has changed is noticed by then, even if nobody says so.
 const REST_MAX: Duration = Duration::from_secs(10);
 
 /// What is asked of a call that runs.
@@ -78,33 +78,36 @@ impl Control {
         }
     }
 
-    /// Whether the next [`Control::rest`] waits for somebody to say otherwise.
-    pub(crate) fn is_held(&self) -> bool {
-        let pace = self.pace();
-        pace.paused || pace.thermal == ENGRAFT_THERMAL_CRITICAL
-    }
-
-    /// After work that took so long: rests as the heat demands, and waits while paused.
+    /// After work that took so long: rests as the heat demands, and waits while paused or too hot, which `held`
+    /// is told of first.
     ///
     /// # Errors
-    /// `CANCELLED`, without waiting any longer.
-    pub(crate) fn rest(&self, worked: Duration) -> Result<()> {
+    /// `CANCELLED`, without waiting any longer; those of `held`.
+    pub(crate) fn rest(&self, worked: Duration, held: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let began = Instant::now();
-        let mut pace = self.pace();
+        let (mut pace, mut told) = (self.pace(), false);
         loop {
             self.check()?;
+            let is_held = pace.paused || pace.thermal == ENGRAFT_THERMAL_CRITICAL;
             let rest = match pace.thermal {
-                _ if pace.paused => REST_MAX,
-                ENGRAFT_THERMAL_CRITICAL => REST_MAX,
-                ENGRAFT_THERMAL_SERIOUS => worked.min(REST_MAX).saturating_sub(began.elapsed()),
-                ENGRAFT_THERMAL_FAIR => (worked / 9).min(REST_MAX).saturating_sub(began.elapsed()),
+                _ if is_held => REST_MAX,
+                ENGRAFT_THERMAL_SERIOUS => worked.saturating_sub(began.elapsed()),
+                ENGRAFT_THERMAL_FAIR => (worked / 9).saturating_sub(began.elapsed()),
                 _ => Duration::ZERO,
             };
             if rest.is_zero() {
                 return Ok(());
             }
+            if is_held && !told {
+                drop(pace);
+                held()?;
+                told = true;
+                pace = self.pace();
+                continue;
+            }
+            told &= is_held;
             // No callback runs and nothing else is held while this waits.
-            let waited = self.changed.wait_timeout(pace, rest);
+            let waited = self.changed.wait_timeout(pace, rest.min(REST_MAX));
             (pace, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -125,14 +128,23 @@ mod tests {
         let control = Arc::new(Control::default());
         control.pause();
         let its = control.clone();
-        let waiting = std::thread::spawn(move || its.rest(Duration::ZERO));
+        let waiting = std::thread::spawn(move || {
+            let mut told = 0;
+            let rested = its.rest(Duration::ZERO, &mut || {
+                told += 1;
+                Ok(())
+            });
+            (rested, told)
+        });
         std::thread::sleep(Duration::from_millis(30));
         assert!(!waiting.is_finished());
         control.resume();
-        assert_eq!(waiting.join().unwrap(), Ok(()));
+        assert_eq!(waiting.join().unwrap(), (Ok(()), 1));
         control.set_thermal(ENGRAFT_THERMAL_CRITICAL).unwrap();
         let its = control.clone();
-        let waiting = std::thread::spawn(move || its.rest(Duration::ZERO).map_err(|failure| failure.code));
+        let waiting = std::thread::spawn(move || {
+            its.rest(Duration::ZERO, &mut || Ok(())).map_err(|failure| failure.code)
+        });
         std::thread::sleep(Duration::from_millis(30));
         assert!(!waiting.is_finished());
         control.cancel();
@@ -145,7 +157,7 @@ mod tests {
         let rest = |thermal: i32| {
             control.set_thermal(thermal).unwrap();
             let began = Instant::now();
-            control.rest(Duration::from_millis(90)).unwrap();
+            control.rest(Duration::from_millis(90), &mut || Ok(())).unwrap();
             began.elapsed().as_millis()
         };
         let (cool, fair, serious) =

@@ -13,10 +13,12 @@ use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
 use engraft_runtime::compare::{Kept, Outcome, Watcher, compare};
 use engraft_runtime::gate::retention;
+use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::nn::divergence::{Direction, KlPenalty};
+use engraft_runtime::plan::room;
 use engraft_runtime::{Error, ErrorKind, compare as comparing};
 
 use crate::adapter::{self, Adapter};
@@ -105,7 +107,7 @@ pub struct GateParams {
     pub struct_size: u32,
     /// `ENGRAFT_ARM_*` beside the base alone (0: all). Without few-shot, training need not beat it.
     pub arms: u32,
-    /// Examples in a few-shot prompt (0: 5).
+    /// Examples in a few-shot prompt, at most 64 (0: 5).
     pub shots: u32,
     /// Steps of each trained arm (0: 300).
     pub steps: u32,
@@ -115,7 +117,7 @@ pub struct GateParams {
     pub rank: u32,
     /// `ENGRAFT_METRIC_*`; data of a task is compared as the task says.
     pub metric: u32,
-    /// Tokens of an answer at most (0: 256).
+    /// Tokens of an answer at most, up to 65536 (0: 256).
     pub answer_tokens: u32,
     /// Training rows at most (0: all).
     pub train_rows: u32,
@@ -145,7 +147,7 @@ pub struct GateParams {
     pub level: f64,
     /// Seed of adapters, examples and the bootstrap.
     pub seed: u64,
-    /// Bytes of private memory that training and scoring may take (0: no limit).
+    /// Bytes of private memory that training and scoring may take (0: what the machine leaves this process).
     pub memory_budget: u64,
     /// A text that training must not harm, beside the one that is built in: UTF-8, in passages behind lines that
     /// begin with `%% `, or as one. The library keeps a copy. NULL for none.
@@ -242,6 +244,87 @@ impl Trial {
     }
 }
 
+impl GateParams {
+    /// Refuses what no comparison could be made with, before anything is read.
+    ///
+    /// # Errors
+    /// `MISUSE` that names the field.
+    fn check(&self, task: Option<Task>, has_retention: bool) -> Result<()> {
+        caller::unused(self.reserved)?;
+        for (name, value, max) in [
+            ("shots", self.shots, 64),
+            ("steps", self.steps, 100_000_000),
+            ("batch_size", self.batch_size, 4096),
+            ("rank", self.rank, 256),
+            ("answer_tokens", self.answer_tokens, 1 << 16),
+            ("resamples", self.resamples, 1_000_000),
+            ("evaluations", self.evaluations, 1_000_000),
+        ] {
+            if value > max {
+                return Err(Failure::misuse(format!("{name} is {value}, and must be at most {max}")));
+            }
+        }
+        let trained = self.arms()? & (ENGRAFT_ARM_LORA | ENGRAFT_ARM_DORA) != 0;
+        if trained && self.no_built_in_retention != 0 && !has_retention {
+            let message = "no_built_in_retention is 1, and retention names no text: what training forgets would \
+                           be unknown, and nothing trained could win";
+            return Err(Failure::misuse(message));
+        }
+        self.metric(task)?;
+        model::threads(self.threads)?;
+        for checked in [self.minutes(), self.rate(), self.level(), self.kl()] {
+            checked?;
+        }
+        Ok(())
+    }
+
+    fn arms(&self) -> Result<u32> {
+        let all = ENGRAFT_ARM_FEW_SHOT | ENGRAFT_ARM_LORA | ENGRAFT_ARM_DORA;
+        match self.arms {
+            0 => Ok(all),
+            arms if arms & !all == 0 => Ok(arms),
+            arms => Err(Failure::misuse(format!("arms is {arms:#x}: no such arms"))),
+        }
+    }
+
+    fn metric(&self, task: Option<Task>) -> Result<Option<Metric>> {
+        match (task, self.metric) {
+            (Some(task), _) => Ok(Some(Metric::Numeric(task))),
+            (None, ENGRAFT_METRIC_NONE) => Ok(None),
+            (None, ENGRAFT_METRIC_EXACT) => Ok(Some(Metric::Exact)),
+            (None, ENGRAFT_METRIC_JSON) => Ok(Some(Metric::Json)),
+            (None, other) => Err(Failure::misuse(format!("{other} is no metric"))),
+        }
+    }
+
+    fn minutes(&self) -> Result<f64> {
+        number(self.minutes, (0.0, None), 0.0..=1e6, "minutes")
+    }
+
+    fn rate(&self) -> Result<f64> {
+        number(self.learning_rate, (0.0, None), 0.0..=1.0, "learning_rate")
+    }
+
+    fn level(&self) -> Result<f64> {
+        number(self.level, (Thresholds::default().alpha, None), 1e-6..=0.5, "level")
+    }
+
+    fn kl(&self) -> Result<f64> {
+        number(self.kl_weight, (0.0, None), 0.0..=1e6, "kl_weight")
+    }
+
+    /// The bytes that hold here: those asked for, and no more than the machine leaves. None where nobody asked,
+    /// and the machine has what the arms take unasked.
+    fn limit(&self, recipes: &[Recipe], base: &Base, material: &Material) -> Option<u64> {
+        let room = room::here(base.kernels.threads()).map(|room| room.bytes);
+        if self.memory_budget > 0 {
+            return Some(room.map_or(self.memory_budget, |room| room.min(self.memory_budget)));
+        }
+        let private = |recipe: &Recipe| recipe.plan(base, material, None).1.private_bytes as u64;
+        room.filter(|room| recipes.iter().any(|recipe| private(recipe) > *room))
+    }
+}
+
 /// The settings of the comparison.
 fn settings(
     trial: &Trial,
@@ -251,30 +334,19 @@ fn settings(
     watcher: &mut Looker<'_>,
 ) -> Result<comparing::Settings> {
     let p = &trial.params;
-    let all = ENGRAFT_ARM_FEW_SHOT | ENGRAFT_ARM_LORA | ENGRAFT_ARM_DORA;
-    let arms = match p.arms {
-        0 => all,
-        arms if arms & !all == 0 => arms,
-        arms => return Err(Failure::misuse(format!("arms is {arms:#x}: no such arms"))),
-    };
-    let few_shot = arms & ENGRAFT_ARM_FEW_SHOT != 0;
-    let metric = match (trial.data.task, p.metric) {
-        (Some(task), _) => Some(Metric::Numeric(task)),
-        (None, ENGRAFT_METRIC_NONE) => None,
-        (None, ENGRAFT_METRIC_EXACT) => Some(Metric::Exact),
-        (None, ENGRAFT_METRIC_JSON) => Some(Metric::Json),
-        (None, other) => return Err(Failure::misuse(format!("{other} is no metric"))),
-    };
+    let few_shot = p.arms()? & ENGRAFT_ARM_FEW_SHOT != 0;
+    let recipes = recipes(p, base, material, watcher)?;
+    let memory_budget = p.limit(&recipes, base, material);
     let plain = Thresholds::default();
     Ok(comparing::Settings {
         title: "adapt".into(),
         shots: if few_shot { vec![(or(p.shots, SHOTS), Choice::Seeded(p.seed))] } else { Vec::new() },
-        recipes: recipes(p, arms, base, material, watcher)?,
-        metric,
+        recipes,
+        metric: p.metric(trial.data.task)?,
         answer_tokens: or(p.answer_tokens, ANSWER_TOKENS),
         retention: trial.retention(text)?,
         thresholds: Thresholds {
-            alpha: number(p.level, (plain.alpha, None), 1e-6..=0.5, "level")?,
+            alpha: p.level()?,
             examples_min: if p.examples_min == 0 { plain.examples_min } else { p.examples_min as usize },
             resamples: if p.resamples == 0 { plain.resamples } else { p.resamples as usize },
             few_shot_required: few_shot,
@@ -283,31 +355,30 @@ fn settings(
         },
         seed: p.seed,
         samples: SAMPLES,
-        memory_budget: budget(p),
+        memory_budget,
         folder: None,
     })
 }
 
-fn budget(p: &GateParams) -> Option<u64> {
-    (p.memory_budget > 0).then_some(p.memory_budget)
-}
-
 /// One recipe for each trained arm that memory allows; the others are told of.
+///
+/// # Errors
+/// `DOES_NOT_FIT` where nothing is left that the base could be compared with.
 fn recipes(
     p: &GateParams,
-    arms: u32,
     base: &Base,
     material: &Material,
     watcher: &mut Looker<'_>,
 ) -> Result<Vec<Recipe>> {
     let kinds = [(ENGRAFT_ARM_LORA, "lora"), (ENGRAFT_ARM_DORA, "dora")];
+    let arms = p.arms()?;
     let kinds: Vec<_> = kinds.into_iter().filter(|(arm, _)| arms & arm != 0).collect();
-    let minutes = number(p.minutes, (0.0, None), 0.0..=1e6, "minutes")?;
+    let minutes = p.minutes()?;
     let length = match minutes > 0.0 {
         true => Budget::Minutes(minutes / kinds.len().max(1) as f64),
         false => Budget::Steps(or(p.steps, STEPS) as u64),
     };
-    let (mut recipes, mut held) = (Vec::new(), 0);
+    let (mut recipes, mut held, mut left_out) = (Vec::new(), 0, None);
     for (arm, name) in kinds {
         let mut recipe = recipe(p, name, arm == ENGRAFT_ARM_DORA, length, base)?;
         // What an arm has trained stays in memory while the next one trains.
@@ -318,19 +389,22 @@ fn recipes(
             }
             Err(error) if error.kind() == ErrorKind::DoesNotFit => {
                 watcher.note(&format!("left out: {}", error.message()));
+                left_out = Some(error);
             }
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(recipes)
+    match left_out.filter(|_| recipes.is_empty() && arms & ENGRAFT_ARM_FEW_SHOT == 0) {
+        Some(error) => Err(error.into()),
+        None => Ok(recipes),
+    }
 }
 
 fn recipe(p: &GateParams, name: &str, dora: bool, budget: Budget, base: &Base) -> Result<Recipe> {
     let (c, rank) = (base.model.config(), or(p.rank, RANK));
     let layers: Vec<usize> = (0..c.n_layers).collect();
     let plain = LoraConfig::new(c, rank, SCALE * rank as f32, 0.0, &Proj::ALL, &layers)?;
-    let rate = number(p.learning_rate, (0.0, None), 0.0..=1.0, "learning_rate")?;
-    let kl = number(p.kl_weight, (0.0, None), 0.0..=1e6, "kl_weight")?;
+    let (rate, kl) = (p.rate()?, p.kl()?);
     Ok(Recipe {
         name: name.to_string(),
         method: Method::Adapter(LoraConfig { dora, ..plain }.checked(c)?),
@@ -355,9 +429,11 @@ fn fit(
     material: &Material,
 ) -> std::result::Result<(), Error> {
     if p.rank == 0 {
-        recipe.method = Method::Adapter(choose_rank(recipe, base, material, budget(p))?);
+        let limit = p.limit(std::slice::from_ref(recipe), base, material);
+        recipe.method = Method::Adapter(choose_rank(recipe, base, material, limit)?);
     }
-    recipe.check(base, material, budget(p)).map(drop)
+    let limit = p.limit(std::slice::from_ref(recipe), base, material);
+    recipe.check(base, material, limit).map(drop)
 }
 
 /// Looks on, tells the caller, and stops, holds and cools the comparison.
@@ -390,13 +466,13 @@ impl<'a> Looker<'a> {
 
 impl Watcher for Looker<'_> {
     fn go_on(&mut self) -> std::result::Result<(), Error> {
-        if self.control.is_held() {
+        let (control, worked) = (self.control, self.working.elapsed());
+        let heard = |refused: &Option<Failure>| refused.clone().map_or(Ok(()), Err);
+        heard(&self.refused).map_err(Failure::into_error)?;
+        let rested = control.rest(worked, &mut || {
             self.tell(Progress::of(ENGRAFT_EVENT_HELD), "");
-        }
-        if let Some(refused) = &self.refused {
-            return Err(refused.clone().into_error());
-        }
-        let rested = self.control.rest(self.working.elapsed());
+            heard(&self.refused)
+        });
         self.working = Instant::now();
         rested.map_err(Failure::into_error)
     }
@@ -441,14 +517,16 @@ pub unsafe extern "C" fn engraft_gate_create(
     params: *const GateParams,
     gate: *mut *mut Gate,
 ) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(gate) };
     handle::call("engraft_gate_create", model, |model| {
         // SAFETY: the crate's contract, for the caller's place and struct.
         let (out, params) = unsafe { (Out::new(gate)?, caller::settings(params)?) };
         let data = handle::find(data)?.value.clone();
         data.check_of(model)?;
-        caller::unused(params.reserved)?;
         // SAFETY: the crate's contract, for the text that the struct names.
         let retention = unsafe { caller::text(params.retention, params.retention_length, "retention") }?;
+        params.check(data.task, !retention.is_empty())?;
         let retention = retention.to_owned();
         let trial = Trial { model: model.clone(), data, params, retention, outcome: None };
         out.publish(Value { control: Control::default(), trial: Exclusive::new(trial) })
@@ -533,6 +611,8 @@ pub unsafe extern "C" fn engraft_gate_report(
 /// `*adapter` is freed with `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_adapter(gate: *const Gate, adapter: *mut *mut Adapter) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(adapter) };
     handle::call("engraft_gate_adapter", gate, |gate| {
         // SAFETY: the crate's contract, for the caller's place.
         let out = unsafe { Out::new(adapter) }?;

@@ -30,7 +30,7 @@ const INIT_STREAM: u64 = 0x494E_4954;
 
 /// A step is done: `step`, `loss` and what follows are of it.
 pub const ENGRAFT_EVENT_STEP: u32 = 0;
-/// The rows to validate with were looked at: `valid_loss` is their loss.
+/// The rows to validate with were looked at: `valid_loss` is their loss. Of gates alone.
 pub const ENGRAFT_EVENT_VALIDATION: u32 = 1;
 /// The call is paused, or it is too hot: it waits once this event's callback has returned.
 pub const ENGRAFT_EVENT_HELD: u32 = 2;
@@ -115,6 +115,8 @@ struct Run {
     is_valid_of_now: bool,
     /// The last step.
     last: Option<train::StepReport>,
+    /// What the last step took and was not rested from.
+    took: Duration,
 }
 
 /// Who is told of progress.
@@ -201,6 +203,7 @@ impl Run {
             valid_after: None,
             is_valid_of_now: false,
             last: None,
+            took: Duration::ZERO,
             settings,
         })
     }
@@ -220,16 +223,10 @@ impl Run {
         let data = self.data.clone();
         let mut batches = self.batches(&data);
         let until = count.map_or(self.steps(), |n| self.trainer.steps().saturating_add(n).min(self.steps()));
-        let mut took = Duration::ZERO;
         while self.trainer.steps() < until {
-            if control.is_held() {
-                listener.tell(&self.progress(ENGRAFT_EVENT_HELD))?;
-            }
-            control.rest(took)?;
-            let started = Instant::now();
-            let note = self.step(&mut batches)?;
-            took = started.elapsed();
-            match note {
+            let held = self.progress(ENGRAFT_EVENT_HELD);
+            self.rest(control, &mut || listener.tell(&held))?;
+            match self.step(&mut batches)? {
                 None => listener.tell(&self.progress(ENGRAFT_EVENT_STEP))?,
                 Some(note) => listener.tell(&self.progress(ENGRAFT_EVENT_NOTE).with_text(&note))?,
             }
@@ -237,9 +234,18 @@ impl Run {
         Ok(())
     }
 
+    /// Rests from the last step, and waits while held.
+    fn rest(&mut self, control: &Control, held: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        control.rest(self.took, held)?;
+        self.took = Duration::ZERO;
+        Ok(())
+    }
+
     /// One step on the next rows; says what became of one that was none.
     fn step(&mut self, batches: &mut Mixed<'_>) -> Result<Option<String>> {
+        let started = Instant::now();
         let stepped = self.course.step(&Disk, &mut self.trainer, batches, &mut self.micro);
+        self.took = started.elapsed();
         // A step that fails is not tried again on the same rows.
         self.course.progress.cursor = batches.cursor();
         self.is_valid_of_now = false;
@@ -257,7 +263,7 @@ impl Run {
 
     /// [`Run::step`] alone; gives the event that it was.
     fn step_once(&mut self, control: &Control) -> Result<u32> {
-        control.rest(Duration::ZERO)?;
+        self.rest(control, &mut || Ok(()))?;
         let data = self.data.clone();
         let mut batches = self.batches(&data);
         let note = self.step(&mut batches)?;
@@ -268,9 +274,15 @@ impl Run {
     fn evaluate(&mut self, control: &Control) -> Result<f64> {
         let data = self.data.clone();
         let begun = self.trainer.steps() > 0;
-        let rows = in_order(&data.rows.valid.examples, 1).take_while(|_| !control.is_cancelled());
+        // Once stopped it stays so, whoever takes the cancellation back meanwhile: part of the rows is no result.
+        let (mut stopped, mut working) = (Ok(()), Instant::now());
+        let rows = in_order(&data.rows.valid.examples, 1).take_while(|_| {
+            stopped = control.rest(working.elapsed(), &mut || Ok(()));
+            working = Instant::now();
+            stopped.is_ok()
+        });
         let found = self.trainer.evaluate(rows, begun);
-        control.check()?;
+        stopped?;
         if found.targets == 0 {
             return Err(Failure::new(ENGRAFT_BAD_DATA, "there are no rows to validate with"));
         }
@@ -312,7 +324,19 @@ impl Run {
         meta.valid_loss_after = after.map(|loss| loss as f32);
     }
 
+    /// # Errors
+    /// `MISUSE` after a restore that failed midway.
+    fn check_whole(&self) -> Result<()> {
+        match self.trainer.numbers().whole {
+            true => Ok(()),
+            false => Err(Failure::misuse(
+                "a restore failed midway: restore another checkpoint, or free the trainer",
+            )),
+        }
+    }
+
     fn save(&mut self, folder: &Path) -> Result<()> {
+        self.check_whole()?;
         let _held = adapter::hold(folder, self.held.as_ref())?;
         self.note_training();
         let precision = adapter::stored(u32::from(self.settings.half));
@@ -334,12 +358,17 @@ impl Run {
         if self.trainer.steps() > 0 {
             return Err(Failure::misuse("a trainer is restored before its first step: create another"));
         }
-        self.course.keep_in(&Disk, &adapter::one_name(folder))?;
+        // Of a course of its own: where this fails, the checkpoints that the run may go back to are its own still.
+        let mut course = Course::new(self.course.identity().clone());
+        course.keep_in(&Disk, &adapter::one_name(folder))?;
         let data = self.data.clone();
         let mut batches = self.batches(&data);
-        let restored = self.course.resume(&Disk, &mut self.trainer, &mut batches)?;
+        let restored = course.resume(&Disk, &mut self.trainer, &mut batches)?;
         match restored.found {
-            Some(_) => Ok(()),
+            Some(_) => {
+                self.course = course;
+                Ok(())
+            }
             None if restored.passed_over.is_empty() => {
                 let message = format!("{}: there is no checkpoint", folder.display());
                 Err(Failure::new(ENGRAFT_IO, message))
@@ -350,6 +379,7 @@ impl Run {
 
     /// The adapter as it is now, for use.
     fn snapshot(&mut self) -> Result<adapter::Inner> {
+        self.check_whole()?;
         self.note_training();
         let mut parameters = self.trainer.adapter().clone();
         let mut prober = self.model.prober(&self.kernels, parameters.layout.rank_max());
@@ -369,6 +399,8 @@ pub unsafe extern "C" fn engraft_trainer_create(
     params: *const TrainParams,
     trainer: *mut *mut Trainer,
 ) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(trainer) };
     handle::call("engraft_trainer_create", model, |model| {
         // SAFETY: the crate's contract, for the caller's place and struct.
         let (out, params) = unsafe { (Out::new(trainer)?, caller::settings(params)?) };
@@ -392,6 +424,8 @@ pub unsafe extern "C" fn engraft_trainer_free(trainer: *mut Trainer) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress: *mut Progress) -> i32 {
     handle::call("engraft_trainer_step", trainer, |trainer| {
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::check_answer(progress) }?;
         let mut run = trainer.run.enter()?;
         if run.trainer.steps() >= run.steps() {
             return Err(Failure::misuse(format!("all {} steps are done", run.steps())));
@@ -503,6 +537,8 @@ pub unsafe extern "C" fn engraft_trainer_restore(
 /// `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_adapter(trainer: *const Trainer, adapter: *mut *mut Adapter) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(adapter) };
     handle::call("engraft_trainer_adapter", trainer, |trainer| {
         // SAFETY: the crate's contract, for the caller's place.
         let out = unsafe { Out::new(adapter) }?;
