@@ -13,7 +13,7 @@ use engraft_runtime::model::chat::Message;
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use crate::caller::{self, Out, structs};
-use crate::error::{ENGRAFT_BASE_MISMATCH, ENGRAFT_BUSY, Failure, Result};
+use crate::error::{ENGRAFT_BASE_MISMATCH, ENGRAFT_BUSY, ENGRAFT_MISUSE, Failure, Result};
 use crate::handle::{self, Kind};
 use crate::model::{self, Model};
 
@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) stacked: Option<Arc<StackedAdapter>>,
     /// To be put before prompts.
     pub(crate) few_shot: Vec<Message>,
+    /// Why a file of it would not be what is used here, if so.
+    unlike: Option<(i32, &'static str)>,
 }
 
 /// How an adapter is loaded. Zero is the default of everything.
@@ -86,9 +88,9 @@ pub(crate) struct Inner {
 pub struct AdapterParams {
     /// `sizeof(engraft_adapter_params)`.
     pub struct_size: u32,
-    /// 1 takes an adapter of another base, if its shapes are this one's.
+    /// 1 takes an adapter of another base, if its shapes are this one's. It can't be saved or promoted then.
     pub force_base: u32,
-    /// What its effect is multiplied by (0: 1, as trained).
+    /// What its effect is multiplied by (0: 1, as trained). At any other it can't be saved or promoted.
     pub scale: f32,
     /// Threads for loading it (0: as many as there are cores).
     pub threads: u32,
@@ -123,7 +125,7 @@ structs!(AdapterParams = "engraft_adapter_params", AdapterInfo = "engraft_adapte
 impl Inner {
     /// Examples, or the base alone where there are none.
     pub(crate) fn without_parameters(model: &Arc<model::Inner>, few_shot: Vec<Message>) -> Inner {
-        Inner { model: model.clone(), parameters: None, stacked: None, few_shot }
+        Inner { model: model.clone(), parameters: None, stacked: None, few_shot, unlike: None }
     }
 
     /// An adapter as trained here: there is nothing to hold it against.
@@ -136,7 +138,8 @@ impl Inner {
         let stacked = Arc::new(StackedAdapter::new(&model.file, kernels, &alone)?);
         let [(parameters, _)] = alone;
         let parameters = Some(Box::new(parameters));
-        Ok(Inner { model: model.clone(), parameters, stacked: Some(stacked), few_shot: Vec::new() })
+        let few_shot = Vec::new();
+        Ok(Inner { model: model.clone(), parameters, stacked: Some(stacked), few_shot, unlike: None })
     }
 
     /// An adapter from a file, held against the model.
@@ -150,6 +153,7 @@ impl Inner {
         let (Some(parameters), Some(stacked)) = (&inner.parameters, &inner.stacked) else { return Ok(inner) };
         let mut prober = model.prober(kernels, parameters.layout.rank_max());
         let now = prober.with(&**stacked);
+        let mut unlike = None;
         match parameters.check_found(&model.file, &mut prober, now) {
             Ok(unrecorded) if unrecorded.is_empty() => {}
             Ok(unrecorded) => ::log::warn!(
@@ -158,6 +162,7 @@ impl Inner {
             ),
             Err(error) if params.force_base != 0 && error.kind() == ErrorKind::BaseMismatch => {
                 ::log::warn!("used nevertheless, as force_base says: {}", error.message());
+                unlike = Some((ENGRAFT_BASE_MISMATCH, FORCED));
             }
             Err(error) => return Err(error.into()),
         }
@@ -165,7 +170,9 @@ impl Inner {
         if scale != 1.0 {
             let scaled = [((**parameters).clone(), scale)];
             inner.stacked = Some(Arc::new(StackedAdapter::new(&model.file, kernels, &scaled)?));
+            unlike = unlike.or(Some((ENGRAFT_MISUSE, SCALED)));
         }
+        inner.unlike = unlike;
         Ok(inner)
     }
 
@@ -184,9 +191,15 @@ impl Inner {
         }
     }
 
+    /// What a file or a store may keep.
+    ///
     /// # Errors
-    /// `MISUSE` for what holds no parameters.
+    /// `MISUSE` for what holds no parameters, and for what is used here at another scale than its parameters say;
+    /// `BASE_MISMATCH` for what is of another base.
     pub(crate) fn parameters(&self) -> Result<&Parameters> {
+        if let Some((code, why)) = self.unlike {
+            return Err(Failure::new(code, why));
+        }
         self.parameters.as_deref().ok_or_else(|| Failure::misuse("there are no trained parameters in this"))
     }
 
@@ -208,6 +221,11 @@ impl Inner {
         }
     }
 }
+
+const FORCED: &str = "the adapter is of another base, and is used here because force_base says so: neither base would \
+                      know its file";
+const SCALED: &str =
+    "the adapter was loaded at a scale of its own, and a file keeps it as trained: load it with scale 0";
 
 fn scale(params: &AdapterParams) -> Result<f32> {
     match params.scale {
@@ -305,6 +323,8 @@ pub unsafe extern "C" fn engraft_adapter_load(
     params: *const AdapterParams,
     adapter: *mut *mut Adapter,
 ) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(adapter) };
     handle::call("engraft_adapter_load", model, |model| {
         // SAFETY: the crate's contract, for the caller's place, path and struct.
         let (out, path, params) = unsafe {

@@ -241,6 +241,8 @@ pub unsafe extern "C" fn engraft_store_load(
     params: *const AdapterParams,
     adapter: *mut *mut Adapter,
 ) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(adapter) };
     handle::call("engraft_store_load", store, |store| {
         // SAFETY: the crate's contract, for the caller's place and struct.
         let (out, params) = unsafe { (Out::new(adapter)?, caller::settings(params)?) };
@@ -291,7 +293,7 @@ pub unsafe extern "C" fn engraft_store_activate(store: *const Store, generation:
 }
 
 /// Removes all generations but the newest `keep` that are whole, the active one, and the one that a rollback
-/// leads to; puts how many went into `*removed` (which may be NULL).
+/// leads to; puts how many went into `*removed` (which may be NULL). `MISUSE` for a `keep` of 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_prune(store: *const Store, keep: usize, removed: *mut u64) -> i32 {
     handle::call("engraft_store_prune", store, |store| {
