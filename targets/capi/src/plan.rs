@@ -44,6 +44,7 @@ pub const ENGRAFT_SCHEDULE_CONSTANT: u32 = 2;
 
 /// Settings of a run that says nothing; the command line's.
 const RANK: u32 = 8;
+const RANK_MAX: u32 = 4096;
 const SCALE: f32 = 2.0;
 const STEPS: u64 = 300;
 const RATE: f64 = 2e-4;
@@ -106,7 +107,7 @@ pub struct TrainParams {
     pub max_grad_norm: f64,
     /// LoRA+: the learning rate of B as a multiple of A's (0: 1).
     pub lora_plus_ratio: f64,
-    /// Weight of the divergence from the base in each token's loss (0: none).
+    /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none).
     pub kl_weight: f64,
     /// Seed of the initial adapter, of dropout, and of the order of rows.
     pub seed: u64,
@@ -272,7 +273,7 @@ fn schedule(p: &TrainParams) -> Result<Schedule> {
 
 /// The penalty on leaving the base.
 fn penalty(weight: f64) -> Result<Option<KlPenalty>> {
-    let weight = number(weight, (0.0, None), 0.0..=1e3, "kl_weight")? as f32;
+    let weight = number(weight, (0.0, None), 0.0..=1e6, "kl_weight")? as f32;
     Ok((weight > 0.0).then_some(KlPenalty { weight, direction: Direction::Forward }))
 }
 
@@ -294,6 +295,8 @@ pub unsafe extern "C" fn engraft_plan_create(
     params: *const TrainParams,
     plan: *mut *mut Plan,
 ) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(plan) };
     handle::call("engraft_plan_create", model, |model| {
         // SAFETY: the crate's contract, for the caller's place and struct.
         let (out, params) = unsafe { (Out::new(plan)?, caller::settings(params)?) };
@@ -372,7 +375,8 @@ pub unsafe extern "C" fn engraft_plan_advice(
 }
 
 /// Puts the bytes that a session with these settings will take, with adapters up to `rank`, into `*bytes`:
-/// its cache and buffers. The tokenizer comes to it once a model. `params` may be NULL.
+/// its cache and buffers. The tokenizer comes to it once a model. `params` may be NULL. `MISUSE` for a rank above
+/// 4096: adapters of 256 at most, several of them stacked.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_bytes(
     model: *const Model,
@@ -382,7 +386,11 @@ pub unsafe extern "C" fn engraft_session_bytes(
 ) -> i32 {
     handle::call("engraft_session_bytes", model, |model| {
         // SAFETY: the crate's contract, for the caller's struct.
-        let params = unsafe { caller::settings(params) }?;
+        let params: SessionParams = unsafe { caller::settings(params) }?;
+        caller::unused(params.reserved)?;
+        if rank > RANK_MAX {
+            return Err(Failure::misuse(format!("rank is {rank}, and must be at most {RANK_MAX}")));
+        }
         let c = model.file.config();
         let (capacity, cache): (usize, KvType) = (params.capacity(c)?, params.cache()?);
         let threads = model::threads(params.threads)?;

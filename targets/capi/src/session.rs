@@ -118,7 +118,7 @@ pub struct GenerateParams {
     pub n_predict: u32,
     /// 1 puts the prompt into the model's chat template, as the user's message.
     pub chat: u32,
-    /// 1 goes on from what the session has read and said; 0 begins anew.
+    /// 1 goes on from what the session has read and said, of the same kind, a chat or a text; 0 begins anew.
     pub keep: u32,
     /// 1 always takes the likeliest token.
     pub greedy: u32,
@@ -134,7 +134,7 @@ pub struct GenerateParams {
     pub repeat_penalty: f32,
     /// Seed of the draws.
     pub seed: u64,
-    /// The system message of the chat: UTF-8; NULL for none.
+    /// The system message that a chat begins with (where one goes on it has no effect): UTF-8; NULL for none.
     pub system: *const c_char,
     /// Bytes of `system`.
     pub system_length: usize,
@@ -282,7 +282,10 @@ impl State {
         if chat {
             let opening = self.talk.turns.iter().take_while(|turn| turn.role == "system").count();
             let (opening, turns) = self.talk.turns.split_at(opening);
-            let messages = [opening, &self.few_shot[..], turns].concat();
+            // The caller's instruction stands for the one that the examples were chosen with.
+            let stands = |m: &&Message| opening.is_empty() || m.role != "system";
+            let examples: Vec<Message> = self.few_shot.iter().filter(stands).cloned().collect();
+            let messages = [opening, &examples, turns].concat();
             let pieces = text.chat.render_messages(&messages, true)?;
             return Ok(encode_pieces(tokenizer, &pieces, &messages).0);
         }
@@ -313,6 +316,11 @@ impl State {
         if p.keep == 0 {
             self.talk = Talk::default();
         }
+        if if chat { !self.talk.ids.is_empty() } else { !self.talk.turns.is_empty() } {
+            let message =
+                "keep is 1, and a chat does not go on from a text, nor a text from a chat: set keep to 0";
+            return Err(Failure::misuse(message));
+        }
         let turns = self.talk.turns.len();
         if chat {
             let system = (turns == 0 && !system.is_empty()).then(|| Message::new("system", system));
@@ -328,7 +336,8 @@ impl State {
             done.map(|info| (info, ids))
         });
         match done {
-            Ok((info, _)) if self.talk.read.is_empty() => {
+            // Not one token was drawn: nothing was answered.
+            Ok((info, _)) if info.ended == ENGRAFT_ENDED_CANCELLED && answer.ids.is_empty() => {
                 self.talk.turns.truncate(turns);
                 Ok(info)
             }
@@ -384,6 +393,8 @@ pub unsafe extern "C" fn engraft_session_create(
     params: *const SessionParams,
     session: *mut *mut Session,
 ) -> i32 {
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::clear(session) };
     handle::call("engraft_session_create", model, |model| {
         // SAFETY: the crate's contract, for the caller's place and struct.
         let (out, params) = unsafe { (Out::new(session)?, caller::settings::<SessionParams>(params)?) };
@@ -460,7 +471,7 @@ pub unsafe extern "C" fn engraft_session_follow(session: *const Session, slot: *
 /// Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
 /// `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
 /// when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too. Stopped
-/// before the whole prompt was read, it has no tokens, and the session goes on as if nothing had been asked; with
+/// before the first token, it has none, and the session goes on as if nothing had been asked; with
 /// `keep` 0 what came before is forgotten all the same. `DOES_NOT_FIT` where the cache is more than the system leaves.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_generate(
@@ -478,6 +489,8 @@ pub unsafe extern "C" fn engraft_session_generate(
             unsafe { (caller::text(prompt, prompt_length, "prompt")?, caller::settings(params)?) };
         // SAFETY: the crate's contract, for the text that the struct names.
         let system = unsafe { caller::text(params.system, params.system_length, "system") }?;
+        // SAFETY: the crate's contract, for the caller's struct.
+        unsafe { caller::check_answer(info) }?;
         let mut state = session.state.enter()?;
         // A cancellation is of the call that runs when it is asked for.
         session.control.resume();
