@@ -50,5 +50,5 @@ for file in libengraft.a libengraft.so; do
   built=${CARGO_TARGET_DIR:-$base}/$phone/dist/$file
   [[ -f $built ]] || continue
   [[ $built -ef $out/$file ]] || cp "$built" "$out/$file"
-  printf '%s: %s bytes\n' "$out/$file" "$(stat -c %s "$out/$file")"
+  printf '%s: %s bytes\n' "$out/$file" "$(wc -c <"$out/$file")"
 done

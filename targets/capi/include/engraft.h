@@ -334,7 +334,7 @@
 #define ENGRAFT_EVENT_STEP 0
 
 /**
- * The rows to validate with were looked at: `valid_loss` is their loss.
+ * The rows to validate with were looked at: `valid_loss` is their loss. Of gates alone.
  */
 #define ENGRAFT_EVENT_VALIDATION 1
 
@@ -405,11 +405,11 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * 1 takes an adapter of another base, if its shapes are this one's.
+   * 1 takes an adapter of another base, if its shapes are this one's. It can't be saved or promoted then.
    */
   uint32_t force_base;
   /**
-   * What its effect is multiplied by (0: 1, as trained).
+   * What its effect is multiplied by (0: 1, as trained). At any other it can't be saved or promoted.
    */
   float scale;
   /**
@@ -557,7 +557,7 @@ typedef struct {
    */
   uint32_t arms;
   /**
-   * Examples in a few-shot prompt (0: 5).
+   * Examples in a few-shot prompt, at most 64 (0: 5).
    */
   uint32_t shots;
   /**
@@ -577,7 +577,7 @@ typedef struct {
    */
   uint32_t metric;
   /**
-   * Tokens of an answer at most (0: 256).
+   * Tokens of an answer at most, up to 65536 (0: 256).
    */
   uint32_t answer_tokens;
   /**
@@ -637,7 +637,7 @@ typedef struct {
    */
   uint64_t seed;
   /**
-   * Bytes of private memory that training and scoring may take (0: no limit).
+   * Bytes of private memory that training and scoring may take (0: what the machine leaves this process).
    */
   uint64_t memory_budget;
   /**
@@ -874,7 +874,7 @@ typedef struct {
    */
   double lora_plus_ratio;
   /**
-   * Weight of the divergence from the base in each token's loss (0: none).
+   * Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none).
    */
   double kl_weight;
   /**
@@ -980,7 +980,7 @@ typedef struct {
    */
   uint32_t chat;
   /**
-   * 1 goes on from what the session has read and said; 0 begins anew.
+   * 1 goes on from what the session has read and said, of the same kind, a chat or a text; 0 begins anew.
    */
   uint32_t keep;
   /**
@@ -1012,7 +1012,7 @@ typedef struct {
    */
   uint64_t seed;
   /**
-   * The system message of the chat: UTF-8; NULL for none.
+   * The system message that a chat begins with (where one goes on it has no effect): UTF-8; NULL for none.
    */
   const char *system;
   /**
@@ -1416,7 +1416,8 @@ int32_t engraft_plan_advice(const engraft_plan *plan, char *buffer, size_t capac
 
 /**
  * Puts the bytes that a session with these settings will take, with adapters up to `rank`, into `*bytes`:
- * its cache and buffers. The tokenizer comes to it once a model. `params` may be NULL.
+ * its cache and buffers. The tokenizer comes to it once a model. `params` may be NULL. `MISUSE` for a rank above
+ * 4096: adapters of 256 at most, several of them stacked.
  */
 int32_t engraft_session_bytes(const engraft_model *model,
                               const engraft_session_params *params,
@@ -1464,7 +1465,7 @@ int32_t engraft_session_follow(const engraft_session *session, const engraft_slo
  * Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
  * `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
  * when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too. Stopped
- * before the whole prompt was read, it has no tokens, and the session goes on as if nothing had been asked; with
+ * before the first token, it has none, and the session goes on as if nothing had been asked; with
  * `keep` 0 what came before is forgotten all the same. `DOES_NOT_FIT` where the cache is more than the system leaves.
  */
 int32_t engraft_session_generate(const engraft_session *session,
@@ -1554,7 +1555,7 @@ int32_t engraft_store_activate(const engraft_store *store, uint64_t generation);
 
 /**
  * Removes all generations but the newest `keep` that are whole, the active one, and the one that a rollback
- * leads to; puts how many went into `*removed` (which may be NULL).
+ * leads to; puts how many went into `*removed` (which may be NULL). `MISUSE` for a `keep` of 0.
  */
 int32_t engraft_store_prune(const engraft_store *store, size_t keep, uint64_t *removed);
 

@@ -6,14 +6,18 @@ use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::adapter::{
-    Adapter, Slot, engraft_adapter_free, engraft_slot_create, engraft_slot_free, engraft_slot_swap,
+    Adapter, AdapterParams, Slot, engraft_adapter_free, engraft_adapter_load, engraft_adapter_save,
+    engraft_slot_create, engraft_slot_free, engraft_slot_swap,
 };
 use crate::caller::{self, Struct};
 use crate::data::{Data, engraft_data_free, engraft_data_from_memory, engraft_data_open};
-use crate::error::{ENGRAFT_BAD_DATA, ENGRAFT_BASE_MISMATCH, ENGRAFT_CANCELLED, ENGRAFT_MISUSE, ENGRAFT_OK};
+use crate::error::{
+    ENGRAFT_BAD_DATA, ENGRAFT_BASE_MISMATCH, ENGRAFT_CANCELLED, ENGRAFT_DOES_NOT_FIT, ENGRAFT_MISUSE,
+    ENGRAFT_OK,
+};
 use crate::gate::{
-    ENGRAFT_ARM_LORA, ENGRAFT_DECISION_NONE, Gate, GateParams, engraft_gate_create, engraft_gate_decision,
-    engraft_gate_free, engraft_gate_run, engraft_gate_verdict,
+    ENGRAFT_ARM_FEW_SHOT, ENGRAFT_ARM_LORA, ENGRAFT_DECISION_NONE, Gate, GateParams, engraft_gate_create,
+    engraft_gate_decision, engraft_gate_free, engraft_gate_run, engraft_gate_verdict,
 };
 use crate::model::{Model, engraft_model_free, engraft_model_open};
 use crate::plan::TrainParams;
@@ -24,6 +28,7 @@ use crate::session::{
 };
 use crate::trainer::{
     Progress, Trainer, engraft_trainer_adapter, engraft_trainer_create, engraft_trainer_free,
+    engraft_trainer_save,
 };
 
 pub(crate) fn ok(code: i32) {
@@ -236,6 +241,114 @@ fn a_comparison_that_is_stopped_or_whose_rows_changed_leaves_no_verdict() {
     unsafe {
         ok(engraft_gate_free(gate));
         ok(engraft_data_free(data));
+        ok(engraft_model_free(model));
+    }
+}
+
+/// Numbers that no comparison could be made with are refused before any row is read.
+#[test]
+fn a_gate_s_settings_are_checked_when_it_is_made() {
+    let model = model();
+    let data = data(model);
+    let of = |params: GateParams| {
+        let mut gate: *mut Gate = std::ptr::without_provenance_mut(16);
+        // SAFETY: handles, and a struct and a place of ours.
+        let code = unsafe { engraft_gate_create(model, data, &params, &mut gate) };
+        assert_eq!(gate.is_null(), code != ENGRAFT_OK);
+        // SAFETY: a handle, or NULL.
+        ok(unsafe { engraft_gate_free(gate) });
+        code
+    };
+    let plain = settings::<GateParams>;
+    for params in [
+        GateParams { answer_tokens: u32::MAX, ..plain() },
+        GateParams { shots: 65, ..plain() },
+        GateParams { batch_size: 4097, ..plain() },
+        GateParams { rank: 257, ..plain() },
+        GateParams { arms: 8, ..plain() },
+        GateParams { metric: 3, ..plain() },
+        GateParams { level: 0.9, ..plain() },
+        GateParams { minutes: f64::NAN, ..plain() },
+        GateParams { learning_rate: 2.0, ..plain() },
+        GateParams { kl_weight: -1.0, ..plain() },
+        // Nothing would say what training forgets.
+        GateParams { no_built_in_retention: 1, ..plain() },
+    ] {
+        assert_eq!(of(params), ENGRAFT_MISUSE);
+    }
+    assert_eq!(of(plain()), ENGRAFT_OK);
+    assert_eq!(
+        of(GateParams { no_built_in_retention: 1, arms: ENGRAFT_ARM_FEW_SHOT, ..plain() }),
+        ENGRAFT_OK
+    );
+
+    // An arm that no memory is left for, and nothing else to compare the base with.
+    let params = GateParams {
+        arms: ENGRAFT_ARM_LORA,
+        memory_budget: 1 << 20,
+        threads: 1,
+        learning_rate: 1e-3,
+        ..plain()
+    };
+    // SAFETY: handles, and structs of ours.
+    unsafe {
+        let gate: *mut Gate = made(|out| engraft_gate_create(model, data, &params, out));
+        assert_eq!(engraft_gate_run(gate, None, null_mut()), ENGRAFT_DOES_NOT_FIT);
+        ok(engraft_gate_free(gate));
+        ok(engraft_data_free(data));
+        ok(engraft_model_free(model));
+    }
+}
+
+/// A file keeps an adapter as trained, for its own base: what is used otherwise here can't be put into one.
+#[test]
+fn what_a_file_would_not_tell_is_not_saved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (own, other) = (model(), twin(folder.path()));
+    let data = data(own);
+    let trainer = trainer(own, data);
+    let (to, again) = (folder.path().join("adapter"), folder.path().join("again"));
+    let text =
+        |path: &Path| (path.to_str().expect("UTF-8").as_ptr().cast::<c_char>(), path.as_os_str().len());
+    let ((saved, length), (kept, kept_length)) = (text(&to), text(&again));
+    let load = |model, params: AdapterParams| {
+        // SAFETY: a handle, a text of the length that is said, and a struct and a place of ours.
+        made(|out| unsafe { engraft_adapter_load(model, saved, length, &params, out) })
+    };
+    // SAFETY: handles, and texts of the lengths that are said.
+    unsafe {
+        ok(engraft_trainer_save(trainer, saved, length));
+        for (adapter, wanted) in [
+            (load(own, settings()), ENGRAFT_OK),
+            (load(own, AdapterParams { scale: 0.5, ..settings() }), ENGRAFT_MISUSE),
+            (load(other, AdapterParams { force_base: 1, ..settings() }), ENGRAFT_BASE_MISMATCH),
+        ] {
+            assert_eq!(engraft_adapter_save(adapter, kept, kept_length, 0), wanted);
+            ok(engraft_adapter_free(adapter));
+        }
+        ok(engraft_trainer_free(trainer));
+        ok(engraft_data_free(data));
+        [own, other].into_iter().for_each(|model| ok(engraft_model_free(model)));
+    }
+}
+
+#[test]
+fn a_chat_does_not_go_on_from_a_text_nor_a_text_from_a_chat() {
+    let model = model();
+    let (code, session) = session(model, null_mut());
+    ok(code);
+    let generate = |chat: u32, keep: u32| {
+        let params = GenerateParams { n_predict: 1, greedy: 1, chat, keep, ..settings() };
+        // SAFETY: the text has the length that is said, and everything else is ours or NULL.
+        unsafe { engraft_session_generate(session, c"Hi".as_ptr(), 2, &params, None, null_mut(), null_mut()) }
+    };
+    let codes =
+        [(1, 0), (1, 1), (0, 1), (0, 0), (0, 1), (1, 1), (1, 0)].map(|(chat, keep)| generate(chat, keep));
+    let (good, bad) = (ENGRAFT_OK, ENGRAFT_MISUSE);
+    assert_eq!(codes, [good, good, bad, good, good, bad, good]);
+    // SAFETY: handles.
+    unsafe {
+        ok(engraft_session_free(session));
         ok(engraft_model_free(model));
     }
 }

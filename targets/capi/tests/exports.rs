@@ -424,6 +424,51 @@ fn handles_of_other_kinds_are_refused_by_every_export() {
     }
 }
 
+/// A handle of another kind where a second one is taken: a plan, which none of them takes.
+#[test]
+fn handles_of_other_kinds_are_refused_in_the_second_place() {
+    let world = World::new();
+    let [model, session, slot, store, plan] =
+        [First::Model, First::Session, First::Slot, First::Store, First::Plan].map(|kind| world.make(kind));
+    let other = without_provenance::<u8>(plan);
+    let mut place = [16usize; 1];
+    let out = place.as_mut_ptr();
+    let told = c"why";
+    // SAFETY: numbers, a text of the length that is said, and a place of ours.
+    let codes = unsafe {
+        let (model, session, slot, store) = (
+            without_provenance(model),
+            without_provenance(session),
+            without_provenance(slot),
+            without_provenance(store),
+        );
+        [
+            plan::engraft_plan_create(model, other.cast(), null(), out.cast()),
+            trainer::engraft_trainer_create(model, other.cast(), null(), out.cast()),
+            gate::engraft_gate_create(model, other.cast(), null(), out.cast()),
+            session::engraft_session_create(model, other.cast(), null(), out.cast()),
+            session::engraft_session_set_adapter(session, other.cast()),
+            session::engraft_session_follow(session, other.cast()),
+            adapter::engraft_slot_swap(slot, other.cast(), null_mut()),
+            store::engraft_store_promote(store, other.cast(), null_mut()),
+            store::engraft_store_promote_adapter(store, other.cast(), told.as_ptr(), 3, null_mut()),
+            store::engraft_store_load(store, other.cast(), null(), out.cast()),
+        ]
+    };
+    assert_eq!(codes, [ENGRAFT_MISUSE; 10]);
+    // Nothing is there that could be freed.
+    assert_eq!(place, [0]);
+    for (kind, key) in [
+        (First::Model, model),
+        (First::Session, session),
+        (First::Slot, slot),
+        (First::Store, store),
+        (First::Plan, plan),
+    ] {
+        assert_eq!(free(kind, key), ENGRAFT_OK, "{kind:?}");
+    }
+}
+
 /// Whatever comes of it is a code, and never the one of a panic.
 #[test]
 fn nothing_but_a_handle_makes_no_export_panic() {

@@ -11,6 +11,7 @@
  */
 #include "engraft.h"
 
+#include <stdatomic.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -102,12 +103,13 @@ static const char *within(const world *w, const char *name)
 
 /* ---- Versions, messages, logging -------------------------------------------------------------- */
 
-static int lines_logged = 0;
+/* Lines come from any thread. */
+static atomic_int lines_logged = 0;
 
 static void log_line(int32_t level, const char *text, size_t length, void *user)
 {
   (void)level, (void)text, (void)length;
-  (*(int *)user)++;
+  atomic_fetch_add((atomic_int *)user, 1);
 }
 
 static void test_versions(void)
@@ -714,6 +716,7 @@ int main(int count, char **arguments)
   EXPECT(ENGRAFT_OK, engraft_data_free(w.data));
   EXPECT(ENGRAFT_OK, engraft_log_set(NULL, NULL, ENGRAFT_LOG_NONE));
   free(w.rows);
+  CHECK(lines_logged > 0);
   printf("%d lines logged, %d checks failed\n", lines_logged, failures);
   return failures == 0 ? 0 : 1;
 }

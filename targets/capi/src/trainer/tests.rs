@@ -3,7 +3,7 @@ use std::ptr::null_mut;
 use super::*;
 use crate::adapter::engraft_adapter_save;
 use crate::data::engraft_data_free;
-use crate::error::{ENGRAFT_BUSY, ENGRAFT_OK};
+use crate::error::{ENGRAFT_BUSY, ENGRAFT_MISUSE, ENGRAFT_OK};
 use crate::handle::Handle;
 use crate::model::engraft_model_free;
 use crate::tests::{data, made, model, ok, settings, trainer};
@@ -165,4 +165,55 @@ fn a_step_that_is_none_ends_the_call_and_says_so() {
     assert_eq!(seen, [(ENGRAFT_EVENT_NOTE, 5), (ENGRAFT_EVENT_NOTE, 5), (ENGRAFT_EVENT_NOTE, 2)]);
     let next = world.step(0);
     assert_eq!((next.event, next.step), (ENGRAFT_EVENT_STEP, 3));
+}
+
+#[test]
+fn an_answer_that_was_not_prepared_costs_no_step() {
+    let world = World::new(1);
+    let mut progress: Progress = caller::zeroed();
+    // SAFETY: a handle, and a struct of ours.
+    assert_eq!(unsafe { engraft_trainer_step(world.trainers[0], &mut progress) }, ENGRAFT_MISUSE);
+    assert_eq!(world.step(0).step, 1);
+}
+
+/// A run that is driven step by step rests from the step before.
+#[test]
+fn heat_is_obeyed_by_single_steps() {
+    let world = World::new(1);
+    world.step(0);
+    let took = world.found(0).value.run.enter().expect("nobody inside").took;
+    // SAFETY: a handle.
+    ok(unsafe { engraft_trainer_set_thermal(world.trainers[0], crate::control::ENGRAFT_THERMAL_SERIOUS) });
+    let began = Instant::now();
+    world.step(0);
+    assert!(!took.is_zero() && began.elapsed() >= took, "{took:?}, {:?}", began.elapsed());
+}
+
+/// A folder without checkpoints takes nothing away from a run that has its own.
+#[test]
+fn a_restore_that_fails_leaves_the_run_its_checkpoints() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(1);
+    ok(world.checkpoint(0, &folder.path().join("own")));
+    assert_eq!(world.restore(0, &folder.path().join("nothing")), ENGRAFT_IO);
+    (1..=2).for_each(|n| assert_eq!(world.step(0).step, n));
+    let found = world.found(0);
+    for _ in 0..3 {
+        found.value.run.enter().expect("nobody inside").trainer.numbers_mut().theta.fill(f32::NAN);
+        *found.value.run.enter().expect("nobody inside").trainer.numbers_mut().broken = false;
+        assert_eq!(world.step(0).event, ENGRAFT_EVENT_NOTE);
+    }
+    assert_eq!(world.step(0).step, 1);
+}
+
+#[test]
+fn what_a_failed_restore_left_half_filled_is_not_saved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let world = World::new(1);
+    *world.found(0).value.run.enter().expect("nobody inside").trainer.numbers_mut().broken = true;
+    assert_eq!(world.save(0, &folder.path().join("it")), ENGRAFT_MISUSE);
+    let mut adapter = std::ptr::without_provenance_mut(16);
+    // SAFETY: a handle, and a place of ours.
+    assert_eq!(unsafe { engraft_trainer_adapter(world.trainers[0], &mut adapter) }, ENGRAFT_MISUSE);
+    assert!(adapter.is_null());
 }
