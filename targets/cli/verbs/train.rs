@@ -276,7 +276,11 @@ impl<'a> Run<'a> {
             steps,
             watch,
             metrics: Metrics::open(&tune.adapter_path)?,
-            progress: Progress::new(std::io::stderr(), Style::for_stderr(tune.run.steps_per_report), steps),
+            progress: Progress::new(
+                std::io::stderr(),
+                Style::for_stderr(tune.run.steps_per_report),
+                Some(steps),
+            ),
             valid_after: None,
             setting: *setting,
             tune,
