@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use engraft_kernels::DType;
 
-use super::{engraft, last_line, memory_is_the_programs, seedling, shipped, stderr, stdout};
+use super::{assert_refused, engraft, last_line, memory_is_the_programs, seedling, shipped, stderr, stdout};
 
 #[path = "../../runtime/tests/gguf/writer.rs"]
 #[allow(dead_code, reason = "the model's own tests use the rest")]
@@ -134,4 +134,10 @@ fn a_device_can_be_asked_about() {
     assert_eq!(refused.status.code(), Some(3), "{}", stderr(&refused));
     let err = stderr(&refused);
     assert!(err.contains("--device pi-zero-2w") && err.contains("512 MiB"), "{err}");
+}
+
+#[test]
+fn a_bench_keeps_its_budget_too() {
+    let words = ["--memory-budget", "16 tokens", "the budget is 1.0 MiB", "K fits"];
+    assert_refused(&["bench", "-t", "2", "--memory-budget", "1M"], 3, "does_not_fit", &words);
 }
