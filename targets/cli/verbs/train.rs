@@ -300,7 +300,11 @@ impl<'a> Run<'a> {
     /// What comes before the first step of a run that goes on from nothing.
     fn begin(&mut self) -> Result<()> {
         self.course.remove_checkpoints(&Disk)?;
-        resume::forget_finished(&self.tune.adapter_path)?;
+        if resume::forget_finished(&self.tune.adapter_path)? {
+            let folder = self.tune.adapter_path.display();
+            let what = if matches!(self.arm, Arm::Full(_)) { "model" } else { "adapter" };
+            self.progress.note(&format!("{folder}: replaces the {what} of a finished run"));
+        }
         self.metrics = Metrics::begin(&self.tune.adapter_path)?;
         self.tally().valid_before = self.evaluate()?;
         if self.tune.run.checkpoint_every > 0 && !self.is_cancelled() {
