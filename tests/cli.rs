@@ -606,7 +606,12 @@ fn merging_is_measured_and_refused_where_it_erases() {
     result_of(&[&train[..], &["-lr", "1e-5", "-t", "2"]].concat());
     let coarse = ["merge", "-m", &model, "--lora", &faint, "-o", &out, "--data", &data, "--type", "q4_0"];
     let before = std::fs::read(&out).expect("the merged model");
-    assert_refused(&coarse, 4, "gate_refused", &["loses most", "--force", "Q8_0"]);
+    assert_refused(
+        &coarse,
+        4,
+        "gate_refused",
+        &["merging as Q4_0 loses most", "--force", "--type Q8_0 or F16 loses less"],
+    );
     assert_eq!(std::fs::read(&out).expect("the merged model"), before);
     assert_eq!(result_of(&[&coarse[..], &["--force"]].concat())["forced"], true);
     assert_eq!(std::fs::read_dir(folder.path()).expect("listing").count(), 3, "nothing is left beside");

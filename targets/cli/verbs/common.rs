@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use engraft_kernels::{Isa, Kernels};
+use engraft_kernels::{DType, Isa, Kernels};
 use engraft_runtime::adapter::{Adapter, Prober};
 use engraft_runtime::data::{self, Dataset, OverLong};
 use engraft_runtime::error::{Error, ErrorKind, Result};
@@ -187,6 +187,16 @@ fn hold(
         ),
     }
     Ok(())
+}
+
+/// Advice to store in a type that rounds less than `used`; empty where there is none.
+pub(crate) fn finer_type(used: DType) -> &'static str {
+    match used {
+        DType::F32 => "",
+        DType::F16 => "--type F32",
+        DType::Q8_0 | DType::BF16 => "--type F16",
+        _ => "--type Q8_0 or F16",
+    }
 }
 
 /// How the rows of `--data` are read, with at most `rows_max` positions each.

@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use engraft_kernels::Kernels;
+use engraft_kernels::{DType, Kernels};
 use engraft_runtime::adapter::{Adapter, Binding, Init, LoraConfig, Precision, Prober};
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor, TrainValid};
 use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::model::Proj;
 use engraft_runtime::model::tuned::Weights;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
@@ -383,7 +384,9 @@ impl<'a> Run<'a> {
             let stored = score_file(self.tune, self.session, self.data, &file)?;
             if let (Some(before), Some(after), Some(stored)) = (tally.valid_before, valid_loss_after, stored)
             {
-                self.progress.note(&describe_stored(before, after, stored));
+                let (base, asked) = (&self.setting.prepared.model, self.setting.prepared.dtype);
+                let used = asked.unwrap_or(base.block(0).proj(Proj::Down).dtype());
+                self.progress.note(&describe_stored(before, after, stored, used));
             }
             (result.model, result.valid_loss_stored) = (Some(file.display().to_string()), Some(stored));
         }
@@ -573,13 +576,17 @@ fn is_nonfinite(error: &anyhow::Error) -> bool {
 }
 
 /// What became of a gain when the model was stored.
-fn describe_stored(before: f64, after: f64, stored: f64) -> String {
+fn describe_stored(before: f64, after: f64, stored: f64, used: DType) -> String {
     let text = format!(
         "held-out loss before {before:.4}, after {after:.4} (f32 weights), of the file written {stored:.4}"
     );
-    match after < before && stored - after > 0.5 * (before - after) {
-        true => text + "\nwarning: storing lost most of the gain; train again with --type Q8_0 or F16",
-        false => text,
+    if after >= before || stored - after <= 0.5 * (before - after) {
+        return text;
+    }
+    let warning = format!("{text}\nwarning: storing as {} lost most of the gain", used.name());
+    match common::finer_type(used) {
+        "" => warning,
+        finer => format!("{warning}; train again with {finer}"),
     }
 }
 
