@@ -566,7 +566,7 @@ pub(crate) struct RunOptions {
     pub(crate) max_seq_length: u32,
 
     /// Learning rate at its highest (also -lr) [default: 2e-4, and 2e-5 with --fine-tune-type full]
-    #[arg(long, value_name = "RATE", value_parser = positive)]
+    #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = positive)]
     learning_rate: Option<f64>,
 
     /// Learning rate of B as a multiple of A's (LoRA+)

@@ -252,3 +252,28 @@ fn a_stop_promotes_nothing() {
     assert_eq!(active(&store), serde_json::Value::Null);
     assert!(!Path::new(&store).join("last").exists());
 }
+
+#[test]
+fn the_help_tells_the_defaults() {
+    for verb in ["compare", "adapt"] {
+        let help = super::stdout(&engraft(&[verb, "--help"]));
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for told in ["all but full]", "by a range test]", "memory and rows carry]", "[default: 2e-5]", "-lr"]
+        {
+            assert!(words.contains(told), "{verb}: {told}: {help}");
+        }
+    }
+}
+
+#[test]
+fn spellings_of_other_tools_are_understood() {
+    let model = seedling();
+    let generate = ["generate", "-m", &model, "-p", "turn on the light", "--temperature", "0"];
+    for limit in ["--predict", "--max-tokens", "-n"] {
+        let said = result_of(&[&generate[..], &[limit, "3"]].concat());
+        assert!(said["tokens"].as_u64() <= Some(3), "{limit}: {said}");
+    }
+    for verb in ["train", "plan", "compare", "adapt"] {
+        assert_refused(&[verb, "--lr", "0"], 2, "usage", &["--learning-rate"]);
+    }
+}

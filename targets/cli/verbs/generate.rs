@@ -48,7 +48,7 @@ pub(crate) struct Options {
     pub(crate) system: Option<String>,
 
     /// Tokens to generate at most (-1: until the model ends or the context is full)
-    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = value_parser!(i64).range(-1..=1 << 30))]
+    #[arg(short, long, visible_aliases = ["predict", "max-tokens"], value_name = "N", default_value_t = 128, value_parser = value_parser!(i64).range(-1..=1 << 30))]
     n_predict: i64,
 
     /// Tokens of the context (default: prompt and answer; without a limit, what the model was trained for, at most 4096)
@@ -95,7 +95,7 @@ impl From<CacheType> for KvType {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct Sampling {
     /// Temperature (0: always the likeliest token)
-    #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = temperature)]
+    #[arg(long, visible_alias = "temperature", value_name = "T", default_value_t = 0.8, value_parser = temperature)]
     pub(crate) temp: f32,
 
     /// Draw among the K likeliest tokens (0: all)
