@@ -44,7 +44,7 @@ pub(crate) struct Options {
     #[arg(long, visible_alias = "file", short = 'f', value_name = "FILE", conflicts_with = "data")]
     perplexity: Option<PathBuf>,
 
-    /// Tokens of a window (default 512), or of a row at most (default 256)
+    /// Tokens of a window (default 512, or all of the model's), or of a row at most (default 256)
     #[arg(short, long, visible_alias = "max-seq-length", value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
     pub(crate) ctx_size: Option<u32>,
 
@@ -135,8 +135,8 @@ fn score_text(
     used: (&Arc<Kernels>, Option<&StackedAdapter>),
     file: &Path,
 ) -> Result<Evaluated> {
-    let window = options.ctx_size.unwrap_or(TEXT_WINDOW) as usize;
     let trained = model.config().context_len;
+    let window = options.ctx_size.map_or(trained.min(TEXT_WINDOW as usize), |asked| asked as usize);
     if window > trained {
         return Err(
             misuse(format!("-c {window}: the model was trained for {trained} positions; lower it")).into()

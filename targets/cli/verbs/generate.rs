@@ -265,7 +265,10 @@ fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usi
     let trained = model.context_len;
     let capacity = match (options.ctx_size, options.n_predict()) {
         (Some(asked), _) if asked as usize > trained => {
-            return Err(misuse(format!("--ctx-size {asked}: the model was trained for {trained} positions")));
+            let message = format!(
+                "--ctx-size {asked}: the model was trained for {trained} positions; give at most {trained}"
+            );
+            return Err(misuse(message));
         }
         (Some(asked), _) => asked as usize,
         (None, Some(n)) => prompt.saturating_add(n).min(trained),
