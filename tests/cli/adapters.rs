@@ -217,7 +217,8 @@ fn what_differs_from_the_base_is_named_and_can_be_overridden() {
         let forced = eval(model, &["--force-base"]);
         let output = engraft(&forced.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert!(stderr(&output).contains("--force-base"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("--force-base: "), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("say --force-base"), "{}", stderr(&output));
         assert!(words.iter().all(|w| stderr(&output).contains(w)), "{}", stderr(&output));
     };
     let other = |change: &dyn Fn(&mut Vec<u8>)| changed_seedling(folder.path(), change);

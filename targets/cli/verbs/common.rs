@@ -176,7 +176,7 @@ fn hold(
     match checked {
         Err(error) if force_base && error.kind() == ErrorKind::BaseMismatch => {
             adapter.check_shapes(model.config()).map_err(|e| e.at(place))?;
-            eprintln!("--force-base: {}: {}", file.display(), error.message());
+            eprintln!("--force-base: {}: {}", file.display(), without_advice(&error));
         }
         Err(error) => return Err(error.at(place)),
         Ok(unrecorded) if unrecorded.is_empty() => {}
@@ -187,6 +187,15 @@ fn hold(
         ),
     }
     Ok(())
+}
+
+/// What is wrong with the base, without the advice to say what was said.
+pub(crate) fn without_advice(error: &Error) -> &str {
+    let message = error.message();
+    match message.rsplit_once("; ") {
+        Some((wrong, advice)) if advice.contains("--force-base") => wrong,
+        _ => message,
+    }
 }
 
 /// Advice to store in a type that rounds less than `used`; empty where there is none.
