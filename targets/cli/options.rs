@@ -15,6 +15,9 @@ use crate::units;
 /// The adapter's file within `--adapter-path`.
 pub(crate) const ADAPTER_FILE: &str = "adapter.engraft";
 
+/// The settings of an adapter of PEFT or MLX, within its folder.
+const FOREIGN_CONFIG: &str = "adapter_config.json";
+
 /// Learning rates of runs that say none.
 const RATE_ADAPTER: f64 = 2e-4;
 const RATE_FULL: f64 = 2e-5;
@@ -219,10 +222,22 @@ impl AdapterOptions {
 /// An adapter's file, which exists: the path itself, or the file in the folder it names.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when it is missing.
+/// [`ErrorKind::Io`] when it is missing, [`ErrorKind::Unsupported`] for a folder of another tool.
 pub(crate) fn adapter_file(path: &Path, flag: &str) -> Result<PathBuf, Error> {
-    let file = if stat(path, flag)?.is_dir() { path.join(ADAPTER_FILE) } else { path.to_path_buf() };
+    if !stat(path, flag)?.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let file = path.join(ADAPTER_FILE);
+    if !file.exists() && path.join(FOREIGN_CONFIG).exists() {
+        let message = format!("{flag}: {} is a folder of PEFT or MLX: {}", path.display(), import_hint(path));
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
     stat(&file, flag).map(|_| file)
+}
+
+/// How an adapter of another tool is taken in.
+pub(crate) fn import_hint(from: &Path) -> String {
+    format!("take it in with `engraft import -m MODEL.gguf --from {}`", from.display())
 }
 
 /// How the numbers of an adapter are stored.

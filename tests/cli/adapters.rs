@@ -327,3 +327,18 @@ fn a_dora_leaves_as_the_nearest_lora_and_its_error_is_told() {
     let plain = ["export", "-m", &model, "--lora", &back, "--format", "gguf", "-o", &file];
     assert_refused(&[&plain[..], &["--dora-svd-rank", "4"]].concat(), 2, "usage", &["plain LoRA"]);
 }
+
+#[test]
+fn adapters_of_other_tools_lead_to_import() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, theirs) = (seedling(), folder.path().join("theirs"));
+    std::fs::create_dir(&theirs).expect("a folder");
+    std::fs::write(theirs.join("adapter_config.json"), "{}").expect("writing");
+    let file = folder.path().join("adapter.gguf");
+    std::fs::copy(&model, &file).expect("copying");
+    for (adapter, kind) in [(&theirs, "unsupported"), (&file, "corrupt")] {
+        let adapter = adapter.display().to_string();
+        let generate = ["generate", "-m", &model, "-p", "x", "--lora", &adapter];
+        assert_refused(&generate, 6, kind, &["engraft import", &format!("--from {adapter}")]);
+    }
+}

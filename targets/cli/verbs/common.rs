@@ -17,7 +17,7 @@ use engraft_runtime::nn;
 
 use super::adapter::Stored;
 use crate::options::{
-    AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
+    self, AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
 };
 use crate::truncation;
 
@@ -135,7 +135,7 @@ fn adapter_in_use(
     file: &Path,
     force_base: bool,
 ) -> Result<Arc<StackedAdapter>> {
-    let alone = [(Adapter::load(file)?, 1.0)];
+    let alone = [(load(file)?, 1.0)];
     let stacked = StackedAdapter::new(model, kernels, &alone).map_err(|e| e.at(file.display()))?;
     let adapter = &alone[0].0;
     hold(model, kernels, adapter, file, force_base, |prober| {
@@ -155,9 +155,21 @@ pub(crate) fn adapter(
     file: &Path,
     force_base: bool,
 ) -> Result<Adapter> {
-    let adapter = Adapter::load(file)?;
+    let adapter = load(file)?;
     hold(model, kernels, &adapter, file, force_base, |prober| adapter.check(model, prober))?;
     Ok(adapter)
+}
+
+/// An adapter's file; where it looks like one of another tool, the refusal says how that is taken in.
+fn load(file: &Path) -> Result<Adapter> {
+    Adapter::load(file).map_err(|error| {
+        let foreign = ["gguf", "safetensors"].iter().any(|end| file.extension().is_some_and(|e| e == *end));
+        if !foreign || error.kind() != ErrorKind::Corrupt {
+            return error;
+        }
+        let hint = options::import_hint(file);
+        Error::new(error.kind(), format!("{}; if it is an adapter of another tool, {hint}", error.message()))
+    })
 }
 
 /// Holds an adapter against the model by `check`; says what was overridden, and what could not be checked.
