@@ -444,9 +444,17 @@ pub(crate) fn emit(object: &impl Serialize) -> io::Result<()> {
 /// # Errors
 /// Those of writing; a closed pipe included.
 pub(crate) fn line(text: &str) -> io::Result<()> {
+    show(&format!("{text}\n"))
+}
+
+/// Puts a part of a result on stdout at once.
+///
+/// # Errors
+/// As [`line`].
+pub(crate) fn show(part: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}")?;
-    stdout.flush()
+    let shown = stdout.write_all(part.as_bytes()).and_then(|()| stdout.flush());
+    shown.map_err(|e| io::Error::new(e.kind(), format!("writing to stdout: {e}")))
 }
 
 #[cfg(test)]

@@ -119,10 +119,10 @@ pub(super) fn write(folder: &Path, outcome: &Outcome) -> Result<(), Error> {
 }
 
 /// The report on stdout.
-pub(super) fn tell(report: &Report) -> Result<(), Error> {
+pub(super) fn tell(report: &Report) -> Result<()> {
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(COLUMNS);
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    json::line(report.to_text(columns, colour).trim_end()).map_err(|e| Error::io("writing the report", e))
+    Ok(json::line(report.to_text(columns, colour).trim_end())?)
 }
 
 /// Shows progress on stderr.

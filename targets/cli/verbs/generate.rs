@@ -1,6 +1,6 @@
 //! `engraft generate`: continues a prompt, streamed to stdout.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -360,8 +360,6 @@ impl<'t> Answer<'t> {
 
     fn show(&mut self, part: &str) -> std::io::Result<()> {
         self.text.push_str(part);
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(part.as_bytes())?;
-        stdout.flush()
+        json::show(part)
     }
 }
