@@ -277,3 +277,26 @@ fn spellings_of_other_tools_are_understood() {
         assert_refused(&[verb, "--lr", "0"], 2, "usage", &["--learning-rate"]);
     }
 }
+
+#[test]
+fn flags_without_effect_are_refused() {
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let settings = tempfile::tempdir().expect("a folder");
+    let file = settings.path().join("settings.toml").display().to_string();
+    for (flag, value, other) in [
+        ("replay-count", "5", "--replay base"),
+        ("replay-tokens", "5", "--replay base"),
+        ("kl-direction", "reverse", "--kl-weight"),
+        ("eva-batches", "3", "--init eva"),
+        ("wait", "1s", "--only-when"),
+    ] {
+        let train = ["train", "-m", &model, "--data", &data];
+        let long = format!("--{flag}");
+        assert_refused(&[&train[..], &[long.as_str(), value]].concat(), 2, "usage", &[long.as_str(), other]);
+        std::fs::write(&file, format!("{flag} = \"{value}\"")).expect("writing");
+        assert_refused(&[&train[..], &["--config", &file]].concat(), 2, "usage", &[long.as_str(), other]);
+    }
+    let weighed = ["plan", "-m", &model, "--no-calibration", "--config", &file, "--kl-weight", "0"];
+    std::fs::write(&file, "kl-direction = \"reverse\"").expect("writing");
+    assert_eq!(engraft(&weighed).status.code(), Some(0), "a weight of 0 is one");
+}

@@ -68,7 +68,7 @@ pub(crate) fn identity(
 ) -> Result<Identity, Error> {
     let init = match tune.lora.init {
         Init::Kaiming => "random".to_string(),
-        Init::Eva => format!("EVA of {} batches", tune.lora.eva_batches),
+        Init::Eva => format!("EVA of {} batches", tune.lora.eva_batches()),
     };
     let keep = &prepared.request.keep;
     let kept = match keep.precision {

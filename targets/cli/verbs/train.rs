@@ -192,7 +192,7 @@ fn fresh_adapter(
         // The batches that training would begin with, none of them twice.
         let size = tune.run.batch_size as usize;
         let batches = Batches::new(&data.train.examples, size, tune.seed, Cursor::default());
-        let count = batches.batches_per_epoch().min(tune.lora.eva_batches as usize);
+        let count = batches.batches_per_epoch().min(tune.lora.eva_batches() as usize);
         let batches: Vec<Batch> = batches.take(count).collect();
         let (precision, go_on) =
             (common::precision(&tune.compute), |_: usize| !session.cancel.load(Ordering::Relaxed));
