@@ -455,7 +455,7 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for line in [
         "DoRA on q_proj: effective multiplier alpha/sqrt(r) = 16/sqrt(4) = 8",
-        "down_proj of layers 1: effective multiplier alpha/sqrt(r) = 16/sqrt(2) = 11.31",
+        "down_proj (layer 1): effective multiplier alpha/sqrt(r) = 16/sqrt(2) = 11.31",
     ] {
         assert!(stderr(&output).contains(line), "{line}: {}", stderr(&output));
     }

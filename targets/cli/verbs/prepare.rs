@@ -436,7 +436,8 @@ fn members(lora: &LoraConfig, case: &Case) -> String {
             n if n == lora.layers.len() => Some(proj.hf_name().to_string()),
             _ => {
                 let list: Vec<_> = layers.iter().map(usize::to_string).collect();
-                Some(format!("{} of layers {}", proj.hf_name(), list.join(" ")))
+                let word = if layers.len() == 1 { "layer" } else { "layers" };
+                Some(format!("{} ({word} {})", proj.hf_name(), list.join(", ")))
             }
         }
     };
