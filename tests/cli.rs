@@ -358,7 +358,7 @@ fn training_changes_what_eval_and_generate_see() {
 
     let generate = ["generate", "-m", &model, "-p", "turn on the light", "--chat", "--temp", "0", "-n", "24"];
     let said = result_of(&[&generate[..], &["--lora", &adapter]].concat());
-    assert_keys(&said, &["text", "prompt_tokens", "tokens", "tokens_per_s"]);
+    assert_keys(&said, &["text", "prompt_tokens", "tokens", "tokens_per_s", "stopped"]);
     let streamed = engraft(&[&generate[..], &["--lora", &adapter]].concat());
     assert_eq!(stdout(&streamed).trim_end_matches('\n'), said["text"].as_str().expect("text"));
     assert_adapters_are_checked(folder.path(), &adapter, &generate);

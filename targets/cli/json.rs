@@ -129,6 +129,8 @@ pub(crate) struct Generate {
     pub(crate) prompt_tokens: u64,
     pub(crate) tokens: u64,
     pub(crate) tokens_per_s: f64,
+    /// `end` where the model ended, `length` at `--n-predict`, `context` where the context was full.
+    pub(crate) stopped: &'static str,
 }
 
 /// `engraft import`.

@@ -155,3 +155,15 @@ fn lengths_are_within_the_models_positions() {
     let generate = ["generate", "-m", &model, "-p", "x", "--ctx-size", "999"];
     assert_refused(&generate, 2, "usage", &["--ctx-size 999", "give at most 256"]);
 }
+
+#[test]
+fn an_answer_tells_why_it_ended() {
+    let model = seedling();
+    let generate = ["generate", "-m", &model, "-p", "turn on the light", "--temp", "0", "--json"];
+    let full = engraft(&[&generate[..], &["-n", "-1", "--ctx-size", "8"]].concat());
+    assert_eq!(last_line(&full)["stopped"], "context", "{}", stdout(&full));
+    assert!(stderr(&full).contains("stopped: the context of 8 tokens is full"), "{}", stderr(&full));
+    let short = engraft(&[&generate[..], &["-n", "1"]].concat());
+    assert_eq!(last_line(&short)["stopped"], "length", "{}", stdout(&short));
+    assert!(!stderr(&short).contains("stopped:"), "{}", stderr(&short));
+}

@@ -208,12 +208,16 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     if session.cancel.load(Ordering::Relaxed) {
         return Err(common::cancelled("stopped while generating").into());
     }
+    if times.stopped == Stopped::Context {
+        eprintln!("stopped: the context of {capacity} tokens is full");
+    }
     if session.json {
         json::emit(&json::Generate {
             text: answer.text,
             prompt_tokens: ids.len() as u64,
             tokens: answer.tokens as u64,
             tokens_per_s: times.decode_rate(answer.tokens),
+            stopped: times.stopped.name(),
         })?;
     }
     Ok(())
@@ -281,10 +285,32 @@ fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usi
     Ok(capacity)
 }
 
-/// Where the seconds went.
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    /// The model ended it.
+    End,
+    /// It has as many tokens as were asked for.
+    Length,
+    /// No position is left.
+    Context,
+}
+
+impl Stopped {
+    fn name(self) -> &'static str {
+        match self {
+            Stopped::End => "end",
+            Stopped::Length => "length",
+            Stopped::Context => "context",
+        }
+    }
+}
+
+/// Where the seconds went, and why there were no more.
 struct Times {
     prefill_s: f64,
     decode_s: f64,
+    stopped: Stopped,
 }
 
 impl Times {
@@ -317,20 +343,25 @@ fn go_on(
     let started = Instant::now();
     let mut logits = sequence.feed(prompt)?;
     let prefill_s = started.elapsed().as_secs_f64();
-    let started = Instant::now();
+    let (started, mut stopped) = (Instant::now(), Stopped::Length);
     while answer.tokens < limit && !session.cancel.load(Ordering::Relaxed) {
         let id = sampler.choose(logits, &history)?;
         if tokenizer.is_end(id) {
+            stopped = Stopped::End;
             break;
         }
         answer.push(id)?;
         history.push(id);
-        if answer.tokens == limit || sequence.room() == 0 {
+        if answer.tokens == limit {
+            break;
+        }
+        if sequence.room() == 0 {
+            stopped = Stopped::Context;
             break;
         }
         logits = sequence.feed(&[id])?;
     }
-    Ok(Times { prefill_s, decode_s: started.elapsed().as_secs_f64() })
+    Ok(Times { prefill_s, decode_s: started.elapsed().as_secs_f64(), stopped })
 }
 
 /// What is generated: on stdout as it comes, and kept for the JSON object.
