@@ -123,13 +123,14 @@ fn the_verbs_are_listed() {
         "adapter",
         "demo",
         "bench",
+        "selftest",
         "Exit codes",
     ] {
         assert!(stdout(&output).contains(word), "{word}");
     }
     let verbs = [
         "plan", "train", "compare", "adapt", "generate", "eval", "import", "export", "merge", "adapter",
-        "demo", "bench",
+        "demo", "bench", "selftest",
     ];
     for verb in verbs {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");

@@ -342,3 +342,19 @@ fn adapters_of_other_tools_lead_to_import() {
         assert_refused(&generate, 6, kind, &["engraft import", &format!("--from {adapter}")]);
     }
 }
+
+#[test]
+fn rows_held_out_by_another_seed_are_warned_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (adapter, data) = (trained(folder.path(), &["--seed", "5"]), shipped("demo/private_train.jsonl"));
+    let told = |seed: &str| {
+        let eval = ["eval", "-m", &seedling(), "--data", &data, "-c", "200", "--lora", &adapter];
+        let output = engraft(&[&eval[..], &["--seed", seed]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let other = told("0");
+    assert!(other.contains("held out of the file by --seed 0 and --valid-fraction 0.1"), "{other}");
+    assert!(other.contains("trained with --seed 5") && other.contains("say --seed 5"), "{other}");
+    assert!(!told("5").contains("warning"));
+}
