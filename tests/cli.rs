@@ -123,13 +123,14 @@ fn the_verbs_are_listed() {
         "adapter",
         "demo",
         "bench",
+        "selftest",
         "Exit codes",
     ] {
         assert!(stdout(&output).contains(word), "{word}");
     }
     let verbs = [
         "plan", "train", "compare", "adapt", "generate", "eval", "import", "export", "merge", "adapter",
-        "demo", "bench",
+        "demo", "bench", "selftest",
     ];
     for verb in verbs {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");
@@ -358,7 +359,7 @@ fn training_changes_what_eval_and_generate_see() {
 
     let generate = ["generate", "-m", &model, "-p", "turn on the light", "--chat", "--temp", "0", "-n", "24"];
     let said = result_of(&[&generate[..], &["--lora", &adapter]].concat());
-    assert_keys(&said, &["text", "prompt_tokens", "tokens", "tokens_per_s"]);
+    assert_keys(&said, &["text", "prompt_tokens", "tokens", "tokens_per_s", "stopped"]);
     let streamed = engraft(&[&generate[..], &["--lora", &adapter]].concat());
     assert_eq!(stdout(&streamed).trim_end_matches('\n'), said["text"].as_str().expect("text"));
     assert_adapters_are_checked(folder.path(), &adapter, &generate);
@@ -455,7 +456,7 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for line in [
         "DoRA on q_proj: effective multiplier alpha/sqrt(r) = 16/sqrt(4) = 8",
-        "down_proj of layers 1: effective multiplier alpha/sqrt(r) = 16/sqrt(2) = 11.31",
+        "down_proj (layer 1): effective multiplier alpha/sqrt(r) = 16/sqrt(2) = 11.31",
     ] {
         assert!(stderr(&output).contains(line), "{line}: {}", stderr(&output));
     }
@@ -606,7 +607,12 @@ fn merging_is_measured_and_refused_where_it_erases() {
     result_of(&[&train[..], &["-lr", "1e-5", "-t", "2"]].concat());
     let coarse = ["merge", "-m", &model, "--lora", &faint, "-o", &out, "--data", &data, "--type", "q4_0"];
     let before = std::fs::read(&out).expect("the merged model");
-    assert_refused(&coarse, 4, "gate_refused", &["loses most", "--force", "Q8_0"]);
+    assert_refused(
+        &coarse,
+        4,
+        "gate_refused",
+        &["merging as Q4_0 loses most", "--force", "--type Q8_0 or F16 loses less"],
+    );
     assert_eq!(std::fs::read(&out).expect("the merged model"), before);
     assert_eq!(result_of(&[&coarse[..], &["--force"]].concat())["forced"], true);
     assert_eq!(std::fs::read_dir(folder.path()).expect("listing").count(), 3, "nothing is left beside");

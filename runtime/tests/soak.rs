@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! cargo test --release -p engraft-runtime --test soak --no-run      # prints the program's path
-//! ENGRAFT_SOAK_SECONDS=3600 prlimit --data=$((64 << 20)) PROGRAM --ignored --nocapture
+//! ENGRAFT_SOAK_SECONDS=3600 prlimit --data=$((32 << 20)) PROGRAM --ignored --nocapture
 //! ```
 #![cfg(target_os = "linux")]
 

@@ -23,6 +23,8 @@ const HEAR_EVERY: Duration = Duration::from_millis(100);
 /// Where no profile says otherwise: a Pi's firmware throttles at 80 °C.
 const START_BELOW_C: u32 = 65;
 const PAUSE_ABOVE_C: u32 = 78;
+/// Share of all processors that other programs may use.
+const IDLE_BELOW: f64 = 0.25;
 
 /// What the machine must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,9 +57,9 @@ pub(crate) struct WhenOptions {
     #[arg(long, value_name = "C", value_parser = value_parser!(u32).range(1..=150))]
     pause_above: Option<u32>,
 
-    /// idle: share of all processors that other programs may use
-    #[arg(long, value_name = "SHARE", default_value_t = 0.25, value_parser = units::parse_share)]
-    idle_below: f64,
+    /// idle: share of all processors that other programs may use [default: 0.25]
+    #[arg(long, value_name = "SHARE", value_parser = units::parse_share)]
+    idle_below: Option<f64>,
 
     /// Give up after waiting so long in all (90s, 30m, 4h; default: never)
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
@@ -73,9 +75,22 @@ impl WhenOptions {
     /// What watches these conditions on this machine.
     ///
     /// # Errors
-    /// `Misuse` for temperatures in the wrong order, and for conditions that this machine can't tell.
+    /// `Misuse` for temperatures in the wrong order, limits of nothing, and conditions that this machine can't
+    /// tell.
     pub(crate) fn watch(&self) -> Result<Conditions> {
         self.watch_on(Box::new(System::default()))
+    }
+
+    /// A flag that does nothing, for nothing is waited for.
+    fn idle_flag(&self) -> Option<&'static str> {
+        let given = [
+            ("--start-below", self.start_below.is_some()),
+            ("--pause-above", self.pause_above.is_some()),
+            ("--idle-below", self.idle_below.is_some()),
+            ("--wait", self.wait.is_some()),
+        ];
+        let idle = given.into_iter().find(|(_, given)| *given && self.only_when.is_empty());
+        idle.map(|(flag, _)| flag)
     }
 
     fn watch_on(&self, mut readings: Box<dyn Readings>) -> Result<Conditions> {
@@ -86,6 +101,9 @@ impl WhenOptions {
             return Err(misuse(format!(
                 "--start-below {start_c}: it must be below --pause-above ({pause_c})"
             )));
+        }
+        if let Some(flag) = self.idle_flag() {
+            return Err(misuse(format!("{flag}: say with --only-when what the run waits for")));
         }
         let unknown = |what: &str, condition: &str| {
             let message = format!("--only-when {condition}: this machine tells no {what}: leave it out");
@@ -102,7 +120,7 @@ impl WhenOptions {
         }
         Ok(Conditions {
             asked: self.only_when.clone(),
-            limits: Limits { start_c, pause_c, busy_max: self.idle_below },
+            limits: Limits { start_c, pause_c, busy_max: self.idle_below.unwrap_or(IDLE_BELOW) },
             patience: self.wait,
             readings,
             running: false,

@@ -105,7 +105,7 @@ struct RowOptions {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Arms")]
 struct ArmOptions {
-    /// Arms beside the base alone: few-shot, lora, dora, full
+    /// Arms beside the base alone: few-shot, lora, dora, full [default: all; of adapt: all but full]
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     arms: Vec<ArmName>,
 
@@ -141,15 +141,15 @@ struct ArmOptions {
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=4096))]
     batch_size: u32,
 
-    /// Learning rate of lora and dora at its highest
-    #[arg(long, value_name = "RATE", value_parser = options::positive)]
+    /// Learning rate of lora and dora at its highest (also -lr) [default: 2e-4; of adapt: by a range test]
+    #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = options::positive)]
     learning_rate: Option<f64>,
 
-    /// Learning rate of full
+    /// Learning rate of full [default: 2e-5]
     #[arg(long, value_name = "RATE", value_parser = options::positive)]
     full_learning_rate: Option<f64>,
 
-    /// Rank of lora and dora
+    /// Rank of lora and dora [default: 8; of adapt: the largest that memory and rows carry]
     #[arg(long, visible_alias = "lora-rank", value_name = "R", value_parser = value_parser!(u32).range(1..=256))]
     rank: Option<u32>,
 

@@ -77,6 +77,10 @@ pub(crate) fn usage_message(error: &clap::Error) -> String {
 /// Prints the error and gives its exit code. Help is no error: it goes to stdout with code 0.
 pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let code = code(error);
+    if is_broken_pipe(error) {
+        // Who reads stdout has read enough, as `head` does: nothing is wrong, and nobody is there to be told.
+        return ExitCode::from(code);
+    }
     match error.downcast_ref::<clap::Error>() {
         // A closed stdout or stderr can't be told to anyone.
         Some(usage) => drop(usage.print()),
@@ -90,6 +94,12 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
         drop(json::line(&object));
     }
     ExitCode::from(code)
+}
+
+/// Whether stdout is closed at its other end.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    kind == Some(std::io::ErrorKind::BrokenPipe)
 }
 
 /// The error as a line of JSON.

@@ -129,6 +129,8 @@ pub(crate) struct Generate {
     pub(crate) prompt_tokens: u64,
     pub(crate) tokens: u64,
     pub(crate) tokens_per_s: f64,
+    /// `end` where the model ended, `length` at `--n-predict`, `context` where the context was full.
+    pub(crate) stopped: &'static str,
 }
 
 /// `engraft import`.
@@ -444,9 +446,17 @@ pub(crate) fn emit(object: &impl Serialize) -> io::Result<()> {
 /// # Errors
 /// Those of writing; a closed pipe included.
 pub(crate) fn line(text: &str) -> io::Result<()> {
+    show(&format!("{text}\n"))
+}
+
+/// Puts a part of a result on stdout at once.
+///
+/// # Errors
+/// As [`line`].
+pub(crate) fn show(part: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}")?;
-    stdout.flush()
+    let shown = stdout.write_all(part.as_bytes()).and_then(|()| stdout.flush());
+    shown.map_err(|e| io::Error::new(e.kind(), format!("writing to stdout: {e}")))
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ use crate::units;
 /// The adapter's file within `--adapter-path`.
 pub(crate) const ADAPTER_FILE: &str = "adapter.engraft";
 
+/// The settings of an adapter of PEFT or MLX, within its folder.
+const FOREIGN_CONFIG: &str = "adapter_config.json";
+
 /// Learning rates of runs that say none.
 const RATE_ADAPTER: f64 = 2e-4;
 const RATE_FULL: f64 = 2e-5;
@@ -28,6 +31,13 @@ const ITERS_DEFAULT: u32 = 300;
 
 /// Share of replayed rows where only what to replay is said.
 const REPLAY_SHARE: f64 = 0.1;
+
+/// Rows that are sampled from the base, and tokens of each, where nothing else is said.
+const REPLAY_COUNT: u32 = 64;
+const REPLAY_TOKENS: u32 = 64;
+
+/// Batches that EVA looks at where nothing else is said.
+const EVA_BATCHES: u32 = 8;
 
 /// The model's file.
 #[derive(Args, Clone, Debug)]
@@ -219,10 +229,22 @@ impl AdapterOptions {
 /// An adapter's file, which exists: the path itself, or the file in the folder it names.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when it is missing.
+/// [`ErrorKind::Io`] when it is missing, [`ErrorKind::Unsupported`] for a folder of another tool.
 pub(crate) fn adapter_file(path: &Path, flag: &str) -> Result<PathBuf, Error> {
-    let file = if stat(path, flag)?.is_dir() { path.join(ADAPTER_FILE) } else { path.to_path_buf() };
+    if !stat(path, flag)?.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let file = path.join(ADAPTER_FILE);
+    if !file.exists() && path.join(FOREIGN_CONFIG).exists() {
+        let message = format!("{flag}: {} is a folder of PEFT or MLX: {}", path.display(), import_hint(path));
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
     stat(&file, flag).map(|_| file)
+}
+
+/// How an adapter of another tool is taken in.
+pub(crate) fn import_hint(from: &Path) -> String {
+    format!("take it in with `engraft import -m MODEL.gguf --from {}`", from.display())
 }
 
 /// How the numbers of an adapter are stored.
@@ -362,9 +384,9 @@ pub(crate) struct LoraOptions {
     #[arg(long, value_enum, default_value_t = Init::Kaiming)]
     pub(crate) init: Init,
 
-    /// Batches of training rows that --init eva looks at
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=4096))]
-    pub(crate) eva_batches: u32,
+    /// Batches of training rows that --init eva looks at [default: 8]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=4096))]
+    eva_batches: Option<u32>,
 }
 
 /// How A begins.
@@ -377,6 +399,11 @@ pub(crate) enum Init {
 }
 
 impl LoraOptions {
+    /// Batches that `--init eva` looks at.
+    pub(crate) fn eva_batches(&self) -> u32 {
+        self.eva_batches.unwrap_or(EVA_BATCHES)
+    }
+
     /// What `--rank-pattern` and `--alpha-pattern` name.
     pub(crate) fn overrides(&self) -> Vec<Override> {
         let rank = |(place, rank): &(Place, u32)| place.of(Some(*rank as usize), None);
@@ -386,11 +413,20 @@ impl LoraOptions {
 }
 
 impl TuneOptions {
-    /// Refuses flags that would do nothing beside `--fine-tune-type`.
+    /// Refuses flags that would do nothing beside the others.
     ///
     /// # Errors
     /// [`ErrorKind::Misuse`], with the flag's name.
-    pub(crate) fn check_kind(&self) -> Result<(), Error> {
+    pub(crate) fn check_effects(&self) -> Result<(), Error> {
+        self.retention.check()?;
+        if self.lora.eva_batches.is_some() && self.lora.init != Init::Eva {
+            return Err(misuse("--eva-batches is for --init eva, which looks at them"));
+        }
+        self.check_kind()
+    }
+
+    /// Refuses flags that would do nothing beside `--fine-tune-type`.
+    fn check_kind(&self) -> Result<(), Error> {
         let (lora, run) = (&self.lora, &self.run);
         if lora.fine_tune_type != FineTune::Full {
             return match lora.dtype {
@@ -481,21 +517,21 @@ pub(crate) struct RetentionOptions {
     #[arg(long, value_name = "SHARE", value_parser = replay_share)]
     replay_share: Option<f64>,
 
-    /// Rows to sample with --replay base
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=1_000_000))]
-    pub(crate) replay_count: u32,
+    /// Rows to sample with --replay base [default: 64]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    replay_count: Option<u32>,
 
-    /// Tokens to sample for each of them at most
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=1 << 20))]
-    pub(crate) replay_tokens: u32,
+    /// Tokens to sample for each of them at most [default: 64]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1 << 20))]
+    replay_tokens: Option<u32>,
 
-    /// Weight of the divergence from the base in each token's loss (0: none)
-    #[arg(long, value_name = "W", default_value_t = 0.0, value_parser = kl_weight)]
-    kl_weight: f32,
+    /// Weight of the divergence from the base in each token's loss [default: 0, none]
+    #[arg(long, value_name = "W", value_parser = kl_weight)]
+    kl_weight: Option<f32>,
 
-    /// Which divergence
-    #[arg(long, value_enum, default_value_t = KlDirection::Forward)]
-    kl_direction: KlDirection,
+    /// Which divergence [default: forward]
+    #[arg(long, value_enum)]
+    kl_direction: Option<KlDirection>,
 }
 
 impl RetentionOptions {
@@ -513,13 +549,37 @@ impl RetentionOptions {
         }
     }
 
+    /// Refuses flags that would do nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`], with the flag's name.
+    fn check(&self) -> Result<(), Error> {
+        let samples = self.replay == Some(ReplaySource::Base);
+        for (flag, given) in [("--replay-count", self.replay_count), ("--replay-tokens", self.replay_tokens)]
+        {
+            if given.is_some() && !samples {
+                return Err(misuse(format!("{flag} is for rows that the base writes: say --replay base")));
+            }
+        }
+        match (self.kl_direction, self.kl_weight) {
+            (Some(_), None) => Err(misuse("--kl-direction: say with --kl-weight how much it counts")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Rows to sample from the base, and tokens of each at most.
+    pub(crate) fn sampled(&self) -> (usize, usize) {
+        let (rows, tokens) = (self.replay_count, self.replay_tokens);
+        (rows.unwrap_or(REPLAY_COUNT) as usize, tokens.unwrap_or(REPLAY_TOKENS) as usize)
+    }
+
     /// The penalty on leaving the base, if there is one.
     pub(crate) fn penalty(&self) -> Option<KlPenalty> {
         let direction = match self.kl_direction {
-            KlDirection::Forward => Direction::Forward,
-            KlDirection::Reverse => Direction::Reverse,
+            None | Some(KlDirection::Forward) => Direction::Forward,
+            Some(KlDirection::Reverse) => Direction::Reverse,
         };
-        (self.kl_weight > 0.0).then_some(KlPenalty { weight: self.kl_weight, direction })
+        self.kl_weight.filter(|weight| *weight > 0.0).map(|weight| KlPenalty { weight, direction })
     }
 }
 
@@ -566,7 +626,7 @@ pub(crate) struct RunOptions {
     pub(crate) max_seq_length: u32,
 
     /// Learning rate at its highest (also -lr) [default: 2e-4, and 2e-5 with --fine-tune-type full]
-    #[arg(long, value_name = "RATE", value_parser = positive)]
+    #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = positive)]
     learning_rate: Option<f64>,
 
     /// Learning rate of B as a multiple of A's (LoRA+)

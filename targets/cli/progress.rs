@@ -39,7 +39,7 @@ pub(crate) struct Step {
     pub(crate) loss: f64,
     pub(crate) tokens_per_s: f64,
     pub(crate) peak_private_bytes: Option<u64>,
-    /// Seconds since the first step began.
+    /// Seconds that these steps took; 0 where that is not known yet.
     pub(crate) elapsed_s: f64,
 }
 
@@ -48,23 +48,25 @@ pub(crate) struct Step {
 pub(crate) struct Progress<W: Write> {
     out: W,
     style: Style,
-    total: u64,
+    /// Steps of the run, where they are known.
+    total: Option<u64>,
     drawn_at_s: f64,
     bar_stands: bool,
 }
 
 impl<W: Write> Progress<W> {
     /// For a run of `total` steps, written to `out` (stderr, or a test's buffer).
-    pub(crate) fn new(out: W, style: Style, total: u64) -> Self {
-        Progress { out, style, total: total.max(1), drawn_at_s: f64::NEG_INFINITY, bar_stands: false }
+    pub(crate) fn new(out: W, style: Style, total: Option<u64>) -> Self {
+        let total = total.map(|steps| steps.max(1));
+        Progress { out, style, total, drawn_at_s: f64::NEG_INFINITY, bar_stands: false }
     }
 
     /// Shows a step, when it is time to. Failing to write is no reason to stop training.
     pub(crate) fn step(&mut self, step: &Step) {
-        let last = step.step >= self.total;
+        let last = self.total.is_some_and(|total| step.step >= total);
         match self.style {
             Style::Lines { every } if last || step.step == 1 || step.step.is_multiple_of(every) => {
-                let _ = writeln!(self.out, "step {}/{}  {}", step.step, self.total, self.facts(step));
+                let _ = writeln!(self.out, "step {}  {}", self.count(step), self.facts(step));
             }
             Style::Lines { .. } => {}
             Style::Bar { columns } if last || step.elapsed_s - self.drawn_at_s >= REDRAW_S => {
@@ -91,24 +93,31 @@ impl<W: Write> Progress<W> {
         }
     }
 
+    fn count(&self, step: &Step) -> String {
+        self.total.map_or_else(|| step.step.to_string(), |total| format!("{}/{total}", step.step))
+    }
+
     fn facts(&self, step: &Step) -> String {
-        let left = self.total.saturating_sub(step.step) as f64;
-        let eta_s = step.elapsed_s / step.step.max(1) as f64 * left;
+        let eta = self.total.filter(|_| step.elapsed_s > 0.0).map_or_else(String::new, |total| {
+            let left = total.saturating_sub(step.step) as f64;
+            format!("  ETA {}", show_seconds(step.elapsed_s / step.step.max(1) as f64 * left))
+        });
         let peak = step.peak_private_bytes.map_or(String::new(), |b| format!("  peak {}", show_bytes(b)));
         let (loss, rate) = (step.loss, step.tokens_per_s);
-        format!("loss {loss:.4}  {rate:.0} tokens/s{peak}  ETA {}", show_seconds(eta_s))
+        format!("loss {loss:.4}  {rate:.0} tokens/s{peak}{eta}")
     }
 
     /// The bar's line, at most `columns - 1` wide: a full line would wrap on some terminals.
     fn bar(&self, step: &Step, columns: usize) -> String {
-        let count = format!("{}/{}", step.step, self.total);
+        let count = self.count(step);
         let facts = self.facts(step);
         let room = columns.saturating_sub(count.len() + facts.len() + 6).min(40);
-        let line = if room < 5 {
-            format!("{count}  {facts}")
-        } else {
-            let done = (room as u64 * step.step.min(self.total) / self.total) as usize;
-            format!("{count} [{}{}]  {facts}", "=".repeat(done), " ".repeat(room - done))
+        let line = match self.total {
+            Some(total) if room >= 5 => {
+                let done = (room as u64 * step.step.min(total) / total) as usize;
+                format!("{count} [{}{}]  {facts}", "=".repeat(done), " ".repeat(room - done))
+            }
+            _ => format!("{count}  {facts}"),
         };
         line.chars().take(columns.saturating_sub(1)).collect()
     }
@@ -122,7 +131,7 @@ mod tests {
         Step { step, loss: 1.5, tokens_per_s: 180.4, peak_private_bytes: Some(97 << 20), elapsed_s }
     }
 
-    fn shown(style: Style, total: u64, steps: impl Iterator<Item = Step>) -> String {
+    fn shown(style: Style, total: Option<u64>, steps: impl Iterator<Item = Step>) -> String {
         let mut buffer = Vec::new();
         let mut progress = Progress::new(&mut buffer, style, total);
         steps.for_each(|s| progress.step(&s));
@@ -133,7 +142,7 @@ mod tests {
 
     #[test]
     fn lines_come_at_their_steps() {
-        let text = shown(Style::Lines { every: 10 }, 25, (1..=25).map(|s| at(s, s as f64)));
+        let text = shown(Style::Lines { every: 10 }, Some(25), (1..=25).map(|s| at(s, s as f64)));
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "step 1/25  loss 1.5000  180 tokens/s  peak 97.0 MiB  ETA 24s");
         assert!(lines[1].starts_with("step 10/25") && lines[1].ends_with("ETA 15s"));
@@ -143,15 +152,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_is_not_told() {
+        let text = shown(Style::Lines { every: 10 }, None, (1..=20).map(|s| at(s, s as f64)));
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "step 1  loss 1.5000  180 tokens/s  peak 97.0 MiB");
+        assert!(lines[2].starts_with("step 20  ") && !text.contains("ETA"), "{text}");
+        let text = shown(Style::Bar { columns: 90 }, None, (1..=20).map(|s| at(s, s as f64)));
+        assert!(text.contains("20  loss") && !text.contains('='), "{text}");
+        let text = shown(Style::Lines { every: 10 }, Some(20), [at(1, 0.0)].into_iter());
+        assert!(text.starts_with("step 1/20  loss") && !text.contains("ETA"), "{text}");
+    }
+
+    #[test]
     fn the_bar_is_redrawn_in_bounds() {
         let steps = || (1..=1000).map(|s| at(s, s as f64 * 0.01));
-        let text = shown(Style::Bar { columns: 90 }, 1000, steps());
+        let text = shown(Style::Bar { columns: 90 }, Some(1000), steps());
         let drawings: Vec<_> = text.split("\r\x1b[K").skip(1).collect();
         assert!((90..=112).contains(&drawings.len()), "{}", drawings.len());
         assert!(drawings.iter().all(|d| d.trim_end().len() < 90));
         assert!(drawings[50].contains("[=") && drawings[50].contains("tokens/s"));
         for columns in [0, 1, 10, 40] {
-            let text = shown(Style::Bar { columns }, 1000, steps());
+            let text = shown(Style::Bar { columns }, Some(1000), steps());
             assert!(text.split("\r\x1b[K").all(|d| d.trim_end().len() < columns.max(6)), "{columns}");
         }
     }

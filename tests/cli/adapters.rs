@@ -217,7 +217,8 @@ fn what_differs_from_the_base_is_named_and_can_be_overridden() {
         let forced = eval(model, &["--force-base"]);
         let output = engraft(&forced.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert!(stderr(&output).contains("--force-base"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("--force-base: "), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("say --force-base"), "{}", stderr(&output));
         assert!(words.iter().all(|w| stderr(&output).contains(w)), "{}", stderr(&output));
     };
     let other = |change: &dyn Fn(&mut Vec<u8>)| changed_seedling(folder.path(), change);
@@ -325,4 +326,35 @@ fn a_dora_leaves_as_the_nearest_lora_and_its_error_is_told() {
     assert_refused(&[&export[..], &["--dora-svd-rank", "0"]].concat(), 2, "usage", &["--dora-svd-rank"]);
     let plain = ["export", "-m", &model, "--lora", &back, "--format", "gguf", "-o", &file];
     assert_refused(&[&plain[..], &["--dora-svd-rank", "4"]].concat(), 2, "usage", &["plain LoRA"]);
+}
+
+#[test]
+fn adapters_of_other_tools_lead_to_import() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, theirs) = (seedling(), folder.path().join("theirs"));
+    std::fs::create_dir(&theirs).expect("a folder");
+    std::fs::write(theirs.join("adapter_config.json"), "{}").expect("writing");
+    let file = folder.path().join("adapter.gguf");
+    std::fs::copy(&model, &file).expect("copying");
+    for (adapter, kind) in [(&theirs, "unsupported"), (&file, "corrupt")] {
+        let adapter = adapter.display().to_string();
+        let generate = ["generate", "-m", &model, "-p", "x", "--lora", &adapter];
+        assert_refused(&generate, 6, kind, &["engraft import", &format!("--from {adapter}")]);
+    }
+}
+
+#[test]
+fn rows_held_out_by_another_seed_are_warned_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (adapter, data) = (trained(folder.path(), &["--seed", "5"]), shipped("demo/private_train.jsonl"));
+    let told = |seed: &str| {
+        let eval = ["eval", "-m", &seedling(), "--data", &data, "-c", "200", "--lora", &adapter];
+        let output = engraft(&[&eval[..], &["--seed", seed]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let other = told("0");
+    assert!(other.contains("held out of the file by --seed 0 and --valid-fraction 0.1"), "{other}");
+    assert!(other.contains("trained with --seed 5") && other.contains("say --seed 5"), "{other}");
+    assert!(!told("5").contains("warning"));
 }

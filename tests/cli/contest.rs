@@ -252,3 +252,51 @@ fn a_stop_promotes_nothing() {
     assert_eq!(active(&store), serde_json::Value::Null);
     assert!(!Path::new(&store).join("last").exists());
 }
+
+#[test]
+fn the_help_tells_the_defaults() {
+    for verb in ["compare", "adapt"] {
+        let help = super::stdout(&engraft(&[verb, "--help"]));
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for told in ["all but full]", "by a range test]", "memory and rows carry]", "[default: 2e-5]", "-lr"]
+        {
+            assert!(words.contains(told), "{verb}: {told}: {help}");
+        }
+    }
+}
+
+#[test]
+fn spellings_of_other_tools_are_understood() {
+    let model = seedling();
+    let generate = ["generate", "-m", &model, "-p", "turn on the light", "--temperature", "0"];
+    for limit in ["--predict", "--max-tokens", "-n"] {
+        let said = result_of(&[&generate[..], &[limit, "3"]].concat());
+        assert!(said["tokens"].as_u64() <= Some(3), "{limit}: {said}");
+    }
+    for verb in ["train", "plan", "compare", "adapt"] {
+        assert_refused(&[verb, "--lr", "0"], 2, "usage", &["--learning-rate"]);
+    }
+}
+
+#[test]
+fn flags_without_effect_are_refused() {
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let settings = tempfile::tempdir().expect("a folder");
+    let file = settings.path().join("settings.toml").display().to_string();
+    for (flag, value, other) in [
+        ("replay-count", "5", "--replay base"),
+        ("replay-tokens", "5", "--replay base"),
+        ("kl-direction", "reverse", "--kl-weight"),
+        ("eva-batches", "3", "--init eva"),
+        ("wait", "1s", "--only-when"),
+    ] {
+        let train = ["train", "-m", &model, "--data", &data];
+        let long = format!("--{flag}");
+        assert_refused(&[&train[..], &[long.as_str(), value]].concat(), 2, "usage", &[long.as_str(), other]);
+        std::fs::write(&file, format!("{flag} = \"{value}\"")).expect("writing");
+        assert_refused(&[&train[..], &["--config", &file]].concat(), 2, "usage", &[long.as_str(), other]);
+    }
+    let weighed = ["plan", "-m", &model, "--no-calibration", "--config", &file, "--kl-weight", "0"];
+    std::fs::write(&file, "kl-direction = \"reverse\"").expect("writing");
+    assert_eq!(engraft(&weighed).status.code(), Some(0), "a weight of 0 is one");
+}

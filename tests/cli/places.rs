@@ -192,3 +192,18 @@ fn links_lead_nowhere() {
     let left: Vec<_> = std::fs::read_dir(&outside).expect("listing").collect();
     assert_eq!((left.len(), std::fs::read_to_string(&theirs).expect("reading").as_str()), (1, "theirs"));
 }
+
+#[test]
+fn a_closed_stdout_ends_quietly_and_a_full_one_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, told) = (seedling(), folder.path().join("told"));
+    let place = told.display().to_string();
+    let names = [("MODEL", model.as_str()), ("TOLD", &place)];
+    let generate = "$ENGRAFT generate -m $MODEL -p 'turn on' -n 8 --temp 0";
+    shell(&[], &format!("{{ {generate} 2>$TOLD; echo code $? >>$TOLD; }} | true"), &names);
+    let quiet = std::fs::read_to_string(&told).expect("what was told");
+    assert!(quiet.contains("code 1") && !quiet.contains("error"), "{quiet}");
+    if Path::new("/dev/full").exists() {
+        assert_told(&shell(&[], &format!("{generate} >/dev/full"), &names), &["writing to stdout"]);
+    }
+}

@@ -288,3 +288,15 @@ fn a_killed_run_loses_nothing_that_was_acknowledged() {
 fn a_thousand_kills_lose_nothing_that_was_acknowledged() {
     kills(1000);
 }
+
+#[test]
+fn a_finished_run_is_not_replaced_silently() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let told = || {
+        let output = run(&out, &["-t", "2", "--checkpoint-every", "0"]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output).contains("replaces the adapter of a finished run")
+    };
+    assert_eq!([told(), told()], [false, true]);
+}

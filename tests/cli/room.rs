@@ -8,7 +8,9 @@ use std::process::{Command, Output};
 
 use engraft_kernels::DType;
 
-use super::{engraft, last_line, memory_is_the_programs, seedling, shipped, stderr, stdout};
+use super::{
+    assert_refused, engraft, last_line, memory_is_the_programs, result_of, seedling, shipped, stderr, stdout,
+};
 
 #[path = "../../runtime/tests/gguf/writer.rs"]
 #[allow(dead_code, reason = "the model's own tests use the rest")]
@@ -134,4 +136,34 @@ fn a_device_can_be_asked_about() {
     assert_eq!(refused.status.code(), Some(3), "{}", stderr(&refused));
     let err = stderr(&refused);
     assert!(err.contains("--device pi-zero-2w") && err.contains("512 MiB"), "{err}");
+}
+
+#[test]
+fn a_bench_keeps_its_budget_too() {
+    let words = ["--memory-budget", "16 tokens", "the budget is 1.0 MiB", "K fits"];
+    assert_refused(&["bench", "-t", "2", "--memory-budget", "1M"], 3, "does_not_fit", &words);
+}
+
+#[test]
+fn lengths_are_within_the_models_positions() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, text) = (seedling(), folder.path().join("text.txt"));
+    std::fs::write(&text, "turn on the light in the kitchen. ".repeat(200)).expect("writing");
+    let eval = ["eval", "-m", &model, "--perplexity", &text.display().to_string(), "-t", "2"];
+    // The usual window of 512 is more than the model has.
+    assert!(result_of(&eval)["tokens"].as_u64() > Some(0));
+    let generate = ["generate", "-m", &model, "-p", "x", "--ctx-size", "999"];
+    assert_refused(&generate, 2, "usage", &["--ctx-size 999", "give at most 256"]);
+}
+
+#[test]
+fn an_answer_tells_why_it_ended() {
+    let model = seedling();
+    let generate = ["generate", "-m", &model, "-p", "turn on the light", "--temp", "0", "--json"];
+    let full = engraft(&[&generate[..], &["-n", "-1", "--ctx-size", "8"]].concat());
+    assert_eq!(last_line(&full)["stopped"], "context", "{}", stdout(&full));
+    assert!(stderr(&full).contains("stopped: the context of 8 tokens is full"), "{}", stderr(&full));
+    let short = engraft(&[&generate[..], &["-n", "1"]].concat());
+    assert_eq!(last_line(&short)["stopped"], "length", "{}", stdout(&short));
+    assert!(!stderr(&short).contains("stopped:"), "{}", stderr(&short));
 }

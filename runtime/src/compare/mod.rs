@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 
 use answers::{Manner, Metric, Question};
 use material::Material;
-use recipe::{Base, Method, Recipe};
+use recipe::{Base, Budget, Method, Recipe};
 use retention::RetentionSet;
 use run::Trained;
 use score::Subject;
@@ -520,10 +520,20 @@ fn told_settings(base: &Base, settings: &Settings) -> Vec<(String, String)> {
             0 => String::new(),
             n => format!(", {n} rows of replay"),
         };
-        let value = format!("seed {}, {} rows a step, budget {:?}{replay}", r.seed, r.batch, r.budget);
+        let value =
+            format!("seed {}, {} rows a step, budget {}{replay}", r.seed, r.batch, told_budget(r.budget));
         told.push((r.name.clone(), value));
     }
     told
+}
+
+fn told_budget(budget: Budget) -> String {
+    match budget {
+        Budget::Steps(n) => format!("{n} steps"),
+        Budget::Epochs(n) => format!("{n} epochs"),
+        Budget::Tokens(n) => format!("{n} tokens"),
+        Budget::Minutes(n) => format!("{n:.1} minutes"),
+    }
 }
 
 /// Digest of everything that shapes the figures, but the model and the data.

@@ -4,6 +4,8 @@
 //! A batch's loss says more of its rows than of the parameters. So what is watched is how far the loss lies
 //! below the untrained base's on the same batch.
 
+use std::time::Instant;
+
 use super::material::Material;
 use super::recipe::{Base, Method, Recipe};
 use super::{Watcher, run};
@@ -48,6 +50,12 @@ pub fn test(
     let rate_of = |i: usize| low * (high / low).powf(i as f64 / (STEPS - 1) as f64);
     let mut arm = run::arm(recipe, base, request, low)?;
     let mut curve = Curve::default();
+    let (started, mut tokens) = (Instant::now(), 0);
+    watcher.note(&format!(
+        "{}: range test, {} steps at rates of {low:.0e} to {high:.0e}",
+        recipe.name,
+        batches.len()
+    ));
     for (i, batch) in batches.iter().enumerate() {
         watcher.go_on()?;
         let peak = rate_of(i) as f32;
@@ -57,7 +65,10 @@ pub fn test(
             Err(error) if error.kind() == ErrorKind::NonFinite => break,
             Err(error) => return Err(error),
         };
-        watcher.step(&format!("{}: range test", recipe.name), i as u64 + 1, Some(STEPS as u64), loss, 0.0);
+        tokens += batch.ids.len();
+        let (step, total) = (i as u64 + 1, Some(batches.len() as u64));
+        let speed = tokens as f64 / started.elapsed().as_secs_f64();
+        watcher.step(&format!("{}: range test", recipe.name), step, total, loss, speed);
         // The loss is that of the parameters before the step.
         if i > 0 && curve.push(rate_of(i - 1), loss - plain[i]) {
             break;

@@ -35,7 +35,7 @@ fn options(only_when: &[Condition]) -> WhenOptions {
         device: None,
         start_below: None,
         pause_above: None,
-        idle_below: 0.25,
+        idle_below: None,
         wait: None,
     }
 }
@@ -186,4 +186,18 @@ fn this_machine_tells_its_load() {
     let mut system = System::default();
     let before = system.processor().expect("proc_stat(5)");
     assert!(before.busy <= before.all && before.own <= before.busy, "{before:?}");
+}
+
+#[test]
+fn limits_of_nothing_are_refused() {
+    let of = |change: fn(&mut WhenOptions)| {
+        let mut options = options(&[]);
+        change(&mut options);
+        options.watch_on(Box::new(Fake::default())).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert_eq!(of(|_| ()), "");
+    assert!(of(|o| o.start_below = Some(40)).contains("--start-below"));
+    assert!(of(|o| o.pause_above = Some(90)).contains("--pause-above"));
+    assert!(of(|o| o.idle_below = Some(0.5)).contains("--idle-below"));
+    assert!(of(|o| o.wait = Some(Duration::from_secs(1))).contains("--wait"));
 }

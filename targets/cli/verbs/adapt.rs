@@ -76,8 +76,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     }
 }
 
-/// Makes what the verdict names a generation; nothing where the base stays, or where each question has
-/// examples of its own, which no prefix can hold.
+/// Makes what the verdict names a generation; nothing where the base stays, where each question has examples of
+/// its own, which no prefix can hold, or for a model of its own.
 pub(super) fn promote(
     writer: &Writer<'_>,
     outcome: &Outcome,
@@ -95,6 +95,10 @@ pub(super) fn promote(
             Candidate::Adapter(&loaded)
         }
         Some(Kept::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
+        Some(Kept::Model(_)) => {
+            eprintln!("{arm} is best, but a store keeps adapters and examples, not whole models");
+            return Ok(None);
+        }
         _ => {
             eprintln!("{arm} is best, but a store can't hold its examples: each question has its own");
             return Ok(None);

@@ -113,7 +113,7 @@ impl Stored {
             if !options.force_base {
                 return Err(error.at(dir.display()));
             }
-            eprintln!("--force-base: {}: {}", dir.display(), error.message());
+            eprintln!("--force-base: {}: {}", dir.display(), common::without_advice(&error));
         }
         match store.load(&generation)? {
             InUse::FewShot(few_shot) => Ok(Stored { adapter: None, few_shot }),

@@ -27,6 +27,8 @@ use crate::options::{ComputeOptions, ModelOptions};
 /// Tokens of the training sequence and of the prompt, and tokens generated, at most.
 const SEQ: usize = 256;
 const DECODE: usize = 64;
+/// Tokens of the shortest training sequence that tells anything.
+const SEQ_MIN: usize = 16;
 /// Rows that are verified.
 const VERIFIED: usize = 4;
 /// How far the loss of these rows may be from the scalar specification's: what rounding to int8 does.
@@ -59,8 +61,9 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     };
     let kernels = common::kernels(&options.compute)?;
     let bench = Bench { options, session, model, kernels };
+    let request = bench.fitting_request()?;
     bench.verify()?;
-    let result = bench.measure()?;
+    let result = bench.measure(&request)?;
     json::line(&table(&result))?;
     if session.json {
         json::emit(&result)?;
@@ -117,10 +120,9 @@ impl Bench<'_> {
         Err(Error::new(ErrorKind::NonFinite, message).into())
     }
 
-    fn measure(&self) -> Result<json::Bench> {
-        let request = self.fitting_request();
-        let planned = MemoryPlan::new(self.model.config(), &request).private_bytes;
-        let (train_rate, shares) = self.train(&request)?;
+    fn measure(&self, request: &Request) -> Result<json::Bench> {
+        let planned = MemoryPlan::new(self.model.config(), request).private_bytes;
+        let (train_rate, shares) = self.train(request)?;
         let (prompt, answer) = (self.prompt_tokens(), self.answer_tokens());
         let (prefill_rate, decode_rate) = self.generate(prompt, answer)?;
         Ok(json::Bench {
@@ -146,14 +148,30 @@ impl Bench<'_> {
     }
 
     /// The longest sequence, in halves of 256, whose plan fits, with the most kept that fits too.
-    fn fitting_request(&self) -> Request {
-        let (c, budget) = (self.model.config(), self.options.memory_budget as usize);
+    ///
+    /// # Errors
+    /// `DoesNotFit` where the shortest does not.
+    fn fitting_request(&self) -> Result<Request> {
+        let c = self.model.config();
+        let budget = usize::try_from(self.options.memory_budget).unwrap_or(usize::MAX);
+        let needed = |seq: usize| MemoryPlan::new(c, &self.request(seq)).private_bytes;
         let mut seq = SEQ.min(c.context_len);
-        while seq > 16 && MemoryPlan::new(c, &self.request(seq)).private_bytes > budget {
+        while seq > SEQ_MIN && needed(seq) > budget {
             seq /= 2;
         }
+        let least = needed(seq);
+        if least > budget {
+            let message = format!(
+                "--memory-budget: a training step of {seq} tokens needs {} of private memory, the budget is {}; \
+                 --memory-budget {}K fits",
+                show_bytes(least as u64),
+                show_bytes(budget as u64),
+                least.div_ceil(1 << 10)
+            );
+            return Err(Error::new(ErrorKind::DoesNotFit, message).into());
+        }
         let request = self.request(seq);
-        Request { keep: keep::choose(c, &request, Default::default(), budget), ..request }
+        Ok(Request { keep: keep::choose(c, &request, Default::default(), budget), ..request })
     }
 
     /// Random tokens, each the target of the one before.

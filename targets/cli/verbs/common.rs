@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use engraft_kernels::{Isa, Kernels};
+use engraft_kernels::{DType, Isa, Kernels};
 use engraft_runtime::adapter::{Adapter, Prober};
 use engraft_runtime::data::{self, Dataset, OverLong};
 use engraft_runtime::error::{Error, ErrorKind, Result};
@@ -17,7 +17,7 @@ use engraft_runtime::nn;
 
 use super::adapter::Stored;
 use crate::options::{
-    AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
+    self, AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
 };
 use crate::truncation;
 
@@ -135,7 +135,7 @@ fn adapter_in_use(
     file: &Path,
     force_base: bool,
 ) -> Result<Arc<StackedAdapter>> {
-    let alone = [(Adapter::load(file)?, 1.0)];
+    let alone = [(load(file)?, 1.0)];
     let stacked = StackedAdapter::new(model, kernels, &alone).map_err(|e| e.at(file.display()))?;
     let adapter = &alone[0].0;
     hold(model, kernels, adapter, file, force_base, |prober| {
@@ -155,9 +155,21 @@ pub(crate) fn adapter(
     file: &Path,
     force_base: bool,
 ) -> Result<Adapter> {
-    let adapter = Adapter::load(file)?;
+    let adapter = load(file)?;
     hold(model, kernels, &adapter, file, force_base, |prober| adapter.check(model, prober))?;
     Ok(adapter)
+}
+
+/// An adapter's file; where it looks like one of another tool, the refusal says how that is taken in.
+fn load(file: &Path) -> Result<Adapter> {
+    Adapter::load(file).map_err(|error| {
+        let foreign = ["gguf", "safetensors"].iter().any(|end| file.extension().is_some_and(|e| e == *end));
+        if !foreign || error.kind() != ErrorKind::Corrupt {
+            return error;
+        }
+        let hint = options::import_hint(file);
+        Error::new(error.kind(), format!("{}; if it is an adapter of another tool, {hint}", error.message()))
+    })
 }
 
 /// Holds an adapter against the model by `check`; says what was overridden, and what could not be checked.
@@ -176,7 +188,7 @@ fn hold(
     match checked {
         Err(error) if force_base && error.kind() == ErrorKind::BaseMismatch => {
             adapter.check_shapes(model.config()).map_err(|e| e.at(place))?;
-            eprintln!("--force-base: {}: {}", file.display(), error.message());
+            eprintln!("--force-base: {}: {}", file.display(), without_advice(&error));
         }
         Err(error) => return Err(error.at(place)),
         Ok(unrecorded) if unrecorded.is_empty() => {}
@@ -187,6 +199,25 @@ fn hold(
         ),
     }
     Ok(())
+}
+
+/// What is wrong with the base, without the advice to say what was said.
+pub(crate) fn without_advice(error: &Error) -> &str {
+    let message = error.message();
+    match message.rsplit_once("; ") {
+        Some((wrong, advice)) if advice.contains("--force-base") => wrong,
+        _ => message,
+    }
+}
+
+/// Advice to store in a type that rounds less than `used`; empty where there is none.
+pub(crate) fn finer_type(used: DType) -> &'static str {
+    match used {
+        DType::F32 => "",
+        DType::F16 => "--type F32",
+        DType::Q8_0 | DType::BF16 => "--type F16",
+        _ => "--type Q8_0 or F16",
+    }
 }
 
 /// How the rows of `--data` are read, with at most `rows_max` positions each.

@@ -119,10 +119,10 @@ pub(super) fn write(folder: &Path, outcome: &Outcome) -> Result<(), Error> {
 }
 
 /// The report on stdout.
-pub(super) fn tell(report: &Report) -> Result<(), Error> {
+pub(super) fn tell(report: &Report) -> Result<()> {
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(COLUMNS);
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    json::line(report.to_text(columns, colour).trim_end()).map_err(|e| Error::io("writing the report", e))
+    Ok(json::line(report.to_text(columns, colour).trim_end())?)
 }
 
 /// Shows progress on stderr.
@@ -131,9 +131,10 @@ pub(super) struct Screen {
     /// Where the run waits for the machine.
     when: Option<Conditions>,
     progress: Progress<Stderr>,
-    /// Of what, and of how many steps, progress is shown.
-    shown: (String, u64),
-    begun: std::time::Instant,
+    /// Of what, and of how many steps where that is known, progress is shown.
+    shown: (String, Option<u64>),
+    /// When that was first shown, and after how many steps.
+    begun: (std::time::Instant, u64),
     watch: Watch,
 }
 
@@ -142,9 +143,9 @@ impl Screen {
         Screen {
             cancel,
             when,
-            progress: Progress::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), 1),
-            shown: (String::new(), 0),
-            begun: std::time::Instant::now(),
+            progress: Progress::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), None),
+            shown: (String::new(), None),
+            begun: (std::time::Instant::now(), 0),
             watch: Watch::start(WATCH_INTERVAL),
         }
     }
@@ -166,13 +167,17 @@ impl Watcher for Screen {
     }
 
     fn step(&mut self, arm: &str, step: u64, total: Option<u64>, loss: f64, tokens_per_s: f64) {
-        let total = total.unwrap_or(u64::from(u32::MAX));
         if (self.shown.0.as_str(), self.shown.1) != (arm, total) {
             self.progress.finish();
             self.progress = Progress::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), total);
-            (self.shown, self.begun) = ((arm.to_string(), total), std::time::Instant::now());
+            self.shown = (arm.to_string(), total);
+            self.begun = (std::time::Instant::now(), step);
         }
-        let elapsed_s = self.begun.elapsed().as_secs_f64();
+        // What the steps seen here took tells what all of them did.
+        let (begun, first) = self.begun;
+        let seen = step.saturating_sub(first);
+        let elapsed_s =
+            if seen == 0 { 0.0 } else { begun.elapsed().as_secs_f64() * step as f64 / seen as f64 };
         let peak_private_bytes = self.watch.sample();
         self.progress.step(&Step { step, loss, tokens_per_s, peak_private_bytes, elapsed_s });
     }

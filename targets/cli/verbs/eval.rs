@@ -1,5 +1,6 @@
 //! `engraft eval`: perplexity of a text, or masked loss of held-out rows.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_kernels::Kernels;
+use engraft_runtime::adapter::Adapter;
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::source::part_file;
 use engraft_runtime::data::{self, Dataset, Part, load_train_valid};
@@ -42,7 +44,7 @@ pub(crate) struct Options {
     #[arg(long, visible_alias = "file", short = 'f', value_name = "FILE", conflicts_with = "data")]
     perplexity: Option<PathBuf>,
 
-    /// Tokens of a window (default 512), or of a row at most (default 256)
+    /// Tokens of a window (default 512, or all of the model's), or of a row at most (default 256)
     #[arg(short, long, visible_alias = "max-seq-length", value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
     pub(crate) ctx_size: Option<u32>,
 
@@ -133,8 +135,8 @@ fn score_text(
     used: (&Arc<Kernels>, Option<&StackedAdapter>),
     file: &Path,
 ) -> Result<Evaluated> {
-    let window = options.ctx_size.unwrap_or(TEXT_WINDOW) as usize;
     let trained = model.config().context_len;
+    let window = options.ctx_size.map_or(trained.min(TEXT_WINDOW as usize), |asked| asked as usize);
     if window > trained {
         return Err(
             misuse(format!("-c {window}: the model was trained for {trained} positions; lower it")).into()
@@ -188,6 +190,9 @@ fn score_rows(
     }
     common::tell_rows(&data, rows_max);
     eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
+    if matches!(which, Which::Split { .. }) {
+        warn_of_seeds(&options.adapters, options.seed)?;
+    }
     let mut chain = chain(options, model, used, data.rows_max());
     let adapter = used.1.map(|a| a as &dyn Adapted);
     let mut total = Evaluated::default();
@@ -202,6 +207,49 @@ fn score_rows(
     Ok(total)
 }
 
+/// Names the adapters whose training held out other rows of the file, as far as their files tell.
+fn warn_of_seeds(adapters: &AdapterOptions, seed: u64) -> Result<(), Error> {
+    for file in adapters.files()? {
+        let adapter = Adapter::load(&file.path)?;
+        let theirs = adapter.meta.seed;
+        // One that never took a step knows no row: imported, or as it was begun.
+        if adapter.meta.steps > 0 && theirs != seed {
+            eprintln!(
+                "warning: {} was trained with --seed {theirs}: these rows may be among those it was trained on; \
+                 say --seed {theirs}",
+                file.path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Which rows are scored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Which {
+    Test,
+    Valid,
+    /// Those that training with the same seed and share holds out.
+    Split {
+        seed: u64,
+        share: f64,
+    },
+    All,
+}
+
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Which::Test => f.write_str("the test part"),
+            Which::Valid => f.write_str("the validation part"),
+            Which::Split { seed, share } => {
+                write!(f, "held out of the file by --seed {seed} and --valid-fraction {share}")
+            }
+            Which::All => f.write_str("all of them: none is held out"),
+        }
+    }
+}
+
 /// The rows to score, and why these: test.jsonl, else valid.jsonl, else the rows that training with
 /// the same seed and share holds out, else all.
 pub(super) fn held_out(
@@ -211,11 +259,11 @@ pub(super) fn held_out(
     path: &Path,
     rows_max: usize,
     few_shot: Vec<Message>,
-) -> Result<(Dataset, &'static str)> {
+) -> Result<(Dataset, Which)> {
     let text = Text::of(model)?;
     let reading = data::DataOptions { few_shot, ..common::data_options(options, rows_max, seed) };
     if path.is_dir() {
-        for (part, which) in [(Part::Test, "the test part"), (Part::Valid, "the validation part")] {
+        for (part, which) in [(Part::Test, Which::Test), (Part::Valid, Which::Valid)] {
             if let Some(file) = part_file(path, part)? {
                 return Ok((data::load(&file, &text.tokenizer, &text.chat, &reading)?, which));
             }
@@ -223,7 +271,7 @@ pub(super) fn held_out(
     }
     let parts = load_train_valid(path, &text.tokenizer, &text.chat, &reading)?;
     if parts.valid.examples.is_empty() {
-        return Ok((parts.train, "all of them: none is held out"));
+        return Ok((parts.train, Which::All));
     }
-    Ok((parts.valid, "held out of the file by --seed and --valid-fraction"))
+    Ok((parts.valid, Which::Split { seed, share: options.valid_fraction }))
 }

@@ -1,6 +1,6 @@
 //! `engraft generate`: continues a prompt, streamed to stdout.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -48,7 +48,7 @@ pub(crate) struct Options {
     pub(crate) system: Option<String>,
 
     /// Tokens to generate at most (-1: until the model ends or the context is full)
-    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = value_parser!(i64).range(-1..=1 << 30))]
+    #[arg(short, long, visible_aliases = ["predict", "max-tokens"], value_name = "N", default_value_t = 128, value_parser = value_parser!(i64).range(-1..=1 << 30))]
     n_predict: i64,
 
     /// Tokens of the context (default: prompt and answer; without a limit, what the model was trained for, at most 4096)
@@ -95,7 +95,7 @@ impl From<CacheType> for KvType {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct Sampling {
     /// Temperature (0: always the likeliest token)
-    #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = temperature)]
+    #[arg(long, visible_alias = "temperature", value_name = "T", default_value_t = 0.8, value_parser = temperature)]
     pub(crate) temp: f32,
 
     /// Draw among the K likeliest tokens (0: all)
@@ -208,12 +208,16 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     if session.cancel.load(Ordering::Relaxed) {
         return Err(common::cancelled("stopped while generating").into());
     }
+    if times.stopped == Stopped::Context {
+        eprintln!("stopped: the context of {capacity} tokens is full");
+    }
     if session.json {
         json::emit(&json::Generate {
             text: answer.text,
             prompt_tokens: ids.len() as u64,
             tokens: answer.tokens as u64,
             tokens_per_s: times.decode_rate(answer.tokens),
+            stopped: times.stopped.name(),
         })?;
     }
     Ok(())
@@ -265,7 +269,10 @@ fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usi
     let trained = model.context_len;
     let capacity = match (options.ctx_size, options.n_predict()) {
         (Some(asked), _) if asked as usize > trained => {
-            return Err(misuse(format!("--ctx-size {asked}: the model was trained for {trained} positions")));
+            let message = format!(
+                "--ctx-size {asked}: the model was trained for {trained} positions; give at most {trained}"
+            );
+            return Err(misuse(message));
         }
         (Some(asked), _) => asked as usize,
         (None, Some(n)) => prompt.saturating_add(n).min(trained),
@@ -278,10 +285,32 @@ fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usi
     Ok(capacity)
 }
 
-/// Where the seconds went.
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    /// The model ended it.
+    End,
+    /// It has as many tokens as were asked for.
+    Length,
+    /// No position is left.
+    Context,
+}
+
+impl Stopped {
+    fn name(self) -> &'static str {
+        match self {
+            Stopped::End => "end",
+            Stopped::Length => "length",
+            Stopped::Context => "context",
+        }
+    }
+}
+
+/// Where the seconds went, and why there were no more.
 struct Times {
     prefill_s: f64,
     decode_s: f64,
+    stopped: Stopped,
 }
 
 impl Times {
@@ -314,20 +343,25 @@ fn go_on(
     let started = Instant::now();
     let mut logits = sequence.feed(prompt)?;
     let prefill_s = started.elapsed().as_secs_f64();
-    let started = Instant::now();
+    let (started, mut stopped) = (Instant::now(), Stopped::Length);
     while answer.tokens < limit && !session.cancel.load(Ordering::Relaxed) {
         let id = sampler.choose(logits, &history)?;
         if tokenizer.is_end(id) {
+            stopped = Stopped::End;
             break;
         }
         answer.push(id)?;
         history.push(id);
-        if answer.tokens == limit || sequence.room() == 0 {
+        if answer.tokens == limit {
+            break;
+        }
+        if sequence.room() == 0 {
+            stopped = Stopped::Context;
             break;
         }
         logits = sequence.feed(&[id])?;
     }
-    Ok(Times { prefill_s, decode_s: started.elapsed().as_secs_f64() })
+    Ok(Times { prefill_s, decode_s: started.elapsed().as_secs_f64(), stopped })
 }
 
 /// What is generated: on stdout as it comes, and kept for the JSON object.
@@ -357,8 +391,6 @@ impl<'t> Answer<'t> {
 
     fn show(&mut self, part: &str) -> std::io::Result<()> {
         self.text.push_str(part);
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(part.as_bytes())?;
-        stdout.flush()
+        json::show(part)
     }
 }

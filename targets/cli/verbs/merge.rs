@@ -12,6 +12,7 @@ use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::merge;
 use engraft_runtime::merge::judge::{Judge, Judgement};
+use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, Storage, create_dir_all};
 
@@ -84,7 +85,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     if let Some(found) = &measured {
         eprintln!("{}", describe(found));
         if lost && !options.force {
-            return Err(refusal(found).into());
+            let used = options.dtype.unwrap_or(model.block(0).proj(Proj::Down).dtype());
+            return Err(refusal(found, used).into());
         }
     }
     place(&staged.0, &dir, &options.output)?;
@@ -154,14 +156,22 @@ fn describe(j: &Judgement) -> String {
     )
 }
 
-fn refusal(j: &Judgement) -> Error {
+fn refusal(j: &Judgement, used: DType) -> Error {
+    let why = if j.gain() > 0.0 && j.loss() > 0.5 * j.gain() {
+        format!("{:+.4} nats of a gain of {:.4}", j.loss(), j.gain())
+    } else {
+        format!(
+            "the merged model is no nearer to the adapted one than the base is: mean KL {:.5} of {:.5}",
+            j.kl_merged, j.kl_base
+        )
+    };
+    let advice = match common::finer_type(used) {
+        "" => String::new(),
+        finer => format!("{finer} loses less; "),
+    };
+    let used = used.name();
     let message = format!(
-        "merging loses most of what the adapter does ({:+.4} nats of a gain of {:.4}, mean KL {:.5} of {:.5}): a finer \
-         --type such as Q8_0 or F16 loses less; --force keeps the file",
-        j.loss(),
-        j.gain(),
-        j.kl_merged,
-        j.kl_base
+        "merging as {used} loses most of what the adapter does ({why}): {advice}--force keeps the file"
     );
     Error::new(ErrorKind::GateRefused, message)
 }

@@ -129,7 +129,7 @@ impl Replay {
 /// Those of opening and reading; `Misuse` for an adapter that does not fit the model; `DoesNotFit` where this
 /// process may not even hold what the shortest rows would take.
 pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -> Result<Prepared> {
-    tune.check_kind()?;
+    tune.check_effects()?;
     let model = common::open_model(&tune.model)?;
     let room = room();
     let lora = match tune.lora.fine_tune_type {
@@ -209,7 +209,7 @@ fn preparation_bytes(
 ) -> usize {
     let eva = |lora: &LoraConfig| {
         let layout = Layout::new(c, lora);
-        let (batch, count) = (tune.run.batch_size as usize, tune.lora.eva_batches as usize);
+        let (batch, count) = (tune.run.batch_size as usize, tune.lora.eva_batches() as usize);
         let (rows, batches) = match data {
             Some(data) => {
                 let examples = &data.train.examples;
@@ -296,7 +296,7 @@ fn read_replay(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Optio
         None => Ok(None),
         Some(ReplaySource::Base) => {
             let seed = Rng::new(tune.seed, REPLAY_STREAM).next_u64();
-            let (count, tokens) = (retention.replay_count as usize, retention.replay_tokens as usize);
+            let (count, tokens) = retention.sampled();
             let starts = Starts::of(text, rows_max).map_err(|e| e.at("--replay base"))?;
             Ok(Some(Replay::Sampled(starts, Sampling { count, tokens, rows_max, seed })))
         }
@@ -436,7 +436,8 @@ fn members(lora: &LoraConfig, case: &Case) -> String {
             n if n == lora.layers.len() => Some(proj.hf_name().to_string()),
             _ => {
                 let list: Vec<_> = layers.iter().map(usize::to_string).collect();
-                Some(format!("{} of layers {}", proj.hf_name(), list.join(" ")))
+                let word = if layers.len() == 1 { "layer" } else { "layers" };
+                Some(format!("{} ({word} {})", proj.hf_name(), list.join(", ")))
             }
         }
     };

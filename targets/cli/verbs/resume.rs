@@ -68,7 +68,7 @@ pub(crate) fn identity(
 ) -> Result<Identity, Error> {
     let init = match tune.lora.init {
         Init::Kaiming => "random".to_string(),
-        Init::Eva => format!("EVA of {} batches", tune.lora.eva_batches),
+        Init::Eva => format!("EVA of {} batches", tune.lora.eva_batches()),
     };
     let keep = &prepared.request.keep;
     let kept = match keep.precision {
@@ -138,15 +138,18 @@ pub(crate) fn note_finished(folder: &Path, identity: &Identity, result: &json::T
     Ok(())
 }
 
-/// Forgets what was finished in `folder`, whose result another run is about to replace.
+/// Forgets what was finished in `folder`, whose result another run is about to replace; whether anything was.
 ///
 /// # Errors
 /// `Io`.
-pub(crate) fn forget_finished(folder: &Path) -> Result<(), Error> {
+pub(crate) fn forget_finished(folder: &Path) -> Result<bool, Error> {
     let path = folder.join(FINISHED_FILE);
     match Disk.remove(&path) {
-        Ok(()) => Disk.sync_dir(folder).map_err(|e| Error::io(format!("syncing {}", folder.display()), e)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Ok(()) => {
+            let synced = Disk.sync_dir(folder);
+            synced.map(|()| true).map_err(|e| Error::io(format!("syncing {}", folder.display()), e))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(Error::io(format!("removing {}", path.display()), e)),
     }
 }

@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use engraft_kernels::Kernels;
+use engraft_kernels::{DType, Kernels};
 use engraft_runtime::adapter::{Adapter, Binding, Init, LoraConfig, Precision, Prober};
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor, TrainValid};
 use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::model::Proj;
 use engraft_runtime::model::tuned::Weights;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::ArenaWords;
@@ -191,7 +192,7 @@ fn fresh_adapter(
         // The batches that training would begin with, none of them twice.
         let size = tune.run.batch_size as usize;
         let batches = Batches::new(&data.train.examples, size, tune.seed, Cursor::default());
-        let count = batches.batches_per_epoch().min(tune.lora.eva_batches as usize);
+        let count = batches.batches_per_epoch().min(tune.lora.eva_batches() as usize);
         let batches: Vec<Batch> = batches.take(count).collect();
         let (precision, go_on) =
             (common::precision(&tune.compute), |_: usize| !session.cancel.load(Ordering::Relaxed));
@@ -276,7 +277,11 @@ impl<'a> Run<'a> {
             steps,
             watch,
             metrics: Metrics::open(&tune.adapter_path)?,
-            progress: Progress::new(std::io::stderr(), Style::for_stderr(tune.run.steps_per_report), steps),
+            progress: Progress::new(
+                std::io::stderr(),
+                Style::for_stderr(tune.run.steps_per_report),
+                Some(steps),
+            ),
             valid_after: None,
             setting: *setting,
             tune,
@@ -296,7 +301,11 @@ impl<'a> Run<'a> {
     /// What comes before the first step of a run that goes on from nothing.
     fn begin(&mut self) -> Result<()> {
         self.course.remove_checkpoints(&Disk)?;
-        resume::forget_finished(&self.tune.adapter_path)?;
+        if resume::forget_finished(&self.tune.adapter_path)? {
+            let folder = self.tune.adapter_path.display();
+            let what = if matches!(self.arm, Arm::Full(_)) { "model" } else { "adapter" };
+            self.progress.note(&format!("{folder}: replaces the {what} of a finished run"));
+        }
         self.metrics = Metrics::begin(&self.tune.adapter_path)?;
         self.tally().valid_before = self.evaluate()?;
         if self.tune.run.checkpoint_every > 0 && !self.is_cancelled() {
@@ -375,7 +384,9 @@ impl<'a> Run<'a> {
             let stored = score_file(self.tune, self.session, self.data, &file)?;
             if let (Some(before), Some(after), Some(stored)) = (tally.valid_before, valid_loss_after, stored)
             {
-                self.progress.note(&describe_stored(before, after, stored));
+                let (base, asked) = (&self.setting.prepared.model, self.setting.prepared.dtype);
+                let used = asked.unwrap_or(base.block(0).proj(Proj::Down).dtype());
+                self.progress.note(&describe_stored(before, after, stored, used));
             }
             (result.model, result.valid_loss_stored) = (Some(file.display().to_string()), Some(stored));
         }
@@ -565,13 +576,17 @@ fn is_nonfinite(error: &anyhow::Error) -> bool {
 }
 
 /// What became of a gain when the model was stored.
-fn describe_stored(before: f64, after: f64, stored: f64) -> String {
+fn describe_stored(before: f64, after: f64, stored: f64, used: DType) -> String {
     let text = format!(
         "held-out loss before {before:.4}, after {after:.4} (f32 weights), of the file written {stored:.4}"
     );
-    match after < before && stored - after > 0.5 * (before - after) {
-        true => text + "\nwarning: storing lost most of the gain; train again with --type Q8_0 or F16",
-        false => text,
+    if after >= before || stored - after <= 0.5 * (before - after) {
+        return text;
+    }
+    let warning = format!("{text}\nwarning: storing as {} lost most of the gain", used.name());
+    match common::finer_type(used) {
+        "" => warning,
+        finer => format!("{warning}; train again with {finer}"),
     }
 }
 

@@ -158,7 +158,7 @@ pub(super) fn next_step(verdict: &Verdict, model_file: &str) -> String {
             "Split the data so that no held-out row is also trained on, then compare again.".into()
         }
         Decision::Promote { arm } => format!(
-            "Use {arm}: from a store with `engraft generate -m {model_file} --store DIR`, or its \
+            "Use {arm}: from a store with `engraft generate -m {model_file} --store DIR -p PROMPT`, or its \
              adapter file with --lora FILE."
         ),
         Decision::KeepPrompting { k, .. } => {
@@ -181,8 +181,8 @@ fn keep_base(verdict: &Verdict) -> String {
     };
     if let Some(arm) = trained().find(|a| only_forgets(a)) {
         return format!(
-            "Use the base as it is. {} learned the task but forgot too much: try \
-             --replay, --kl-weight or a lower learning rate.",
+            "Use the base as it is. {} learned the task but forgot too much: try --kl-weight, fewer steps or a \
+             lower --learning-rate (or `engraft train --replay`).",
             arm.name
         );
     }

@@ -491,14 +491,16 @@ fn what_is_missing_is_not_shown() {
 #[test]
 fn the_next_step_fits_the_verdict() {
     let step = |r: &Report| outcome::next_step(&r.verdict, &r.model.file);
-    assert!(step(&realistic()).contains("--store DIR"));
+    assert!(step(&realistic()).contains("--store DIR -p PROMPT"));
     assert!(step(&leaked()).starts_with("Split the data"));
     let mut r = realistic();
     r.verdict.decision = Decision::KeepPrompting { arm: "5-shot".into(), k: 5 };
     assert!(step(&r).starts_with("Put the same 5 examples"));
     r.verdict.decision = Decision::KeepBase;
     r.verdict.arms[2].retention[0].kl = Some(0.7);
-    assert!(step(&r).contains("--replay"), "{}", step(&r));
+    for way in ["--kl-weight", "fewer steps", "--learning-rate", "`engraft train --replay`"] {
+        assert!(step(&r).contains(way), "{}", step(&r));
+    }
     let mut r = realistic();
     r.verdict.decision = Decision::KeepBase;
     for arm in &mut r.verdict.arms {

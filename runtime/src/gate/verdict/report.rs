@@ -301,7 +301,11 @@ fn interval(c: &Comparison) -> String {
 
 pub(super) fn sentence(name: &str, c: &Comparison, kind: ArmKind, rival_is_zero: bool) -> String {
     let Some(gain) = c.gain else { return format!("{name} can't be compared with {}.", c.against) };
-    let figures = format!("by {:.4} nats per token, {}", gain.abs(), interval(c));
+    let mut figures = format!("by {:.4} nats per token, {}", gain.abs(), interval(c));
+    if c.worse && c.upper.is_none_or(|upper| upper >= 0.0) {
+        // The interval is that of Holm's step; harm is looked for without the correction.
+        figures += " (below 0 without Holm's correction)";
+    }
     if c.better {
         return format!("{name} beats {} {figures}.", c.against);
     }

@@ -381,3 +381,14 @@ fn wrong_arguments_are_refused() {
         assert_eq!(kind(&[zero()], t), ErrorKind::Misuse, "{t:?}");
     }
 }
+
+#[test]
+fn harm_that_the_corrected_interval_does_not_show_is_explained() {
+    let told = |upper: f64| {
+        let plain = Comparison::without_figures("zero-shot", 0.025, None);
+        let c = Comparison { gain: Some(-0.1), lower: Some(-0.2), upper: Some(upper), worse: true, ..plain };
+        report::sentence("lora", &c, ArmKind::Trained, true)
+    };
+    assert!(told(0.01).contains("[-0.2000, 0.0100] at 97.5 % (below 0 without Holm's correction)"));
+    assert!(told(-0.01).ends_with("[-0.2000, -0.0100] at 97.5 %."), "{}", told(-0.01));
+}
