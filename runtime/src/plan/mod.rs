@@ -372,9 +372,16 @@ pub fn show_bytes(bytes: u64) -> String {
     if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
 }
 
+/// Sizes that are shown in MiB at all: those that are no 0.0 of them.
+const MIB_SHOWN_MIN: usize = (1 << 20) / 20 + 1;
+
 /// Bytes as MiB for people.
 pub fn mib(bytes: usize) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+    // Below a tenth a rounded figure would read as nothing: a budget whose unit was forgotten.
+    match bytes < MIB_SHOWN_MIN {
+        true => format!("{bytes} bytes"),
+        false => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),
+    }
 }
 
 #[cfg(test)]
