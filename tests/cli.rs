@@ -11,6 +11,8 @@ mod adapters;
 mod contest;
 #[path = "cli/demo.rs"]
 mod demo;
+#[path = "cli/everyday.rs"]
+mod everyday;
 #[path = "cli/locks.rs"]
 mod locks;
 #[cfg(unix)]
@@ -116,7 +118,9 @@ fn the_verbs_are_listed() {
         "compare",
         "adapt",
         "generate",
+        "chat",
         "eval",
+        "data",
         "import",
         "export",
         "merge",
@@ -129,8 +133,8 @@ fn the_verbs_are_listed() {
         assert!(stdout(&output).contains(word), "{word}");
     }
     let verbs = [
-        "plan", "train", "compare", "adapt", "generate", "eval", "import", "export", "merge", "adapter",
-        "demo", "bench", "selftest",
+        "plan", "train", "compare", "adapt", "generate", "chat", "eval", "data", "import", "export", "merge",
+        "adapter", "demo", "bench", "selftest",
     ];
     for verb in verbs {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");

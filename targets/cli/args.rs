@@ -6,7 +6,8 @@ use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
 use crate::verbs::{
-    adapt, adapter, bench, compare, demo, eval, export, generate, import, merge, plan, selftest, train,
+    adapt, adapter, bench, chat, compare, data, demo, eval, export, generate, import, merge, plan, selftest,
+    train,
 };
 
 /// Adapt a quantized language model to your own text, on this machine's CPU.
@@ -43,8 +44,12 @@ pub(crate) enum Verb {
     Adapt(adapt::Options),
     /// Continue a prompt, with any number of adapters
     Generate(generate::Options),
+    /// Talk with the model, with any number of adapters
+    Chat(chat::Options),
     /// Measure perplexity on a text, or masked loss on held-out data
     Eval(eval::Options),
+    /// Look at rows as training would read them
+    Data(data::Options),
     /// Take in an adapter of PEFT, MLX or llama.cpp, and bind it to this model
     Import(import::Options),
     /// Write an adapter for PEFT or llama.cpp
@@ -99,7 +104,7 @@ pub(crate) fn command() -> Command {
 
 /// The usage error for a command line with global flags only.
 pub(crate) fn missing_verb() -> anyhow::Error {
-    let message = "a verb is missing: plan, train, compare, adapt, generate, eval, import, export, merge, adapter, demo, bench or selftest (see `engraft --help`)";
+    let message = "a verb is missing: plan, train, compare, adapt, generate, chat, eval, data, import, export, merge, adapter, demo, bench or selftest (see `engraft --help`)";
     command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 

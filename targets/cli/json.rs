@@ -388,6 +388,34 @@ pub(crate) struct Bench {
     pub(crate) shares: Vec<(String, f64)>,
 }
 
+/// `engraft data check`.
+#[derive(Debug, Serialize)]
+pub(crate) struct DataCheck {
+    /// train, valid, and test where there is one.
+    pub(crate) parts: Vec<DataPart>,
+}
+
+/// One part of the rows. Lengths in tokens that the model computes.
+#[derive(Debug, Serialize)]
+pub(crate) struct DataPart {
+    pub(crate) part: &'static str,
+    pub(crate) file: String,
+    pub(crate) format: &'static str,
+    pub(crate) rows: usize,
+    pub(crate) tokens: usize,
+    /// Tokens that the loss is taken on.
+    pub(crate) targets: usize,
+    pub(crate) shortest: usize,
+    pub(crate) median: usize,
+    pub(crate) longest: usize,
+    /// Rows cut at the limit.
+    pub(crate) cut: usize,
+    /// Rows that can't be used.
+    pub(crate) skipped: usize,
+    /// Rows that are among the training rows, too.
+    pub(crate) duplicates: usize,
+}
+
 /// `engraft selftest`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Selftest {

@@ -22,7 +22,7 @@ use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, ModelOptions, misuse};
 
 /// Tokens of a context that neither flag limits.
-const CONTEXT_DEFAULT_MAX: usize = 4096;
+pub(super) const CONTEXT_DEFAULT_MAX: usize = 4096;
 /// Prompts beyond this can't fit a context.
 const PROMPT_BYTES_MAX: u64 = 16 << 20;
 
@@ -201,7 +201,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
     let decoder = if options.chat { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
     let mut answer = Answer::new(decoder);
-    let times = go_on(&mut sequence, &ids, &mut sampler, limit, &text.tokenizer, session, &mut answer);
+    let times = go_on(&mut sequence, (&ids, 0), &mut sampler, limit, &text.tokenizer, session, &mut answer);
     answer.finish()?;
     let times = times?;
     times.tell(ids.len(), answer.tokens);
@@ -225,7 +225,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
 
 impl Sampling {
     /// The sampler's settings.
-    fn options(&self) -> SamplerOptions {
+    pub(super) fn options(&self) -> SamplerOptions {
         SamplerOptions {
             temp: self.temp,
             top_k: self.top_k as usize,
@@ -287,7 +287,7 @@ fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usi
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stopped {
+pub(super) enum Stopped {
     /// The model ended it.
     End,
     /// It has as many tokens as were asked for.
@@ -297,7 +297,7 @@ enum Stopped {
 }
 
 impl Stopped {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Stopped::End => "end",
             Stopped::Length => "length",
@@ -307,19 +307,19 @@ impl Stopped {
 }
 
 /// Where the seconds went, and why there were no more.
-struct Times {
+pub(super) struct Times {
     prefill_s: f64,
     decode_s: f64,
-    stopped: Stopped,
+    pub(super) stopped: Stopped,
 }
 
 impl Times {
     /// Tokens per second after the first, whose logits the prompt gave.
-    fn decode_rate(&self, tokens: usize) -> f64 {
+    pub(super) fn decode_rate(&self, tokens: usize) -> f64 {
         if self.decode_s > 0.0 { tokens.saturating_sub(1) as f64 / self.decode_s } else { 0.0 }
     }
 
-    fn tell(&self, prompt: usize, tokens: usize) {
+    pub(super) fn tell(&self, prompt: usize, tokens: usize) {
         let prefill = prompt as f64 / self.prefill_s;
         eprintln!(
             "prompt: {prompt} tokens, {prefill:.1} tokens/s; answer: {tokens} tokens, {:.1} tokens/s",
@@ -328,11 +328,11 @@ impl Times {
     }
 }
 
-/// Reads the prompt, then draws tokens until the model ends, the limit or the context is reached, or
-/// Ctrl-C asks to stop.
-fn go_on(
+/// Reads the prompt behind its first `read` tokens, which the sequence holds, then draws tokens until the model
+/// ends, the limit or the context is reached, or Ctrl-C asks to stop.
+pub(super) fn go_on(
     sequence: &mut Sequence,
-    prompt: &[u32],
+    (prompt, read): (&[u32], usize),
     sampler: &mut Sampler,
     limit: usize,
     tokenizer: &Tokenizer,
@@ -341,7 +341,7 @@ fn go_on(
 ) -> Result<Times> {
     let mut history = prompt.to_vec();
     let started = Instant::now();
-    let mut logits = sequence.feed(prompt)?;
+    let mut logits = sequence.feed(&prompt[read..])?;
     let prefill_s = started.elapsed().as_secs_f64();
     let (started, mut stopped) = (Instant::now(), Stopped::Length);
     while answer.tokens < limit && !session.cancel.load(Ordering::Relaxed) {
@@ -365,14 +365,14 @@ fn go_on(
 }
 
 /// What is generated: on stdout as it comes, and kept for the JSON object.
-struct Answer<'t> {
+pub(super) struct Answer<'t> {
     decoder: Decoder<'t>,
-    text: String,
-    tokens: usize,
+    pub(super) text: String,
+    pub(super) tokens: usize,
 }
 
 impl<'t> Answer<'t> {
-    fn new(decoder: Decoder<'t>) -> Answer<'t> {
+    pub(super) fn new(decoder: Decoder<'t>) -> Answer<'t> {
         Answer { decoder, text: String::new(), tokens: 0 }
     }
 
@@ -383,7 +383,7 @@ impl<'t> Answer<'t> {
     }
 
     /// Ends the text and its line.
-    fn finish(&mut self) -> std::io::Result<()> {
+    pub(super) fn finish(&mut self) -> std::io::Result<()> {
         let part = self.decoder.finish();
         self.show(&part)?;
         json::line("")

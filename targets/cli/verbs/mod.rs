@@ -4,8 +4,10 @@ pub(crate) mod adapt;
 pub(crate) mod adapter;
 mod arm;
 pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod common;
 pub(crate) mod compare;
+pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod export;
@@ -51,6 +53,8 @@ pub(crate) fn run(verb: Verb, session: &Session) -> Result<()> {
         Verb::Compare(options) => compare::run(&options, session),
         Verb::Adapt(options) => adapt::run(&options, session),
         Verb::Generate(options) => generate::run(&options, session),
+        Verb::Chat(options) => chat::run(&options, session),
+        Verb::Data(options) => data::run(&options, session),
         Verb::Eval(options) => eval::run(&options, session),
         Verb::Import(options) => import::run(&options, session),
         Verb::Export(options) => export::run(&options, session),

@@ -1,0 +1,214 @@
+//! `engraft chat`: a conversation, line by line, each answer streamed to stdout.
+
+use std::io::BufRead;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, value_parser};
+use engraft_runtime::data::masks::TEXT_ROLE;
+use engraft_runtime::error::Error;
+use engraft_runtime::generate::{Sampler, Session as Sequence};
+use engraft_runtime::model::chat::{Message, encode_pieces};
+use engraft_runtime::model::text::Text;
+use engraft_runtime::plan::room;
+
+use super::adapter::Stored;
+use super::generate::{Answer, CONTEXT_DEFAULT_MAX, CacheType, Sampling, Stopped, go_on};
+use super::{Session, common};
+use crate::json;
+use crate::options::{AdapterOptions, ComputeOptions, ModelOptions, misuse};
+
+/// How often Ctrl-C is looked for while a line is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Characters of a line beyond which no context holds it.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Each line of stdin is a message; /reset forgets the conversation, /exit or the end of \
+                        the input ends it."
+)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
+
+    /// The system message that the conversation begins with
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    system: Option<String>,
+
+    /// Tokens of an answer at most (-1: until the model ends or the context is full)
+    #[arg(short, long, visible_aliases = ["predict", "max-tokens"], value_name = "N", default_value_t = 512, value_parser = value_parser!(i64).range(-1..=1 << 30))]
+    n_predict: i64,
+
+    /// Tokens of the whole conversation (default: what the model was trained for, at most 4096)
+    #[arg(short, long, value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
+    ctx_size: Option<u32>,
+
+    /// How keys and values of earlier tokens are stored
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheType::F16)]
+    cache_type: CacheType,
+
+    #[command(flatten)]
+    sampling: Sampling,
+
+    #[command(flatten)]
+    adapters: AdapterOptions,
+
+    #[command(flatten)]
+    compute: ComputeOptions,
+}
+
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+    options.model.path()?;
+    options.adapters.files()?;
+    let model = common::open_model(&options.model)?;
+    let stored = Stored::of(&model, &options.adapters)?;
+    if !stored.few_shot.is_empty() && stored.few_shot.iter().all(|m| m.role == TEXT_ROLE) {
+        let message = "--store: its active generation is few-shot texts to be continued, which are no chat: use \
+                       `engraft generate`";
+        return Err(misuse(message).into());
+    }
+    let kernels = common::kernels(&options.compute)?;
+    let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
+    let text = Text::of(&model)?;
+    let capacity = options.capacity(model.config().context_len)?;
+    let (rank, cache) = (adapter.as_ref().map_or(0, |a| a.rank()), options.cache_type.into());
+    let need = Sequence::bytes(model.config(), capacity, rank, kernels.threads(), cache);
+    room::hold_bytes(need, kernels.threads(), "a smaller --ctx-size takes less")?;
+    let precision = common::precision(&options.compute);
+    let mut talk = Talk {
+        sequence: Sequence::new(model, kernels, adapter, precision, capacity, cache)?,
+        read: Vec::new(),
+        opening: opening(options.system.as_deref(), &stored.few_shot),
+        turns: Vec::new(),
+        sampler: Sampler::new(options.sampling.options())?,
+        limit: usize::try_from(options.n_predict).unwrap_or(usize::MAX),
+        text: &text,
+    };
+    let lines = lines();
+    while let Some(line) = next_line(&lines, session)? {
+        match line.trim() {
+            "" => continue,
+            "/exit" => break,
+            "/reset" => talk.turns.clear(),
+            message => talk.answer(message, capacity, session)?,
+        }
+    }
+    Ok(())
+}
+
+impl Options {
+    /// Tokens of the context.
+    fn capacity(&self, trained: usize) -> Result<usize, Error> {
+        match self.ctx_size {
+            None => Ok(trained.min(CONTEXT_DEFAULT_MAX)),
+            Some(asked) if asked as usize > trained => Err(misuse(format!(
+                "--ctx-size {asked}: the model was trained for {trained} positions; give at most {trained}"
+            ))),
+            Some(asked) => Ok(asked as usize),
+        }
+    }
+}
+
+/// What every conversation begins with: an instruction that is asked for takes the place of the examples' own.
+fn opening(system: Option<&str>, few_shot: &[Message]) -> Vec<Message> {
+    let stands = |m: &&Message| system.is_none() || m.role != "system";
+    let examples = few_shot.iter().filter(stands).cloned();
+    system.map(|content| Message::new("system", content)).into_iter().chain(examples).collect()
+}
+
+/// A conversation, and the sequence that reads it.
+struct Talk<'t> {
+    sequence: Sequence,
+    /// The ids that its cache holds.
+    read: Vec<u32>,
+    opening: Vec<Message>,
+    turns: Vec<Message>,
+    sampler: Sampler,
+    limit: usize,
+    text: &'t Text,
+}
+
+impl Talk<'_> {
+    /// Answers a message; one that finds no room is told of, and forgotten.
+    fn answer(&mut self, message: &str, capacity: usize, session: &Session) -> Result<()> {
+        self.turns.push(Message::new("user", message));
+        let messages = [&self.opening[..], &self.turns].concat();
+        let pieces = self.text.chat.render_messages(&messages, true)?;
+        let ids = encode_pieces(&self.text.tokenizer, &pieces, &messages).0;
+        if ids.len() >= capacity {
+            self.turns.pop();
+            eprintln!(
+                "the conversation would have {} tokens, the context {capacity}: /reset forgets it, a larger \
+                 --ctx-size holds more",
+                ids.len()
+            );
+            return Ok(());
+        }
+        // Logits come of reading: one token at least.
+        let same = self.read.iter().zip(&ids).take_while(|(a, b)| a == b).count().min(ids.len() - 1);
+        self.sequence.truncate(same);
+        let mut answer = Answer::new(self.text.tokenizer.decoder());
+        let tokenizer = &self.text.tokenizer;
+        let prompt = (&ids[..], same);
+        let times =
+            go_on(&mut self.sequence, prompt, &mut self.sampler, self.limit, tokenizer, session, &mut answer);
+        answer.finish()?;
+        let times = times?;
+        if session.cancel.load(Ordering::Relaxed) {
+            return Err(common::cancelled("stopped while answering").into());
+        }
+        times.tell(ids.len() - same, answer.tokens);
+        if times.stopped == Stopped::Context {
+            eprintln!("stopped: the context of {capacity} tokens is full; /reset forgets the conversation");
+        }
+        if session.json {
+            let tokens_per_s = times.decode_rate(answer.tokens);
+            json::emit(&json::Generate {
+                text: answer.text.clone(),
+                prompt_tokens: ids.len() as u64,
+                tokens: answer.tokens as u64,
+                tokens_per_s,
+                stopped: times.stopped.name(),
+            })?;
+        }
+        self.turns.push(Message::new("assistant", answer.text));
+        self.read = ids;
+        Ok(())
+    }
+}
+
+/// The lines of stdin, read beside the conversation, so that Ctrl-C is heard while one is waited for.
+fn lines() -> Receiver<std::io::Result<String>> {
+    let (send, lines) = channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            if send.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// The next message; `None` at the end.
+///
+/// # Errors
+/// `Cancelled` after Ctrl-C; `Io`, and `Misuse` for a line that is too long.
+fn next_line(lines: &Receiver<std::io::Result<String>>, session: &Session) -> Result<Option<String>> {
+    loop {
+        if session.cancel.load(Ordering::Relaxed) {
+            return Err(common::cancelled("the conversation was stopped").into());
+        }
+        match lines.recv_timeout(LOOK_EVERY) {
+            Ok(Ok(line)) if line.len() > LINE_BYTES_MAX => {
+                return Err(misuse("a line of stdin is longer than 1 MiB: shorten it").into());
+            }
+            Ok(line) => return Ok(Some(line.map_err(|e| Error::io("reading stdin", e))?)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `engraft data`: what `train` would make of rows, without training.
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::{Args, Subcommand, value_parser};
+use engraft_runtime::data::source::part_file;
+use engraft_runtime::data::{self, Dataset, Example, Format, Part, load_train_valid};
+use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::model::text::Text;
+
+use super::{Session, common};
+use crate::json;
+use crate::options::{self, DataOptions, ModelOptions, misuse};
+
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Read the rows as training would: formats, tokens and targets, what is cut, skipped or held out
+    Check(Check),
+}
+
+#[derive(Args, Debug)]
+struct Check {
+    #[command(flatten)]
+    model: ModelOptions,
+
+    /// Tokens of a row at most; longer ones are cut
+    #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", default_value_t = 256, value_parser = value_parser!(u32).range(2..=1 << 20))]
+    max_seq_length: u32,
+
+    /// Seed of the split
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
+    seed: u64,
+
+    #[command(flatten)]
+    data: DataOptions,
+}
+
+pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+    match &options.what {
+        What::Check(check) => check.run(session),
+    }
+}
+
+impl Check {
+    fn run(&self, session: &Session) -> Result<()> {
+        self.model.path()?;
+        let path =
+            self.data.path()?.ok_or_else(|| misuse("the rows are missing: name them with --data DIR"))?;
+        let model = common::open_model(&self.model)?;
+        let text = Text::of(&model)?;
+        let rows_max = (self.max_seq_length as usize).min(model.config().context_len);
+        let reading = common::data_options(&self.data, rows_max, self.seed);
+        let read = load_train_valid(path, &text.tokenizer, &text.chat, &reading)?;
+        let test = test_file(path)?;
+        let test = test.map(|file| data::load(&file, &text.tokenizer, &text.chat, &reading)).transpose()?;
+        let mut parts = vec![part("train", &read.train, 0), part("valid", &read.valid, read.duplicates)];
+        for held in [&read.train, &read.valid].into_iter().chain(&test) {
+            // A part that was split off has its file's rows told already.
+            if !(read.split_by_seed && std::ptr::eq(held, &read.valid)) {
+                common::tell_rows(held, rows_max);
+            }
+        }
+        parts.extend(test.as_ref().map(|test| part("test", test, 0)));
+        for part in &parts {
+            json::line(&describe(part))?;
+        }
+        if read.split_by_seed {
+            let share = self.data.valid_fraction;
+            json::line(&format!("valid is split off by --seed {} and --valid-fraction {share}", self.seed))?;
+        }
+        if session.json {
+            json::emit(&json::DataCheck { parts })?;
+        }
+        match read.train.trained_tokens() {
+            0 => Err(nothing_to_train(path).into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// test.jsonl, where the rows are a folder that has it.
+fn test_file(path: &Path) -> Result<Option<std::path::PathBuf>> {
+    Ok(if path.is_dir() { part_file(path, Part::Test)? } else { None })
+}
+
+fn nothing_to_train(path: &Path) -> Error {
+    let message =
+        format!("{}: no row has a token to train on: longer rows, or --no-mask-prompt", path.display());
+    Error::new(ErrorKind::BadData, message)
+}
+
+fn part(name: &'static str, data: &Dataset, duplicates: usize) -> json::DataPart {
+    let mut lengths: Vec<usize> = data.examples.iter().map(Example::rows).collect();
+    lengths.sort_unstable();
+    let at = |i: usize| lengths.get(i).copied().unwrap_or(0);
+    json::DataPart {
+        part: name,
+        file: data.source.display().to_string(),
+        format: format_name(data.format),
+        rows: lengths.len(),
+        tokens: lengths.iter().sum(),
+        targets: data.trained_tokens(),
+        shortest: at(0),
+        median: at(lengths.len() / 2),
+        longest: at(lengths.len().saturating_sub(1)),
+        cut: data.truncated,
+        skipped: data.skipped_count,
+        duplicates,
+    }
+}
+
+fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::Messages => "messages",
+        Format::PromptCompletion => "prompt and completion",
+        Format::QuestionAnswer => "question and answer",
+        Format::Text => "text",
+    }
+}
+
+fn describe(p: &json::DataPart) -> String {
+    let mut line = format!(
+        "{:<5} {} ({}): {} rows of {} to {} tokens (median {}), {} in all, {} trained on",
+        p.part, p.file, p.format, p.rows, p.shortest, p.longest, p.median, p.tokens, p.targets
+    );
+    for (count, what) in
+        [(p.cut, "cut"), (p.skipped, "skipped"), (p.duplicates, "among the training rows, too")]
+    {
+        if count > 0 {
+            line += &format!("; {count} {what}");
+        }
+    }
+    line
+}
