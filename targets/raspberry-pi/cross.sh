@@ -1,14 +1,14 @@
 # To be sourced, from the repository's root: sets what cargo needs to build for an ARM Linux, and `target`, `cc` (its C
-# compiler) and `emulator`. ENGRAFT_ARM_TARGET names another one than 64-bit ARM with glibc. Uses rustup's target where
+# compiler), `unwinder` (what C programs link for Rust's panics) and `emulator`. ENGRAFT_ARM_TARGET names another one than 64-bit ARM with glibc. Uses rustup's target where
 # it is installed, and elsewhere the Rust of toolchain.sh, which builds std from its sources where it brings none.
 target=${ENGRAFT_ARM_TARGET:-aarch64-unknown-linux-gnu}
 base=${CARGO_TARGET_DIR:-$PWD/target}
-flags='-C target-feature=+crt-static'
+flags='-C target-feature=+crt-static' unwinder=-lgcc_eh
 case $target in
   aarch64-unknown-linux-gnu) cc=aarch64-linux-gnu-gcc emulator=qemu-aarch64 ;;
   # The compiler's wrapper brings musl's own objects.
   aarch64-unknown-linux-musl)
-    cc=aarch64-linux-musl-gcc emulator=qemu-aarch64
+    cc=aarch64-linux-musl-gcc emulator=qemu-aarch64 unwinder=-lunwind
     flags+=' -C link-self-contained=no -C relocation-model=static'
     ;;
   armv7-unknown-linux-gnueabihf) cc=arm-linux-gnueabihf-gcc emulator=qemu-arm ;;

@@ -78,7 +78,7 @@ losses_agree() {
 c_program() {
   step "$cc" -std=c11 -Wall -Wextra -Wpedantic -Werror -static -DBRIEF -DPANIC_INJECTION \
     -Itargets/capi/include targets/capi/tests/smoke.c "$CARGO_TARGET_DIR/$target/debug/deps/libengraft.a" \
-    -lgcc_eh -lpthread -lm -ldl -o "$folder/smoke"
+    "$unwinder" -lpthread -lm -ldl -o "$folder/smoke"
   mkdir "$folder/files"
   step "$emulator" "$folder/smoke" "$model" targets/cli/demo/private_train.jsonl "$folder/files"
 }

@@ -65,11 +65,15 @@ unpack() {
   rm -rf "$debs" "$folder/apt"
 }
 
-# musl's own specs for gcc, in the place where it lies here. Rust asks for the unwinder by its LLVM name.
+# musl's own specs for gcc, in the place where it lies here, and LLVM's unwinder: gcc's takes functions of glibc. What
+# it prints before it aborts goes nowhere, since that was compiled against glibc, too.
 write_musl_compiler() {
-  local lib=$folder/musl/usr/lib/aarch64-linux-musl
+  local lib=$folder/musl/usr/lib/aarch64-linux-musl unwinder=$folder/musl/usr/lib/llvm-14/lib/libunwind.a
   sed -i "s#/usr/\(lib\|include\)/aarch64-linux-musl#$folder/musl&#g" "$lib/musl-gcc.specs"
-  cp "$(aarch64-linux-gnu-gcc -print-file-name=libgcc_eh.a)" "$lib/libunwind.a"
+  echo 'int __fprintf_chk(void *file, int flag, const char *format, ...) { return 0; }' |
+    aarch64-linux-gnu-gcc -O2 -c -o "$lib/fprintf_chk.o" -x c -
+  cp "$unwinder" "$lib/libunwind.a"
+  aarch64-linux-gnu-ar rs "$lib/libunwind.a" "$lib/fprintf_chk.o" 2>/dev/null
   printf '#!/bin/sh\nexec aarch64-linux-gnu-gcc -specs "%s" "$@"\n' "$lib/musl-gcc.specs" >"$folder/bin/aarch64-linux-musl-gcc"
   chmod +x "$folder/bin/aarch64-linux-musl-gcc"
 }
@@ -103,7 +107,7 @@ if [[ ! -e $folder/complete ]]; then
 fi
 if [[ $target == *-musl && ! -e $folder/musl/complete ]]; then
   say "fetching Debian's musl for arm64"
-  unpack "$folder/musl" musl:arm64 musl-dev:arm64
+  unpack "$folder/musl" musl:arm64 musl-dev:arm64 libunwind-14-dev:arm64
   write_musl_compiler
   touch "$folder/musl/complete"
 fi

@@ -6,10 +6,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// musl has no unwinder of gcc's beside it.
+const UNWINDER: &str = if cfg!(target_env = "musl") { "-lunwind" } else { "-lgcc_eh" };
+
 /// What a Rust archive needs of a Linux system, as `rustc --print native-static-libs` says. Linked statically, the
 /// linker warns of what asks for users and hosts by name, which nothing here does.
 const LIBRARIES: &[&str] = if cfg!(target_feature = "crt-static") {
-    &["-static", "-Wl,--no-warnings", "-lgcc_eh", "-lpthread", "-lm", "-ldl"]
+    &["-static", "-Wl,--no-warnings", UNWINDER, "-lpthread", "-lm", "-ldl"]
 } else {
     &["-lgcc_s", "-lutil", "-lpthread", "-lm", "-ldl"]
 };
