@@ -1,6 +1,7 @@
 # To be sourced, from the repository's root: sets what cargo needs to build for an ARM Linux, and `target`, `cc` (its C
-# compiler), `unwinder` (what C programs link for Rust's panics) and `emulator`. ENGRAFT_ARM_TARGET names another one than 64-bit ARM with glibc. Uses rustup's target where
-# it is installed, and elsewhere the Rust of toolchain.sh, which builds std from its sources where it brings none.
+# compiler), `unwinder` (what C programs link for Rust's panics) and `emulator`. ENGRAFT_ARM_TARGET names another one
+# than 64-bit ARM with glibc. Uses rustup's target where it is installed, and elsewhere the Rust of toolchain.sh, which
+# builds std from its sources where it brings none.
 target=${ENGRAFT_ARM_TARGET:-aarch64-unknown-linux-gnu}
 base=${CARGO_TARGET_DIR:-$PWD/target}
 flags='-C target-feature=+crt-static' unwinder=-lgcc_eh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the binary for 64-bit ARM in the profile dist and packs it with its systemd units: a tarball, and a .deb where
+# Builds the binary for 64-bit ARM (or what ENGRAFT_ARM_TARGET names) in the profile dist and packs it with its systemd units: a tarball, and a .deb where
 # dpkg-deb is there. Both are the same to the byte for the same commit and compiler.
 #
 #   targets/raspberry-pi/package.sh [FOLDER]     (default: cargo's target folder)
@@ -23,7 +23,8 @@ install -D -m 644 -t "$root/usr/share/doc/engraft" README.md SECURITY.md CHANGEL
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 mkdir -p "$out"
-tarball=$out/engraft-$version-aarch64-linux.tar.gz
+name=${target/-unknown/}
+tarball=$out/engraft-$version-${name%-gnu*}.tar.gz
 tar -C "$root" --sort=name --owner=0 --group=0 --numeric-owner -cf - . | gzip -9n >"$tarball"
 printf '%s: %s bytes; the binary alone: %s\n' "$tarball" "$(stat -c %s "$tarball")" "$(stat -c %s "$root/usr/bin/engraft")"
 
@@ -31,11 +32,13 @@ if ! command -v dpkg-deb >/dev/null; then
   echo 'SKIPPED: the .deb, for want of dpkg-deb'
   exit
 fi
+architecture=arm64
+[[ $target != armv7-* ]] || architecture=armhf
 install -d -m 755 "$root/DEBIAN"
 cat >"$root/DEBIAN/control" <<CONTROL
 Package: engraft
 Version: $version
-Architecture: arm64
+Architecture: $architecture
 Maintainer: The Engraft authors <engraft@localhost>
 Section: science
 Priority: optional
@@ -44,4 +47,4 @@ Description: Adapts small language models on the device they run on
  prompting, and promotes only what is better. One static program; a timer adapts at night.
 CONTROL
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
-dpkg-deb --root-owner-group -Zxz --build "$root" "$out/engraft_${version}_arm64.deb"
+dpkg-deb --root-owner-group -Zxz --build "$root" "$out/engraft_${version}_$architecture.deb"
