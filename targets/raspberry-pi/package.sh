@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the binary for 64-bit ARM (or what ENGRAFT_ARM_TARGET names) in the profile dist and packs it with its systemd units: a tarball, and a .deb where
-# dpkg-deb is there. Both are the same to the byte for the same commit and compiler.
+# Builds the binary for 64-bit ARM (or what ENGRAFT_ARM_TARGET names) in the profile dist and packs it with its
+# systemd units: a tarball, and a .deb where dpkg-deb is there. Both are the same to the byte for the same commit and
+# compiler.
 #
 #   targets/raspberry-pi/package.sh [FOLDER]     (default: cargo's target folder)
 set -euo pipefail

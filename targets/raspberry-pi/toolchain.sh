@@ -74,8 +74,9 @@ write_musl_compiler() {
     aarch64-linux-gnu-gcc -O2 -c -o "$lib/fprintf_chk.o" -x c -
   cp "$unwinder" "$lib/libunwind.a"
   aarch64-linux-gnu-ar rs "$lib/libunwind.a" "$lib/fprintf_chk.o" 2>/dev/null
-  printf '#!/bin/sh\nexec aarch64-linux-gnu-gcc -specs "%s" "$@"\n' "$lib/musl-gcc.specs" >"$folder/bin/aarch64-linux-musl-gcc"
-  chmod +x "$folder/bin/aarch64-linux-musl-gcc"
+  local compiler=$folder/bin/aarch64-linux-musl-gcc
+  printf '#!/bin/sh\nexec aarch64-linux-gnu-gcc -specs "%s" "$@"\n' "$lib/musl-gcc.specs" >"$compiler"
+  chmod +x "$compiler"
 }
 
 # The unpacked programs need their libraries named; nothing else about them changes.
