@@ -40,6 +40,7 @@ step() {
 smoke() {
   step on_arm --version
   step on_arm plan --model "$model"
+  step on_arm selftest --threads 2
   train on_arm "$folder/$QEMU_CPU"
   losses_agree "$folder/$QEMU_CPU"
   [[ ! -x $host ]] || losses_agree "$folder/host"
