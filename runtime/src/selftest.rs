@@ -27,12 +27,12 @@ use crate::train::{TrainOptions, Trainer};
 const TOKENS: usize = 8;
 /// Rank of its adapter.
 const RANK: usize = 4;
-/// Bounds, as the tests of the training step have them: of f32, |loss − specified| / specified, and of each
-/// gradient tensor max|g − specified| / max|specified|;
+/// Bounds, several times what thirty blocks of a real model make of rounding, and far below what a wrong kernel does:
+/// of f32, |loss − specified| / specified, and of each gradient tensor max|g − specified| / max|specified|;
 const F32_LOSS: f64 = 1e-4;
-const F32_GRADIENT: f64 = 1e-3;
+const F32_GRADIENT: f64 = 5e-3;
 /// of int8, the loss's, and 1 − cosine between all gradients.
-const INT8_LOSS: f64 = 2e-2;
+const INT8_LOSS: f64 = 4e-2;
 const INT8_TURN: f64 = 3e-2;
 /// |difference quotient − |g|| / |g|, along the gradient of one kind of matrix.
 const DIFFERENCE: f64 = 1e-2;
