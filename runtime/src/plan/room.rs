@@ -14,8 +14,8 @@ use crate::model::ModelConfig;
 /// reserved, not what is touched, the plan's bytes per thread are too few.
 const RESERVED_PER_WORKER: u64 = (512 + 132) << 10;
 /// What the processor itself can address, where that is little: Linux keeps a quarter of 32 bits for itself.
-const ADDRESSES: Option<(u64, &str)> =
-    if usize::BITS == 32 { Some((3 << 30, "the 32-bit address space")) } else { None };
+const ADDRESSES: Option<(u64, &str)> = if usize::BITS == 32 { Some((3 << 30, OWN_ADDRESSES)) } else { None };
+const OWN_ADDRESSES: &str = "the 32-bit address space";
 
 /// Address space that the GNU allocator reserves for each thread that allocates, and the threads beside the workers
 /// that may: where address space is limited, it is lost to what the plan counts.
@@ -66,8 +66,10 @@ pub fn of(read: &dyn Fn(&str) -> Option<String>, threads: usize) -> Option<Room>
     }
     let addresses = soft_limit(&limits, "Max address space").map(|limit| (limit, "RLIMIT_AS (ulimit -v)"));
     for (limit, who) in addresses.into_iter().chain(ADDRESSES) {
-        // The map and the program's own files are in it already.
-        let others = status.address_space.saturating_sub(status.private);
+        // The map and the program's own files are in it already. More than the processor can address is no figure of
+        // this process, but an emulator's.
+        let own = if status.address_space > usize::MAX as u64 { 0 } else { status.address_space };
+        let others = own.saturating_sub(status.private);
         let arenas = ARENA_BYTES * (threads as u64 + OTHER_THREADS);
         let bytes = limit.saturating_sub(others.saturating_add(reserved + arenas));
         rooms.push(Room { bytes, who: who.to_string() });
@@ -223,6 +225,8 @@ mod tests {
 
     #[test]
     fn a_system_that_tells_nothing_limits_nothing() {
+        let told =
+            |files: &[(&str, &str)], threads| told(files, threads).filter(|room| room.who != OWN_ADDRESSES);
         assert_eq!(told(&[], 4), None);
         let unlimited = limits("unlimited", "unlimited");
         assert_eq!(told(&[("/proc/self/limits", &unlimited), ("/proc/meminfo", "MemFree: 1 kB\n")], 4), None);
