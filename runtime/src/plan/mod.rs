@@ -348,7 +348,9 @@ fn bytes_at_most(c: &ModelConfig, r: &Request) -> u128 {
     let parameters = 8 * of(r.params) + 2 * of(r.gain_words) + seq * of(c.head_dim);
     // A pass of a few tokens is planned for the fingerprint, too.
     let words = (rows + 64) * row + scratch + parameters;
-    let weights = r.full.map_or(0, |_| 6 * of(TunedLayout::new(c).len()));
+    let tables = if c.tied { 1 } else { 2 };
+    let trained = (tables * of(c.vocab) + 1) * d + of(c.n_layers) * d * (2 + 2 * q + 2 * kv + 3 * ff);
+    let weights = r.full.map_or(0, |_| 6 * trained);
     let others = [r.tokenizer_bytes, r.preparation_bytes, r.model_bytes, process_bytes(r.threads)];
     let data = of(r.data_tokens) * of(TOKEN_BYTES) + of(r.data_rows) * of(ROW_BYTES);
     let saving = 8 * of(r.params) + (4 << 20);
