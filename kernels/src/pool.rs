@@ -15,6 +15,9 @@ const SPINS: usize = 20_000;
 
 type Job = &'static (dyn Fn(usize, usize) + Sync);
 
+/// Starts a thread, or refuses.
+pub(crate) type Start<'a> = dyn FnMut(usize, Box<dyn FnOnce() + Send>) -> Option<JoinHandle<()>> + 'a;
+
 /// The state word: workers inside the job in the low bits, then whether it is open, then its number.
 const OPEN: u64 = 1 << 16;
 const INSIDE: u64 = OPEN - 1;
@@ -53,8 +56,16 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` workers, the caller included (at least 1).
+    /// A pool of `threads` workers, the caller included (at least 1); of fewer where the system refuses some.
     pub fn new(threads: usize) -> Pool {
+        Pool::started_by(threads, &mut |id, work| {
+            let thread = std::thread::Builder::new().name(format!("engraft-{id}")).stack_size(512 * 1024);
+            thread.spawn(work).ok()
+        })
+    }
+
+    /// The same with workers started by `start`, which is given a worker's number and its work, and may refuse.
+    pub(crate) fn started_by(threads: usize, start: &mut Start<'_>) -> Pool {
         let threads = threads.clamp(1, INSIDE as usize);
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
@@ -66,17 +77,13 @@ impl Pool {
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
         });
-        let workers = (1..threads)
-            .filter_map(|w| {
-                let shared = shared.clone();
-                // A system that refuses a thread leaves a smaller pool, not a failure.
-                std::thread::Builder::new()
-                    .name(format!("engraft-{w}"))
-                    .stack_size(512 * 1024)
-                    .spawn(move || worker(&shared, w))
-                    .ok()
-            })
-            .collect();
+        let mut workers = Vec::with_capacity(threads - 1);
+        for _ in 1..threads {
+            // Numbered by who is there, so that numbers stay below `threads()` whichever start fails.
+            let (shared, id) = (shared.clone(), workers.len() + 1);
+            // A system that refuses a thread leaves a smaller pool, not a failure.
+            workers.extend(start(id, Box::new(move || worker(&shared, id))));
+        }
         Pool { shared, workers, turn: Mutex::new(()) }
     }
 
@@ -218,6 +225,7 @@ fn worker(s: &Shared, id: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn every_item_runs_once_in_every_job() {
@@ -234,14 +242,65 @@ mod tests {
         }
     }
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Whether every thread of the pool takes part in one job: each item waits until all have begun, so no thread
+    /// can run two of them.
+    fn all_take_part(pool: &Pool, patience: Duration) -> bool {
+        let (inside, all_in, gave_up) = (Mutex::new(0), Condvar::new(), AtomicBool::new(false));
+        pool.run(pool.threads(), |_, _| {
+            let mut here = inside.lock().unwrap();
+            *here += 1;
+            all_in.notify_all();
+            let waited = all_in.wait_timeout_while(here, patience, |here| *here < pool.threads()).unwrap();
+            gave_up.fetch_or(waited.1.timed_out(), Ordering::Relaxed);
+        });
+        !gave_up.into_inner()
+    }
+
+    /// Starts a thread for a pool, or one that ends at once.
+    fn start(work: Box<dyn FnOnce() + Send>, lives: bool) -> Option<JoinHandle<()>> {
+        Some(std::thread::spawn(move || if lives { work() }))
+    }
+
     #[test]
-    fn sleeping_workers_wake_and_panics_come_back() {
+    fn sleeping_workers_wake() {
         let pool = Pool::new(3);
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        let slow = |_: usize, _: usize| std::thread::sleep(std::time::Duration::from_millis(2));
-        pool.run(6, slow);
+        for _ in 0..3 {
+            let began = Instant::now();
+            while pool.shared.sleepers.load(Ordering::SeqCst) < 2 {
+                assert!(began.elapsed() < PATIENCE, "idle workers fall asleep");
+                std::thread::yield_now();
+            }
+            assert!(all_take_part(&pool, PATIENCE));
+        }
+        let dead = Pool::started_by(3, &mut |id, work| start(work, id == 1));
+        assert!(!all_take_part(&dead, Duration::from_millis(200)), "the check misses a worker that never wakes");
+    }
+
+    #[test]
+    fn refused_threads_leave_no_gap_in_the_numbers() {
+        for refused in 1..8u32 {
+            let mut asked = 0;
+            let pool = Pool::started_by(4, &mut |_, work| {
+                asked += 1;
+                (refused >> (asked - 1) & 1 == 0).then(|| start(work, true))?
+            });
+            assert_eq!(pool.threads(), 4 - refused.count_ones() as usize);
+            assert!(all_take_part(&pool, PATIENCE));
+            let seen: Vec<AtomicUsize> = (0..pool.threads()).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(1000, |_, worker| {
+                seen[worker].fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(seen.iter().map(|n| n.load(Ordering::Relaxed)).sum::<usize>(), 1000);
+        }
+    }
+
+    #[test]
+    fn panics_come_back_and_the_pool_goes_on() {
+        let pool = Pool::new(3);
         let fails = std::panic::AssertUnwindSafe(|| pool.run(9, |i, _| assert!(i != 5, "five")));
         assert!(std::panic::catch_unwind(fails).is_err());
-        pool.run(6, slow);
+        assert!(all_take_part(&pool, PATIENCE));
     }
 }
