@@ -57,7 +57,7 @@ struct Thermal {
 }
 
 /// The instruction sets that the kernels have a path for.
-const ISAS: [&str; 6] = ["scalar", "avx2", "avx512", "neon", "dotprod", "i8mm"];
+const ISAS: [&str; 7] = ["scalar", "portable", "avx2", "avx512", "neon", "dotprod", "i8mm"];
 
 /// All profiles of a folder, by file name; the first problem names its file and key.
 pub(crate) fn read_profiles(folder: &Path) -> Result<Vec<Profile>, String> {

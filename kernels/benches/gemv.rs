@@ -6,95 +6,11 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use engraft_kernels::DType;
-
-type DotRows = fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]);
+use engraft_kernels::{DType, Isa};
 
 const BUFFER_BYTES: usize = 96 << 20;
 const PARTS: usize = 96;
 const PASSES: usize = 8;
-
-#[cfg(target_arch = "x86_64")]
-mod x86_64 {
-    use engraft_kernels::DType;
-    use engraft_kernels::x86_64::{dot, dot_avx512};
-
-    use super::DotRows;
-
-    pub(super) fn versions() -> Vec<(&'static str, DotRows)> {
-        let mut found: Vec<(&str, DotRows)> = Vec::new();
-        let avx2 = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        if avx2 {
-            found.push(("avx2", dot_rows_avx2));
-        }
-        if avx2 && is_x86_feature_detected!("avxvnni") {
-            found.push(("avxvnni", dot_rows_avxvnni));
-        }
-        if avx2 && avx512() {
-            found.push(("avx512", dot_rows_avx512));
-        }
-        found
-    }
-
-    fn avx512() -> bool {
-        is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni")
-    }
-
-    fn dot_rows_avx2(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `versions`, which detected the features.
-        unsafe { dot::dot_rows_avx2(dtype, rows, xq, xd, xs, out) }
-    }
-
-    fn dot_rows_avxvnni(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `versions`, which detected the features.
-        unsafe { dot::dot_rows_avxvnni(dtype, rows, xq, xd, xs, out) }
-    }
-
-    fn dot_rows_avx512(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `versions`, which detected the features.
-        unsafe { dot_avx512::dot_rows_avx512(dtype, rows, xq, xd, xs, out) }
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-mod aarch64 {
-    use engraft_kernels::DType;
-    use engraft_kernels::aarch64::dot;
-
-    use super::DotRows;
-
-    pub(super) fn versions() -> Vec<(&'static str, DotRows)> {
-        let mut found: Vec<(&str, DotRows)> = vec![("neon", dot_rows_neon)];
-        if std::arch::is_aarch64_feature_detected!("dotprod") {
-            found.push(("dotprod", dot_rows_dotprod));
-        }
-        found
-    }
-
-    fn dot_rows_neon(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: every 64-bit ARM core that std supports has NEON.
-        unsafe { dot::dot_rows_neon(dtype, rows, xq, xd, xs, out) }
-    }
-
-    fn dot_rows_dotprod(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `versions`, which detected dotprod.
-        unsafe { dot::dot_rows_dotprod(dtype, rows, xq, xd, xs, out) }
-    }
-}
-
-fn versions() -> Vec<(&'static str, DotRows)> {
-    #[cfg(target_arch = "x86_64")]
-    return x86_64::versions();
-    #[cfg(target_arch = "aarch64")]
-    return aarch64::versions();
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return vec![("scalar", engraft_kernels::scalar::decode::dot_rows as DotRows)];
-}
 
 /// GB/s of `run(part)` over all parts of the buffer. A part's time is the best of several passes, so
 /// that a shared machine's interruptions drop out; between two visits of a part lies the whole buffer.
@@ -133,11 +49,11 @@ fn main() {
         let bytes = out.len() * row_bytes;
         let xs = if dtype.has_bias() { &xs[..cols / dtype.group_len()] } else { &[] };
         print!("{:7} {cols} cols:", dtype.name());
-        for (name, dot_rows) in versions() {
+        for isa in Isa::available().filter(|isa| *isa != Isa::SCALAR && *isa != Isa::PORTABLE) {
             let gb_s = bandwidth_gb_s(bytes * PARTS, |i| {
-                dot_rows(dtype, &part(i)[..bytes], &xq, &xd, xs, black_box(&mut out))
+                isa.dot_rows(dtype, &part(i)[..bytes], &xq, &xd, xs, black_box(&mut out))
             });
-            print!("  {name} {gb_s:5.1} GB/s");
+            print!("  {} {gb_s:5.1} GB/s", isa.name());
         }
         println!();
     }

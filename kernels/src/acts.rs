@@ -3,6 +3,9 @@
 /// Rows of the tallest integer tile of any instruction set.
 pub(crate) const TILE_ROWS_MAX: usize = 8;
 
+/// A smaller largest element of a block counts as this one, so that 127 over it stays finite.
+pub(crate) const AMAX_LEAST: f32 = 1e-30;
+
 /// Rows of quantized activations: `x[i] ≈ scale[i/32] · codes[i]`.
 ///
 /// They lie as the integer tile reads them: `tile` rows together, block by block of 32 columns, and in
@@ -29,7 +32,6 @@ pub struct QuantActs<'a> {
 
 /// The storage behind [`QuantActs`], cut from a word buffer.
 pub struct QuantActsMut<'a> {
-    pub(crate) k: usize,
     pub(crate) tile: usize,
     pub(crate) halves: bool,
     pub(crate) codes: &'a mut [i8],
@@ -69,7 +71,6 @@ impl<'a> QuantActsMut<'a> {
         // that of f32; lengths are the same bytes; the borrows are split from one exclusive borrow.
         unsafe {
             QuantActsMut {
-                k,
                 tile,
                 halves,
                 codes: core::slice::from_raw_parts_mut(codes.as_mut_ptr().cast(), m * k),

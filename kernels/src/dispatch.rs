@@ -1,32 +1,34 @@
 //! Instruction sets as tokens, and the table of kernels compiled for each.
 //!
-//! An [`Isa`] other than scalar can only be had from [`Isa::detect`] or [`Isa::available`], which ask
-//! the CPU, so holding one proves that its table may run.
+//! An [`Isa`] other than the scalar and the portable one can only be had from [`Isa::detect`] or [`Isa::available`],
+//! which ask the CPU, so holding one proves that its table may run.
 
 use crate::acts::RowTarget;
 use crate::block::DType;
-use crate::generic::adamw::AdamWStep;
-use crate::generic::attention::{CachedHead, Head, HeadGrad};
-use crate::generic::gemm::{NnItem, NtItem, StripFn, TnItem};
-use crate::generic::rows::SoftmaxState;
+use crate::items::{
+    AdamWStep, CachedHead, DequantFn, Head, HeadGrad, NnItem, NtItem, SoftmaxState, StripFn, TnItem, UnpackFn,
+};
 use crate::kv::KvHead;
-
-/// See [`crate::generic::rows::swiglu_bwd_gains`].
-pub(crate) type SwigluBwdGains = unsafe fn(&mut [f32], &mut [f32], &[f32], [&[f32]; 2], [&mut [f32]; 2]);
-/// See [`crate::generic::rows::gain_bwd`].
-pub(crate) type GainBwd =
-    unsafe fn(usize, *const f32, (*const f32, *const f32), *const f32, *mut f32, *mut f32);
+use crate::{portable, scalar};
 
 /// The kernels of one instruction set. Every function may only run on a CPU that has it.
-#[allow(missing_docs, reason = "each field is named after the generic function it holds")]
 #[derive(Clone, Copy)]
 pub(crate) struct Table {
+    /// Columns of a strip of the forward product and of the weight gradient.
     pub nt_strip: usize,
-    /// Rows of the integer tile.
+    /// Rows of the integer tile; with 1, rows are plain.
     pub act_tile: usize,
+    /// Whether products with int8 activations are made for speed here.
+    pub int8_products: bool,
+    /// Whether input gradients are faster with int8 gradients.
+    pub int8_gradient: bool,
     pub nt_item: unsafe fn(&NtItem<'_>, usize, &mut [f32]),
     pub nn_item: unsafe fn(&NnItem<'_>, usize, &mut [f32]),
     pub tn_item: unsafe fn(&TnItem<'_>, usize, &mut [f32]),
+    pub unpack: UnpackFn,
+    pub dequant: DequantFn,
+    pub strip: StripFn,
+    pub dot_rows: unsafe fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]),
     pub dot_nt: unsafe fn(f32, &[f32], usize, usize, &[f32], usize, &mut [f32]),
     pub outer_tn: unsafe fn(&[f32], &[f32], usize, usize, usize, usize, usize, *mut f32, bool),
     pub quantize_row: unsafe fn(&[f32], bool, RowTarget),
@@ -35,8 +37,8 @@ pub(crate) struct Table {
     pub rope_head: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     pub swiglu: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub swiglu_bwd: unsafe fn(&mut [f32], &mut [f32], &[f32]),
-    pub swiglu_bwd_gains: SwigluBwdGains,
-    pub gain_bwd: GainBwd,
+    pub swiglu_bwd_gains: unsafe fn(&mut [f32], &mut [f32], &[f32], [&[f32]; 2], [&mut [f32]; 2]),
+    pub gain_bwd: unsafe fn(usize, *const f32, (*const f32, *const f32), *const f32, *mut f32, *mut f32),
     pub ce_chunk_row: unsafe fn(&mut [f32], usize, usize, &mut SoftmaxState) -> f32,
     pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
     pub scale: unsafe fn(f32, &mut [f32]),
@@ -45,11 +47,49 @@ pub(crate) struct Table {
     pub attention_decode: unsafe fn(&[CachedHead], &mut [f32]),
     pub kv_expand: unsafe fn(&KvHead, usize, usize, &mut [f32]),
     pub adamw: unsafe fn(&mut [f32], &[f32], &mut [f32], &mut [f32], &AdamWStep),
-    pub unpack: unsafe fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]),
-    pub dequant: unsafe fn(DType, &[u8], usize, &mut [f32]),
-    pub strip: StripFn,
-    pub int8_gradient: bool,
-    pub dot_rows: unsafe fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]),
+}
+
+/// The specification.
+static SCALAR: Table = Table {
+    nt_strip: scalar::products::STRIP,
+    act_tile: 1,
+    int8_products: true,
+    int8_gradient: false,
+    nt_item: scalar::products::nt_item,
+    nn_item: scalar::products::nn_item,
+    tn_item: scalar::products::tn_item,
+    unpack: scalar::decode::unpack,
+    dequant: scalar::decode::dequantize,
+    strip: scalar::products::dequantize_strip,
+    dot_rows: scalar::decode::dot_rows,
+    dot_nt: scalar::ops::dot_nt,
+    outer_tn: scalar::ops::outer_tn,
+    quantize_row: scalar::ops::quantize_row_into,
+    rmsnorm_row: scalar::ops::rmsnorm_row,
+    rmsnorm_bwd_row: scalar::ops::rmsnorm_bwd_row,
+    rope_head: scalar::ops::rope_head,
+    swiglu: scalar::ops::swiglu,
+    swiglu_bwd: scalar::ops::swiglu_bwd,
+    swiglu_bwd_gains: scalar::ops::swiglu_bwd_gains,
+    gain_bwd: scalar::ops::gain_bwd,
+    ce_chunk_row: scalar::ops::ce_chunk_row,
+    axpy: scalar::ops::axpy,
+    scale: scalar::ops::scale,
+    attention: scalar::attention::attention,
+    attention_bwd: scalar::attention::attention_bwd,
+    attention_decode: scalar::attention::attention_decode,
+    kv_expand: scalar::attention::kv_expand,
+    adamw: scalar::ops::adamw,
+};
+
+/// Its bf16 part.
+static SCALAR_BF16: Bf16Table =
+    Bf16Table { nn_item: scalar_bf16_nn_item, round_row: scalar::products::round_bf16 };
+
+/// The scalar item reads its rows in any form.
+unsafe fn scalar_bf16_nn_item(it: &NnItem<'_>, _: &[u16], c0: usize, scratch: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe { scalar::products::nn_item(it, c0, scratch) }
 }
 
 /// The input gradient in bf16, beside a table whose instruction set multiplies bf16 on some CPUs.
@@ -86,21 +126,35 @@ macro_rules! bf16_table {
     };
 }
 
-/// Compiles the generic algorithms for one ISA: functions with its target features, and their table.
+/// Functions compiled for one ISA that call generic ones.
+macro_rules! compiled {
+    ($features:tt $($name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)? => $f:path;)*) => {
+        $(compiled!(@one $features $name($($arg: $ty),*) $(-> $out)? => $f);)*
+    };
+    (@one [$($feature:meta)?] $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)? => $f:path) => {
+        $(#[$feature])?
+        unsafe fn $name($($arg: $ty),*) $(-> $out)? {
+            // SAFETY: the caller holds the token of this ISA and keeps the callee's contract.
+            unsafe { $f($($arg),*) }
+        }
+    };
+}
+
+/// Compiles the generic algorithms for one ISA: functions with its target features, and their table; `products` are
+/// the fields that this ISA fills in its own way.
 macro_rules! isa_table {
-    ($table:ident, $simd:ty, $features:literal, $unpack:path, $dequant:path, $strip:path, $dot_rows:path) => {
+    ($table:ident, $simd:ty, $features:tt, functions { $($functions:tt)* }, fields { $($fields:tt)* }) => {
         mod $table {
             use super::*;
             use crate::generic::simd::Simd;
-            use crate::generic::{adamw, attention, gemm, rows, skinny};
+            #[allow(unused_imports, reason = "the portable products are not of these")]
+            use crate::generic::{adamw, attention, gemm, rows, simd::Int8, skinny};
             type S = $simd;
             const NV: usize = S::NV;
             const FMR: usize = S::F32_MR;
 
-            isa_table!(@wrap $features,
-                nt_item(it: &NtItem<'_>, n0: usize, scratch: &mut [f32]) => gemm::nt_item::<S, FMR, { S::I8_MR }, NV>;
-                nn_item(it: &NnItem<'_>, c0: usize, scratch: &mut [f32]) => gemm::nn_item::<S, FMR, { S::I8_MR }, NV>;
-                tn_item(it: &TnItem<'_>, k0: usize, scratch: &mut [f32]) => gemm::tn_item::<S, FMR, NV>;
+            compiled!($features
+                $($functions)*
                 dot_nt(s: f32, x: &[f32], rows: usize, k: usize, p: &[f32], r: usize, h: &mut [f32])
                     => skinny::dot_nt::<S, { S::DOT_TR }>;
                 outer_tn(p: &[f32], q: &[f32], m: usize, r: usize, n: usize, n0: usize, cols: usize, out: *mut f32, acc: bool)
@@ -115,6 +169,8 @@ macro_rules! isa_table {
                     => rows::swiglu_bwd_gains::<S>;
                 gain_bwd(n: usize, dy: *const f32, y: (*const f32, *const f32), c: *const f32, dz: *mut f32, s: *mut f32)
                     => rows::gain_bwd::<S>;
+                ce_chunk_row(l: &mut [f32], first: usize, target: usize, st: &mut SoftmaxState) -> f32
+                    => rows::ce_chunk_row::<S>;
                 axpy(a: f32, x: &[f32], y: &mut [f32]) => rows::axpy::<S>;
                 scale(a: f32, y: &mut [f32]) => rows::scale::<S>;
                 attention(h: &Head, scratch: &mut [f32]) => attention::forward::<S, FMR, NV>;
@@ -124,38 +180,61 @@ macro_rules! isa_table {
                 adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep) => adamw::adamw::<S>;
             );
 
-            #[target_feature(enable = $features)]
-            unsafe fn ce_chunk_row(l: &mut [f32], first: usize, target: usize, st: &mut SoftmaxState) -> f32 {
-                // SAFETY: the caller holds the token of this ISA and keeps the callee's contract.
-                unsafe { rows::ce_chunk_row::<S>(l, first, target, st) }
-            }
-
             pub(super) static TABLE: Table = Table {
+                dot_nt, outer_tn, quantize_row, rmsnorm_row, rmsnorm_bwd_row, rope_head, swiglu, swiglu_bwd,
+                swiglu_bwd_gains, gain_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode,
+                kv_expand, adamw,
+                $($fields)*
+            };
+        }
+    };
+    ($table:ident, $simd:ty, $features:tt, $unpack:path, $dequant:path, $strip:path, $dot_rows:path) => {
+        isa_table!($table, $simd, $features,
+            functions {
+                nt_item(it: &NtItem<'_>, n0: usize, scratch: &mut [f32])
+                    => gemm::nt_item::<S, FMR, { S::I8_MR }, NV>;
+                nn_item(it: &NnItem<'_>, c0: usize, scratch: &mut [f32])
+                    => gemm::nn_item::<S, FMR, { S::I8_MR }, NV>;
+                tn_item(it: &TnItem<'_>, k0: usize, scratch: &mut [f32]) => gemm::tn_item::<S, FMR, NV>;
+            },
+            fields {
                 nt_strip: S::NV * S::LANES,
                 act_tile: const {
                     assert!(S::I8_MR <= crate::acts::TILE_ROWS_MAX);
                     S::I8_MR
                 },
-                nt_item, nn_item, tn_item, dot_nt, outer_tn, quantize_row, rmsnorm_row, rmsnorm_bwd_row, rope_head,
-                swiglu, swiglu_bwd, swiglu_bwd_gains, gain_bwd, ce_chunk_row, axpy, scale, attention, attention_bwd, attention_decode, kv_expand, adamw,
+                int8_products: true,
+                int8_gradient: S::INT8_GRADIENT,
+                nt_item,
+                nn_item,
+                tn_item,
                 unpack: $unpack,
                 dequant: $dequant,
-                dot_rows: $dot_rows,
                 strip: $strip,
-                int8_gradient: S::INT8_GRADIENT,
-            };
-        }
-    };
-    (@wrap $features:literal, $($name:ident($($arg:ident: $ty:ty),*) => $f:path;)*) => {
-        $(
-            #[target_feature(enable = $features)]
-            unsafe fn $name($($arg: $ty),*) {
-                // SAFETY: the caller holds the token of this ISA and keeps the callee's contract.
-                unsafe { $f($($arg),*) }
-            }
-        )*
+                dot_rows: $dot_rows,
+            });
     };
 }
+
+isa_table!(
+    portable_table,
+    portable::Portable,
+    [],
+    functions {},
+    fields {
+        nt_strip: portable::STRIP,
+        act_tile: 1,
+        int8_products: false,
+        int8_gradient: false,
+        nt_item: portable::nt_item,
+        nn_item: portable::nn_item,
+        tn_item: portable::tn_item,
+        unpack: scalar::decode::unpack,
+        dequant: portable::dequantize,
+        strip: portable::dequantize_strip,
+        dot_rows: scalar::decode::dot_rows,
+    }
+);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -165,7 +244,7 @@ mod x86 {
     isa_table!(
         avx2_table,
         avx2::Avx2,
-        "avx2,fma,f16c",
+        [target_feature(enable = "avx2,fma,f16c")],
         decode::unpack_avx2,
         decode::dequantize_avx2,
         decode::dequantize_strip_avx2,
@@ -174,7 +253,7 @@ mod x86 {
     isa_table!(
         avxvnni_table,
         avx2::AvxVnni,
-        "avx2,fma,f16c,avxvnni",
+        [target_feature(enable = "avx2,fma,f16c,avxvnni")],
         decode::unpack_avx2,
         decode::dequantize_avx2,
         decode::dequantize_strip_avx2,
@@ -183,7 +262,7 @@ mod x86 {
     isa_table!(
         avx512_table,
         avx512::Avx512,
-        "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
+        [target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")],
         decode::unpack_avx2,
         decode::dequantize_avx2,
         decode::dequantize_strip_avx2,
@@ -196,7 +275,6 @@ mod x86 {
         "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16"
     );
 
-    #[cfg(feature = "std")]
     pub(super) fn bf16(isa: Isa) -> Option<&'static Bf16Table> {
         let has = isa.0 == Kind::Avx512 && std::is_x86_feature_detected!("avx512bf16");
         has.then_some(&avx512_bf16_table::TABLE)
@@ -204,19 +282,18 @@ mod x86 {
 
     pub(super) fn table(isa: Isa) -> Option<&'static Table> {
         match isa.0 {
-            Kind::Scalar => None,
             Kind::Avx2 => Some(&avx2_table::TABLE),
             Kind::AvxVnni => Some(&avxvnni_table::TABLE),
             Kind::Avx512 => Some(&avx512_table::TABLE),
+            Kind::Scalar | Kind::Portable => None,
         }
     }
 
-    #[cfg(feature = "std")]
     pub(super) fn present(kind: Kind) -> bool {
         use std::is_x86_feature_detected as has;
         let avx2 = has!("avx2") && has!("fma") && has!("f16c");
         match kind {
-            Kind::Scalar => true,
+            Kind::Scalar | Kind::Portable => true,
             Kind::Avx2 => avx2,
             Kind::AvxVnni => avx2 && has!("avxvnni"),
             Kind::Avx512 => {
@@ -238,7 +315,7 @@ mod arm {
     isa_table!(
         neon_table,
         neon::Neon,
-        "neon",
+        [target_feature(enable = "neon")],
         decode::unpack_neon,
         decode::dequantize_neon,
         decode::dequantize_strip_neon,
@@ -247,7 +324,7 @@ mod arm {
     isa_table!(
         dotprod_table,
         dotprod::DotProd,
-        "neon,dotprod",
+        [target_feature(enable = "neon,dotprod")],
         decode::unpack_neon,
         decode::dequantize_neon,
         decode::dequantize_strip_neon,
@@ -256,7 +333,7 @@ mod arm {
     isa_table!(
         i8mm_table,
         i8mm::I8mm,
-        "neon,dotprod,i8mm",
+        [target_feature(enable = "neon,dotprod,i8mm")],
         decode::unpack_neon,
         decode::dequantize_neon,
         decode::dequantize_strip_neon,
@@ -265,7 +342,6 @@ mod arm {
 
     bf16_table!(i8mm_bf16_table, i8mm::I8mm, "neon,dotprod,i8mm,bf16");
 
-    #[cfg(feature = "std")]
     pub(super) fn bf16(isa: Isa) -> Option<&'static Bf16Table> {
         let has = isa.0 == Kind::I8mm && std::arch::is_aarch64_feature_detected!("bf16");
         has.then_some(&i8mm_bf16_table::TABLE)
@@ -273,18 +349,17 @@ mod arm {
 
     pub(super) fn table(isa: Isa) -> Option<&'static Table> {
         match isa.0 {
-            Kind::Scalar => None,
             Kind::Neon => Some(&neon_table::TABLE),
             Kind::DotProd => Some(&dotprod_table::TABLE),
             Kind::I8mm => Some(&i8mm_table::TABLE),
+            Kind::Scalar | Kind::Portable => None,
         }
     }
 
-    #[cfg(feature = "std")]
     pub(super) fn present(kind: Kind) -> bool {
         use std::arch::is_aarch64_feature_detected as has;
         match kind {
-            Kind::Scalar => true,
+            Kind::Scalar | Kind::Portable => true,
             Kind::Neon => has!("neon"),
             Kind::DotProd => has!("neon") && has!("dotprod"),
             Kind::I8mm => has!("neon") && has!("dotprod") && has!("i8mm"),
@@ -296,6 +371,7 @@ mod arm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Scalar,
+    Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
@@ -315,11 +391,15 @@ enum Kind {
 pub struct Isa(Kind);
 
 impl Isa {
-    /// Plain Rust, everywhere.
+    /// The specification: plain Rust, everywhere.
     pub const SCALAR: Isa = Isa(Kind::Scalar);
 
+    /// What runs where no kernels were written for the CPU: plain vectors, and products by the gemm crate.
+    pub const PORTABLE: Isa = Isa(Kind::Portable);
+
     const ALL: &'static [Isa] = &[
-        Isa(Kind::Scalar),
+        Isa::SCALAR,
+        Isa::PORTABLE,
         #[cfg(target_arch = "x86_64")]
         Isa(Kind::Avx2),
         #[cfg(target_arch = "x86_64")]
@@ -335,7 +415,6 @@ impl Isa {
     ];
 
     /// The instruction sets this CPU has, weakest first.
-    #[cfg(feature = "std")]
     pub fn available() -> impl DoubleEndedIterator<Item = Isa> {
         Isa::ALL.iter().copied().filter(|i| {
             #[cfg(target_arch = "x86_64")]
@@ -343,18 +422,16 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             return arm::present(i.0);
             #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-            return i.0 == Kind::Scalar;
+            return matches!(i.0, Kind::Scalar | Kind::Portable);
         })
     }
 
     /// The strongest instruction set this CPU has.
-    #[cfg(feature = "std")]
     pub fn detect() -> Isa {
         Isa::available().next_back().unwrap_or(Isa::SCALAR)
     }
 
     /// The available instruction set of that name.
-    #[cfg(feature = "std")]
     pub fn from_name(name: &str) -> Option<Isa> {
         Isa::available().find(|i| i.name() == name)
     }
@@ -363,6 +440,7 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => "scalar",
+            Kind::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -379,23 +457,60 @@ impl Isa {
     }
 
     /// The bf16 part of its kernels, where this CPU has the instructions.
-    #[cfg(feature = "std")]
     pub(crate) fn bf16(self) -> Option<&'static Bf16Table> {
         #[cfg(target_arch = "x86_64")]
-        return x86::bf16(self);
+        let found = x86::bf16(self);
         #[cfg(target_arch = "aarch64")]
-        return arm::bf16(self);
+        let found = arm::bf16(self);
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        return None;
+        let found = None;
+        found.or((self == Isa::SCALAR).then_some(&SCALAR_BF16))
     }
 
-    /// Its kernels; none for scalar, whose specification is called directly.
-    pub(crate) fn table(self) -> Option<&'static Table> {
+    /// Its kernels.
+    pub(crate) fn table(self) -> &'static Table {
         #[cfg(target_arch = "x86_64")]
-        return x86::table(self);
+        let found = x86::table(self);
         #[cfg(target_arch = "aarch64")]
-        return arm::table(self);
+        let found = arm::table(self);
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        return None;
+        let found: Option<&Table> = None;
+        let plain = if self == Isa::PORTABLE { &portable_table::TABLE } else { &SCALAR };
+        found.unwrap_or(plain)
+    }
+
+    /// [`scalar::decode::unpack`] on this instruction set.
+    ///
+    /// # Panics
+    /// As the scalar version.
+    pub fn unpack(
+        self,
+        dtype: DType,
+        row: &[u8],
+        start: usize,
+        codes: &mut [i8],
+        scale: &mut [f32],
+        bias: &mut [f32],
+    ) {
+        // SAFETY: holding the token proves that the CPU has the instruction set.
+        unsafe { (self.table().unpack)(dtype, row, start, codes, scale, bias) }
+    }
+
+    /// [`scalar::decode::dequantize`] on this instruction set.
+    ///
+    /// # Panics
+    /// As the scalar version.
+    pub fn dequantize(self, dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { (self.table().dequant)(dtype, row, start, out) }
+    }
+
+    /// [`scalar::decode::dot_rows`] on this instruction set.
+    ///
+    /// # Panics
+    /// As the scalar version.
+    pub fn dot_rows(self, dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { (self.table().dot_rows)(dtype, rows, xq, xd, xs, out) }
     }
 }

@@ -5,8 +5,6 @@ use core::ops::Range;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
-use crate::generic::attention::CachedRows;
-
 /// Elements that share a scale in [`KvType::Q8`].
 pub const KV_BLOCK: usize = 32;
 
@@ -173,4 +171,34 @@ pub(crate) struct KvHead {
     pub(crate) scale: *const f32,
     /// Elements per row.
     pub(crate) row: usize,
+}
+
+impl KvHead {
+    /// Element `i` of a row, as f32.
+    ///
+    /// # Safety
+    /// There are such a row and element.
+    #[inline(always)]
+    pub(crate) unsafe fn get(&self, row: usize, i: usize) -> f32 {
+        let at = row * self.row + i;
+        // SAFETY: the caller's contract; a row of `Q8` is whole blocks.
+        unsafe {
+            match self.ty {
+                KvType::F32 => *self.data.cast::<f32>().add(at),
+                KvType::F16 => f16::from_bits(*self.data.cast::<u16>().add(at)).to_f32(),
+                KvType::Q8 => {
+                    let scale = *self.scale.add(row * (self.row / KV_BLOCK) + i / KV_BLOCK);
+                    f32::from(*self.data.cast::<i8>().add(at)) * scale
+                }
+            }
+        }
+    }
+}
+
+/// One head's keys and values of some positions.
+#[derive(Clone, Copy)]
+pub(crate) struct CachedRows {
+    pub(crate) k: KvHead,
+    pub(crate) v: KvHead,
+    pub(crate) rows: usize,
 }

@@ -260,7 +260,11 @@ mod tests {
 
     /// Starts a thread for a pool, or one that ends at once.
     fn start(work: Box<dyn FnOnce() + Send>, lives: bool) -> Option<JoinHandle<()>> {
-        Some(std::thread::spawn(move || if lives { work() }))
+        Some(std::thread::spawn(move || {
+            if lives {
+                work()
+            }
+        }))
     }
 
     #[test]
@@ -275,7 +279,10 @@ mod tests {
             assert!(all_take_part(&pool, PATIENCE));
         }
         let dead = Pool::started_by(3, &mut |id, work| start(work, id == 1));
-        assert!(!all_take_part(&dead, Duration::from_millis(200)), "the check misses a worker that never wakes");
+        assert!(
+            !all_take_part(&dead, Duration::from_millis(200)),
+            "the check misses a worker that never wakes"
+        );
     }
 
     #[test]

@@ -5,136 +5,8 @@ use std::path::PathBuf;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use engraft_kernels::DType;
 use engraft_kernels::scalar::decode as scalar;
-
-type Unpack = fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]);
-type Dequantize = fn(DType, &[u8], usize, &mut [f32]);
-type DotRows = fn(DType, &[u8], &[i8], &[f32], &[f32], &mut [f32]);
-
-/// One implementation of the decoding operations.
-struct Isa {
-    name: &'static str,
-    unpack: Unpack,
-    dequantize: Dequantize,
-    dot_rows: DotRows,
-}
-
-/// Every implementation that this CPU can run.
-fn isas() -> Vec<Isa> {
-    #[allow(unused_mut, reason = "the scalar version stands alone on other architectures")]
-    let mut isas = vec![Isa {
-        name: "scalar",
-        unpack: scalar::unpack,
-        dequantize: scalar::dequantize,
-        dot_rows: scalar::dot_rows,
-    }];
-    #[cfg(target_arch = "x86_64")]
-    isas.extend(x86_64::isas());
-    #[cfg(target_arch = "aarch64")]
-    isas.extend(aarch64::isas());
-    isas
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86_64 {
-    use engraft_kernels::DType;
-    use engraft_kernels::x86_64::{decode, dot, dot_avx512};
-
-    use super::{DotRows, Isa};
-
-    /// The versions that this CPU can run, with a loud notice for each that it can't.
-    pub(super) fn isas() -> Vec<Isa> {
-        let avx2 = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        let versions: [(&str, bool, DotRows); 3] = [
-            ("avx2", avx2, dot_rows_avx2),
-            ("avxvnni", avx2 && is_x86_feature_detected!("avxvnni"), dot_rows_avxvnni),
-            ("avx512", avx2 && avx512(), dot_rows_avx512),
-        ];
-        let mut found = Vec::new();
-        for (name, present, dot_rows) in versions {
-            if present {
-                found.push(Isa { name, unpack, dequantize, dot_rows });
-            } else {
-                eprintln!("SKIPPED: this CPU lacks what {name} needs");
-            }
-        }
-        found
-    }
-
-    fn unpack(dtype: DType, row: &[u8], start: usize, codes: &mut [i8], scale: &mut [f32], bias: &mut [f32]) {
-        // SAFETY: reached only through `isas`, which detected the features.
-        unsafe { decode::unpack_avx2(dtype, row, start, codes, scale, bias) }
-    }
-
-    fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-        // SAFETY: reached only through `isas`, which detected the features.
-        unsafe { decode::dequantize_avx2(dtype, row, start, out) }
-    }
-
-    fn avx512() -> bool {
-        is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni")
-    }
-
-    fn dot_rows_avx2(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `isas`, which detected the features.
-        unsafe { dot::dot_rows_avx2(dtype, rows, xq, xd, xs, out) }
-    }
-
-    fn dot_rows_avxvnni(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `isas`, which detected the features.
-        unsafe { dot::dot_rows_avxvnni(dtype, rows, xq, xd, xs, out) }
-    }
-
-    fn dot_rows_avx512(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `isas`, which detected the features.
-        unsafe { dot_avx512::dot_rows_avx512(dtype, rows, xq, xd, xs, out) }
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-mod aarch64 {
-    use engraft_kernels::DType;
-    use engraft_kernels::aarch64::{decode, dot};
-
-    use super::Isa;
-
-    /// The versions that this CPU can run, with a loud notice for each that it can't.
-    pub(super) fn isas() -> Vec<Isa> {
-        let mut found = vec![Isa { name: "neon", unpack, dequantize, dot_rows: dot_rows_neon }];
-        if std::arch::is_aarch64_feature_detected!("dotprod") {
-            found.push(Isa { name: "dotprod", unpack, dequantize, dot_rows: dot_rows_dotprod });
-        } else {
-            eprintln!("SKIPPED: this CPU lacks what dotprod needs");
-        }
-        found
-    }
-
-    fn unpack(dtype: DType, row: &[u8], start: usize, codes: &mut [i8], scale: &mut [f32], bias: &mut [f32]) {
-        // SAFETY: every 64-bit ARM core that std supports has NEON.
-        unsafe { decode::unpack_neon(dtype, row, start, codes, scale, bias) }
-    }
-
-    fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-        // SAFETY: every 64-bit ARM core that std supports has NEON.
-        unsafe { decode::dequantize_neon(dtype, row, start, out) }
-    }
-
-    fn dot_rows_neon(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: every 64-bit ARM core that std supports has NEON.
-        unsafe { dot::dot_rows_neon(dtype, rows, xq, xd, xs, out) }
-    }
-
-    fn dot_rows_dotprod(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-        // SAFETY: reached only through `isas`, which detected dotprod.
-        unsafe { dot::dot_rows_dotprod(dtype, rows, xq, xd, xs, out) }
-    }
-}
+use engraft_kernels::{DType, Isa};
 
 /// A small generator (splitmix64), so that every case is reproducible from its seed.
 struct Random(u64);
@@ -183,11 +55,11 @@ fn is_block(dtype: &DType) -> bool {
 }
 
 /// Unpacks a range and evaluates `scale · code + bias`.
-fn through_codes(isa: &Isa, dtype: DType, row: &[u8], start: usize, len: usize) -> Vec<f32> {
+fn through_codes(isa: Isa, dtype: DType, row: &[u8], start: usize, len: usize) -> Vec<f32> {
     let groups = len / dtype.group_len();
     let (mut codes, mut scale) = (vec![0; len], vec![0.0; groups]);
     let mut bias = vec![0.0; if dtype.has_bias() { groups } else { 0 }];
-    (isa.unpack)(dtype, row, start, &mut codes, &mut scale, &mut bias);
+    isa.unpack(dtype, row, start, &mut codes, &mut scale, &mut bias);
     let value = |k: usize| {
         let g = k / dtype.group_len();
         let product = scale[g] * codes[k] as f32;
@@ -209,14 +81,14 @@ fn assert_same_bits(what: &str, ours: &[f32], expected: &[f32]) {
 #[test]
 fn codes_and_plain_formula_agree_on_random_blocks() {
     let mut random = Random(1);
-    for isa in isas() {
+    for isa in Isa::available() {
         for dtype in DType::ALL.into_iter().filter(is_block) {
             for cols in [256, 768, 2048] {
                 let row = random_row(dtype, cols, &mut random);
                 let mut plain = vec![0.0; cols];
                 scalar::dequantize(dtype, &row, 0, &mut plain);
-                let what = format!("{} {} {cols}", isa.name, dtype.name());
-                assert_same_bits(&what, &through_codes(&isa, dtype, &row, 0, cols), &plain);
+                let what = format!("{} {} {cols}", isa.name(), dtype.name());
+                assert_same_bits(&what, &through_codes(isa, dtype, &row, 0, cols), &plain);
             }
         }
     }
@@ -226,18 +98,18 @@ fn codes_and_plain_formula_agree_on_random_blocks() {
 fn every_range_of_chunks_decodes_as_part_of_the_whole() {
     let mut random = Random(2);
     let cols = 768;
-    for isa in isas() {
+    for isa in Isa::available() {
         for dtype in DType::ALL.into_iter().filter(is_block) {
             let row = random_row(dtype, cols, &mut random);
             let mut whole = vec![0.0; cols];
             scalar::dequantize(dtype, &row, 0, &mut whole);
             for start in (0..=cols).step_by(32) {
                 for len in (0..=cols - start).step_by(32) {
-                    let what = format!("{} {} {start}+{len}", isa.name, dtype.name());
+                    let what = format!("{} {} {start}+{len}", isa.name(), dtype.name());
                     let expected = &whole[start..start + len];
-                    assert_same_bits(&what, &through_codes(&isa, dtype, &row, start, len), expected);
+                    assert_same_bits(&what, &through_codes(isa, dtype, &row, start, len), expected);
                     let mut out = vec![0.0; len];
-                    (isa.dequantize)(dtype, &row, start, &mut out);
+                    isa.dequantize(dtype, &row, start, &mut out);
                     assert_same_bits(&what, &out, expected);
                 }
             }
@@ -248,15 +120,15 @@ fn every_range_of_chunks_decodes_as_part_of_the_whole() {
 #[test]
 fn float_rows_decode_at_any_offset() {
     let mut random = Random(3);
-    for isa in isas() {
+    for isa in Isa::available() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let row = random_row(dtype, 100, &mut random);
             let mut whole = vec![0.0; 100];
             scalar::dequantize(dtype, &row, 0, &mut whole);
             for (start, len) in [(0, 0), (0, 1), (1, 7), (3, 16), (5, 33), (31, 69), (99, 1), (100, 0)] {
                 let mut out = vec![0.0; len];
-                (isa.dequantize)(dtype, &row, start, &mut out);
-                let what = format!("{} {} {start}+{len}", isa.name, dtype.name());
+                isa.dequantize(dtype, &row, start, &mut out);
+                let what = format!("{} {} {start}+{len}", isa.name(), dtype.name());
                 assert_same_bits(&what, &out, &whole[start..start + len]);
             }
         }
@@ -287,13 +159,13 @@ fn candle_dequantizes_its_own_blocks_to_the_same_floats() {
         let stored = QTensor::quantize(&tensor, theirs).unwrap();
         let bytes = stored.data().unwrap();
         let expected = stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        for isa in isas() {
-            let what = format!("{} {}", isa.name, dtype.name());
+        for isa in Isa::available() {
+            let what = format!("{} {}", isa.name(), dtype.name());
             let mut out = vec![0.0; expected.len()];
-            (isa.dequantize)(dtype, &bytes, 0, &mut out);
+            isa.dequantize(dtype, &bytes, 0, &mut out);
             assert_same_bits(&what, &out, &expected);
             if is_block(&dtype) {
-                assert_same_bits(&what, &through_codes(&isa, dtype, &bytes, 0, out.len()), &expected);
+                assert_same_bits(&what, &through_codes(isa, dtype, &bytes, 0, out.len()), &expected);
             }
         }
     }
@@ -313,20 +185,20 @@ fn iq4_blocks_follow_the_level_table() {
     for (i, byte) in block[8 + 5 * 16..][..16].iter_mut().enumerate() {
         *byte = (i | (15 - i) << 4) as u8;
     }
-    for isa in isas() {
+    for isa in Isa::available() {
         let mut out = [0.0; 256];
-        (isa.dequantize)(DType::IQ4_XS, &block, 0, &mut out);
+        isa.dequantize(DType::IQ4_XS, &block, 0, &mut out);
         let rising = LEVELS.map(|level| 0.5 * 7.0 * level);
-        assert_eq!(out[160..176], rising, "{}", isa.name);
-        assert!(out[176..192].iter().eq(rising.iter().rev()), "{}", isa.name);
+        assert_eq!(out[160..176], rising, "{}", isa.name());
+        assert!(out[176..192].iter().eq(rising.iter().rev()), "{}", isa.name());
         // A chunk with zero bits has scale −32 and only the lowest level.
-        assert!(out[..160].iter().all(|&w| w == 0.5 * -32.0 * -127.0), "{}", isa.name);
+        assert!(out[..160].iter().all(|&w| w == 0.5 * -32.0 * -127.0), "{}", isa.name());
 
         let nl: Vec<u8> = block[0..2].iter().chain(&block[88..104]).copied().collect();
         let mut out = [0.0; 32];
-        (isa.dequantize)(DType::IQ4_NL, &nl, 0, &mut out);
-        assert_eq!(out[..16], LEVELS.map(|level| 0.5 * level), "{}", isa.name);
-        assert!(out[16..].iter().eq(LEVELS.map(|level| 0.5 * level).iter().rev()), "{}", isa.name);
+        isa.dequantize(DType::IQ4_NL, &nl, 0, &mut out);
+        assert_eq!(out[..16], LEVELS.map(|level| 0.5 * level), "{}", isa.name());
+        assert!(out[16..].iter().eq(LEVELS.map(|level| 0.5 * level).iter().rev()), "{}", isa.name());
     }
 }
 
@@ -339,7 +211,7 @@ fn a_flipped_bit_is_noticed() {
         let mut other = row.clone();
         let at = dtype.block_bytes() - 9;
         other[at] ^= 0x10;
-        let scalar = &isas()[0];
+        let scalar = Isa::SCALAR;
         let (a, b) =
             (through_codes(scalar, dtype, &row, 0, 256), through_codes(scalar, dtype, &other, 0, 256));
         assert_ne!(a, b, "{}", dtype.name());
@@ -389,7 +261,7 @@ fn ordinary_row(dtype: DType, cols: usize, random: &mut Random) -> Vec<u8> {
 #[test]
 fn dot_products_follow_the_dequantized_weights() {
     let mut random = Random(6);
-    for isa in isas() {
+    for isa in Isa::available() {
         for dtype in DType::ALL.into_iter().filter(is_block) {
             for (cols, rows) in [(0, 2), (32, 1), (96, 3), (256, 4), (576, 5), (768, 7), (1536, 9)] {
                 let Some(row_bytes) = dtype.row_bytes(cols) else { continue };
@@ -397,7 +269,7 @@ fn dot_products_follow_the_dequantized_weights() {
                 assert_eq!(bytes.len(), rows * row_bytes);
                 let x = random_activations(dtype, cols, &mut random);
                 let mut out = vec![f32::NAN; rows];
-                (isa.dot_rows)(dtype, &bytes, &x.xq, &x.xd, &x.xs, &mut out);
+                isa.dot_rows(dtype, &bytes, &x.xq, &x.xd, &x.xs, &mut out);
                 for (r, &out) in out.iter().enumerate() {
                     let mut w = vec![0.0; cols];
                     scalar::dequantize(dtype, &bytes[r * row_bytes..][..row_bytes], 0, &mut w);
@@ -405,7 +277,7 @@ fn dot_products_follow_the_dequantized_weights() {
                     let (sum, size) = (0..cols).map(term).fold((0.0, 0.0), |(s, n), t| (s + t, n + t.abs()));
                     // Integer sums are exact, so only some additions round, relative to their terms.
                     let error = (out as f64 - sum).abs();
-                    let what = format!("{} {} {rows}×{cols} row {r}", isa.name, dtype.name());
+                    let what = format!("{} {} {rows}×{cols} row {r}", isa.name(), dtype.name());
                     assert!(error <= 2e-6 * size, "{what}: {out}, not {sum} (of {size})");
                 }
             }
@@ -417,16 +289,16 @@ fn dot_products_follow_the_dequantized_weights() {
 fn a_rows_dot_product_does_not_depend_on_its_neighbours() {
     let mut random = Random(7);
     let (rows, cols) = (11, 768);
-    for isa in isas() {
+    for isa in Isa::available() {
         for dtype in DType::ALL.into_iter().filter(is_block) {
             let bytes: Vec<u8> = (0..rows).flat_map(|_| ordinary_row(dtype, cols, &mut random)).collect();
             let x = random_activations(dtype, cols, &mut random);
             let mut all = vec![0.0; rows];
-            (isa.dot_rows)(dtype, &bytes, &x.xq, &x.xd, &x.xs, &mut all);
+            isa.dot_rows(dtype, &bytes, &x.xq, &x.xd, &x.xs, &mut all);
             for (row, &expected) in bytes.chunks_exact(bytes.len() / rows).zip(&all) {
                 let mut one = [0.0];
-                (isa.dot_rows)(dtype, row, &x.xq, &x.xd, &x.xs, &mut one);
-                assert_eq!(one[0].to_bits(), expected.to_bits(), "{} {}", isa.name, dtype.name());
+                isa.dot_rows(dtype, row, &x.xq, &x.xd, &x.xs, &mut one);
+                assert_eq!(one[0].to_bits(), expected.to_bits(), "{} {}", isa.name(), dtype.name());
             }
         }
     }
@@ -529,14 +401,14 @@ fn quantized_files_are_close_to_their_float_original() {
             let bytes = &file[at..][..elements / dtype.block_len() * dtype.block_bytes()];
             let mut expected = vec![0.0; elements];
             scalar::dequantize(DType::F32, &original[floats[&tensor].2..][..4 * elements], 0, &mut expected);
-            for isa in isas() {
+            for isa in Isa::available() {
                 let mut out = vec![0.0; elements];
-                (isa.dequantize)(dtype, bytes, 0, &mut out);
+                isa.dequantize(dtype, bytes, 0, &mut out);
                 let square = |x: f32| (x as f64).powi(2);
                 let error: f64 = out.iter().zip(&expected).map(|(a, b)| square(a - b)).sum();
                 let norm: f64 = expected.iter().map(|&b| square(b)).sum();
                 let relative = (error / norm).sqrt();
-                assert!(relative < bound, "{} {name} {tensor} ({}): {relative}", isa.name, dtype.name());
+                assert!(relative < bound, "{} {name} {tensor} ({}): {relative}", isa.name(), dtype.name());
             }
         }
     }

@@ -137,6 +137,7 @@ pub(crate) enum GradientPrecision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Isa {
     Scalar,
+    Portable,
     Avx2,
     #[value(name = "avxvnni")]
     AvxVnni,

@@ -1,162 +1,56 @@
-//! NEON decoding of stored blocks; semantics and panics are those of [`crate::scalar::decode`].
-//!
-//! Per-type functions take the type as a constant (`T`, ggml's id), so each type becomes its own
-//! machine code and the `match` in it disappears. A *chunk* is 32 elements, two registers of codes;
-//! every type's chunks can be decoded on their own.
+//! NEON decoding of stored blocks, under the loops of [`crate::generic::decode`]: two registers hold the codes of a
+//! chunk.
 
 use core::arch::aarch64::*;
 
 use crate::block::DType;
-use crate::scalar::decode::{CHUNK, IQ4_LEVELS, assert_range, assert_unpack};
+use crate::generic::decode::{Decode, decoders, of, six_bits_q4_k};
+use crate::scalar::decode::{CHUNK, IQ4_LEVELS};
 
-/// `$function::<T, B>(arguments)` with the constants of one block type.
-macro_rules! call {
-    ($name:ident, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
-        $function::<{ DType::$name.ggml_id() }, { DType::$name.block_bytes() } $(, $r)?>($($argument),*)
-    };
-}
-pub(crate) use call;
+/// Decoding with NEON.
+pub(crate) struct NeonDecode;
 
-/// `$function::<T, B>(arguments)` with the constants of block type `$dtype`.
-macro_rules! with_block_type {
-    ($dtype:expr, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
-        match $dtype {
-            DType::Q4_0 => $crate::aarch64::decode::call!(Q4_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q4_1 => $crate::aarch64::decode::call!(Q4_1, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_0 => $crate::aarch64::decode::call!(Q5_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_1 => $crate::aarch64::decode::call!(Q5_1, $function $(::<$r>)? ($($argument),*)),
-            DType::Q8_0 => $crate::aarch64::decode::call!(Q8_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q2_K => $crate::aarch64::decode::call!(Q2_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q3_K => $crate::aarch64::decode::call!(Q3_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q4_K => $crate::aarch64::decode::call!(Q4_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_K => $crate::aarch64::decode::call!(Q5_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q6_K => $crate::aarch64::decode::call!(Q6_K, $function $(::<$r>)? ($($argument),*)),
-            DType::IQ4_NL => $crate::aarch64::decode::call!(IQ4_NL, $function $(::<$r>)? ($($argument),*)),
-            DType::IQ4_XS => $crate::aarch64::decode::call!(IQ4_XS, $function $(::<$r>)? ($($argument),*)),
-            DType::F32 | DType::F16 | DType::BF16 => unreachable!("asserted to be a block type"),
+decoders!(NeonDecode, "neon", unpack_neon, dequantize_neon, dequantize_strip_neon);
+
+impl Decode for NeonDecode {
+    /// As values: a lane that is a variable costs a load either way.
+    type Scales = ([f32; 16], [f32; 16]);
+
+    #[inline(always)]
+    unsafe fn scales<const T: u32, const B: usize>(block: &[u8; B]) -> Self::Scales {
+        // SAFETY: the trait's contract, as in all methods here.
+        unsafe {
+            let Scales { scale, bias } = block_scales::<T, B>(block);
+            (to_array(scale), to_array(bias))
         }
-    };
-}
-pub(crate) use with_block_type;
-
-/// [`crate::scalar::decode::unpack`] with NEON.
-///
-/// # Panics
-/// As the scalar version.
-///
-/// # Safety
-/// The CPU has NEON.
-#[target_feature(enable = "neon")]
-pub unsafe fn unpack_neon(
-    dtype: DType,
-    row: &[u8],
-    start: usize,
-    codes: &mut [i8],
-    scale: &mut [f32],
-    bias: &mut [f32],
-) {
-    assert_unpack(dtype, row, start, codes, scale, bias);
-    with_block_type!(dtype, unpack_type(row, start, codes, scale, bias))
-}
-
-#[target_feature(enable = "neon")]
-fn unpack_type<const T: u32, const B: usize>(
-    row: &[u8],
-    start: usize,
-    codes: &mut [i8],
-    scale: &mut [f32],
-    bias: &mut [f32],
-) {
-    let groups = CHUNK / of(T).group_len();
-    let blocks = row.as_chunks::<B>().0;
-    let (mut at, mut left) = (start / CHUNK, codes.as_chunks_mut::<CHUNK>().0);
-    while !left.is_empty() {
-        let (block, first, n) = block_part::<T, B>(blocks, at, left.len());
-        let done = (at - start / CHUNK) * groups;
-        let Scales { scale: s, bias: b } = block_scales::<T, B>(block);
-        scale[done..][..n * groups].copy_from_slice(&to_array(s)[first * groups..][..n * groups]);
-        if of(T).has_bias() {
-            bias[done..][..n * groups].copy_from_slice(&to_array(b)[first * groups..][..n * groups]);
-        }
-        let (now, later) = left.split_at_mut(n);
-        for (j, out) in now.iter_mut().enumerate() {
-            store_codes(signed::<T, B>(block, first + j), out);
-        }
-        (at, left) = (at + n, later);
     }
-}
 
-/// [`crate::scalar::decode::dequantize`] with NEON.
-///
-/// # Panics
-/// As the scalar version.
-///
-/// # Safety
-/// The CPU has NEON.
-#[target_feature(enable = "neon")]
-pub unsafe fn dequantize_neon(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-    assert_range(dtype, row, start, out.len());
-    match dtype {
-        DType::F32 => crate::scalar::decode::dequantize(dtype, row, start, out),
-        DType::F16 | DType::BF16 => dequantize_halves(dtype, row, start, out),
-        _ => with_block_type!(dtype, dequantize_type(row, start, out)),
+    #[inline(always)]
+    unsafe fn values(scales: &Self::Scales) -> ([f32; 16], [f32; 16]) {
+        *scales
     }
-}
 
-/// Decodes 32 columns from `start` of successive rows of `row_bytes` each, into rows of 32.
-///
-/// # Panics
-/// If `bytes` has fewer rows than `out`, or a row is too short.
-///
-/// # Safety
-/// The CPU has NEON.
-#[target_feature(enable = "neon")]
-pub unsafe fn dequantize_strip_neon(
-    dtype: DType,
-    bytes: &[u8],
-    row_bytes: usize,
-    start: usize,
-    out: &mut [[f32; CHUNK]],
-) {
-    if dtype.is_float() {
-        for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
-            // SAFETY: the caller's contract.
-            unsafe { dequantize_neon(dtype, row, start, out) };
-        }
-        return;
+    #[inline(always)]
+    unsafe fn codes<const T: u32, const B: usize>(block: &[u8; B], j: usize, out: &mut [i8; CHUNK]) {
+        // SAFETY: as above.
+        unsafe { store_codes(signed::<T, B>(block, j), out) }
     }
-    with_block_type!(dtype, strip_type(bytes, row_bytes, start, out))
-}
 
-#[target_feature(enable = "neon")]
-fn strip_type<const T: u32, const B: usize>(
-    bytes: &[u8],
-    row_bytes: usize,
-    start: usize,
-    out: &mut [[f32; CHUNK]],
-) {
-    let chunk = start / CHUNK;
-    let (at, j) = (chunk / chunks_per_block(T) * B, chunk % chunks_per_block(T));
-    for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
-        let block = row[at..].first_chunk::<B>().expect("the strip lies within the row");
-        let scales = block_scales::<T, B>(block);
-        dequantize_chunk::<T, B>(block, j, &to_array(scales.scale), &to_array(scales.bias), out);
+    #[inline(always)]
+    unsafe fn dequantize_chunk<const T: u32, const B: usize>(
+        block: &[u8; B],
+        j: usize,
+        (scale, bias): &Self::Scales,
+        out: &mut [f32; CHUNK],
+    ) {
+        // SAFETY: as above.
+        unsafe { dequantize_chunk::<T, B>(block, j, scale, bias, out) }
     }
-}
 
-#[target_feature(enable = "neon")]
-fn dequantize_type<const T: u32, const B: usize>(row: &[u8], start: usize, out: &mut [f32]) {
-    let blocks = row.as_chunks::<B>().0;
-    let (mut at, mut left) = (start / CHUNK, out.as_chunks_mut::<CHUNK>().0);
-    while !left.is_empty() {
-        let (block, first, n) = block_part::<T, B>(blocks, at, left.len());
-        let scales = block_scales::<T, B>(block);
-        let (scale, bias) = (to_array(scales.scale), to_array(scales.bias));
-        let (now, later) = left.split_at_mut(n);
-        for (j, out) in now.iter_mut().enumerate() {
-            dequantize_chunk::<T, B>(block, first + j, &scale, &bias, out);
-        }
-        (at, left) = (at + n, later);
+    #[inline(always)]
+    unsafe fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { dequantize_halves(dtype, row, start, out) }
     }
 }
 
@@ -207,28 +101,6 @@ fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
         unsafe { vst1q_f32(out.as_mut_ptr(), floats) }
     }
     crate::scalar::decode::dequantize(dtype, row, start + 4 * wide.len(), rest);
-}
-
-/// The type with ggml id `t`; evaluated at compile time.
-pub(crate) const fn of(t: u32) -> DType {
-    DType::from_ggml(t).expect("a type's own id")
-}
-
-pub(crate) const fn chunks_per_block(t: u32) -> usize {
-    of(t).block_len() / CHUNK
-}
-
-/// The block that holds chunk `at` of the row, the chunk's place in it, and how many of the `left`
-/// chunks it holds from there.
-#[inline]
-fn block_part<const T: u32, const B: usize>(
-    blocks: &[[u8; B]],
-    at: usize,
-    left: usize,
-) -> (&[u8; B], usize, usize) {
-    let per_block = chunks_per_block(T);
-    let first = at % per_block;
-    (&blocks[at / per_block], first, left.min(per_block - first))
 }
 
 /// What [`shifted`] codes are too large by: subtracting it from a sum of products once is cheaper
@@ -396,16 +268,6 @@ fn bytes_times(bytes: int8x16_t, d: float32x4_t) -> [float32x4_t; 4] {
         vmulq_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), d),
         vmulq_f32(vcvtq_f32_s32(vmovl_high_s16(high)), d),
     ]
-}
-
-/// The eight scales and eight mins of Q4_K and Q5_K, a byte each.
-#[inline]
-fn six_bits_q4_k<const B: usize>(block: &[u8; B]) -> (u64, u64) {
-    let word = |at: usize| u32::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
-    let (scales, mins, lows) = (word(4), word(8), word(12));
-    let upper = |word: u32| (word >> 2) & 0x3030_3030;
-    let join = |low: u32, high: u32| (low & 0x3f3f_3f3f) as u64 | (high as u64) << 32;
-    (join(scales, lows & 0x0f0f_0f0f | upper(scales)), join(mins, lows >> 4 & 0x0f0f_0f0f | upper(mins)))
 }
 
 /// The sixteen scales of Q3_K, a signed byte each.

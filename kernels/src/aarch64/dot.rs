@@ -1,159 +1,146 @@
-//! Dot products of stored rows with one vector of int8 activations: decoding by one token is a
-//! read of every weight once, so codes are expanded in registers and never written.
-//!
-//! Semantics and panics are those of [`crate::scalar::decode::dot_rows`]. Sums of products are exact
-//! integers per group; only the order of the float additions differs between versions. A row's
-//! result does not depend on which rows are computed beside it.
-//!
-//! A *tile* is one block of 256 elements, or four of 32. The matrix products of i8mm would waste
-//! half of each instruction on a single row of activations, so `dotprod` serves there too.
+//! [`crate::generic::dot`] with 128-bit registers: a tile is one block of 256 elements or four of 32, a step one
+//! chunk. The matrix products of i8mm would waste half of each instruction on a single row of activations, so
+//! `dotprod` serves there too.
 
 use core::arch::aarch64::*;
 
-use super::decode::{Scales, block_scales, chunks_per_block, of, offset, shifted, with_block_type};
+use super::decode::{Scales, block_scales, offset, shifted};
 use super::dotprod::sdot;
 use crate::block::DType;
-use crate::scalar::decode::{CHUNK, assert_dot};
+use crate::generic::decode::{chunks_per_block, of};
+use crate::generic::dot::{RowDot, dot_rows};
+use crate::scalar::decode::CHUNK;
 
 const fn chunks_per_tile(t: u32) -> usize {
     if of(t).block_len() == CHUNK { 4 } else { chunks_per_block(t) }
 }
 
-/// `$body` for each chunk of 256 elements, with `$j` its constant number and `$lane` its lane among
-/// four.
-macro_rules! for_each_chunk {
-    ($j:ident, $lane:ident, $body:block) => {
-        for_each_chunk!($j, $lane, $body, 0 1 2 3 4 5 6 7)
-    };
-    ($j:ident, $lane:ident, $body:block, $($index:literal)*) => {
-        $({
-            const $j: usize = $index;
-            const $lane: i32 = $index % 4;
-            $body
-        })*
-    };
-}
+/// Dot products with NEON; with its dot product instructions where `DOTPROD`.
+pub(crate) struct Dot128<const DOTPROD: bool>;
 
-/// Defines `$public` and its per-type kernel for one instruction set. A macro, since a function's
-/// instruction set can't be a generic parameter.
-macro_rules! dot_rows {
-    ($(#[$doc:meta])* $features:literal, $public:ident, $kernel:ident, $start:ident, $chunk_dot:ident) => {
-        $(#[$doc])*
-        #[target_feature(enable = $features)]
-        pub unsafe fn $public(
-            dtype: DType,
-            rows: &[u8],
-            xq: &[i8],
-            xd: &[f32],
-            xs: &[f32],
-            out: &mut [f32],
-        ) {
-            assert_dot(dtype, rows, xq, xd, xs, out.len());
-            let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
-            let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
-            let (fours, ones) = out.as_chunks_mut::<4>();
-            for (i, out) in fours.iter_mut().enumerate() {
-                let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
-                *out = with_block_type!(dtype, $kernel::<4>(rows, xq, xd, xs));
+dot_rows!(Dot128<false>, "neon", dot_rows_neon);
+dot_rows!(Dot128<true>, "neon,dotprod", dot_rows_dotprod);
+
+impl<const DOTPROD: bool> RowDot for Dot128<DOTPROD> {
+    type Sums = float32x4_t;
+    type Factors = [float32x4_t; 4];
+    type X = [int8x16_t; 2];
+    type Start = [int32x4_t; 2];
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    fn chunks_per_tile(t: u32) -> usize {
+        chunks_per_tile(t)
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> float32x4_t {
+        // SAFETY: the trait's contract, as in all methods here.
+        unsafe { vdupq_n_f32(0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn no_factors() -> [float32x4_t; 4] {
+        // SAFETY: as above.
+        unsafe { [vdupq_n_f32(0.0); 4] }
+    }
+
+    /// These cores fetch ahead by themselves.
+    #[inline(always)]
+    unsafe fn begin<const T: u32, const B: usize>(
+        tile: &[[u8; B]],
+        _ahead: usize,
+        sums: &mut float32x4_t,
+        xd: &[f32],
+        xs: &[f32],
+        t: usize,
+    ) -> [float32x4_t; 4] {
+        // SAFETY: as above.
+        unsafe {
+            let scales = tile_scales::<T, B>(tile);
+            *sums = add_biases::<T>(*sums, scales.bias, xs, t);
+            with_activation_scales::<T>(scales.scale, xd)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(x: &[[i8; CHUNK]], j: usize) -> [int8x16_t; 2] {
+        // SAFETY: as above.
+        unsafe { load_codes(&x[j]) }
+    }
+
+    #[inline(always)]
+    unsafe fn start<const T: u32>(x: [int8x16_t; 2]) -> [int32x4_t; 2] {
+        // SAFETY: as above.
+        unsafe { if DOTPROD { start_dotprod::<T>(x) } else { start_neon::<T>(x) } }
+    }
+
+    #[inline(always)]
+    unsafe fn step<const T: u32, const B: usize, const J: usize>(
+        sums: float32x4_t,
+        tile: &[[u8; B]],
+        start: [int32x4_t; 2],
+        x: [int8x16_t; 2],
+        factors: [float32x4_t; 4],
+    ) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe {
+            let (block, j) = if chunks_per_block(T) == 1 { (&tile[J], 0) } else { (&tile[0], J) };
+            let dots = vcvtq_f32_s32(chunk_dot::<T, DOTPROD>(start, shifted::<T, B>(block, j), x));
+            if of(T).group_len() == 16 {
+                return vfmaq_f32(sums, dots, twice(factors[J / 2], J % 2));
             }
-            for (i, out) in ones.iter_mut().enumerate() {
-                [*out] = with_block_type!(dtype, $kernel::<1>([row(4 * fours.len() + i)], xq, xd, xs));
+            match J % 4 {
+                0 => vfmaq_laneq_f32::<0>(sums, dots, factors[J / 4]),
+                1 => vfmaq_laneq_f32::<1>(sums, dots, factors[J / 4]),
+                2 => vfmaq_laneq_f32::<2>(sums, dots, factors[J / 4]),
+                _ => vfmaq_laneq_f32::<3>(sums, dots, factors[J / 4]),
             }
         }
+    }
 
-        // A function of its own per type: in one body with all others the compiler keeps fewer of its
-        // values in registers, and no report on it could be read.
-        #[inline(never)]
-        #[target_feature(enable = $features)]
-        fn $kernel<const T: u32, const B: usize, const R: usize>(
-            rows: [&[u8]; R],
-            xq: &[i8],
-            xd: &[f32],
-            xs: &[f32],
-        ) -> [f32; R] {
-            let zero = vdupq_n_f32(0.0);
-            let mut sums = [zero; R];
-            let per_tile = chunks_per_tile(T) / chunks_per_block(T);
-            let mut blocks: [&[[u8; B]]; R] = [&[]; R];
-            for r in 0..R {
-                blocks[r] = rows[r].as_chunks::<B>().0;
+    #[inline(always)]
+    unsafe fn rest<const T: u32, const B: usize>(
+        sums: float32x4_t,
+        block: &[u8; B],
+        x: &[i8; CHUNK],
+        xd: f32,
+        xs: f32,
+    ) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe {
+            let x = load_codes(x);
+            let Scales { scale, bias } = block_scales::<T, B>(block);
+            let dots = chunk_dot::<T, DOTPROD>(Self::start::<T>(x), shifted::<T, B>(block, 0), x);
+            let sums = vfmaq_f32(sums, vcvtq_f32_s32(dots), vmulq_n_f32(scale[0], xd));
+            if !of(T).has_bias() {
+                return sums;
             }
-            let (x_tiles, x_rest) = tiles_of_chunks::<T>(xq);
-            for (t, x) in x_tiles.chunks_exact(chunks_per_tile(T)).enumerate() {
-                let mut tiles = blocks;
-                let mut factors = [[zero; 4]; R];
-                for r in 0..R {
-                    tiles[r] = &blocks[r][t * per_tile..][..per_tile];
-                    let scales = tile_scales::<T, B>(tiles[r]);
-                    factors[r] = with_activation_scales::<T>(scales.scale, &xd[t * chunks_per_tile(T)..]);
-                    sums[r] = add_biases::<T>(sums[r], scales.bias, xs, t);
-                }
-                for_each_chunk!(J, LANE, {
-                    if J < chunks_per_tile(T) {
-                        let x = load_codes(&x[J]);
-                        let start = $start::<T>(x);
-                        for r in 0..R {
-                            let codes = if chunks_per_block(T) == 1 {
-                                shifted::<T, B>(&tiles[r][J], 0)
-                            } else {
-                                shifted::<T, B>(&tiles[r][0], J)
-                            };
-                            let dots = vcvtq_f32_s32($chunk_dot::<T>(start, codes, x));
-                            sums[r] = if of(T).group_len() == 32 {
-                                vfmaq_laneq_f32::<LANE>(sums[r], dots, factors[r][J / 4])
-                            } else {
-                                vfmaq_f32(sums[r], dots, twice(factors[r][J / 2], J % 2))
-                            };
-                        }
-                    }
-                });
-            }
-            // What is left of a row of 32-element blocks.
-            let done = x_tiles.len();
-            for (i, x) in x_rest.iter().enumerate() {
-                if chunks_per_block(T) != 1 {
-                    break;
-                }
-                let (c, x) = (done + i, load_codes(x));
-                let start = $start::<T>(x);
-                for r in 0..R {
-                    let Scales { scale, bias } = block_scales::<T, B>(&blocks[r][c]);
-                    let dots = $chunk_dot::<T>(start, shifted::<T, B>(&blocks[r][c], 0), x);
-                    sums[r] = vfmaq_f32(sums[r], vcvtq_f32_s32(dots), vmulq_n_f32(scale[0], xd[c]));
-                    if of(T).has_bias() {
-                        sums[r] = vfmaq_f32(sums[r], bias[0], vsetq_lane_f32::<0>(xs[c], zero));
-                    }
-                }
-            }
-            let mut out = [0.0; R];
-            for r in 0..R {
-                out[r] = vaddvq_f32(sums[r]);
-            }
-            out
+            vfmaq_f32(sums, bias[0], vsetq_lane_f32::<0>(xs, vdupq_n_f32(0.0)))
         }
-    };
+    }
+
+    #[inline(always)]
+    unsafe fn total(sums: float32x4_t) -> f32 {
+        // SAFETY: as above.
+        unsafe { vaddvq_f32(sums) }
+    }
 }
 
-dot_rows! {
-    /// [`crate::scalar::decode::dot_rows`] with NEON.
-    ///
-    /// # Panics
-    /// As the scalar version.
-    ///
-    /// # Safety
-    /// The CPU has NEON.
-    "neon", dot_rows_neon, dot_kernel_neon, start_neon, chunk_dot_neon
-}
-
-dot_rows! {
-    /// [`crate::scalar::decode::dot_rows`] with dot products.
-    ///
-    /// # Panics
-    /// As the scalar version.
-    ///
-    /// # Safety
-    /// The CPU has NEON and dotprod.
-    "neon,dotprod", dot_rows_dotprod, dot_kernel_dotprod, start_dotprod, chunk_dot_dotprod
+/// Σ code · x of a chunk in four lanes; in groups of 16, lanes 0–1 are the first group.
+#[inline(always)]
+unsafe fn chunk_dot<const T: u32, const DOTPROD: bool>(
+    start: [int32x4_t; 2],
+    codes: [int8x16_t; 2],
+    x: [int8x16_t; 2],
+) -> int32x4_t {
+    // SAFETY: the caller has NEON, and dotprod where it says so.
+    unsafe {
+        match DOTPROD {
+            true => chunk_dot_dotprod::<T>(start, codes, x),
+            false => chunk_dot_neon::<T>(start, codes, x),
+        }
+    }
 }
 
 /// −offset · Σ x, in the lanes that [`chunk_dot_neon`] adds to; of each half in groups of 16.
@@ -232,12 +219,6 @@ fn chunk_dot_dotprod<const T: u32>(
             vpaddq_s32(first, sdot(start[1], codes[1], x[1]))
         }
     }
-}
-
-/// The activations' chunks: those of whole tiles, and the rest.
-fn tiles_of_chunks<const T: u32>(xq: &[i8]) -> (&[[i8; CHUNK]], &[[i8; CHUNK]]) {
-    let chunks = xq.as_chunks::<CHUNK>().0;
-    chunks.split_at(chunks.len() / chunks_per_tile(T) * chunks_per_tile(T))
 }
 
 /// Scales and biases of a tile's 4, 8 or 16 groups.

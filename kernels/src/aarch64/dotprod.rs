@@ -5,9 +5,9 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use super::neon::{MAGIC, less_magic, quads, simd_f32_neon};
+use super::neon::{MAGIC, less_magic, quads, simd_f32_neon, simd_i32_neon};
 use crate::block::DType;
-use crate::generic::simd::{CodeClass, Simd};
+use crate::generic::simd::{CodeClass, Int8, Simd};
 
 /// Armv8.2 dot products.
 #[derive(Clone, Copy)]
@@ -15,6 +15,10 @@ pub struct DotProd;
 
 impl Simd for DotProd {
     simd_f32_neon!();
+}
+
+impl Int8 for DotProd {
+    simd_i32_neon!();
     const I8_MR: usize = 6;
 
     fn class(dtype: DType) -> CodeClass {

@@ -6,9 +6,9 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use super::neon::{MAGIC, less_magic, quads, simd_f32_neon};
+use super::neon::{MAGIC, less_magic, quads, simd_f32_neon, simd_i32_neon};
 use crate::block::DType;
-use crate::generic::simd::{CodeClass, Simd};
+use crate::generic::simd::{CodeClass, Int8, Simd};
 
 /// Armv8.6 int8 matrix products, with the dot products that every such core has.
 #[derive(Clone, Copy)]
@@ -16,6 +16,10 @@ pub struct I8mm;
 
 impl Simd for I8mm {
     simd_f32_neon!();
+}
+
+impl Int8 for I8mm {
+    simd_i32_neon!();
     const I8_MR: usize = 6;
     const CODES_TOGETHER: usize = 8;
 

@@ -3,7 +3,7 @@
 use core::arch::aarch64::*;
 
 use crate::block::DType;
-use crate::generic::simd::{CodeClass, Simd};
+use crate::generic::simd::{CodeClass, Int8, Simd};
 
 /// Armv8.0 Advanced SIMD.
 #[derive(Clone, Copy)]
@@ -13,14 +13,12 @@ pub struct Neon;
 macro_rules! simd_f32_neon {
     () => {
         type F = float32x4_t;
-        type I = int32x4_t;
         const LANES: usize = 4;
         // 8 × 8: 16 accumulators, 8 rows of x (four steps each) and 2 vectors of W, of 32 registers;
         // four products a load.
         const F32_MR: usize = 8;
         const NV: usize = 2;
         const DOT_TR: usize = 4;
-        const INT8_GRADIENT: bool = true;
 
         #[inline(always)]
         unsafe fn zero() -> float32x4_t {
@@ -148,11 +146,6 @@ macro_rules! simd_f32_neon {
             }
         }
         #[inline(always)]
-        unsafe fn splat_i32(x: i32) -> int32x4_t {
-            // SAFETY: see zero.
-            unsafe { vdupq_n_s32(x) }
-        }
-        #[inline(always)]
         unsafe fn store_i8(p: *mut i8, v: float32x4_t) {
             // SAFETY: see zero; p is writable for 4 bytes.
             unsafe {
@@ -175,6 +168,21 @@ macro_rules! simd_f32_neon {
     };
 }
 pub(crate) use simd_f32_neon;
+
+/// The integer tile's parts that do not depend on how products are formed.
+macro_rules! simd_i32_neon {
+    () => {
+        type I = int32x4_t;
+        const INT8_GRADIENT: bool = true;
+
+        #[inline(always)]
+        unsafe fn splat_i32(x: i32) -> int32x4_t {
+            // SAFETY: see zero.
+            unsafe { vdupq_n_s32(x) }
+        }
+    };
+}
+pub(crate) use simd_i32_neon;
 
 /// [`Simd::fma_steps`] by products with an element: a row's next four values are one load, and no
 /// instruction spreads them.
@@ -245,6 +253,10 @@ pub(crate) unsafe fn quads(rows: [float32x4_t; 4]) -> uint32x4_t {
 
 impl Simd for Neon {
     simd_f32_neon!();
+}
+
+impl Int8 for Neon {
+    simd_i32_neon!();
     const I8_MR: usize = 4;
 
     fn class(dtype: DType) -> CodeClass {

@@ -1,27 +1,7 @@
 //! AdamW (Loshchilov & Hutter, arXiv 1711.05101), in place.
 
 use super::simd::Simd;
-
-/// One step's constants.
-#[derive(Clone, Copy, Debug)]
-pub struct AdamWStep {
-    /// Learning rate of this step.
-    pub lr: f32,
-    /// β₁.
-    pub beta1: f32,
-    /// β₂.
-    pub beta2: f32,
-    /// ε, added to the root of the corrected second moment.
-    pub eps: f32,
-    /// Decoupled weight decay.
-    pub weight_decay: f32,
-    /// 1 / (1 − β₁^t).
-    pub correct1: f32,
-    /// 1 / (1 − β₂^t).
-    pub correct2: f32,
-    /// Multiplies each gradient first (clipping and averaging).
-    pub grad_scale: f32,
-}
+use crate::items::AdamWStep;
 
 /// Updates parameters and moments of one run.
 ///

@@ -6,42 +6,11 @@
 use super::rows::{dot, exp_sum, max};
 use super::simd::Simd;
 use super::tile::{f32_tile, row_pointers, store_tile};
+use crate::items::{CachedHead, Head, HeadGrad};
 use crate::kv::{KV_BLOCK, KvHead, KvType};
 
 /// Query rows handled at once.
 pub const Q_BLOCK: usize = 24;
-
-/// One head of one sequence. Row strides are in elements; `q`, `k`, `v` point at the head's first
-/// element of the first row.
-#[derive(Clone, Copy)]
-pub struct Head {
-    /// Query rows.
-    pub t: usize,
-    /// Keys before the first query row (a filled cache); row i sees keys `0..=past + i`.
-    pub past: usize,
-    /// Elements per head.
-    pub hd: usize,
-    /// 1/√hd.
-    pub scale: f32,
-    pub q: *const f32,
-    pub q_row: usize,
-    pub k: *const f32,
-    pub v: *const f32,
-    pub kv_row: usize,
-    /// Output, stride `q_row`.
-    pub o: *mut f32,
-    /// `[t]` log-sum-exp of the scaled scores; null when not wanted.
-    pub lse: *mut f32,
-}
-
-/// Gradients of one head: `dq` has stride `q_row`; `dk` and `dv` are `[keys, hd]` of this head alone.
-#[derive(Clone, Copy)]
-pub struct HeadGrad {
-    pub d_o: *const f32,
-    pub dq: *mut f32,
-    pub dk: *mut f32,
-    pub dv: *mut f32,
-}
 
 const fn round_up(n: usize, to: usize) -> usize {
     n.div_ceil(to) * to
@@ -301,29 +270,6 @@ unsafe fn softmax_bwd<S: Simd>(p: &[f32], d: f32, scale: f32, ds: &mut [f32]) {
 /// Queries that read the rows they share at once.
 pub const QUERIES: usize = 4;
 
-/// One head's keys and values of some positions.
-#[derive(Clone, Copy)]
-pub struct CachedRows {
-    pub k: KvHead,
-    pub v: KvHead,
-    pub rows: usize,
-}
-
-/// A single query row of one head against a cache in two parts.
-#[derive(Clone, Copy)]
-pub struct CachedHead {
-    /// Elements per head.
-    pub hd: usize,
-    /// 1/√hd.
-    pub scale: f32,
-    pub q: *const f32,
-    /// Positions that come first; other queries may read them too.
-    pub prefix: CachedRows,
-    /// Positions behind them, the query's own at the end.
-    pub own: CachedRows,
-    pub o: *mut f32,
-}
-
 /// Element types as constants, so that each gets its own loops.
 const F32: u8 = 0;
 const F16: u8 = 1;
@@ -341,23 +287,6 @@ unsafe fn load_kv<S: Simd, const T: u8>(kv: &KvHead, row: usize, i: usize) -> S:
             _ => {
                 let scale = *kv.scale.add(row * (kv.row / KV_BLOCK) + i / KV_BLOCK);
                 S::mul(S::load_i8(kv.data.cast::<i8>().add(at)), S::splat(scale))
-            }
-        }
-    }
-}
-
-/// One element of a cached row.
-#[inline(always)]
-unsafe fn element<const T: u8>(kv: &KvHead, row: usize, i: usize) -> f32 {
-    // SAFETY: the caller's row.
-    unsafe {
-        let at = row * kv.row + i;
-        match T {
-            F32 => *kv.data.cast::<f32>().add(at),
-            F16 => half::f16::from_bits(*kv.data.cast::<u16>().add(at)).to_f32(),
-            _ => {
-                let scale = *kv.scale.add(row * (kv.row / KV_BLOCK) + i / KV_BLOCK);
-                f32::from(*kv.data.cast::<i8>().add(at)) * scale
             }
         }
     }
@@ -459,7 +388,7 @@ unsafe fn score<S: Simd, const T: u8, const Q: usize>(
             let mut sums = sums_of::<S, Q>(acc);
             for n in 0..Q {
                 for i in whole..hd {
-                    sums[n] += *q[n].add(i) * element::<T>(k, j, i);
+                    sums[n] += *q[n].add(i) * k.get(j, i);
                 }
                 *p[n].add(j) = sums[n];
             }
@@ -566,7 +495,7 @@ unsafe fn weigh<S: Simd, const T: u8, const Q: usize, const WIDE: usize>(
             for i in whole..hd {
                 let mut sum = if begin { 0.0 } else { *o[n].add(i) };
                 for j in 0..rows {
-                    sum += *w[n].add(j) * element::<T>(v, j, i);
+                    sum += *w[n].add(j) * v.get(j, i);
                 }
                 *o[n].add(i) = sum;
             }
@@ -601,7 +530,7 @@ unsafe fn expand_as<S: Simd, const T: u8>(kv: &KvHead, rows: usize, hd: usize, o
                 S::store(out.as_mut_ptr().add(i), load_kv::<S, T>(kv, r, i));
             }
             for i in whole..hd {
-                out[i] = element::<T>(kv, r, i);
+                out[i] = kv.get(r, i);
             }
         }
     }

@@ -1,9 +1,10 @@
 //! The input gradient in bf16 with f32 sums, over the instruction sets that multiply bf16: half of f32's
 //! bytes and twice its products or more an instruction, at f32's range.
 
-use super::gemm::{NN_CHUNK, NN_STRIP, NnItem, add_strip_low, decode_strip, pack_strip_low, take};
+use super::gemm::{NN_CHUNK, NN_STRIP, add_strip_low, decode_strip, pack_strip_low, take};
 use super::simd::Simd;
 use super::tile::{row_pointers, store_tile};
+use crate::items::NnItem;
 
 /// What an instruction set offers for bf16 beside its vectors of f32. As in [`Simd`], every method may
 /// only run where the CPU has the features.

@@ -1,10 +1,10 @@
-//! Work items of the matrix products on stored weights. One item owns one strip of output columns
-//! for all rows, so results do not depend on how items meet threads.
+//! The matrix products on stored weights: one item is one strip of output columns for all rows.
 
-use super::simd::{CodeClass, Simd};
+use super::simd::{CodeClass, Int8, Simd};
 use super::tile::{ActTile, CodePanel, f32_tile, int8_tile, row_pointers, store_tile};
 use crate::acts::QuantActs;
 use crate::block::DType;
+use crate::items::{DequantFn, LowRank, NnItem, NtItem, Rows, StripFn, TnItem};
 use crate::view::QMatrix;
 
 /// Columns of the strips that the input gradient decodes at once: one block of 32.
@@ -12,79 +12,8 @@ pub const NN_STRIP: usize = 32;
 /// Weight rows that the input gradient decodes at once.
 pub const NN_CHUNK: usize = 256;
 
-/// Decodes part of a stored row to codes, scales and biases (see `decode`).
-pub type UnpackFn = unsafe fn(DType, &[u8], usize, &mut [i8], &mut [f32], &mut [f32]);
-/// Decodes part of a stored row to f32.
-pub type DequantFn = unsafe fn(DType, &[u8], usize, &mut [f32]);
-/// Decodes 32 columns of successive rows: (type, rows, bytes per row, first column, out).
-pub type StripFn = unsafe fn(DType, &[u8], usize, usize, &mut [[f32; 32]]);
-
-/// The low-rank part of a product: adds h·b with h `[m, r]` and b `[r, n]`, both row-major.
-#[derive(Clone, Copy, Debug)]
-pub struct LowRank<'a> {
-    /// `[m, r]`, the adapter's scale already in it.
-    pub h: &'a [f32],
-    /// `[r, n]`.
-    pub b: &'a [f32],
-    /// Rank r.
-    pub rank: usize,
-}
-
-/// The left operand of a forward product.
-#[derive(Clone, Copy, Debug)]
-pub enum Rows<'a> {
-    /// f32 `[m, k]`.
-    F32(&'a [f32]),
-    /// int8 codes in blocks of 32: plain rows for a product of a few rows, else in the ISA's tiles.
-    Int8(QuantActs<'a>),
-    /// bf16 `[m, k]`, for input gradients where [`crate::Kernels::bf16_gradient`] says so.
-    Bf16(&'a [u16]),
-}
-
-/// y[m, n] (+)= c∘(x[m, k] · W[n, k]ᵀ (+ h·b)).
-#[derive(Clone, Copy)]
-pub struct NtItem<'a> {
-    pub m: usize,
-    pub x: Rows<'a>,
-    pub w: QMatrix<'a>,
-    pub low: Option<LowRank<'a>>,
-    /// c `[n]`; 1 where absent.
-    pub gain: Option<&'a [f32]>,
-    /// Row-major `[m, n]`, written by strips.
-    pub y: *mut f32,
-    pub accumulate: bool,
-    pub unpack: UnpackFn,
-    pub strip: StripFn,
-    pub dequant: DequantFn,
-}
-
-/// dx[m, k] (+)= dy[m, n] · W[n, k] (+ h·b with b `[r, k]`).
-#[derive(Clone, Copy)]
-pub struct NnItem<'a> {
-    pub m: usize,
-    pub dy: Rows<'a>,
-    pub w: QMatrix<'a>,
-    pub low: Option<LowRank<'a>>,
-    pub dx: *mut f32,
-    pub accumulate: bool,
-    pub strip: StripFn,
-    pub dequant: DequantFn,
-}
-
 /// Rows of x and dy that the weight gradient sums at once: their panel stays in the first cache.
 const TN_CHUNK: usize = 256;
-
-/// dw[n, k] (+)= dy[m, n]ᵀ · x[m, k].
-#[derive(Clone, Copy)]
-pub struct TnItem<'a> {
-    pub m: usize,
-    pub n: usize,
-    pub k: usize,
-    pub dy: &'a [f32],
-    pub x: &'a [f32],
-    pub dw: *mut f32,
-    pub accumulate: bool,
-}
 
 /// f32 words of scratch that a weight gradient's item needs.
 pub const TN_SCRATCH_WORDS: usize = TN_CHUNK * 32;
@@ -103,7 +32,7 @@ pub fn nn_scratch_words(n: usize, rank: usize) -> usize {
 }
 
 /// Takes `n` words off the front of the scratch.
-pub(super) fn take<'s>(scratch: &mut &'s mut [f32], n: usize) -> &'s mut [f32] {
+pub(crate) fn take<'s>(scratch: &mut &'s mut [f32], n: usize) -> &'s mut [f32] {
     let (a, b) = core::mem::take(scratch).split_at_mut(n);
     *scratch = b;
     a
@@ -115,7 +44,7 @@ pub(super) fn take<'s>(scratch: &mut &'s mut [f32], n: usize) -> &'s mut [f32] {
 /// The item's shapes were checked, `n0` is a multiple of the strip below `w.rows()`, no other item
 /// writes the strip, the scratch has `scratch_words`, and the CPU has S's features.
 #[inline(always)]
-pub unsafe fn nt_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: usize>(
+pub unsafe fn nt_item<S: Int8, const F_MR: usize, const I_MR: usize, const NV: usize>(
     it: &NtItem<'_>,
     n0: usize,
     scratch: &mut [f32],
@@ -132,7 +61,7 @@ pub unsafe fn nt_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: u
 
 /// The integer tile of the class that the ISA gives W's type.
 #[inline(always)]
-unsafe fn nt_class<S: Simd, const MR: usize, const NV: usize>(
+unsafe fn nt_class<S: Int8, const MR: usize, const NV: usize>(
     it: &NtItem<'_>,
     acts: QuantActs<'_>,
     n0: usize,
@@ -226,7 +155,7 @@ unsafe fn pack_f32<S: Simd>(it: &NtItem<'_>, n0: usize, nr: usize, scratch: &mut
 
 #[inline(always)]
 unsafe fn nt_int8<
-    S: Simd,
+    S: Int8,
     const MR: usize,
     const NV: usize,
     const G: usize,
@@ -269,7 +198,7 @@ unsafe fn nt_int8<
 
 /// Decodes NR rows of W into the integer tile's panel: LANES rows at a time, then transposed.
 #[inline(always)]
-unsafe fn pack_codes<S: Simd, const NV: usize, const G: usize, const BIAS: bool>(
+unsafe fn pack_codes<S: Int8, const NV: usize, const G: usize, const BIAS: bool>(
     it: &NtItem<'_>,
     class: CodeClass,
     n0: usize,
@@ -419,7 +348,7 @@ unsafe fn add_low<S: Simd, const MR: usize, const NV: usize>(
 /// # Safety
 /// As for [`nt_item`].
 #[inline(always)]
-pub unsafe fn nn_item<S: Simd, const F_MR: usize, const I_MR: usize, const NV: usize>(
+pub unsafe fn nn_item<S: Int8, const F_MR: usize, const I_MR: usize, const NV: usize>(
     it: &NnItem<'_>,
     c0: usize,
     mut scratch: &mut [f32],
@@ -591,7 +520,7 @@ pub unsafe fn tn_item<S: Simd, const MR: usize, const NV: usize>(
 /// The integer form: W's columns are quantized anew along its rows, in groups of 32 rows, so that the
 /// tile of the forward serves the sum over rows too.
 #[inline(always)]
-unsafe fn nn_int8<S: Simd, const MR: usize, const NV: usize, const START: bool, const ACC16: usize>(
+unsafe fn nn_int8<S: Int8, const MR: usize, const NV: usize, const START: bool, const ACC16: usize>(
     it: &NnItem<'_>,
     dy: QuantActs<'_>,
     c0: usize,
@@ -637,7 +566,7 @@ unsafe fn nn_int8<S: Simd, const MR: usize, const NV: usize, const START: bool, 
 
 /// Quantizes NR columns of 32 rows (of 32 elements each) to int8, a scale per column.
 #[inline(always)]
-unsafe fn quantize_columns<S: Simd, const NV: usize>(group: *const f32, codes: *mut u8, scale: *mut f32) {
+unsafe fn quantize_columns<S: Int8, const NV: usize>(group: *const f32, codes: *mut u8, scale: *mut f32) {
     // SAFETY: the caller's panels.
     unsafe {
         for v in 0..NV {

@@ -3,6 +3,8 @@
 pub mod adamw;
 pub mod attention;
 pub mod bf16;
+pub mod decode;
+pub mod dot;
 pub mod gemm;
 pub mod rows;
 pub mod simd;

@@ -1,7 +1,8 @@
 //! Operations on one row or one run of elements: norm, quantization, rope, SwiGLU, cross-entropy.
 
 use super::simd::{Simd, exp};
-use crate::acts::RowTarget;
+use crate::acts::{AMAX_LEAST, RowTarget};
+use crate::items::SoftmaxState;
 
 /// Runs `body` over whole vectors of `0..n`; the caller handles the rest from the returned index.
 macro_rules! vectors {
@@ -92,9 +93,6 @@ pub unsafe fn quantize_row<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
         unsafe { quantize_blocks::<S>(x, halves, t.blocks(i * S::LANES)) };
     }
 }
-
-/// A smaller largest element counts as this one, so that 127 over it stays finite.
-pub const AMAX_LEAST: f32 = 1e-30;
 
 /// Up to LANES blocks, so that what is computed once a block fills a vector.
 #[inline(always)]
@@ -453,17 +451,6 @@ pub unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
         }
         s
     }
-}
-
-/// State of the running softmax of one row over vocabulary chunks.
-#[derive(Clone, Copy, Debug)]
-pub struct SoftmaxState {
-    /// Largest logit so far.
-    pub max: f32,
-    /// Σ e^(logit − max) so far.
-    pub sum: f32,
-    /// The target's logit, once its chunk came.
-    pub target: f32,
 }
 
 /// Folds one chunk of a row's logits into its state; logits become e^(logit − max), and the factor by

@@ -19,25 +19,18 @@ pub struct CodeClass {
     pub start_at_sum: bool,
 }
 
-/// One instruction set's vectors of f32 and i32.
+/// One instruction set's vectors of f32.
 pub trait Simd: Copy {
     /// Vector of `LANES` f32.
     type F: Copy;
-    /// Vector of `LANES` i32.
-    type I: Copy;
     /// f32 per vector.
     const LANES: usize;
     /// Rows of the f32 tile.
     const F32_MR: usize;
-    /// Rows of the integer tile.
-    const I8_MR: usize;
-    /// Vectors per row of both tiles.
+    /// Vectors per row of a tile.
     const NV: usize;
     /// Rank rows that the skinny dot kernel holds at once.
     const DOT_TR: usize;
-
-    /// The class of a block type on this ISA.
-    fn class(dtype: DType) -> CodeClass;
 
     /// All lanes zero.
     unsafe fn zero() -> Self::F;
@@ -59,7 +52,7 @@ pub trait Simd: Copy {
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// a / b
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
-    /// a · b + c, rounded once.
+    /// a · b + c, rounded once where the instruction set can.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// acc[m][v] += Σ a[m][i] · b[i·b_row + v·LANES ..] over as many leading steps i < k as the ISA
     /// takes several at once; gives their number.
@@ -102,19 +95,29 @@ pub trait Simd: Copy {
     /// Transposes `LANES` × `LANES` words of any meaning: dst[j·dst_row + i] = src[i·src_row + j].
     unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize);
 
-    /// All lanes `x`.
-    unsafe fn splat_i32(x: i32) -> Self::I;
-    /// Where integer sums start.
-    const SUMS_START: i32 = 0;
-    /// Integer sums (below 2^22, started at `SUMS_START`) to f32, exactly.
-    unsafe fn to_f32(a: Self::I) -> Self::F;
     /// Rounds lanes (within −127..=127) to i8 and stores `LANES` bytes.
     unsafe fn store_i8(p: *mut i8, v: Self::F);
+}
 
+/// What the integer tile takes beside that.
+pub trait Int8: Simd {
+    /// Vector of `LANES` i32.
+    type I: Copy;
+    /// Rows of the integer tile.
+    const I8_MR: usize;
     /// Whether the integer tile beats f32 for 8-bit codes, so that int8 input gradients pay.
     const INT8_GRADIENT: bool;
     /// Successive codes of one column that lie together in a panel: 4, or 8 for a matrix instruction.
     const CODES_TOGETHER: usize = 4;
+    /// Where integer sums start.
+    const SUMS_START: i32 = 0;
+
+    /// The class of a block type on this ISA.
+    fn class(dtype: DType) -> CodeClass;
+    /// All lanes `x`.
+    unsafe fn splat_i32(x: i32) -> Self::I;
+    /// Integer sums (below 2^22, started at `SUMS_START`) to f32, exactly.
+    unsafe fn to_f32(a: Self::I) -> Self::F;
     /// Rounds and packs four rows of codes (within −127..=127) as `LANES` quads of bytes, one every
     /// `CODES_TOGETHER` bytes, the offset of 8-bit classes applied.
     unsafe fn store_quads(p: *mut u8, rows: [Self::F; 4]);

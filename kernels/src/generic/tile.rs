@@ -1,6 +1,6 @@
 //! The two register tiles every matrix product is made of: f32 × f32, and int8 × codes.
 
-use super::simd::Simd;
+use super::simd::{Int8, Simd};
 
 /// The first elements of MR rows of stride `row`; rows past `rows` repeat the last.
 ///
@@ -78,7 +78,7 @@ pub struct CodePanel {
 /// Pointers cover k columns (k a multiple of 32); S's features are present.
 #[inline(always)]
 pub unsafe fn int8_tile<
-    S: Simd,
+    S: Int8,
     const MR: usize,
     const NV: usize,
     const G: usize,

@@ -1,5 +1,6 @@
-//! Every operation, plainly: the specification that the SIMD paths are tested against, and the
-//! fallback where no SIMD path exists.
+//! Every operation, plainly: the specification that all other versions are tested against.
 
+pub(crate) mod attention;
 pub mod decode;
-pub mod ops;
+pub(crate) mod ops;
+pub(crate) mod products;

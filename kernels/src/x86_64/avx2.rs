@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use crate::block::DType;
-use crate::generic::simd::{CodeClass, Simd};
+use crate::generic::simd::{CodeClass, Int8, Simd};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -30,7 +30,6 @@ fn class_avx2(dtype: DType) -> CodeClass {
 macro_rules! simd_f32_avx2 {
     () => {
         type F = __m256;
-        type I = __m256i;
         const LANES: usize = 8;
         const F32_MR: usize = 6;
         const NV: usize = 2;
@@ -191,6 +190,24 @@ macro_rules! simd_f32_avx2 {
             }
         }
         #[inline(always)]
+        unsafe fn store_i8(p: *mut i8, v: __m256) {
+            // SAFETY: see zero; p is writable for 8 bytes.
+            unsafe {
+                let i = _mm256_cvtps_epi32(v);
+                let w = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256::<1>(i));
+                _mm_storel_epi64(p.cast(), _mm_packs_epi16(w, w));
+            }
+        }
+    };
+}
+
+/// The integer tile's parts that do not depend on how products are formed.
+macro_rules! simd_i32_avx2 {
+    () => {
+        type I = __m256i;
+        const I8_MR: usize = 3;
+
+        #[inline(always)]
         unsafe fn splat_i32(x: i32) -> __m256i {
             // SAFETY: see zero.
             unsafe { _mm256_set1_epi32(x) }
@@ -219,23 +236,21 @@ macro_rules! simd_f32_avx2 {
                 _mm256_storeu_si256(p.cast(), _mm256_xor_si256(_mm256_or_si256(ab, cd), flip));
             }
         }
-        #[inline(always)]
-        unsafe fn store_i8(p: *mut i8, v: __m256) {
-            // SAFETY: see zero; p is writable for 8 bytes.
-            unsafe {
-                let i = _mm256_cvtps_epi32(v);
-                let w = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256::<1>(i));
-                _mm_storel_epi64(p.cast(), _mm_packs_epi16(w, w));
-            }
-        }
     };
 }
 
 impl Simd for Avx2 {
     simd_f32_avx2!();
+}
+
+impl Simd for AvxVnni {
+    simd_f32_avx2!();
+}
+
+impl Int8 for Avx2 {
+    simd_i32_avx2!();
     // The sign trick that 8-bit codes need costs what f32 costs.
     const INT8_GRADIENT: bool = false;
-    const I8_MR: usize = 3;
 
     fn class(dtype: DType) -> CodeClass {
         class_avx2(dtype)
@@ -284,10 +299,9 @@ impl Simd for Avx2 {
     }
 }
 
-impl Simd for AvxVnni {
-    simd_f32_avx2!();
+impl Int8 for AvxVnni {
+    simd_i32_avx2!();
     const INT8_GRADIENT: bool = true;
-    const I8_MR: usize = 3;
 
     fn class(dtype: DType) -> CodeClass {
         CodeClass { offset: 128, acc16: 0, bias: dtype.has_bias(), start_at_sum: true }

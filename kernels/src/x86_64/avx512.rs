@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use crate::block::DType;
-use crate::generic::simd::{CodeClass, Simd};
+use crate::generic::simd::{CodeClass, Int8, Simd};
 
 /// AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy)]
@@ -11,16 +11,10 @@ pub struct Avx512;
 
 impl Simd for Avx512 {
     type F = __m512;
-    type I = __m512i;
     const LANES: usize = 16;
     const F32_MR: usize = 12;
-    const I8_MR: usize = 6;
     const NV: usize = 2;
     const DOT_TR: usize = 4;
-
-    fn class(dtype: DType) -> CodeClass {
-        CodeClass { offset: 128, acc16: 0, bias: dtype.has_bias(), start_at_sum: true }
-    }
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
@@ -194,6 +188,22 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: __m512) {
+        // SAFETY: see zero; p is writable for 16 bytes.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+}
+
+impl Int8 for Avx512 {
+    type I = __m512i;
+    const I8_MR: usize = 6;
+    const INT8_GRADIENT: bool = true;
+
+    fn class(dtype: DType) -> CodeClass {
+        CodeClass { offset: 128, acc16: 0, bias: dtype.has_bias(), start_at_sum: true }
+    }
+
+    #[inline(always)]
     unsafe fn splat_i32(x: i32) -> __m512i {
         // SAFETY: see zero.
         unsafe { _mm512_set1_epi32(x) }
@@ -203,13 +213,6 @@ impl Simd for Avx512 {
         // SAFETY: see zero.
         unsafe { _mm512_cvtepi32_ps(a) }
     }
-    #[inline(always)]
-    unsafe fn store_i8(p: *mut i8, v: __m512) {
-        // SAFETY: see zero; p is writable for 16 bytes.
-        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
-    }
-
-    const INT8_GRADIENT: bool = true;
 
     #[inline(always)]
     unsafe fn store_quads(p: *mut u8, rows: [__m512; 4]) {

@@ -1,196 +1,53 @@
-//! AVX2 decoding of stored blocks; semantics and panics are those of [`crate::scalar::decode`].
-//!
-//! Per-type functions take the type as a constant (`T`, ggml's id), so each type becomes its own
-//! machine code and the `match` in it disappears. A *chunk* is 32 elements, one 256-bit register of
-//! codes; every type's chunks can be decoded on their own.
+//! AVX2 decoding of stored blocks, under the loops of [`crate::generic::decode`]: one 256-bit register holds the
+//! codes of a chunk.
 
 use core::arch::x86_64::*;
 
 use crate::block::DType;
-use crate::scalar::decode::{CHUNK, IQ4_LEVELS, assert_range, assert_unpack};
+use crate::generic::decode::{Decode, decoders, of, six_bits_q4_k};
+use crate::scalar::decode::{CHUNK, IQ4_LEVELS};
 
-/// `$function::<T, B>(arguments)` with the constants of one block type.
-macro_rules! call {
-    ($name:ident, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
-        $function::<{ DType::$name.ggml_id() }, { DType::$name.block_bytes() } $(, $r)?>($($argument),*)
-    };
-}
-pub(crate) use call;
+/// Decoding with AVX2, FMA and F16C.
+pub(crate) struct Avx2Decode;
 
-/// `$function::<T, B>(arguments)` with the constants of block type `$dtype`.
-macro_rules! with_block_type {
-    ($dtype:expr, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
-        match $dtype {
-            DType::Q4_0 => $crate::x86_64::decode::call!(Q4_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q4_1 => $crate::x86_64::decode::call!(Q4_1, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_0 => $crate::x86_64::decode::call!(Q5_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_1 => $crate::x86_64::decode::call!(Q5_1, $function $(::<$r>)? ($($argument),*)),
-            DType::Q8_0 => $crate::x86_64::decode::call!(Q8_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q2_K => $crate::x86_64::decode::call!(Q2_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q3_K => $crate::x86_64::decode::call!(Q3_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q4_K => $crate::x86_64::decode::call!(Q4_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_K => $crate::x86_64::decode::call!(Q5_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q6_K => $crate::x86_64::decode::call!(Q6_K, $function $(::<$r>)? ($($argument),*)),
-            DType::IQ4_NL => $crate::x86_64::decode::call!(IQ4_NL, $function $(::<$r>)? ($($argument),*)),
-            DType::IQ4_XS => $crate::x86_64::decode::call!(IQ4_XS, $function $(::<$r>)? ($($argument),*)),
-            DType::F32 | DType::F16 | DType::BF16 => unreachable!("asserted to be a block type"),
-        }
-    };
-}
-pub(crate) use with_block_type;
+decoders!(Avx2Decode, "avx2,fma,f16c", unpack_avx2, dequantize_avx2, dequantize_strip_avx2);
 
-/// `$body` for each chunk of 256 elements, with `$j` a constant in each: shifts become immediate and
-/// registers are chosen statically, which the compiler does not achieve by unrolling a loop this long.
-macro_rules! for_each_chunk {
-    ($j:ident, $body:block) => {
-        $crate::x86_64::decode::for_each_chunk!($j, $body, 0 1 2 3 4 5 6 7)
-    };
-    ($j:ident, $body:block, $($index:literal)*) => {
-        $({
-            let $j: usize = $index;
-            $body
-        })*
-    };
-}
-pub(crate) use for_each_chunk;
+impl Decode for Avx2Decode {
+    type Scales = Scales;
 
-/// [`crate::scalar::decode::unpack`] with AVX2.
-///
-/// # Panics
-/// As the scalar version.
-///
-/// # Safety
-/// The CPU has AVX2, FMA and F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn unpack_avx2(
-    dtype: DType,
-    row: &[u8],
-    start: usize,
-    codes: &mut [i8],
-    scale: &mut [f32],
-    bias: &mut [f32],
-) {
-    assert_unpack(dtype, row, start, codes, scale, bias);
-    with_block_type!(dtype, unpack_type(row, start, codes, scale, bias))
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn unpack_type<const T: u32, const B: usize>(
-    row: &[u8],
-    start: usize,
-    codes: &mut [i8],
-    scale: &mut [f32],
-    bias: &mut [f32],
-) {
-    let groups = CHUNK / of(T).group_len();
-    let blocks = row.as_chunks::<B>().0;
-    let (mut at, mut left) = (start / CHUNK, codes.as_chunks_mut::<CHUNK>().0);
-    while !left.is_empty() {
-        let (block, first, n) = block_part::<T, B>(blocks, at, left.len());
-        let done = codes_done(at, start) * groups;
-        let Scales { scale: s, bias: b } = block_scales::<T, B>(block);
-        scale[done..][..n * groups].copy_from_slice(&to_array(s)[first * groups..][..n * groups]);
-        if of(T).has_bias() {
-            bias[done..][..n * groups].copy_from_slice(&to_array(b)[first * groups..][..n * groups]);
-        }
-        let (now, later) = left.split_at_mut(n);
-        if n == chunks_per_block(T) {
-            for_each_chunk!(j, {
-                if j < chunks_per_block(T) {
-                    store256(signed::<T, B>(block, j), &mut now[j]);
-                }
-            });
-        } else {
-            for (j, out) in now.iter_mut().enumerate() {
-                store256(signed::<T, B>(block, first + j), out);
-            }
-        }
-        (at, left) = (at + n, later);
+    #[inline(always)]
+    unsafe fn scales<const T: u32, const B: usize>(block: &[u8; B]) -> Scales {
+        // SAFETY: the trait's contract, as in all methods here.
+        unsafe { block_scales::<T, B>(block) }
     }
-}
 
-/// [`crate::scalar::decode::dequantize`] with AVX2 and F16C.
-///
-/// # Panics
-/// As the scalar version.
-///
-/// # Safety
-/// The CPU has AVX2, FMA and F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn dequantize_avx2(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-    assert_range(dtype, row, start, out.len());
-    match dtype {
-        DType::F32 => {
-            for (out, bytes) in out.iter_mut().zip(row[4 * start..].as_chunks::<4>().0) {
-                *out = f32::from_le_bytes(*bytes);
-            }
-        }
-        DType::F16 => dequantize_f16(row, start, out),
-        DType::BF16 => dequantize_bf16(row, start, out),
-        _ => with_block_type!(dtype, dequantize_type(row, start, out)),
+    #[inline(always)]
+    unsafe fn values(scales: &Scales) -> ([f32; 16], [f32; 16]) {
+        // SAFETY: as above.
+        unsafe { (to_array(scales.scale), to_array(scales.bias)) }
     }
-}
 
-/// Decodes 32 columns from `start` of successive rows of `row_bytes` each, into rows of 32.
-///
-/// # Panics
-/// If `bytes` has fewer rows than `out`, or a row is too short.
-///
-/// # Safety
-/// The CPU has AVX2, FMA and F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn dequantize_strip_avx2(
-    dtype: DType,
-    bytes: &[u8],
-    row_bytes: usize,
-    start: usize,
-    out: &mut [[f32; CHUNK]],
-) {
-    if dtype.is_float() {
-        for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
-            // SAFETY: the caller's contract.
-            unsafe { dequantize_avx2(dtype, row, start, out) };
-        }
-        return;
+    #[inline(always)]
+    unsafe fn codes<const T: u32, const B: usize>(block: &[u8; B], j: usize, out: &mut [i8; CHUNK]) {
+        // SAFETY: as above.
+        unsafe { store256(signed::<T, B>(block, j), out) }
     }
-    with_block_type!(dtype, strip_type(bytes, row_bytes, start, out))
-}
 
-#[target_feature(enable = "avx2,fma,f16c")]
-fn strip_type<const T: u32, const B: usize>(
-    bytes: &[u8],
-    row_bytes: usize,
-    start: usize,
-    out: &mut [[f32; CHUNK]],
-) {
-    let chunk = start / CHUNK;
-    let (at, j) = (chunk / chunks_per_block(T) * B, chunk % chunks_per_block(T));
-    for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
-        let block = row[at..].first_chunk::<B>().expect("the strip lies within the row");
-        dequantize_chunk::<T, B>(block, j, &block_scales::<T, B>(block), out);
+    #[inline(always)]
+    unsafe fn dequantize_chunk<const T: u32, const B: usize>(
+        block: &[u8; B],
+        j: usize,
+        scales: &Scales,
+        out: &mut [f32; CHUNK],
+    ) {
+        // SAFETY: as above.
+        unsafe { dequantize_chunk::<T, B>(block, j, scales, out) }
     }
-}
 
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dequantize_type<const T: u32, const B: usize>(row: &[u8], start: usize, out: &mut [f32]) {
-    let blocks = row.as_chunks::<B>().0;
-    let (mut at, mut left) = (start / CHUNK, out.as_chunks_mut::<CHUNK>().0);
-    while !left.is_empty() {
-        let (block, first, n) = block_part::<T, B>(blocks, at, left.len());
-        let scales = block_scales::<T, B>(block);
-        let (now, later) = left.split_at_mut(n);
-        if n == chunks_per_block(T) {
-            for_each_chunk!(j, {
-                if j < chunks_per_block(T) {
-                    dequantize_chunk::<T, B>(block, j, &scales, &mut now[j]);
-                }
-            });
-        } else {
-            for (j, out) in now.iter_mut().enumerate() {
-                dequantize_chunk::<T, B>(block, first + j, &scales, out);
-            }
-        }
-        (at, left) = (at + n, later);
+    #[inline(always)]
+    unsafe fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { dequantize_halves(dtype, row, start, out) }
     }
 }
 
@@ -222,49 +79,18 @@ fn dequantize_chunk<const T: u32, const B: usize>(
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dequantize_f16(row: &[u8], start: usize, out: &mut [f32]) {
+fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
     let (wide, rest) = out.as_chunks_mut::<8>();
     for (out, bytes) in wide.iter_mut().zip(row[2 * start..].as_chunks::<16>().0) {
-        store_floats(_mm256_cvtph_ps(load128(bytes, 0)), out);
+        let bits = load128(bytes, 0);
+        let floats = if dtype == DType::F16 {
+            _mm256_cvtph_ps(bits)
+        } else {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+        };
+        store_floats(floats, out);
     }
-    crate::scalar::decode::dequantize(DType::F16, row, start + 8 * wide.len(), rest);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dequantize_bf16(row: &[u8], start: usize, out: &mut [f32]) {
-    let (wide, rest) = out.as_chunks_mut::<8>();
-    for (out, bytes) in wide.iter_mut().zip(row[2 * start..].as_chunks::<16>().0) {
-        let bits = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load128(bytes, 0)));
-        store_floats(_mm256_castsi256_ps(bits), out);
-    }
-    crate::scalar::decode::dequantize(DType::BF16, row, start + 8 * wide.len(), rest);
-}
-
-/// The type with ggml id `t`; evaluated at compile time.
-pub(crate) const fn of(t: u32) -> DType {
-    DType::from_ggml(t).expect("a type's own id")
-}
-
-const fn chunks_per_block(t: u32) -> usize {
-    of(t).block_len() / CHUNK
-}
-
-/// Chunks of the output that lie before chunk `at` of the row.
-fn codes_done(at: usize, start: usize) -> usize {
-    at - start / CHUNK
-}
-
-/// The block that holds chunk `at` of the row, the chunk's place in it, and how many of the `left`
-/// chunks it holds from there.
-#[inline]
-fn block_part<const T: u32, const B: usize>(
-    blocks: &[[u8; B]],
-    at: usize,
-    left: usize,
-) -> (&[u8; B], usize, usize) {
-    let per_block = chunks_per_block(T);
-    let first = at % per_block;
-    (&blocks[at / per_block], first, left.min(per_block - first))
+    crate::scalar::decode::dequantize(dtype, row, start + 8 * wide.len(), rest);
 }
 
 /// What is added to the stored bits' number to make it non-negative; see [`unsigned`].
@@ -437,16 +263,6 @@ fn bytes_times(bytes: __m128i, d: __m256) -> [__m256; 2] {
     let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
     let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
     [_mm256_mul_ps(low, d), _mm256_mul_ps(high, d)]
-}
-
-/// The eight scales and eight mins of Q4_K and Q5_K, a byte each.
-#[inline]
-fn six_bits_q4_k<const B: usize>(block: &[u8; B]) -> (u64, u64) {
-    let word = |at: usize| u32::from_le_bytes(*block[at..].first_chunk().expect("inside the block"));
-    let (scales, mins, lows) = (word(4), word(8), word(12));
-    let upper = |word: u32| (word >> 2) & 0x3030_3030;
-    let join = |low: u32, high: u32| (low & 0x3f3f_3f3f) as u64 | (high as u64) << 32;
-    (join(scales, lows & 0x0f0f_0f0f | upper(scales)), join(mins, lows >> 4 & 0x0f0f_0f0f | upper(mins)))
 }
 
 /// The sixteen scales of Q3_K, a signed byte each.

@@ -1,140 +1,133 @@
-//! Dot products of stored rows with one vector of int8 activations: decoding by one token is a
-//! read of every weight once, so codes are expanded in registers and never written.
-//!
-//! Semantics and panics are those of [`crate::scalar::decode::dot_rows`]. Sums of products are exact
-//! integers per group; only the order of the float additions differs between versions. A row's
-//! result does not depend on which rows are computed beside it.
-//!
-//! A *tile* is 256 elements: one block of the K types and IQ4_XS, eight blocks of the others.
+//! [`crate::generic::dot`] with 256-bit registers: a tile is 256 elements, a step one chunk.
 
 use core::arch::x86_64::*;
 
-use super::decode::{Scales, block_scales, for_each_chunk, of, offset, signed, unsigned, with_block_type};
+use super::decode::{Scales, block_scales, offset, signed, unsigned};
 use crate::block::DType;
-use crate::scalar::decode::{CHUNK, assert_dot};
+use crate::generic::decode::of;
+use crate::generic::dot::{RowDot, dot_rows};
+use crate::scalar::decode::CHUNK;
 
 pub(crate) const TILE: usize = 256;
 
 /// Chunks in a tile.
 pub(crate) const CHUNKS: usize = TILE / CHUNK;
 
-/// Defines `$public` and its per-type kernel for one instruction set. A macro, since a function's
-/// instruction set can't be a generic parameter.
-macro_rules! dot_rows {
-    ($(#[$doc:meta])* $features:literal, $public:ident, $kernel:ident, $chunk_dot:ident) => {
-        $(#[$doc])*
-        #[target_feature(enable = $features)]
-        pub unsafe fn $public(
-            dtype: DType,
-            rows: &[u8],
-            xq: &[i8],
-            xd: &[f32],
-            xs: &[f32],
-            out: &mut [f32],
-        ) {
-            assert_dot(dtype, rows, xq, xd, xs, out.len());
-            let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
-            let ahead = prefetch_distance(4 * bytes);
-            let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
-            let (fours, ones) = out.as_chunks_mut::<4>();
-            for (i, out) in fours.iter_mut().enumerate() {
-                let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
-                *out = with_block_type!(dtype, $kernel::<4>(rows, xq, xd, xs, ahead));
-            }
-            for (i, out) in ones.iter_mut().enumerate() {
-                [*out] = with_block_type!(dtype, $kernel::<1>([row(4 * fours.len() + i)], xq, xd, xs, ahead));
-            }
+/// Dot products with AVX2, FMA and F16C; with AVX-VNNI where `VNNI`.
+pub(crate) struct Dot256<const VNNI: bool>;
+
+dot_rows!(Dot256<false>, "avx2,fma,f16c", dot_rows_avx2);
+dot_rows!(Dot256<true>, "avx2,fma,f16c,avxvnni", dot_rows_avxvnni);
+
+impl<const VNNI: bool> RowDot for Dot256<VNNI> {
+    type Sums = __m256;
+    type Factors = [__m256; 2];
+    type X = __m256i;
+    type Start = ();
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    fn chunks_per_tile(_: u32) -> usize {
+        CHUNKS
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256 {
+        // SAFETY: the trait's contract, as in all methods here.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn no_factors() -> [__m256; 2] {
+        // SAFETY: as above.
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn begin<const T: u32, const B: usize>(
+        tile: &[[u8; B]],
+        ahead: usize,
+        sums: &mut __m256,
+        xd: &[f32],
+        xs: &[f32],
+        t: usize,
+    ) -> [__m256; 2] {
+        prefetch(tile.as_flattened(), ahead);
+        // SAFETY: as above.
+        unsafe {
+            let scales = tile_scales::<T, B>(tile);
+            *sums = add_biases::<T, B>(*sums, scales.bias, xs, t);
+            with_activation_scales::<T, B>(scales.scale, xd)
         }
+    }
 
-        #[target_feature(enable = $features)]
-        fn $kernel<const T: u32, const B: usize, const R: usize>(
-            rows: [&[u8]; R],
-            xq: &[i8],
-            xd: &[f32],
-            xs: &[f32],
-            ahead: usize,
-        ) -> [f32; R] {
-            let mut sums = [_mm256_setzero_ps(); R];
-            let per_tile = TILE / of(T).block_len();
-            let mut blocks: [&[[u8; B]]; R] = [&[]; R];
-            for r in 0..R {
-                blocks[r] = rows[r].as_chunks::<B>().0;
-            }
-            let (x_tiles, x_rest) = xq.as_chunks::<TILE>();
-            for (t, x) in x_tiles.iter().enumerate() {
-                let mut tiles = blocks;
-                let mut factors = [[_mm256_setzero_ps(); 2]; R];
-                for r in 0..R {
-                    tiles[r] = &blocks[r][t * per_tile..][..per_tile];
-                    prefetch(tiles[r].as_flattened(), ahead);
-                    let scales = tile_scales::<T, B>(tiles[r]);
-                    factors[r] = with_activation_scales::<T, B>(scales.scale, &xd[t * CHUNKS..]);
-                    sums[r] = add_biases::<T, B>(sums[r], scales.bias, xs, t);
-                }
-                for_each_chunk!(j, {
-                    let x = load_codes(&x.as_chunks::<CHUNK>().0[j]);
-                    for r in 0..R {
-                        let (block, j_in_block) = block_of_tile::<T, B>(tiles[r], j);
-                        let dots = _mm256_cvtepi32_ps($chunk_dot::<T, B>(block, j_in_block, x));
-                        sums[r] = _mm256_fmadd_ps(dots, factor_of_chunk::<T, B>(factors[r], j), sums[r]);
-                    }
-                });
-            }
-            // What is left of a row of 32-element blocks.
-            let done = x_tiles.len() * CHUNKS;
-            for (i, x) in x_rest.as_chunks::<CHUNK>().0.iter().enumerate() {
-                if of(T).block_len() == TILE {
-                    break;
-                }
-                let (c, x) = (done + i, load_codes(x));
-                let xd = _mm256_set1_ps(xd[c]);
-                for r in 0..R {
-                    let block = &blocks[r][c];
-                    let Scales { scale, bias } = block_scales::<T, B>(block);
-                    let dots = _mm256_cvtepi32_ps($chunk_dot::<T, B>(block, 0, x));
-                    sums[r] = _mm256_fmadd_ps(dots, _mm256_mul_ps(scale[0], xd), sums[r]);
-                    if of(T).has_bias() {
-                        let xs = _mm256_zextps128_ps256(_mm_set_ss(xs[c]));
-                        sums[r] = _mm256_fmadd_ps(bias[0], xs, sums[r]);
-                    }
-                }
-            }
-            let mut out = [0.0; R];
-            for r in 0..R {
-                out[r] = horizontal_sum(sums[r]);
-            }
-            out
+    #[inline(always)]
+    unsafe fn load(x: &[[i8; CHUNK]], j: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe { load_codes(&x[j]) }
+    }
+
+    /// The offset's products are the compiler's to share: [`chunk_dot_avx2`] does not always need them.
+    #[inline(always)]
+    unsafe fn start<const T: u32>(_: __m256i) {}
+
+    #[inline(always)]
+    unsafe fn step<const T: u32, const B: usize, const J: usize>(
+        sums: __m256,
+        tile: &[[u8; B]],
+        (): (),
+        x: __m256i,
+        factors: [__m256; 2],
+    ) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            let (block, j) = block_of_tile::<T, B>(tile, J);
+            let dots = _mm256_cvtepi32_ps(chunk_dot::<T, B, VNNI>(block, j, x));
+            _mm256_fmadd_ps(dots, factor_of_chunk::<T, B>(factors, J), sums)
         }
-    };
+    }
+
+    #[inline(always)]
+    unsafe fn rest<const T: u32, const B: usize>(
+        sums: __m256,
+        block: &[u8; B],
+        x: &[i8; CHUNK],
+        xd: f32,
+        xs: f32,
+    ) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            let Scales { scale, bias } = block_scales::<T, B>(block);
+            let dots = _mm256_cvtepi32_ps(chunk_dot::<T, B, VNNI>(block, 0, load_codes(x)));
+            let sums = _mm256_fmadd_ps(dots, _mm256_mul_ps(scale[0], _mm256_set1_ps(xd)), sums);
+            if !of(T).has_bias() {
+                return sums;
+            }
+            _mm256_fmadd_ps(bias[0], _mm256_zextps128_ps256(_mm_set_ss(xs)), sums)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total(sums: __m256) -> f32 {
+        // SAFETY: as above.
+        unsafe { horizontal_sum(sums) }
+    }
 }
 
-dot_rows! {
-    /// [`crate::scalar::decode::dot_rows`] with AVX2.
-    ///
-    /// # Panics
-    /// As the scalar version.
-    ///
-    /// # Safety
-    /// The CPU has AVX2, FMA and F16C.
-    "avx2,fma,f16c", dot_rows_avx2, dot_kernel_avx2, chunk_dot_avx2
-}
-
-dot_rows! {
-    /// [`crate::scalar::decode::dot_rows`] with AVX-VNNI (256-bit).
-    ///
-    /// # Panics
-    /// As the scalar version.
-    ///
-    /// # Safety
-    /// The CPU has AVX2, FMA, F16C and AVX-VNNI.
-    "avx2,fma,f16c,avxvnni", dot_rows_avxvnni, dot_kernel_avxvnni, chunk_dot_avxvnni
-}
-
-/// How far ahead of its use a weight is fetched, in bytes: whole groups of rows, so that every line
-/// is fetched once, and far enough for the latency of memory.
-pub(crate) fn prefetch_distance(group_bytes: usize) -> usize {
-    const LEAST_BYTES: usize = 4096;
-    group_bytes * LEAST_BYTES.div_ceil(group_bytes.max(1))
+/// Σ code · x of chunk `j`, in eight lanes of four neighbours each. `x` lies in −127..=127.
+#[inline(always)]
+unsafe fn chunk_dot<const T: u32, const B: usize, const VNNI: bool>(
+    block: &[u8; B],
+    j: usize,
+    x: __m256i,
+) -> __m256i {
+    // SAFETY: the caller has the features, AVX-VNNI too where it says so.
+    unsafe {
+        match VNNI {
+            true => chunk_dot_avxvnni::<T, B>(block, j, x),
+            false => chunk_dot_avx2::<T, B>(block, j, x),
+        }
+    }
 }
 
 /// Starts fetching the lines `ahead` of `bytes`. A hint: it may point past the matrix.
@@ -147,7 +140,6 @@ pub(crate) fn prefetch(bytes: &[u8], ahead: usize) {
     }
 }
 
-/// Σ code · x of chunk `j`, in eight lanes of four neighbours each. `x` lies in −127..=127.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn chunk_dot_avx2<const T: u32, const B: usize>(block: &[u8; B], j: usize, x: __m256i) -> __m256i {
@@ -164,7 +156,6 @@ fn chunk_dot_avx2<const T: u32, const B: usize>(block: &[u8; B], j: usize, x: __
     _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
 }
 
-/// As [`chunk_dot_avx2`].
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
 fn chunk_dot_avxvnni<const T: u32, const B: usize>(block: &[u8; B], j: usize, x: __m256i) -> __m256i {

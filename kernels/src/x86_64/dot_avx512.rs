@@ -1,107 +1,120 @@
-//! [`super::dot`] with 512-bit registers: two chunks, 64 codes, at a time.
+//! [`crate::generic::dot`] with 512-bit registers: two chunks, 64 codes, a step.
 
 use core::arch::x86_64::*;
 
-use super::decode::{
-    IQ4_UNSIGNED, Scales, block_scales, for_each_chunk, load128, load256, of, offset, unsigned,
-    with_block_type,
-};
+use super::decode::{IQ4_UNSIGNED, Scales, block_scales, load128, load256, offset, unsigned};
 use super::dot::{
-    CHUNKS, TILE, add_biases, horizontal_sum, load_codes, prefetch, prefetch_distance, tile_scales,
-    with_activation_scales,
+    CHUNKS, TILE, add_biases, horizontal_sum, load_codes, prefetch, tile_scales, with_activation_scales,
 };
 use crate::block::DType;
-use crate::scalar::decode::{CHUNK, assert_dot};
+use crate::generic::decode::of;
+use crate::generic::dot::{RowDot, dot_rows};
+use crate::scalar::decode::CHUNK;
 
-/// [`crate::scalar::decode::dot_rows`] with AVX-512 VNNI.
-///
-/// # Panics
-/// As the scalar version.
-///
-/// # Safety
-/// The CPU has AVX2, FMA, F16C, and of AVX-512: F, BW, VL and VNNI.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-pub unsafe fn dot_rows_avx512(dtype: DType, rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32]) {
-    assert_dot(dtype, rows, xq, xd, xs, out.len());
-    let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
-    let ahead = prefetch_distance(4 * bytes);
-    let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
-    let (fours, ones) = out.as_chunks_mut::<4>();
-    for (i, out) in fours.iter_mut().enumerate() {
-        let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
-        *out = with_block_type!(dtype, dot_kernel::<4>(rows, xq, xd, xs, ahead));
-    }
-    for (i, out) in ones.iter_mut().enumerate() {
-        [*out] = with_block_type!(dtype, dot_kernel::<1>([row(4 * fours.len() + i)], xq, xd, xs, ahead));
-    }
-}
+/// Dot products with AVX-512 F, BW, VL and VNNI.
+pub(crate) struct Dot512;
 
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn dot_kernel<const T: u32, const B: usize, const R: usize>(
-    rows: [&[u8]; R],
-    xq: &[i8],
-    xd: &[f32],
-    xs: &[f32],
-    ahead: usize,
-) -> [f32; R] {
-    let mut sums = [_mm512_setzero_ps(); R];
-    let mut narrow_sums = [_mm256_setzero_ps(); R];
-    let per_tile = TILE / of(T).block_len();
-    let mut blocks: [&[[u8; B]]; R] = [&[]; R];
-    for r in 0..R {
-        blocks[r] = rows[r].as_chunks::<B>().0;
+dot_rows!(Dot512, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni", dot_rows_avx512);
+
+impl RowDot for Dot512 {
+    /// Of whole steps, and of biases and the rest.
+    type Sums = (__m512, __m256);
+    type Factors = __m512;
+    type X = __m512i;
+    type Start = __m512i;
+    const STEP: usize = 2;
+
+    #[inline(always)]
+    fn chunks_per_tile(_: u32) -> usize {
+        CHUNKS
     }
-    let (x_tiles, x_rest) = xq.as_chunks::<TILE>();
-    for (t, x) in x_tiles.iter().enumerate() {
-        let mut tiles = blocks;
-        let mut factors = [_mm512_setzero_ps(); R];
-        for r in 0..R {
-            tiles[r] = &blocks[r][t * per_tile..][..per_tile];
-            prefetch(tiles[r].as_flattened(), ahead);
-            let scales = tile_scales::<T, B>(tiles[r]);
-            factors[r] = join(with_activation_scales::<T, B>(scales.scale, &xd[t * CHUNKS..]));
-            narrow_sums[r] = add_biases::<T, B>(narrow_sums[r], scales.bias, xs, t);
-        }
-        for_each_chunk!(
-            i,
-            {
-                let x = load512(x, 64 * i);
-                let start = minus_offset_times::<T>(x);
-                for r in 0..R {
-                    let dots = _mm512_dpbusd_epi32(start, unsigned_pair::<T, B>(tiles[r], i), x);
-                    let factor = factor_of_pair::<T>(factors[r], i);
-                    sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), factor, sums[r]);
-                }
-            },
-            0 1 2 3
-        );
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        // SAFETY: the trait's contract, as in all methods here.
+        unsafe { (_mm512_setzero_ps(), _mm256_setzero_ps()) }
     }
-    // What is left of a row of 32-element blocks.
-    let done = x_tiles.len() * CHUNKS;
-    for (i, x) in x_rest.as_chunks::<CHUNK>().0.iter().enumerate() {
-        if of(T).block_len() == TILE {
-            break;
+
+    #[inline(always)]
+    unsafe fn no_factors() -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn begin<const T: u32, const B: usize>(
+        tile: &[[u8; B]],
+        ahead: usize,
+        sums: &mut Self::Sums,
+        xd: &[f32],
+        xs: &[f32],
+        t: usize,
+    ) -> __m512 {
+        prefetch(tile.as_flattened(), ahead);
+        // SAFETY: as above.
+        unsafe {
+            let scales = tile_scales::<T, B>(tile);
+            sums.1 = add_biases::<T, B>(sums.1, scales.bias, xs, t);
+            join(with_activation_scales::<T, B>(scales.scale, xd))
         }
-        let (c, x) = (done + i, load_codes(x));
-        let zero = _mm256_setzero_si256();
-        let shift = _mm256_dpbusd_epi32(zero, _mm256_set1_epi8(offset(T) as i8), x);
-        let (xd, start) = (_mm256_set1_ps(xd[c]), _mm256_sub_epi32(zero, shift));
-        for r in 0..R {
-            let Scales { scale, bias } = block_scales::<T, B>(&blocks[r][c]);
-            let dots = _mm256_dpbusd_epi32(start, unsigned::<T, B>(&blocks[r][c], 0), x);
-            let factor = _mm256_mul_ps(scale[0], xd);
-            narrow_sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), factor, narrow_sums[r]);
-            if of(T).has_bias() {
-                let xs = _mm256_zextps128_ps256(_mm_set_ss(xs[c]));
-                narrow_sums[r] = _mm256_fmadd_ps(bias[0], xs, narrow_sums[r]);
+    }
+
+    #[inline(always)]
+    unsafe fn load(x: &[[i8; CHUNK]], j: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { load512(x.as_flattened(), CHUNK * j) }
+    }
+
+    #[inline(always)]
+    unsafe fn start<const T: u32>(x: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { minus_offset_times::<T>(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn step<const T: u32, const B: usize, const J: usize>(
+        (wide, narrow): Self::Sums,
+        tile: &[[u8; B]],
+        start: __m512i,
+        x: __m512i,
+        factors: __m512,
+    ) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe {
+            let dots = _mm512_dpbusd_epi32(start, unsigned_pair::<T, B>(tile, J / 2), x);
+            let factor = factor_of_pair::<T>(factors, J / 2);
+            (_mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), factor, wide), narrow)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rest<const T: u32, const B: usize>(
+        (wide, narrow): Self::Sums,
+        block: &[u8; B],
+        x: &[i8; CHUNK],
+        xd: f32,
+        xs: f32,
+    ) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe {
+            let (x, zero) = (load_codes(x), _mm256_setzero_si256());
+            let shift = _mm256_dpbusd_epi32(zero, _mm256_set1_epi8(offset(T) as i8), x);
+            let Scales { scale, bias } = block_scales::<T, B>(block);
+            let dots = _mm256_dpbusd_epi32(_mm256_sub_epi32(zero, shift), unsigned::<T, B>(block, 0), x);
+            let factor = _mm256_mul_ps(scale[0], _mm256_set1_ps(xd));
+            let narrow = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), factor, narrow);
+            if !of(T).has_bias() {
+                return (wide, narrow);
             }
+            (wide, _mm256_fmadd_ps(bias[0], _mm256_zextps128_ps256(_mm_set_ss(xs)), narrow))
         }
     }
-    let mut out = [0.0; R];
-    for r in 0..R {
-        out[r] = horizontal_sum(add_halves(sums[r], narrow_sums[r]));
+
+    #[inline(always)]
+    unsafe fn total((wide, narrow): Self::Sums) -> f32 {
+        // SAFETY: as above.
+        unsafe { horizontal_sum(add_halves(wide, narrow)) }
     }
-    out
 }
 
 /// −offset · Σ x of four neighbours, in each lane: where the sum of products starts.

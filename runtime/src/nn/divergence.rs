@@ -17,8 +17,8 @@ use std::ops::{Add, AddAssign};
 
 use engraft_kernels::{Kernels, NnOp, NtOp, Rows, SoftmaxState, acts_words};
 
+use super::Ctx;
 use super::head::{self, HeadBufs, HeadWeights, VOCAB_CHUNK};
-use super::{Ctx, Precision};
 use crate::algebra::dot;
 
 /// Which way a divergence is taken.
@@ -207,7 +207,7 @@ fn run_chunks(
     b.state[..m].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
     let Some(pair) = &mut b.pair else { return };
     pair.delta.fill(0.0);
-    let int8 = ctx.precision == Precision::Int8 && !w.w.dtype().is_float();
+    let int8 = ctx.is_int8(&w.w);
     let (forward_acts, gradient_acts) = b.acts.split_at_mut(if int8 { acts_words(m, d) } else { 0 });
     let halves = w.w.dtype().group_len() == 16;
     let acts = int8.then(|| ctx.kernels.quantize(&b.n[..m * d], m, d, halves, forward_acts));

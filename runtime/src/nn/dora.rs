@@ -47,7 +47,7 @@ pub fn gains(
     let aat = &mut rest[..r * r];
     kernels.skinny_nt(0.5 * p.scale, p.a, r, k, p.a, r, aat);
     let low = Some(LowRank { h: aat, b: p.bt, rank: r });
-    let x = if !w.dtype().is_float() && w.dtype().group_len() == 32 && acts.len() >= acts_words(r, k) {
+    let x = if kernels.int8_product(w) && w.dtype().group_len() == 32 && acts.len() >= acts_words(r, k) {
         Rows::Int8(kernels.quantize_gradient(p.a, r, k, acts))
     } else {
         Rows::F32(p.a)

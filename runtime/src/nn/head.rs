@@ -7,7 +7,7 @@
 use engraft_kernels::{NnOp, NtOp, QMatrix, Rows, SoftmaxState, acts_words, gemm_scratch_words};
 
 use super::divergence::{self, PairBufs};
-use super::{Ctx, Precision, WeightGrad};
+use super::{Ctx, WeightGrad};
 use crate::model::ModelConfig;
 
 /// Vocabulary rows of one chunk.
@@ -100,14 +100,10 @@ pub struct HeadWeights<'a> {
 }
 
 impl HeadWeights<'_> {
-    fn is_int8(&self, ctx: &Ctx<'_>) -> bool {
-        ctx.precision == Precision::Int8 && !self.w.dtype().is_float()
-    }
-
     /// Normed rows `[m, d]` as the product with W takes them.
     fn rows<'r>(&self, ctx: &Ctx<'_>, n: &'r [f32], m: usize, acts: &'r mut [f32]) -> Rows<'r> {
         let halves = self.w.dtype().group_len() == 16;
-        match self.is_int8(ctx) {
+        match ctx.is_int8(&self.w) {
             true => Rows::Int8(ctx.kernels.quantize(n, m, self.norm.len(), halves, acts)),
             false => Rows::F32(n),
         }
@@ -249,7 +245,7 @@ fn run_chunks(
 ) {
     let (d, vocab) = (w.norm.len(), w.w.rows());
     b.state[..r].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
-    let forward_words = if w.is_int8(ctx) { acts_words(r, d) } else { 0 };
+    let forward_words = if ctx.is_int8(&w.w) { acts_words(r, d) } else { 0 };
     let (forward_acts, gradient_acts) = b.acts.split_at_mut(forward_words);
     let n = w.rows(ctx, &b.n[..r * d], r, forward_acts);
     for first in (0..vocab).step_by(VOCAB_CHUNK) {

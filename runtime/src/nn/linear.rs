@@ -2,7 +2,7 @@
 
 use engraft_kernels::{GainGradient, Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows, acts_words};
 
-use super::{Ctx, Dropout, Pair, PairGrad, Precision, dora};
+use super::{Ctx, Dropout, Pair, PairGrad, dora};
 
 /// One linear layer's part in a product that shares its input with others.
 pub struct Linear<'a> {
@@ -52,9 +52,8 @@ pub fn forward(
         }
     }
     let halves = layers.iter().any(|l| l.w.dtype().group_len() == 16);
-    let any_blocks = layers.iter().any(|l| !l.w.dtype().is_float());
-    let acts = (ctx.precision == Precision::Int8 && any_blocks)
-        .then(|| ctx.kernels.quantize(x, m, k, halves, scratch.acts));
+    let int8 = layers.iter().any(|l| ctx.is_int8(&l.w));
+    let acts = int8.then(|| ctx.kernels.quantize(x, m, k, halves, scratch.acts));
     let mut ops = layers.iter_mut().map(|l| nt_op(l, m, x, acts));
     match (ops.next(), ops.next(), ops.next()) {
         (Some(a), Some(b), Some(c)) => ctx.kernels.qgemm_nt(m, &mut [a, b, c], scratch.kernel),

@@ -80,6 +80,11 @@ impl<'a> Ctx<'a> {
 }
 
 impl Ctx<'_> {
+    /// Whether products with w take int8 activations.
+    pub fn is_int8(&self, w: &QMatrix<'_>) -> bool {
+        self.precision == Precision::Int8 && self.kernels.int8_product(w)
+    }
+
     /// A gradient dy `[m, out]` of a product with w as [`Kernels::qgemm_nn`] is to read it, in `words`
     /// where it is rounded.
     pub fn gradient_rows<'a>(

@@ -1,0 +1,184 @@
+//! Dot products of stored rows with one vector of int8 activations: decoding by one token is a read of every
+//! weight once, so codes are expanded in registers and never written.
+//!
+//! Semantics and panics are those of [`crate::scalar::decode::dot_rows`]. Sums of products are exact integers per
+//! group; only the order of the float additions differs between versions. A row's result does not depend on which
+//! rows are computed beside it.
+//!
+//! A *tile* is what an instruction set reads scales for at once: one block of 256 elements, or several of 32.
+
+use super::decode::{chunks_per_block, for_each_chunk, of};
+use crate::scalar::decode::CHUNK;
+
+/// How an instruction set multiplies the chunks of a tile.
+///
+/// All methods are `unsafe` for the reason given in [`super::simd`].
+pub(crate) trait RowDot {
+    /// A row's sums.
+    type Sums: Copy;
+    /// The factors of a tile's integer sums.
+    type Factors: Copy;
+    /// Activations of one step.
+    type X: Copy;
+    /// Where the integer sums of a step begin.
+    type Start: Copy;
+    /// Chunks that one step takes.
+    const STEP: usize;
+
+    /// Chunks in a tile of type `T`, a multiple of [`RowDot::STEP`] and of the type's own block.
+    fn chunks_per_tile(t: u32) -> usize;
+    /// Sums of nothing.
+    unsafe fn zero() -> Self::Sums;
+    /// Factors that are about to be overwritten.
+    unsafe fn no_factors() -> Self::Factors;
+    /// Begins tile `t` of a row: fetches what lies `ahead` bytes further, adds the tile's biases times `xs` to
+    /// the sums, and gives its scales times those of the activations from the tile on, `xd`.
+    unsafe fn begin<const T: u32, const B: usize>(
+        tile: &[[u8; B]],
+        ahead: usize,
+        sums: &mut Self::Sums,
+        xd: &[f32],
+        xs: &[f32],
+        t: usize,
+    ) -> Self::Factors;
+    /// Activations of the step that begins with chunk `j` of a tile's.
+    unsafe fn load(x: &[[i8; CHUNK]], j: usize) -> Self::X;
+    /// Minus the codes' offset times the activations: shared by all rows.
+    unsafe fn start<const T: u32>(x: Self::X) -> Self::Start;
+    /// Adds the products of the step that begins with chunk `J` of a tile.
+    unsafe fn step<const T: u32, const B: usize, const J: usize>(
+        sums: Self::Sums,
+        tile: &[[u8; B]],
+        start: Self::Start,
+        x: Self::X,
+        factors: Self::Factors,
+    ) -> Self::Sums;
+    /// Adds the products of a block of one chunk behind the last whole tile, whose activations have the scale
+    /// `xd` and the sum `xs`.
+    unsafe fn rest<const T: u32, const B: usize>(
+        sums: Self::Sums,
+        block: &[u8; B],
+        x: &[i8; CHUNK],
+        xd: f32,
+        xs: f32,
+    ) -> Self::Sums;
+    /// The sum of a row's sums.
+    unsafe fn total(sums: Self::Sums) -> f32;
+}
+
+/// Dot products of R rows.
+///
+/// # Safety
+/// D's features are present.
+#[inline(always)]
+pub(crate) unsafe fn rows<D: RowDot, const T: u32, const B: usize, const R: usize>(
+    rows: [&[u8]; R],
+    xq: &[i8],
+    xd: &[f32],
+    xs: &[f32],
+    ahead: usize,
+) -> [f32; R] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let per_tile = D::chunks_per_tile(T);
+        let mut sums = [D::zero(); R];
+        let mut blocks: [&[[u8; B]]; R] = [&[]; R];
+        for r in 0..R {
+            blocks[r] = rows[r].as_chunks::<B>().0;
+        }
+        let chunks = xq.as_chunks::<CHUNK>().0;
+        let (x_tiles, x_rest) = chunks.split_at(chunks.len() / per_tile * per_tile);
+        for (t, x) in x_tiles.chunks_exact(per_tile).enumerate() {
+            let mut tiles = blocks;
+            let xd = &xd[t * per_tile..];
+            let mut factors = [D::no_factors(); R];
+            for r in 0..R {
+                let blocks_per_tile = per_tile / chunks_per_block(T);
+                tiles[r] = &blocks[r][t * blocks_per_tile..][..blocks_per_tile];
+                factors[r] = D::begin::<T, B>(tiles[r], ahead, &mut sums[r], xd, xs, t);
+            }
+            for_each_chunk!(J, {
+                if J < per_tile && J.is_multiple_of(D::STEP) {
+                    let x = D::load(x, J);
+                    let start = D::start::<T>(x);
+                    for r in 0..R {
+                        sums[r] = D::step::<T, B, J>(sums[r], tiles[r], start, x, factors[r]);
+                    }
+                }
+            });
+        }
+        // What is left of a row of 32-element blocks.
+        for (i, x) in x_rest.iter().enumerate() {
+            if chunks_per_block(T) != 1 {
+                break;
+            }
+            let c = x_tiles.len() + i;
+            let xs = if of(T).has_bias() { xs[c] } else { 0.0 };
+            for r in 0..R {
+                sums[r] = D::rest::<T, B>(sums[r], &blocks[r][c], x, xd[c], xs);
+            }
+        }
+        let mut out = [0.0; R];
+        for r in 0..R {
+            out[r] = D::total(sums[r]);
+        }
+        out
+    }
+}
+
+/// Defines `$public` over the [`RowDot`] of one instruction set. A macro, since a function's instruction set can't
+/// be a generic parameter.
+macro_rules! dot_rows {
+    ($isa:ty, $features:literal, $public:ident) => {
+        /// [`crate::scalar::decode::dot_rows`] on this instruction set.
+        ///
+        /// # Safety
+        /// The CPU has it.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $public(
+            dtype: DType,
+            rows: &[u8],
+            xq: &[i8],
+            xd: &[f32],
+            xs: &[f32],
+            out: &mut [f32],
+        ) {
+            // A function of its own per type: in one body with all others the compiler keeps fewer of its values
+            // in registers, and no report on it could be read.
+            #[inline(never)]
+            #[target_feature(enable = $features)]
+            fn kernel<const T: u32, const B: usize, const R: usize>(
+                rows: [&[u8]; R],
+                xq: &[i8],
+                xd: &[f32],
+                xs: &[f32],
+                ahead: usize,
+            ) -> [f32; R] {
+                // SAFETY: the features are enabled here.
+                unsafe { $crate::generic::dot::rows::<$isa, T, B, R>(rows, xq, xd, xs, ahead) }
+            }
+            $crate::scalar::decode::assert_dot(dtype, rows, xq, xd, xs, out.len());
+            let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
+            let ahead = $crate::generic::dot::prefetch_distance(4 * bytes);
+            let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
+            let (fours, ones) = out.as_chunks_mut::<4>();
+            for (i, out) in fours.iter_mut().enumerate() {
+                let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
+                *out = $crate::generic::decode::with_block_type!(dtype, kernel::<4>(rows, xq, xd, xs, ahead));
+            }
+            for (i, out) in ones.iter_mut().enumerate() {
+                let rows = [row(4 * fours.len() + i)];
+                [*out] =
+                    $crate::generic::decode::with_block_type!(dtype, kernel::<1>(rows, xq, xd, xs, ahead));
+            }
+        }
+    };
+}
+pub(crate) use dot_rows;
+
+/// How far ahead of its use a weight is fetched, in bytes: whole groups of rows, so that every line is fetched
+/// once, and far enough for the latency of memory.
+pub(crate) fn prefetch_distance(group_bytes: usize) -> usize {
+    const LEAST_BYTES: usize = 4096;
+    group_bytes * LEAST_BYTES.div_ceil(group_bytes.max(1))
+}

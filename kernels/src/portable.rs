@@ -1,0 +1,307 @@
+//! For CPUs that no kernels were written for: vectors of four floats, which the compiler maps to whatever the CPU
+//! has, and matrix products in f32 through the gemm crate.
+
+use gemm::Parallelism;
+
+use crate::block::DType;
+use crate::generic::gemm::{NN_CHUNK, NN_STRIP, take};
+use crate::generic::simd::Simd;
+use crate::items::{LowRank, NnItem, NtItem, Rows, TnItem};
+use crate::scalar::decode::CHUNK;
+use crate::scalar::{decode, products};
+
+/// Columns of a strip of the output: those of the scalar products, which take what is not f32.
+pub(crate) const STRIP: usize = products::STRIP;
+
+/// Rows that are multiplied at once, so that what gemm packs stays small.
+const ROWS: usize = 128;
+
+/// Four floats at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+type F = [f32; 4];
+
+/// `$body` of each lane; closures would leave the loop to the optimizer's mood.
+macro_rules! lanes {
+    ($i:ident => $body:expr) => {{
+        let mut out = [0.0f32; 4];
+        for $i in 0..4 {
+            out[$i] = $body;
+        }
+        out
+    }};
+}
+
+impl Simd for Portable {
+    type F = F;
+    const LANES: usize = 4;
+    const F32_MR: usize = 4;
+    const NV: usize = 1;
+    const DOT_TR: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zero() -> F {
+        [0.0; 4]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> F {
+        [x; 4]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> F {
+        // SAFETY: the trait's contract: p is readable for 4 f32; so in all blocks here.
+        unsafe { p.cast::<F>().read() }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> F {
+        // SAFETY: as above.
+        lanes!(i => half::f16::from_bits(unsafe { *p.add(i) }).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> F {
+        // SAFETY: as above.
+        lanes!(i => f32::from(unsafe { *p.add(i) }))
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: F) {
+        // SAFETY: as above.
+        unsafe { p.cast::<F>().write(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: F, b: F) -> F {
+        lanes!(i => a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: F, b: F) -> F {
+        lanes!(i => a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: F, b: F) -> F {
+        lanes!(i => a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(a: F, b: F) -> F {
+        lanes!(i => a[i] / b[i])
+    }
+    /// In two roundings: where there is no instruction for one, a function call would take its place.
+    #[inline(always)]
+    unsafe fn fma(a: F, b: F, c: F) -> F {
+        lanes!(i => a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: F, b: F) -> F {
+        lanes!(i => if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: F, b: F) -> F {
+        lanes!(i => if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn abs(a: F) -> F {
+        lanes!(i => a[i].abs())
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: F) -> F {
+        lanes!(i => a[i].sqrt())
+    }
+    /// Of numbers below 2^22: adding 1.5 · 2^23 leaves no bits behind the point. NaN stays.
+    #[inline(always)]
+    unsafe fn round(a: F) -> F {
+        const MAGIC: f32 = 12_582_912.0;
+        lanes!(i => (a[i] + MAGIC) - MAGIC)
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: F) -> F {
+        lanes!(i => f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn sum(a: F) -> f32 {
+        (a[0] + a[2]) + (a[1] + a[3])
+    }
+    #[inline(always)]
+    unsafe fn hmax(a: F) -> f32 {
+        a[0].max(a[1]).max(a[2].max(a[3]))
+    }
+    #[inline(always)]
+    unsafe fn deinterleave(a: F, b: F) -> (F, F) {
+        ([a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]])
+    }
+    #[inline(always)]
+    unsafe fn interleave(even: F, odd: F) -> (F, F) {
+        ([even[0], odd[0], even[1], odd[1]], [even[2], odd[2], even[3], odd[3]])
+    }
+    #[inline(always)]
+    unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize) {
+        for i in 0..4 {
+            for j in 0..4 {
+                // SAFETY: the caller's rows; words of any meaning are moved as such.
+                unsafe {
+                    dst.add(j * dst_row + i).cast::<u32>().write(*src.add(i * src_row + j).cast::<u32>())
+                };
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: F) {
+        for i in 0..4 {
+            // SAFETY: as above.
+            unsafe { *p.add(i) = v[i] as i8 };
+        }
+    }
+}
+
+/// A matrix operand: its first element, and the elements from one row, and from one column, to the next.
+type Operand = (*const f32, usize, usize);
+
+/// dst[m, n] (+)= a[m, k] · b[k, n]; rows of dst are `dst_row` apart.
+///
+/// # Safety
+/// The operands cover their shapes, and nobody else uses dst meanwhile.
+unsafe fn product(
+    (m, n, k): (usize, usize, usize),
+    (dst, dst_row): (*mut f32, usize),
+    add: bool,
+    (a, a_row, a_col): Operand,
+    (b, b_row, b_col): Operand,
+) {
+    for m0 in (0..m).step_by(ROWS) {
+        // SAFETY: the caller's contract; strides of slices are below isize::MAX.
+        unsafe {
+            gemm::gemm(
+                ROWS.min(m - m0),
+                n,
+                k,
+                dst.add(m0 * dst_row),
+                1,
+                dst_row as isize,
+                add,
+                a.add(m0 * a_row),
+                a_col as isize,
+                a_row as isize,
+                b,
+                b_col as isize,
+                b_row as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    }
+}
+
+/// A strip of the forward product; see [`NtItem`].
+///
+/// # Safety
+/// The item's shapes were checked, `n0` is a multiple of [`STRIP`] below `w.rows()`, no other item writes the strip,
+/// and the scratch has `nt_scratch_words`.
+pub(crate) unsafe fn nt_item(it: &NtItem<'_>, n0: usize, mut scratch: &mut [f32]) {
+    let Rows::F32(x) = it.x else {
+        // SAFETY: the caller's contract.
+        return unsafe { products::nt_item(it, n0, scratch) };
+    };
+    let (n, k) = (it.w.rows(), it.w.cols());
+    let valid = STRIP.min(n - n0);
+    let panel = take(&mut scratch, valid * k);
+    for (i, row) in panel.chunks_exact_mut(k).enumerate() {
+        dequantize(it.w.dtype(), it.w.row(n0 + i), 0, row);
+        if let Some(c) = it.gain {
+            row.iter_mut().for_each(|w| *w *= c[n0 + i]);
+        }
+    }
+    // SAFETY: the caller's contract; panel and b are as large as their shapes say.
+    unsafe {
+        let y = (it.y.add(n0), n);
+        product((it.m, valid, k), y, it.accumulate, (x.as_ptr(), k, 1), (panel.as_ptr(), 1, k));
+        let Some(LowRank { h, b, rank }) = it.low else { return };
+        let (mut b, mut b_row) = (b.as_ptr().add(n0), n);
+        if let Some(c) = it.gain {
+            let scaled = take(&mut scratch, rank * valid);
+            for (j, row) in scaled.chunks_exact_mut(valid).enumerate() {
+                for (i, to) in row.iter_mut().enumerate() {
+                    *to = *b.add(j * n + i) * c[n0 + i];
+                }
+            }
+            (b, b_row) = (scaled.as_ptr(), valid);
+        }
+        product((it.m, valid, rank), y, true, (h.as_ptr(), rank, 1), (b, b_row, 1));
+    }
+}
+
+/// A strip of the input gradient; see [`NnItem`].
+///
+/// # Safety
+/// As for [`nt_item`], with `nn_scratch_words`.
+pub(crate) unsafe fn nn_item(it: &NnItem<'_>, c0: usize, mut scratch: &mut [f32]) {
+    let Rows::F32(dy) = it.dy else {
+        // SAFETY: the caller's contract.
+        return unsafe { products::nn_item(it, c0, scratch) };
+    };
+    let (n, k) = (it.w.rows(), it.w.cols());
+    let valid = NN_STRIP.min(k - c0);
+    let panel = take(&mut scratch, NN_CHUNK * NN_STRIP);
+    for n0 in (0..n).step_by(NN_CHUNK) {
+        let rows = NN_CHUNK.min(n - n0);
+        for (i, row) in panel.chunks_exact_mut(NN_STRIP).take(rows).enumerate() {
+            dequantize(it.w.dtype(), it.w.row(n0 + i), c0, &mut row[..valid]);
+        }
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (dy, w) = ((dy.as_ptr().add(n0), n, 1), (panel.as_ptr(), NN_STRIP, 1));
+            product((it.m, valid, rows), (it.dx.add(c0), k), it.accumulate || n0 > 0, dy, w);
+        }
+    }
+    let Some(LowRank { h, b, rank }) = it.low else { return };
+    // SAFETY: the caller's contract.
+    unsafe {
+        let b = (b.as_ptr().add(c0), k, 1);
+        product((it.m, valid, rank), (it.dx.add(c0), k), true, (h.as_ptr(), rank, 1), b);
+    }
+}
+
+/// A strip of the weight gradient; see [`TnItem`].
+///
+/// # Safety
+/// As for [`nt_item`], without scratch.
+pub(crate) unsafe fn tn_item(it: &TnItem<'_>, c0: usize, _: &mut [f32]) {
+    let (n, k) = (it.n, it.k);
+    let valid = STRIP.min(k - c0);
+    // SAFETY: the caller's contract.
+    unsafe {
+        let x = (it.x.as_ptr().add(c0), k, 1);
+        product((n, valid, it.m), (it.dw.add(c0), k), it.accumulate, (it.dy.as_ptr(), 1, n), x);
+    }
+}
+
+/// Elements of a stored row as floats, by their codes: faster than element by element.
+pub(crate) fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+    if dtype.is_float() {
+        return decode::dequantize(dtype, row, start, out);
+    }
+    let group = dtype.group_len();
+    let (groups, biases) = (CHUNK / group, if dtype.has_bias() { CHUNK / group } else { 0 });
+    for (i, out) in out.as_chunks_mut::<CHUNK>().0.iter_mut().enumerate() {
+        let (mut codes, mut scale, mut bias) = ([0; CHUNK], [0.0; 2], [0.0; 2]);
+        let at = start + i * CHUNK;
+        decode::unpack(dtype, row, at, &mut codes, &mut scale[..groups], &mut bias[..biases]);
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = scale[j / group] * f32::from(codes[j]) + bias[j / group];
+        }
+    }
+}
+
+/// 32 columns of successive rows; see [`crate::items::StripFn`].
+pub(crate) fn dequantize_strip(
+    dtype: DType,
+    bytes: &[u8],
+    row_bytes: usize,
+    start: usize,
+    out: &mut [[f32; CHUNK]],
+) {
+    for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
+        dequantize(dtype, row, start, out);
+    }
+}
