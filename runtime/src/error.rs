@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+pub use crate::advice::Advice;
+
 /// What went wrong, in the classes a caller can act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -32,10 +34,13 @@ pub enum ErrorKind {
     GateRefused,
 }
 
-/// An error: its kind, and a message that names file, place and remedy.
+/// An error: its kind, a message that names file and place, and what would help where the caller's own terms are needed
+/// to say it.
+#[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    advice: Option<Advice>,
 }
 
 /// The runtime's result.
@@ -44,13 +49,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of a kind with a message for people.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Error { kind, message: message.into() }
+        Error { kind, message: message.into(), advice: None }
     }
 
     /// An operating system error while doing `what` (for example "opening models/a.gguf").
     pub fn io(what: impl fmt::Display, source: std::io::Error) -> Self {
         let (kind, remedy) = (kind_of(&source), remedy_of(&source));
-        Error { kind, message: format!("{what}: {source}{remedy}") }
+        Error { kind, message: format!("{what}: {source}{remedy}"), advice: None }
     }
 
     /// The class of the error.
@@ -58,15 +63,26 @@ impl Error {
         self.kind
     }
 
-    /// The message for people.
+    /// What happened, and where, for people; without the advice.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// What would help, for the caller to put in its own terms.
+    pub fn advice(&self) -> Option<&Advice> {
+        self.advice.as_ref()
+    }
+
+    /// The same error with what would help.
+    #[must_use]
+    pub fn advise(self, advice: Advice) -> Self {
+        Error { advice: Some(advice), ..self }
     }
 
     /// The same error with the place it happened in put before it.
     #[must_use]
     pub fn at(self, place: impl fmt::Display) -> Self {
-        Error { kind: self.kind, message: format!("{place}: {}", self.message) }
+        Error { message: format!("{place}: {}", self.message), ..self }
     }
 }
 
@@ -106,13 +122,16 @@ pub(crate) fn told(words: impl fmt::Display) -> String {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        match &self.advice {
+            None => f.write_str(&self.message),
+            Some(advice) => write!(f, "{}; {advice}", self.message),
+        }
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.kind, self.message)
+        write!(f, "{:?}: {self}", self.kind)
     }
 }
 

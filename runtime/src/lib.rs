@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod adapter;
+mod advice;
 mod algebra;
 pub mod compare;
 pub mod data;
@@ -19,8 +20,9 @@ pub mod plan;
 #[cfg(feature = "candle")]
 pub mod reference;
 pub mod rng;
+pub mod run;
 pub mod selftest;
 pub mod storage;
 pub mod train;
 
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Advice, Error, ErrorKind, Result};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use engraft_kernels::{Isa, Kernels};
 
-use crate::adapter::{Adapter, LoraConfig, Precision as Stored};
+use crate::adapter::{Adapter, LoraConfig, StoredAs as Stored};
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;

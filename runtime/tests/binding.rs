@@ -11,7 +11,7 @@ use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, adapter, adapter_of, shared};
 use engraft_kernels::{Isa, Kernels};
 use engraft_runtime::adapter::binding::TOLERANCE;
-use engraft_runtime::adapter::{Adapter, Binding, Fingerprint, LoraConfig, Precision, Prober};
+use engraft_runtime::adapter::{Adapter, Binding, Fingerprint, LoraConfig, Prober, StoredAs};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::digest_cache::{CACHE_FILE, DigestCache};
 use engraft_runtime::model::weights::ModelFile;
@@ -127,10 +127,7 @@ fn what_differs_is_named() {
     let mismatch = |adapter: &dyn Fn(&mut Adapter), words: &[&str]| {
         assert_differs(edited(adapter), ErrorKind::BaseMismatch, words);
     };
-    mismatch(
-        &|a| a.binding = Some(Binding { template: [1; 32], ..binding }),
-        &["chat template", "--force-base"],
-    );
+    mismatch(&|a| a.binding = Some(Binding { template: [1; 32], ..binding }), &["chat template"]);
     mismatch(&|a| a.binding = Some(Binding { matched: 3, ..binding }), &["14 projections", "3 did"]);
     // The adapter reads otherwise than it did: one matrix is scaled.
     let slot = good.layout.slot(0, Proj::Down).expect("adapted");
@@ -216,7 +213,7 @@ fn the_recheck_of_the_real_model_is_fast() -> TestResult {
     let folder = tempfile::tempdir()?;
     let cache = || DigestCache::new(folder.path().join("cache"));
     let model = open(&path);
-    bound(&model, full(&model)).save(&Disk, folder.path(), Precision::F32)?;
+    bound(&model, full(&model)).save(&Disk, folder.path(), StoredAs::F32)?;
     ModelFile::open(&path)?.with_digest_cache(cache()).digest();
     let mut times = Vec::new();
     for _ in 0..5 {

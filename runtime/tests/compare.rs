@@ -19,9 +19,8 @@ use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::LoraConfig;
-use engraft_runtime::compare::Watcher;
 use engraft_runtime::compare::material::{Limits, Material};
-use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe};
+use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::score::Subject;
 use engraft_runtime::data::DataOptions;
 use engraft_runtime::error::{Error, ErrorKind, Result};
@@ -29,6 +28,7 @@ use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
+use engraft_runtime::run::{Base, Event, Length, Looks, Method, Observer, Settings};
 
 /// Looks on in silence, and can stop everything.
 #[derive(Default)]
@@ -40,30 +40,21 @@ pub struct Quiet {
     pub stop_after: Option<u64>,
 }
 
-impl Watcher for Quiet {
-    fn go_on(&mut self) -> Result<()> {
+impl Observer for Quiet {
+    fn go_on(&mut self, _: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         match self.stop_after.is_some_and(|n| self.steps >= n) {
             true => Err(Error::new(ErrorKind::Cancelled, "stopped")),
             false => Ok(()),
         }
     }
 
-    fn note(&mut self, text: &str) {
-        self.notes.push(text.to_string());
-    }
-
-    fn step(&mut self, _: &str, _: u64, _: Option<u64>, _: f64, _: f64) {
-        self.steps += 1;
-    }
-
-    fn look(&mut self, _: &str, step: u64, loss: f64) {
-        self.looks.push((step, loss));
-    }
-
-    fn begin_peak(&mut self) {}
-
-    fn peak_bytes(&mut self) -> Option<u64> {
-        None
+    fn tell(&mut self, _: &str, event: Event<'_>) {
+        match event {
+            Event::Note(text) => self.notes.push(text.to_string()),
+            Event::Step(_) => self.steps += 1,
+            Event::Look { step, loss, .. } => self.looks.push((step, loss)),
+            _ => {}
+        }
     }
 }
 
@@ -80,7 +71,7 @@ fn base_of(threads: usize) -> Base {
         kernels: Arc::new(Kernels::detect(threads)),
         precision: Precision::F32,
         gradient: Precision::F32.into(),
-        tokenizer_bytes: 0,
+        held_bytes: 0,
     }
 }
 
@@ -128,22 +119,21 @@ fn household(text: &Text, held_out: usize) -> Material {
 }
 
 /// LoRA on everything, as it suits the built-in model.
-fn recipe(base: &Base, name: &str, rate: f64, budget: Budget) -> Recipe {
+fn recipe(base: &Base, name: &str, rate: f64, length: Length) -> Recipe {
     let c = base.model.config();
     let layers: Vec<usize> = (0..c.n_layers).collect();
     let lora = LoraConfig::new(c, 4, 8.0, 0.0, &Proj::ALL, &layers).expect("a valid setting");
-    Recipe {
-        name: name.into(),
-        method: Method::Adapter(lora),
+    let settings = Settings {
         rate: Some(rate),
-        budget,
+        length,
         batch: 8,
-        seed: 0,
-        evaluations: 10,
-        patience: 0,
-        weight_decay: 0.0,
-        max_grad_norm: 1.0,
-        replay: Vec::new(),
-        kl: None,
-    }
+        looks: Looks::Best { times: 10, patience: 0 },
+        ..Settings::of_arm(Method::Adapter(lora))
+    };
+    Recipe { name: name.into(), settings, extra: Vec::new() }
+}
+
+/// A recipe with other settings.
+fn with(recipe: &Recipe, change: impl FnOnce(Settings) -> Settings) -> Recipe {
+    Recipe { settings: change(recipe.settings.clone()), ..recipe.clone() }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, batch, request};
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{Adapter, Init, LoraConfig, Override, Precision as Stored, peft};
+use engraft_runtime::adapter::{Adapter, Init, LoraConfig, Override, StoredAs as Stored, peft};
 use engraft_runtime::data::Batch;
 use engraft_runtime::data::batches::NO_TARGET;
 use engraft_runtime::model::Proj;

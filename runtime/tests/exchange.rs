@@ -11,13 +11,13 @@ use common::TestResult;
 use engraft_kernels::{Kernels, KvType};
 use engraft_runtime::adapter::exchange::{Exchange, Rows};
 use engraft_runtime::adapter::foreign::Format;
-use engraft_runtime::adapter::{Adapter, LoraConfig, Precision, gguf_file, peft};
+use engraft_runtime::adapter::{Adapter, LoraConfig, StoredAs, gguf_file, peft};
 use engraft_runtime::generate::{Session, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn;
 use engraft_runtime::storage::Disk;
-use engraft_runtime::{Error, ErrorKind};
+use engraft_runtime::{Advice, Error, ErrorKind};
 use serde_json::Value;
 
 fn golden(name: &str) -> PathBuf {
@@ -140,7 +140,7 @@ fn peft_there_and_back_is_the_same() {
         let mut exchange = imported(&golden(name), &model);
         exchange.base_name = "a/base".into();
         let dir = kept.as_deref().unwrap_or(folder.path()).join(name);
-        peft::export(&Disk, &dir, &exchange, model.config(), Precision::F32).expect("writing");
+        peft::export(&Disk, &dir, &exchange, model.config(), StoredAs::F32).expect("writing");
         assert_eq!(imported(&dir, &model), exchange, "{name}");
         let settings = fs::read_to_string(dir.join(peft::CONFIG_FILE)).expect("the settings");
         let keys: Vec<_> = settings.lines().filter(|l| l.starts_with("  \"")).collect();
@@ -162,16 +162,16 @@ fn an_adapter_there_and_back_is_the_same() -> TestResult {
     ours.theta.iter_mut().for_each(|v| *v = noise() - 0.5);
     let folder = tempfile::tempdir()?;
     let dir = folder.path().join("out");
-    peft::export(&Disk, &dir, &ours.to_exchange(), c, Precision::F32)?;
+    peft::export(&Disk, &dir, &ours.to_exchange(), c, StoredAs::F32)?;
     assert_eq!(adapter(&model, imported(&dir, &model))?, ours);
     let file = folder.path().join("out.gguf");
-    gguf_file::export(&Disk, &file, &ours.to_exchange(), c, Precision::F32)?;
+    gguf_file::export(&Disk, &file, &ours.to_exchange(), c, StoredAs::F32)?;
     let mut back = adapter(&model, imported(&file, &model))?;
     assert_eq!(back.config.dropout, 0.0, "a GGUF adapter does not say");
     back.config.dropout = ours.config.dropout;
     assert_eq!(back, ours);
     // Half the size in f16, and close.
-    gguf_file::export(&Disk, &file, &ours.to_exchange(), c, Precision::F16)?;
+    gguf_file::export(&Disk, &file, &ours.to_exchange(), c, StoredAs::F16)?;
     let half = adapter(&model, imported(&file, &model))?;
     assert!(half.theta.iter().zip(&ours.theta).all(|(a, b)| (a - b).abs() < 5e-4));
     Ok(())
@@ -184,7 +184,7 @@ fn gguf_adapters_carry_the_multiplier_of_every_module() -> TestResult {
     let file = folder.path().join("a.gguf");
     for name in ["lora", "rslora", "patterns"] {
         let theirs = imported(&golden(name), &model);
-        gguf_file::export(&Disk, &file, &theirs, model.config(), Precision::F32)?;
+        gguf_file::export(&Disk, &file, &theirs, model.config(), StoredAs::F32)?;
         let back = imported(&file, &model);
         assert!(!back.rslora);
         for (m, n) in theirs.modules.iter().zip(&back.modules) {
@@ -197,9 +197,9 @@ fn gguf_adapters_carry_the_multiplier_of_every_module() -> TestResult {
         }
     }
     let dora = imported(&golden("dora"), &model);
-    let error = gguf_file::export(&Disk, &file, &dora, model.config(), Precision::F32).expect_err("DoRA");
+    let error = gguf_file::export(&Disk, &file, &dora, model.config(), StoredAs::F32).expect_err("DoRA");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.message().contains("engraft merge") && error.message().contains("peft"), "{error}");
+    assert!(error.advice() == Some(&Advice::WithoutMagnitudes), "{error}");
     Ok(())
 }
 
@@ -388,7 +388,7 @@ fn foreign_and_corrupt_files_are_told_apart() -> TestResult {
 
     let file = folder.path().join("a.gguf");
     let good = imported(&golden("layers"), &model);
-    gguf_file::export(&Disk, &file, &good, model.config(), Precision::F32)?;
+    gguf_file::export(&Disk, &file, &good, model.config(), StoredAs::F32)?;
     let whole = fs::read(&file)?;
     let import = |bytes: &[u8]| {
         fs::write(&file, bytes).expect("writing");

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
 use common::{TestResult, adapter_of, batch, request};
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{Adapter, Binding, LoraConfig, Precision as Stored, Prober};
+use engraft_runtime::adapter::{Adapter, Binding, LoraConfig, Prober, StoredAs as Stored};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::replay::{Sampling, Starts};
 use engraft_runtime::generate::{BatchSession, KvType, Prefix, StackedAdapter};

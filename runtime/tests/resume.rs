@@ -13,19 +13,19 @@ use std::sync::Arc;
 use common::TestResult;
 use common::models::FLOATS;
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, LoraConfig, Precision as Stored};
+use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, LoraConfig, StoredAs as Stored};
 use engraft_runtime::data::{Batch, Example, Mixed, MixedCursor};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::{ArenaWords, FullUpdate, Request};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::run::{Checkpoints, Course, Identity, Stepped, Training};
 use engraft_runtime::storage::Disk;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
 use engraft_runtime::train::{
-    Arm, Checkpoints, Course, Direction, FullTrainer, Identity, KlPenalty, Schedule, Stepped, TrainOptions,
-    Trainer, Training,
+    AnyTrainer, Direction, FullTrainer, KlPenalty, Schedule, TrainOptions, Trainer,
 };
 
 /// What is trained, and how.
@@ -110,7 +110,7 @@ impl World {
     }
 
     /// A trainer at its beginning.
-    fn arm(&self, case: &Case, threads: usize) -> Arm {
+    fn arm(&self, case: &Case, threads: usize) -> AnyTrainer {
         let (c, kernels) = (self.model.config(), Arc::new(Kernels::detect(threads)));
         let options = self.options(case);
         let Some(lora) = self.lora(case) else {
@@ -124,13 +124,13 @@ impl World {
                 ..Request::default()
             };
             let words = ArenaWords::new(c, &request);
-            return Arm::Full(Box::new(FullTrainer::new(self.model.clone(), kernels, words, options)));
+            return AnyTrainer::Full(Box::new(FullTrainer::new(self.model.clone(), kernels, words, options)));
         };
         let mut rng = Rng::new(3, 1);
         let adapter = Adapter::init_on(&self.model, &kernels, &lora, &mut || rng.f32()).expect("an adapter");
         let request = Request { beside_base: case.kl, ..common::request(c, &adapter, 2, 12, threads) };
         let words = ArenaWords::new(c, &request);
-        Arm::Adapter(Box::new(Trainer::new(self.model.clone(), kernels, words, adapter, options)))
+        AnyTrainer::Adapter(Box::new(Trainer::new(self.model.clone(), kernels, words, adapter, options)))
     }
 
     fn batches(&self, case: &Case) -> Mixed<'_> {
@@ -151,7 +151,13 @@ impl World {
 }
 
 /// Steps until so many are done.
-fn go(course: &mut Course, arm: &mut Arm, batches: &mut Mixed<'_>, case: &Case, until: u64) -> TestResult {
+fn go(
+    course: &mut Course,
+    arm: &mut AnyTrainer,
+    batches: &mut Mixed<'_>,
+    case: &Case,
+    until: u64,
+) -> TestResult {
     let mut micro = vec![Batch::default(); case.accumulation];
     while arm.steps() < until {
         let stepped = course.step(&Disk, arm, batches, &mut micro)?;
@@ -161,11 +167,11 @@ fn go(course: &mut Course, arm: &mut Arm, batches: &mut Mixed<'_>, case: &Case, 
 }
 
 /// Everything that training changed, bit by bit, and the adapter's file.
-fn result(arm: &Arm, dir: &Path) -> TestResult<(Vec<u32>, Vec<u8>)> {
+fn result(arm: &AnyTrainer, dir: &Path) -> TestResult<(Vec<u32>, Vec<u8>)> {
     let numbers = Training::numbers(arm);
     let parts = [numbers.theta, numbers.m, numbers.v];
     let bits = parts.iter().flat_map(|part| part.iter().map(|v| v.to_bits())).collect();
-    let Arm::Adapter(trainer) = arm else { return Ok((bits, Vec::new())) };
+    let AnyTrainer::Adapter(trainer) = arm else { return Ok((bits, Vec::new())) };
     trainer.adapter().save(&Disk, dir, Stored::F32)?;
     Ok((bits, std::fs::read(dir.join(ADAPTER_FILE))?))
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use common::{TestResult, adapter, batch, request};
 use engraft_kernels::{Kernels, KvType};
-use engraft_runtime::adapter::{Adapter, Binding, Precision as Stored, Prober};
+use engraft_runtime::adapter::{Adapter, Binding, Prober, StoredAs as Stored};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::{AdapterSlot, Session, StackedAdapter};
 use engraft_runtime::model::Proj;
@@ -27,10 +27,11 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::{ArenaWords, room};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::run::{Checkpoints, Identity, Progress};
 use engraft_runtime::storage::Disk;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
-use engraft_runtime::train::{Checkpoints, Identity, Progress, Schedule, TrainOptions, Trainer};
+use engraft_runtime::train::{Schedule, TrainOptions, Trainer};
 
 /// Rounds before the first look: pools, caches and the allocator have their size by then.
 const WARM_UP: usize = 10;

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use engraft_runtime::adapter::binding::PROBES;
-use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, Binding, Fingerprint, LoraConfig, Precision};
+use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, Binding, Fingerprint, LoraConfig, StoredAs};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::store::{
     Candidate, ContentKind, GENERATIONS_DIR, InUse, LOCK_FILE, MANIFEST_FILE, POINTER_FILE, Store,
@@ -180,7 +180,7 @@ fn another_base_is_refused_unless_forced() {
 fn an_unbound_adapter_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::create(&Disk, &folder.path().join("store")).unwrap();
-    unbound(1, BASE).save(&Disk, folder.path(), Precision::F32).unwrap();
+    unbound(1, BASE).save(&Disk, folder.path(), StoredAs::F32).unwrap();
     let loaded = Adapter::load(folder.path()).unwrap();
     for force_base in [false, true] {
         let candidate = Candidate::Adapter(&loaded);

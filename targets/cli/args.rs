@@ -80,17 +80,21 @@ impl Verb {
 /// A `clap::Error` for a wrong command line (and for `--help`); the runtime's error for the file.
 pub(crate) fn parse(words: Vec<OsString>) -> anyhow::Result<Cli> {
     let mut words = spell_out_lr(words);
-    let mut matches = command().try_get_matches_from(&words)?;
-    if let Some((verb, given)) = matches.subcommand()
+    let given = without_required().try_get_matches_from(&words)?;
+    if let Some((verb, given)) = given.subcommand()
         && let Ok(Some(file)) = given.try_get_one::<std::path::PathBuf>("config")
     {
         let from_file = config::arguments(file, verb, given)?;
         let after_verb = words.iter().position(|w| w == verb).map_or(words.len(), |i| i + 1);
         words.splice(after_verb..after_verb, from_file);
-        matches = command().try_get_matches_from(&words)?;
     }
+    let matches = command().try_get_matches_from(&words)?;
     Ok(Cli::from_arg_matches(&matches)?)
 }
+
+/// Arguments that these verbs can't do without, though other verbs can.
+const REQUIRED: [(&str, &[&str]); 3] =
+    [("train", &["data"]), ("compare", &["data"]), ("adapt", &["data", "store"])];
 
 /// The command line's definition. A number below zero is a value for every flag that takes one, so
 /// that the refusal names the flag and its range instead of an unknown flag `-1`.
@@ -99,7 +103,16 @@ pub(crate) fn command() -> Command {
         true => arg.allow_negative_numbers(true),
         false => arg,
     };
-    Cli::command().mut_subcommands(|verb| verb.mut_args(lenient))
+    let command = Cli::command().mut_subcommands(|verb| verb.mut_args(lenient));
+    REQUIRED.iter().fold(command, |command, (verb, names)| {
+        let require = |verb: Command, name: &&str| verb.mut_arg(*name, |arg| arg.required(true));
+        command.mut_subcommand(verb, |verb| names.iter().fold(verb, require))
+    })
+}
+
+/// The same where nothing is required: what is missing may stand in a file.
+pub(crate) fn without_required() -> Command {
+    command().mut_subcommands(|verb| verb.mut_args(|arg| arg.required(false)))
 }
 
 /// The usage error for a command line with global flags only.
@@ -131,8 +144,8 @@ mod tests {
     use super::*;
 
     fn train(line: &str) -> anyhow::Result<crate::options::TuneOptions> {
-        let words = std::iter::once("engraft").chain(line.split_whitespace()).map(OsString::from).collect();
-        match parse(words)?.command {
+        let words = std::iter::once("engraft").chain(line.split_whitespace()).chain(["--data", "rows"]);
+        match parse(words.map(OsString::from).collect())?.command {
             Some(Verb::Train(options)) => Ok(options.tune),
             other => panic!("not train: {other:?}"),
         }

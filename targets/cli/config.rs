@@ -11,7 +11,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use engraft_runtime::error::{Error, ErrorKind};
 
-use crate::args::command;
+use crate::args::{command, without_required};
 use crate::exit::usage_message;
 
 /// Flags of which one makes the other meaningless, beside those of one group: a file's value yields to either.
@@ -45,7 +45,7 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
         let spelled = spell(flag, value).map_err(|rule| misuse(format!("key `{key}`: {rule}")))?;
         // Parsed alone first, so that a refusal names this file rather than the command line.
         let alone = ["engraft", verb].into_iter().chain(spelled.iter().map(String::as_str));
-        if let Err(error) = command().try_get_matches_from(alone) {
+        if let Err(error) = without_required().try_get_matches_from(alone) {
             return Err(misuse(format!("key `{key}`: {}", usage_message(&error))).into());
         }
         if !overridden(of_verb, &flags, flag, given) {
@@ -135,13 +135,15 @@ fn overridden(verb: &Command, flags: &[&Arg], flag: &Arg, given: &ArgMatches) ->
 mod tests {
     use super::*;
     use crate::args::{Verb, parse};
-    use crate::options::{Length, TuneOptions};
+    use crate::options::TuneOptions;
+    use engraft_runtime::run::Length;
 
     fn train(toml: &str, flags: &[&str]) -> Result<TuneOptions> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("settings.toml");
         std::fs::write(&file, toml)?;
-        let mut words: Vec<OsString> = ["engraft", "--json", "train"].map(OsString::from).to_vec();
+        let line = ["engraft", "--json", "train", "-m", "m.gguf", "--data", "rows"];
+        let mut words: Vec<OsString> = line.map(OsString::from).to_vec();
         words.extend(flags.iter().map(OsString::from));
         words.extend(["--config".into(), file.into()]);
         match parse(words)?.command {
@@ -154,19 +156,24 @@ mod tests {
     fn keys_are_flags_and_flags_win() {
         let toml =
             "rank = 4\nlora_alpha = 32\nlearning-rate = 1e-3\nlora-modules = [\"q\", \"v_proj\"]\nepochs = 2";
-        let options = train(toml, &["--rank", "16"]).unwrap();
-        assert_eq!((options.lora.rank, options.lora.alpha), (16, 32.0));
-        assert_eq!(options.run.learning_rate(options.lora.fine_tune_type), 1e-3);
-        assert_eq!(options.lora.lora_modules.0.len(), 2);
-        assert_eq!(options.run.length(), Length::Epochs(2));
-        assert_eq!(train(toml, &["--iters", "7"]).unwrap().run.length(), Length::Iters(7));
+        let of = |flags: &[&str]| train(toml, flags).unwrap().settings(&small()).unwrap();
+        let settings = of(&["--rank", "16"]);
+        let lora = settings.method.lora().unwrap();
+        assert_eq!((lora.rank, lora.alpha, lora.targets.len()), (16, 32.0, 2));
+        assert_eq!((settings.rate, settings.length), (Some(1e-3), Length::Epochs(2.0)));
+        assert_eq!(of(&["--iters", "7"]).length, Length::Steps(7));
+    }
+
+    fn small() -> engraft_runtime::model::ModelConfig {
+        crate::verbs::demo::built_in().unwrap().config().clone()
     }
 
     fn adapt(toml: &str, flags: &[&str]) -> Result<String> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("settings.toml");
         std::fs::write(&file, toml)?;
-        let mut words: Vec<OsString> = ["engraft", "adapt"].map(OsString::from).to_vec();
+        let line = ["engraft", "adapt", "-m", "m.gguf", "--data", "rows", "--store", "s"];
+        let mut words: Vec<OsString> = line.map(OsString::from).to_vec();
         words.extend(flags.iter().map(OsString::from));
         words.extend(["--config".into(), file.into()]);
         match parse(words)?.command {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use engraft_runtime::error::{Error, ErrorKind};
 
-use crate::json;
+use crate::{advice, json};
 
 /// The exit code of a wrong command line.
 const USAGE: u8 = 2;
@@ -84,7 +84,7 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     match error.downcast_ref::<clap::Error>() {
         // A closed stdout or stderr can't be told to anyone.
         Some(usage) => drop(usage.print()),
-        None => eprintln!("error: {error:#}"),
+        None => eprintln!("error: {}", message(error)),
     }
     if json
         && code != 0
@@ -102,9 +102,18 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     kind == Some(std::io::ErrorKind::BrokenPipe)
 }
 
+/// What happened, and what to type next.
+fn message(error: &anyhow::Error) -> String {
+    let Some(told) = error.downcast_ref().map(advice::told) else { return format!("{error:#}") };
+    // What was added on the way up stands before the error itself.
+    let outer: Vec<String> =
+        error.chain().take_while(|e| !e.is::<Error>()).map(ToString::to_string).collect();
+    outer.into_iter().chain([told]).collect::<Vec<_>>().join(": ")
+}
+
 /// The error as a line of JSON.
 pub(crate) fn object(error: &anyhow::Error) -> Option<String> {
-    let message = error.downcast_ref().map_or_else(|| format!("{error:#}"), usage_message);
+    let message = error.downcast_ref().map_or_else(|| message(error), usage_message);
     let body = json::ErrorBody { kind: kind_name(error), message: &message, exit_code: code(error) };
     serde_json::to_string(&json::Failure { error: body }).ok()
 }

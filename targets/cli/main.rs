@@ -3,6 +3,7 @@
 //! The command line only: every number is computed in the runtime. Results go to stdout, progress
 //! and logs to stderr, and the exit code says what kind of failure it was (see `exit.rs`).
 
+mod advice;
 mod args;
 mod conditions;
 mod config;
@@ -56,6 +57,6 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<()> {
     };
     truncation::install(cli.json);
     let cancel = interrupt::install(command.saves_when_asked())?;
-    let session = verbs::Session { json: cli.json, cancel };
-    verbs::run(command, &session)
+    let invocation = verbs::Invocation { json: cli.json, cancel };
+    verbs::run(command, &invocation)
 }

@@ -11,12 +11,9 @@ use serde::{Deserialize, Serialize};
 const FILE: &str = "metrics.jsonl";
 const LINE_BYTES_MAX: u64 = 1 << 16;
 
-/// Appends records to a file.
-#[derive(Debug)]
-pub(crate) struct Metrics {
-    file: File,
-    path: PathBuf,
-}
+/// Appends records to a file, once a folder is named.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics(Option<(File, PathBuf)>);
 
 impl Metrics {
     /// Opens `folder`/metrics.jsonl for appending, and creates it with mode 0600 if it is absent.
@@ -24,10 +21,10 @@ impl Metrics {
     /// # Errors
     /// [`ErrorKind::Io`]; [`ErrorKind::Misuse`] when the name is a link, which could lead outside
     /// the folder.
-    pub(crate) fn open(folder: &Path) -> Result<Metrics> {
+    fn open(&mut self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE);
         if path.is_symlink() {
-            let message = format!("{} is a symbolic link: remove it", path.display());
+            let message = format!("{} is a symbolic link; remove it", path.display());
             return Err(Error::new(ErrorKind::Misuse, message));
         }
         let mut options = OpenOptions::new();
@@ -35,49 +32,53 @@ impl Metrics {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(&path).map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
-        Ok(Metrics { file, path })
+        self.0 = Some((file, path));
+        Ok(())
     }
 
-    /// The same of a run that begins: what a start left that never came to a step is gone.
+    /// Begins a run's records: what a start left that never came to a step is gone.
     ///
     /// # Errors
-    /// Those of [`Metrics::open`].
-    pub(crate) fn begin(folder: &Path) -> Result<Metrics> {
-        Metrics::cut(folder, |step| step > 0)
+    /// [`ErrorKind::Io`]; [`ErrorKind::Misuse`] when the name is a link.
+    pub(crate) fn begin(&mut self, folder: &Path) -> Result<()> {
+        self.cut_where(folder, |step| step > 0)
     }
 
-    /// The same of a run that goes on after `step`: what was recorded of it beyond, and a line that a crash
-    /// cut, is gone. Runs that were recorded before it stay.
+    /// Goes on with a run's records after `step`: what was recorded of it beyond, and a line that a crash cut, is gone.
+    /// Runs that were recorded before it stay.
     ///
     /// # Errors
-    /// Those of [`Metrics::open`].
-    pub(crate) fn reopen(folder: &Path, step: u64) -> Result<Metrics> {
-        Metrics::cut(folder, |recorded| recorded <= step)
+    /// Those of [`Metrics::begin`].
+    pub(crate) fn cut(&mut self, folder: &Path, step: u64) -> Result<()> {
+        self.cut_where(folder, |recorded| recorded <= step)
     }
 
     /// Opens the file without what follows the last run's last record whose step is to be kept.
-    fn cut(folder: &Path, keeps: impl Fn(u64) -> bool) -> Result<Metrics> {
-        let Metrics { path, .. } = Metrics::open(folder)?;
+    fn cut_where(&mut self, folder: &Path, keeps: impl Fn(u64) -> bool) -> Result<()> {
+        self.open(folder)?;
+        let path = folder.join(FILE);
         let failed = |e| Error::io(format!("reading {}", path.display()), e);
         let kept = kept_bytes(BufReader::new(File::open(&path).map_err(failed)?), keeps).map_err(failed)?;
-        if kept < path.metadata().map_err(failed)?.len() {
-            commit(&Disk, folder, FILE, |out| {
-                let file = File::open(&path).map_err(failed)?;
-                io::copy(&mut file.take(kept), out).map_err(failed).map(|_| ())
-            })?;
+        if kept == path.metadata().map_err(failed)?.len() {
+            return Ok(());
         }
-        Metrics::open(folder)
+        commit(&Disk, folder, FILE, |out| {
+            let file = File::open(&path).map_err(failed)?;
+            io::copy(&mut file.take(kept), out).map_err(failed).map(|_| ())
+        })?;
+        self.open(folder)
     }
 
-    /// Appends one record in one write, so that a line is never split by another writer.
+    /// Appends one record in one write, so that a line is never split by another writer. Nothing before a run began.
     ///
     /// # Errors
     /// [`ErrorKind::Io`].
     pub(crate) fn append(&mut self, record: &impl Serialize) -> Result<()> {
-        let failed = |e| Error::io(format!("writing {}", self.path.display()), e);
+        let Some((file, path)) = &mut self.0 else { return Ok(()) };
+        let failed = |e| Error::io(format!("writing {}", path.display()), e);
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(failed)
+        file.write_all(&line).map_err(failed)
     }
 }
 
@@ -138,7 +139,8 @@ mod tests {
     fn records_are_appended_line_by_line() {
         let folder = tempfile::tempdir().unwrap();
         for step in [1, 2] {
-            let mut metrics = Metrics::open(folder.path()).unwrap();
+            let mut metrics = Metrics::default();
+            metrics.open(folder.path()).unwrap();
             metrics.append(&StepRecord { step, train_loss: Some(0.5), ..Default::default() }).unwrap();
         }
         let path = folder.path().join("metrics.jsonl");
@@ -161,14 +163,15 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join(FILE);
             std::fs::write(&path, lines(&all) + cut).unwrap();
-            let mut metrics = Metrics::reopen(folder.path(), step).unwrap();
+            let mut metrics = Metrics::default();
+            metrics.cut(folder.path(), step).unwrap();
             metrics.append(&StepRecord { step: 99, train_loss: Some(0.5), ..Default::default() }).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), lines(&all[..left]) + &line(99), "{step}");
         }
         for (steps, left) in [(&[0, 1, 40, 0][..], &[0, 1, 40][..]), (&[0, 0], &[]), (&[0, 7], &[0, 7])] {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join(FILE), lines(steps)).unwrap();
-            Metrics::begin(folder.path()).unwrap();
+            Metrics::default().begin(folder.path()).unwrap();
             assert_eq!(std::fs::read_to_string(folder.path().join(FILE)).unwrap(), lines(left));
         }
     }
@@ -178,6 +181,6 @@ mod tests {
     fn links_are_refused() {
         let (folder, outside) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
         std::os::unix::fs::symlink(outside.path(), folder.path().join("metrics.jsonl")).unwrap();
-        assert_eq!(Metrics::open(folder.path()).unwrap_err().kind(), ErrorKind::Misuse);
+        assert_eq!(Metrics::default().begin(folder.path()).unwrap_err().kind(), ErrorKind::Misuse);
     }
 }

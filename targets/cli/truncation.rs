@@ -17,7 +17,7 @@ use engraft_runtime::model::map::check_length;
 use signal_hook::consts::SIGBUS;
 use signal_hook::low_level::{pipe, raise};
 
-use crate::exit;
+use crate::{advice, exit};
 
 /// The files that are mapped, to find the one that was cut.
 static MAPPED: Mutex<Vec<Mapped>> = Mutex::new(Vec::new());
@@ -99,7 +99,7 @@ fn cause() -> Error {
 
 /// Closed streams can't be told to anyone.
 fn tell(error: Error, json: bool, mut out: File, mut err: File) {
-    let _ = writeln!(err, "\nerror: {error}");
+    let _ = writeln!(err, "\nerror: {}", advice::told(&error));
     if json && let Some(object) = exit::object(&error.into()) {
         // A generated text may stand on the line.
         let _ = writeln!(out, "\n{object}");

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 HEADER = HERE.parent / "capi" / "include" / "engraft.h"
 
 # What the wrapper does without.
-UNWRAPPED = {"engraft_code_name"}
+UNWRAPPED = set()
 UNSET = {"struct_size", "reserved"}
 
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use engraft_codec::{Element, Kind, Meta, Section, Writer};
 use engraft_kernels::DType;
-use engraft_runtime::adapter::{Adapter, Precision, mlx, peft};
+use engraft_runtime::adapter::{Adapter, StoredAs, mlx, peft};
 use engraft_runtime::model::gguf::write::Header;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, StdIo};
@@ -251,13 +251,11 @@ fn what_an_unbound_file_does_not_record_is_told() {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         stderr(&output)
     };
-    assert!(!told(&file).contains("does not record"));
+    assert!(!told(&file).contains("doesn't record"));
     let unbound = Adapter { binding: None, ..Adapter::load(Path::new(&file)).expect("the adapter") };
-    unbound.save(&Disk, folder.path(), Precision::F32).expect("saving");
+    unbound.save(&Disk, folder.path(), StoredAs::F32).expect("saving");
     let said = told(&folder.path().display().to_string());
-    for words in
-        ["does not record chat template, matched tensors", "older version or saved unbound", "digest"]
-    {
+    for words in ["doesn't record chat template, matched tensors", "train or import it again", "digest"] {
         assert!(said.contains(words), "{words}: {said}");
     }
 }

@@ -87,15 +87,15 @@ fn an_interrupted_run_resumes_to_the_same_adapter() {
     let (out, told) = (folder.path().join("out"), folder.path().join("told"));
     let mut child = start(&out, &told, &["-t", "1", "--checkpoint-every", "5"]);
     let begun = Instant::now();
-    while last_number(&read(&told), "checkpoint saved step ") < Some(5) {
+    while last_number(&read(&told), "checkpoint saved at step ") < Some(5) {
         assert!(begun.elapsed() < Duration::from_secs(120), "{}", read(&told));
         std::thread::sleep(Duration::from_millis(5));
     }
     let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
     assert!(killed.success());
     assert_eq!(child.wait().expect("an end").code(), Some(130), "{}", read(&told));
-    assert!(read(&told).contains("--resume goes on"), "{}", read(&told));
-    let stopped = last_number(&read(&told), "checkpoint saved step ").expect("a step");
+    assert!(read(&told).contains("--resume to continue"), "{}", read(&told));
+    let stopped = last_number(&read(&told), "checkpoint saved at step ").expect("a step");
     assert_eq!(checkpoints(&out).len(), 2);
 
     // Forgetting the flag, or another setting, loses nothing.
@@ -142,7 +142,7 @@ fn an_interrupted_run_resumes_to_the_same_adapter() {
     assert!(checkpoints(&out).is_empty());
     // Another run may begin where one is finished.
     let other = run(&out, &["-t", "2", "--resume", "--rank", "4", "--json"]);
-    assert!(stderr(&other).contains("begins at the start"), "{}", stderr(&other));
+    assert!(stderr(&other).contains("starting from the beginning"), "{}", stderr(&other));
     assert_eq!(
         (other.status.code(), &last_line(&other)["steps"]),
         (Some(0), &STEPS.into()),
@@ -171,7 +171,7 @@ fn a_run_out_of_time_is_unfinished_and_goes_on() {
         first.extend(["--checkpoint-every", "1", "--time-budget", "0s"].map(str::to_string));
         let first = engraft(&first.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(first.status.code(), Some(130), "{}", stderr(&first));
-        assert!(stderr(&first).contains("checkpoint saved step 0"), "{}", stderr(&first));
+        assert!(stderr(&first).contains("checkpoint saved at step 0"), "{}", stderr(&first));
         // An unfinished run that is always told to go on, as a timer would.
         loop {
             let mut words = words(&cut);
@@ -245,11 +245,11 @@ fn kills(count: u64) {
         let text = read(&told);
         corrupt += u64::from(text.contains("passed over: "));
         // What an earlier process acknowledged is where this one begins, or beyond.
-        if text.contains("resumed: ") || text.contains("begins at the start") {
+        if text.contains("resumed: ") || text.contains("starting from the beginning") {
             let from = last_number(&text, ", step ").filter(|_| text.contains("resumed: "));
             lost += u64::from(from < acknowledged);
         }
-        acknowledged = last_number(&text, "checkpoint saved step ").max(acknowledged);
+        acknowledged = last_number(&text, "checkpoint saved at step ").max(acknowledged);
         match status.code() {
             None => {
                 killed += 1;

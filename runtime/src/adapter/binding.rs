@@ -6,20 +6,24 @@
 //! and does nothing, or something else than it did. It is taken in f32 throughout, where instruction sets
 //! differ by rounding alone: quantized activations would carry a rounding to other tokens' odds.
 
+use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 
+use super::StoredAs;
 use super::config::Layout;
 use super::gains::{self, Gains};
 use super::params::Adapter;
 use crate::data::Batch;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::hex;
 use crate::model::weights::ModelFile;
 use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
 use crate::rng::mix;
+use crate::storage::{Committed, Storage};
 use crate::train::chain::{AdapterView, Chain};
 
 /// Log-probabilities of a fingerprint.
@@ -112,6 +116,27 @@ impl Prober {
         gains.refresh(&self.model, &self.kernels, (layout, config), theta, (&mut scratch, &mut []));
         drop(scratch);
         self.with(&AdapterView { layout, config, theta, gains: gains.c() })
+    }
+
+    /// Commits an adapter in a folder, bound to its base by what both compute. Whatever is rounded in the file, the
+    /// adapter stays as it is.
+    ///
+    /// # Errors
+    /// Those of [`Binding::of`] and [`Adapter::save_bound`].
+    pub fn save(
+        &mut self,
+        adapter: &Adapter,
+        stored: StoredAs,
+        (storage, folder): (&dyn Storage, &Path),
+    ) -> Result<Committed> {
+        let mut adapter = Cow::Borrowed(adapter);
+        if stored == StoredAs::F16 {
+            // The fingerprint is of what will be loaded.
+            adapter.to_mut().round_to(stored)?;
+        }
+        let model = self.model.clone();
+        let binding = Binding::of(&adapter, &model, self)?;
+        adapter.save_bound(storage, folder, stored, &binding)
     }
 }
 
@@ -241,9 +266,7 @@ impl Adapter {
         match differs.is_empty() {
             true if self.binding.is_some() => Ok(Vec::new()),
             true => Ok(vec!["chat template", "matched tensors", "outputs on fixed tokens"]),
-            false => {
-                Err(mismatch(format!("{}; say --force-base to use it nevertheless", differs.join("; "))))
-            }
+            false => Err(mismatch(differs.join("; "))),
         }
     }
 
@@ -267,8 +290,7 @@ impl Adapter {
             (true, false) => String::new(),
         };
         mismatch(format!(
-            "the adapter was trained on another base: {} ({}), and this model is {}{what}; use the GGUF file \
-             it was trained on, train again on this one, or say --force-base",
+            "the adapter was trained on another base: {} ({}), and this model is {}{what}",
             hex::short(&self.base.digest),
             self.base_name(),
             hex::short(&model.digest()),
@@ -296,5 +318,5 @@ fn corrupt(problem: impl Into<String>) -> Error {
 }
 
 fn mismatch(problem: String) -> Error {
-    Error::new(ErrorKind::BaseMismatch, problem)
+    Error::new(ErrorKind::BaseMismatch, problem).advise(Advice::OwnBase)
 }

@@ -223,7 +223,14 @@ impl LoraConfig {
 }
 
 impl Override {
-    /// The place for people, as it is spelled on the command line.
+    /// In words: "layers.3.q_proj rank 4 alpha 8".
+    pub fn describe(&self) -> String {
+        let rank = self.rank.map_or(String::new(), |rank| format!(" rank {rank}"));
+        let alpha = self.alpha.map_or(String::new(), |alpha| format!(" alpha {alpha}"));
+        format!("{}{rank}{alpha}", self.place())
+    }
+
+    /// The place for people.
     fn place(&self) -> String {
         let proj = self.proj.hf_name();
         self.layer.map_or_else(|| proj.to_string(), |l| format!("layers.{l}.{proj}"))

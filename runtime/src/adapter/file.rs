@@ -50,11 +50,24 @@ const CHUNK: usize = 1024;
 
 /// How parameters are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
+pub enum StoredAs {
     /// Exactly.
     F32,
     /// Rounded to 11 significant bits; a file of ours packs them in some 13, those of others take 16.
     F16,
+}
+
+impl StoredAs {
+    /// Both of them, by the names that [`StoredAs::name`] gives.
+    pub const ALL: [StoredAs; 2] = [StoredAs::F32, StoredAs::F16];
+
+    /// Its name, in files and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            StoredAs::F32 => "f32",
+            StoredAs::F16 => "f16",
+        }
+    }
 }
 
 /// What reading and writing a frame gives.
@@ -125,7 +138,7 @@ impl Adapter {
     /// [`ErrorKind::NonFinite`] when a parameter is NaN or infinite, or too large for f16;
     /// [`ErrorKind::Misuse`] when the parts of the adapter contradict each other;
     /// [`ErrorKind::Io`]. An older file stays whole.
-    pub fn save(&self, storage: &dyn Storage, dir: &Path, precision: Precision) -> Result<Committed> {
+    pub fn save(&self, storage: &dyn Storage, dir: &Path, precision: StoredAs) -> Result<Committed> {
         self.save_as_bound(storage, dir, precision, self.binding.as_ref())
     }
 
@@ -137,7 +150,7 @@ impl Adapter {
         &self,
         storage: &dyn Storage,
         dir: &Path,
-        precision: Precision,
+        precision: StoredAs,
         binding: &Binding,
     ) -> Result<Committed> {
         self.save_as_bound(storage, dir, precision, Some(binding))
@@ -147,7 +160,7 @@ impl Adapter {
         &self,
         storage: &dyn Storage,
         dir: &Path,
-        precision: Precision,
+        precision: StoredAs,
         binding: Option<&Binding>,
     ) -> Result<Committed> {
         let path = dir.join(ADAPTER_FILE);
@@ -208,16 +221,16 @@ impl Adapter {
     ///
     /// # Errors
     /// What keeps [`Adapter::save`] from storing them so.
-    pub fn round_to(&mut self, precision: Precision) -> Result<()> {
+    pub fn round_to(&mut self, precision: StoredAs) -> Result<()> {
         self.check_storable(precision)?;
-        if precision == Precision::F16 {
+        if precision == StoredAs::F16 {
             let Adapter { layout, theta, .. } = self;
             weights(layout).flatten().for_each(|i| theta[i] = f16::from_f32(theta[i]).to_f32());
         }
         Ok(())
     }
 
-    fn check_storable(&self, precision: Precision) -> Result<()> {
+    fn check_storable(&self, precision: StoredAs) -> Result<()> {
         let misuse = |problem: String| Error::new(ErrorKind::Misuse, problem);
         self.config.check(self.base.n_layers).map_err(misuse)?;
         let shapes: Vec<_> = self.layout.shapes().collect();
@@ -238,7 +251,7 @@ impl Adapter {
         }
         let overflows = |i: &usize| !f16::from_f32(self.theta[*i]).is_finite();
         match weights(&self.layout).flatten().find(overflows) {
-            Some(at) if precision == Precision::F16 => {
+            Some(at) if precision == StoredAs::F16 => {
                 let message = format!("parameter {at} ({}) exceeds f16; save as f32", self.theta[at]);
                 Err(Error::new(ErrorKind::NonFinite, message))
             }
@@ -246,7 +259,7 @@ impl Adapter {
         }
     }
 
-    fn write(&self, out: &mut dyn Write, precision: Precision, binding: Option<&Binding>) -> FrameResult<()> {
+    fn write(&self, out: &mut dyn Write, precision: StoredAs, binding: Option<&Binding>) -> FrameResult<()> {
         let layout = &self.layout;
         let section = |name, element, count: usize| {
             let section = Section::new(name, element, count as u64);
@@ -255,7 +268,7 @@ impl Adapter {
         let bytes = || planar(layout).flatten().map(|i| packed::split(self.theta[i]));
         let count = weights(layout).flatten().count();
         let high = || packed::deflate(count, bytes().map(|[_, high]| high));
-        let high = (precision == Precision::F16).then(high);
+        let high = (precision == StoredAs::F16).then(high);
         let mut sections = match &high {
             None => vec![section(THETA, Element::F32, count)?],
             Some(high) => vec![

@@ -10,7 +10,7 @@ use serde_json::{Map as Object, Value};
 
 use super::exchange::{Exchange, corrupt, unsupported};
 use super::{ADAPTER_FILE, gguf_file, mlx, peft};
-use crate::error::{Error, ErrorKind, Result, told};
+use crate::error::{Advice, Error, ErrorKind, Result, told};
 use crate::model::ModelConfig;
 use crate::model::gguf::quote;
 
@@ -66,11 +66,12 @@ impl Format {
         }
         let config = path.join(peft::CONFIG_FILE);
         if !config.exists() {
-            let message = match path.join(ADAPTER_FILE).exists() {
-                true => format!("{place}: an adapter of Engraft's own already; use it with --lora"),
-                false => format!("{place}: no {} in it: not the folder of an adapter", peft::CONFIG_FILE),
-            };
-            return Err(Error::new(ErrorKind::Misuse, message));
+            let misuse = |message| Error::new(ErrorKind::Misuse, message);
+            return Err(match path.join(ADAPTER_FILE).exists() {
+                true => misuse(format!("{place}: this is one of Engraft's own adapters already"))
+                    .advise(Advice::UseAsAdapter),
+                false => misuse(format!("{place}: no {} in it: not an adapter's folder", peft::CONFIG_FILE)),
+            });
         }
         let settings = read_json(&config)?;
         let has = |key| settings.contains_key(key);

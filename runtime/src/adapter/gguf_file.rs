@@ -8,11 +8,11 @@ use std::path::Path;
 use engraft_kernels::{DType, scalar};
 use half::f16;
 
-use super::Precision;
+use super::StoredAs;
 use super::exchange::{Exchange, Matrix, Module, Part, Parts, name, unknown_tensor, unsupported};
 use super::foreign::Imported;
 use super::params::Init;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::gguf::write::{Header, failed};
 use crate::model::gguf::{Gguf, TensorInfo, quote};
 use crate::model::map::Map;
@@ -118,14 +118,14 @@ pub fn export(
     path: &Path,
     exchange: &Exchange,
     model: &ModelConfig,
-    precision: Precision,
+    precision: StoredAs,
 ) -> Result<Committed> {
     if exchange.dora {
         return Err(unsupported(
             "a DoRA adapter can't be written as a GGUF adapter: llama.cpp knows no magnitudes, and its effect is of \
-             full rank; merge it into the model (engraft merge), export it as PEFT (--format peft), or write the \
-             nearest LoRA of a rank (--dora-svd-rank), whose error is told",
-        ));
+             full rank",
+        )
+        .advise(Advice::WithoutMagnitudes));
     }
     let file = path.file_name().and_then(|f| f.to_str());
     let file =
@@ -148,7 +148,7 @@ fn encode(
     exchange: &Exchange,
     model: &ModelConfig,
     alpha: f32,
-    precision: Precision,
+    precision: StoredAs,
 ) -> Result<(Header, Vec<Vec<u8>>)> {
     let mut header = Header::new(ALIGNMENT);
     header.string("general.architecture", &model.architecture);
@@ -165,7 +165,7 @@ fn encode(
         for (part, values, dims) in [("lora_a", &m.a, [inputs, m.rank]), ("lora_b", &b, [m.rank, outputs])] {
             let bytes = bytes_of(values, precision).map_err(|e| e.at(name(m)))?;
             let tensor = format!("blk.{}.{}.weight.{part}", m.layer, m.proj.gguf_name());
-            let dtype = if precision == Precision::F16 { DType::F16 } else { DType::F32 };
+            let dtype = if precision == StoredAs::F16 { DType::F16 } else { DType::F32 };
             header.tensor(&tensor, dtype, &dims, bytes.len());
             data.push(bytes);
         }
@@ -183,8 +183,8 @@ fn folded(exchange: &Exchange, m: &Module, alpha: f32) -> Vec<f32> {
     m.b.iter().map(|v| (f64::from(*v) * factor) as f32).collect()
 }
 
-fn bytes_of(values: &[f32], precision: Precision) -> Result<Vec<u8>> {
-    if precision == Precision::F32 {
+fn bytes_of(values: &[f32], precision: StoredAs) -> Result<Vec<u8>> {
+    if precision == StoredAs::F32 {
         return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
     match values.iter().find(|v| !f16::from_f32(**v).is_finite()) {

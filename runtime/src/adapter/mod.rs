@@ -18,7 +18,7 @@ mod safetensors;
 
 pub use binding::{Binding, Fingerprint, Prober};
 pub use config::{Case, Layout, LoraConfig, Override, RANK_MAX, Slot};
-pub use file::{ADAPTER_FILE, Precision};
+pub use file::{ADAPTER_FILE, StoredAs};
 pub use gains::Gains;
 pub use packed::saving_bytes;
 pub use params::{Adapter, BaseIdentity, Init, TrainedWith};

@@ -5,7 +5,7 @@ use engraft_kernels::Kernels;
 use super::binding::Binding;
 use super::config::{Layout, LoraConfig, shapes};
 use super::gains;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::hex;
 use crate::model::ModelConfig;
 use crate::model::weights::ModelFile;
@@ -153,13 +153,12 @@ impl Adapter {
     pub fn check_base(&self, digest: &[u8; 32], model: &ModelConfig) -> Result<()> {
         if self.base.digest != *digest {
             let message = format!(
-                "the adapter was trained on another base: {} ({}), and this model is {}; use the GGUF file \
-                 it was trained on, train again on this one, or say --force-base",
+                "the adapter was trained on another base: {} ({}), and this model is {}",
                 hex::short(&self.base.digest),
                 self.base_name(),
                 hex::short(digest)
             );
-            return Err(Error::new(ErrorKind::BaseMismatch, message));
+            return Err(Error::new(ErrorKind::BaseMismatch, message).advise(Advice::OwnBase));
         }
         self.check_shapes(model)
     }

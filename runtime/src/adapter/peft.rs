@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map as Object, Value, json};
 
-use super::Precision;
+use super::StoredAs;
 use super::exchange::{
     Exchange, Matrix, Module, Part, Parts, Rows, corrupt, hf_path, module_of, unknown_tensor, unsupported,
 };
@@ -408,7 +408,7 @@ pub fn export(
     dir: &Path,
     exchange: &Exchange,
     model: &ModelConfig,
-    precision: Precision,
+    precision: StoredAs,
 ) -> Result<()> {
     let tensors: Vec<_> = exchange.modules.iter().flat_map(|m| tensors_of(m, model)).collect();
     let mut config = serde_json::to_string_pretty(&config_of(exchange, model))

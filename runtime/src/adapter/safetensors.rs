@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::Precision;
+use super::StoredAs;
 use super::exchange::{corrupt, unsupported};
 use crate::error::{Error, ErrorKind, Result, told};
 use crate::model::gguf::quote;
@@ -200,14 +200,14 @@ pub(super) struct Written {
 ///
 /// # Errors
 /// `NonFinite` for a number beyond f16; `Io`.
-pub(super) fn write(out: &mut dyn Write, tensors: &[Written], precision: Precision) -> Result<()> {
+pub(super) fn write(out: &mut dyn Write, tensors: &[Written], precision: StoredAs) -> Result<()> {
     let mut encoded = Vec::with_capacity(tensors.len());
     for t in tensors {
         encoded.push((t, encode(t, precision)?));
     }
     let dtype = match precision {
-        Precision::F32 => Dtype::F32,
-        Precision::F16 => Dtype::F16,
+        StoredAs::F32 => Dtype::F32,
+        StoredAs::F16 => Dtype::F16,
     };
     let misuse = |e| Error::new(ErrorKind::Misuse, format!("writing safetensors: {e}"));
     let mut views = Vec::with_capacity(encoded.len());
@@ -219,8 +219,8 @@ pub(super) fn write(out: &mut dyn Write, tensors: &[Written], precision: Precisi
     out.write_all(&bytes).map_err(|e| Error::io("writing safetensors", e))
 }
 
-fn encode(t: &Written, precision: Precision) -> Result<Vec<u8>> {
-    if precision == Precision::F32 {
+fn encode(t: &Written, precision: StoredAs) -> Result<Vec<u8>> {
+    if precision == StoredAs::F32 {
         return Ok(t.values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
     if let Some(v) = t.values.iter().find(|v| !f16::from_f32(**v).is_finite()) {

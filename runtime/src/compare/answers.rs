@@ -1,6 +1,5 @@
 //! Answers in words: what is asked, what an arm answers, and whether that is right.
 
-use super::Watcher;
 use super::material::Rows;
 use super::score::Subject;
 use crate::data::{Example, Sample};
@@ -8,6 +7,7 @@ use crate::error::Result;
 use crate::gate::metrics::{exact_match, json_match};
 use crate::gate::task::Task;
 use crate::model::text::Text;
+use crate::run::Observer;
 
 /// Tokens of a running text that are shown as a prompt.
 const TEXT_PROMPT: usize = 32;
@@ -24,6 +24,15 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// Its name, as settings and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Numeric(task) => task.name(),
+            Metric::Exact => "exact",
+            Metric::Json => "json",
+        }
+    }
+
     /// Whether an answer is right; `None` where the row's own is no reference.
     pub fn is_correct(self, answer: &str, reference: &str) -> Option<bool> {
         match self {
@@ -113,7 +122,7 @@ pub fn answer(
     rows: &[Example],
     (manner, text): (Manner, &Text),
     free_bytes: usize,
-    watcher: &mut dyn Watcher,
+    observer: &mut dyn Observer,
 ) -> Result<Answered> {
     let shown = shown(questions.len(), manner.samples);
     let asked: Vec<usize> = match manner.metric {
@@ -130,7 +139,7 @@ pub fn answer(
     };
     let is_end = |id: u32| text.tokenizer.is_end(id);
     let slots = subject.slots(&prompts, limit, free_bytes);
-    let found = subject.answers(&prompts, (limit, slots), &is_end, watcher)?;
+    let found = subject.answers(&prompts, (limit, slots), &is_end, observer)?;
     let texts: Vec<String> = found.answers.iter().map(|ids| text.tokenizer.decode(ids)).collect();
     let right =
         |at: usize| manner.metric.and_then(|m| m.is_correct(&texts[at], &questions[asked[at]].reference));

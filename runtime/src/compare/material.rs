@@ -11,7 +11,7 @@ use crate::data::source::{key, part_file};
 use crate::data::{
     DataOptions, Dataset, Format, Origin, Part, Sample, load_from, samples_from, split, split_off,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::gate::leak::{Leak, RowHash, leaks};
 use crate::hex;
 use crate::model::text::Text;
@@ -39,6 +39,14 @@ impl Rows {
     pub fn of(data: Dataset, options: &DataOptions) -> Result<Rows> {
         let source = data.source.clone();
         Rows::from(data, Origin::File(&source), options)
+    }
+
+    /// All rows of a file, or of a text in memory.
+    ///
+    /// # Errors
+    /// Those of [`load_from`].
+    pub fn read(origin: Origin<'_>, text: &Text, options: &DataOptions) -> Result<Rows> {
+        Rows::from(load_from(origin, &text.tokenizer, &text.chat, options)?, origin, options)
     }
 
     fn from(data: Dataset, origin: Origin<'_>, options: &DataOptions) -> Result<Rows> {
@@ -190,11 +198,8 @@ impl Material {
         let held_out = at_most(held_out, limits.held_out_rows, seed);
         for (part, what) in [(&train, "to train on"), (&valid, "to validate with"), (&held_out, "held out")] {
             if part.examples.is_empty() {
-                let message = format!(
-                    "{}: no row is left {what}: give more rows, another --valid-fraction, or files of their own",
-                    parts.train.name().display()
-                );
-                return Err(Error::new(ErrorKind::BadData, message));
+                let message = format!("{}: no row is left {what}", parts.train.name().display());
+                return Err(Error::new(ErrorKind::BadData, message).advise(Advice::AnotherSplit));
             }
         }
         let train = Rows::from(train, parts.train, options)?;

@@ -6,14 +6,14 @@
 
 use std::time::Instant;
 
-use super::material::Material;
-use super::recipe::{Base, Method, Recipe};
-use super::{Watcher, run};
+use super::recipe::Recipe;
 use crate::data::{Batch, Batches, Cursor};
 use crate::error::{ErrorKind, Result};
 use crate::gate::report::RateTest;
 use crate::model::tuned::Weights;
 use crate::plan::{ArenaWords, Request};
+use crate::run::run::trainer_at;
+use crate::run::{Base, Event, Method, Observer, RunRows, Stepping};
 use crate::train::Chain;
 use crate::train::schedule::{Schedule, Shape};
 
@@ -34,48 +34,46 @@ const PART: f64 = 0.25;
 /// Tries rates on the training rows, from the recipe's own beginning.
 ///
 /// # Errors
-/// Those of training, but a loss that is no number only ends the test; `Cancelled`.
+/// Those of training, but a loss that isn't finite only ends the test; `Cancelled`.
 pub fn test(
     recipe: &Recipe,
     base: &Base,
-    material: &Material,
+    rows: RunRows<'_>,
     request: &Request,
-    watcher: &mut dyn Watcher,
+    observer: &mut dyn Observer,
 ) -> Result<RateTest> {
-    let rows = &recipe.rows(material);
-    let batches = Batches::new(rows, recipe.batch.min(rows.len()), recipe.seed, Cursor::default());
-    let batches: Vec<Batch> = batches.take(STEPS).collect();
-    let plain = plain_losses(base, request, &batches, watcher)?;
-    let (low, high) = if matches!(recipe.method, Method::Full(_)) { FULL } else { ADAPTER };
+    let Recipe { name, settings, .. } = recipe;
+    let size = settings.batch.min(rows.train.len());
+    let batches: Vec<Batch> =
+        Batches::new(rows.train, size, settings.seed, Cursor::default()).take(STEPS).collect();
+    let plain = plain_losses(base, request, &batches, observer)?;
+    let (low, high) = if matches!(settings.method, Method::Full(_)) { FULL } else { ADAPTER };
     let rate_of = |i: usize| low * (high / low).powf(i as f64 / (STEPS - 1) as f64);
-    let mut arm = run::arm(recipe, base, request, low)?;
+    let name = format!("{name}: range test");
+    let mut trainer = trainer_at(base, settings, request, rows, low, (&name, &mut *observer))?;
     let mut curve = Curve::default();
     let (started, mut tokens) = (Instant::now(), 0);
-    watcher.note(&format!(
-        "{}: range test, {} steps at rates of {low:.0e} to {high:.0e}",
-        recipe.name,
-        batches.len()
-    ));
+    observer.note(&format!("{name}, {} steps at rates of {low:.0e} to {high:.0e}", batches.len()));
     for (i, batch) in batches.iter().enumerate() {
-        watcher.go_on()?;
+        observer.ask()?;
         let peak = rate_of(i) as f32;
-        arm.set_schedule(Schedule { shape: Shape::Constant, peak, warmup: 0, total: u64::MAX });
-        let loss = match arm.step(std::slice::from_ref(batch)) {
-            Ok(report) => report.loss,
+        trainer.set_schedule(Schedule { shape: Shape::Constant, peak, warmup: 0, total: u64::MAX });
+        let report = match trainer.step(std::slice::from_ref(batch)) {
+            Ok(report) => report,
             Err(error) if error.kind() == ErrorKind::NonFinite => break,
             Err(error) => return Err(error),
         };
-        tokens += batch.ids.len();
+        tokens += batch.ids.len() as u64;
         let (step, total) = (i as u64 + 1, Some(batches.len() as u64));
-        let speed = tokens as f64 / started.elapsed().as_secs_f64();
-        watcher.step(&format!("{}: range test", recipe.name), step, total, loss, speed);
+        let seconds = started.elapsed().as_secs_f64();
+        observer.tell(&name, Event::Step(&Stepping { step, total, report, tokens, seconds }));
         // The loss is that of the parameters before the step.
-        if i > 0 && curve.push(rate_of(i - 1), loss - plain[i]) {
+        if i > 0 && curve.push(rate_of(i - 1), report.loss - plain[i]) {
             break;
         }
     }
     let chosen = curve.chosen().unwrap_or(low);
-    watcher.note(&format!("{}: the range test chose a learning rate of {chosen:.2e}", recipe.name));
+    observer.note(&format!("{}: the range test chose a learning rate of {chosen:.2e}", recipe.name));
     Ok(RateTest { points: curve.points, chosen })
 }
 
@@ -84,7 +82,7 @@ fn plain_losses(
     base: &Base,
     request: &Request,
     batches: &[Batch],
-    watcher: &mut dyn Watcher,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<f64>> {
     let request =
         Request { full: None, rank: 0, params: 0, beside_base: false, keep: Default::default(), ..*request };
@@ -93,7 +91,7 @@ fn plain_losses(
     let mut chain = Chain::new(model, base.kernels.clone(), base.precision, words);
     let mut losses = Vec::with_capacity(batches.len());
     for batch in batches {
-        watcher.go_on()?;
+        observer.ask()?;
         let found = chain.evaluate(None, batch, |_, _| {});
         losses.push(found.loss_sum / found.targets.max(1) as f64);
     }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use engraft_kernels::{Kernels, KvType};
 
-use super::Watcher;
 use crate::data::Example;
 use crate::data::batches::NO_TARGET;
 use crate::error::Result;
@@ -17,6 +16,7 @@ use crate::model::tuned::Weights;
 use crate::nn::Precision;
 use crate::nn::divergence::Compared;
 use crate::nn::head::{HeadBufs, HeadWords};
+use crate::run::Observer;
 
 /// Rows whose logits are held at once, of each of two models.
 const LOGIT_ROWS: usize = 32;
@@ -121,7 +121,7 @@ impl Subject {
     ///
     /// # Errors
     /// `Cancelled`; those of [`Session::new`] and [`Session::read`].
-    pub fn losses(&self, examples: &[Example], watcher: &mut dyn Watcher) -> Result<Scored> {
+    pub fn losses(&self, examples: &[Example], observer: &mut dyn Observer) -> Result<Scored> {
         let started = Instant::now();
         let longest = examples.iter().map(Example::rows).max().unwrap_or(0).max(1);
         let prefix = common_prefix(examples);
@@ -145,7 +145,7 @@ impl Subject {
             })?;
             scored.nll.push(ExampleNll { sum, targets });
             scored.tokens += example.rows() - prefix;
-            watcher.go_on()?;
+            observer.ask()?;
         }
         scored.seconds = started.elapsed().as_secs_f64();
         Ok(scored)
@@ -155,7 +155,7 @@ impl Subject {
     ///
     /// # Errors
     /// `Cancelled`; those of [`Session::new`] and [`Session::read`].
-    pub fn beside(&self, base: &Subject, rows: &[Example], watcher: &mut dyn Watcher) -> Result<Compared> {
+    pub fn beside(&self, base: &Subject, rows: &[Example], observer: &mut dyn Observer) -> Result<Compared> {
         let longest = rows.iter().map(Example::rows).max().unwrap_or(0).max(1);
         let (mut tuned, mut plain) = (self.session(longest)?, base.session(longest)?);
         let part_rows = Session::rows(longest);
@@ -182,7 +182,7 @@ impl Subject {
                     total += compare_logits(self.kernels.threads(), z, y, group, vocab);
                 }
             }
-            watcher.go_on()?;
+            observer.ask()?;
         }
         Ok(total)
     }
@@ -196,7 +196,7 @@ impl Subject {
         prompts: &[&[u32]],
         (limit, slots): (usize, usize),
         is_end: &dyn Fn(u32) -> bool,
-        watcher: &mut dyn Watcher,
+        observer: &mut dyn Observer,
     ) -> Result<Answered> {
         let started = Instant::now();
         let shared = shared_length(prompts);
@@ -220,7 +220,7 @@ impl Subject {
             self.own_positions(prompts, limit),
         )?;
         let own: Vec<Vec<u32>> = prompts.iter().map(|p| p[shared..].to_vec()).collect();
-        let mut answers = batch.complete(&own, limit, is_end, |_| watcher.go_on().is_ok())?;
+        let mut answers = batch.complete(&own, limit, is_end, |_| observer.ask().is_ok())?;
         let tokens = answers.iter().map(Vec::len).sum();
         for answer in &mut answers {
             if answer.last().is_some_and(|id| is_end(*id)) {

@@ -6,7 +6,7 @@ use super::material::Rows;
 use super::score::Subject;
 use crate::data::masks::{TEXT_ROLE, encode_after, is_conversation};
 use crate::data::{DataOptions, Example, Sample};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::chat::Message;
 use crate::model::text::Text;
 use crate::model::tokenizer::Special;
@@ -37,11 +37,10 @@ pub fn pool(k: usize, train: &Rows, options: &DataOptions) -> Result<Vec<usize>>
         return Ok(whole);
     }
     let message = format!(
-        "{k} examples are wanted for the prompt, and {} training rows are whole within --max-seq-length: lower \
-         --shots, or give more rows",
+        "{k} examples are wanted for the prompt, and only {} training rows are whole within the longest row allowed",
         whole.len()
     );
-    Err(Error::new(ErrorKind::BadData, message))
+    Err(Error::new(ErrorKind::BadData, message).advise(Advice::FewerExamplesOrMoreRows))
 }
 
 /// The held-out rows behind `k` examples each, and the examples themselves where all rows have the same,
@@ -78,12 +77,12 @@ pub fn rows_after(
             .map_err(|reason| Error::new(ErrorKind::BadData, format!("{}: {reason}", held_out.name(i))))?;
         if row.rows() > context {
             let message = format!(
-                "{k} examples and {} are {} tokens together; the model was trained for {context}: lower --shots \
-                 or --max-seq-length",
+                "{k} examples and {} are {} tokens together; the model was trained for {context}",
                 held_out.name(i),
                 row.rows()
             );
-            return Err(Error::new(ErrorKind::Misuse, message));
+            let error = Error::new(ErrorKind::Misuse, message);
+            return Err(error.advise(Advice::FewerExamplesOrShorterRows));
         }
         rows.push(row);
     }

@@ -49,7 +49,7 @@ pub fn encode_after(
     options: &DataOptions,
 ) -> Result<Example, String> {
     if !options.mask_prompt {
-        return Err("few-shot examples are never scored: leave out --no-mask-prompt".into());
+        return Err("few-shot examples are never scored: score the answers only".into());
     }
     let are_texts = options.few_shot.iter().all(|m| m.role == TEXT_ROLE);
     match (is_conversation(sample, chat, options), are_texts) {

@@ -29,7 +29,7 @@ pub struct Report {
     /// What came of it: arms, intervals, forgetting, thresholds, reasons.
     pub verdict: Verdict,
     /// How each trained arm was trained, in the order of the arms.
-    pub runs: Vec<Run>,
+    pub runs: Vec<ArmRun>,
     /// What scoring each arm took, in the order of the arms.
     pub scoring: Vec<Scoring>,
     /// The learning rate range test, where there was one.
@@ -78,7 +78,7 @@ pub struct DataFacts {
 
 /// One run of training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Run {
+pub struct ArmRun {
     /// The arm's name.
     pub arm: String,
     /// What was trained, in words: "LoRA, rank 8 on all seven projections".

@@ -28,7 +28,7 @@ use record::{Pointer, decode};
 pub use writer::{Candidate, Pruned, Writer};
 
 use crate::adapter::{ADAPTER_FILE, Adapter};
-use crate::error::{Error, ErrorKind, Result, told};
+use crate::error::{Advice, Error, ErrorKind, Result, told};
 use crate::hex;
 use crate::model::ModelConfig;
 use crate::model::chat::Message;
@@ -133,13 +133,12 @@ impl Generation {
             return Ok(());
         }
         let message = format!(
-            "generation {} was made for another base: {}, and this model is {}; use the GGUF file it was made \
-             for, adapt again on this one, or say --force-base",
+            "generation {} was made for another base: {}, and this model is {}",
             self.number,
             hex::short(&self.base),
             hex::short(digest)
         );
-        Err(Error::new(ErrorKind::BaseMismatch, message))
+        Err(Error::new(ErrorKind::BaseMismatch, message).advise(Advice::OwnBase))
     }
 }
 

@@ -21,7 +21,7 @@
 mod report;
 
 pub use report::{
-    Accuracy, ArmReport, Binding, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, RetainedReport,
+    Accuracy, ArmReport, Basis, Comparison, Decision, HeldOut, LEAKS_NAMED_MAX, RetainedReport,
     RetentionReport, SCHEMA, Verdict,
 };
 
@@ -159,7 +159,7 @@ pub fn judge(
     arms: &[ArmResult],
     leaks: &[Leak],
     thresholds: &Thresholds,
-    binding: &Binding,
+    binding: &Basis,
 ) -> Result<Verdict> {
     let zero = check_arms(arms)?;
     let trained = family(arms, |k| *k == ArmKind::Trained);

@@ -7,7 +7,7 @@ use engraft_kernels::{Kernels, KvType};
 
 use super::{Sampler, SamplerOptions, Session};
 use crate::data::Example;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::model::chat::{Message, TemplateKind, encode_pieces};
 use crate::model::text::Text;
@@ -65,9 +65,8 @@ impl Starts {
         }
         prompts.retain(|p| !p.is_empty() && p.len() < rows_max);
         if prompts.is_empty() {
-            let message =
-                format!("no row of {rows_max} tokens has room for a sample: raise --max-seq-length");
-            return Err(Error::new(ErrorKind::Misuse, message));
+            let message = format!("a row of {rows_max} tokens has no room for a sample");
+            return Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LongerRows));
         }
         let vocab = tokenizer.vocab_size() as u32;
         Ok(Starts { prompts, ends: (0..vocab).filter(|id| tokenizer.is_end(*id)).collect() })

@@ -6,7 +6,7 @@ use engraft_kernels::{Kernels, KvRows, KvType};
 
 use super::kv_cache::KvCache;
 use super::stacked::{AdapterSlot, StackedAdapter};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::model::tuned::Weights;
 use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvLayer};
@@ -196,12 +196,9 @@ impl Session {
         mut after: impl FnMut(&mut Session, usize) -> Result<()>,
     ) -> Result<()> {
         if ids.is_empty() || ids.len() > self.room() {
-            let message = format!(
-                "{} tokens do not fit the context's {} left; raise --ctx-size",
-                ids.len(),
-                self.room()
-            );
-            return Err(Error::new(ErrorKind::Misuse, message));
+            let message =
+                format!("{} tokens do not fit the {} that are left of the context", ids.len(), self.room());
+            return Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LongerContext));
         }
         check_ids(self.model.config(), ids)?;
         self.take_from_slot()?;

@@ -13,7 +13,7 @@ use std::path::Path;
 use engraft_kernels::{DType, QMatrix, scalar};
 
 use crate::adapter::exchange::{Exchange, Module};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::model::gguf::write::{Header, failed};
 use crate::model::gguf::{Entry, TensorInfo, ValueType};
@@ -109,11 +109,8 @@ fn module_of<'e>(tensor: &TensorInfo, exchange: &'e Exchange) -> Option<&'e Modu
 
 fn indivisible(tensor: &TensorInfo, dtype: DType) -> Error {
     let (name, cols, block) = (&tensor.name, tensor.cols(), dtype.block_len());
-    let message = format!(
-        "{name}: rows of {cols} are no whole {} blocks of {block}; choose another --type",
-        dtype.name()
-    );
-    Error::new(ErrorKind::Misuse, message)
+    let message = format!("{name}: rows of {cols} don't divide into {} blocks of {block}", dtype.name());
+    Error::new(ErrorKind::Misuse, message).advise(Advice::AnotherType)
 }
 
 /// Writes one tensor's merged rows; gives the bytes written.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, MmapOptions};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::digest_cache::Stamp;
 
 /// The bytes of one file, and a label that names it in errors.
@@ -51,7 +51,7 @@ impl Map {
         #[allow(unsafe_code, reason = "mapping a file is unsafe by nature; the reason is above")]
         let mapped = unsafe { MmapOptions::new().map_copy_read_only(&file) };
         let mapped = mapped.map_err(|e| {
-            Error::io(format_args!("mapping {} (reading it with --no-mmap may help)", path.display()), e)
+            Error::io(format_args!("mapping {}", path.display()), e).advise(Advice::ReadInstead)
         })?;
         if mapped.is_empty() {
             return Err(empty(path));
@@ -59,7 +59,7 @@ impl Map {
         Ok(Map::new(path, stamp, Source::Mapped(mapped, file)))
     }
 
-    /// Reads the whole regular file at `path` into private memory (`--no-mmap`).
+    /// Reads the whole regular file at `path` into private memory instead of mapping it.
     ///
     /// # Errors
     /// As [`Map::open`]; also `DoesNotFit` when the memory can't be had.
@@ -69,10 +69,8 @@ impl Map {
         let stamp = stamp(&file);
         let does_not_fit = || {
             let p = path.display();
-            Error::new(
-                ErrorKind::DoesNotFit,
-                format!("{p}: no memory for its {len} bytes; map it instead (without --no-mmap)"),
-            )
+            let message = format!("{p}: there is no memory for its {len} bytes");
+            Error::new(ErrorKind::DoesNotFit, message).advise(Advice::MapInstead)
         };
         let mut bytes = Vec::new();
         let capacity = usize::try_from(len).map_err(|_| does_not_fit())?;
@@ -202,9 +200,9 @@ pub fn check_length(label: &str, then: u64, now: u64) -> Result<()> {
     }
     let message = format!(
         "{label}: it has {now} bytes and had {then}: it was truncated while in use. What was saved before stands; \
-         put the file back and run again. --no-mmap reads a model into memory instead"
+         put the file back and run again"
     );
-    Err(Error::new(ErrorKind::Io, message))
+    Err(Error::new(ErrorKind::Io, message).advise(Advice::ReadInstead))
 }
 
 /// The state of an open file.

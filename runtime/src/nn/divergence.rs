@@ -32,6 +32,19 @@ pub enum Direction {
     Reverse,
 }
 
+impl Direction {
+    /// Both of them, by the names that [`Direction::name`] gives.
+    pub const ALL: [Direction; 2] = [Direction::Forward, Direction::Reverse];
+
+    /// Its name, in files and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Direction::Forward => "forward",
+            Direction::Reverse => "reverse",
+        }
+    }
+}
+
 /// A penalty on leaving the base: each target's loss grows by weight·KL.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KlPenalty {

@@ -26,6 +26,19 @@ pub enum Precision {
     F32,
 }
 
+impl Precision {
+    /// All of them, by the names that [`Precision::name`] gives.
+    pub const ALL: [Precision; 2] = [Precision::Int8, Precision::F32];
+
+    /// Its name, in files and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Int8 => "int8",
+            Precision::F32 => "f32",
+        }
+    }
+}
+
 /// How input gradients treat dy and W; what does not divide into blocks of 32 is computed in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GradientPrecision {
@@ -36,6 +49,21 @@ pub enum GradientPrecision {
     Bf16,
     /// f32 throughout.
     F32,
+}
+
+impl GradientPrecision {
+    /// All of them, by the names that [`GradientPrecision::name`] gives.
+    pub const ALL: [GradientPrecision; 3] =
+        [GradientPrecision::Int8, GradientPrecision::Bf16, GradientPrecision::F32];
+
+    /// Its name, in files and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            GradientPrecision::Int8 => "int8",
+            GradientPrecision::Bf16 => "bf16",
+            GradientPrecision::F32 => "f32",
+        }
+    }
 }
 
 impl From<Precision> for GradientPrecision {

@@ -9,7 +9,7 @@ pub mod room;
 pub use keep::KeepPlan;
 
 use crate::adapter::{binding, saving_bytes};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::tuned::TunedLayout;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::block::BlockWords;
@@ -226,109 +226,88 @@ impl MemoryPlan {
         MemoryPlan { pools, private_bytes, mapped_bytes: r.mapped_bytes }
     }
 
-    /// Refuses the plan when it exceeds `budget` bytes, naming what would fit.
+    /// Refuses the plan when it exceeds `budget` bytes, with what would fit.
     ///
     /// # Errors
-    /// `DoesNotFit` with the largest sequence (then batch) that fits.
+    /// `DoesNotFit` with the largest batch, then the longest sequence, then the largest rank that fits.
     pub fn check(&self, c: &ModelConfig, r: &Request, budget: usize) -> Result<()> {
         if self.private_bytes <= budget {
             return Ok(());
         }
         let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
+        let refused = |what: &str, advice: Advice| {
+            let (needed, budget) = (mib(self.private_bytes), mib(budget));
+            let message = format!("{what} needs {needed} of private memory, the budget is {budget}");
+            Err(Error::new(ErrorKind::DoesNotFit, message).advise(advice))
+        };
         if fits(&Request { preparation_bytes: 0, ..*r }) {
-            let message = format!(
-                "what precedes training needs {} of private memory, the budget is {}; fewer --eva-batches, or \
-                 fewer --replay-tokens, fit",
-                mib(self.private_bytes),
-                mib(budget)
-            );
-            return Err(Error::new(ErrorKind::DoesNotFit, message));
+            return refused("what precedes training", Advice::LessPreparation);
         }
-        // Preparation shrinks with what the hints change; it is told of once the rest fits.
+        // Preparation shrinks with what the advice changes; it is told of once the rest fits.
         let (asked, r) = (r.keep, &Request { keep: KeepPlan::default(), preparation_bytes: 0, ..*r });
-        let hint = if asked.blocks() > 0 && fits(r) {
-            "--keep auto fits (it keeps what the budget allows)".to_string()
-        } else {
-            // The hints count inputs alone, so they hold for `auto`, and for other levels with it.
-            let auto = if asked.blocks() > 0 { "--keep auto " } else { "" };
-            format!("{auto}{}", self.hint(c, r, budget))
-        };
-        Err(Error::new(
-            ErrorKind::DoesNotFit,
-            format!(
-                "the plan needs {} of private memory, the budget is {}; {hint}",
-                mib(self.private_bytes),
-                mib(budget)
-            ),
-        ))
+        if asked.blocks() > 0 && fits(r) {
+            return refused("the plan", Advice::KeepLess);
+        }
+        // The advice counts inputs alone, so it holds where blocks keep what the memory allows.
+        refused("the plan", advice(c, r, budget, asked.blocks() > 0))
     }
+}
 
-    /// The largest batch, else the longest sequence, that fits.
-    fn hint(&self, c: &ModelConfig, r: &Request, budget: usize) -> String {
-        let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
-        if r.full == Some(FullUpdate::AtEnd) {
-            let at_once = Request { full: Some(FullUpdate::AtOnce), ..*r };
-            let saves = FullWords::new(c, FullUpdate::AtOnce).gradients < TunedLayout::new(c).len();
-            if saves && fits(&at_once) {
-                return "--max-grad-norm 0 --grad-accumulation-steps 1 fits (each block's gradients are used \
-                        and forgotten at once)"
-                    .into();
+/// What fits: the largest batch, else the longest sequence, else a smaller adapter.
+fn advice(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool) -> Advice {
+    let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
+    if r.full == Some(FullUpdate::AtEnd) {
+        let at_once = Request { full: Some(FullUpdate::AtOnce), ..*r };
+        let saves = FullWords::new(c, FullUpdate::AtOnce).gradients < TunedLayout::new(c).len();
+        if saves && fits(&at_once) {
+            return Advice::UpdateAtOnce;
+        }
+    }
+    let was = (r.batch, r.seq);
+    if r.batch > 1 && fits(&Request { batch: 1, ..*r }) {
+        let batch = (1..r.batch).rfind(|b| fits(&Request { batch: *b, ..*r })).unwrap_or(1);
+        return Advice::Batches { batch, tokens: None, was, keep_less };
+    }
+    let shorter = |s: &usize| fits(&Request { batch: 1, seq: *s, ..*r });
+    match (16..r.seq).step_by(16).rfind(shorter) {
+        Some(seq) => Advice::Batches { batch: 1, tokens: Some(seq), was, keep_less },
+        None if r.full.is_some() => instead_of_full(c, r, budget),
+        None => smaller_adapter(c, r, budget, keep_less),
+    }
+}
+
+/// Where full fine-tuning doesn't fit, however short the sequences.
+fn instead_of_full(c: &ModelConfig, r: &Request, budget: usize) -> Advice {
+    let pair = |p: Proj| {
+        let (out, inner) = p.shape(c);
+        LORA_RANK * (out + inner)
+    };
+    let params = c.n_layers * Proj::ALL.map(pair).iter().sum::<usize>();
+    let lora = Request { full: None, params, rank: LORA_RANK, ..*r };
+    let bytes = MemoryPlan::new(c, &lora).private_bytes;
+    let least = Request { full: Some(FullUpdate::AtOnce), batch: 1, seq: 16.min(r.seq), ..*r };
+    let full_bytes = MemoryPlan::new(c, &least).private_bytes;
+    Advice::AdapterInstead { rank: LORA_RANK, bytes, fits: bytes <= budget, full_bytes }
+}
+
+/// Where no sequence length helps alone.
+fn smaller_adapter(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool) -> Advice {
+    let with_rank = |rank: usize, seq: usize| Request {
+        rank,
+        seq,
+        batch: 1,
+        params: r.params / r.rank.max(1) * rank,
+        ..*r
+    };
+    let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
+    for rank in (1..r.rank).rev() {
+        for tokens in (16..=r.seq).rev().step_by(16) {
+            if fits(&with_rank(rank, tokens)) {
+                return Advice::SmallerAdapter { rank, tokens, keep_less };
             }
         }
-        if r.batch > 1 && fits(&Request { batch: 1, ..*r }) {
-            let batch = (1..r.batch).rfind(|b| fits(&Request { batch: *b, ..*r })).unwrap_or(1);
-            format!("--batch-size {batch} fits (was {})", r.batch)
-        } else {
-            let shorter = |s: &usize| fits(&Request { batch: 1, seq: *s, ..*r });
-            match (16..r.seq).step_by(16).rfind(shorter) {
-                Some(s) => {
-                    format!("--batch-size 1 --max-seq-length {s} fits (was {} and {})", r.batch, r.seq)
-                }
-                None if r.full.is_some() => self.instead_of_full(c, r, budget),
-                None => self.smaller_adapter(c, r, budget),
-            }
-        }
     }
-
-    /// The hint where full fine-tuning does not fit however short the sequences.
-    fn instead_of_full(&self, c: &ModelConfig, r: &Request, budget: usize) -> String {
-        let layers = c.n_layers;
-        let pair = |p: Proj| {
-            let (out, inner) = p.shape(c);
-            LORA_RANK * (out + inner)
-        };
-        let params = layers * Proj::ALL.map(pair).iter().sum::<usize>();
-        let lora = Request { full: None, params, rank: LORA_RANK, ..*r };
-        let bytes = MemoryPlan::new(c, &lora).private_bytes;
-        let least = Request { full: Some(FullUpdate::AtOnce), batch: 1, seq: 16.min(r.seq), ..*r };
-        let least = mib(MemoryPlan::new(c, &least).private_bytes);
-        let what = format!("--fine-tune-type lora --rank {LORA_RANK}");
-        match bytes <= budget {
-            true => format!("{what} fits; full fine-tuning of this model takes {least} at least"),
-            false => format!("{what} would take {}, full fine-tuning {least} at least", mib(bytes)),
-        }
-    }
-
-    /// The hint where no sequence length helps alone.
-    fn smaller_adapter(&self, c: &ModelConfig, r: &Request, budget: usize) -> String {
-        let with_rank = |rank: usize, seq: usize| Request {
-            rank,
-            seq,
-            batch: 1,
-            params: r.params / r.rank.max(1) * rank,
-            ..*r
-        };
-        let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
-        for rank in (1..r.rank).rev() {
-            for seq in (16..=r.seq).rev().step_by(16) {
-                if fits(&with_rank(rank, seq)) {
-                    return format!("--rank {rank} --batch-size 1 --max-seq-length {seq} fits");
-                }
-            }
-        }
-        let least = MemoryPlan::new(c, &with_rank(1, 16)).private_bytes;
-        format!("no setting of this model fits; the smallest (rank 1, sequence 16) needs {}", mib(least))
-    }
+    Advice::NothingFits { least: MemoryPlan::new(c, &with_rank(1, 16)).private_bytes }
 }
 
 /// What the plan of a request does not exceed, nor anything that is added up for it: so that no sum of a plan can

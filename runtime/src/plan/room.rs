@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::{MemoryPlan, Request, mib};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 
 /// Address space of a worker's stack and of the allocator's first part for it. Where a limit counts what is
@@ -39,6 +39,16 @@ impl Room {
             Some(other) if other.bytes < self.bytes => other,
             _ => self,
         }
+    }
+}
+
+impl Room {
+    /// Holds a plan against the limit.
+    ///
+    /// # Errors
+    /// `DoesNotFit` that names the limit, what is needed, and what fits.
+    pub fn hold(&self, plan: &MemoryPlan, c: &ModelConfig, r: &Request) -> Result<()> {
+        plan.check(c, r, usize::try_from(self.bytes).unwrap_or(usize::MAX)).map_err(|e| beyond(e, self))
     }
 }
 
@@ -84,41 +94,23 @@ pub fn of(read: &dyn Fn(&str) -> Option<String>, threads: usize) -> Option<Room>
     Some(rooms.fold(first, |least, room| least.or_less(Some(room))))
 }
 
-/// Holds a plan against the budget asked for and against the machine.
+/// Holds further bytes of private memory against the machine, for work with these threads; `advice` is what takes less.
 ///
 /// # Errors
-/// `DoesNotFit` that names the limit, what is needed, and a setting that fits.
-pub fn hold(
-    plan: &MemoryPlan,
-    (c, r): (&ModelConfig, &Request),
-    budget: Option<(usize, &str)>,
-    room: Option<&Room>,
-) -> Result<()> {
-    if let Some((bytes, who)) = budget {
-        plan.check(c, r, bytes).map_err(|e| e.at(who))?;
-    }
-    let Some(room) = room else { return Ok(()) };
-    plan.check(c, r, usize::try_from(room.bytes).unwrap_or(usize::MAX)).map_err(|e| beyond(e, room))
-}
-
-/// Holds further bytes of private memory against the machine, for work with these threads; `remedy` says what
-/// takes less.
-///
-/// # Errors
-/// `DoesNotFit` that names the limit, what is needed, and the remedy.
-pub fn hold_bytes(further: usize, threads: usize, remedy: &str) -> Result<()> {
+/// `DoesNotFit` that names the limit and what is needed, with the advice.
+pub fn hold_bytes(further: usize, threads: usize, advice: Advice) -> Result<()> {
     let held = Status::read(&read_file).private;
-    here(threads).map_or(Ok(()), |room| hold_within(&room, held, further, remedy))
+    here(threads).map_or(Ok(()), |room| hold_within(&room, held, further, advice))
 }
 
-fn hold_within(room: &Room, held: u64, further: usize, remedy: &str) -> Result<()> {
+fn hold_within(room: &Room, held: u64, further: usize, advice: Advice) -> Result<()> {
     let need = held.saturating_add(further as u64);
     if need <= room.bytes {
         return Ok(());
     }
     let need = usize::try_from(need).unwrap_or(usize::MAX);
-    let message = format!("{} of private memory are needed; {remedy}", mib(need));
-    Err(beyond(Error::new(ErrorKind::DoesNotFit, message), room))
+    let message = format!("{} of private memory are needed", mib(need));
+    Err(beyond(Error::new(ErrorKind::DoesNotFit, message).advise(advice), room))
 }
 
 /// An error of a plan beyond a limit that nobody asked for.
@@ -278,16 +270,16 @@ mod tests {
 
     #[test]
     fn bytes_are_held_against_this_machine() {
-        assert!(hold_bytes(0, 1, "ask for less").is_ok());
-        let refused = hold_bytes(usize::MAX, 1, "ask for less");
+        assert!(hold_bytes(0, 1, Advice::ShorterContext).is_ok());
+        let refused = hold_bytes(usize::MAX, 1, Advice::ShorterContext);
         assert_eq!(refused.is_err(), here(1).is_some());
         let named =
-            |e: &Error| e.kind() == ErrorKind::DoesNotFit && e.message().ends_with("needed; ask for less");
+            |e: &Error| e.kind() == ErrorKind::DoesNotFit && e.advice() == Some(&Advice::ShorterContext);
         assert!(refused.as_ref().err().is_none_or(named), "{refused:?}");
         // What is held counts as room, and as need.
         let (room, held) = (told(&[STATUS, MEMINFO], 1).expect("a limit"), 4 * MIB);
-        assert!(hold_within(&room, held, 100 << 20, "").is_ok());
-        assert!(hold_within(&room, held, (100 << 20) + 1, "").is_err());
+        assert!(hold_within(&room, held, 100 << 20, Advice::SmallerModel).is_ok());
+        assert!(hold_within(&room, held, (100 << 20) + 1, Advice::SmallerModel).is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::subspace::Subspace;
 use crate::adapter::{Adapter, Init, Layout};
 use crate::data::Batch;
 use crate::data::batches::NO_TARGET;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::block::{self, BlockBufs, BlockWords, Keys};
@@ -92,15 +92,15 @@ pub fn initialize(
 ) -> Result<()> {
     if let Some((layer, proj, s)) = adapter.layout.slots().find(|(_, _, s)| s.rank > s.inputs) {
         let message = format!(
-            "--init eva: rank {} of {} in block {layer} exceeds its {} inputs; lower the rank",
+            "EVA: rank {} of {} in block {layer} exceeds its {} inputs",
             s.rank,
             proj.hf_name(),
             s.inputs
         );
-        return Err(Error::new(ErrorKind::Misuse, message));
+        return Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LowerRank));
     }
     if !batches.iter().any(|b| b.trained_tokens() > 0) {
-        return Err(Error::new(ErrorKind::BadData, "--init eva: no batch has a token to train on"));
+        return Err(Error::new(ErrorKind::BadData, "EVA: no batch has a token to train on"));
     }
     let c = model.config();
     let mut walk = Walk::new(model, kernels, precision, &adapter.layout, batches);
@@ -109,13 +109,12 @@ pub fn initialize(
         let adapted = adapter.layout.block(layer).is_some();
         let mut go_on = || match progress(layer) {
             true => Ok(()),
-            false => Err(Error::new(ErrorKind::Cancelled, "stopped while --init eva walked the blocks")),
+            false => Err(Error::new(ErrorKind::Cancelled, "stopped while EVA walked the blocks")),
         };
         let rows = walk.pass(layer, adapted, &mut go_on)?;
         for (which, projs) in SHARING.into_iter().enumerate().filter(|_| adapted) {
-            walk.set(adapter, (layer, which, projs), rows, seed).map_err(|e| {
-                e.at(format!("--init eva: {}, block {layer} of {}", projs[0].hf_name(), c.n_layers))
-            })?;
+            walk.set(adapter, (layer, which, projs), rows, seed)
+                .map_err(|e| e.at(format!("EVA: {}, block {layer} of {}", projs[0].hf_name(), c.n_layers)))?;
             go_on()?;
         }
     }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use engraft_kernels::{AdamWStep, Kernels};
 
 use super::chain::{Chain, Evaluated};
-use super::checkpoint::{Numbers, NumbersMut};
+use super::numbers::{Numbers, NumbersMut};
 use super::optim::AdamW;
 use super::schedule::Schedule;
 use super::trainer::{StepReport, TrainOptions};
 use crate::data::Batch;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::model::tuned::{TunedLayout, TunedModel, Weights};
 use crate::model::weights::ModelFile;
@@ -32,6 +32,8 @@ pub struct FullTrainer {
     /// What is left of the schedule's rates.
     rate_factor: f32,
     step: u64,
+    /// Weights of the best look; empty without one.
+    best: Vec<f32>,
     /// Whether a step failed after it had changed some weights, or a restore midway.
     broken: bool,
 }
@@ -60,6 +62,7 @@ impl FullTrainer {
             rate_factor: 1.0,
             kernels,
             step: 0,
+            best: Vec::new(),
             broken: false,
         }
     }
@@ -83,7 +86,8 @@ impl FullTrainer {
     pub fn numbers(&self) -> Numbers<'_> {
         let AdamW { m, v, updates, .. } = &self.optimizer;
         let theta = self.chain.tuned().map_or(&[][..], TunedModel::values);
-        Numbers { theta, m, v, updates: *updates, steps: self.step, whole: !self.broken }
+        let (best, steps, whole) = (&self.best[..], self.step, !self.broken);
+        Numbers { theta, m, v, best, updates: *updates, steps, whole }
     }
 
     /// The same, to be restored.
@@ -94,7 +98,13 @@ impl FullTrainer {
         let AdamW { m, v, updates, .. } = &mut self.optimizer;
         let Some(model) = self.chain.weights_mut() else { return Err(in_use()) };
         let (theta, steps, broken) = (model.values_mut(), &mut self.step, &mut self.broken);
-        Ok(NumbersMut { theta, m, v, updates, steps, broken })
+        Ok(NumbersMut { theta, m, v, best: &mut self.best, updates, steps, broken })
+    }
+
+    /// Remembers the weights as they are now: those of the best look.
+    pub fn keep_best(&mut self) {
+        self.best.clear();
+        self.best.extend_from_slice(self.chain.tuned().map_or(&[][..], TunedModel::values));
     }
 
     /// The weights as they are now, for sessions and scoring chains to run on. While any of these is
@@ -103,8 +113,13 @@ impl FullTrainer {
         self.chain.weights()
     }
 
-    /// The weights, at the end; everything else is freed.
-    pub fn into_weights(self) -> Arc<TunedModel> {
+    /// The weights, at the end: those of the best look where some were kept. Everything else is freed.
+    pub fn into_weights(mut self) -> Arc<TunedModel> {
+        if !self.best.is_empty()
+            && let Some(model) = self.chain.weights_mut()
+        {
+            model.values_mut().copy_from_slice(&self.best);
+        }
         match self.chain.weights() {
             Weights::Tuned(model) => model,
             Weights::Stored(_) => unreachable!("made of tuned weights"),
@@ -238,8 +253,8 @@ impl FullTrainer {
     }
 
     fn not_finite(&self) -> Error {
-        let what = format!("step {}: loss or gradient is not finite; lower --learning-rate", self.step + 1);
-        Error::new(ErrorKind::NonFinite, what)
+        let what = format!("step {}: loss or gradient isn't finite", self.step + 1);
+        Error::new(ErrorKind::NonFinite, what).advise(Advice::LowerRate)
     }
 
     fn embedding_gradient(&mut self, batch: &Batch, accumulate: bool) {

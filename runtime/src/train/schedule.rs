@@ -11,6 +11,20 @@ pub enum Shape {
     Cosine,
 }
 
+impl Shape {
+    /// All of them, by the names that [`Shape::name`] gives.
+    pub const ALL: [Shape; 3] = [Shape::Constant, Shape::Linear, Shape::Cosine];
+
+    /// Its name, in files and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::Constant => "constant",
+            Shape::Linear => "linear",
+            Shape::Cosine => "cosine",
+        }
+    }
+}
+
 /// Learning rate per step: linear warmup, then the shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use engraft_kernels::Kernels;
 
 use super::chain::{AdapterView, Chain, Evaluated};
-use super::checkpoint::{Numbers, NumbersMut};
+use super::numbers::{Numbers, NumbersMut};
 use super::optim::{AdamW, AdamWConfig};
 use super::schedule::Schedule;
 use crate::adapter::{Adapter, Gains, TrainedWith};
 use crate::data::Batch;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::{Compared, KlPenalty};
 use crate::nn::{Dropout, GradientPrecision, Precision};
@@ -65,6 +65,8 @@ pub struct Trainer {
     /// What is left of the schedule's rates.
     rate_factor: f32,
     step: u64,
+    /// Parameters of the best look; empty without one.
+    best: Vec<f32>,
     /// Whether a restore failed midway.
     broken: bool,
 }
@@ -93,6 +95,7 @@ impl Trainer {
             options,
             rate_factor: 1.0,
             step: 0,
+            best: Vec::new(),
             broken: false,
         }
     }
@@ -126,7 +129,7 @@ impl Trainer {
     pub fn numbers(&self) -> Numbers<'_> {
         let AdamW { m, v, updates, .. } = &self.optimizer;
         let (theta, steps, whole) = (&self.adapter.theta, self.step, !self.broken);
-        Numbers { theta, m, v, updates: *updates, steps, whole }
+        Numbers { theta, m, v, best: &self.best, updates: *updates, steps, whole }
     }
 
     /// The same, to be restored.
@@ -134,11 +137,20 @@ impl Trainer {
         self.fresh = None;
         let AdamW { m, v, updates, .. } = &mut self.optimizer;
         let (theta, steps, broken) = (&mut self.adapter.theta, &mut self.step, &mut self.broken);
-        NumbersMut { theta, m, v, updates, steps, broken }
+        NumbersMut { theta, m, v, best: &mut self.best, updates, steps, broken }
     }
 
-    /// The adapter, at the end.
-    pub fn into_adapter(self) -> Adapter {
+    /// Remembers the parameters as they are now: those of the best look.
+    pub fn keep_best(&mut self) {
+        self.best.clear();
+        self.best.extend_from_slice(&self.adapter.theta);
+    }
+
+    /// The adapter, at the end: with the parameters of the best look where some were kept.
+    pub fn into_adapter(mut self) -> Adapter {
+        if !self.best.is_empty() {
+            self.adapter.theta = self.best;
+        }
         self.adapter
     }
 
@@ -186,9 +198,8 @@ impl Trainer {
             false => f64::NAN,
         };
         if !grad_norm.is_finite() {
-            let what =
-                format!("step {}: loss or gradient is not finite; lower --learning-rate", self.step + 1);
-            return Err(Error::new(ErrorKind::NonFinite, what));
+            let what = format!("step {}: loss or gradient isn't finite", self.step + 1);
+            return Err(Error::new(ErrorKind::NonFinite, what).advise(Advice::LowerRate));
         }
         self.step += 1;
         self.fresh = None;

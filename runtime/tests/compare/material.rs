@@ -97,7 +97,7 @@ fn a_part_without_rows_is_refused() {
     refused("train.jsonl", &rows[..1], &reading(), "no row is left");
     refused("train.jsonl", &rows[..2], &reading(), "to validate with");
     let none = DataOptions { valid_fraction: 0.0, ..reading() };
-    refused("train.jsonl", &rows, &none, "--valid-fraction");
+    refused("train.jsonl", &rows, &none, "hold out another share");
     refused("test.jsonl", &rows, &reading(), "no train.jsonl");
     let task = DataOptions { reader: Some(Task::Gsm8k.reader()), ..reading() };
     refused("train.jsonl", &rows, &task, "question");

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use engraft_runtime::ErrorKind;
 use engraft_runtime::compare::material::{Limits, Material};
 use engraft_runtime::compare::score::Subject;
 use engraft_runtime::compare::shots::{Choice, rows_after, turns};
@@ -11,6 +10,7 @@ use engraft_runtime::data::{DataOptions, Example, Sample};
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::Special;
+use engraft_runtime::{Advice, ErrorKind};
 
 use super::{base_of, household, reading, subject, text_of, write_rows};
 
@@ -179,10 +179,17 @@ fn too_few_examples_and_too_long_rows_are_refused() {
     };
     let error = refused(64, CONTEXT, &reading());
     assert_eq!(error.kind(), ErrorKind::BadData);
-    assert!(error.message().contains("64") && error.message().contains("--shots"), "{error}");
+    assert!(
+        error.message().contains("64") && error.advice() == Some(&Advice::FewerExamplesOrMoreRows),
+        "{error}"
+    );
     let error = refused(8, 64, &reading());
     assert_eq!(error.kind(), ErrorKind::Misuse);
-    assert!(error.message().contains("test.jsonl:1") && error.message().contains("--shots"), "{error}");
+    assert!(
+        error.message().contains("test.jsonl:1")
+            && error.advice() == Some(&Advice::FewerExamplesOrShorterRows),
+        "{error}"
+    );
     let short = DataOptions { max_seq_length: 5, ..reading() };
     assert!(refused(1, CONTEXT, &short).message().contains("0 training rows are whole"));
 }

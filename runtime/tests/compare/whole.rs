@@ -4,20 +4,24 @@
 use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::compare::answers::Metric;
 use engraft_runtime::compare::material::Material;
-use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe};
+use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
-use engraft_runtime::compare::{Kept, Outcome, Settings, ZERO_SHOT, compare};
+use engraft_runtime::compare::{Contest, Kept, Outcome, ZERO_SHOT, check, compare, fitting};
 use engraft_runtime::data;
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::verdict::{
-    ArmKind, ArmReport, ArmResult, Binding, Decision, ExampleNll, Retention, Thresholds, judge,
+    ArmKind, ArmReport, ArmResult, Basis, Decision, ExampleNll, Retention, Thresholds, judge,
 };
 use engraft_runtime::model::text::Text;
+use engraft_runtime::nn::keep::Keep;
 use engraft_runtime::rng::Rng;
+use engraft_runtime::run::{Base, KeepChoice, Length, Limit, Looks, Method, Settings};
 
-use super::{Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, write_rows};
+use super::{
+    Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, with, write_rows,
+};
 
 /// Everyday commands, which the base knows and must not forget.
 fn everyday(text: &Text) -> Vec<RetentionSet> {
@@ -27,30 +31,26 @@ fn everyday(text: &Text) -> Vec<RetentionSet> {
     vec![RetentionSet { name: "everyday".into(), rows, task: None }]
 }
 
-fn settings(text: &Text, recipes: Vec<Recipe>) -> Settings {
-    Settings {
-        title: "compare".into(),
+fn contest(text: &Text, recipes: Vec<Recipe>) -> Contest {
+    Contest {
         shots: vec![(3, Choice::Seeded(0))],
         recipes,
-        metric: None,
         answer_tokens: 24,
         retention: everyday(text),
         thresholds: Thresholds { resamples: 2000, ..Thresholds::default() },
-        seed: 0,
         samples: 2,
-        memory_budget: None,
-        folder: None,
+        ..Contest::new("compare")
     }
 }
 
-fn held(base: &Base, material: &Material, settings: &Settings) -> Result<Outcome> {
+fn held(base: &Base, material: &Material, contest: &Contest) -> Result<Outcome> {
     let text = text_of(base);
-    compare(base, material, (&text, &reading()), settings, &mut Quiet::default())
+    compare(base, material, (&text, &reading()), contest, &mut Quiet::default())
 }
 
 /// A comparison of the base, of examples, and of these recipes.
 fn judged(base: &Base, material: &Material, recipes: Vec<Recipe>) -> Outcome {
-    held(base, material, &settings(&text_of(base), recipes)).expect("a verdict")
+    held(base, material, &contest(&text_of(base), recipes)).expect("a verdict")
 }
 
 fn arm<'o>(outcome: &'o Outcome, name: &str) -> &'o ArmReport {
@@ -61,13 +61,13 @@ fn arm<'o>(outcome: &'o Outcome, name: &str) -> &'o ArmReport {
 fn what_was_learned_is_promoted() {
     let base = base_of(2);
     let material = household(&text_of(&base), 50);
-    let lora = recipe(&base, "lora", 2e-3, Budget::Steps(30));
-    let Method::Adapter(config) = lora.method.clone() else { panic!("no adapter") };
+    let lora = recipe(&base, "lora", 2e-3, Length::Steps(30));
+    let config = lora.settings.method.lora().expect("an adapter").clone();
     let dora = Method::Adapter(LoraConfig { dora: true, ..config });
-    let dora = Recipe { name: "dora".into(), method: dora, rate: Some(1e-5), ..lora.clone() };
-    let mut settings = settings(&text_of(&base), vec![lora, dora]);
-    settings.metric = Some(Metric::Json);
-    let outcome = held(&base, &material, &settings).expect("a verdict");
+    let dora = with(&lora, |s| Settings { method: dora, rate: Some(1e-5), ..s });
+    let dora = Recipe { name: "dora".into(), ..dora };
+    let contest = Contest { metric: Some(Metric::Json), ..contest(&text_of(&base), vec![lora, dora]) };
+    let outcome = held(&base, &material, &contest).expect("a verdict");
     assert_eq!(outcome.verdict.promoted(), Some("lora"), "{:#?}", outcome.verdict.reasons);
     let accuracy = |name: &str| arm(&outcome, name).accuracy.expect("answers were judged");
     assert!(accuracy("lora") > 0.4 && accuracy(ZERO_SHOT) < 0.2, "{:#?}", outcome.verdict.reasons);
@@ -119,7 +119,7 @@ fn shuffled_labels_are_not_promoted() {
     let text = text_of(&base);
     for &seed in seeds() {
         let material = shuffled(&text, seed, str::to_string);
-        let outcome = judged(&base, &material, vec![recipe(&base, "lora", 2e-3, Budget::Steps(60))]);
+        let outcome = judged(&base, &material, vec![recipe(&base, "lora", 2e-3, Length::Steps(60))]);
         eprintln!("labels shuffled by {seed}: {}", outcome.verdict.sentence);
         assert!(outcome.report.runs[0].best_step > 0, "nothing was learned from the shuffled rows");
         assert_eq!(outcome.verdict.promoted(), None, "{:#?}", outcome.verdict.reasons);
@@ -136,9 +136,9 @@ fn shuffled_labels_that_teach_a_form_are_not_promoted() {
     let form = |answer: &str| answer.replace(['{', '}', '"'], "").replace(':', " = ").replace(',', "; ");
     for &seed in seeds() {
         let material = shuffled(&text, seed, form);
-        let recipes = vec![recipe(&base, "lora", 2e-3, Budget::Steps(60))];
-        let settings = Settings { metric: Some(Metric::Exact), ..settings(&text, recipes) };
-        let outcome = held(&base, &material, &settings).expect("a verdict");
+        let recipes = vec![recipe(&base, "lora", 2e-3, Length::Steps(60))];
+        let contest = Contest { metric: Some(Metric::Exact), ..contest(&text, recipes) };
+        let outcome = held(&base, &material, &contest).expect("a verdict");
         let (verdict, lora) = (&outcome.verdict, arm(&outcome, "lora"));
         eprintln!("labels shuffled by {seed}: {} {:?}", verdict.sentence, lora.accuracy);
         assert_eq!(verdict.promoted(), None, "{:#?}", verdict.reasons);
@@ -152,7 +152,8 @@ fn shuffled_labels_that_teach_a_form_are_not_promoted() {
 fn a_rate_a_hundred_times_too_high_is_not_promoted() {
     let base = base_of(2);
     let material = household(&text_of(&base), 50);
-    let wild = Recipe { patience: 3, ..recipe(&base, "lora", 0.2, Budget::Steps(30)) };
+    let looks = Looks::Best { times: 10, patience: 3 };
+    let wild = with(&recipe(&base, "lora", 0.2, Length::Steps(30)), |s| Settings { looks, ..s });
     let outcome = judged(&base, &material, vec![wild]);
     eprintln!("{}\n{:#?}", outcome.verdict.sentence, arm(&outcome, "lora").reasons);
     assert_eq!(outcome.verdict.promoted(), None);
@@ -175,9 +176,9 @@ fn rows_that_were_seen_leave_the_base_as_it_is() {
     test[9] = train[17].to_lowercase();
     write_rows(folder.path().join("test.jsonl"), &test);
     let material = read(folder.path(), &text).expect("good rows");
-    let settings = settings(&text, vec![recipe(&base, "lora", 2e-3, Budget::Steps(30))]);
+    let contest = contest(&text, vec![recipe(&base, "lora", 2e-3, Length::Steps(30))]);
     let mut watcher = Quiet::default();
-    let outcome = compare(&base, &material, (&text, &reading()), &settings, &mut watcher).expect("a verdict");
+    let outcome = compare(&base, &material, (&text, &reading()), &contest, &mut watcher).expect("a verdict");
     assert!(watcher.notes[0].contains("the base will stay"), "{:?}", watcher.notes);
     let verdict = &outcome.verdict;
     assert_eq!((&verdict.decision, verdict.leak_count), (&Decision::KeepBase, 2));
@@ -196,7 +197,7 @@ fn equal_arms_have_no_winner() {
     let base = base_of(2);
     let material = household(&text_of(&base), 50);
     // Steps too short to be felt: B stays zero, or as good as that.
-    let still = |name: &str| recipe(&base, name, 1e-12, Budget::Steps(3));
+    let still = |name: &str| recipe(&base, name, 1e-12, Length::Steps(3));
     let outcome = judged(&base, &material, vec![still("one"), still("two")]);
     let verdict = &outcome.verdict;
     assert_eq!(verdict.promoted(), None, "{:#?}", verdict.reasons);
@@ -243,8 +244,8 @@ fn of_two_models_of_one_quality_none_wins() {
                 let zero = luck(ZERO_SHOT, ArmKind::ZeroShot, n, 2 * seed);
                 let mut tuned = luck("lora", ArmKind::Trained, n, 2 * seed + 1);
                 tuned.nll.iter_mut().for_each(|e| e.sum -= gain * e.targets as f64);
-                let binding = Binding { seed: *seed, ..Binding::default() };
-                judge(&[zero, tuned], &[], &thresholds, &binding).expect("a verdict").promoted().is_some()
+                let basis = Basis { seed: *seed, ..Basis::default() };
+                judge(&[zero, tuned], &[], &thresholds, &basis).expect("a verdict").promoted().is_some()
             };
             (0..seeds).filter(promoted).count()
         };
@@ -260,9 +261,9 @@ fn equal_comparisons_give_equal_bytes() {
     let json = |threads: usize, rate: f64, seed: u64| {
         let base = base_of(threads);
         let material = household(&text_of(&base), 25);
-        let recipes = vec![recipe(&base, "lora", rate, Budget::Steps(8))];
-        let settings = Settings { seed, ..settings(&text_of(&base), recipes) };
-        let outcome = held(&base, &material, &settings).expect("a verdict");
+        let recipes = vec![recipe(&base, "lora", rate, Length::Steps(8))];
+        let contest = Contest { seed, ..contest(&text_of(&base), recipes) };
+        let outcome = held(&base, &material, &contest).expect("a verdict");
         outcome.verdict.to_json().expect("JSON")
     };
     let first = json(1, 1e-3, 0);
@@ -276,21 +277,26 @@ fn what_can_not_be_is_refused_before_anything_is_measured() {
     let base = base_of(2);
     let text = text_of(&base);
     let material = household(&text, 25);
-    let plain = recipe(&base, "lora", 1e-3, Budget::Steps(8));
-    let good = settings(&text, vec![plain.clone()]);
-    let full = Recipe { name: "full".into(), method: Method::Full(None), ..plain };
-    for (settings, kind, word) in [
-        (Settings { memory_budget: Some(100_000), ..good.clone() }, ErrorKind::DoesNotFit, "lora"),
-        (Settings { shots: vec![(60, Choice::Nearest)], ..good.clone() }, ErrorKind::BadData, "--shots"),
-        (Settings { recipes: vec![full], ..good.clone() }, ErrorKind::Misuse, "folder"),
+    let plain = recipe(&base, "lora", 1e-3, Length::Steps(8));
+    let good = contest(&text, vec![plain.clone()]);
+    let full = with(&plain, |s| Settings { method: Method::Full(None), ..s });
+    let limit = Limit { budget: Some(100_000), room: None };
+    for (contest, kind, word) in [
+        (Contest { limit, ..good.clone() }, ErrorKind::DoesNotFit, "lora"),
         (
-            Settings { thresholds: Thresholds { resamples: 30, ..good.thresholds }, ..good },
+            Contest { shots: vec![(60, Choice::Nearest)], ..good.clone() },
+            ErrorKind::BadData,
+            "fewer examples",
+        ),
+        (Contest { recipes: vec![full], ..good.clone() }, ErrorKind::Misuse, "folder"),
+        (
+            Contest { thresholds: Thresholds { resamples: 30, ..good.thresholds }, ..good },
             ErrorKind::Misuse,
             "resamples",
         ),
     ] {
         let mut watcher = Quiet::default();
-        let found = compare(&base, &material, (&text, &reading()), &settings, &mut watcher);
+        let found = compare(&base, &material, (&text, &reading()), &contest, &mut watcher);
         let error = found.err().expect(word);
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(word), "{error}");
@@ -310,4 +316,30 @@ fn examples_of_texts_are_kept_as_texts() {
     let Some(Kept::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
     assert!(turns.len() == 3 && turns.iter().all(|t| t.role == TEXT_ROLE), "{turns:?}");
     assert!(outcome.report.samples.iter().all(|s| s.outputs.len() == 2));
+}
+
+/// What an arm has trained stays in memory while the next one trains: an arm that fits only without it is left out, and
+/// what is left passes the check that all of it fits.
+#[test]
+fn arms_are_fitted_beside_what_earlier_arms_hold() {
+    let base = base_of(2);
+    let material = household(&text_of(&base), 25);
+    // Else blocks would keep less, and all would fit.
+    let least = |s| Settings { keep: KeepChoice::Fixed(Keep::Inputs), ..s };
+    let [one, two] = ["one", "two"].map(|name| with(&recipe(&base, name, 1e-3, Length::Steps(2)), least));
+    let alone = one.check(&base, &material, &[], &Limit::default()).expect("no limit").plan.private_bytes;
+    let held = size_of::<f32>() * one.settings.method.parameters(base.model.config());
+    for (bytes, names) in [(alone + held / 2, &["one"][..]), (alone + held, &["one", "two"])] {
+        let limit = Limit { budget: Some(bytes as u64), room: None };
+        let mut watcher = Quiet::default();
+        let beside = (&[][..], &limit);
+        let recipes = vec![one.clone(), two.clone()];
+        let fit = fitting(recipes, &base, &material, beside, (false, true, false), &mut watcher);
+        let recipes = fit.expect("one fits at least");
+        assert_eq!(recipes.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), names);
+        let told = watcher.notes.iter().any(|note| note.starts_with("left out: two: "));
+        assert_eq!(told, names.len() == 1, "{:?}", watcher.notes);
+        let contest = Contest { recipes, limit, ..contest(&text_of(&base), Vec::new()) };
+        check(&base, &material, &reading(), &contest).expect("what was fitted fits");
+    }
 }

@@ -103,7 +103,7 @@ fn replacing(name: &'static str, write: Writer) -> Workload {
     let bytes = |seed| {
         let device = Device::new();
         let saved =
-            adapter(seed, &[0, 1]).save(&device, Path::new(DIR), engraft_runtime::adapter::Precision::F32);
+            adapter(seed, &[0, 1]).save(&device, Path::new(DIR), engraft_runtime::adapter::StoredAs::F32);
         saved.expect("a device that works");
         device.files()[0].1.to_vec()
     };

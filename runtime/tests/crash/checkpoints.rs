@@ -6,11 +6,13 @@ use std::path::Path;
 use engraft_runtime::error::Result;
 use engraft_runtime::nn::{GradientPrecision, Precision};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::run::checkpoint::{Progress, Restored};
+use engraft_runtime::run::{Checkpoints, Identity};
 use engraft_runtime::storage::{Storage, remove_stray_files};
-use engraft_runtime::train::checkpoint::{Numbers, NumbersMut, Progress, Restored};
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
-use engraft_runtime::train::{Checkpoints, Identity, Schedule, TrainOptions};
+use engraft_runtime::train::{Numbers, NumbersMut};
+use engraft_runtime::train::{Schedule, TrainOptions};
 
 use super::device::{Device, Lie};
 use super::harness::{Found, Workload};
@@ -69,7 +71,7 @@ fn save(device: &Device, running: &Running, step: u64) -> Result<()> {
     }
     let Some((_, checkpoints)) = running.as_mut() else { unreachable!("it was taken up") };
     let [theta, m, v] = &numbers(step);
-    let numbers = Numbers { theta, m, v, updates: step, steps: step, whole: true };
+    let numbers = Numbers { theta, m, v, best: &[], updates: step, steps: step, whole: true };
     let progress = Progress::default();
     checkpoints.save(device, &identity(), &numbers, &progress, step.is_multiple_of(ANCHORS)).map(drop)
 }
@@ -84,11 +86,12 @@ fn restore(
     restore: Restore,
 ) -> Result<std::result::Result<Option<u64>, String>> {
     let [mut theta, mut m, mut v] = [0; 3].map(|_| vec![0.0; LEN]);
-    let (mut updates, mut steps, mut broken) = (0, 0, false);
+    let (mut updates, mut steps, mut broken, mut best) = (0, 0, false, Vec::new());
     let mut into = NumbersMut {
         theta: &mut theta,
         m: &mut m,
         v: &mut v,
+        best: &mut best,
         updates: &mut updates,
         steps: &mut steps,
         broken: &mut broken,

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use engraft_runtime::gate::store::Store;
+use engraft_runtime::run::Checkpoints;
 use engraft_runtime::storage::Disk;
-use engraft_runtime::train::Checkpoints;
 
 use super::device::Device;
 use super::{checkpoints, store};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engraft_runtime::adapter::binding::PROBES;
-use engraft_runtime::adapter::{Adapter, Binding, Fingerprint, LoraConfig, Precision, gguf_file, peft};
+use engraft_runtime::adapter::{Adapter, Binding, Fingerprint, LoraConfig, StoredAs, gguf_file, peft};
 use engraft_runtime::error::Result;
 use engraft_runtime::model::digest_cache::{DigestCache, Stamp};
 use engraft_runtime::model::{ModelConfig, Proj};
@@ -67,7 +67,7 @@ fn tidy(folder: &'static str) -> Step {
 
 fn save(seed: u64) -> Step {
     let adapter = adapter(seed, &[0, 1, 2, 3]);
-    Box::new(move |device| adapter.save(device, Path::new("/out/adapter"), Precision::F32).map(drop))
+    Box::new(move |device| adapter.save(device, Path::new("/out/adapter"), StoredAs::F32).map(drop))
 }
 
 fn find_adapter(device: &Device) -> std::result::Result<Found, String> {
@@ -130,7 +130,7 @@ fn peft_export(seed: u64, alpha: f32) -> Step {
     let mut adapter = adapter(seed, &[0, 1]);
     adapter.config.alpha = alpha;
     let exchange = adapter.to_exchange();
-    Box::new(move |device| peft::export(device, Path::new("/out"), &exchange, &model(), Precision::F32))
+    Box::new(move |device| peft::export(device, Path::new("/out"), &exchange, &model(), StoredAs::F32))
 }
 
 /// Of other settings than what stands there: two files that can't be replaced in one step.
@@ -170,7 +170,7 @@ fn gguf_adapter() -> Workload {
     let export = |seed| -> Step {
         let exchange = adapter(seed, &[0, 1]).to_exchange();
         let path = Path::new("/out/adapter.gguf");
-        Box::new(move |d| gguf_file::export(d, path, &exchange, &model(), Precision::F32).map(drop))
+        Box::new(move |d| gguf_file::export(d, path, &exchange, &model(), StoredAs::F32).map(drop))
     };
     let exports = [export(1), export(2)];
     let start = Device::new();

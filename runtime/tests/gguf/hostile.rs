@@ -418,7 +418,7 @@ fn kinds_of_models(c: &mut Cases) {
             w.set("general.architecture", strv(name))
         });
     }
-    c.add("an adapter", Unsupported, "--lora", |w| w.set("general.type", strv("adapter")));
+    c.add("an adapter", Unsupported, "this is an adapter", |w| w.set("general.type", strv("adapter")));
     c.add("a projector", Unsupported, "general.type", |w| w.set("general.type", strv("mmproj")));
     c.add("a part of a split", Unsupported, "split", |w| w.set("split.count", V(2, vec![2, 0])));
     c.add("no tensors", Unsupported, "vocabulary only", |w| w.tensors.clear());

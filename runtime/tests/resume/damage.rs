@@ -8,9 +8,10 @@ use std::rc::Rc;
 
 use engraft_codec::{Element, Kind, Meta, Section, Writer};
 use engraft_runtime::error::ErrorKind;
+use engraft_runtime::run::checkpoint::payload_bytes;
+use engraft_runtime::run::{Checkpoints, Course, Training};
 use engraft_runtime::storage::{Disk, EntryKind, FileLock, Opened, StdIo, Storage, StorageFile};
-use engraft_runtime::train::checkpoint::payload_bytes;
-use engraft_runtime::train::{Arm, Checkpoints, Course, Training};
+use engraft_runtime::train::AnyTrainer;
 
 use super::{Case, PLAIN, TestResult, World, go};
 
@@ -74,7 +75,7 @@ struct Damage {
     case: Case,
     storage: Memory,
     good: [Vec<u8>; 2],
-    arm: Arm,
+    arm: AnyTrainer,
 }
 
 impl Damage {
@@ -179,8 +180,8 @@ fn foreign_files_are_passed_over_and_newer_ones_refused() -> TestResult {
     };
     let foreign = [
         ("an older one under a newer name", first.clone()),
-        ("an adapter", frame(Kind::ADAPTER, 1, 2, count)?),
-        ("another header", frame(Kind::CHECKPOINT, 1, 2, count)?),
+        ("an adapter", frame(Kind::ADAPTER, 2, 2, count)?),
+        ("another header", frame(Kind::CHECKPOINT, 2, 2, count)?),
         ("no frame", b"{}".to_vec()),
         ("nothing", Vec::new()),
         ("one that lies about its length", [&second[..], b"x"].concat()),
@@ -189,8 +190,13 @@ fn foreign_files_are_passed_over_and_newer_ones_refused() -> TestResult {
         damage.put(2, &bytes);
         assert_eq!(damage.restore()?, (Some((1, 1)), 1), "{what}");
     }
-    damage.put(2, &frame(Kind::CHECKPOINT, 2, 2, count)?);
-    assert_eq!(damage.restore().map_err(|e| e.kind()), Err(ErrorKind::Unsupported));
+    // An older version's, and a newer one's.
+    for schema in [1, 3] {
+        damage.put(2, &frame(Kind::CHECKPOINT, schema, 2, count)?);
+        let error = damage.restore().expect_err("a schema of another version");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().contains(&format!("schema {schema}")), "{error}");
+    }
     // All damaged: nothing is found, and nothing was touched.
     damage.put(1, &second[..100]);
     damage.put(2, &second[..200]);
@@ -311,7 +317,7 @@ fn a_checkpoint_wears_the_device_by_its_payload() -> TestResult {
     for k in 0..5 {
         let counting = Counting::default();
         course.save(&counting, &arm, batches.cursor(), k % 2 == 0)?;
-        let payload = payload_bytes(arm.numbers().theta.len());
+        let payload = payload_bytes(arm.numbers().theta.len(), false);
         let ratio = counting.bytes.get() as f64 / payload as f64;
         let syncs = (counting.file_syncs.get(), counting.dir_syncs.get());
         println!(

@@ -5,9 +5,10 @@ use engraft_runtime::data::Batch;
 use engraft_runtime::error::ErrorKind;
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::run::guard::{FAILED_MAX, ROLLBACKS_MAX};
+use engraft_runtime::run::{Course, Stepped, Training};
 use engraft_runtime::storage::Disk;
-use engraft_runtime::train::guard::{FAILED_MAX, ROLLBACKS_MAX};
-use engraft_runtime::train::{Arm, Course, Stepped, Training};
+use engraft_runtime::train::AnyTrainer;
 
 use super::common::models::{FLOATS, SHORT_BLOCKS};
 use super::{Case, PLAIN, TestResult, World, result};
@@ -15,7 +16,7 @@ use super::{Case, PLAIN, TestResult, World, result};
 const EVERY: u64 = 5;
 
 /// What is spoiled, and after which step.
-type Spoil = fn(&mut Arm) -> TestResult;
+type Spoil = fn(&mut AnyTrainer) -> TestResult;
 
 /// A run with checkpoints, spoiled once after step 12, cut after step `cut`; what it gives in the end, and how
 /// often it went back.
@@ -55,7 +56,7 @@ fn run(case: &Case, spoil: Spoil, cut: Option<u64>) -> TestResult<(Vec<u32>, u32
     Ok((result(&arm, folder.path())?.0, course.progress.guard.rollbacks))
 }
 
-fn theta(arm: &mut Arm) -> TestResult {
+fn theta(arm: &mut AnyTrainer) -> TestResult {
     arm.numbers_mut()?.theta[5] = f32::NAN;
     Ok(())
 }
@@ -132,7 +133,7 @@ fn a_run_that_keeps_diverging_stops() -> TestResult {
                 Ok(stepped) => assert!(!matches!(stepped, Stepped::Done(_)), "{stepped:?}"),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::NonFinite);
-                    return Ok((tried, error.message().to_string()));
+                    return Ok((tried, error.to_string()));
                 }
             }
         }
@@ -143,7 +144,7 @@ fn a_run_that_keeps_diverging_stops() -> TestResult {
     assert!(message.contains("no checkpoint to go back to"), "{message}");
     let (tried, message) = stop(world.course(&case, folder.path()), true)?;
     assert_eq!(tried, u64::from(FAILED_MAX * (ROLLBACKS_MAX + 1)));
-    for words in ["step 0", "0.125 of the learning rate", "not finite", "--learning-rate"] {
+    for words in ["step 0", "0.125 of the learning rate", "isn't finite", "lower the learning rate"] {
         assert!(message.contains(words), "{words}: {message}");
     }
     // What is on disk is still the good one.

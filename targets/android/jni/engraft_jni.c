@@ -421,8 +421,8 @@ NATIVE(jbyteArray, version)(JNIEnv *env, jclass class)
 NATIVE(jbyteArray, codeName)(JNIEnv *env, jclass class, jint code)
 {
   (void)class;
-  char text[64] = "";
-  return finish(env, engraft_code_name(code, text, sizeof text, NULL)) ? to_bytes(env, text, strlen(text)) : NULL;
+  const char *name = engraft_code_name(code);
+  return to_bytes(env, name, strlen(name));
 }
 
 NATIVE(void, logSet)(JNIEnv *env, jclass class, jint level)
@@ -612,6 +612,11 @@ static const field train_params[] = {
   FIELD(engraft_train_params, threads, "threads", INT),
   FIELD(engraft_train_params, exact, "exact", FLAG),
   FIELD(engraft_train_params, half, "half", FLAG),
+  FIELD(engraft_train_params, replay_count, "replayCount", INT),
+  FIELD(engraft_train_params, replay_tokens, "replayTokens", INT),
+  FIELD(engraft_train_params, replay_share, "replayShare", DOUBLE),
+  FIELD(engraft_train_params, eva_batches, "evaBatches", INT),
+  FIELD(engraft_train_params, kl_reverse, "klReverse", FLAG),
   END,
 };
 
@@ -624,13 +629,14 @@ static const field plan_info[] = {
   END,
 };
 
-NATIVE(jlong, planCreate)(JNIEnv *env, jclass class, jlong model, jlong data, jobject settings)
+NATIVE(jlong, planCreate)(JNIEnv *env, jclass class, jlong model, jlong data, jobject settings, jlong replay)
 {
   (void)class;
   engraft_plan *plan = NULL;
   engraft_train_params params;
   if (!READ(env, train, train_params, settings, params))
     return 0;
+  params.replay = HANDLE(data, replay);
   int32_t code = engraft_plan_create(HANDLE(model, model), HANDLE(data, data), &params, &plan);
   MADE(env, code, plan, plan);
 }
@@ -676,13 +682,14 @@ NATIVE(jbyteArray, planAdvice)(JNIEnv *env, jclass class, jlong plan)
 
 /* ---- Trainers --------------------------------------------------------------------------------- */
 
-NATIVE(jlong, trainerCreate)(JNIEnv *env, jclass class, jlong model, jlong data, jobject settings)
+NATIVE(jlong, trainerCreate)(JNIEnv *env, jclass class, jlong model, jlong data, jobject settings, jlong replay)
 {
   (void)class;
   engraft_trainer *trainer = NULL;
   engraft_train_params params;
   if (!READ(env, train, train_params, settings, params))
     return 0;
+  params.replay = HANDLE(data, replay);
   int32_t code = engraft_trainer_create(HANDLE(model, model), HANDLE(data, data), &params, &trainer);
   MADE(env, code, trainer, trainer);
 }
@@ -1010,20 +1017,33 @@ static const field gate_params[] = {
   FIELD(engraft_gate_params, seed, "seed", LONG),
   FIELD(engraft_gate_params, memory_budget, "memoryBudget", LONG),
   FIELD(engraft_gate_params, kl_weight, "klWeight", DOUBLE),
+  FIELD(engraft_gate_params, replay_count, "replayCount", INT),
+  FIELD(engraft_gate_params, replay_tokens, "replayTokens", INT),
+  FIELD(engraft_gate_params, replay_share, "replayShare", DOUBLE),
   END,
 };
 
-NATIVE(jlong, gateCreate)(JNIEnv *env, jclass class, jlong model, jlong data, jobject settings, jbyteArray retention)
+NATIVE(jlong, gateCreate)(JNIEnv *env, jclass class, jlong model, jlong data, jobject settings, jlong replay,
+                          jbyteArray retention, jlong retention_rows, jbyteArray unfinished)
 {
   (void)class;
   engraft_gate *gate = NULL;
   engraft_gate_params params;
-  borrowed text;
+  borrowed text, folder;
   if (!READ(env, gate, gate_params, settings, params) || !borrow(env, retention, &text))
     return 0;
+  if (!borrow(env, unfinished, &folder)) {
+    give_back(env, &text);
+    return 0;
+  }
+  params.replay = HANDLE(data, replay);
   params.retention = (const char *)text.bytes;
   params.retention_length = text.length;
+  params.retention_rows = HANDLE(data, retention_rows);
+  params.unfinished = (const char *)folder.bytes;
+  params.unfinished_length = folder.length;
   int32_t code = engraft_gate_create(HANDLE(model, model), HANDLE(data, data), &params, &gate);
+  give_back(env, &folder);
   give_back(env, &text);
   MADE(env, code, gate, gate);
 }

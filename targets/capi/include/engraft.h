@@ -294,6 +294,26 @@
 #define ENGRAFT_SCHEDULE_CONSTANT 2
 
 /**
+ * A step is done: `step`, `loss` and what follows are of it.
+ */
+#define ENGRAFT_EVENT_STEP 0
+
+/**
+ * The rows to validate with were looked at: `valid_loss` is their loss. Of gates alone.
+ */
+#define ENGRAFT_EVENT_VALIDATION 1
+
+/**
+ * The call is paused, or it is too hot: it waits once this event's callback has returned.
+ */
+#define ENGRAFT_EVENT_HELD 2
+
+/**
+ * `text` is something to tell.
+ */
+#define ENGRAFT_EVENT_NOTE 3
+
+/**
  * Keys and values take 2 bytes an element.
  */
 #define ENGRAFT_CACHE_F16 0
@@ -327,26 +347,6 @@
  * The caller stopped it.
  */
 #define ENGRAFT_ENDED_CANCELLED 3
-
-/**
- * A step is done: `step`, `loss` and what follows are of it.
- */
-#define ENGRAFT_EVENT_STEP 0
-
-/**
- * The rows to validate with were looked at: `valid_loss` is their loss. Of gates alone.
- */
-#define ENGRAFT_EVENT_VALIDATION 1
-
-/**
- * The call is paused, or it is too hot: it waits once this event's callback has returned.
- */
-#define ENGRAFT_EVENT_HELD 2
-
-/**
- * `text` is something to tell.
- */
-#define ENGRAFT_EVENT_NOTE 3
 
 /**
  * What is put beside a model. Never changes; may be used by any number of threads and sessions at once.
@@ -653,6 +653,35 @@ typedef struct {
    * Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
    */
   double kl_weight;
+  /**
+   * Rows that the model knew, mixed into every batch: those to train on of this data. NULL for none.
+   */
+  const engraft_data *replay;
+  /**
+   * Rows to sample from the base for that (0: none).
+   */
+  uint32_t replay_count;
+  /**
+   * Tokens to sample for each of them at most (0: 64).
+   */
+  uint32_t replay_tokens;
+  /**
+   * Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+   */
+  double replay_share;
+  /**
+   * Rows whose answers training must not harm, beside retention texts: all of this data. NULL for none.
+   */
+  const engraft_data *retention_rows;
+  /**
+   * A folder for what is unfinished, in UTF-8, made if it is missing: the same comparison goes on from there after
+   * the process has ended, and a run that diverges goes back. NULL for none. The library keeps a copy.
+   */
+  const char *unfinished;
+  /**
+   * Bytes of `unfinished`.
+   */
+  size_t unfinished_length;
 } engraft_gate_params;
 
 /**
@@ -901,6 +930,31 @@ typedef struct {
    * 0.
    */
   uint32_t reserved;
+  /**
+   * Rows that the model knew, mixed into every batch: those to train on of this data. NULL for none.
+   */
+  const engraft_data *replay;
+  /**
+   * Rows to sample from the base for that when the trainer is made, which takes a while (0: none).
+   */
+  uint32_t replay_count;
+  /**
+   * Tokens to sample for each of them at most (0: 64).
+   */
+  uint32_t replay_tokens;
+  /**
+   * Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+   */
+  double replay_share;
+  /**
+   * Batches of rows whose inputs' main directions A begins as (EVA), looked at when the trainer is made (0: A begins
+   * at random).
+   */
+  uint32_t eva_batches;
+  /**
+   * 1 takes the divergence of `kl_weight` the other way: KL(tuned‖base).
+   */
+  uint32_t kl_reverse;
 } engraft_train_params;
 
 /**
@@ -1243,9 +1297,10 @@ int32_t engraft_data_skipped(const engraft_data *data,
 int32_t engraft_message(const void *handle, char *buffer, size_t capacity, size_t *length);
 
 /**
- * Copies the name of a code, such as "BUSY"; see `engraft_message` for the buffer.
+ * The name of a code, such as "BUSY"; "UNKNOWN" for a number that isn't a code of this library. The text is static:
+ * never freed, and valid as long as the library is loaded.
  */
-int32_t engraft_code_name(int32_t code, char *buffer, size_t capacity, size_t *length);
+const char *engraft_code_name(int32_t code);
 
 /**
  * Makes all settings the default. `struct_size` is `sizeof(engraft_gate_params)`.

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use engraft_kernels::Kernels;
 use engraft_runtime::ErrorKind;
-use engraft_runtime::adapter::{Adapter as Parameters, Binding, Precision};
+use engraft_runtime::adapter::{Adapter as Parameters, StoredAs};
 use engraft_runtime::generate::{AdapterSlot, StackedAdapter};
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
@@ -271,35 +271,6 @@ pub(crate) fn hold(folder: &Path, held: Option<&Held>) -> Result<Option<Held>> {
     Ok(Some(Held { folder, _lock: lock }))
 }
 
-/// Commits parameters as `folder/adapter.engraft`, bound to their base by what both compute; returns when
-/// the file is on disk and was read back. Who calls this holds the folder.
-pub(crate) fn save(
-    model: &model::Inner,
-    kernels: &Arc<Kernels>,
-    parameters: &Parameters,
-    folder: &Path,
-    precision: Precision,
-) -> Result<()> {
-    let rounded = match precision {
-        Precision::F32 => None,
-        Precision::F16 => {
-            let mut copy = parameters.clone();
-            copy.round_to(precision)?;
-            Some(copy)
-        }
-    };
-    let stored = rounded.as_ref().unwrap_or(parameters);
-    let mut prober = model.prober(kernels, stored.layout.rank_max());
-    let binding = Binding::of(stored, &model.file, &mut prober)?;
-    stored.save_bound(&Disk, folder, precision, &binding)?;
-    Ok(())
-}
-
-/// The precision of a file.
-pub(crate) fn stored(half: u32) -> Precision {
-    if half == 0 { Precision::F32 } else { Precision::F16 }
-}
-
 /// Makes all settings the default. `struct_size` is `sizeof(engraft_adapter_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_adapter_default_params(
@@ -368,7 +339,10 @@ pub unsafe extern "C" fn engraft_adapter_save(
         let folder = unsafe { caller::path(folder, folder_length, "folder") }?;
         let parameters = adapter.parameters()?;
         let _held = hold(&folder, None)?;
-        save(&adapter.model, &model::kernels(0)?, parameters, &folder, stored(half))
+        let stored = if half == 0 { StoredAs::F32 } else { StoredAs::F16 };
+        let mut prober = adapter.model.prober(&model::kernels(0)?, parameters.layout.rank_max());
+        prober.save(parameters, stored, (&Disk, &folder))?;
+        Ok(())
     })
 }
 

@@ -10,6 +10,7 @@ use engraft_runtime::data::source::part_file;
 use engraft_runtime::data::{DataOptions, Origin, OverLong, Part, TrainValid, load_parts};
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::model::digest_cache::Stamp;
+use engraft_runtime::run::settings;
 
 use crate::caller::{self, Out, or, structs};
 use crate::error::{ENGRAFT_BAD_DATA, Failure, Result};
@@ -25,12 +26,8 @@ pub const ENGRAFT_TASK_ORCA_MATH: u32 = 2;
 /// SVAMP: one-step word problems.
 pub const ENGRAFT_TASK_SVAMP: u32 = 3;
 
-/// Tokens of a row at most, where nothing is said.
-pub(crate) const ROW_TOKENS: u32 = 256;
-/// The same at all.
+/// Tokens of a row at most.
 const ROW_TOKENS_MAX: u32 = 1 << 20;
-/// Share of the rows that validates, where nothing is said and there are none of their own.
-const VALID_SHARE: f64 = 0.1;
 
 /// Rows to train on and to validate with. Never changes; may be used by any number of threads at once.
 pub struct Data {
@@ -159,15 +156,16 @@ impl Inner {
             ENGRAFT_TASK_GSM8K => Some(Task::Gsm8k),
             ENGRAFT_TASK_ORCA_MATH => Some(Task::OrcaMath),
             ENGRAFT_TASK_SVAMP => Some(Task::Svamp),
-            other => return Err(Failure::misuse(format!("{other} is no task"))),
+            other => return Err(Failure::misuse(format!("task is {other}: name one of ENGRAFT_TASK_*"))),
         };
         if params.max_seq_length > ROW_TOKENS_MAX {
             let message =
                 format!("max_seq_length is {}, and must be at most {ROW_TOKENS_MAX}", params.max_seq_length);
             return Err(Failure::misuse(message));
         }
-        let rows_max = or(params.max_seq_length, ROW_TOKENS).min(model.file.config().context_len);
-        let fraction = (VALID_SHARE, Some(0.0));
+        let rows_max =
+            or(params.max_seq_length, settings::ROW_TOKENS as u32).min(model.file.config().context_len);
+        let fraction = (settings::VALID_FRACTION, Some(0.0));
         let options = DataOptions {
             reader: task.map(Task::reader),
             mask_prompt: params.no_mask_prompt == 0,

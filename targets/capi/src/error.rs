@@ -4,7 +4,7 @@
 //! remedy. The message of a call that failed is kept by the handle it was made on, and by the thread.
 
 use std::cell::RefCell;
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 
 use engraft_runtime::{Error, ErrorKind};
 
@@ -46,24 +46,24 @@ pub const ENGRAFT_UNSUPPORTED: i32 = -15;
 pub const ENGRAFT_TOO_SMALL: i32 = -16;
 
 /// All codes by name.
-const NAMES: [(i32, &str); 17] = [
-    (ENGRAFT_OK, "OK"),
-    (ENGRAFT_IO, "IO"),
-    (ENGRAFT_FULL, "FULL"),
-    (ENGRAFT_NOMEM, "NOMEM"),
-    (ENGRAFT_CORRUPT, "CORRUPT"),
-    (ENGRAFT_MISUSE, "MISUSE"),
-    (ENGRAFT_BUSY, "BUSY"),
-    (ENGRAFT_CANCELLED, "CANCELLED"),
-    (ENGRAFT_UNSUPPORTED_VERSION, "UNSUPPORTED_VERSION"),
-    (ENGRAFT_BASE_MISMATCH, "BASE_MISMATCH"),
-    (ENGRAFT_NONFINITE, "NONFINITE"),
-    (ENGRAFT_DOES_NOT_FIT, "DOES_NOT_FIT"),
-    (ENGRAFT_GATE_REFUSED, "GATE_REFUSED"),
-    (ENGRAFT_PANIC, "PANIC"),
-    (ENGRAFT_BAD_DATA, "BAD_DATA"),
-    (ENGRAFT_UNSUPPORTED, "UNSUPPORTED"),
-    (ENGRAFT_TOO_SMALL, "TOO_SMALL"),
+const NAMES: [(i32, &CStr); 17] = [
+    (ENGRAFT_OK, c"OK"),
+    (ENGRAFT_IO, c"IO"),
+    (ENGRAFT_FULL, c"FULL"),
+    (ENGRAFT_NOMEM, c"NOMEM"),
+    (ENGRAFT_CORRUPT, c"CORRUPT"),
+    (ENGRAFT_MISUSE, c"MISUSE"),
+    (ENGRAFT_BUSY, c"BUSY"),
+    (ENGRAFT_CANCELLED, c"CANCELLED"),
+    (ENGRAFT_UNSUPPORTED_VERSION, c"UNSUPPORTED_VERSION"),
+    (ENGRAFT_BASE_MISMATCH, c"BASE_MISMATCH"),
+    (ENGRAFT_NONFINITE, c"NONFINITE"),
+    (ENGRAFT_DOES_NOT_FIT, c"DOES_NOT_FIT"),
+    (ENGRAFT_GATE_REFUSED, c"GATE_REFUSED"),
+    (ENGRAFT_PANIC, c"PANIC"),
+    (ENGRAFT_BAD_DATA, c"BAD_DATA"),
+    (ENGRAFT_UNSUPPORTED, c"UNSUPPORTED"),
+    (ENGRAFT_TOO_SMALL, c"TOO_SMALL"),
 ];
 
 /// What a failed call tells.
@@ -91,37 +91,37 @@ impl Failure {
 
     /// For code of the runtime that is to hand it on.
     pub(crate) fn into_error(self) -> Error {
-        let kind = match self.code {
-            ENGRAFT_CANCELLED => ErrorKind::Cancelled,
-            _ => ErrorKind::Misuse,
-        };
+        let kind =
+            KINDS.iter().find(|(_, code)| *code == self.code).map_or(ErrorKind::Misuse, |(kind, _)| *kind);
         Error::new(kind, self.message)
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure::new(code_of(error.kind()), error.message())
+        Failure::new(code_of(error.kind()), error.to_string())
     }
 }
 
-/// The code of a kind of error.
+/// The code of each kind of the runtime's errors.
+const KINDS: [(ErrorKind, i32); 12] = [
+    (ErrorKind::Io, ENGRAFT_IO),
+    (ErrorKind::Full, ENGRAFT_FULL),
+    (ErrorKind::Corrupt, ENGRAFT_CORRUPT),
+    (ErrorKind::Misuse, ENGRAFT_MISUSE),
+    (ErrorKind::DoesNotFit, ENGRAFT_DOES_NOT_FIT),
+    (ErrorKind::BadData, ENGRAFT_BAD_DATA),
+    (ErrorKind::BaseMismatch, ENGRAFT_BASE_MISMATCH),
+    (ErrorKind::NonFinite, ENGRAFT_NONFINITE),
+    (ErrorKind::Busy, ENGRAFT_BUSY),
+    (ErrorKind::Cancelled, ENGRAFT_CANCELLED),
+    (ErrorKind::GateRefused, ENGRAFT_GATE_REFUSED),
+    (ErrorKind::Unsupported, ENGRAFT_UNSUPPORTED),
+];
+
+/// The code of a kind of error; of kinds that a later runtime may add, that of what this version can't handle.
 fn code_of(kind: ErrorKind) -> i32 {
-    match kind {
-        ErrorKind::Io => ENGRAFT_IO,
-        ErrorKind::Full => ENGRAFT_FULL,
-        ErrorKind::Corrupt => ENGRAFT_CORRUPT,
-        ErrorKind::Misuse => ENGRAFT_MISUSE,
-        ErrorKind::DoesNotFit => ENGRAFT_DOES_NOT_FIT,
-        ErrorKind::BadData => ENGRAFT_BAD_DATA,
-        ErrorKind::BaseMismatch => ENGRAFT_BASE_MISMATCH,
-        ErrorKind::NonFinite => ENGRAFT_NONFINITE,
-        ErrorKind::Busy => ENGRAFT_BUSY,
-        ErrorKind::Cancelled => ENGRAFT_CANCELLED,
-        ErrorKind::GateRefused => ENGRAFT_GATE_REFUSED,
-        // `Unsupported`, and kinds that a later runtime may add.
-        _ => ENGRAFT_UNSUPPORTED,
-    }
+    KINDS.iter().find(|(known, _)| *known == kind).map_or(ENGRAFT_UNSUPPORTED, |(_, code)| *code)
 }
 
 thread_local! {
@@ -164,20 +164,11 @@ pub unsafe extern "C" fn engraft_message(
     })
 }
 
-/// Copies the name of a code, such as "BUSY"; see `engraft_message` for the buffer.
+/// The name of a code, such as "BUSY"; "UNKNOWN" for a number that isn't a code of this library. The text is static:
+/// never freed, and valid as long as the library is loaded.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn engraft_code_name(
-    code: i32,
-    buffer: *mut c_char,
-    capacity: usize,
-    length: *mut usize,
-) -> i32 {
-    handle::unheard("engraft_code_name", || {
-        let unknown = || Failure::misuse(format!("{code} is no code of this library"));
-        let name = NAMES.iter().find(|(known, _)| *known == code).ok_or_else(unknown)?.1;
-        // SAFETY: the crate's contract, for the caller's buffer.
-        unsafe { caller::copy_text(name, buffer, capacity, length) }
-    })
+pub extern "C" fn engraft_code_name(code: i32) -> *const c_char {
+    NAMES.iter().find(|(known, _)| *known == code).map_or(c"UNKNOWN", |(_, name)| name).as_ptr()
 }
 
 #[cfg(test)]

@@ -2,36 +2,36 @@
 //! than a better prompt, may be promoted.
 
 use std::ffi::{c_char, c_void};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
+use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::compare::answers::Metric;
-use engraft_runtime::compare::material::{Limits, Material};
-use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe, choose_rank};
+use engraft_runtime::compare::material::{Limits, Material, Rows};
+use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
-use engraft_runtime::compare::{Kept, Outcome, Watcher, compare};
+use engraft_runtime::compare::{Contest, Kept, Outcome, compare, fitting};
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
-use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
-use engraft_runtime::nn::divergence::{Direction, KlPenalty};
+use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::room;
-use engraft_runtime::{Error, ErrorKind, compare as comparing};
+use engraft_runtime::run::{Base, Control, Length, Limit, Looks, Method, Settings, settings};
+use engraft_runtime::train::KlPenalty;
 
 use crate::adapter::{self, Adapter};
 use crate::caller::{self, Out, number, or, structs};
-use crate::control::Control;
+use crate::control;
 use crate::data::{self, Data};
 use crate::error::{ENGRAFT_GATE_REFUSED, Failure, Result};
 use crate::handle::{self, Exclusive, Kind};
 use crate::model::{self, Model};
-use crate::trainer::{
-    ENGRAFT_EVENT_HELD, ENGRAFT_EVENT_NOTE, ENGRAFT_EVENT_STEP, ENGRAFT_EVENT_VALIDATION, Listener, Progress,
-    ProgressCallback,
-};
+use crate::plan::{Replayed, penalty};
+use crate::progress::{ENGRAFT_EVENT_STEP, Listener, Looker, Progress, ProgressCallback};
 
 /// Examples in the prompt.
 pub const ENGRAFT_ARM_FEW_SHOT: u32 = 1;
@@ -56,18 +56,10 @@ pub const ENGRAFT_DECISION_KEEP_PROMPTING: u32 = 2;
 /// The base alone stays.
 pub const ENGRAFT_DECISION_KEEP_BASE: u32 = 3;
 
-/// Settings of a comparison that says nothing; the command line's.
-const SHOTS: u32 = 5;
-const STEPS: u32 = 300;
-const ANSWER_TOKENS: u32 = 256;
-const SAMPLES: usize = 4;
-const EVALUATIONS: u32 = 10;
-const PATIENCE: u64 = 3;
 /// What reports call the caller's own text.
 const OWN_RETENTION: &str = "own";
-/// A rank to begin with, where it is searched, and alpha/r.
-const RANK: u32 = 8;
-const SCALE: f32 = 2.0;
+/// What they call the caller's own rows.
+const OWN_ROWS: &str = "own rows";
 
 /// A comparison of arms, with its verdict. One call at a time; what steers it may be called from anywhere.
 pub struct Gate {
@@ -94,8 +86,19 @@ pub(crate) struct Trial {
     pub(crate) model: Arc<model::Inner>,
     data: Arc<data::Inner>,
     params: GateParams,
+    /// `ENGRAFT_ARM_*`.
+    arms: u32,
+    metric: Option<Metric>,
+    thresholds: Thresholds,
+    kl: Option<KlPenalty>,
+    replay: Replayed,
+    replay_share: f64,
     /// The caller's own text that must not be forgotten; may be empty.
     retention: String,
+    /// The caller's own rows.
+    retention_rows: Option<Arc<data::Inner>>,
+    /// Where checkpoints of unfinished arms are.
+    unfinished: Option<PathBuf>,
     outcome: Option<Outcome>,
 }
 
@@ -156,6 +159,21 @@ pub struct GateParams {
     pub retention_length: usize,
     /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
     pub kl_weight: f64,
+    /// Rows that the model knew, mixed into every batch: those to train on of this data. NULL for none.
+    pub replay: *const Data,
+    /// Rows to sample from the base for that (0: none).
+    pub replay_count: u32,
+    /// Tokens to sample for each of them at most (0: 64).
+    pub replay_tokens: u32,
+    /// Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+    pub replay_share: f64,
+    /// Rows whose answers training must not harm, beside retention texts: all of this data. NULL for none.
+    pub retention_rows: *const Data,
+    /// A folder for what is unfinished, in UTF-8, made if it is missing: the same comparison goes on from there after
+    /// the process has ended, and a run that diverges goes back. NULL for none. The library keeps a copy.
+    pub unfinished: *const c_char,
+    /// Bytes of `unfinished`.
+    pub unfinished_length: usize,
 }
 
 // SAFETY: numbers, and a text that is copied in the call that it is given to and never read afterwards.
@@ -194,34 +212,114 @@ impl Trial {
     /// Reads everything, and takes all arms through.
     fn run(&mut self, control: &Control, listener: &Listener) -> Result<()> {
         self.outcome = None;
-        let (p, file, text) = (&self.params, &self.model.file, self.model.text()?);
-        let limit = |n: u32| (n > 0).then_some(n as usize);
-        let limits = Limits { train_rows: limit(p.train_rows), held_out_rows: limit(p.held_out_rows) };
-        let options = &self.data.options;
-        let material = Material::read_from(self.data.parts(), &text, options, limits)?;
-        self.data.check_unchanged()?;
-        let precision = model::precision(p.exact);
-        let base = Base {
-            tokenizer_bytes: Text::heap_bytes(file)? + self.data.text_bytes() + self.data.rows_bytes(),
-            model: file.clone(),
-            kernels: model::kernels(p.threads)?,
-            precision,
-            gradient: precision.into(),
-        };
-        let mut watcher = Looker::new(control, listener);
-        let settings = settings(self, &base, &material, &text, &mut watcher)?;
-        let judged = compare(&base, &material, (&text, options), &settings, &mut watcher)?;
+        let mut looker = Looker::new(control, listener, Progress::of(ENGRAFT_EVENT_STEP), Duration::ZERO);
+        let judged = self.judged(&mut looker);
         // Behind the last question whether to go on.
-        if let Some(refused) = watcher.refused {
-            return Err(refused);
-        }
+        let judged = looker.end(judged)?;
         control.check()?;
         self.outcome = Some(judged);
         Ok(())
     }
 
+    fn judged(&self, looker: &mut Looker<'_>) -> engraft_runtime::Result<Outcome> {
+        let (p, file) = (&self.params, &self.model.file);
+        let text = self.model.text().map_err(Failure::into_error)?;
+        let limit = |n: u32| (n > 0).then_some(n as usize);
+        let limits = Limits { train_rows: limit(p.train_rows), held_out_rows: limit(p.held_out_rows) };
+        let options = &self.data.options;
+        let material = Material::read_from(self.data.parts(), &text, options, limits)?;
+        self.data.check_unchanged().map_err(Failure::into_error)?;
+        let precision = model::precision(p.exact);
+        let base = Base {
+            held_bytes: Text::heap_bytes(file)? + self.data.text_bytes() + self.data.rows_bytes(),
+            model: file.clone(),
+            kernels: model::kernels(p.threads).map_err(Failure::into_error)?,
+            precision,
+            gradient: precision.into(),
+        };
+        let contest = self.contest(&base, &material, &text, looker)?;
+        compare(&base, &material, (&text, options), &contest, looker)
+    }
+
+    /// What is compared: each trained arm that memory allows; the others are told of.
+    fn contest(
+        &self,
+        base: &Base,
+        material: &Material,
+        text: &Text,
+        looker: &mut Looker<'_>,
+    ) -> engraft_runtime::Result<Contest> {
+        let p = &self.params;
+        let few_shot = self.arms & ENGRAFT_ARM_FEW_SHOT != 0;
+        let limit = Limit {
+            budget: (p.memory_budget > 0).then_some(p.memory_budget),
+            room: room::here(base.kernels.threads()),
+        };
+        let replay = match &self.replay.sampled {
+            None => self.replay.rows.as_ref().map_or(Vec::new(), |data| data.rows.train.examples.clone()),
+            Some(sampled) => {
+                sampled.check(base, &limit)?;
+                sampled.rows(base, looker)?
+            }
+        };
+        let recipes = self.recipes(base.model.config())?;
+        let how = (p.rank == 0, true, false);
+        let recipes = match fitting(recipes, base, material, (&replay, &limit), how, looker) {
+            // Examples are something to compare the base with all the same.
+            Err(error) if few_shot && error.kind() == ErrorKind::DoesNotFit => Vec::new(),
+            recipes => recipes?,
+        };
+        let shots = or(p.shots, settings::SHOTS as u32);
+        Ok(Contest {
+            title: "adapt".into(),
+            shots: if few_shot { vec![(shots, Choice::Seeded(p.seed))] } else { Vec::new() },
+            recipes,
+            replay,
+            metric: self.metric,
+            answer_tokens: or(p.answer_tokens, settings::ANSWER_TOKENS as u32),
+            retention: self.retention(text)?,
+            thresholds: Thresholds { few_shot_required: few_shot, ..self.thresholds },
+            seed: p.seed,
+            samples: settings::SAMPLES,
+            limit,
+            folder: None,
+            unfinished: self.unfinished.clone(),
+        })
+    }
+
+    /// One recipe for each trained arm.
+    fn recipes(&self, c: &ModelConfig) -> engraft_runtime::Result<Vec<Recipe>> {
+        let kinds = [(ENGRAFT_ARM_LORA, "lora"), (ENGRAFT_ARM_DORA, "dora")];
+        let kinds: Vec<_> = kinds.into_iter().filter(|(arm, _)| self.arms & arm != 0).collect();
+        let (p, rank) = (&self.params, or(self.params.rank, settings::RANK as u32));
+        let layers: Vec<usize> = (0..c.n_layers).collect();
+        let plain = LoraConfig::new(c, rank, settings::SCALE * rank as f32, 0.0, &Proj::ALL, &layers)?;
+        let length = match p.minutes > 0.0 {
+            true => Length::Minutes(p.minutes / kinds.len().max(1) as f64),
+            false => Length::Steps(or(p.steps, settings::STEPS as u32) as u64),
+        };
+        let recipe = |(arm, name): (u32, &str)| {
+            let lora = LoraConfig { dora: arm == ENGRAFT_ARM_DORA, ..plain.clone() }.checked(c)?;
+            let settings = Settings {
+                rate: (p.learning_rate > 0.0).then_some(p.learning_rate),
+                length,
+                batch: or(p.batch_size, settings::BATCH as u32),
+                seed: p.seed,
+                looks: Looks::Best {
+                    times: or(p.evaluations, settings::EVALUATIONS as u32) as u64,
+                    patience: settings::PATIENCE,
+                },
+                kl: self.kl,
+                replay_share: self.replay_share,
+                ..Settings::of_arm(Method::Adapter(lora))
+            };
+            Ok(Recipe { name: name.to_string(), settings, extra: Vec::new() })
+        };
+        kinds.into_iter().map(recipe).collect()
+    }
+
     /// What must not be forgotten.
-    fn retention(&self, text: &Text) -> Result<Vec<RetentionSet>> {
+    fn retention(&self, text: &Text) -> engraft_runtime::Result<Vec<RetentionSet>> {
         let built_in = (self.params.no_built_in_retention == 0).then(retention::passages);
         let own = (!self.retention.is_empty()).then(|| retention::split(&self.retention));
         let mut all = Vec::new();
@@ -230,6 +328,11 @@ impl Trial {
                 let passages: Vec<&str> = passages.iter().map(|passage| passage.text).collect();
                 all.push(RetentionSet::of_text(name, &passages, text, self.data.options.max_seq_length)?);
             }
+        }
+        if let Some(data) = &self.retention_rows {
+            let metric = data.task.map(Metric::Numeric).or(self.metric);
+            let rows = Rows::read(data.parts().train, text, &data.options)?;
+            all.push(RetentionSet::of_rows(OWN_ROWS, &rows, metric, text));
         }
         Ok(all)
     }
@@ -244,12 +347,62 @@ impl Trial {
     }
 }
 
-impl GateParams {
+impl Trial {
     /// Refuses what no comparison could be made with, before anything is read.
     ///
     /// # Errors
     /// `MISUSE` that names the field.
-    fn check(&self, task: Option<Task>, has_retention: bool) -> Result<()> {
+    fn new(
+        model: &Arc<model::Inner>,
+        data: Arc<data::Inner>,
+        mut params: GateParams,
+        (retention, unfinished): (String, Option<PathBuf>),
+    ) -> Result<Trial> {
+        let p = &mut params;
+        data.check_of(model)?;
+        p.check()?;
+        let arms = p.arms()?;
+        let retention_rows = handle::find_if_given(p.retention_rows)?.map(|rows| rows.value.clone());
+        retention_rows.as_ref().map_or(Ok(()), |rows: &Arc<data::Inner>| rows.check_of(model))?;
+        let trained = arms & (ENGRAFT_ARM_LORA | ENGRAFT_ARM_DORA) != 0;
+        let retains = p.no_built_in_retention == 0 || !retention.is_empty() || retention_rows.is_some();
+        if trained && !retains {
+            let message = "no_built_in_retention is 1, and neither retention nor retention_rows is given: what \
+                           training forgets would be unknown, and nothing trained could win";
+            return Err(Failure::misuse(message));
+        }
+        let usual = Thresholds::default();
+        let thresholds = Thresholds {
+            alpha: number(p.level, (usual.alpha, None), 1e-6..=0.5, "level")?,
+            examples_min: or(p.examples_min, usual.examples_min as u32),
+            resamples: or(p.resamples, usual.resamples as u32),
+            accuracy_required: p.loss_alone == 0,
+            ..usual
+        };
+        p.minutes = number(p.minutes, (0.0, None), 0.0..=1e6, "minutes")?;
+        p.learning_rate = number(p.learning_rate, (0.0, None), 0.0..=1.0, "learning_rate")?;
+        let rows = (p.replay, p.replay_count, p.replay_tokens);
+        let replay = Replayed::new(rows, model, data.options.max_seq_length, p.seed)?;
+        Ok(Trial {
+            arms,
+            metric: p.metric(data.task)?,
+            thresholds,
+            kl: penalty(p.kl_weight, 0)?,
+            replay_share: replay.share(p.replay_share)?,
+            replay,
+            retention,
+            retention_rows,
+            unfinished,
+            outcome: None,
+            model: model.clone(),
+            data,
+            params,
+        })
+    }
+}
+
+impl GateParams {
+    fn check(&self) -> Result<()> {
         caller::unused(self.reserved)?;
         for (name, value, max) in [
             ("shots", self.shots, 64),
@@ -264,18 +417,7 @@ impl GateParams {
                 return Err(Failure::misuse(format!("{name} is {value}, and must be at most {max}")));
             }
         }
-        let trained = self.arms()? & (ENGRAFT_ARM_LORA | ENGRAFT_ARM_DORA) != 0;
-        if trained && self.no_built_in_retention != 0 && !has_retention {
-            let message = "no_built_in_retention is 1, and retention names no text: what training forgets would \
-                           be unknown, and nothing trained could win";
-            return Err(Failure::misuse(message));
-        }
-        self.metric(task)?;
-        model::threads(self.threads)?;
-        for checked in [self.minutes(), self.rate(), self.level(), self.kl()] {
-            checked?;
-        }
-        Ok(())
+        model::threads(self.threads).map(drop)
     }
 
     fn arms(&self) -> Result<u32> {
@@ -293,209 +435,8 @@ impl GateParams {
             (None, ENGRAFT_METRIC_NONE) => Ok(None),
             (None, ENGRAFT_METRIC_EXACT) => Ok(Some(Metric::Exact)),
             (None, ENGRAFT_METRIC_JSON) => Ok(Some(Metric::Json)),
-            (None, other) => Err(Failure::misuse(format!("{other} is no metric"))),
+            (None, other) => Err(Failure::misuse(format!("metric is {other}: name one of ENGRAFT_METRIC_*"))),
         }
-    }
-
-    fn minutes(&self) -> Result<f64> {
-        number(self.minutes, (0.0, None), 0.0..=1e6, "minutes")
-    }
-
-    fn rate(&self) -> Result<f64> {
-        number(self.learning_rate, (0.0, None), 0.0..=1.0, "learning_rate")
-    }
-
-    fn level(&self) -> Result<f64> {
-        number(self.level, (Thresholds::default().alpha, None), 1e-6..=0.5, "level")
-    }
-
-    fn kl(&self) -> Result<f64> {
-        number(self.kl_weight, (0.0, None), 0.0..=1e6, "kl_weight")
-    }
-
-    /// The bytes that hold here: those asked for, and no more than the machine leaves. None where nobody asked,
-    /// and the machine has what the arms take unasked.
-    fn limit(&self, recipes: &[Recipe], base: &Base, material: &Material) -> Option<u64> {
-        let room = room::here(base.kernels.threads()).map(|room| room.bytes);
-        if self.memory_budget > 0 {
-            return Some(room.map_or(self.memory_budget, |room| room.min(self.memory_budget)));
-        }
-        let private = |recipe: &Recipe| recipe.plan(base, material, None).1.private_bytes as u64;
-        room.filter(|room| recipes.iter().any(|recipe| private(recipe) > *room))
-    }
-}
-
-/// The settings of the comparison.
-fn settings(
-    trial: &Trial,
-    base: &Base,
-    material: &Material,
-    text: &Text,
-    watcher: &mut Looker<'_>,
-) -> Result<comparing::Settings> {
-    let p = &trial.params;
-    let few_shot = p.arms()? & ENGRAFT_ARM_FEW_SHOT != 0;
-    let recipes = recipes(p, base, material, watcher)?;
-    let memory_budget = p.limit(&recipes, base, material);
-    let plain = Thresholds::default();
-    Ok(comparing::Settings {
-        title: "adapt".into(),
-        shots: if few_shot { vec![(or(p.shots, SHOTS), Choice::Seeded(p.seed))] } else { Vec::new() },
-        recipes,
-        metric: p.metric(trial.data.task)?,
-        answer_tokens: or(p.answer_tokens, ANSWER_TOKENS),
-        retention: trial.retention(text)?,
-        thresholds: Thresholds {
-            alpha: p.level()?,
-            examples_min: if p.examples_min == 0 { plain.examples_min } else { p.examples_min as usize },
-            resamples: if p.resamples == 0 { plain.resamples } else { p.resamples as usize },
-            few_shot_required: few_shot,
-            accuracy_required: p.loss_alone == 0,
-            ..plain
-        },
-        seed: p.seed,
-        samples: SAMPLES,
-        memory_budget,
-        folder: None,
-    })
-}
-
-/// One recipe for each trained arm that memory allows; the others are told of.
-///
-/// # Errors
-/// `DOES_NOT_FIT` where nothing is left that the base could be compared with.
-fn recipes(
-    p: &GateParams,
-    base: &Base,
-    material: &Material,
-    watcher: &mut Looker<'_>,
-) -> Result<Vec<Recipe>> {
-    let kinds = [(ENGRAFT_ARM_LORA, "lora"), (ENGRAFT_ARM_DORA, "dora")];
-    let arms = p.arms()?;
-    let kinds: Vec<_> = kinds.into_iter().filter(|(arm, _)| arms & arm != 0).collect();
-    let minutes = p.minutes()?;
-    let length = match minutes > 0.0 {
-        true => Budget::Minutes(minutes / kinds.len().max(1) as f64),
-        false => Budget::Steps(or(p.steps, STEPS) as u64),
-    };
-    let (mut recipes, mut held, mut left_out) = (Vec::new(), 0, None);
-    for (arm, name) in kinds {
-        let mut recipe = recipe(p, name, arm == ENGRAFT_ARM_DORA, length, base)?;
-        // What an arm has trained stays in memory while the next one trains.
-        match fit(&mut recipe, p, &base.beside(held), material) {
-            Ok(()) => {
-                held += size_of::<f32>() * recipe.method.parameters(base.model.config());
-                recipes.push(recipe);
-            }
-            Err(error) if error.kind() == ErrorKind::DoesNotFit => {
-                watcher.note(&format!("left out: {}", error.message()));
-                left_out = Some(error);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    match left_out.filter(|_| recipes.is_empty() && arms & ENGRAFT_ARM_FEW_SHOT == 0) {
-        Some(error) => Err(error.into()),
-        None => Ok(recipes),
-    }
-}
-
-fn recipe(p: &GateParams, name: &str, dora: bool, budget: Budget, base: &Base) -> Result<Recipe> {
-    let (c, rank) = (base.model.config(), or(p.rank, RANK));
-    let layers: Vec<usize> = (0..c.n_layers).collect();
-    let plain = LoraConfig::new(c, rank, SCALE * rank as f32, 0.0, &Proj::ALL, &layers)?;
-    let (rate, kl) = (p.rate()?, p.kl()?);
-    Ok(Recipe {
-        name: name.to_string(),
-        method: Method::Adapter(LoraConfig { dora, ..plain }.checked(c)?),
-        rate: (rate > 0.0).then_some(rate),
-        budget,
-        batch: or(p.batch_size, 1),
-        seed: p.seed,
-        evaluations: or(p.evaluations, EVALUATIONS) as u64,
-        patience: PATIENCE,
-        weight_decay: 0.0,
-        max_grad_norm: 1.0,
-        kl: (kl > 0.0).then_some(KlPenalty { weight: kl as f32, direction: Direction::Forward }),
-        replay: Vec::new(),
-    })
-}
-
-/// A rank that fits, where none was asked for.
-fn fit(
-    recipe: &mut Recipe,
-    p: &GateParams,
-    base: &Base,
-    material: &Material,
-) -> std::result::Result<(), Error> {
-    if p.rank == 0 {
-        let limit = p.limit(std::slice::from_ref(recipe), base, material);
-        recipe.method = Method::Adapter(choose_rank(recipe, base, material, limit)?);
-    }
-    let limit = p.limit(std::slice::from_ref(recipe), base, material);
-    recipe.check(base, material, limit).map(drop)
-}
-
-/// Looks on, tells the caller, and stops, holds and cools the comparison.
-struct Looker<'a> {
-    control: &'a Control,
-    listener: &'a Listener,
-    /// Why the caller wants it to end.
-    refused: Option<Failure>,
-    valid_loss: f64,
-    began: Instant,
-    /// Since when it works without rest.
-    working: Instant,
-}
-
-impl<'a> Looker<'a> {
-    fn new(control: &'a Control, listener: &'a Listener) -> Looker<'a> {
-        let now = Instant::now();
-        Looker { control, listener, refused: None, valid_loss: f64::NAN, began: now, working: now }
-    }
-
-    fn tell(&mut self, progress: Progress, text: &str) {
-        let seconds = self.began.elapsed().as_secs_f64();
-        let progress = Progress { valid_loss: self.valid_loss, seconds, ..progress.with_text(text) };
-        // What is being told can't fail; the next question whether to go on answers for it.
-        if let Err(refused) = self.listener.tell(&progress) {
-            self.refused.get_or_insert(refused);
-        }
-    }
-}
-
-impl Watcher for Looker<'_> {
-    fn go_on(&mut self) -> std::result::Result<(), Error> {
-        let (control, worked) = (self.control, self.working.elapsed());
-        let heard = |refused: &Option<Failure>| refused.clone().map_or(Ok(()), Err);
-        heard(&self.refused).map_err(Failure::into_error)?;
-        let rested = control.rest(worked, &mut || {
-            self.tell(Progress::of(ENGRAFT_EVENT_HELD), "");
-            heard(&self.refused)
-        });
-        self.working = Instant::now();
-        rested.map_err(Failure::into_error)
-    }
-
-    fn note(&mut self, text: &str) {
-        self.tell(Progress::of(ENGRAFT_EVENT_NOTE), text);
-    }
-
-    fn step(&mut self, arm: &str, step: u64, total: Option<u64>, loss: f64, tokens_per_s: f64) {
-        let steps = total.unwrap_or(0);
-        self.tell(Progress { step, steps, loss, tokens_per_s, ..Progress::of(ENGRAFT_EVENT_STEP) }, arm);
-    }
-
-    fn look(&mut self, arm: &str, step: u64, loss: f64) {
-        self.valid_loss = loss;
-        self.tell(Progress { step, ..Progress::of(ENGRAFT_EVENT_VALIDATION) }, arm);
-    }
-
-    fn begin_peak(&mut self) {}
-
-    /// An app measures itself: this process is not ours alone.
-    fn peak_bytes(&mut self) -> Option<u64> {
-        None
     }
 }
 
@@ -523,12 +464,16 @@ pub unsafe extern "C" fn engraft_gate_create(
         // SAFETY: the crate's contract, for the caller's place and struct.
         let (out, params) = unsafe { (Out::new(gate)?, caller::settings(params)?) };
         let data = handle::find(data)?.value.clone();
-        data.check_of(model)?;
-        // SAFETY: the crate's contract, for the text that the struct names.
-        let retention = unsafe { caller::text(params.retention, params.retention_length, "retention") }?;
-        params.check(data.task, !retention.is_empty())?;
-        let retention = retention.to_owned();
-        let trial = Trial { model: model.clone(), data, params, retention, outcome: None };
+        // SAFETY: the crate's contract, for the text and the path that the struct names.
+        let (retention, unfinished) = unsafe {
+            let retention = caller::text(params.retention, params.retention_length, "retention")?;
+            let unfinished = match params.unfinished.is_null() {
+                true => None,
+                false => Some(caller::path(params.unfinished, params.unfinished_length, "unfinished")?),
+            };
+            (retention.to_owned(), unfinished)
+        };
+        let trial = Trial::new(model, data, params, (retention, unfinished))?;
         out.publish(Value { control: Control::default(), trial: Exclusive::new(trial) })
     })
 }
@@ -662,5 +607,5 @@ pub unsafe extern "C" fn engraft_gate_resume(gate: *const Gate) -> i32 {
 /// time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_set_thermal(gate: *const Gate, thermal: i32) -> i32 {
-    handle::call("engraft_gate_set_thermal", gate, |gate| gate.control.set_thermal(thermal))
+    handle::call("engraft_gate_set_thermal", gate, |gate| control::set_thermal(&gate.control, thermal))
 }

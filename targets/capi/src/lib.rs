@@ -49,6 +49,8 @@ pub mod log;
 pub mod model;
 #[cfg(feature = "train")]
 pub mod plan;
+#[cfg(feature = "train")]
+pub mod progress;
 mod reading;
 pub mod session;
 pub mod store;

@@ -98,9 +98,9 @@ impl Inner {
         Ok(text.insert(Arc::new(Text::of(&self.file)?)).clone())
     }
 
-    /// Private memory of the file and of the tokenizer, whether or not that was built.
-    pub(crate) fn resident_bytes(&self) -> Result<usize> {
-        Ok(self.file.private_bytes() + Text::heap_bytes(&self.file)?)
+    /// Private memory of the tokenizer, whether or not it was built.
+    pub(crate) fn text_bytes(&self) -> Result<usize> {
+        Ok(Text::heap_bytes(&self.file)?)
     }
 
     /// Whether adapters of one are of the other, too. The files are read whole for that unless there is one

@@ -4,14 +4,19 @@ use std::ffi::c_char;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use engraft_runtime::adapter::{Layout, LoraConfig};
+use engraft_runtime::adapter::{LoraConfig, StoredAs};
+use engraft_runtime::data::Example;
+use engraft_runtime::generate::replay::Starts;
 use engraft_runtime::generate::{KvType, Session};
 use engraft_runtime::model::{ModelConfig, Proj};
-use engraft_runtime::nn::keep::KeepPrecision;
-use engraft_runtime::plan::{MemoryPlan, Request, keep, room};
-use engraft_runtime::train::optim::AdamWConfig;
-use engraft_runtime::train::schedule::{Schedule, Shape};
-use engraft_runtime::train::{Direction, KlPenalty, TrainOptions};
+use engraft_runtime::plan::{MemoryPlan, room};
+use engraft_runtime::run::prepare::eva_positions;
+use engraft_runtime::run::{
+    Base, Begin, Extent, Length, Limit, Method, Nobody, Planned, RunRows, SampledReplay, Setting, Settings,
+    Warmup, settings,
+};
+use engraft_runtime::train::schedule::Shape;
+use engraft_runtime::train::{Direction, KlPenalty};
 
 use crate::caller::{self, Out, number, or, structs};
 use crate::data::{self, Data};
@@ -42,14 +47,11 @@ pub const ENGRAFT_SCHEDULE_COSINE: u32 = 1;
 /// It stays.
 pub const ENGRAFT_SCHEDULE_CONSTANT: u32 = 2;
 
-/// Settings of a run that says nothing; the command line's.
-const RANK: u32 = 8;
 const RANK_MAX: u32 = 4096;
-const SCALE: f32 = 2.0;
-const STEPS: u64 = 300;
-const RATE: f64 = 2e-4;
 const BATCH_MAX: u32 = 4096;
 const ACCUMULATION_MAX: u32 = 65_536;
+const EVA_BATCHES_MAX: u32 = 4096;
+const REPLAY_COUNT_MAX: u32 = 1_000_000;
 
 /// A memory plan. Never changes; may be used by any number of threads at once.
 pub struct Plan {
@@ -121,6 +123,19 @@ pub struct TrainParams {
     pub half: u32,
     /// 0.
     pub reserved: u32,
+    /// Rows that the model knew, mixed into every batch: those to train on of this data. NULL for none.
+    pub replay: *const Data,
+    /// Rows to sample from the base for that when the trainer is made, which takes a while (0: none).
+    pub replay_count: u32,
+    /// Tokens to sample for each of them at most (0: 64).
+    pub replay_tokens: u32,
+    /// Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+    pub replay_share: f64,
+    /// Batches of rows whose inputs' main directions A begins as (EVA), looked at when the trainer is made (0: A begins
+    /// at random).
+    pub eva_batches: u32,
+    /// 1 takes the divergence of `kl_weight` the other way: KL(tuned‖base).
+    pub kl_reverse: u32,
 }
 
 /// What a plan says.
@@ -143,97 +158,192 @@ pub struct PlanInfo {
 
 structs!(TrainParams = "engraft_train_params", PlanInfo = "engraft_plan_info");
 
-/// The settings of a run, checked.
-pub(crate) struct Settings {
-    pub(crate) lora: LoraConfig,
-    pub(crate) options: TrainOptions,
-    pub(crate) batch: usize,
-    pub(crate) accumulation: usize,
-    pub(crate) threads: usize,
-    pub(crate) budget: u64,
-    pub(crate) half: bool,
+/// What is asked of a run, checked.
+pub(crate) struct Request {
+    pub(crate) settings: Settings,
+    pub(crate) limit: Limit,
+    exact: u32,
+    threads: usize,
+    /// Rows to be replayed that another handle has.
+    replay: Option<Arc<data::Inner>>,
+    /// Rows to be replayed that the base is still to write.
+    sampled: Option<SampledReplay>,
 }
 
-impl Settings {
+impl Request {
     /// # Errors
     /// `MISUSE` that names the field.
-    pub(crate) fn new(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
+    pub(crate) fn new(
+        p: &TrainParams,
+        model: &Arc<model::Inner>,
+        data: Option<&Arc<data::Inner>>,
+    ) -> Result<Request> {
         caller::unused(p.reserved)?;
-        let precision = model::precision(p.exact);
-        let within = |value: u32, max: u32, name: &str| match value <= max {
-            true => Ok(or(value, 1)),
-            false => Err(Failure::misuse(format!("{name} is {value}, and must be at most {max}"))),
-        };
-        Ok(Settings {
-            lora: lora(p, c)?,
-            batch: within(p.batch_size, BATCH_MAX, "batch_size")?,
-            accumulation: within(p.grad_accumulation_steps, ACCUMULATION_MAX, "grad_accumulation_steps")?,
-            threads: model::threads(p.threads)?,
-            budget: p.memory_budget,
-            half: p.half != 0,
-            options: TrainOptions {
-                adamw: adamw(p)?,
-                schedule: schedule(p)?,
-                seed: p.seed,
-                precision,
-                gradient: precision.into(),
-                kl: penalty(p.kl_weight)?,
+        let c = model.file.config();
+        let threads = model::threads(p.threads)?;
+        let rows_max = data.map_or(c.context_len.min(settings::ROW_TOKENS), |d| d.options.max_seq_length);
+        let replay = Replayed::new((p.replay, p.replay_count, p.replay_tokens), model, rows_max, p.seed)?;
+        let settings = Settings { replay_share: replay.share(p.replay_share)?, ..settings_of(p, c)? };
+        let Replayed { rows, sampled } = replay;
+        Ok(Request {
+            settings,
+            limit: Limit {
+                budget: (p.memory_budget > 0).then_some(p.memory_budget),
+                room: room::here(threads),
             },
+            exact: p.exact,
+            threads,
+            replay: rows,
+            sampled,
         })
     }
 
-    pub(crate) fn budget(&self) -> Option<usize> {
-        (self.budget > 0).then(|| usize::try_from(self.budget).unwrap_or(usize::MAX))
-    }
-
-    /// What the run asks of memory; without data, as if all rows were as long as they may be.
-    pub(crate) fn request(&self, model: &model::Inner, data: Option<&data::Inner>) -> Result<Request> {
-        let (c, layout) = (model.file.config(), Layout::new(model.file.config(), &self.lora));
-        let mut request = Request {
-            batch: self.batch,
-            seq: c.context_len.min(data::ROW_TOKENS as usize),
-            params: layout.len(),
-            gain_words: layout.gain_words(),
-            packed: self.half,
-            rank: self.lora.rank_max(),
-            kept_blocks: c.n_layers - self.lora.layers[0],
-            threads: self.threads,
-            dropout: self.lora.dropout > 0.0,
-            beside_base: self.options.kl.is_some(),
-            model_bytes: model.resident_bytes()?,
-            mapped_bytes: model.file.mapped_bytes(),
-            ..Request::default()
+    /// The run's memory; without data, as if all rows were as long as they may be.
+    pub(crate) fn planned(&self, model: &model::Inner, data: Option<&data::Inner>) -> Result<Planned> {
+        let c = model.file.config();
+        let rows = self.rows(data);
+        let extent = match data {
+            Some(_) => Extent::of(rows, [].iter()),
+            None => Extent::unknown(c.context_len.min(settings::ROW_TOKENS)),
         };
-        if let Some(data) = data {
-            let (train, valid) = (&data.rows.train, &data.rows.valid);
-            let examples = || train.examples.iter().chain(&valid.examples);
-            request.batch = request.batch.min(train.examples.len());
-            request.seq = train.rows_max().max(valid.rows_max());
-            request.data_tokens = examples().map(|e| e.ids.len()).sum();
-            request.data_rows = examples().count();
-            request.model_bytes += data.text_bytes();
-        }
-        let budget = self.budget().unwrap_or(keep::UNASKED_BYTES);
-        let room = room::here(self.threads);
-        let room = room.map_or(usize::MAX, |r| usize::try_from(r.bytes).unwrap_or(usize::MAX));
-        request.keep = keep::choose(c, &request, KeepPrecision::F32, budget.min(room));
-        Ok(request)
+        let setting = Setting {
+            model: &model.file,
+            threads: self.threads,
+            extent,
+            sampled: self.sampled.as_ref(),
+            eva_positions: eva_positions(&self.settings, &extent, rows.train),
+            tokenizer_bytes: 0,
+            held_bytes: held_bytes(model, data)?,
+        };
+        Ok(Planned::new(&self.settings, &setting, &self.limit))
     }
 
-    /// Holds a plan against the budget, and against what the machine leaves this process.
+    fn rows<'a>(&'a self, data: Option<&'a data::Inner>) -> RunRows<'a> {
+        let none = &[][..];
+        RunRows {
+            train: data.map_or(none, |data| &data.rows.train.examples),
+            valid: data.map_or(none, |data| &data.rows.valid.examples),
+            replay: self.replay.as_ref().map_or(none, |data| &data.rows.train.examples),
+        }
+    }
+
+    /// The model, and how to compute.
+    pub(crate) fn base(
+        &self,
+        model: &model::Inner,
+        data: Option<&data::Inner>,
+        threads: u32,
+    ) -> Result<Base> {
+        let precision = model::precision(self.exact);
+        Ok(Base {
+            model: model.file.clone(),
+            kernels: model::kernels(threads)?,
+            precision,
+            gradient: precision.into(),
+            held_bytes: held_bytes(model, data)?,
+        })
+    }
+
+    /// The rows to be replayed; those of the base it writes now.
+    pub(crate) fn replay(&self, base: &Base) -> Result<Vec<Example>> {
+        match &self.sampled {
+            Some(sampled) => Ok(sampled.rows(base, &mut Nobody)?),
+            None => Ok(self.rows(None).replay.to_vec()),
+        }
+    }
+}
+
+/// Private bytes beside the model's own: its tokenizer, and what the rows were read from.
+fn held_bytes(model: &model::Inner, data: Option<&data::Inner>) -> Result<usize> {
+    Ok(model.text_bytes()? + data.map_or(0, data::Inner::text_bytes))
+}
+
+/// Rows to be replayed, as a struct of the caller's names them.
+pub(crate) struct Replayed {
+    pub(crate) rows: Option<Arc<data::Inner>>,
+    pub(crate) sampled: Option<SampledReplay>,
+}
+
+impl Replayed {
+    /// # Errors
+    /// `MISUSE` for both kinds at once, and for rows of another model.
+    pub(crate) fn new(
+        (rows, count, tokens): (*const Data, u32, u32),
+        model: &Arc<model::Inner>,
+        rows_max: usize,
+        seed: u64,
+    ) -> Result<Replayed> {
+        let rows = handle::find_if_given(rows)?.map(|data| data.value.clone());
+        rows.as_ref().map_or(Ok(()), |data| data.check_of(model))?;
+        let (max, tokens) = (REPLAY_COUNT_MAX, or(tokens, settings::REPLAY_TOKENS as u32));
+        let sampled = match (&rows, count) {
+            (_, 0) => None,
+            (Some(_), _) => return Err(Failure::misuse("replay and replay_count are given: choose one")),
+            (None, count) if count > max => {
+                return Err(Failure::misuse(format!("replay_count is {count}, and must be at most {max}")));
+            }
+            (None, count) => {
+                let starts = Starts::of(&*model.text()?, rows_max)?;
+                Some(SampledReplay::new(starts, count as usize, tokens.min(rows_max), rows_max, seed))
+            }
+        };
+        Ok(Replayed { rows, sampled })
+    }
+
+    /// The share of replayed rows, 0 without any.
     ///
     /// # Errors
-    /// `DOES_NOT_FIT`, with what would.
-    pub(crate) fn check(&self, plan: &MemoryPlan, c: &ModelConfig, request: &Request) -> Result<()> {
-        let budget = self.budget().map(|bytes| (bytes, "memory_budget"));
-        Ok(room::hold(plan, (c, request), budget, room::here(self.threads).as_ref())?)
+    /// `MISUSE` for a share of nothing, or of more than nine tenths.
+    pub(crate) fn share(&self, asked: f64) -> Result<f64> {
+        let usual = match self.rows.is_some() || self.sampled.is_some() {
+            true => settings::REPLAY_SHARE,
+            false if asked == 0.0 => return Ok(0.0),
+            false => return Err(Failure::misuse("replay_share needs replay, or replay_count")),
+        };
+        number(asked, (usual, None), 0.0..=0.9, "replay_share")
     }
+}
+
+/// The settings of a run; without replay.
+fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
+    const POSITIVE: RangeInclusive<f64> = 0.0..=1e6;
+    let within = |value: u32, (usual, max): (usize, u32), name: &str| match value <= max {
+        true => Ok(or(value, usual as u32)),
+        false => Err(Failure::misuse(format!("{name} is {value}, and must be at most {max}"))),
+    };
+    let plain = Settings::new(Method::Adapter(lora(p, c)?));
+    let eva = within(p.eva_batches, (0, EVA_BATCHES_MAX), "eva_batches")?;
+    Ok(Settings {
+        begin: if eva > 0 { Begin::Eva(eva) } else { Begin::Random },
+        length: Length::Steps(if p.steps == 0 { settings::STEPS } else { p.steps }),
+        batch: within(p.batch_size, (settings::BATCH, BATCH_MAX), "batch_size")?,
+        accumulation: within(p.grad_accumulation_steps, (1, ACCUMULATION_MAX), "grad_accumulation_steps")?,
+        rate: Some(number(p.learning_rate, (settings::RATE_ADAPTER, None), 0.0..=1.0, "learning_rate")?),
+        shape: shape(p.schedule)?,
+        warmup: Warmup::Steps(p.warmup_steps.into()),
+        weight_decay: number(p.weight_decay, (0.0, None), POSITIVE, "weight_decay")? as f32,
+        max_grad_norm: number(
+            p.max_grad_norm,
+            (settings::MAX_GRAD_NORM.into(), Some(0.0)),
+            POSITIVE,
+            "max_grad_norm",
+        )? as f32,
+        lora_plus_ratio: number(p.lora_plus_ratio, (1.0, None), POSITIVE, "lora_plus_ratio")? as f32,
+        kl: penalty(p.kl_weight, p.kl_reverse)?,
+        seed: p.seed,
+        stored: if p.half != 0 { StoredAs::F16 } else { StoredAs::F32 },
+        // The caller says when, and hears of every step.
+        checkpoint_every: 0,
+        save_every: 0,
+        report_every: 0,
+        ..plain
+    })
 }
 
 /// What is adapted.
 fn lora(p: &TrainParams, c: &ModelConfig) -> Result<LoraConfig> {
-    let rank = or(p.rank, RANK);
-    let alpha = if p.alpha == 0.0 { SCALE * rank as f32 } else { p.alpha };
+    let rank = or(p.rank, settings::RANK as u32);
+    let alpha = if p.alpha == 0.0 { settings::SCALE * rank as f32 } else { p.alpha };
     if p.modules >= 1 << Proj::ALL.len() {
         return Err(Failure::misuse(format!("modules is {:#x}: no such projections", p.modules)));
     }
@@ -249,32 +359,20 @@ fn lora(p: &TrainParams, c: &ModelConfig) -> Result<LoraConfig> {
     Ok(LoraConfig { rslora: p.rslora != 0, dora: p.dora != 0, ..plain }.checked(c)?)
 }
 
-fn adamw(p: &TrainParams) -> Result<AdamWConfig> {
-    const POSITIVE: RangeInclusive<f64> = 0.0..=1e6;
-    Ok(AdamWConfig {
-        weight_decay: number(p.weight_decay, (0.0, None), POSITIVE, "weight_decay")? as f32,
-        max_grad_norm: number(p.max_grad_norm, (1.0, Some(0.0)), POSITIVE, "max_grad_norm")? as f32,
-        lora_plus_ratio: number(p.lora_plus_ratio, (1.0, None), POSITIVE, "lora_plus_ratio")? as f32,
-        ..AdamWConfig::default()
-    })
-}
-
-fn schedule(p: &TrainParams) -> Result<Schedule> {
-    let shape = match p.schedule {
-        ENGRAFT_SCHEDULE_LINEAR => Shape::Linear,
-        ENGRAFT_SCHEDULE_COSINE => Shape::Cosine,
-        ENGRAFT_SCHEDULE_CONSTANT => Shape::Constant,
-        other => return Err(Failure::misuse(format!("{other} is no schedule"))),
-    };
-    let peak = number(p.learning_rate, (RATE, None), 0.0..=1.0, "learning_rate")? as f32;
-    let total = if p.steps == 0 { STEPS } else { p.steps };
-    Ok(Schedule { shape, peak, warmup: p.warmup_steps.into(), total })
+fn shape(schedule: u32) -> Result<Shape> {
+    match schedule {
+        ENGRAFT_SCHEDULE_LINEAR => Ok(Shape::Linear),
+        ENGRAFT_SCHEDULE_COSINE => Ok(Shape::Cosine),
+        ENGRAFT_SCHEDULE_CONSTANT => Ok(Shape::Constant),
+        other => Err(Failure::misuse(format!("schedule is {other}: name one of ENGRAFT_SCHEDULE_*"))),
+    }
 }
 
 /// The penalty on leaving the base.
-fn penalty(weight: f64) -> Result<Option<KlPenalty>> {
+pub(crate) fn penalty(weight: f64, reverse: u32) -> Result<Option<KlPenalty>> {
     let weight = number(weight, (0.0, None), 0.0..=1e6, "kl_weight")? as f32;
-    Ok((weight > 0.0).then_some(KlPenalty { weight, direction: Direction::Forward }))
+    let direction = if reverse != 0 { Direction::Reverse } else { Direction::Forward };
+    Ok((weight > 0.0).then_some(KlPenalty { weight, direction }))
 }
 
 /// Makes all settings the default. `struct_size` is `sizeof(engraft_train_params)`.
@@ -303,12 +401,12 @@ pub unsafe extern "C" fn engraft_plan_create(
         let data = handle::find_if_given(data)?;
         let data: Option<&Arc<data::Inner>> = data.as_ref().map(|data| &data.value);
         data.map_or(Ok(()), |data| data.check_of(model))?;
-        let c = model.file.config();
-        let settings = Settings::new(&params, c)?;
-        let request = settings.request(model, data.map(|data| &**data))?;
-        let plan = MemoryPlan::new(c, &request);
-        let advice = settings.check(&plan, c, &request).err().map(|failure| failure.message);
-        out.publish(Inner { plan, budget: settings.budget, advice })
+        let request = Request::new(&params, model, data)?;
+        let Planned { request: asked, plan } = request.planned(model, data.map(|data| &**data))?;
+        let held = request.limit.hold(&plan, model.file.config(), &asked);
+        let advice = held.err().map(|error| error.to_string());
+        let budget = params.memory_budget;
+        out.publish(Inner { plan, budget, advice })
     })
 }
 

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use engraft_runtime::generate::{Sampler, Session as Sequence};
 use engraft_runtime::model::text::Text;
+use engraft_runtime::run::Control;
 
 use crate::caller;
-use crate::control::Control;
-use crate::error::{ENGRAFT_CANCELLED, Failure, Result};
+use crate::error::{ENGRAFT_CANCELLED, Result};
 use crate::session::{
     ENGRAFT_ENDED_CANCELLED, ENGRAFT_ENDED_CONTEXT, ENGRAFT_ENDED_LIMIT, ENGRAFT_ENDED_MODEL, GenerateInfo,
     GenerateParams, Reader,
@@ -46,7 +46,7 @@ impl Reading<'_> {
         let mut last = 0;
         self.sequence.read(&ids[same..], |_, rows| {
             last = rows - 1;
-            control.check().map_err(Failure::into_error)
+            control.check()
         })?;
         self.read.extend_from_slice(ids);
         Ok(last)

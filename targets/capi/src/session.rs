@@ -4,6 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
 use engraft_kernels::Kernels;
+use engraft_runtime::Advice;
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::generate::{
     AdapterSlot, KvType, Sampler, SamplerOptions, Session as Sequence, StackedAdapter,
@@ -14,10 +15,10 @@ use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::Special;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::room;
+use engraft_runtime::run::Control;
 
 use crate::adapter::{Adapter, Slot};
 use crate::caller::{self, Out, number, or, structs};
-use crate::control::Control;
 use crate::error::{Failure, Result};
 use crate::handle::{self, Exclusive, Kind};
 use crate::model::{self, Model};
@@ -256,7 +257,7 @@ impl State {
             let adapters = self.adapters.clone();
             let (rank, threads) = (adapters.as_ref().map_or(0, |a| a.rank()), kernels.threads());
             let need = Sequence::bytes(file.config(), self.capacity, rank, threads, self.cache);
-            room::hold_bytes(need, threads, "a smaller ctx_size takes less")?;
+            room::hold_bytes(need, threads, Advice::ShorterContext)?;
             let mut made = Sequence::new(file, kernels, adapters, self.precision, self.capacity, self.cache)?;
             if let Some(slot) = &self.slot {
                 made.follow(slot.clone());

@@ -21,14 +21,14 @@ use crate::gate::{
 };
 use crate::model::{Model, engraft_model_free, engraft_model_open};
 use crate::plan::TrainParams;
+use crate::progress::Progress;
 use crate::session::{
     ENGRAFT_ENDED_CANCELLED, GenerateInfo, GenerateParams, Session, SessionParams, engraft_session_cancel,
     engraft_session_create, engraft_session_follow, engraft_session_free, engraft_session_generate,
     engraft_session_set_adapter,
 };
 use crate::trainer::{
-    Progress, Trainer, engraft_trainer_adapter, engraft_trainer_create, engraft_trainer_free,
-    engraft_trainer_save,
+    Trainer, engraft_trainer_adapter, engraft_trainer_create, engraft_trainer_free, engraft_trainer_save,
 };
 
 pub(crate) fn ok(code: i32) {

@@ -2,78 +2,23 @@
 
 use std::ffi::{c_char, c_void};
 use std::path::Path;
-use std::ptr::null;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::{Adapter as Parameters, Binding};
-use engraft_runtime::data::batches::in_order;
-use engraft_runtime::data::{Batch, Mixed};
-use engraft_runtime::plan::{ArenaWords, MemoryPlan};
-use engraft_runtime::rng::Rng;
+use engraft_runtime::data::Example;
+use engraft_runtime::run::{self, Control, RunRows, Start};
 use engraft_runtime::storage::Disk;
-use engraft_runtime::train::checkpoint::Tally;
-use engraft_runtime::train::{self, Course, Identity, Stepped};
 
 use crate::adapter::{self, Adapter, Held};
-use crate::caller::{self, Out, structs};
-use crate::control::Control;
+use crate::caller::{self, Out};
+use crate::control;
 use crate::data::{self, Data};
-use crate::error::{ENGRAFT_BAD_DATA, ENGRAFT_CORRUPT, ENGRAFT_IO, ENGRAFT_NONFINITE, Failure, Result};
+use crate::error::{ENGRAFT_BAD_DATA, ENGRAFT_CORRUPT, ENGRAFT_IO, Failure, Result};
 use crate::handle::{self, Exclusive, Kind};
 use crate::model::{self, Model};
-use crate::plan::{Settings, TrainParams};
-
-/// The random stream of an adapter's initial values: the command line's.
-const INIT_STREAM: u64 = 0x494E_4954;
-
-/// A step is done: `step`, `loss` and what follows are of it.
-pub const ENGRAFT_EVENT_STEP: u32 = 0;
-/// The rows to validate with were looked at: `valid_loss` is their loss. Of gates alone.
-pub const ENGRAFT_EVENT_VALIDATION: u32 = 1;
-/// The call is paused, or it is too hot: it waits once this event's callback has returned.
-pub const ENGRAFT_EVENT_HELD: u32 = 2;
-/// `text` is something to tell.
-pub const ENGRAFT_EVENT_NOTE: u32 = 3;
-
-/// How far a run is.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Progress {
-    /// Bytes of this struct as the library knows it.
-    pub struct_size: u32,
-    /// `ENGRAFT_EVENT_*`.
-    pub event: u32,
-    /// Steps done.
-    pub step: u64,
-    /// Steps of the whole run; 0 while unknown.
-    pub steps: u64,
-    /// Tokens that went through the model.
-    pub tokens: u64,
-    /// Mean loss of the last step, in nats per token; NaN before it.
-    pub loss: f64,
-    /// Loss on the rows to validate with, when they were looked at last; NaN before.
-    pub valid_loss: f64,
-    /// Learning rate of the last step.
-    pub learning_rate: f64,
-    /// Norm of its gradient, before it was scaled down.
-    pub grad_norm: f64,
-    /// Tokens per second of work.
-    pub tokens_per_s: f64,
-    /// Seconds of work.
-    pub seconds: f64,
-    /// The gate's arm, or what a note says: UTF-8 that no NUL ends, valid during the callback. NULL for none.
-    pub text: *const c_char,
-    /// Bytes of `text`.
-    pub text_length: usize,
-}
-
-structs!(Progress = "engraft_progress");
-
-/// Is told of progress; false cancels. Called on the thread of the call that it was given to.
-pub type ProgressCallback =
-    Option<unsafe extern "C" fn(progress: *const Progress, user: *mut c_void) -> bool>;
+use crate::plan::{Request, TrainParams};
+use crate::progress::{ENGRAFT_EVENT_NOTE, ENGRAFT_EVENT_STEP, Listener, Looker, Progress, ProgressCallback};
 
 /// A run of training. One call at a time; what steers it may be called from anywhere.
 pub struct Trainer {
@@ -95,280 +40,104 @@ pub(crate) struct Value {
     run: Exclusive<Run>,
 }
 
-/// A run: everything it holds, and what it has counted.
+/// A run, its rows, and what it rests from.
 struct Run {
-    trainer: train::Trainer,
+    run: run::Run,
     model: Arc<model::Inner>,
     kernels: Arc<Kernels>,
     data: Arc<data::Inner>,
-    settings: Settings,
-    /// Sequences of a batch: no more than there are.
-    batch: usize,
-    /// Where it stands, and its checkpoints once a folder was named for them.
-    course: Course,
+    /// Rows that the model knew.
+    replay: Vec<Example>,
     /// Where its checkpoints are, so that nobody else writes there.
     held: Option<Held>,
-    /// The micro-batches of a step, filled anew each time.
-    micro: Vec<Batch>,
-    valid_after: Option<f64>,
-    /// Whether that is the loss of the adapter as it is now.
-    is_valid_of_now: bool,
-    /// The last step.
-    last: Option<train::StepReport>,
-    /// What the last step took and was not rested from.
+    /// What the last call took and was not rested from.
     took: Duration,
-}
-
-/// Who is told of progress.
-pub(crate) struct Listener {
-    callback: ProgressCallback,
-    user: *mut c_void,
-}
-
-impl Listener {
-    /// # Safety
-    /// The crate's contract, for callbacks: as long as this lives.
-    pub(crate) unsafe fn new(callback: ProgressCallback, user: *mut c_void) -> Listener {
-        Listener { callback, user }
-    }
-
-    /// # Errors
-    /// `CANCELLED` where the answer is false.
-    pub(crate) fn tell(&self, progress: &Progress) -> Result<()> {
-        let Some(callback) = self.callback else { return Ok(()) };
-        // SAFETY: the crate's contract, for callbacks, as `new` demands.
-        match unsafe { callback(progress, self.user) } {
-            true => Ok(()),
-            false => Err(Failure::cancelled("cancelled by the progress callback")),
-        }
-    }
-}
-
-impl Progress {
-    /// An event that says nothing yet.
-    pub(crate) fn of(event: u32) -> Progress {
-        Progress {
-            struct_size: size_of::<Progress>() as u32,
-            event,
-            step: 0,
-            steps: 0,
-            tokens: 0,
-            loss: f64::NAN,
-            valid_loss: f64::NAN,
-            learning_rate: 0.0,
-            grad_norm: 0.0,
-            tokens_per_s: 0.0,
-            seconds: 0.0,
-            text: null(),
-            text_length: 0,
-        }
-    }
-
-    /// The same with a text, which must live as long as it is used.
-    pub(crate) fn with_text(self, text: &str) -> Progress {
-        Progress { text: text.as_ptr().cast(), text_length: text.len(), ..self }
-    }
 }
 
 impl Run {
     /// Plans, and allocates what the plan says.
     fn new(model: &Arc<model::Inner>, data: &Arc<data::Inner>, params: &TrainParams) -> Result<Run> {
-        let (file, c) = (&model.file, model.file.config());
-        let settings = Settings::new(params, c)?;
-        let request = settings.request(model, Some(data))?;
-        settings.check(&MemoryPlan::new(c, &request), c, &request)?;
-        let kernels = model::kernels(params.threads)?;
-        let mut random = Rng::new(params.seed, INIT_STREAM);
-        let mut parameters = Parameters::init_on(file, &kernels, &settings.lora, &mut || random.f32())?;
-        parameters.meta.base_name = file.gguf().string("general.name")?.unwrap_or_default().to_owned();
-        parameters.meta.seed = params.seed;
-        let words = ArenaWords::new(c, &request);
-        let options = settings.options.clone();
-        let identity = Identity::new(parameters.base.digest, Some(&settings.lora), &options)
-            .with("batch size", request.batch)
-            .with("accumulation steps", settings.accumulation)
-            .with("stored as", if settings.half { "f16" } else { "f32" })
-            .with_rows("training rows", &data.rows.train.examples)
-            .with_rows("held-out rows", &data.rows.valid.examples);
-        let trainer = train::Trainer::new(file.clone(), kernels.clone(), words, parameters, options);
+        let request = Request::new(params, model, Some(data))?;
+        let planned = request.planned(model, Some(data))?;
+        request.limit.hold(&planned.plan, model.file.config(), &planned.request)?;
+        let base = request.base(model, Some(data), params.threads)?;
+        let replay = request.replay(&base)?;
+        let (train, valid) = (&data.rows.train.examples[..], &data.rows.valid.examples[..]);
+        let rows = RunRows { train, valid, replay: &replay };
+        let (settings, start) = (request.settings, Start::Fresh(None));
+        let (run, _) = run::Run::begin("", &base, settings, &planned.request, rows, start, &mut run::Nobody)?;
         Ok(Run {
-            trainer,
+            run,
             model: model.clone(),
-            kernels,
+            kernels: base.kernels,
             data: data.clone(),
-            batch: request.batch,
-            course: Course::new(identity),
-            micro: vec![Batch::default(); settings.accumulation],
+            replay,
             held: None,
-            valid_after: None,
-            is_valid_of_now: false,
-            last: None,
             took: Duration::ZERO,
-            settings,
         })
     }
 
-    fn steps(&self) -> u64 {
-        self.settings.options.schedule.total
-    }
-
-    /// The rows to train on, from where the run stands.
-    fn batches<'a>(&self, data: &'a data::Inner) -> Mixed<'a> {
-        let (rows, seed) = (&data.rows.train.examples, self.settings.options.seed);
-        Mixed::new(rows, &[], 0.0, self.batch, seed, self.course.progress.cursor)
+    /// A call that takes time, looked on.
+    fn watched<T>(
+        &mut self,
+        control: &Control,
+        listener: &Listener,
+        call: impl FnOnce(&mut run::Run, RunRows<'_>, &mut Looker<'_>) -> engraft_runtime::Result<T>,
+    ) -> Result<T> {
+        let now = Progress::of_run(ENGRAFT_EVENT_STEP, &self.run);
+        let mut looker = Looker::new(control, listener, now, self.took);
+        let rows = &self.data.rows;
+        let rows = RunRows { train: &rows.train.examples, valid: &rows.valid.examples, replay: &self.replay };
+        let done = call(&mut self.run, rows, &mut looker);
+        self.took = looker.owed();
+        looker.end(done)
     }
 
     /// So many steps, or all that are left; what a return to a checkpoint undoes is done again.
     fn go(&mut self, count: Option<u64>, control: &Control, listener: &Listener) -> Result<()> {
-        let data = self.data.clone();
-        let mut batches = self.batches(&data);
-        let until = count.map_or(self.steps(), |n| self.trainer.steps().saturating_add(n).min(self.steps()));
-        while self.trainer.steps() < until {
-            let held = self.progress(ENGRAFT_EVENT_HELD);
-            self.rest(control, &mut || listener.tell(&held))?;
-            match self.step(&mut batches)? {
-                None => listener.tell(&self.progress(ENGRAFT_EVENT_STEP))?,
-                Some(note) => listener.tell(&self.progress(ENGRAFT_EVENT_NOTE).with_text(&note))?,
-            }
-        }
-        Ok(())
+        let until = count.map(|n| self.run.steps().saturating_add(n));
+        self.watched(control, listener, |run, rows, looker| run.go(rows, until, looker))
     }
 
-    /// Rests from the last step, and waits while held.
-    fn rest(&mut self, control: &Control, held: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        control.rest(self.took, held)?;
-        self.took = Duration::ZERO;
-        Ok(())
-    }
-
-    /// One step on the next rows; says what became of one that was none.
-    fn step(&mut self, batches: &mut Mixed<'_>) -> Result<Option<String>> {
-        let started = Instant::now();
-        let stepped = self.course.step(&Disk, &mut self.trainer, batches, &mut self.micro);
-        self.took = started.elapsed();
-        // A step that fails is not tried again on the same rows.
-        self.course.progress.cursor = batches.cursor();
-        self.is_valid_of_now = false;
-        let note = match stepped? {
-            Stepped::Done(report) => {
-                self.last = Some(report);
-                return Ok(None);
-            }
-            Stepped::Skipped(why) => format!("skipped: {why}"),
-            Stepped::RolledBack(back) => back.describe(),
-        };
-        ::log::warn!("{note}");
-        Ok(Some(note))
-    }
-
-    /// [`Run::step`] alone; gives the event that it was.
-    fn step_once(&mut self, control: &Control) -> Result<u32> {
-        self.rest(control, &mut || Ok(()))?;
-        let data = self.data.clone();
-        let mut batches = self.batches(&data);
-        let note = self.step(&mut batches)?;
-        Ok(note.map_or(ENGRAFT_EVENT_STEP, |_| ENGRAFT_EVENT_NOTE))
+    /// One step; gives the event that it was.
+    fn step(&mut self, control: &Control) -> Result<u32> {
+        let done =
+            self.watched(control, &Listener::nobody(), |run, rows, looker| run.advance(rows, looker))?;
+        Ok(if done { ENGRAFT_EVENT_STEP } else { ENGRAFT_EVENT_NOTE })
     }
 
     /// Loss on the rows to validate with: of the base before the first step.
     fn evaluate(&mut self, control: &Control) -> Result<f64> {
-        let data = self.data.clone();
-        let begun = self.trainer.steps() > 0;
-        // Once stopped it stays so, whoever takes the cancellation back meanwhile: part of the rows is no result.
-        let (mut stopped, mut working) = (Ok(()), Instant::now());
-        let rows = in_order(&data.rows.valid.examples, 1).take_while(|_| {
-            stopped = control.rest(working.elapsed(), &mut || Ok(()));
-            working = Instant::now();
-            stopped.is_ok()
-        });
-        let found = self.trainer.evaluate(rows, begun);
-        stopped?;
-        if found.targets == 0 {
-            return Err(Failure::new(ENGRAFT_BAD_DATA, "there are no rows to validate with"));
-        }
-        let loss = found.loss_sum / found.targets as f64;
-        if !loss.is_finite() {
-            let message = format!("the loss is {loss}: the model or the adapter is broken");
-            return Err(Failure::new(ENGRAFT_NONFINITE, message));
-        }
-        let before = &mut self.course.progress.tally.valid_before;
-        *(if begun { &mut self.valid_after } else { before }) = Some(loss);
-        self.is_valid_of_now = begun;
-        Ok(loss)
+        let found = self.watched(control, &Listener::nobody(), |run, rows, looker| run.look(rows, looker))?;
+        found.ok_or_else(|| Failure::new(ENGRAFT_BAD_DATA, "there are no rows to validate with"))
     }
 
     fn progress(&self, event: u32) -> Progress {
-        let Tally { tokens, seconds, valid_before, .. } = self.course.progress.tally;
-        Progress {
-            step: self.trainer.steps(),
-            steps: self.steps(),
-            tokens,
-            loss: self.last.map_or(f64::NAN, |last| last.loss),
-            valid_loss: self.valid_after.or(valid_before).unwrap_or(f64::NAN),
-            learning_rate: self.last.map_or(0.0, |last| last.lr.into()),
-            grad_norm: self.last.map_or(0.0, |last| last.grad_norm),
-            tokens_per_s: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
-            seconds,
-            ..Progress::of(event)
-        }
-    }
-
-    /// Writes into the adapter how it was trained.
-    fn note_training(&mut self) {
-        let Tally { targets, valid_before: before, .. } = self.course.progress.tally;
-        let steps = self.trainer.steps();
-        let after = self.valid_after.filter(|_| self.is_valid_of_now);
-        let meta = self.trainer.meta_mut();
-        (meta.steps, meta.tokens) = (steps, targets);
-        meta.valid_loss_before = before.map(|loss| loss as f32);
-        meta.valid_loss_after = after.map(|loss| loss as f32);
-    }
-
-    /// # Errors
-    /// `MISUSE` after a restore that failed midway.
-    fn check_whole(&self) -> Result<()> {
-        match self.trainer.numbers().whole {
-            true => Ok(()),
-            false => Err(Failure::misuse(
-                "a restore failed midway: restore another checkpoint, or free the trainer",
-            )),
-        }
+        Progress::of_run(event, &self.run)
     }
 
     fn save(&mut self, folder: &Path) -> Result<()> {
-        self.check_whole()?;
         let _held = adapter::hold(folder, self.held.as_ref())?;
-        self.note_training();
-        let precision = adapter::stored(u32::from(self.settings.half));
-        adapter::save(&self.model, &self.kernels, self.trainer.adapter(), folder, precision)
+        self.run.save(&Disk, folder)?;
+        Ok(())
     }
 
     /// Commits everything that the run needs to go on, and the adapter. The folder is this run's from then on.
     fn checkpoint(&mut self, folder: &Path) -> Result<()> {
         let held = adapter::hold(folder, self.held.as_ref())?;
-        self.course.keep_in(&Disk, &adapter::one_name(folder))?;
+        self.run.keep_in(&adapter::one_name(folder))?;
         self.held = held.or(self.held.take());
-        let cursor = self.course.progress.cursor;
-        self.course.save(&Disk, &self.trainer, cursor, true)?;
+        self.run.checkpoint(true, &mut run::Nobody)?;
         self.save(folder)
     }
 
     /// Goes on where a checkpoint stood. Reading takes no lock.
     fn restore(&mut self, folder: &Path) -> Result<()> {
-        if self.trainer.steps() > 0 {
-            return Err(Failure::misuse("a trainer is restored before its first step: create another"));
-        }
-        // Of a course of its own: where this fails, the checkpoints that the run may go back to are its own still.
-        let mut course = Course::new(self.course.identity().clone());
-        course.keep_in(&Disk, &adapter::one_name(folder))?;
-        let data = self.data.clone();
-        let mut batches = self.batches(&data);
-        let restored = course.resume(&Disk, &mut self.trainer, &mut batches)?;
+        let nobody = Control::default();
+        let own = adapter::one_name(folder);
+        let restored = self.watched(&nobody, &Listener::nobody(), |run, rows, _| run.restore(&own, rows))?;
         match restored.found {
-            Some(_) => {
-                self.course = course;
-                Ok(())
-            }
+            Some(_) => Ok(()),
             None if restored.passed_over.is_empty() => {
                 let message = format!("{}: there is no checkpoint", folder.display());
                 Err(Failure::new(ENGRAFT_IO, message))
@@ -379,12 +148,7 @@ impl Run {
 
     /// The adapter as it is now, for use.
     fn snapshot(&mut self) -> Result<adapter::Inner> {
-        self.check_whole()?;
-        self.note_training();
-        let mut parameters = self.trainer.adapter().clone();
-        let mut prober = self.model.prober(&self.kernels, parameters.layout.rank_max());
-        parameters.binding = Some(Binding::of(&parameters, &self.model.file, &mut prober)?);
-        drop(prober);
+        let parameters = self.run.snapshot()?.ok_or_else(|| Failure::misuse("there is no adapter"))?;
         adapter::Inner::trusted(&self.model, &self.kernels, parameters)
     }
 }
@@ -427,10 +191,10 @@ pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress:
         // SAFETY: the crate's contract, for the caller's struct.
         unsafe { caller::check_answer(progress) }?;
         let mut run = trainer.run.enter()?;
-        if run.trainer.steps() >= run.steps() {
-            return Err(Failure::misuse(format!("all {} steps are done", run.steps())));
+        if let Some(ended) = run.run.ended() {
+            return Err(Failure::misuse(ended));
         }
-        let event = run.step_once(&trainer.control)?;
+        let event = run.step(&trainer.control)?;
         match progress.is_null() {
             true => Ok(()),
             // SAFETY: the crate's contract, for the caller's struct.
@@ -579,7 +343,9 @@ pub unsafe extern "C" fn engraft_trainer_resume(trainer: *const Trainer) -> i32 
 /// Says how hot the device is (`ENGRAFT_THERMAL_*`): training rests accordingly. From anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_set_thermal(trainer: *const Trainer, thermal: i32) -> i32 {
-    handle::call("engraft_trainer_set_thermal", trainer, |trainer| trainer.control.set_thermal(thermal))
+    handle::call("engraft_trainer_set_thermal", trainer, |trainer| {
+        control::set_thermal(&trainer.control, thermal)
+    })
 }
 
 #[cfg(all(test, feature = "gate"))]

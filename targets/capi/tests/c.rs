@@ -161,7 +161,8 @@ fn the_shared_library_exports_what_the_header_says() {
     let exported: BTreeSet<&str> = listing.lines().filter_map(|line| line.split(' ').next()).collect();
     let header = std::fs::read_to_string(folder().join("include/engraft.h")).expect("reading the header");
     let one = |line: &str| {
-        let rest = line.strip_prefix("int32_t ").or_else(|| line.strip_prefix("uint32_t "))?;
+        let types = ["int32_t ", "uint32_t ", "const char *"];
+        let rest = types.iter().find_map(|kind| line.strip_prefix(kind))?;
         rest.split_once('(').map(|(name, _)| name.to_string())
     };
     let mut told: BTreeSet<String> = header.lines().filter_map(one).collect();

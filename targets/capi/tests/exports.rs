@@ -101,7 +101,6 @@ exports! {
     NoHandle:
         engraft::engraft_version(_, _, _)
         error::engraft_message(_, _, _, _)
-        error::engraft_code_name(_, _, _, _)
         log::engraft_log_set(_, _, _)
         model::engraft_model_default_params(_, _)
         model::engraft_model_open(_, _, _, _)
@@ -190,7 +189,7 @@ exports! {
 }
 
 /// Those that have nothing to object to where everything is zero: a text of no room, no callback.
-const CONTENT: [&str; 4] = ["engraft_version", "engraft_message", "engraft_code_name", "engraft_log_set"];
+const CONTENT: [&str; 3] = ["engraft_version", "engraft_message", "engraft_log_set"];
 
 impl Export {
     fn frees(&self) -> bool {

@@ -13,11 +13,12 @@ use engraft_runtime::gate::verdict::Decision;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, check_dir_within};
 
-use super::compare::{hold, tell, write};
-use super::{Session, common};
-use crate::contest::{ArmName, ContestOptions, Defaults, refuse_arm};
+use super::Invocation;
+use super::compare::{Screen, UNFINISHED_DIR, tell, write};
+use crate::contest::{ContestOptions, Verb};
 use crate::exit::AfterJson;
 use crate::json;
+use crate::options::{ArmName, misuse};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -29,29 +30,31 @@ pub(crate) struct Options {
     store: Option<PathBuf>,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let contest = &options.contest;
     contest.model.path()?;
     contest.data()?;
-    let missing = || crate::options::misuse("--store is missing: name the folder for what is promoted");
+    let missing = || misuse("--store is missing: name the folder for what is promoted");
     let folder = options.store.as_ref().ok_or_else(missing)?;
     let whole = "--arms full: a store keeps adapters, not whole models; `compare` measures full fine-tuning, \
                  and `train --fine-tune-type full` writes it";
-    refuse_arm(contest, ArmName::Full, whole)?;
+    contest.refuse_arm(ArmName::Full, whole)?;
     let store = Store::create(&Disk, folder).map_err(|e| e.at("--store"))?;
     // From the start: two runs into one store would train for an hour to find out.
     let writer = store.writer()?;
     let last = folder.join(LAST_DIR);
     check_dir_within(&Disk, &last)?;
-    let defaults = Defaults {
+    let verb = Verb {
         title: "adapt",
         arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora],
         search: true,
         folder: None,
+        unfinished: &last.join(UNFINISHED_DIR),
     };
-    let (outcome, _) = hold(contest, &defaults, session)?;
+    let mut screen = Screen::new(invocation.cancel.clone(), Some(contest.when.watch()?));
+    let (outcome, _) = contest.hold(&verb, &mut screen)?;
     write(&last, &outcome)?;
-    let model = common::open_model(&contest.model)?;
+    let model = contest.model.open()?;
     let promoted = promote(&writer, &outcome, &model)?;
     tell(&outcome.report)?;
     let refused = match &promoted {
@@ -62,7 +65,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         None => outcome.verdict.require_promotion().err(),
     };
     eprintln!("{}: report.html", last.display());
-    if session.json {
+    if invocation.json {
         let generation = promoted.map(|g| g.number);
         json::emit(&json::Adapt {
             generation,
@@ -71,7 +74,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     }
     match refused {
         None => Ok(()),
-        Some(error) if session.json => Err(anyhow::Error::from(error).context(AfterJson("adapt"))),
+        Some(error) if invocation.json => Err(anyhow::Error::from(error).context(AfterJson("adapt"))),
         Some(error) => Err(error.into()),
     }
 }

@@ -16,10 +16,10 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::show_bytes;
 use engraft_runtime::storage::Disk;
 
-use super::{Session, common};
+use super::{Invocation, common};
 use crate::exit::AfterJson;
 use crate::json;
-use crate::options::{self, AdapterOptions, ModelOptions};
+use crate::options::{self, AdapterOptions, OptionalModelOptions};
 
 /// Generations that pruning keeps.
 const KEEP_DEFAULT: u32 = 3;
@@ -53,7 +53,7 @@ enum What {
         place: Place,
 
         #[command(flatten)]
-        model: ModelOptions,
+        model: OptionalModelOptions,
     },
     /// Make the generation active that was active before (may be repeated)
     Rollback {
@@ -113,7 +113,7 @@ impl Stored {
             if !options.force_base {
                 return Err(error.at(dir.display()));
             }
-            eprintln!("--force-base: {}: {}", dir.display(), common::without_advice(&error));
+            eprintln!("--force-base: {}: {}", dir.display(), error.message());
         }
         match store.load(&generation)? {
             InUse::FewShot(few_shot) => Ok(Stored { adapter: None, few_shot }),
@@ -122,13 +122,13 @@ impl Stored {
     }
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     match &options.what {
-        What::Ls(place) => list(&open(&place.store)?, session),
-        What::Show { place, generation } => show(&open(&place.store)?, *generation, session),
-        What::Verify { place, model } => verify(&open(&place.store)?, model, session),
-        What::Rollback { place, to } => roll_back(&open(&place.store)?, *to, session),
-        What::Prune { place, keep } => prune(&open(&place.store)?, *keep as usize, session),
+        What::Ls(place) => list(&open(&place.store)?, invocation),
+        What::Show { place, generation } => show(&open(&place.store)?, *generation, invocation),
+        What::Verify { place, model } => verify(&open(&place.store)?, model, invocation),
+        What::Rollback { place, to } => roll_back(&open(&place.store)?, *to, invocation),
+        What::Prune { place, keep } => prune(&open(&place.store)?, *keep as usize, invocation),
     }
 }
 
@@ -144,7 +144,7 @@ fn tell(passed_over: &[String]) {
     }
 }
 
-fn list(store: &Store<'_>, session: &Session) -> Result<()> {
+fn list(store: &Store<'_>, invocation: &Invocation) -> Result<()> {
     let listing = store.list()?;
     let (active, passed_over) = match listing.active {
         Some(found) => (Some(found.generation.number), found.passed_over),
@@ -178,7 +178,7 @@ fn list(store: &Store<'_>, session: &Session) -> Result<()> {
     for name in &listing.unknown {
         json::line(&format!("not the store's, left alone: {name:?}"))?;
     }
-    if session.json {
+    if invocation.json {
         json::emit(&json::AdapterList { active, generations, passed_over, unknown: listing.unknown })?;
     }
     Ok(())
@@ -232,7 +232,7 @@ fn word(verdict: &[u8]) -> Option<String> {
     shown.then(|| word.to_owned())
 }
 
-fn show(store: &Store<'_>, number: Option<u64>, session: &Session) -> Result<()> {
+fn show(store: &Store<'_>, number: Option<u64>, invocation: &Invocation) -> Result<()> {
     let active = match store.active() {
         // The number says what to show, whatever is active.
         Err(_) if number.is_some() => None,
@@ -270,7 +270,7 @@ fn show(store: &Store<'_>, number: Option<u64>, session: &Session) -> Result<()>
         verdict_json: verdict,
     };
     json::line(&serde_json::to_string_pretty(&shown)?)?;
-    if session.json {
+    if invocation.json {
         json::emit(&shown)?;
     }
     Ok(())
@@ -292,8 +292,8 @@ fn settings(adapter: &Adapter) -> json::AdapterSettings {
 
 /// Whether every generation is whole, loads and, with a model, belongs to it; and the pointer. What was cut
 /// short is none and no problem.
-fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<()> {
-    let model = if model.is_given() { Some(common::open_model(model)?) } else { None };
+fn verify(store: &Store<'_>, model: &OptionalModelOptions, invocation: &Invocation) -> Result<()> {
+    let model = model.given().map(|model| model.open()).transpose()?;
     let (mut good, mut unfinished, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     for found in store.list()?.generations {
         let number = found.number;
@@ -329,12 +329,12 @@ fn verify(store: &Store<'_>, model: &ModelOptions, session: &Session) -> Result<
         }
     };
     let told = problems.iter().map(|e: &Error| e.message().to_owned()).collect();
-    if session.json {
+    if invocation.json {
         json::emit(&json::AdapterVerify { active, good, unfinished, problems: told })?;
     }
     let Some(first) = problems.into_iter().next() else { return Ok(()) };
     let error = anyhow::Error::from(first);
-    Err(if session.json { error.context(AfterJson("adapter verify")) } else { error })
+    Err(if invocation.json { error.context(AfterJson("adapter verify")) } else { error })
 }
 
 fn check(store: &Store<'_>, number: u64, model: Option<&Arc<ModelFile>>) -> Result<(), Error> {
@@ -351,7 +351,7 @@ fn check(store: &Store<'_>, number: u64, model: Option<&Arc<ModelFile>>) -> Resu
     }
 }
 
-fn roll_back(store: &Store<'_>, to: Option<u64>, session: &Session) -> Result<()> {
+fn roll_back(store: &Store<'_>, to: Option<u64>, invocation: &Invocation) -> Result<()> {
     let writer = store.writer()?;
     let was = match store.active() {
         // A named generation may mend a store whose pointer leads nowhere.
@@ -366,13 +366,13 @@ fn roll_back(store: &Store<'_>, to: Option<u64>, session: &Session) -> Result<()
     };
     let from = was.map(|n| format!(" (was {n})")).unwrap_or_default();
     json::line(&format!("active: generation {}{from}, {}", now.number, describe(now.content)))?;
-    if session.json {
+    if invocation.json {
         json::emit(&json::AdapterRollback { active: now.number, was })?;
     }
     Ok(())
 }
 
-fn prune(store: &Store<'_>, keep: usize, session: &Session) -> Result<()> {
+fn prune(store: &Store<'_>, keep: usize, invocation: &Invocation) -> Result<()> {
     let pruned = store.writer()?.prune(keep)?;
     let numbers = |of: &[u64]| of.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     match pruned.removed.is_empty() {
@@ -383,7 +383,7 @@ fn prune(store: &Store<'_>, keep: usize, session: &Session) -> Result<()> {
         let left = numbers(&pruned.left);
         json::line(&format!("generations {left} are gone, but their folders hold other files"))?;
     }
-    if session.json {
+    if invocation.json {
         json::emit(&json::AdapterPrune { removed: pruned.removed, left: pruned.left })?;
     }
     Ok(())

@@ -7,22 +7,23 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_kernels::{Isa, Kernels};
-use engraft_runtime::adapter::{Adapter, LoraConfig};
+use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::data::Batch;
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::generate::{KvType, Session as Sequence};
 use engraft_runtime::model::Proj;
-use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
-use engraft_runtime::plan::{ArenaWords, MemoryPlan, Request, keep, show_bytes};
+use engraft_runtime::plan::{Request, show_bytes};
 use engraft_runtime::rng::Rng;
-use engraft_runtime::train::optim::AdamWConfig;
-use engraft_runtime::train::schedule::{Schedule, Shape};
-use engraft_runtime::train::{TrainOptions, Trainer};
+use engraft_runtime::run::run::trainer_at;
+use engraft_runtime::run::{
+    Base, Extent, Limit, Method, Nobody, Planned, RunRows, Setting, Settings, settings,
+};
+use engraft_runtime::train::AnyTrainer;
 
-use super::{Session, common, demo};
+use super::{Invocation, common, demo};
 use crate::json;
-use crate::options::{ComputeOptions, ModelOptions};
+use crate::options::{ComputeOptions, OptionalModelOptions};
 
 /// Tokens of the training sequence and of the prompt, and tokens generated, at most.
 const SEQ: usize = 256;
@@ -33,6 +34,8 @@ const SEQ_MIN: usize = 16;
 const VERIFIED: usize = 4;
 /// How far the loss of these rows may be from the scalar specification's: what rounding to int8 does.
 const LOSS_BOUND: f64 = 2e-2;
+/// A rate that changes little.
+const RATE: f64 = 1e-4;
 /// Time that is given to each measure, and how often it is repeated at most.
 const EACH: Duration = Duration::from_millis(2500);
 const REPEATS: usize = 7;
@@ -40,32 +43,38 @@ const REPEATS: usize = 7;
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
-    pub(crate) model: ModelOptions,
+    pub(crate) model: OptionalModelOptions,
 
     /// Private memory that the training step may plan
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = crate::units::parse_bytes)]
     pub(crate) memory_budget: u64,
 
     /// Rank of the adapter
-    #[arg(long, value_name = "R", default_value_t = 8, value_parser = value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "R", default_value_t = settings::RANK as u32, value_parser = value_parser!(u32).range(1..=256))]
     pub(crate) rank: u32,
 
     #[command(flatten)]
     pub(crate) compute: ComputeOptions,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
-    let model = match options.model.is_given() {
-        true => common::open_model(&options.model)?,
-        false => demo::built_in()?,
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
+    let model = match options.model.given() {
+        Some(model) => model.open()?,
+        None => demo::built_in()?,
     };
-    let kernels = common::kernels(&options.compute)?;
-    let bench = Bench { options, session, model, kernels };
-    let request = bench.fitting_request()?;
+    let base = Base {
+        model,
+        kernels: options.compute.kernels()?,
+        precision: options.compute.precision,
+        gradient: options.compute.gradient(),
+        held_bytes: 0,
+    };
+    let bench = Bench { options, invocation, settings: settings(&base, options.rank as usize)?, base };
+    let planned = bench.fitting()?;
     bench.verify()?;
-    let result = bench.measure(&request)?;
+    let result = bench.measure(&planned)?;
     json::line(&table(&result))?;
-    if session.json {
+    if invocation.json {
         json::emit(&result)?;
     }
     Ok(())
@@ -89,48 +98,59 @@ fn table(r: &json::Bench) -> String {
     text
 }
 
-/// A model, and how to compute with it.
+/// A training run at a rate that changes little.
+fn settings(base: &Base, rank: usize) -> Result<Settings> {
+    let c = base.model.config();
+    let layers: Vec<usize> = (0..c.n_layers).collect();
+    let lora = LoraConfig::new(c, rank, settings::SCALE * rank as f32, 0.0, &Proj::ALL, &layers)?;
+    Ok(Settings { seed: 1, ..Settings::new(Method::Adapter(lora)) })
+}
+
+/// A model, how to compute with it, and what is trained.
 struct Bench<'a> {
     options: &'a Options,
-    session: &'a Session,
-    model: Arc<ModelFile>,
-    kernels: Arc<Kernels>,
+    invocation: &'a Invocation,
+    settings: Settings,
+    base: Base,
 }
 
 impl Bench<'_> {
     /// Compares the loss of a few rows with the scalar specification's in f32.
     fn verify(&self) -> Result<()> {
-        let rows = VERIFIED.min(self.model.config().context_len);
+        let rows = VERIFIED.min(self.base.model.config().context_len);
         let batch = [self.batch(rows)];
-        let scalar = Isa::available().find(|isa| isa.name() == "scalar").unwrap_or_else(Isa::detect);
-        let request = self.request(rows);
-        let loss = |kernels: &Arc<Kernels>, exact| -> Result<f64> {
-            let e = self.trainer(kernels, &request, exact)?.evaluate(batch.iter().cloned(), true);
+        let request = self.planned(rows, &Limit::default()).request;
+        let loss = |base: &Base| -> Result<f64> {
+            let e = self.trainer(base, &request)?.evaluate(batch.iter().cloned());
             Ok(e.loss_sum / e.targets as f64)
         };
-        let specified = Arc::new(Kernels::with_isa(scalar, self.kernels.threads()));
-        let (expected, found) = (loss(&specified, Some(Precision::F32))?, loss(&self.kernels, None)?);
+        let specified = Base {
+            kernels: Arc::new(Kernels::with_isa(Isa::SCALAR, self.base.kernels.threads())),
+            precision: Precision::F32,
+            gradient: Precision::F32.into(),
+            ..self.base.clone()
+        };
+        let (expected, found) = (loss(&specified)?, loss(&self.base)?);
         let error = (found - expected).abs() / expected;
         if error < LOSS_BOUND {
             return Ok(());
         }
-        let isa = self.kernels.isa().name();
+        let isa = self.base.kernels.isa().name();
         let message =
             format!("the loss under {isa} is {found}, by the specification {expected}: report this");
         Err(Error::new(ErrorKind::NonFinite, message).into())
     }
 
-    fn measure(&self, request: &Request) -> Result<json::Bench> {
-        let planned = MemoryPlan::new(self.model.config(), request).private_bytes;
-        let (train_rate, shares) = self.train(request)?;
+    fn measure(&self, planned: &Planned) -> Result<json::Bench> {
+        let (train_rate, shares) = self.train(&planned.request)?;
         let (prompt, answer) = (self.prompt_tokens(), self.answer_tokens());
         let (prefill_rate, decode_rate) = self.generate(prompt, answer)?;
         Ok(json::Bench {
-            isa: self.kernels.isa().name(),
-            threads: self.kernels.threads(),
-            train_tokens: request.seq,
+            isa: self.base.kernels.isa().name(),
+            threads: self.base.kernels.threads(),
+            train_tokens: planned.request.seq,
             train_tokens_per_s: train_rate,
-            planned_private_bytes: planned as u64,
+            planned_private_bytes: planned.plan.private_bytes as u64,
             prefill_tokens: prompt,
             prefill_tokens_per_s: prefill_rate,
             decode_tokens: answer,
@@ -140,103 +160,85 @@ impl Bench<'_> {
     }
 
     fn answer_tokens(&self) -> usize {
-        DECODE.min(self.model.config().context_len / 2)
+        DECODE.min(self.base.model.config().context_len / 2)
     }
 
     fn prompt_tokens(&self) -> usize {
-        SEQ.min(self.model.config().context_len - self.answer_tokens())
+        SEQ.min(self.base.model.config().context_len - self.answer_tokens())
     }
 
     /// The longest sequence, in halves of 256, whose plan fits, with the most kept that fits too.
     ///
     /// # Errors
-    /// `DoesNotFit` where the shortest does not.
-    fn fitting_request(&self) -> Result<Request> {
-        let c = self.model.config();
-        let budget = usize::try_from(self.options.memory_budget).unwrap_or(usize::MAX);
-        let needed = |seq: usize| MemoryPlan::new(c, &self.request(seq)).private_bytes;
-        let mut seq = SEQ.min(c.context_len);
-        while seq > SEQ_MIN && needed(seq) > budget {
+    /// `DoesNotFit` where the shortest doesn't.
+    fn fitting(&self) -> Result<Planned> {
+        let budget = self.options.memory_budget;
+        let limit = Limit { budget: Some(budget), room: None };
+        let mut seq = SEQ.min(self.base.model.config().context_len);
+        loop {
+            let planned = self.planned(seq, &limit);
+            let least = planned.plan.private_bytes as u64;
+            if least <= budget {
+                return Ok(planned);
+            }
+            if seq <= SEQ_MIN {
+                let message = format!(
+                    "--memory-budget: a training step of {seq} tokens needs {} of private memory, the budget is {}; \
+                     --memory-budget {}K fits",
+                    show_bytes(least),
+                    show_bytes(budget),
+                    least.div_ceil(1 << 10)
+                );
+                return Err(Error::new(ErrorKind::DoesNotFit, message).into());
+            }
             seq /= 2;
         }
-        let least = needed(seq);
-        if least > budget {
-            let message = format!(
-                "--memory-budget: a training step of {seq} tokens needs {} of private memory, the budget is {}; \
-                 --memory-budget {}K fits",
-                show_bytes(least as u64),
-                show_bytes(budget as u64),
-                least.div_ceil(1 << 10)
-            );
-            return Err(Error::new(ErrorKind::DoesNotFit, message).into());
-        }
-        let request = self.request(seq);
-        Ok(Request { keep: keep::choose(c, &request, Default::default(), budget), ..request })
+    }
+
+    fn planned(&self, seq: usize, limit: &Limit) -> Planned {
+        let setting = Setting {
+            model: &self.base.model,
+            threads: self.base.kernels.threads(),
+            extent: Extent::unknown(seq),
+            sampled: None,
+            eva_positions: (0, 0),
+            tokenizer_bytes: 0,
+            held_bytes: 0,
+        };
+        Planned::new(&self.settings, &setting, limit)
     }
 
     /// Random tokens, each the target of the one before.
     fn batch(&self, rows: usize) -> Batch {
         let mut rng = Rng::new(2, 2);
-        let ids: Vec<u32> = (0..=rows).map(|_| rng.below(self.model.config().vocab as u64) as u32).collect();
+        let ids: Vec<u32> =
+            (0..=rows).map(|_| rng.below(self.base.model.config().vocab as u64) as u32).collect();
         let all = 0..rows;
         Batch { targets: ids[1..].to_vec(), ids: ids[..rows].to_vec(), seqs: vec![all] }
     }
 
-    fn lora(&self) -> Result<LoraConfig> {
-        let (c, rank) = (self.model.config(), self.options.rank as usize);
-        let layers: Vec<usize> = (0..c.n_layers).collect();
-        Ok(LoraConfig::new(c, rank, 2.0 * rank as f32, 0.0, &Proj::ALL, &layers)?)
-    }
-
-    fn request(&self, seq: usize) -> Request {
-        let (c, rank) = (self.model.config(), self.options.rank as usize);
-        let params = self.lora().map_or(0, |l| engraft_runtime::adapter::Layout::new(c, &l).len());
-        Request {
-            batch: 1,
-            seq,
-            params,
-            rank,
-            kept_blocks: c.n_layers,
-            threads: self.kernels.threads(),
-            model_bytes: self.model.private_bytes(),
-            mapped_bytes: self.model.mapped_bytes(),
-            ..Request::default()
-        }
-    }
-
-    fn trainer(&self, kernels: &Arc<Kernels>, r: &Request, exact: Option<Precision>) -> Result<Trainer> {
-        let c = self.model.config();
-        let mut random = Rng::new(1, super::INIT_STREAM);
-        let adapter = Adapter::init(c, &self.lora()?, self.model.digest(), &mut || random.f32())?;
-        let options = TrainOptions {
-            adamw: AdamWConfig::default(),
-            schedule: Schedule { shape: Shape::Constant, peak: 1e-4, warmup: 0, total: 100 },
-            seed: 0,
-            precision: exact.unwrap_or(common::precision(&self.options.compute)),
-            gradient: exact.map_or(common::gradient(&self.options.compute), Into::into),
-            kl: None,
-        };
-        let words = ArenaWords::new(c, r);
-        Ok(Trainer::new(self.model.clone(), kernels.clone(), words, adapter, options))
+    fn trainer(&self, base: &Base, request: &Request) -> Result<AnyTrainer> {
+        Ok(trainer_at(base, &self.settings, request, RunRows::default(), RATE, ("bench", &mut Nobody))?)
     }
 
     /// Tokens per second of a step, and the share of each class of work in it.
     fn train(&self, request: &Request) -> Result<(f64, Vec<(String, f64)>)> {
-        let mut trainer = self.trainer(&self.kernels, request, None)?;
+        let mut trainer = self.trainer(&self.base, request)?;
         let batch = [self.batch(request.seq)];
         trainer.step(&batch)?;
-        self.kernels.reset_profile();
+        self.base.kernels.reset_profile();
         let started = Instant::now();
         let rate = self.median_rate(request.seq, || Ok(trainer.step(&batch).map(|_| ())?))?;
         let total = started.elapsed().as_nanos() as f64;
-        let shares = self.kernels.profile().map(|(op, ns)| (format!("{op:?}"), ns as f64 / total)).collect();
+        let shares =
+            self.base.kernels.profile().map(|(op, ns)| (format!("{op:?}"), ns as f64 / total)).collect();
         Ok((rate, shares))
     }
 
     /// Tokens per second of a prompt, and of tokens after it.
     fn generate(&self, prompt: usize, answer: usize) -> Result<(f64, f64)> {
-        let precision = common::precision(&self.options.compute);
-        let (model, kernels) = (self.model.clone(), self.kernels.clone());
+        let precision = self.options.compute.precision;
+        let (model, kernels) = (self.base.model.clone(), self.base.kernels.clone());
         let mut sequence = Sequence::new(model, kernels, None, precision, prompt + answer, KvType::F16)?;
         let ids = self.batch(prompt).ids;
         sequence.feed(&ids)?;
@@ -258,7 +260,7 @@ impl Bench<'_> {
     fn median_rate(&self, tokens: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         let (started, mut rates) = (Instant::now(), Vec::with_capacity(REPEATS));
         while rates.is_empty() || (rates.len() < REPEATS && started.elapsed() < EACH) {
-            if self.session.cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            if self.invocation.cancel.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(common::cancelled("the bench was stopped").into());
             }
             let one = Instant::now();

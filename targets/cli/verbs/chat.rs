@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_runtime::data::masks::TEXT_ROLE;
-use engraft_runtime::error::Error;
+use engraft_runtime::error::{Advice, Error};
 use engraft_runtime::generate::{Sampler, Session as Sequence};
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;
@@ -16,7 +16,7 @@ use engraft_runtime::plan::room;
 
 use super::adapter::Stored;
 use super::generate::{Answer, CONTEXT_DEFAULT_MAX, CacheType, Sampling, Stopped, go_on};
-use super::{Session, common};
+use super::{Invocation, common};
 use crate::json;
 use crate::options::{AdapterOptions, ComputeOptions, ModelOptions, misuse};
 
@@ -60,24 +60,24 @@ pub(crate) struct Options {
     compute: ComputeOptions,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     options.model.path()?;
     options.adapters.files()?;
-    let model = common::open_model(&options.model)?;
+    let model = options.model.open()?;
     let stored = Stored::of(&model, &options.adapters)?;
     if !stored.few_shot.is_empty() && stored.few_shot.iter().all(|m| m.role == TEXT_ROLE) {
         let message = "--store: its active generation is few-shot texts to be continued, which are no chat: use \
                        `engraft generate`";
         return Err(misuse(message).into());
     }
-    let kernels = common::kernels(&options.compute)?;
+    let kernels = options.compute.kernels()?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let text = Text::of(&model)?;
     let capacity = options.capacity(model.config().context_len)?;
     let (rank, cache) = (adapter.as_ref().map_or(0, |a| a.rank()), options.cache_type.into());
     let need = Sequence::bytes(model.config(), capacity, rank, kernels.threads(), cache);
-    room::hold_bytes(need, kernels.threads(), "a smaller --ctx-size takes less")?;
-    let precision = common::precision(&options.compute);
+    room::hold_bytes(need, kernels.threads(), Advice::ShorterContext)?;
+    let precision = options.compute.precision;
     let mut talk = Talk {
         sequence: Sequence::new(model, kernels, adapter, precision, capacity, cache)?,
         read: Vec::new(),
@@ -88,12 +88,12 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         text: &text,
     };
     let lines = lines();
-    while let Some(line) = next_line(&lines, session)? {
+    while let Some(line) = next_line(&lines, invocation)? {
         match line.trim() {
             "" => continue,
             "/exit" => break,
             "/reset" => talk.turns.clear(),
-            message => talk.answer(message, capacity, session)?,
+            message => talk.answer(message, capacity, invocation)?,
         }
     }
     Ok(())
@@ -133,7 +133,7 @@ struct Talk<'t> {
 
 impl Talk<'_> {
     /// Answers a message; one that finds no room is told of, and forgotten.
-    fn answer(&mut self, message: &str, capacity: usize, session: &Session) -> Result<()> {
+    fn answer(&mut self, message: &str, capacity: usize, invocation: &Invocation) -> Result<()> {
         self.turns.push(Message::new("user", message));
         let messages = [&self.opening[..], &self.turns].concat();
         let pieces = self.text.chat.render_messages(&messages, true)?;
@@ -153,18 +153,25 @@ impl Talk<'_> {
         let mut answer = Answer::new(self.text.tokenizer.decoder());
         let tokenizer = &self.text.tokenizer;
         let prompt = (&ids[..], same);
-        let times =
-            go_on(&mut self.sequence, prompt, &mut self.sampler, self.limit, tokenizer, session, &mut answer);
+        let times = go_on(
+            &mut self.sequence,
+            prompt,
+            &mut self.sampler,
+            self.limit,
+            tokenizer,
+            invocation,
+            &mut answer,
+        );
         answer.finish()?;
         let times = times?;
-        if session.cancel.load(Ordering::Relaxed) {
+        if invocation.cancel.load(Ordering::Relaxed) {
             return Err(common::cancelled("stopped while answering").into());
         }
         times.tell(ids.len() - same, answer.tokens);
         if times.stopped == Stopped::Context {
             eprintln!("stopped: the context of {capacity} tokens is full; /reset forgets the conversation");
         }
-        if session.json {
+        if invocation.json {
             let tokens_per_s = times.decode_rate(answer.tokens);
             json::emit(&json::Generate {
                 text: answer.text.clone(),
@@ -197,9 +204,9 @@ fn lines() -> Receiver<std::io::Result<String>> {
 ///
 /// # Errors
 /// `Cancelled` after Ctrl-C; `Io`, and `Misuse` for a line that is too long.
-fn next_line(lines: &Receiver<std::io::Result<String>>, session: &Session) -> Result<Option<String>> {
+fn next_line(lines: &Receiver<std::io::Result<String>>, invocation: &Invocation) -> Result<Option<String>> {
     loop {
-        if session.cancel.load(Ordering::Relaxed) {
+        if invocation.cancel.load(Ordering::Relaxed) {
             return Err(common::cancelled("the conversation was stopped").into());
         }
         match lines.recv_timeout(LOOK_EVERY) {

@@ -1,69 +1,22 @@
-//! What several verbs do with their options: open the model, choose kernels, load adapters, read data.
+//! What several verbs do: load adapters, measure, refuse.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::ValueEnum;
-use engraft_kernels::{DType, Isa, Kernels};
+use engraft_kernels::{DType, Kernels};
 use engraft_runtime::adapter::{Adapter, Prober};
-use engraft_runtime::data::{self, Dataset, OverLong};
-use engraft_runtime::error::{Error, ErrorKind, Result};
+use engraft_runtime::data::Example;
+use engraft_runtime::data::batches::in_order;
+use engraft_runtime::error::{Advice, Error, ErrorKind, Result};
+use engraft_runtime::eval::scoring_chain;
 use engraft_runtime::generate::StackedAdapter;
-use engraft_runtime::model::digest_cache::DigestCache;
-use engraft_runtime::model::map::Map;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::nn;
+use engraft_runtime::run::Observer;
+use engraft_runtime::train::Evaluated;
 
 use super::adapter::Stored;
-use crate::options::{
-    self, AdapterOptions, ComputeOptions, DataOptions, GradientPrecision, ModelOptions, Precision, misuse,
-};
-use crate::truncation;
-
-/// Skipped rows that are named without `-v`.
-const SKIPPED_SHOWN: usize = 10;
-
-/// Maps (or reads) and validates the model.
-///
-/// # Errors
-/// Those of [`ModelOptions::path`] and [`ModelFile::open`].
-pub(crate) fn open_model(options: &ModelOptions) -> Result<Arc<ModelFile>> {
-    let path = options.path()?;
-    let map = if options.no_mmap {
-        Map::read(path)
-    } else {
-        truncation::expect(path);
-        Map::open(path)
-    };
-    let mut model = map.and_then(ModelFile::from_map).map_err(|e| e.at("-m/--model"))?;
-    if let Some(folder) = options.digest_cache() {
-        model = model.with_digest_cache(DigestCache::new(folder));
-    }
-    log::info!("{}: {:?}", path.display(), model.config());
-    Ok(Arc::new(model))
-}
-
-/// The kernels of the instruction set asked for, or of the best one.
-///
-/// # Errors
-/// `Misuse` for an instruction set that this CPU, or this build, has not.
-pub(crate) fn kernels(options: &ComputeOptions) -> Result<Arc<Kernels>> {
-    let isa = match options.isa.and_then(|isa| isa.to_possible_value()) {
-        None => Isa::detect(),
-        Some(asked) => Isa::from_name(asked.get_name()).ok_or_else(|| {
-            let here: Vec<_> = Isa::available().map(Isa::name).collect();
-            misuse(format!(
-                "--isa {}: not here; this CPU and build have {}",
-                asked.get_name(),
-                here.join(", ")
-            ))
-        })?,
-    };
-    let kernels = Kernels::with_isa(isa, options.threads as usize);
-    log::info!("{} threads, {}", kernels.threads(), isa.name());
-    Ok(Arc::new(kernels))
-}
+use crate::options::{self, AdapterOptions, ComputeOptions, misuse};
 
 /// Refuses to write over a file that is read, whatever the two paths look like.
 ///
@@ -76,24 +29,6 @@ pub(crate) fn refuse_input(input: &Path, output: &Path, flag: &str) -> Result<()
             Err(misuse(format!("{flag}: {what} is read by this command and never written: name another")))
         }
         _ => Ok(()),
-    }
-}
-
-/// How products treat activations.
-pub(crate) fn precision(options: &ComputeOptions) -> nn::Precision {
-    match options.precision {
-        Precision::Int8 => nn::Precision::Int8,
-        Precision::F32 => nn::Precision::F32,
-    }
-}
-
-/// How training computes input gradients.
-pub(crate) fn gradient(options: &ComputeOptions) -> nn::GradientPrecision {
-    match options.gradient_precision {
-        None => precision(options).into(),
-        Some(GradientPrecision::Int8) => nn::GradientPrecision::Int8,
-        Some(GradientPrecision::Bf16) => nn::GradientPrecision::Bf16,
-        Some(GradientPrecision::F32) => nn::GradientPrecision::F32,
     }
 }
 
@@ -188,26 +123,17 @@ fn hold(
     match checked {
         Err(error) if force_base && error.kind() == ErrorKind::BaseMismatch => {
             adapter.check_shapes(model.config()).map_err(|e| e.at(place))?;
-            eprintln!("--force-base: {}: {}", file.display(), without_advice(&error));
+            eprintln!("--force-base: {}: {}", file.display(), error.message());
         }
         Err(error) => return Err(error.at(place)),
         Ok(unrecorded) if unrecorded.is_empty() => {}
         Ok(unrecorded) => eprintln!(
-            "{place}: its file does not record {}, being of an older version or saved unbound: only the base's \
-             digest and shapes were checked; train or import it again to have all of it checked",
+            "{place}: its file doesn't record {}, so only the base's digest and shapes were checked; train or import \
+             it again to have all of it checked",
             unrecorded.join(", ")
         ),
     }
     Ok(())
-}
-
-/// What is wrong with the base, without the advice to say what was said.
-pub(crate) fn without_advice(error: &Error) -> &str {
-    let message = error.message();
-    match message.rsplit_once("; ") {
-        Some((wrong, advice)) if advice.contains("--force-base") => wrong,
-        _ => message,
-    }
 }
 
 /// Advice to store in a type that rounds less than `used`; empty where there is none.
@@ -220,38 +146,7 @@ pub(crate) fn finer_type(used: DType) -> &'static str {
     }
 }
 
-/// How the rows of `--data` are read, with at most `rows_max` positions each.
-pub(crate) fn data_options(options: &DataOptions, rows_max: usize, seed: u64) -> data::DataOptions {
-    data::DataOptions {
-        mask_prompt: options.masks_prompt(),
-        max_seq_length: rows_max,
-        over_long: OverLong::Truncate,
-        valid_fraction: options.valid_fraction,
-        split_seed: seed,
-        ..data::DataOptions::default()
-    }
-}
-
-/// Tells on stderr what a file held, and every row that was left out or cut.
-pub(crate) fn tell_rows(data: &Dataset, rows_max: usize) {
-    let shown = if log::log_enabled!(log::Level::Info) { data.skipped.len() } else { SKIPPED_SHOWN };
-    for row in data.skipped.iter().take(shown) {
-        eprintln!("skipped {row}");
-    }
-    let source = data.source.display();
-    match data.skipped_count {
-        0 => {}
-        n if n > shown => {
-            eprintln!("{source}: {n} rows skipped, {} of them not named (-v names more)", n - shown)
-        }
-        n => eprintln!("{source}: {n} rows skipped"),
-    }
-    if data.truncated > 0 {
-        eprintln!("{source}: {} rows cut at {rows_max} tokens (--max-seq-length)", data.truncated);
-    }
-}
-
-/// An error for a measure that is no number.
+/// Refuses a measure that isn't a number.
 ///
 /// # Errors
 /// `NonFinite`.
@@ -259,10 +154,35 @@ pub(crate) fn finite(value: f64, what: &str) -> Result<f64> {
     if value.is_finite() {
         return Ok(value);
     }
-    let message = format!(
-        "{what} is {value}: the model or an adapter is broken; try --precision f32, or fetch it again"
-    );
-    Err(Error::new(ErrorKind::NonFinite, message))
+    let message = format!("{what} is {value}: the model or an adapter is broken");
+    Err(Error::new(ErrorKind::NonFinite, message).advise(Advice::ExactActivations))
+}
+
+/// Held-out loss of a model's file, as `eval` measures it; `None` without held-out rows.
+///
+/// # Errors
+/// Those of opening the file and of the observer; `NonFinite`.
+pub(crate) fn held_out_loss(
+    compute: &ComputeOptions,
+    rows: &[Example],
+    file: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Option<f64>> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let (model, kernels) = (Arc::new(ModelFile::open(file)?), compute.kernels()?);
+    let longest = rows.iter().map(Example::rows).max().unwrap_or(1);
+    let mut chain = scoring_chain(model, kernels, compute.precision, 0, longest);
+    let mut total = Evaluated::default();
+    for batch in in_order(rows, 1) {
+        observer.ask()?;
+        let scored = chain.evaluate(None, &batch, |_, _| {});
+        total.loss_sum += scored.loss_sum;
+        total.targets += scored.targets;
+    }
+    let loss = total.loss_sum / total.targets as f64;
+    Ok(Some(finite(loss, "the held-out loss of the model that was written")?))
 }
 
 /// The error of a run that was stopped.
@@ -273,11 +193,14 @@ pub(crate) fn cancelled(what: impl Into<String>) -> Error {
 /// Reads a text file of UTF-8.
 ///
 /// # Errors
-/// `Io`; `BadData` with the place of the first byte that is no UTF-8.
+/// `Io`; `BadData` with the place of the first byte that isn't UTF-8.
 pub(crate) fn read_text(file: &Path) -> Result<String> {
     let bytes = std::fs::read(file).map_err(|e| Error::io(format!("reading {}", file.display()), e))?;
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::new(ErrorKind::BadData, format!("{}: no UTF-8 text at byte {at}: convert it", file.display()))
+        Error::new(
+            ErrorKind::BadData,
+            format!("{}: not UTF-8 at byte {at}; convert it to UTF-8", file.display()),
+        )
     })
 }

@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::compare::recipe::Base;
-use engraft_runtime::compare::{Outcome, Watcher, check, compare};
+use engraft_runtime::compare::Outcome;
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::report::Report;
-use engraft_runtime::model::text::Text;
-use engraft_runtime::storage::{Disk, FileLock, commit, create_dir_all, lock_folder};
+use engraft_runtime::run::{Event, Observer, Stepping};
+use engraft_runtime::storage::{Disk, commit, create_dir_all};
 
-use super::{Session, WATCH_INTERVAL, common};
-use crate::conditions::Conditions;
-use crate::contest::{ArmName, ContestOptions, Defaults};
+use super::{Invocation, WATCH_INTERVAL, common};
+use crate::conditions::{Conditions, Notice};
+use crate::contest::{ContestOptions, Verb};
 use crate::json;
 use crate::memory::Watch;
+use crate::options::{ArmName, misuse};
 use crate::progress::{Progress, Step, Style};
 
 /// Steps between two lines of progress where there is no terminal.
@@ -33,6 +33,8 @@ pub(super) const VERDICT_FILE: &str = "verdict.json";
 pub(super) const REPORT_JSON: &str = "report.json";
 /// Everything, for people.
 pub(super) const REPORT_PAGE: &str = "report.html";
+/// The folder for arms that are being trained; gone at the end.
+pub(super) const UNFINISHED_DIR: &str = "unfinished";
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -44,60 +46,30 @@ pub(crate) struct Options {
     out: PathBuf,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
-    options.contest.model.path()?;
-    options.contest.data()?;
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
+    let contest = &options.contest;
+    contest.model.path()?;
+    contest.data()?;
     if options.out.exists() && !options.out.is_dir() {
         let message = format!("--out: {} is a file: name a folder", options.out.display());
-        return Err(crate::options::misuse(message).into());
+        return Err(misuse(message).into());
     }
-    let defaults = Defaults {
+    let verb = Verb {
         title: "compare",
         arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora, ArmName::Full],
         search: false,
         folder: Some(&options.out),
+        unfinished: &options.out.join(UNFINISHED_DIR),
     };
-    let (outcome, _lock) = hold(&options.contest, &defaults, session)?;
+    let mut screen = Screen::new(invocation.cancel.clone(), Some(contest.when.watch()?));
+    let (outcome, _lock) = contest.hold(&verb, &mut screen)?;
     write(&options.out, &outcome)?;
     tell(&outcome.report)?;
     eprintln!("{}: {VERDICT_FILE}, {REPORT_PAGE}, {REPORT_JSON}", options.out.display());
-    if session.json {
+    if invocation.json {
         json::emit(&json::Compare::of(&outcome, &options.out.display().to_string()))?;
     }
     Ok(())
-}
-
-/// Reads everything, and takes all arms through; with the outcome comes the lock on the folder, if there is one.
-pub(super) fn hold(
-    options: &ContestOptions,
-    defaults: &Defaults<'_>,
-    session: &Session,
-) -> Result<(Outcome, Option<FileLock>)> {
-    let mut watcher = Screen::new(session.cancel.clone(), Some(options.when.watch()?));
-    watcher.go_on()?;
-    let model = common::open_model(&options.model)?;
-    let kernels = common::kernels(&options.compute)?;
-    let text = Text::of(&model)?;
-    let reading = options.reading(model.config().context_len);
-    let material = options.material(&text, &reading)?;
-    let base = Base {
-        tokenizer_bytes: Text::heap_bytes(&model)?,
-        model,
-        kernels,
-        precision: common::precision(&options.compute),
-        gradient: common::gradient(&options.compute),
-    };
-    let settings = options.settings(defaults, &base, &material, (&text, &reading))?;
-    // A refused run leaves no folder.
-    check(&base, &material, &reading, &settings)?;
-    let lock = match defaults.folder {
-        Some(folder) => {
-            create_dir_all(&Disk, folder)?;
-            Some(lock_folder(&Disk, folder).map_err(|e| e.at("--out"))?)
-        }
-        None => None,
-    };
-    Ok((compare(&base, &material, (&text, &reading), &settings, &mut watcher)?, lock))
 }
 
 /// Commits verdict and reports into a folder.
@@ -151,39 +123,59 @@ impl Screen {
     }
 }
 
-impl Watcher for Screen {
-    fn go_on(&mut self) -> Result<(), Error> {
-        if let Some(when) = &mut self.when {
-            when.go_on(&self.cancel, &mut |notice| self.progress.note(&notice.to_string()))?;
-        }
-        match self.cancel.load(Ordering::Relaxed) {
-            true => Err(common::cancelled("stopped; nothing was promoted")),
-            false => Ok(()),
-        }
-    }
-
-    fn note(&mut self, text: &str) {
-        self.progress.note(text);
-    }
-
-    fn step(&mut self, arm: &str, step: u64, total: Option<u64>, loss: f64, tokens_per_s: f64) {
-        if (self.shown.0.as_str(), self.shown.1) != (arm, total) {
+impl Screen {
+    fn step(&mut self, run: &str, at: &Stepping) {
+        if (self.shown.0.as_str(), self.shown.1) != (run, at.total) {
             self.progress.finish();
-            self.progress = Progress::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), total);
-            self.shown = (arm.to_string(), total);
-            self.begun = (std::time::Instant::now(), step);
+            self.progress = Progress::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), at.total);
+            self.shown = (run.to_string(), at.total);
+            self.begun = (std::time::Instant::now(), at.step);
         }
         // What the steps seen here took tells what all of them did.
         let (begun, first) = self.begun;
-        let seen = step.saturating_sub(first);
+        let seen = at.step.saturating_sub(first);
         let elapsed_s =
-            if seen == 0 { 0.0 } else { begun.elapsed().as_secs_f64() * step as f64 / seen as f64 };
-        let peak_private_bytes = self.watch.sample();
-        self.progress.step(&Step { step, loss, tokens_per_s, peak_private_bytes, elapsed_s });
+            if seen == 0 { 0.0 } else { begun.elapsed().as_secs_f64() * at.step as f64 / seen as f64 };
+        self.progress.step(&Step {
+            step: at.step,
+            loss: at.report.loss,
+            tokens_per_s: at.tokens_per_s(),
+            peak_private_bytes: self.watch.sample(),
+            elapsed_s,
+        });
+    }
+}
+
+impl Observer for Screen {
+    fn go_on(&mut self, save: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+        let mut saved = Ok(());
+        if let Some(when) = &mut self.when {
+            when.go_on(&self.cancel, &mut |notice| {
+                self.progress.note(&notice.to_string());
+                if matches!(notice, Notice::Waits(_)) {
+                    saved = save();
+                }
+            })?;
+        }
+        saved?;
+        if !self.cancel.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        save()?;
+        Err(common::cancelled("stopped; nothing was promoted. The same command goes on from here"))
     }
 
-    fn look(&mut self, arm: &str, step: u64, loss: f64) {
-        self.progress.note(&format!("{arm}: step {step}  validation loss {loss:.4}"));
+    fn tell(&mut self, run: &str, event: Event<'_>) {
+        match event {
+            Event::Note(text) => self.progress.note(text),
+            Event::Step(at) => self.step(run, at),
+            Event::Look { step, loss, .. } => {
+                self.progress.note(&format!("{run}: step {step}  validation loss {loss:.4}"));
+            }
+            Event::Skipped(why) => self.progress.note(&format!("{run}: skipped: {why}")),
+            Event::RolledBack(back) => self.progress.note(&format!("{run}: {}", back.describe())),
+            Event::Report(..) | Event::Checkpoint(..) | Event::Saved(_) => {}
+        }
     }
 
     fn begin_peak(&mut self) {

@@ -8,10 +8,11 @@ use engraft_runtime::data::source::part_file;
 use engraft_runtime::data::{self, Dataset, Example, Format, Part, load_train_valid};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::model::text::Text;
+use engraft_runtime::run::settings;
 
-use super::{Session, common};
+use super::Invocation;
 use crate::json;
-use crate::options::{self, DataOptions, ModelOptions, misuse};
+use crate::options::{self, DataOptions, ModelOptions, misuse, tell_rows};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -31,32 +32,32 @@ struct Check {
     model: ModelOptions,
 
     /// Tokens of a row at most; longer ones are cut
-    #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", default_value_t = 256, value_parser = value_parser!(u32).range(2..=1 << 20))]
+    #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", default_value_t = settings::ROW_TOKENS as u32, value_parser = value_parser!(u32).range(2..=1 << 20))]
     max_seq_length: u32,
 
     /// Seed of the split
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     seed: u64,
 
     #[command(flatten)]
     data: DataOptions,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     match &options.what {
-        What::Check(check) => check.run(session),
+        What::Check(check) => check.run(invocation),
     }
 }
 
 impl Check {
-    fn run(&self, session: &Session) -> Result<()> {
+    fn run(&self, invocation: &Invocation) -> Result<()> {
         self.model.path()?;
         let path =
             self.data.path()?.ok_or_else(|| misuse("the rows are missing: name them with --data DIR"))?;
-        let model = common::open_model(&self.model)?;
+        let model = self.model.open()?;
         let text = Text::of(&model)?;
         let rows_max = (self.max_seq_length as usize).min(model.config().context_len);
-        let reading = common::data_options(&self.data, rows_max, self.seed);
+        let reading = self.data.reading(rows_max, self.seed);
         let read = load_train_valid(path, &text.tokenizer, &text.chat, &reading)?;
         let test = test_file(path)?;
         let test = test.map(|file| data::load(&file, &text.tokenizer, &text.chat, &reading)).transpose()?;
@@ -64,7 +65,7 @@ impl Check {
         for held in [&read.train, &read.valid].into_iter().chain(&test) {
             // A part that was split off has its file's rows told already.
             if !(read.split_by_seed && std::ptr::eq(held, &read.valid)) {
-                common::tell_rows(held, rows_max);
+                tell_rows(held, rows_max);
             }
         }
         parts.extend(test.as_ref().map(|test| part("test", test, 0)));
@@ -75,7 +76,7 @@ impl Check {
             let share = self.data.valid_fraction;
             json::line(&format!("valid is split off by --seed {} and --valid-fraction {share}", self.seed))?;
         }
-        if session.json {
+        if invocation.json {
             json::emit(&json::DataCheck { parts })?;
         }
         match read.train.trained_tokens() {
@@ -91,8 +92,10 @@ fn test_file(path: &Path) -> Result<Option<std::path::PathBuf>> {
 }
 
 fn nothing_to_train(path: &Path) -> Error {
-    let message =
-        format!("{}: no row has a token to train on: longer rows, or --no-mask-prompt", path.display());
+    let message = format!(
+        "{}: no row has a token to train on: raise --max-seq-length, or try --no-mask-prompt",
+        path.display()
+    );
     Error::new(ErrorKind::BadData, message)
 }
 

@@ -17,24 +17,25 @@ use engraft_kernels::DType;
 use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::compare::answers::Metric;
 use engraft_runtime::compare::material::{Material, Rows};
-use engraft_runtime::compare::recipe::{Base, Budget, Method, Recipe};
+use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::score::Subject;
 use engraft_runtime::compare::shots::{Choice, rows_after};
-use engraft_runtime::compare::{Settings, compare};
+use engraft_runtime::compare::{Contest, compare};
 use engraft_runtime::data::{DataOptions, Example};
 use engraft_runtime::gate::store::Store;
 use engraft_runtime::gate::verdict::Thresholds;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
+use engraft_runtime::run::{Base, Length, Limit, Looks, Method, Settings};
 use engraft_runtime::storage::Disk;
 
-pub(super) use household::model as built_in;
+pub(crate) use household::model as built_in;
 use measured::Measured;
 
 use super::compare::Screen;
 use super::prepare::plan_table;
-use super::{Session, adapt, common};
+use super::{Invocation, adapt};
 use crate::json;
 use crate::options::{self, ComputeOptions};
 use crate::scratch::Scratch;
@@ -67,7 +68,7 @@ pub(crate) struct Options {
     pub(crate) iters: Option<u32>,
 
     /// Seed of the initial adapter, the order of rows, and the few-shot examples
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     pub(crate) seed: u64,
 
     /// Keep what is promoted in this adapter store (default: a temporary one, removed at the end)
@@ -78,24 +79,24 @@ pub(crate) struct Options {
     pub(crate) compute: ComputeOptions,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let started = Instant::now();
     let scratch = Scratch::new()?;
     let temporary = scratch.path().join("store");
     let store = Store::create(&Disk, options.store.as_deref().unwrap_or(&temporary))?;
     let writer = store.writer()?;
 
-    let mut demo = Demo::open(options, session)?;
-    let settings = demo.settings(scratch.path())?;
+    let mut demo = Demo::open(options, invocation)?;
+    let contest = demo.contest(scratch.path())?;
     let data = (&demo.text, &demo.reading);
-    let outcome = compare(&demo.base, &demo.material, data, &settings, &mut demo.screen)?;
+    let outcome = compare(&demo.base, &demo.material, data, &contest, &mut demo.screen)?;
     let promoted = adapt::promote(&writer, &outcome, &demo.base.model)?;
 
     let measured = Measured { outcome: &outcome, seconds: started.elapsed().as_secs_f64() };
     json::line(&measured.samples())?;
     json::line(&measured.table()?)?;
     json::line(&measured.verdict(options.store.as_deref(), promoted.as_ref())?)?;
-    if session.json {
+    if invocation.json {
         json::emit(&measured.json()?)?;
     }
     Ok(())
@@ -113,21 +114,21 @@ struct Demo<'a> {
 }
 
 impl<'a> Demo<'a> {
-    fn open(options: &'a Options, session: &Session) -> Result<Demo<'a>> {
+    fn open(options: &'a Options, invocation: &Invocation) -> Result<Demo<'a>> {
         let model = built_in()?;
         let text = Text::of(&model)?;
         let reading = DataOptions { max_seq_length: model.config().context_len, ..DataOptions::default() };
         let base = Base {
-            tokenizer_bytes: text.tokenizer.heap_bytes(),
+            held_bytes: text.tokenizer.heap_bytes(),
             model,
-            kernels: common::kernels(&options.compute)?,
-            precision: common::precision(&options.compute),
-            gradient: common::gradient(&options.compute),
+            kernels: options.compute.kernels()?,
+            precision: options.compute.precision,
+            gradient: options.compute.gradient(),
         };
         Ok(Demo {
             material: household::private(&text, &reading)?,
             everyday: household::everyday(&text, &reading)?,
-            screen: Screen::new(session.cancel.clone(), None),
+            screen: Screen::new(invocation.cancel.clone(), None),
             options,
             base,
             text,
@@ -137,7 +138,7 @@ impl<'a> Demo<'a> {
 
     /// Two arms to train, what they are held against, and what must not be forgotten: the everyday
     /// commands, since of running English this model knows nothing that could be.
-    fn settings(&mut self, folder: &Path) -> Result<Settings> {
+    fn contest(&mut self, folder: &Path) -> Result<Contest> {
         let base = Subject {
             weights: self.base.model.clone().into(),
             adapter: None,
@@ -146,20 +147,23 @@ impl<'a> Demo<'a> {
         };
         let replay = household::replay(&base, &self.text, &self.reading, &mut self.screen)?;
         let recipes = vec![self.lora(replay)?, self.full()];
-        let (request, plan) = recipes[0].plan(&self.base, &self.material, None);
-        eprintln!("{}", plan_table(&request, &plan));
-        Ok(Settings {
+        let limit = Limit::default();
+        let planned = recipes[0].plan(&self.base, &self.material, &[], &limit);
+        eprintln!("{}", plan_table(&planned.request, &planned.plan));
+        Ok(Contest {
             title: "demo".to_string(),
             shots: vec![(self.shots_that_fit(&base), Choice::Seeded(self.options.seed))],
             recipes,
+            replay: Vec::new(),
             metric: Some(Metric::Exact),
             answer_tokens: household::ANSWER_MAX,
             retention: vec![RetentionSet::of_rows(EVERYDAY, &self.everyday, Some(Metric::Exact), &self.text)],
             thresholds: Thresholds::default(),
             seed: self.options.seed,
             samples: SAMPLES,
-            memory_budget: None,
+            limit,
             folder: Some(folder.to_path_buf()),
+            unfinished: None,
         })
     }
 
@@ -187,20 +191,16 @@ impl<'a> Demo<'a> {
         self.recipe(FULL, Method::Full(Some(DType::F16)), FULL_RATE, Vec::new())
     }
 
-    fn recipe(&self, name: &str, method: Method, rate: f64, replay: Vec<Example>) -> Recipe {
-        Recipe {
-            name: name.to_string(),
-            method,
+    fn recipe(&self, name: &str, method: Method, rate: f64, extra: Vec<Example>) -> Recipe {
+        let settings = Settings {
             rate: Some(rate),
-            budget: Budget::Steps(self.options.iters.unwrap_or(ITERS).into()),
+            length: Length::Steps(self.options.iters.unwrap_or(ITERS).into()),
             batch: BATCH,
             seed: self.options.seed,
-            evaluations: EVALUATIONS,
-            patience: 0,
+            looks: Looks::Best { times: EVALUATIONS, patience: 0 },
             weight_decay: WEIGHT_DECAY,
-            max_grad_norm: 1.0,
-            kl: None,
-            replay,
-        }
+            ..Settings::of_arm(method)
+        };
+        Recipe { name: name.to_string(), settings, extra }
     }
 }

@@ -24,9 +24,9 @@ use engraft_runtime::nn::Adapted;
 use engraft_runtime::train::{Chain, Evaluated};
 
 use super::adapter::Stored;
-use super::{Session, common};
+use super::{Invocation, common};
 use crate::json;
-use crate::options::{self, AdapterOptions, ComputeOptions, DataOptions, ModelOptions, misuse};
+use crate::options::{self, AdapterOptions, ComputeOptions, DataOptions, ModelOptions, misuse, tell_rows};
 
 /// Tokens of a window, as llama-perplexity has them by default.
 const TEXT_WINDOW: u32 = 512;
@@ -49,7 +49,7 @@ pub(crate) struct Options {
     pub(crate) ctx_size: Option<u32>,
 
     /// Seed of the split, as it was for training
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     pub(crate) seed: u64,
 
     #[command(flatten)]
@@ -85,17 +85,17 @@ impl Options {
     }
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     options.model.path()?;
     let subject = options.subject()?;
     options.adapters.files()?;
-    let model = common::open_model(&options.model)?;
+    let model = options.model.open()?;
     let stored = Stored::of(&model, &options.adapters)?;
     if !stored.few_shot.is_empty() && !options.data.masks_prompt() {
         let message = "--no-mask-prompt: the store's few-shot examples are never scored; leave it out";
         return Err(misuse(message).into());
     }
-    let kernels = common::kernels(&options.compute)?;
+    let kernels = options.compute.kernels()?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let used = (&kernels, adapter.as_deref());
     let total = match subject {
@@ -104,13 +104,13 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
                            text: give --data";
             return Err(misuse(message).into());
         }
-        Subject::Text(file) => score_text(options, session, &model, used, file)?,
-        Subject::Rows(path) => score_rows(options, session, &model, used, stored.few_shot, path)?,
+        Subject::Text(file) => score_text(options, invocation, &model, used, file)?,
+        Subject::Rows(path) => score_rows(options, invocation, &model, used, stored.few_shot, path)?,
     };
     let nll = common::finite(total.loss_sum / total.targets as f64, "the loss")?;
     let (ppl, tokens) = (nll.exp(), total.targets);
     json::line(&format!("loss {nll:.5} nats/token, perplexity {ppl:.4}, over {tokens} tokens"))?;
-    if session.json {
+    if invocation.json {
         json::emit(&json::Eval { nll, ppl, tokens: tokens as u64 })?;
     }
     Ok(())
@@ -124,13 +124,13 @@ fn chain(
     rows: usize,
 ) -> Chain {
     let rank = adapter.map_or(0, StackedAdapter::rank);
-    eval::scoring_chain(model.clone(), kernels.clone(), common::precision(&options.compute), rank, rows)
+    eval::scoring_chain(model.clone(), kernels.clone(), options.compute.precision, rank, rows)
 }
 
 /// Perplexity of a text, in llama-perplexity's convention.
 fn score_text(
     options: &Options,
-    session: &Session,
+    invocation: &Invocation,
     model: &Arc<ModelFile>,
     used: (&Arc<Kernels>, Option<&StackedAdapter>),
     file: &Path,
@@ -153,7 +153,7 @@ fn score_text(
                 (so_far.loss_sum / so_far.targets as f64).exp()
             );
         }
-        !session.cancel.load(Ordering::Relaxed)
+        !invocation.cancel.load(Ordering::Relaxed)
     };
     let adapter = used.1.map(|a| a as &dyn Adapted);
     let scored = eval::perplexity(&mut chain, adapter, &ids, window, bos, progress);
@@ -171,7 +171,7 @@ pub(super) fn encode_text(model: &ModelFile, file: &Path) -> Result<(Vec<u32>, O
 /// Masked loss of held-out rows.
 fn score_rows(
     options: &Options,
-    session: &Session,
+    invocation: &Invocation,
     model: &Arc<ModelFile>,
     used: (&Arc<Kernels>, Option<&StackedAdapter>),
     few_shot: Vec<Message>,
@@ -188,7 +188,7 @@ fn score_rows(
         );
         return Err(misuse(message).into());
     }
-    common::tell_rows(&data, rows_max);
+    tell_rows(&data, rows_max);
     eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
     if matches!(which, Which::Split { .. }) {
         warn_of_seeds(&options.adapters, options.seed)?;
@@ -197,7 +197,7 @@ fn score_rows(
     let adapter = used.1.map(|a| a as &dyn Adapted);
     let mut total = Evaluated::default();
     for batch in in_order(&data.examples, 1) {
-        if session.cancel.load(Ordering::Relaxed) {
+        if invocation.cancel.load(Ordering::Relaxed) {
             return Err(common::cancelled("stopped before all rows were scored").into());
         }
         let scored = chain.evaluate(adapter, &batch, |_, _| {});
@@ -261,7 +261,7 @@ pub(super) fn held_out(
     few_shot: Vec<Message>,
 ) -> Result<(Dataset, Which)> {
     let text = Text::of(model)?;
-    let reading = data::DataOptions { few_shot, ..common::data_options(options, rows_max, seed) };
+    let reading = data::DataOptions { few_shot, ..options.reading(rows_max, seed) };
     if path.is_dir() {
         for (part, which) in [(Part::Test, Which::Test), (Part::Valid, Which::Valid)] {
             if let Some(file) = part_file(path, part)? {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum, value_parser};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::approximate::{self, Approximation, ModuleError};
-use engraft_runtime::adapter::{Adapter, gguf_file, peft};
+use engraft_runtime::adapter::{Adapter, StoredAs, gguf_file, peft};
 use engraft_runtime::data::Example;
 use engraft_runtime::error::Error;
 use engraft_runtime::generate::StackedAdapter;
@@ -17,9 +17,9 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
 
 use super::measure::{self, HeldOut};
-use super::{Session, common};
+use super::{Invocation, common};
 use crate::json;
-use crate::options::{ComputeOptions, ModelOptions, StoredAs, adapter_file, misuse};
+use crate::options::{ComputeOptions, ModelOptions, adapter_file, misuse, parse};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -39,7 +39,7 @@ pub(crate) struct Options {
     output: PathBuf,
 
     /// How its numbers are stored
-    #[arg(long = "type", value_enum, value_name = "TYPE", default_value_t = StoredAs::F32)]
+    #[arg(long = "type", value_name = "TYPE", default_value = "f32", value_parser = parse::stored_as())]
     stored: StoredAs,
 
     /// Name of the base that PEFT's settings shall give, such as its name on a hub
@@ -71,23 +71,23 @@ enum Format {
     Gguf,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     options.model.path()?;
     let file = adapter_file(&options.lora, "--lora")?;
     check_paths(options)?;
-    let model = common::open_model(&options.model)?;
-    let kernels = common::kernels(&options.compute)?;
+    let model = options.model.open()?;
+    let kernels = options.compute.kernels()?;
     let adapter = common::adapter(&model, &kernels, &file, options.force_base)?;
     // Read before the work, so that a bad text is refused at once.
     let examples = options.held_out.examples(&model)?;
     let (mut exchange, approximated) = match options.dora_svd_rank {
         None => (adapter.to_exchange(), None),
         Some(rank) => {
-            let found = approximate(options, session, (&model, &kernels), &adapter, rank as usize)?;
+            let found = approximate(options, invocation, (&model, &kernels), &adapter, rank as usize)?;
             tell(&found);
             let measured = match examples.is_empty() {
                 true => None,
-                false => Some(judge(options, session, (&model, &kernels), adapter, &found, &examples)?),
+                false => Some(judge(options, invocation, (&model, &kernels), adapter, &found, &examples)?),
             };
             let figures = figures(rank, &found, measured.as_ref());
             (found.exchange, Some(figures))
@@ -96,7 +96,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     if let Some(name) = &options.base_name {
         exchange.base_name.clone_from(name);
     }
-    let (output, stored) = (&options.output, options.stored.into());
+    let (output, stored) = (&options.output, options.stored);
     let format = match options.format {
         Format::Peft => {
             peft::export(&Disk, output, &exchange, model.config(), stored)?;
@@ -109,7 +109,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     };
     let (modules, output) = (exchange.modules.len(), output.display().to_string());
     json::line(&format!("{modules} projections written as {format}: {output}"))?;
-    if session.json {
+    if invocation.json {
         json::emit(&json::Export { format, modules, output, approximation: approximated })?;
     }
     Ok(())
@@ -134,7 +134,7 @@ fn check_paths(options: &Options) -> Result<(), Error> {
 /// The nearest plain LoRA, with progress.
 fn approximate(
     options: &Options,
-    session: &Session,
+    invocation: &Invocation,
     (model, kernels): (&ModelFile, &Kernels),
     adapter: &Adapter,
     rank: usize,
@@ -144,7 +144,7 @@ fn approximate(
         if done.is_multiple_of(4 * per_layer) || done == all {
             eprintln!("approximated {done}/{all} projections");
         }
-        !session.cancel.load(Ordering::Relaxed)
+        !invocation.cancel.load(Ordering::Relaxed)
     };
     let seed = options.held_out.seed;
     approximate::low_rank(model, kernels, adapter, rank, seed, progress).map_err(|e| e.at("--dora-svd-rank"))
@@ -163,7 +163,7 @@ fn tell(found: &Approximation) {
 /// Base, DoRA and what takes its place, on held-out text.
 fn judge(
     options: &Options,
-    session: &Session,
+    invocation: &Invocation,
     (model, kernels): (&Arc<ModelFile>, &Arc<Kernels>),
     adapter: Adapter,
     found: &Approximation,
@@ -171,9 +171,9 @@ fn judge(
 ) -> Result<Judgement> {
     let instead = Adapter::from_exchange(model.config(), model.digest(), found.exchange.clone())?;
     let stacked = |adapter| StackedAdapter::new(model, kernels, &[(adapter, 1.0)]).map(Arc::new);
-    let (rows, precision) = (measure::rows_max(examples), common::precision(&options.compute));
+    let (rows, precision) = (measure::rows_max(examples), options.compute.precision);
     let mut judge = Judge::beside(model, stacked(adapter)?, stacked(instead)?, kernels, precision, rows)?;
-    let j = measure::score(&mut judge, examples, session)?;
+    let j = measure::score(&mut judge, examples, invocation)?;
     eprintln!(
         "held out, {} tokens: base {:.4}, with the DoRA {:.4}, with the LoRA {:.4} nats/token\n\
          mean KL from the DoRA to the LoRA {:.5}, where that to the base is {:.5}",

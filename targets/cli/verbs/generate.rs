@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Args, ValueEnum, value_parser};
 use engraft_runtime::data::masks::TEXT_ROLE;
-use engraft_runtime::error::Error;
+use engraft_runtime::error::{Advice, Error};
 use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session as Sequence};
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::{Message, encode_pieces};
@@ -17,7 +17,7 @@ use engraft_runtime::model::tokenizer::{Decoder, Special, Tokenizer};
 use engraft_runtime::plan::room;
 
 use super::adapter::Stored;
-use super::{Session, common};
+use super::{Invocation, common};
 use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, ModelOptions, misuse};
 
@@ -111,11 +111,11 @@ pub(crate) struct Sampling {
     pub(crate) min_p: f32,
 
     /// Make recent tokens less likely (1: off)
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = options::positive_f32)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = options::parse::positive_f32)]
     pub(crate) repeat_penalty: f32,
 
     /// Seed of the draws (-1: another each time)
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     pub(crate) seed: u64,
 }
 
@@ -160,12 +160,12 @@ fn read_prompt(source: impl Read, name: &str) -> Result<String, Error> {
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
-    let value = options::not_negative(text)?;
+    let value = options::parse::not_negative(text)?;
     if value <= 100.0 { Ok(value as f32) } else { Err("must be at most 100".into()) }
 }
 
 fn share(text: &str) -> Result<f32, String> {
-    let value = options::not_negative(text)?;
+    let value = options::parse::not_negative(text)?;
     if value <= 1.0 { Ok(value as f32) } else { Err("must be at most 1".into()) }
 }
 
@@ -173,11 +173,11 @@ fn share_above_zero(text: &str) -> Result<f32, String> {
     share(text).ok().filter(|v| *v > 0.0).ok_or_else(|| "must be a number above 0 and at most 1".into())
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     options.model.path()?;
     options.adapters.files()?;
     let prompt = options.prompt()?;
-    let model = common::open_model(&options.model)?;
+    let model = options.model.open()?;
     let stored = Stored::of(&model, &options.adapters)?;
     if !stored.few_shot.is_empty() && options.chat == stored.few_shot.iter().all(|m| m.role == TEXT_ROLE) {
         let message = match options.chat {
@@ -186,32 +186,33 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         };
         return Err(misuse(message).into());
     }
-    let kernels = common::kernels(&options.compute)?;
+    let kernels = options.compute.kernels()?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let text = Text::of(&model)?;
     let ids = prompt_ids(options, &text, &stored.few_shot, &prompt)?;
     let capacity = capacity(options, model.config(), ids.len())?;
     let (rank, cache) = (adapter.as_ref().map_or(0, |a| a.rank()), options.cache_type.into());
     let need = Sequence::bytes(model.config(), capacity, rank, kernels.threads(), cache);
-    room::hold_bytes(need, kernels.threads(), "a smaller --ctx-size takes less")?;
-    let precision = common::precision(&options.compute);
+    room::hold_bytes(need, kernels.threads(), Advice::ShorterContext)?;
+    let precision = options.compute.precision;
     let mut sequence = Sequence::new(model, kernels, adapter, precision, capacity, cache)?;
     let mut sampler = Sampler::new(options.sampling.options())?;
     let limit = options.n_predict().unwrap_or(usize::MAX);
     // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
     let decoder = if options.chat { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
     let mut answer = Answer::new(decoder);
-    let times = go_on(&mut sequence, (&ids, 0), &mut sampler, limit, &text.tokenizer, session, &mut answer);
+    let times =
+        go_on(&mut sequence, (&ids, 0), &mut sampler, limit, &text.tokenizer, invocation, &mut answer);
     answer.finish()?;
     let times = times?;
     times.tell(ids.len(), answer.tokens);
-    if session.cancel.load(Ordering::Relaxed) {
+    if invocation.cancel.load(Ordering::Relaxed) {
         return Err(common::cancelled("stopped while generating").into());
     }
     if times.stopped == Stopped::Context {
         eprintln!("stopped: the context of {capacity} tokens is full");
     }
-    if session.json {
+    if invocation.json {
         json::emit(&json::Generate {
             text: answer.text,
             prompt_tokens: ids.len() as u64,
@@ -336,7 +337,7 @@ pub(super) fn go_on(
     sampler: &mut Sampler,
     limit: usize,
     tokenizer: &Tokenizer,
-    session: &Session,
+    invocation: &Invocation,
     answer: &mut Answer<'_>,
 ) -> Result<Times> {
     let mut history = prompt.to_vec();
@@ -344,7 +345,7 @@ pub(super) fn go_on(
     let mut logits = sequence.feed(&prompt[read..])?;
     let prefill_s = started.elapsed().as_secs_f64();
     let (started, mut stopped) = (Instant::now(), Stopped::Length);
-    while answer.tokens < limit && !session.cancel.load(Ordering::Relaxed) {
+    while answer.tokens < limit && !invocation.cancel.load(Ordering::Relaxed) {
         let id = sampler.choose(logits, &history)?;
         if tokenizer.is_end(id) {
             stopped = Stopped::End;

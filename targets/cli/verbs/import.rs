@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use engraft_runtime::adapter::foreign::Format;
-use engraft_runtime::adapter::{Adapter, Binding, Prober};
+use engraft_runtime::adapter::{Adapter, Binding, Prober, StoredAs};
 use engraft_runtime::hex;
 use engraft_runtime::storage::{Disk, create_dir_all, lock_folder};
 
-use super::{Session, common};
+use super::{Invocation, common};
 use crate::json;
-use crate::options::{ModelOptions, StoredAs, stat};
+use crate::options::{ModelOptions, parse, stat};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -27,15 +27,15 @@ pub(crate) struct Options {
     adapter_path: PathBuf,
 
     /// How its numbers are stored
-    #[arg(long = "type", value_enum, value_name = "TYPE", default_value_t = StoredAs::F32)]
+    #[arg(long = "type", value_name = "TYPE", default_value = "f32", value_parser = parse::stored_as())]
     stored: StoredAs,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     options.model.path()?;
     stat(&options.from, "--from")?;
     let format = Format::detect(&options.from)?;
-    let model = common::open_model(&options.model)?;
+    let model = options.model.open()?;
     let imported = format.import(&options.from, model.config())?;
     for warning in &imported.warnings {
         eprintln!("warning: {warning}");
@@ -45,14 +45,14 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let mut adapter =
         Adapter::from_exchange(model.config(), digest, imported.exchange).map_err(|e| e.at(&place))?;
     adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
-    adapter.round_to(options.stored.into()).map_err(|e| e.at(&place))?;
+    adapter.round_to(options.stored).map_err(|e| e.at(&place))?;
     let mut prober = Prober::new(&model, &common::best_kernels(), adapter.layout.rank_max());
     let binding = Binding::of(&adapter, &model, &mut prober).map_err(|e| e.at(&place))?;
     binding.check_effect(&adapter).map_err(|e| e.at(&place))?;
     adapter.binding = Some(binding);
     create_dir_all(&Disk, &options.adapter_path)?;
     let _lock = lock_folder(&Disk, &options.adapter_path).map_err(|e| e.at("--adapter-path"))?;
-    let file = adapter.save(&Disk, &options.adapter_path, options.stored.into())?.path;
+    let file = adapter.save(&Disk, &options.adapter_path, options.stored)?.path;
     let base = hex::short(&digest);
     eprintln!(
         "{} adapters name no base that could be checked: bound to {} ({base}) by its shapes alone",
@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         adapter.config.scale(),
         file.display()
     ))?;
-    if session.json {
+    if invocation.json {
         let (format, warnings) = (format.name(), imported.warnings);
         let adapter = file.display().to_string();
         json::emit(&json::Import { format, modules, rank, alpha, base, warnings, adapter })?;

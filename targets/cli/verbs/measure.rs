@@ -10,8 +10,8 @@ use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::merge::judge::{Judge, Judgement};
 use engraft_runtime::model::weights::ModelFile;
 
-use super::{Session, common, eval};
-use crate::options::{self, DataOptions, stat};
+use super::{Invocation, eval};
+use crate::options::{self, DataOptions, stat, tell_rows};
 
 /// Examples between two reports.
 const TELL_EVERY: usize = 8;
@@ -32,7 +32,7 @@ pub(crate) struct HeldOut {
     max_tokens: u32,
 
     /// Seed of the split, as it was for training
-    #[arg(long, value_name = "N", default_value = "0", value_parser = options::seed)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     pub(crate) seed: u64,
 
     #[command(flatten)]
@@ -58,7 +58,7 @@ impl HeldOut {
             (Some(file), _) => windows(model, file, window)?,
             (None, Some(path)) => {
                 let (data, which) = eval::held_out(&self.data, self.seed, model, path, window, Vec::new())?;
-                common::tell_rows(&data, window);
+                tell_rows(&data, window);
                 eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
                 data.examples
             }
@@ -99,11 +99,15 @@ pub(crate) fn rows_max(examples: &[Example]) -> usize {
 ///
 /// # Errors
 /// Those of [`Judge::score`].
-pub(crate) fn score(judge: &mut Judge, examples: &[Example], session: &Session) -> Result<Judgement, Error> {
+pub(crate) fn score(
+    judge: &mut Judge,
+    examples: &[Example],
+    invocation: &Invocation,
+) -> Result<Judgement, Error> {
     judge.score(examples, |done| {
         if done.is_multiple_of(TELL_EVERY) || done == examples.len() {
             eprintln!("measured {done}/{}", examples.len());
         }
-        !session.cancel.load(Ordering::Relaxed)
+        !invocation.cancel.load(Ordering::Relaxed)
     })
 }

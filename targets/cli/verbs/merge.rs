@@ -17,7 +17,7 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, Storage, create_dir_all};
 
 use super::measure::{self, HeldOut};
-use super::{Session, common};
+use super::{Invocation, common};
 use crate::json;
 use crate::options::{ComputeOptions, ModelOptions, adapter_file, misuse};
 
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     output: PathBuf,
 
     /// Type of the merged tensors (F32, F16, Q8_0, Q4_K, ...) [default: each its own]
-    #[arg(long = "type", value_name = "TYPE", value_parser = crate::options::dtype)]
+    #[arg(long = "type", value_name = "TYPE", value_parser = crate::options::parse::dtype)]
     dtype: Option<DType>,
 
     /// Keep the merged model even if most of the adapter's gain is lost
@@ -57,7 +57,7 @@ pub(crate) struct Options {
     compute: ComputeOptions,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let base = options.model.path()?;
     let file = adapter_file(&options.lora, "--lora")?;
     let (dir, name) = output(&options.output, base)?;
@@ -66,8 +66,8 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
             "merging can erase an adapter: name a held-out text with --file or --data, or say --unmeasured";
         return Err(misuse(message).into());
     }
-    let model = common::open_model(&options.model)?;
-    let kernels = common::kernels(&options.compute)?;
+    let model = options.model.open()?;
+    let kernels = options.compute.kernels()?;
     let adapter = common::adapter(&model, &kernels, &file, options.force_base)?;
     // Read before the work, so that a bad text is refused at once.
     let examples = if options.unmeasured { Vec::new() } else { options.held_out.examples(&model)? };
@@ -79,7 +79,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     let bytes = merge::write(&Disk, &dir, &staged_name, &model, &exchange, options.dtype)?.bytes;
     let measured = match options.unmeasured {
         true => None,
-        false => Some(judge(options, session, (&model, &kernels), adapter, &staged.0, &examples)?),
+        false => Some(judge(options, invocation, (&model, &kernels), adapter, &staged.0, &examples)?),
     };
     let lost = measured.as_ref().is_some_and(Judgement::is_lost);
     if let Some(found) = &measured {
@@ -91,7 +91,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     }
     place(&staged.0, &dir, &options.output)?;
     json::line(&format!("{merged_tensors} tensors merged: {}", options.output.display()))?;
-    if session.json {
+    if invocation.json {
         let (output, measured) = (options.output.display().to_string(), measured.as_ref().map(figures));
         json::emit(&json::Merge { output, bytes, merged_tensors, measured, forced: lost })?;
     }
@@ -128,7 +128,7 @@ fn place(staged: &Path, dir: &Path, output: &Path) -> Result<(), Error> {
 
 fn judge(
     options: &Options,
-    session: &Session,
+    invocation: &Invocation,
     (model, kernels): (&Arc<ModelFile>, &Arc<Kernels>),
     adapter: Adapter,
     merged: &Path,
@@ -136,9 +136,9 @@ fn judge(
 ) -> Result<Judgement> {
     let merged = Arc::new(ModelFile::open(merged)?);
     let beside = Arc::new(StackedAdapter::new(model, kernels, &[(adapter, 1.0)])?);
-    let (rows, precision) = (measure::rows_max(examples), common::precision(&options.compute));
+    let (rows, precision) = (measure::rows_max(examples), options.compute.precision);
     let mut judge = Judge::new(model, beside, &merged, kernels, precision, rows)?;
-    Ok(measure::score(&mut judge, examples, session)?)
+    Ok(measure::score(&mut judge, examples, invocation)?)
 }
 
 fn describe(j: &Judgement) -> String {

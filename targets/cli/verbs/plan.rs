@@ -5,8 +5,8 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use engraft_runtime::train::calibrate::calibrate;
 
-use super::prepare::{chosen_rate, describe_retention, ladder_table, prepare, room_of};
-use super::{Session, common};
+use super::Invocation;
+use super::prepare::{chosen_rate, ladder_table, prepare, room_of};
 use crate::exit::AfterJson;
 use crate::json;
 use crate::options::TuneOptions;
@@ -26,7 +26,7 @@ pub(crate) struct Options {
     pub(crate) device: Option<String>,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let tune = &options.tune;
     tune.model.path()?;
     tune.data.path()?;
@@ -34,26 +34,25 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         Some(device) => provenance::room(device),
         None => room_of(tune, None),
     })?;
-    eprintln!("{}", prepared.describe());
-    eprint!("{}", describe_retention(tune, &prepared)?);
+    eprint!("{}", prepared.describe());
     json::line(&prepared.table())?;
-    let fits = prepared.check(tune.memory_budget);
-    // What does not fit is not tried either; the rates of full fine-tuning are not predicted.
-    let pieces = match (&fits, &prepared.lora) {
+    let fits = prepared.check();
+    // What doesn't fit isn't tried either; the rates of full fine-tuning aren't predicted.
+    let pieces = match (&fits, prepared.settings.method.lora()) {
         (Ok(()), Some(lora)) if !options.no_calibration => Some(calibrate(
             &prepared.model,
-            &common::kernels(&tune.compute)?,
+            &tune.compute.kernels()?,
             lora,
-            &prepared.request,
-            common::precision(&tune.compute),
-            common::gradient(&tune.compute),
+            &prepared.planned.request,
+            tune.compute.precision,
+            tune.compute.gradient(),
         )),
         _ => None,
     };
     let ladder = prepared.ladder(pieces.as_ref());
     json::line(&format!("\n{}", ladder_table(&ladder)))?;
     json::line(&format!("\n{}", prepared.wear.describe(chosen_rate(&ladder))))?;
-    if session.json {
+    if invocation.json {
         json::emit(&prepared.json(fits.is_ok(), ladder))?;
         // A plan that does not fit is a result all the same: the exit code alone tells the failure.
         return fits.map_err(|e| anyhow::Error::from(e).context(AfterJson("plan")));

@@ -3,121 +3,79 @@
 use std::sync::Arc;
 
 use engraft_kernels::DType;
-use engraft_runtime::adapter::{Case, Layout, LoraConfig};
-use engraft_runtime::data::batches::max_tokens;
+use engraft_runtime::adapter::{Case, LoraConfig};
 use engraft_runtime::data::{Example, TrainValid, load, load_train_valid};
 use engraft_runtime::error::Result;
-use engraft_runtime::generate::replay::{Sampling, Starts};
+use engraft_runtime::generate::replay::Starts;
 use engraft_runtime::merge::tuned::check_type;
+use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tuned::TunedLayout;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::model::{ModelConfig, Proj};
-use engraft_runtime::nn;
-use engraft_runtime::nn::keep::KeepPrecision;
 use engraft_runtime::plan::room::{self, Room};
-use engraft_runtime::plan::{FullUpdate, KeepPlan, MemoryPlan, Request, keep, show_bytes};
-use engraft_runtime::rng::Rng;
+use engraft_runtime::plan::{FullUpdate, MemoryPlan, Request, show_bytes};
+use engraft_runtime::run::prepare::{Rung, eva_positions, refuse_early};
+use engraft_runtime::run::{Extent, Limit, Method, Planned, RunRows, SampledReplay, Setting, Settings, Wear};
 use engraft_runtime::train::Direction;
 use engraft_runtime::train::calibrate::Pieces;
-use engraft_runtime::train::checkpoint::payload_bytes;
-use engraft_runtime::train::eva::EvaWords;
 
-use super::common;
 use crate::json;
-use crate::options::{
-    self, FineTune, Init, Layers, LoraOptions, ReplaySource, RunOptions, StoredAs, TuneOptions, misuse, stat,
-};
+use crate::options::{DataOptions, ForgettingOptions, ReplaySource, TuneOptions, stat, tell_rows};
 use crate::provenance;
 
-/// The random stream of sampled replay rows' seed.
-const REPLAY_STREAM: u64 = 0x5245_504C;
-/// Tokens of the shortest rows that are worth a plan.
-const LEAST_SEQ: usize = 16;
 /// arXiv 2606.06920 advises against full fine-tuning of models with fewer parameters.
 const ADVISED_PARAMS: usize = 500_000_000;
 
 /// A run that is planned, and not begun.
 pub(crate) struct Prepared {
     pub(crate) model: Arc<ModelFile>,
+    pub(crate) settings: Settings,
     /// The rows; `None` without `--data`.
     pub(crate) data: Option<TrainValid>,
     /// What is replayed among them.
-    pub(crate) replay: Option<Replay>,
-    /// The adapter; `None` where every weight is trained.
-    pub(crate) lora: Option<LoraConfig>,
-    /// The type that the trained model's matrices are to be stored as, where one is asked for.
-    pub(crate) dtype: Option<DType>,
-    pub(crate) request: Request,
-    pub(crate) plan: MemoryPlan,
+    pub(crate) replay: Replay,
+    pub(crate) planned: Planned,
     pub(crate) wear: Wear,
-    /// The least of what the machine, or the device asked about, leaves a process.
-    room: Option<Room>,
-}
-
-/// What checkpoints write.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wear {
-    /// Of one.
-    bytes: u64,
-    /// Steps between two; 0 for none but when stopped.
-    every: u32,
-    /// Tokens of a step, on average; without data at most.
-    tokens_per_step: f64,
-}
-
-impl Wear {
-    fn new(tune: &TuneOptions, c: &ModelConfig, request: &Request) -> Wear {
-        let parameters = if request.full.is_some() { TunedLayout::new(c).len() } else { request.params };
-        let per_row = match request.data_rows {
-            0 => request.seq as f64,
-            rows => request.data_tokens as f64 / rows as f64,
-        };
-        let rows = request.batch as f64 * f64::from(tune.run.grad_accumulation_steps);
-        let every = tune.run.checkpoint_every;
-        Wear { bytes: payload_bytes(parameters), every, tokens_per_step: rows * per_row }
-    }
-
-    /// MB in an hour at this rate.
-    fn mb_per_hour(&self, tokens_per_s: Option<f64>) -> Option<f64> {
-        let steps_per_hour = 3600.0 * tokens_per_s.filter(|_| self.every > 0)? / self.tokens_per_step;
-        Some(1e-6 * self.bytes as f64 * steps_per_hour / f64::from(self.every))
-    }
-
-    /// For people.
-    pub(crate) fn describe(&self, tokens_per_s: Option<f64>) -> String {
-        let each = match self.every {
-            0 => "when stopped".to_string(),
-            every => format!("each {every} steps"),
-        };
-        let hourly = self.mb_per_hour(tokens_per_s);
-        let hourly = hourly.map_or(String::new(), |mb| format!(", about {mb:.0} MB written in an hour"));
-        format!("checkpoints: {} {each}{hourly}", show_bytes(self.bytes))
-    }
+    limit: Limit,
 }
 
 /// Rows to replay.
 pub(crate) enum Replay {
-    /// Read from a file.
+    /// Read from a file; none without `--replay`.
     Rows(Vec<Example>),
     /// Sampled from the base once the plan is accepted.
-    Sampled(Starts, Sampling),
+    Sampled(SampledReplay),
 }
 
 impl Replay {
-    /// Tokens of all rows, rows, and positions of the longest; of sampled ones, at most.
-    fn extent(&self) -> (usize, usize, usize) {
+    fn rows(&self) -> &[Example] {
         match self {
-            Replay::Rows(rows) => (
-                rows.iter().map(|e| e.ids.len()).sum(),
-                rows.len(),
-                rows.iter().map(Example::rows).max().unwrap_or(0),
-            ),
-            Replay::Sampled(starts, sampling) => {
-                let (tokens, longest) = sampling.extent(starts);
-                (tokens, sampling.count, longest)
-            }
+            Replay::Rows(rows) => rows,
+            Replay::Sampled(_) => &[],
         }
+    }
+
+    fn sampled(&self) -> Option<&SampledReplay> {
+        match self {
+            Replay::Rows(_) => None,
+            Replay::Sampled(sampled) => Some(sampled),
+        }
+    }
+
+    /// For people; nothing where nothing is replayed.
+    fn describe(&self, share: f64) -> String {
+        let origin = match self {
+            Replay::Rows(rows) if rows.is_empty() => return String::new(),
+            Replay::Rows(rows) => {
+                let tokens: usize = rows.iter().map(|e| e.ids.len()).sum();
+                format!("{} rows of {tokens} tokens", rows.len())
+            }
+            Replay::Sampled(sampled) => {
+                let (tokens, rows, _) = sampled.extent();
+                format!("{rows} rows sampled from the base, at most {tokens} tokens")
+            }
+        };
+        format!("replay: {origin}; they make up {share} of each batch's rows on average\n")
     }
 }
 
@@ -126,59 +84,47 @@ impl Replay {
 /// the model's digest is known.
 ///
 /// # Errors
-/// Those of opening and reading; `Misuse` for an adapter that does not fit the model; `DoesNotFit` where this
+/// Those of opening and reading; `Misuse` for an adapter that doesn't fit the model; `DoesNotFit` where this
 /// process may not even hold what the shortest rows would take.
 pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -> Result<Prepared> {
-    tune.check_effects()?;
-    let model = common::open_model(&tune.model)?;
-    let room = room();
-    let lora = match tune.lora.fine_tune_type {
-        FineTune::Full => None,
-        FineTune::Lora | FineTune::Dora => Some(lora_config(model.config(), &tune.lora)?),
-    };
-    if lora.is_none() {
-        check_type(&model, tune.lora.dtype).map_err(|e| e.at("--type"))?;
+    let model = tune.model.open()?;
+    let limit = Limit { budget: tune.memory.memory_budget, room: room() };
+    let settings = tune.settings(model.config())?;
+    if let Method::Full(dtype) = settings.method {
+        check_type(&model, dtype).map_err(|e| e.at("--type"))?;
     }
     let rows_max = (tune.run.max_seq_length as usize).min(model.config().context_len);
-    let tokenizer_bytes = Text::heap_bytes(&model)?;
-    let mut request = Request {
-        batch: tune.run.batch_size as usize,
-        seq: rows_max,
+    let unknown = Setting {
+        model: &model,
         threads: tune.compute.threads as usize,
-        beside_base: tune.retention.penalty().is_some(),
-        tokenizer_bytes,
-        model_bytes: model.private_bytes(),
-        mapped_bytes: model.mapped_bytes(),
-        packed: tune.lora.adapter_precision == StoredAs::F16,
-        ..trained(model.config(), lora.as_ref(), &tune.run)
+        extent: Extent::unknown(rows_max),
+        sampled: None,
+        eva_positions: (0, 0),
+        tokenizer_bytes: Text::heap_bytes(&model)?,
+        held_bytes: 0,
     };
-    refuse_early(model.config(), &request)?;
+    refuse_early(&settings, &unknown, room::here(unknown.threads))?;
     let (data, replay) = std::thread::scope(|scope| {
         // The digest reads the whole file: beside the tokenizer's work it costs no time.
         scope.spawn(|| model.digest());
         read_rows(tune, &model, rows_max)
     })?;
-    if let Some(data) = &data {
-        let examples = || data.train.examples.iter().chain(&data.valid.examples);
-        request.batch = request.batch.min(data.train.examples.len());
-        request.seq = data.train.rows_max().max(data.valid.rows_max());
-        request.data_tokens = examples().map(|e| e.ids.len()).sum();
-        request.data_rows = examples().count();
-    }
-    request.preparation_bytes =
-        preparation_bytes(tune, model.config(), lora.as_ref(), &request, &data, &replay);
-    if let Some(replay) = &replay {
-        let (tokens, rows, longest) = replay.extent();
-        request.data_tokens += tokens;
-        request.data_rows += rows;
-        request.seq = request.seq.max(longest);
-        // Replayed rows fill batches that the data alone would not.
-        request.batch = tune.run.batch_size as usize;
-    }
-    request.keep = keep_plan(tune, model.config(), &request, room.as_ref());
-    let plan = MemoryPlan::new(model.config(), &request);
-    let wear = Wear::new(tune, model.config(), &request);
-    Ok(Prepared { model, data, replay, lora, dtype: tune.lora.dtype, request, plan, wear, room })
+    let (train, valid) =
+        data.as_ref().map_or((&[][..], &[][..]), |data| (&data.train.examples[..], &data.valid.examples[..]));
+    let rows = RunRows { train, valid, replay: replay.rows() };
+    let extent = match &data {
+        Some(_) => Extent::of(rows, [].iter()),
+        None => unknown.extent,
+    };
+    let setting = Setting {
+        extent,
+        sampled: replay.sampled(),
+        eva_positions: eva_positions(&settings, &extent, train),
+        ..unknown
+    };
+    let planned = Planned::new(&settings, &setting, &limit);
+    let wear = Wear::new(&settings, model.config(), &planned.request);
+    Ok(Prepared { model, settings, data, replay, planned, wear, limit })
 }
 
 /// What this process may take, or the device of a profile, whichever is less.
@@ -190,127 +136,50 @@ pub(crate) fn room_of(tune: &TuneOptions, device: Option<&str>) -> Option<Room> 
     }
 }
 
-/// Refuses what can't fit however short the rows are, before the tokenizer and the rows take any memory.
-fn refuse_early(c: &ModelConfig, request: &Request) -> Result<()> {
-    let least = Request { batch: 1, seq: request.seq.min(LEAST_SEQ), ..*request };
-    let room = room::here(request.threads);
-    room::hold(&MemoryPlan::new(c, &least), (c, &least), None, room.as_ref())
-}
-
-/// What is held at most before training, beside data: EVA's walk, or the sampling of replay rows. The
-/// request is that of the data alone.
-fn preparation_bytes(
-    tune: &TuneOptions,
-    c: &ModelConfig,
-    lora: Option<&LoraConfig>,
-    request: &Request,
-    data: &Option<TrainValid>,
-    replay: &Option<Replay>,
-) -> usize {
-    let eva = |lora: &LoraConfig| {
-        let layout = Layout::new(c, lora);
-        let (batch, count) = (tune.run.batch_size as usize, tune.lora.eva_batches() as usize);
-        let (rows, batches) = match data {
-            Some(data) => {
-                let examples = &data.train.examples;
-                (max_tokens(examples, batch), count.min(examples.len().div_ceil(batch)))
-            }
-            None => (batch * request.seq, count),
-        };
-        let words = EvaWords::new(c, &layout, (rows, request.seq, rows * batches), request.threads);
-        size_of::<f32>() * (words.total() + layout.len())
-    };
-    let eva = lora.filter(|_| tune.lora.init == Init::Eva).map_or(0, eva);
-    match replay {
-        Some(Replay::Sampled(starts, sampling)) => eva.max(sampling.bytes(c, starts, request.threads)),
-        _ => eva,
-    }
-}
-
-/// What is trained, as far as memory depends on it.
-fn trained(c: &ModelConfig, lora: Option<&LoraConfig>, run: &RunOptions) -> Request {
-    let Some(lora) = lora else {
-        // Without a norm to clip by and without sums to wait for, no gradient is needed for long.
-        let at_once = run.max_grad_norm == 0.0 && run.grad_accumulation_steps == 1;
-        let full = Some(if at_once { FullUpdate::AtOnce } else { FullUpdate::AtEnd });
-        return Request { full, kept_blocks: c.n_layers, ..Request::default() };
-    };
-    let layout = Layout::new(c, lora);
-    Request {
-        params: layout.len(),
-        gain_words: layout.gain_words(),
-        rank: lora.rank_max(),
-        kept_blocks: c.n_layers - lora.layers[0],
-        dropout: lora.dropout > 0.0,
-        ..Request::default()
-    }
-}
-
-/// What blocks keep, as `--keep` says.
-fn keep_plan(tune: &TuneOptions, c: &ModelConfig, request: &Request, room: Option<&Room>) -> KeepPlan {
-    let precision = match tune.keep_precision {
-        options::KeepPrecision::F32 => KeepPrecision::F32,
-        options::KeepPrecision::Bf16 => KeepPrecision::Bf16,
-    };
-    let level = match tune.keep {
-        options::Keep::Auto => {
-            let budget = tune.memory_budget.map(|b| usize::try_from(b).unwrap_or(usize::MAX));
-            let unasked = match request.full {
-                None => keep::UNASKED_BYTES,
-                // Beside what the weights take anyway.
-                Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
-            };
-            let room = room.map_or(usize::MAX, |r| usize::try_from(r.bytes).unwrap_or(usize::MAX));
-            return keep::choose(c, request, precision, budget.unwrap_or(unasked).min(room));
-        }
-        options::Keep::Inputs => nn::keep::Keep::Inputs,
-        options::Keep::Attention => nn::keep::Keep::Attention,
-        options::Keep::All => nn::keep::Keep::All,
-    };
-    KeepPlan::uniform(level, precision, request.kept_blocks)
-}
-
 /// The rows of `--data` and `--replay`; the tokenizer is gone afterwards.
-fn read_rows(
-    tune: &TuneOptions,
-    model: &ModelFile,
-    rows_max: usize,
-) -> Result<(Option<TrainValid>, Option<Replay>)> {
+fn read_rows(tune: &TuneOptions, model: &ModelFile, rows_max: usize) -> Result<(Option<TrainValid>, Replay)> {
+    let forgetting = &tune.forgetting;
     // Checked before anything is read.
-    let share = tune.retention.share()?;
-    if let Some(ReplaySource::File(file)) = &tune.retention.replay {
+    if let Some(ReplaySource::File(file)) = &forgetting.replay {
         stat(file, "--replay")?;
     }
-    if tune.data.path()?.is_none() && tune.retention.replay.is_none() {
-        return Ok((None, None));
+    if tune.data.path()?.is_none() && forgetting.replay.is_none() {
+        return Ok((None, Replay::Rows(Vec::new())));
     }
     let text = Text::of(model)?;
     let data = read_data(tune, &text, rows_max)?;
-    Ok((data, if share > 0.0 { read_replay(tune, &text, rows_max)? } else { None }))
+    Ok((data, read_replay(forgetting, &tune.data, &text, rows_max, tune.seed)?))
 }
 
 /// The rows of `--replay`, or what sampling them begins with.
-fn read_replay(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Option<Replay>> {
-    let retention = &tune.retention;
-    match &retention.replay {
-        None => Ok(None),
+///
+/// # Errors
+/// Those of reading the file, and of [`Starts::of`].
+pub(crate) fn read_replay(
+    forgetting: &ForgettingOptions,
+    data: &DataOptions,
+    text: &Text,
+    rows_max: usize,
+    seed: u64,
+) -> Result<Replay> {
+    let none = Replay::Rows(Vec::new());
+    if forgetting.share()? == 0.0 {
+        return Ok(none);
+    }
+    match &forgetting.replay {
+        None => Ok(none),
         Some(ReplaySource::Base) => {
-            let seed = Rng::new(tune.seed, REPLAY_STREAM).next_u64();
-            let (count, tokens) = retention.sampled();
+            let (count, tokens) = forgetting.sampled();
             let starts = Starts::of(text, rows_max).map_err(|e| e.at("--replay base"))?;
-            Ok(Some(Replay::Sampled(starts, Sampling { count, tokens, rows_max, seed })))
+            Ok(Replay::Sampled(SampledReplay::new(starts, count, tokens, rows_max, seed)))
         }
         Some(ReplaySource::File(file)) => {
-            let options = common::data_options(&tune.data, rows_max, tune.seed);
+            let options = data.reading(rows_max, seed);
             let rows = load(file, &text.tokenizer, &text.chat, &options).map_err(|e| e.at("--replay"))?;
-            common::tell_rows(&rows, rows_max);
-            eprintln!(
-                "{}: {} rows with {} trained tokens to replay",
-                file.display(),
-                rows.examples.len(),
-                rows.trained_tokens()
-            );
-            Ok(Some(Replay::Rows(rows.examples)))
+            tell_rows(&rows, rows_max);
+            let (count, targets) = (rows.examples.len(), rows.trained_tokens());
+            eprintln!("{}: {count} rows with {targets} trained tokens to replay", file.display());
+            Ok(Replay::Rows(rows.examples))
         }
     }
 }
@@ -318,11 +187,10 @@ fn read_replay(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Optio
 /// The rows of `--data` as token ids, and what there is to say of them.
 fn read_data(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Option<TrainValid>> {
     let Some(path) = tune.data.path()? else { return Ok(None) };
-    let options = common::data_options(&tune.data, rows_max, tune.seed);
-    let data = load_train_valid(path, &text.tokenizer, &text.chat, &options)?;
-    common::tell_rows(&data.train, rows_max);
+    let data = load_train_valid(path, &text.tokenizer, &text.chat, &tune.data.reading(rows_max, tune.seed))?;
+    tell_rows(&data.train, rows_max);
     if !data.split_by_seed {
-        common::tell_rows(&data.valid, rows_max);
+        tell_rows(&data.valid, rows_max);
     }
     let (train, valid) = (&data.train, &data.valid);
     let origin = match data.split_by_seed {
@@ -338,29 +206,10 @@ fn read_data(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Option<
         valid.trained_tokens(),
     );
     if data.duplicates > 0 {
-        eprintln!(
-            "{} of the held-out rows are in the training rows too: they flatter the result",
-            data.duplicates
-        );
+        let n = data.duplicates;
+        eprintln!("{n} of the held-out rows are also training rows: the held-out loss will look too good");
     }
     Ok(Some(data))
-}
-
-/// The adapter's settings for this model.
-fn lora_config(model: &ModelConfig, options: &LoraOptions) -> Result<LoraConfig> {
-    let n = model.n_layers;
-    let first = match options.num_layers {
-        Layers::All => 0,
-        Layers::Last(count) => n.checked_sub(count as usize).ok_or_else(|| {
-            misuse(format!("--num-layers {count}: the model has {n} blocks; give at most that many, or -1"))
-        })?,
-    };
-    let layers: Vec<usize> = (first..n).collect();
-    let rank = options.rank as usize;
-    let targets = &options.lora_modules.0;
-    let plain = LoraConfig::new(model, rank, options.alpha, options.dropout as f32, targets, &layers)?;
-    let dora = options.fine_tune_type == FineTune::Dora;
-    LoraConfig { rslora: options.use_rslora, dora, overrides: options.overrides(), ..plain }.checked(model)
 }
 
 /// What full fine-tuning trains, with warnings of what often goes wrong.
@@ -380,8 +229,8 @@ fn describe_full(model: &ModelFile, dtype: Option<DType>) -> String {
     }
     format!(
         "{text}\nwarning: this model has fewer than 500M parameters. Full fine-tuning often harms models \
-         below 300M, at times beneath what they did untrained (arXiv 2606.06920); --fine-tune-type lora or \
-         dora is the advice below 500M"
+         below 300M, sometimes below what they could do untrained (arXiv 2606.06920); use --fine-tune-type lora or \
+         dora instead"
     )
 }
 
@@ -402,31 +251,6 @@ fn describe_adapter(lora: &LoraConfig) -> String {
     lora.cases().iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// What stands against forgetting, and what it costs; empty where nothing does.
-pub(crate) fn describe_retention(tune: &TuneOptions, prepared: &Prepared) -> Result<String> {
-    let mut text = String::new();
-    if let Some(replay) = &prepared.replay {
-        let (tokens, rows, _) = replay.extent();
-        let origin = match replay {
-            Replay::Rows(_) => format!("{rows} rows of {tokens} tokens"),
-            Replay::Sampled(..) => format!("{rows} rows sampled from the base, at most {tokens} tokens"),
-        };
-        text += &format!("replay: {origin}; {} of each batch's rows on average\n", tune.retention.share()?);
-    }
-    if let Some(penalty) = tune.retention.penalty() {
-        let name = match penalty.direction {
-            Direction::Forward => "KL(base‖tuned)",
-            Direction::Reverse => "KL(tuned‖base)",
-        };
-        text += &format!(
-            "{name} at weight {}: the base runs forward once more on every batch, and its head beside the \
-             tuned model's\n",
-            penalty.weight
-        );
-    }
-    Ok(text)
-}
-
 /// The projections of a case; those that are of it in some layers only, with these.
 fn members(lora: &LoraConfig, case: &Case) -> String {
     let name = |proj: &Proj| {
@@ -445,57 +269,65 @@ fn members(lora: &LoraConfig, case: &Case) -> String {
 }
 
 impl Prepared {
-    /// What is trained, for people.
+    /// What is trained, and what stands against forgetting, for people.
     pub(crate) fn describe(&self) -> String {
-        self.lora.as_ref().map_or_else(|| describe_full(&self.model, self.dtype), describe_adapter)
+        let what = match &self.settings.method {
+            Method::Adapter(lora) => describe_adapter(lora),
+            Method::Full(dtype) => describe_full(&self.model, *dtype),
+        };
+        let mut text = what + "\n" + &self.replay.describe(self.settings.replay_share);
+        if let Some(penalty) = self.settings.kl {
+            let name = match penalty.direction {
+                Direction::Forward => "KL(base‖tuned)",
+                Direction::Reverse => "KL(tuned‖base)",
+            };
+            text += &format!(
+                "{name} at weight {}: the base runs forward once more on every batch, and its head beside the tuned \
+                 model's\n",
+                penalty.weight
+            );
+        }
+        text
     }
 
     /// The plan for people.
     pub(crate) fn table(&self) -> String {
-        plan_table(&self.request, &self.plan)
+        plan_table(&self.planned.request, &self.planned.plan)
     }
 
     /// Holds the plan against `--memory-budget`, and against what the machine leaves.
     ///
     /// # Errors
     /// `DoesNotFit`, with settings that fit.
-    pub(crate) fn check(&self, budget: Option<u64>) -> Result<()> {
-        let budget = budget.map(|b| (usize::try_from(b).unwrap_or(usize::MAX), "--memory-budget"));
-        room::hold(&self.plan, (self.model.config(), &self.request), budget, self.room.as_ref())
+    pub(crate) fn check(&self) -> Result<()> {
+        let (plan, c, request) = (&self.planned.plan, self.model.config(), &self.planned.request);
+        let asked = Limit { room: None, ..self.limit.clone() };
+        asked.hold(plan, c, request).map_err(|e| e.at("--memory-budget"))?;
+        self.limit.hold(plan, c, request)
     }
 
     /// What blocks may keep, by memory, with the rates that `pieces` predict.
     pub(crate) fn ladder(&self, pieces: Option<&Pieces>) -> Vec<json::Rung> {
-        let (c, asked) = (self.model.config(), &self.request);
-        let mut rungs = keep::rungs(KeepPrecision::F32, asked.kept_blocks);
-        // Inputs alone are f32 either way.
-        rungs.extend(keep::rungs(KeepPrecision::Bf16, asked.kept_blocks).into_iter().skip(1));
-        if !rungs.contains(&asked.keep) && asked.keep.blocks() > 0 {
-            rungs.push(asked.keep);
-        }
-        let rung = |keep: KeepPlan| {
-            let request = Request { keep, ..*asked };
-            json::Rung {
-                keep: keep.describe(asked.kept_blocks),
-                precision: keep.precision.to_string(),
-                planned_private_bytes: MemoryPlan::new(c, &request).private_bytes as u64,
-                predicted_tokens_per_s: pieces.map(|p| p.tokens_per_s(c.n_layers, &request)),
-                chosen: keep == asked.keep || keep.blocks() + asked.keep.blocks() == 0,
-            }
+        let kept_blocks = self.planned.request.kept_blocks;
+        let rung = |rung: Rung| json::Rung {
+            keep: rung.keep.describe(kept_blocks),
+            precision: rung.keep.precision.to_string(),
+            planned_private_bytes: rung.private_bytes as u64,
+            predicted_tokens_per_s: rung.tokens_per_s,
+            chosen: rung.chosen,
         };
-        let mut ladder: Vec<_> = rungs.into_iter().map(rung).collect();
-        ladder.sort_by_key(|r| r.planned_private_bytes);
-        ladder
+        self.planned.ladder(self.model.config(), pieces).into_iter().map(rung).collect()
     }
 
     /// The plan for machines.
     pub(crate) fn json(&self, fits: bool, ladder: Vec<json::Rung>) -> json::Plan {
+        let plan = &self.planned.plan;
         json::Plan {
             checkpoint_bytes: self.wear.bytes,
             checkpoint_mb_per_hour: self.wear.mb_per_hour(chosen_rate(&ladder)),
-            planned_private_bytes: self.plan.private_bytes as u64,
-            mapped_bytes: self.plan.mapped_bytes as u64,
-            pools: self.plan.pools.iter().map(|p| (p.name.to_string(), p.bytes as u64)).collect(),
+            planned_private_bytes: plan.private_bytes as u64,
+            mapped_bytes: plan.mapped_bytes as u64,
+            pools: plan.pools.iter().map(|p| (p.name.to_string(), p.bytes as u64)).collect(),
             fits,
             ladder,
         }
@@ -522,7 +354,7 @@ pub(crate) fn ladder_table(ladder: &[json::Rung]) -> String {
     text
 }
 
-/// A plan for people: a line per pool, what they come to, and what is not among them.
+/// A plan for people: a line per pool, what they come to, and what isn't among them.
 pub(crate) fn plan_table(request: &Request, plan: &MemoryPlan) -> String {
     let line = |name: &str, bytes: usize| format!("\n{name:<18} {:>12}", show_bytes(bytes as u64));
     let trained = match request.full {

@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::data::{Example, TrainValid};
 use engraft_runtime::error::Error;
 use engraft_runtime::hex;
-use engraft_runtime::nn::keep::KeepPrecision;
+use engraft_runtime::run::checkpoint::{PassedOver, Restored};
+use engraft_runtime::run::{Checkpoints, Identity};
 use engraft_runtime::storage::{Disk, Storage, commit};
-use engraft_runtime::train::checkpoint::Restored;
-use engraft_runtime::train::{Checkpoints, Identity, TrainOptions};
+
 use serde::{Deserialize, Serialize};
 
-use super::prepare::Prepared;
 use crate::json;
-use crate::options::{Init, TuneOptions, misuse};
+use crate::options::misuse;
 use crate::units;
 
 /// What a finished run leaves beside its result, so that going on with it is known to be idle.
@@ -28,11 +26,11 @@ const FINISHED_BYTES_MAX: u64 = 1 << 20;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Stopping and going on")]
 pub(crate) struct ResumeOptions {
-    /// Go on from the newest whole checkpoint in --adapter-path; begin where there is none
+    /// Continue from the newest whole checkpoint in --adapter-path; start from the beginning if there is none
     #[arg(long, conflicts_with = "overwrite_checkpoints")]
     pub(crate) resume: bool,
 
-    /// Begin anew where an unfinished run left checkpoints, and remove them
+    /// Start over where an unfinished run left checkpoints, and remove them
     #[arg(long)]
     pub(crate) overwrite_checkpoints: bool,
 
@@ -42,16 +40,24 @@ pub(crate) struct ResumeOptions {
 }
 
 impl ResumeOptions {
+    /// The checkpoints in the output folder.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::open`].
+    pub(crate) fn checkpoints(&self, folder: &Path) -> Result<Checkpoints, Error> {
+        Checkpoints::open(&Disk, folder)
+    }
+
     /// Looks into the output folder. An unfinished run is never lost by forgetting a flag.
     ///
     /// # Errors
     /// `Misuse` where there are checkpoints, and nothing is said of them.
     pub(crate) fn open(&self, folder: &Path) -> Result<Checkpoints, Error> {
-        let checkpoints = Checkpoints::open(&Disk, folder)?;
+        let checkpoints = self.checkpoints(folder)?;
         match checkpoints.newest_file(&Disk)? {
             Some(newest) if !self.resume && !self.overwrite_checkpoints => Err(misuse(format!(
-                "{}: of a run that is not finished; --resume goes on with it, --overwrite-checkpoints begins \
-                 anew, and another --adapter-path leaves it alone",
+                "{} belongs to an unfinished run; --resume continues it, --overwrite-checkpoints starts over, and \
+                 another --adapter-path leaves it alone",
                 newest.display()
             ))),
             _ => Ok(checkpoints),
@@ -59,46 +65,18 @@ impl ResumeOptions {
     }
 }
 
-/// Everything that a run's result depends on.
-pub(crate) fn identity(
-    tune: &TuneOptions,
-    prepared: &Prepared,
-    (data, replay): (&TrainValid, &[Example]),
-    options: &TrainOptions,
-) -> Result<Identity, Error> {
-    let init = match tune.lora.init {
-        Init::Kaiming => "random".to_string(),
-        Init::Eva => format!("EVA of {} batches", tune.lora.eva_batches()),
-    };
-    let keep = &prepared.request.keep;
-    let kept = match keep.precision {
-        // Then it is a matter of speed alone.
-        KeepPrecision::F32 => "exactly".to_string(),
-        KeepPrecision::Bf16 => format!("as bf16: {}", keep.describe(prepared.request.kept_blocks)),
-    };
-    let stored = match prepared.dtype {
-        None => format!("{:?}", tune.lora.adapter_precision),
-        Some(dtype) => dtype.name().to_string(),
-    };
-    Ok(Identity::new(prepared.model.digest(), prepared.lora.as_ref(), options)
-        .with("batch size", prepared.request.batch)
-        .with("accumulation steps", tune.run.grad_accumulation_steps)
-        .with("initial values", init)
-        .with("share of replayed rows", tune.retention.share()?)
-        .with("kept for the backward", kept)
-        .with("stored as", stored)
-        .with_rows("training rows", &data.train.examples)
-        .with_rows("held-out rows", &data.valid.examples)
-        .with_rows("replayed rows", replay))
-}
-
 /// What was found, for people.
-pub(crate) fn describe(restored: &Restored, folder: &Path, steps: u64) -> String {
-    let over = |p: &engraft_runtime::train::checkpoint::PassedOver| format!("passed over: {}\n", p.reason);
+pub(crate) fn describe(restored: &Restored, folder: &Path, steps: Option<u64>) -> String {
+    let over = |p: &PassedOver| format!("passed over: {}\n", p.reason);
     let text: String = restored.passed_over.iter().map(over).collect();
     match &restored.found {
-        Some(found) => text + &format!("resumed: {}, step {} of {steps}", found.path.display(), found.steps),
-        None => text + &format!("{}: no checkpoint to go on from: begins at the start", folder.display()),
+        Some(found) => {
+            let steps = steps.unwrap_or_default();
+            text + &format!("resumed: {}, step {} of {steps}", found.path.display(), found.steps)
+        }
+        None => {
+            text + &format!("{}: no checkpoint to resume from; starting from the beginning", folder.display())
+        }
     }
 }
 

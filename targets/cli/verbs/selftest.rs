@@ -4,40 +4,40 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use clap::{Args, value_parser};
-use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::error::{Advice, Error, ErrorKind};
 use engraft_runtime::plan::room;
 use engraft_runtime::selftest::{self, Check};
 
-use super::{Session, common, demo};
+use super::{Invocation, demo};
 use crate::exit::AfterJson;
 use crate::json;
-use crate::options::{ModelOptions, threads_default};
+use crate::options::{OptionalModelOptions, threads_default};
 use crate::scratch::Scratch;
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
-    pub(crate) model: ModelOptions,
+    pub(crate) model: OptionalModelOptions,
 
     /// Threads
     #[arg(short, long, value_name = "N", default_value_t = threads_default(), value_parser = value_parser!(u32).range(1..=256))]
     threads: u32,
 }
 
-pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
-    let model = match options.model.is_given() {
-        true => common::open_model(&options.model)?,
-        false => demo::built_in()?,
+pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
+    let model = match options.model.given() {
+        Some(model) => model.open()?,
+        None => demo::built_in()?,
     };
     let threads = options.threads as usize;
-    room::hold_bytes(selftest::private_bytes(&model, threads), threads, "a smaller model takes less")?;
+    room::hold_bytes(selftest::private_bytes(&model, threads), threads, Advice::SmallerModel)?;
     let scratch = Scratch::new()?;
     let mut checks = Vec::new();
     let mut shown = Ok(());
     let told = selftest::run(&model, threads, scratch.path(), &mut |check| {
         checks.push(check.clone());
         shown = json::line(&row(check));
-        shown.is_ok() && !session.cancel.load(Ordering::Relaxed)
+        shown.is_ok() && !invocation.cancel.load(Ordering::Relaxed)
     });
     shown?;
     told?;
@@ -47,7 +47,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
         checks.len() - failed.len(),
         checks.len()
     ))?;
-    if session.json {
+    if invocation.json {
         json::emit(&json::Selftest {
             passed: failed.is_empty(),
             checks: checks.iter().map(Into::into).collect(),
@@ -55,7 +55,7 @@ pub(crate) fn run(options: &Options, session: &Session) -> Result<()> {
     }
     match failed.first() {
         None => Ok(()),
-        Some(first) if session.json => Err(broken(first).context(AfterJson("selftest"))),
+        Some(first) if invocation.json => Err(broken(first).context(AfterJson("selftest"))),
         Some(first) => Err(broken(first)),
     }
 }

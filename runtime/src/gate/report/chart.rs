@@ -5,7 +5,7 @@ use super::super::verdict::{ArmReport, Comparison, Verdict};
 use super::html::Html;
 use super::outcome::zero_shot;
 use super::tables::word;
-use super::{RateTest, Run, show};
+use super::{ArmRun, RateTest, show};
 
 /// Width of every drawing.
 const WIDTH: f64 = 360.0;
@@ -309,12 +309,12 @@ fn amounts(h: &mut Html, title: &str, rows: &[(String, Option<f64>)], ceiling: O
 // Losses along the way
 
 /// One chart a run. All have one scale, so that they can be compared, unless that would flatten one.
-pub(super) fn curves(h: &mut Html, runs: &[Run]) {
-    let losses = |run: &Run| {
+pub(super) fn curves(h: &mut Html, runs: &[ArmRun]) {
+    let losses = |run: &ArmRun| {
         let all: Vec<f64> = run.curve.iter().flat_map(|p| [p.train, p.valid]).flatten().collect();
         all.into_iter().filter(|l| l.is_finite()).collect::<Vec<f64>>()
     };
-    let drawn: Vec<(&Run, Vec<f64>)> =
+    let drawn: Vec<(&ArmRun, Vec<f64>)> =
         runs.iter().map(|r| (r, losses(r))).filter(|(_, l)| !l.is_empty()).collect();
     let width = |l: &[f64]| {
         let scale = Scale::over(l.iter().copied(), (0.0, 1.0));
@@ -328,7 +328,7 @@ pub(super) fn curves(h: &mut Html, runs: &[Run]) {
     }
 }
 
-fn curve(h: &mut Html, run: &Run, losses: &[f64]) {
+fn curve(h: &mut Html, run: &ArmRun, losses: &[f64]) {
     let (left, right, top, bottom) = (44.0, WIDTH - 10.0, 42.0, 202.0);
     let steps = run.curve.iter().map(|p| p.step as f64);
     let x = Scale::over(steps.chain([0.0]), (left, right));

@@ -157,10 +157,9 @@ pub(super) fn next_step(verdict: &Verdict, model_file: &str) -> String {
         _ if verdict.leak_count > 0 => {
             "Split the data so that no held-out row is also trained on, then compare again.".into()
         }
-        Decision::Promote { arm } => format!(
-            "Use {arm}: from a store with `engraft generate -m {model_file} --store DIR -p PROMPT`, or its \
-             adapter file with --lora FILE."
-        ),
+        Decision::Promote { arm } => {
+            format!("Use {arm} with {model_file}: it is in the store, or in the arm's own folder.")
+        }
         Decision::KeepPrompting { k, .. } => {
             let open = more_rows(verdict)
                 .map(|n| format!(" About {n} held-out rows could decide what these can't."));
@@ -181,8 +180,8 @@ fn keep_base(verdict: &Verdict) -> String {
     };
     if let Some(arm) = trained().find(|a| only_forgets(a)) {
         return format!(
-            "Use the base as it is. {} learned the task but forgot too much: try --kl-weight, fewer steps or a \
-             lower --learning-rate (or `engraft train --replay`).",
+            "Use the base as it is. {} learned the task but forgot too much: try a penalty on leaving the base, fewer \
+             steps, a lower learning rate, or general rows replayed among yours.",
             arm.name
         );
     }
@@ -196,7 +195,7 @@ fn keep_base(verdict: &Verdict) -> String {
     if let Some(arm) = trained().find(learned_a_form) {
         return format!(
             "Use the base as it is. {} makes the answers likelier, but is not shown to give more right ones: try \
-             more training data, or more held-out rows; --loss-alone lets the loss decide.",
+             more training data or more held-out rows, or let the loss alone decide.",
             arm.name
         );
     }

@@ -2,7 +2,7 @@
 
 use super::super::verdict::{ArmReport, Comparison, RetainedReport, RetentionReport};
 use super::outcome::{outcome, zero_shot};
-use super::{DataFacts, ModelFacts, Report, Run, Scoring, show};
+use super::{ArmRun, DataFacts, ModelFacts, Report, Scoring, show};
 use crate::plan::show_bytes;
 
 /// A table whose first column names its rows.
@@ -91,7 +91,7 @@ pub(super) fn forgetting(report: &Report) -> Table {
 /// How the runs went.
 pub(super) fn runs(report: &Report) -> Table {
     let head = ["Arm", "Trained", "Parameters", "Learning rate", "Steps", "Best step", "Ended"];
-    let row = |run: &Run| {
+    let row = |run: &ArmRun| {
         vec![
             show::one_line(&run.arm),
             show::one_line(&run.what),
@@ -108,7 +108,7 @@ pub(super) fn runs(report: &Report) -> Table {
 /// Memory as planned and as measured, and speed, of each run.
 pub(super) fn memory(report: &Report) -> Table {
     let head = ["Arm", "Memory planned", "Memory measured", "Of plan", "Time in steps", "Tokens/s"];
-    let row = |run: &Run| {
+    let row = |run: &ArmRun| {
         let share = run.peak_bytes.map(|p| p as f64 / run.planned_bytes as f64);
         let of_plan = match share.filter(|s| s.is_finite()) {
             Some(s) if s > 1.0 => format!("{} (above)", show::percent(Some(s))),

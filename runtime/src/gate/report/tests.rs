@@ -1,7 +1,5 @@
 use super::super::leak::Leak;
-use super::super::verdict::{
-    ArmKind, ArmResult, Binding, Decision, ExampleNll, Retention, Thresholds, judge,
-};
+use super::super::verdict::{ArmKind, ArmResult, Basis, Decision, ExampleNll, Retention, Thresholds, judge};
 use super::*;
 use crate::rng::Rng;
 
@@ -35,7 +33,7 @@ fn arm(name: &str, kind: ArmKind, mean: f64, right: usize, forgot: &[(&str, f64,
     }
 }
 
-fn run(name: &str, what: &str, parameters: u64, from: f64, to: f64, steps: u64) -> Run {
+fn run(name: &str, what: &str, parameters: u64, from: f64, to: f64, steps: u64) -> ArmRun {
     let mut noise = Rng::new(parameters, 3);
     let point = |step: u64| {
         let loss = to + (from - to) * (-4.0 * step as f64 / steps as f64).exp();
@@ -44,7 +42,7 @@ fn run(name: &str, what: &str, parameters: u64, from: f64, to: f64, steps: u64) 
             step.is_multiple_of(steps / 10).then(|| loss + 0.05 + 0.1 * (step as f64 / steps as f64).powi(3));
         CurvePoint { step, train, valid }
     };
-    Run {
+    ArmRun {
         arm: name.into(),
         what: what.into(),
         parameters,
@@ -120,7 +118,7 @@ fn realistic() -> Report {
             &[("built-in", 0.1871, 0.2204), ("letters.txt", 0.0921, 0.1377)],
         ),
     ];
-    let binding = Binding {
+    let binding = Basis {
         model: "9f3c".repeat(16),
         data_split: "07ab".repeat(16),
         settings: "e1d2".repeat(16),
@@ -136,7 +134,7 @@ fn realistic() -> Report {
         runs: vec![
             run("lora", "LoRA, rank 8 on all seven projections", 2_442_240, 1.45, 1.05, 1000),
             run("dora", "DoRA, rank 8 on all seven projections", 2_629_440, 1.45, 1.04, 1000),
-            Run {
+            ArmRun {
                 peak_bytes: Some(2 << 30),
                 planned_bytes: 2_000_000_000,
                 ..run("full", "all weights in f32", 134_515_008, 1.45, 1.21, 400)
@@ -200,7 +198,7 @@ fn small() -> Report {
         title: "adapt".into(),
         model: ModelFacts { name: String::new(), ..whole.model },
         data: DataFacts { task: None, source: "letters.txt".into(), skipped: 0, ..whole.data },
-        verdict: judge(&arms, &[], &thresholds, &Binding::default()).unwrap(),
+        verdict: judge(&arms, &[], &thresholds, &Basis::default()).unwrap(),
         runs: whole.runs[..1].to_vec(),
         scoring: vec![],
         rate_test: None,
@@ -223,7 +221,7 @@ fn leaked() -> Report {
         arm("lora", ArmKind::Trained, 0.6, 80, &[("built-in", 0.01, 0.02)]),
     ];
     let thresholds = Thresholds { resamples: 2000, ..Thresholds::default() };
-    let verdict = judge(&arms, &leaks, &thresholds, &Binding::default()).unwrap();
+    let verdict = judge(&arms, &leaks, &thresholds, &Basis::default()).unwrap();
     Report { verdict, ..realistic() }
 }
 
@@ -235,7 +233,7 @@ fn bare() -> Report {
         nll: losses(2.0, 0.1, 1, 3),
         ..arm("zero-shot", ArmKind::ZeroShot, 2.0, 0, &[])
     };
-    let verdict = judge(&[zero], &[], &Thresholds::default(), &Binding::default()).unwrap();
+    let verdict = judge(&[zero], &[], &Thresholds::default(), &Basis::default()).unwrap();
     let model = ModelFacts {
         name: String::new(),
         file: String::new(),
@@ -293,7 +291,7 @@ fn broken() -> Report {
     r.runs[0].best_step = 5;
     r.runs[1].curve = (0..strange.len()).map(|i| point(i as u64 * (u64::MAX / 10), strange[i])).collect();
     r.runs[2].curve = vec![CurvePoint { step: 1, train: None, valid: None }; 3];
-    r.runs.push(Run {
+    r.runs.push(ArmRun {
         curve: vec![],
         seconds: 0.0,
         planned_bytes: 0,
@@ -301,7 +299,7 @@ fn broken() -> Report {
         learning_rate: f64::NAN,
         ..r.runs[0].clone()
     });
-    r.runs.push(Run { curve: vec![point(1, 2.0), point(1, 2.0)], ..r.runs[0].clone() });
+    r.runs.push(ArmRun { curve: vec![point(1, 2.0), point(1, 2.0)], ..r.runs[0].clone() });
     let rates = strange.iter().map(|x| (*x, 1.0)).chain([(1e-3, f64::NAN), (1e-3, 2.0)]);
     r.rate_test = Some(RateTest { points: rates.collect(), chosen: f64::NAN });
     r.scoring.push(Scoring {
@@ -491,14 +489,14 @@ fn what_is_missing_is_not_shown() {
 #[test]
 fn the_next_step_fits_the_verdict() {
     let step = |r: &Report| outcome::next_step(&r.verdict, &r.model.file);
-    assert!(step(&realistic()).contains("--store DIR -p PROMPT"));
+    assert!(step(&realistic()).contains("in the store"));
     assert!(step(&leaked()).starts_with("Split the data"));
     let mut r = realistic();
     r.verdict.decision = Decision::KeepPrompting { arm: "5-shot".into(), k: 5 };
     assert!(step(&r).starts_with("Put the same 5 examples"));
     r.verdict.decision = Decision::KeepBase;
     r.verdict.arms[2].retention[0].kl = Some(0.7);
-    for way in ["--kl-weight", "fewer steps", "--learning-rate", "`engraft train --replay`"] {
+    for way in ["penalty", "fewer steps", "learning rate", "replayed"] {
         assert!(step(&r).contains(way), "{}", step(&r));
     }
     let mut r = realistic();

@@ -11,8 +11,8 @@ use super::{
     ContentKind, FEW_SHOT_FILE, FewShot, FileRecord, Generation, LOCK_FILE, MANIFEST_FILE, NUMBER_MAX,
     OUR_FILES, POINTER_FILE, Store, TEXT_BYTES_MAX, Turn, VERDICT_FILE, dir_name,
 };
-use crate::adapter::{ADAPTER_FILE, Adapter, Precision};
-use crate::error::{Error, ErrorKind, Result};
+use crate::adapter::{ADAPTER_FILE, Adapter, StoredAs};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::model::chat::Message;
 use crate::storage::{EntryKind, FileLock, commit, remove_stray_files};
@@ -166,7 +166,7 @@ impl<'s> Writer<'s> {
         synced.map_err(|e| Error::io(format!("syncing {}", parent.display()), e))?;
         let (content, base, mut files) = match candidate {
             Candidate::Adapter(adapter) => {
-                adapter.save(store.storage, &dir, Precision::F32)?;
+                adapter.save(store.storage, &dir, StoredAs::F32)?;
                 let record = store.digest(&dir.join(ADAPTER_FILE), ADAPTER_FILE)?;
                 (ContentKind::Adapter, adapter.base.digest, vec![record])
             }
@@ -197,11 +197,9 @@ impl<'s> Writer<'s> {
             return Err(misuse(format!("generation {number} is the first: nothing was active before it")));
         };
         if !store.stands(&store.generation_dir(previous), EntryKind::Dir)? {
-            let message = format!(
-                "generation {previous}, which was active before generation {number}, was pruned; name another \
-                 with --to"
-            );
-            return Err(misuse(message));
+            let message =
+                format!("generation {previous}, which was active before generation {number}, was pruned");
+            return Err(misuse(message).advise(Advice::AnotherGeneration));
         }
         self.activate(previous)
     }

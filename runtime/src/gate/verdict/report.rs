@@ -14,7 +14,7 @@ pub const LEAKS_NAMED_MAX: usize = 20;
 
 /// What a verdict holds for: any other model, split, settings or seed needs its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Binding {
+pub struct Basis {
     /// Digest of the model, in hexadecimal.
     pub model: String,
     /// Digest of training and held-out data as they were split.
@@ -210,7 +210,7 @@ pub struct Verdict {
     /// What was demanded.
     pub thresholds: Thresholds,
     /// What it holds for.
-    pub binding: Binding,
+    pub binding: Basis,
 }
 
 impl Verdict {
@@ -395,12 +395,7 @@ fn retained_sentence(name: &str, text: &str, r: &RetainedReport) -> String {
 }
 
 /// Chooses, and says why.
-pub(super) fn conclude(
-    court: &Court<'_>,
-    arms: Vec<ArmReport>,
-    leaks: &[Leak],
-    binding: &Binding,
-) -> Verdict {
+pub(super) fn conclude(court: &Court<'_>, arms: Vec<ArmReport>, leaks: &[Leak], binding: &Basis) -> Verdict {
     let held_out = court.held_out;
     let mut undecided: Vec<String> = Vec::new();
     let (decision, sentence) = if let Some(first) = leaks.first() {

@@ -47,7 +47,7 @@ fn quick() -> Thresholds {
 }
 
 fn judged(arms: &[ArmResult]) -> Verdict {
-    judge(arms, &[], &quick(), &Binding::default()).unwrap()
+    judge(arms, &[], &quick(), &Basis::default()).unwrap()
 }
 
 fn solved(count: usize) -> Option<Vec<bool>> {
@@ -107,9 +107,8 @@ fn forgetting_turns_a_winner_down() {
     let mut far = lora(2.0);
     far.task_kl = Some(0.5);
     let strict = |task_kl_max| Thresholds { task_kl_max, ..quick() };
-    let promoted = |t| {
-        judge(&[zero(), few(2.8), far.clone()], &[], &t, &Binding::default()).unwrap().promoted().is_some()
-    };
+    let promoted =
+        |t| judge(&[zero(), few(2.8), far.clone()], &[], &t, &Basis::default()).unwrap().promoted().is_some();
     assert!(promoted(strict(None)) && promoted(strict(Some(1.0))) && !promoted(strict(Some(0.4))));
 }
 
@@ -132,7 +131,7 @@ fn lost_answers_to_a_retention_task_turn_a_winner_down() {
     }
     let mut arm = lora(2.0);
     arm.retention[0].retained = Some(Retained { before: vec![true], after: vec![] });
-    let refused = judge(&[zero(), few(2.8), arm], &[], &quick(), &Binding::default());
+    let refused = judge(&[zero(), few(2.8), arm], &[], &quick(), &Basis::default());
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Misuse);
 }
 
@@ -148,7 +147,7 @@ fn lower_accuracy_turns_a_winner_down() {
     // Three discordant pairs can't tell.
     let loss_alone = Thresholds { accuracy_required: false, ..quick() };
     let arms = [with(zero(), 30), with(few(2.9), 30), with(lora(2.5), 27)];
-    let v = judge(&arms, &[], &loss_alone, &Binding::default()).unwrap();
+    let v = judge(&arms, &[], &loss_alone, &Basis::default()).unwrap();
     assert_eq!(v.promoted(), Some("lora"));
     let v = judged(&arms);
     assert!(v.promoted().is_none(), "{:#?}", v.reasons);
@@ -198,7 +197,7 @@ fn a_broken_few_shot_arm_is_no_rival() {
         assert_eq!(v.decision, Decision::KeepBase);
         assert!(v.undecided.iter().any(|u| u.starts_with("No few-shot arm has a loss")), "{:?}", v.undecided);
         let t = Thresholds { few_shot_required: false, ..quick() };
-        assert_eq!(judge(&alone, &[], &t, &Binding::default()).unwrap().promoted(), Some("lora"));
+        assert_eq!(judge(&alone, &[], &t, &Basis::default()).unwrap().promoted(), Some("lora"));
     }
 }
 
@@ -215,7 +214,7 @@ fn too_few_examples_decide_nothing() {
     assert_eq!(judged(&arms(20)).promoted(), Some("lora"));
     // Thresholds can't go below what the level allows.
     let t = Thresholds { examples_min: 0, ..quick() };
-    let v = judge(&arms(5), &[], &t, &Binding::default()).unwrap();
+    let v = judge(&arms(5), &[], &t, &Basis::default()).unwrap();
     assert!(v.promoted().is_none() && v.held_out.examples_min == 6);
     // Examples without targets are none.
     let mut empty = arms(20);
@@ -228,7 +227,7 @@ fn leaks_are_refused_and_named() {
     let train = [RowHash::new("train.jsonl:1", "What is two plus 2?")];
     let held = [RowHash::new("valid.jsonl:9", "what is TWO plus 2")];
     let found = leaks(&train, &held);
-    let v = judge(&[zero(), few(2.8), lora(1.0)], &found, &quick(), &Binding::default()).unwrap();
+    let v = judge(&[zero(), few(2.8), lora(1.0)], &found, &quick(), &Basis::default()).unwrap();
     assert_eq!((&v.decision, v.leak_count), (&Decision::KeepBase, 1));
     assert!(v.sentence.contains("valid.jsonl:9 nearly equals train.jsonl:1"), "{}", v.sentence);
 }
@@ -257,7 +256,7 @@ fn equal_arms_have_no_winner() {
             &arms,
             &[],
             &Thresholds { few_shot_required: seed.is_multiple_of(2), ..quick() },
-            &Binding { seed, ..Binding::default() },
+            &Basis { seed, ..Basis::default() },
         )
         .unwrap()
     };
@@ -275,7 +274,7 @@ fn equal_arms_have_no_winner() {
             &[noise(zero(), 1), noise(lora(3.0), 2)],
             &[],
             &t,
-            &Binding { seed: *seed, ..Binding::default() },
+            &Basis { seed: *seed, ..Basis::default() },
         );
         v.unwrap().promoted().is_none()
     };
@@ -290,7 +289,7 @@ fn training_needs_few_shot_to_compare_with() {
             && v.undecided.iter().any(|u| u.contains("Few-shot prompting was not measured"))
     );
     let t = Thresholds { few_shot_required: false, ..quick() };
-    let v = judge(&[zero(), lora(2.0)], &[], &t, &Binding::default()).unwrap();
+    let v = judge(&[zero(), lora(2.0)], &[], &t, &Basis::default()).unwrap();
     assert_eq!(v.promoted(), Some("lora"));
     assert_eq!(judged(&[zero()]).decision, Decision::KeepBase);
 }
@@ -300,7 +299,7 @@ fn a_least_improvement_is_demanded() {
     let arms = [zero(), few(2.99), lora(2.5)];
     let promoted = |improvement_min| {
         let t = Thresholds { improvement_min, ..quick() };
-        judge(&arms, &[], &t, &Binding::default()).unwrap()
+        judge(&arms, &[], &t, &Basis::default()).unwrap()
     };
     let v = promoted(0.3);
     assert_eq!(v.promoted(), Some("lora"));
@@ -314,12 +313,12 @@ fn a_least_improvement_is_demanded() {
 
 #[test]
 fn equal_input_gives_equal_bytes() {
-    let binding = Binding { model: "aa".into(), data_split: "bb".into(), settings: "cc".into(), seed: 7 };
+    let binding = Basis { model: "aa".into(), data_split: "bb".into(), settings: "cc".into(), seed: 7 };
     let arms = [zero(), few(2.8), lora(2.5)];
-    let json = |b: &Binding| judge(&arms, &[], &quick(), b).unwrap().to_json().unwrap();
+    let json = |b: &Basis| judge(&arms, &[], &quick(), b).unwrap().to_json().unwrap();
     let text = json(&binding);
     assert_eq!(text, json(&binding));
-    assert_ne!(text, json(&Binding { seed: 8, ..binding.clone() }));
+    assert_ne!(text, json(&Basis { seed: 8, ..binding.clone() }));
     assert!(
         text.starts_with(
             "{\n  \"schema\": 1,\n  \"decision\": \"PROMOTE\",\n  \"arm\": \"lora\",\n  \"sentence\": "
@@ -349,7 +348,7 @@ fn an_arm_does_not_move_anothers_interval() {
 #[test]
 fn wrong_arguments_are_refused() {
     let kind = |arms: &[ArmResult], t: Thresholds| {
-        judge(arms, &[], &t, &Binding::default()).map(|_| ()).unwrap_err().kind()
+        judge(arms, &[], &t, &Basis::default()).map(|_| ()).unwrap_err().kind()
     };
     assert_eq!(kind(&[few(2.0)], quick()), ErrorKind::Misuse);
     assert_eq!(kind(&[], quick()), ErrorKind::Misuse);

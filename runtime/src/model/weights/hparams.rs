@@ -1,7 +1,7 @@
 //! Hyperparameters from metadata: present, bounded, divisible where divided, and of a model whose
 //! mathematics is the one implemented here.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::config::ModelConfig;
 use crate::model::gguf::{Gguf, Value, quote};
 
@@ -68,9 +68,8 @@ fn kind_of_file(gguf: &Gguf) -> Result<()> {
     match gguf.string("general.type")? {
         None | Some("model") => {}
         Some("adapter") => {
-            return unsupported(
-                "this is an adapter, not a model; pass it with --lora beside its model".into(),
-            );
+            let message = "this is an adapter, not a model";
+            return Err(gguf.error(ErrorKind::Unsupported, message).advise(Advice::UseAsAdapter));
         }
         Some(other) => return unsupported(format!("general.type is {}, not \"model\"", quote(other))),
     }
@@ -79,9 +78,8 @@ fn kind_of_file(gguf: &Gguf) -> Result<()> {
         return unsupported(format!("architecture {} is not supported; \"llama\" is", quote(architecture)));
     }
     if gguf.uint("split.count")?.unwrap_or(1) > 1 {
-        return unsupported(
-            "this is one part of a split model; join the parts with llama-gguf-split --merge".into(),
-        );
+        let message = "this is one part of a split model";
+        return Err(gguf.error(ErrorKind::Unsupported, message).advise(Advice::JoinParts));
     }
     if gguf.tensors().is_empty() {
         return unsupported("it holds a vocabulary only, no weights; use the model's full GGUF file".into());

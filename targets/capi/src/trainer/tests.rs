@@ -1,5 +1,9 @@
 use std::ptr::null_mut;
 
+use std::time::Instant;
+
+use engraft_runtime::run::Training;
+
 use super::*;
 use crate::adapter::engraft_adapter_save;
 use crate::data::engraft_data_free;
@@ -7,6 +11,15 @@ use crate::error::{ENGRAFT_BUSY, ENGRAFT_MISUSE, ENGRAFT_OK};
 use crate::handle::Handle;
 use crate::model::engraft_model_free;
 use crate::tests::{data, made, model, ok, settings, trainer};
+
+impl Run {
+    /// Makes every step that follows fail.
+    fn break_parameters(&mut self) {
+        let numbers = self.run.trainer_mut().numbers_mut().expect("an adapter's");
+        numbers.theta.fill(f32::NAN);
+        *numbers.broken = false;
+    }
+}
 
 /// Handles of trainers on one model.
 struct World {
@@ -157,8 +170,7 @@ fn a_step_that_is_none_ends_the_call_and_says_so() {
     let found = world.found(0);
     let mut seen = Vec::new();
     for _ in 0..3 {
-        found.value.run.enter().expect("nobody inside").trainer.numbers_mut().theta.fill(f32::NAN);
-        *found.value.run.enter().expect("nobody inside").trainer.numbers_mut().broken = false;
+        found.value.run.enter().expect("nobody inside").break_parameters();
         let progress = world.step(0);
         seen.push((progress.event, progress.step));
     }
@@ -199,8 +211,7 @@ fn a_restore_that_fails_leaves_the_run_its_checkpoints() {
     (1..=2).for_each(|n| assert_eq!(world.step(0).step, n));
     let found = world.found(0);
     for _ in 0..3 {
-        found.value.run.enter().expect("nobody inside").trainer.numbers_mut().theta.fill(f32::NAN);
-        *found.value.run.enter().expect("nobody inside").trainer.numbers_mut().broken = false;
+        found.value.run.enter().expect("nobody inside").break_parameters();
         assert_eq!(world.step(0).event, ENGRAFT_EVENT_NOTE);
     }
     assert_eq!(world.step(0).step, 1);
@@ -210,7 +221,10 @@ fn a_restore_that_fails_leaves_the_run_its_checkpoints() {
 fn what_a_failed_restore_left_half_filled_is_not_saved() {
     let folder = tempfile::tempdir().expect("a folder");
     let world = World::new(1);
-    *world.found(0).value.run.enter().expect("nobody inside").trainer.numbers_mut().broken = true;
+    let found = world.found(0);
+    let mut run = found.value.run.enter().expect("nobody inside");
+    *run.run.trainer_mut().numbers_mut().expect("an adapter's").broken = true;
+    drop(run);
     assert_eq!(world.save(0, &folder.path().join("it")), ENGRAFT_MISUSE);
     let mut adapter = std::ptr::without_provenance_mut(16);
     // SAFETY: a handle, and a place of ours.

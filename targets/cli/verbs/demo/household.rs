@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use engraft_runtime::compare::Watcher;
 use engraft_runtime::compare::material::{Material, Rows};
 use engraft_runtime::compare::score::Subject;
 use engraft_runtime::data::{DataOptions, Example};
@@ -12,6 +11,7 @@ use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::run::Observer;
 
 /// A model's tensors begin at multiples of 32 bytes of the file, and rows are read with wide loads.
 #[repr(C, align(64))]
@@ -33,7 +33,7 @@ pub(super) const ANSWER_MAX: usize = 96;
 ///
 /// # Errors
 /// None, unless the program's own file is damaged.
-pub(in crate::verbs) fn model() -> Result<Arc<ModelFile>> {
+pub(crate) fn model() -> Result<Arc<ModelFile>> {
     let map = Map::from_static("seedling.gguf (built in)", &MODEL.0);
     Ok(Arc::new(ModelFile::from_map(map)?))
 }
@@ -73,7 +73,7 @@ pub(super) fn replay(
     base: &Subject,
     text: &Text,
     reading: &DataOptions,
-    watcher: &mut dyn Watcher,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<Example>> {
     let asked = |command: &str| -> Result<Vec<u32>> {
         let messages = [Message::new("user", command)];
@@ -83,7 +83,7 @@ pub(super) fn replay(
     let prompts: Vec<Vec<u32>> = EVERYDAY.lines().map(asked).collect::<Result<_>>()?;
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let is_end = |id: u32| text.tokenizer.is_end(id);
-    let found = base.answers(&prompts, (ANSWER_MAX, BatchSession::SLOTS), &is_end, watcher)?;
+    let found = base.answers(&prompts, (ANSWER_MAX, BatchSession::SLOTS), &is_end, observer)?;
     let answers = found.answers.iter().map(|ids| text.tokenizer.decode(ids));
     let pairs: Vec<_> = EVERYDAY.lines().map(str::to_owned).zip(answers).collect();
     Ok(Rows::of_pairs("everyday.txt", &pairs, text, reading)?.data.examples)

@@ -95,9 +95,22 @@ public final class Gate: ThermalSteered {
         public var retention: String?
         /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
         public var klWeight = 0.0
+        /// Rows that the model knew, mixed into every batch: those to train on of this data.
+        public var replay: TrainingData?
+        /// Rows to sample from the base for that (0: none).
+        public var replayCount: UInt32 = 0
+        /// Tokens to sample for each of them at most (0: 64).
+        public var replayTokens: UInt32 = 0
+        /// Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+        public var replayShare = 0.0
+        /// Rows whose answers training must not harm, beside retention texts: all of this data.
+        public var retentionRows: TrainingData?
+        /// A folder for what is unfinished, made if it is missing: the same comparison goes on from there after the
+        /// process has ended.
+        public var unfinished: String?
         public init() {}
 
-        /// All but the text, whose address is valid within a call only.
+        /// All but texts and data, whose addresses are valid within a call only.
         func params() throws -> engraft_gate_params {
             var params = try defaults(engraft_gate_params()) { engraft_gate_default_params($0, $1) }
             params.arms = arms.rawValue
@@ -122,6 +135,9 @@ public final class Gate: ThermalSteered {
             params.seed = seed
             params.memory_budget = memoryBudget
             params.kl_weight = klWeight
+            params.replay_count = replayCount
+            params.replay_tokens = replayTokens
+            params.replay_share = replayShare
             return params
         }
     }
@@ -130,11 +146,21 @@ public final class Gate: ThermalSteered {
     public init(model: Model, data: TrainingData, options: Options = Options()) throws {
         var params: engraft_gate_params = try options.params()
         handle = try Handle(free: { engraft_gate_free($0) }) { made in
-            withText(options.retention) { retention, retentionLength in
-                params.retention = retention
-                params.retention_length = retentionLength
-                return model.handle.use { model in
-                    data.handle.use { engraft_gate_create(model, $0, &params, made) }
+            use(options.replay?.handle) { replay in
+                use(options.retentionRows?.handle) { rows in
+                    withText(options.retention) { retention, retentionLength in
+                        withText(options.unfinished) { unfinished, unfinishedLength in
+                            params.replay = replay
+                            params.retention_rows = rows
+                            params.retention = retention
+                            params.retention_length = retentionLength
+                            params.unfinished = unfinished
+                            params.unfinished_length = unfinishedLength
+                            return model.handle.use { model in
+                                data.handle.use { engraft_gate_create(model, $0, &params, made) }
+                            }
+                        }
+                    }
                 }
             }
         }

@@ -28,8 +28,11 @@ public final class Plan: Sendable {
     public init(model: Model, data: TrainingData? = nil, options: Trainer.Options = .init()) throws {
         var params: engraft_train_params = try options.params()
         handle = try Handle(free: { engraft_plan_free($0) }) { made in
-            model.handle.use { model in
-                use(data?.handle) { engraft_plan_create(model, $0, &params, made) }
+            use(options.replay?.handle) { replay in
+                params.replay = replay
+                return model.handle.use { model in
+                    use(data?.handle) { engraft_plan_create(model, $0, &params, made) }
+                }
             }
         }
     }

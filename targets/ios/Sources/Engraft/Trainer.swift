@@ -78,8 +78,21 @@ public final class Trainer: ThermalSteered {
         public var exact = false
         /// Saves the adapter in 16 bits.
         public var half = false
+        /// Rows that the model knew, mixed into every batch: those to train on of this data.
+        public var replay: TrainingData?
+        /// Rows to sample from the base for that when the trainer is made, which takes a while (0: none).
+        public var replayCount: UInt32 = 0
+        /// Tokens to sample for each of them at most (0: 64).
+        public var replayTokens: UInt32 = 0
+        /// Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+        public var replayShare = 0.0
+        /// Batches of rows whose inputs' main directions A begins as (EVA) (0: A begins at random).
+        public var evaBatches: UInt32 = 0
+        /// Takes the divergence of `klWeight` the other way: KL(tuned‖base).
+        public var klReverse = false
         public init() {}
 
+        /// All but the data, whose handle is valid within a call only.
         func params() throws -> engraft_train_params {
             var params = try defaults(engraft_train_params()) { engraft_train_default_params($0, $1) }
             params.rank = rank
@@ -104,6 +117,11 @@ public final class Trainer: ThermalSteered {
             params.threads = threads
             params.exact = exact.flag
             params.half = half.flag
+            params.replay_count = replayCount
+            params.replay_tokens = replayTokens
+            params.replay_share = replayShare
+            params.eva_batches = evaBatches
+            params.kl_reverse = klReverse.flag
             return params
         }
     }
@@ -113,8 +131,11 @@ public final class Trainer: ThermalSteered {
     public init(model: Model, data: TrainingData, options: Options = Options()) throws {
         var params: engraft_train_params = try options.params()
         handle = try Handle(free: { engraft_trainer_free($0) }) { made in
-            model.handle.use { model in
-                data.handle.use { engraft_trainer_create(model, $0, &params, made) }
+            use(options.replay?.handle) { replay in
+                params.replay = replay
+                return model.handle.use { model in
+                    data.handle.use { engraft_trainer_create(model, $0, &params, made) }
+                }
             }
         }
     }

@@ -11,8 +11,13 @@ public final class Gate extends Handle {
 
     /** A gate for data; nothing is computed yet. {@code params} may be null. */
     public static Gate create(Model model, Data data, GateParams params) {
-        byte[] retention = Native.utf8OrNull(params == null ? null : params.retention);
-        return new Gate(Native.gateCreate(model.handle(), data.handle(), params, retention));
+        GateParams p = params == null ? new GateParams() : params;
+        byte[] retention = Native.utf8OrNull(p.retention);
+        byte[] unfinished = Native.utf8OrNull(p.unfinished);
+        long replay = orNone(p.replay);
+        long retentionRows = orNone(p.retentionRows);
+        return new Gate(Native.gateCreate(
+                model.handle(), data.handle(), p, replay, retention, retentionRows, unfinished));
     }
 
     /**

@@ -51,4 +51,19 @@ public final class GateParams {
     public String retention;
     /** Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again. */
     public double klWeight;
+    /** Rows that the model knew, mixed into every batch: those to train on of this data; null for none. */
+    public Data replay;
+    /** Rows to sample from the base for that (0: none). */
+    public int replayCount;
+    /** Tokens to sample for each of them at most (0: 64). */
+    public int replayTokens;
+    /** Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay). */
+    public double replayShare;
+    /** Rows whose answers training must not harm, beside retention texts: all of this data; null for none. */
+    public Data retentionRows;
+    /**
+     * A folder for what is unfinished, made if it is missing: the same comparison goes on from there after the
+     * process has ended. Null for none.
+     */
+    public String unfinished;
 }

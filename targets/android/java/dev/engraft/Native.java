@@ -47,14 +47,14 @@ final class Native {
     static native void dataInfo(long data, DataInfo info);
     static native byte[] dataSkipped(long data, long index);
 
-    static native long planCreate(long model, long data, TrainParams params);
+    static native long planCreate(long model, long data, TrainParams params, long replay);
     static native void planFree(long plan);
     static native void planInfo(long plan, PlanInfo info);
     static native byte[] planPoolName(long plan, long index);
     static native long planPoolBytes(long plan, long index);
     static native byte[] planAdvice(long plan);
 
-    static native long trainerCreate(long model, long data, TrainParams params);
+    static native long trainerCreate(long model, long data, TrainParams params, long replay);
     static native void trainerFree(long trainer);
     static native Progress trainerStep(long trainer);
     static native void trainerRun(long trainer, long steps, ProgressListener listener);
@@ -89,7 +89,9 @@ final class Native {
     static native void sessionReset(long session);
     static native void sessionTrim(long session);
 
-    static native long gateCreate(long model, long data, GateParams params, byte[] retention);
+    static native long gateCreate(
+            long model, long data, GateParams params, long replay, byte[] retention, long retentionRows,
+            byte[] unfinished);
     static native void gateFree(long gate);
     static native void gateRun(long gate, ProgressListener listener);
     static native int gateDecision(long gate);

@@ -11,7 +11,7 @@ public final class Plan extends Handle {
 
     /** Plans a run, also one that does not fit. {@code data} and {@code params} may be null. */
     public static Plan create(Model model, Data data, TrainParams params) {
-        return new Plan(Native.planCreate(model.handle(), orNone(data), params));
+        return new Plan(Native.planCreate(model.handle(), orNone(data), params, TrainParams.replayOf(params)));
     }
 
     /** The bytes that a session will take, with adapters up to a rank. {@code params} may be null. */

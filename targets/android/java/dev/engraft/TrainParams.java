@@ -46,4 +46,20 @@ public final class TrainParams {
     public boolean exact;
     /** True saves the adapter in 16 bits. */
     public boolean half;
+    /** Rows that the model knew, mixed into every batch: those to train on of this data; null for none. */
+    public Data replay;
+    /** Rows to sample from the base for that when the trainer is made, which takes a while (0: none). */
+    public int replayCount;
+    /** Tokens to sample for each of them at most (0: 64). */
+    public int replayTokens;
+    /** Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay). */
+    public double replayShare;
+    /** Batches of rows whose inputs' main directions A begins as (EVA) (0: A begins at random). */
+    public int evaBatches;
+    /** True takes the divergence of {@link #klWeight} the other way: KL(tuned‖base). */
+    public boolean klReverse;
+
+    static long replayOf(TrainParams params) {
+        return params == null ? 0 : Handle.orNone(params.replay);
+    }
 }

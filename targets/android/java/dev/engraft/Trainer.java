@@ -14,7 +14,7 @@ public final class Trainer extends Handle {
      * {@link Engraft#DOES_NOT_FIT}. {@code params} may be null.
      */
     public static Trainer create(Model model, Data data, TrainParams params) {
-        return new Trainer(Native.trainerCreate(model.handle(), data.handle(), params));
+        return new Trainer(Native.trainerCreate(model.handle(), data.handle(), params, TrainParams.replayOf(params)));
     }
 
     /**

@@ -1,5 +1,6 @@
-//! A checkpoint's file: a frame of kind CHECKPOINT (see engraft-codec), whose sections `theta`, `m` and `v`
-//! are f32, as long as the run has parameters. Its header says of which run it is, and where that stood.
+//! A checkpoint's file: a frame of kind CHECKPOINT (see engraft-codec), whose sections `theta`, `m` and `v` are f32, as
+//! long as the run has parameters; so is `best`, θ of the best look, where there was one that counts. Its header says of
+//! which run it is, and where that stood.
 
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
@@ -7,13 +8,14 @@ use std::path::{Path, PathBuf};
 use engraft_codec::{Element, Frame, Kind, Meta, Section, Writer};
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, Numbers, NumbersMut, Progress};
+use super::{Identity, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Opened, Source, StdIo, StdIoError, Storage, frame_error};
+use crate::train::{Numbers, NumbersMut};
 
 /// Version of the header and of the sections.
-const SCHEMA: u16 = 1;
-const SECTIONS: [&str; 3] = ["theta", "m", "v"];
+const SCHEMA: u16 = 2;
+const SECTIONS: [&str; 4] = ["theta", "m", "v", "best"];
 
 #[derive(Serialize, Deserialize)]
 struct Header<Settings, State> {
@@ -43,9 +45,10 @@ pub(super) fn write(
         progress,
     };
     let meta = Meta { kind: Kind::CHECKPOINT, schema: SCHEMA, generation, base_digest: *identity.base() };
-    let sections = sections(count).ok_or(engraft_codec::Error::Misuse("too many parameters"))?;
+    let sections = sections(count, progress).ok_or(engraft_codec::Error::Misuse("too many parameters"))?;
     let mut writer = Writer::begin(StdIo(out), &meta, &header, &sections)?;
-    for values in [numbers.theta, numbers.m, numbers.v] {
+    let best = progress.best.map(|_| numbers.best);
+    for values in [numbers.theta, numbers.m, numbers.v].into_iter().chain(best) {
         writer.f32(values)?;
     }
     writer.finish().map(|_| ())
@@ -62,6 +65,16 @@ pub(super) struct Checked {
     progress: Progress,
 }
 
+/// Checks a file, and that it is of this run.
+pub(super) fn identify(
+    storage: &dyn Storage,
+    path: &Path,
+    generation: u64,
+    identity: &Identity,
+) -> Result<()> {
+    checked(storage, path, generation, identity).map(|_| ())
+}
+
 /// Opens and checks a file; nothing of its size is allocated.
 pub(super) fn open(
     storage: &dyn Storage,
@@ -70,11 +83,22 @@ pub(super) fn open(
     identity: &Identity,
     parameters: usize,
 ) -> Result<Checked> {
+    let checked = checked(storage, path, generation, identity)?;
+    if sections(parameters, &checked.progress).is_none_or(|sections| checked.frame.table() != sections) {
+        return Err(corrupt(path, "its sections are not those of its run"));
+    }
+    Ok(checked)
+}
+
+fn corrupt(path: &Path, what: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{}: {what}", path.display()))
+}
+
+fn checked(storage: &dyn Storage, path: &Path, generation: u64, identity: &Identity) -> Result<Checked> {
     let Opened { mut source, bytes } = storage.open(path).map_err(|e| reading(path, e))?;
     let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(path, e))?;
-    let corrupt = |what: &str| Err(Error::new(ErrorKind::Corrupt, format!("{}: {what}", path.display())));
     if frame.kind() != Kind::CHECKPOINT {
-        return corrupt("an Engraft file, but no checkpoint");
+        return Err(corrupt(path, "an Engraft file, but not a checkpoint"));
     }
     if frame.meta().schema != SCHEMA {
         let message = format!(
@@ -86,29 +110,32 @@ pub(super) fn open(
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     if frame.meta().generation != generation {
-        return corrupt(&format!("it is generation {}, not what its name says", frame.meta().generation));
+        let what = format!("it is generation {}, not what its name says", frame.meta().generation);
+        return Err(corrupt(path, &what));
     }
     let header: Header<Vec<(String, String)>, Progress> = frame.header().map_err(|e| frame_error(path, e))?;
     identity.check(frame.base_digest(), &header.settings).map_err(|e| e.at(path.display()))?;
-    if sections(parameters).is_none_or(|sections| frame.table() != sections) {
-        return corrupt("its sections are not those of its run");
-    }
     if !header.progress.guard.is_sane() {
-        return corrupt("its learning rate or smoothed loss is no number that a run can have");
+        return Err(corrupt(path, "its learning rate or smoothed loss isn't a number that a run can have"));
     }
     let Header { steps, updates, anchor, progress, .. } = header;
     Ok(Checked { path: path.to_path_buf(), frame, source, steps, anchor, updates, progress })
 }
 
 impl Checked {
-    /// Reads it into a trainer, which is broken until all is there.
-    pub(super) fn load(&mut self, into: &mut NumbersMut<'_>) -> Result<Progress> {
+    /// Reads it into a trainer, which is broken until all is there. One that returns keeps the best look that it had.
+    pub(super) fn load(&mut self, into: &mut NumbersMut<'_>, returns: bool) -> Result<Progress> {
         let path = &self.path;
         self.source.rewind().map_err(|e| reading(path, e))?;
         *into.broken = true;
         let mut sections = self.frame.sections(StdIo(&mut self.source)).map_err(|e| frame_error(path, e))?;
+        if !returns {
+            let best = if self.progress.best.is_some() { into.theta.len() } else { 0 };
+            into.best.resize(best, 0.0);
+        }
         let parts = [&mut *into.theta, &mut *into.m, &mut *into.v];
-        for (name, values) in SECTIONS.into_iter().zip(parts) {
+        let best = self.progress.best.filter(|_| !returns).map(|_| &mut into.best[..]);
+        for (name, values) in SECTIONS.into_iter().zip(parts.into_iter().chain(best)) {
             sections.f32(name, values).map_err(|e| frame_error(path, e))?;
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
                 let message = format!("{}: {name}[{at}] is NaN or infinite", path.display());
@@ -120,8 +147,9 @@ impl Checked {
     }
 }
 
-fn sections(parameters: usize) -> Option<Vec<Section>> {
-    SECTIONS.iter().map(|name| Section::new(name, Element::F32, parameters as u64)).collect()
+fn sections(parameters: usize, progress: &Progress) -> Option<Vec<Section>> {
+    let count = if progress.best.is_some() { SECTIONS.len() } else { SECTIONS.len() - 1 };
+    SECTIONS[..count].iter().map(|name| Section::new(name, Element::F32, parameters as u64)).collect()
 }
 
 fn reading(path: &Path, error: std::io::Error) -> Error {

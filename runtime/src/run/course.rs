@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::checkpoint::{Checkpoints, Identity, Numbers, NumbersMut, Progress, Restored, Saved};
+use super::checkpoint::{Checkpoints, Identity, Progress, Restored, Saved};
 use super::guard::Judged;
-use super::{Arm, FullTrainer, StepReport, Trainer};
 use crate::data::{Batch, Mixed, MixedCursor};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::storage::Storage;
+use crate::train::{AnyTrainer, FullTrainer, Numbers, NumbersMut, StepReport, Trainer};
 
 /// What a run asks of its trainer.
 pub trait Training {
@@ -96,6 +96,11 @@ impl Course {
         Ok(())
     }
 
+    /// Whether there is a place for checkpoints.
+    pub fn has_place(&self) -> bool {
+        self.checkpoints.is_some()
+    }
+
     /// Removes all checkpoints.
     ///
     /// # Errors
@@ -132,6 +137,7 @@ impl Course {
                 tally.tokens += report.tokens as u64;
                 tally.targets += report.targets as u64;
                 tally.recent.add(report.loss, report.targets);
+                tally.unlooked.add(report.loss, report.targets);
                 tally.recent_kl.add(report.kl.unwrap_or_default(), report.targets);
                 Ok(Stepped::Done(report))
             }
@@ -199,16 +205,16 @@ impl Course {
         let reasons = restored.reasons();
         let Some(found) = restored.found else {
             let why = if reasons.is_empty() { reasons } else { format!(" ({reasons})") };
-            let message = format!(
-                "stopped after step {from}: {happened}; there is no checkpoint to go back to{why}: give a \
-                 lower learning rate, or checkpoints more often"
-            );
-            return Err(Error::new(ErrorKind::NonFinite, message));
+            let message =
+                format!("stopped after step {from}: {happened}; there is no checkpoint to go back to{why}");
+            return Err(Error::new(ErrorKind::NonFinite, message).advise(Advice::LowerRateOrCheckpoints));
         };
         let mut guard = self.progress.guard.clone();
         guard.rolled_back_to(&found.progress.guard);
         let factor = guard.factor;
-        self.go_on(Progress { guard, ..found.progress }, trainer, batches);
+        // The best look stays what it was: its parameters are none that diverged.
+        let best = self.progress.best;
+        self.go_on(Progress { guard, best, ..found.progress }, trainer, batches);
         Ok(RolledBack { why: happened.to_string(), from, to: found.steps, path: found.path, factor })
     }
 
@@ -259,15 +265,24 @@ impl Training for FullTrainer {
     }
 }
 
-impl Training for Arm {
+impl AnyTrainer {
+    fn as_training_mut(&mut self) -> &mut dyn Training {
+        match self {
+            AnyTrainer::Adapter(trainer) => &mut **trainer,
+            AnyTrainer::Full(trainer) => &mut **trainer,
+        }
+    }
+}
+
+impl Training for AnyTrainer {
     fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
         self.as_training_mut().step(micro)
     }
 
     fn numbers(&self) -> Numbers<'_> {
         match self {
-            Arm::Adapter(trainer) => trainer.numbers(),
-            Arm::Full(trainer) => trainer.numbers(),
+            AnyTrainer::Adapter(trainer) => trainer.numbers(),
+            AnyTrainer::Full(trainer) => trainer.numbers(),
         }
     }
 

@@ -20,40 +20,10 @@ use super::guard::Guard;
 use crate::data::MixedCursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Storage, commit, create_dir_all, frame_error};
+use crate::train::{Numbers, NumbersMut};
 
 pub use identity::Identity;
-
-/// What a trainer learned: parameters θ and AdamW's moments, in one order and of one length.
-pub struct Numbers<'a> {
-    /// Parameters.
-    pub theta: &'a [f32],
-    /// First moments.
-    pub m: &'a [f32],
-    /// Second moments.
-    pub v: &'a [f32],
-    /// Updates of AdamW.
-    pub updates: u64,
-    /// Optimizer steps.
-    pub steps: u64,
-    /// Whether they are those of one moment: false after a step or a restore that failed midway.
-    pub whole: bool,
-}
-
-/// The same, to be filled.
-pub struct NumbersMut<'a> {
-    /// Parameters.
-    pub theta: &'a mut [f32],
-    /// First moments.
-    pub m: &'a mut [f32],
-    /// Second moments.
-    pub v: &'a mut [f32],
-    /// Updates of AdamW.
-    pub updates: &'a mut u64,
-    /// Optimizer steps.
-    pub steps: &'a mut u64,
-    /// Set while they are being filled; the trainer takes no step meanwhile.
-    pub broken: &'a mut bool,
-}
+pub(crate) use identity::{rows_digest, stated_digest};
 
 /// Where a run stands beside its numbers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -64,6 +34,34 @@ pub struct Progress {
     pub guard: Guard,
     /// What was counted.
     pub tally: Tally,
+    /// Optimizer steps of the whole run, once that is known.
+    pub total: Option<u64>,
+    /// All looks at the validation rows so far.
+    pub looks: Vec<Look>,
+    /// The best of them, where that counts.
+    pub best: Option<Best>,
+}
+
+/// A look at the validation rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    /// Steps done.
+    pub step: u64,
+    /// Mean training loss since the look before, nats per token; `None` before the first step.
+    pub train: Option<f64>,
+    /// Mean loss of the validation rows; `None` where it isn't a number.
+    pub valid: Option<f64>,
+}
+
+/// The look whose parameters count.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Steps done then.
+    pub step: u64,
+    /// Loss of the validation rows then.
+    pub loss: f64,
+    /// Looks since.
+    pub waited: u64,
 }
 
 /// What a run has counted, for its reports and for what its adapter's file says.
@@ -79,6 +77,8 @@ pub struct Tally {
     pub recent: Mean,
     /// Divergence from the base since then.
     pub recent_kl: Mean,
+    /// Loss since the last look.
+    pub unlooked: Mean,
     /// Loss of the last report.
     pub reported_loss: Option<f64>,
     /// Its divergence from the base.
@@ -161,10 +161,11 @@ pub struct PassedOver {
 const PREFIX: &str = "checkpoint-";
 const SUFFIX: &str = ".engraft";
 
-/// Bytes of θ and both moments of so many parameters: what a checkpoint writes, but for a kilobyte or two
-/// that name the run.
-pub fn payload_bytes(parameters: usize) -> u64 {
-    3 * size_of::<f32>() as u64 * parameters as u64
+/// Bytes of θ, both moments and, where it counts, the best look's θ, of so many parameters: what a checkpoint writes, but
+/// for a kilobyte or two that name the run.
+pub fn payload_bytes(parameters: usize, keeps_best: bool) -> u64 {
+    let copies = if keeps_best { 4 } else { 3 };
+    copies * size_of::<f32>() as u64 * parameters as u64
 }
 
 /// The checkpoints in an output folder.
@@ -216,6 +217,23 @@ impl Checkpoints {
     /// [`ErrorKind::Io`].
     pub fn newest_file(&self, storage: &dyn Storage) -> Result<Option<PathBuf>> {
         Ok(generations(storage, &self.dir)?.first().map(|g| self.dir.join(file_name(*g))))
+    }
+
+    /// Whether the newest that is whole is of this run, and can be gone on from.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn are_of(&self, storage: &dyn Storage, identity: &Identity) -> Result<bool> {
+        for generation in generations(storage, &self.dir)? {
+            let path = self.dir.join(file_name(generation));
+            match file::identify(storage, &path, generation, identity) {
+                Ok(()) => return Ok(true),
+                Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(false)
     }
 
     /// Commits the next generation: when this returns Ok it is on disk and was read back. Then those before
@@ -325,7 +343,7 @@ impl Checkpoints {
                 let anchor = checkpoint.anchor;
                 let wanted = restored.found.is_none() && (anchor || !anchors_only);
                 let steps = checkpoint.steps;
-                let progress = if wanted { Some(checkpoint.load(into)?) } else { None };
+                let progress = if wanted { Some(checkpoint.load(into, anchors_only)?) } else { None };
                 Ok((anchor, progress.map(|progress| (steps, progress))))
             });
             match read {
@@ -381,23 +399,6 @@ impl Checkpoints {
                 log::warn!("removing {}: {error}", path.display());
             }
         }
-    }
-}
-
-impl Numbers<'_> {
-    /// Nothing that is no number is ever written.
-    fn check(&self) -> Result<()> {
-        let refuse = |problem: String| Err(Error::new(ErrorKind::NonFinite, problem));
-        if !self.whole {
-            return refuse(format!("step {} failed midway", self.steps + 1));
-        }
-        let parts = [("parameter", self.theta), ("first moment", self.m), ("second moment", self.v)];
-        for (what, values) in parts {
-            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-                return refuse(format!("step {}: {what} {at} is NaN or infinite", self.steps));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -4,8 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::trainer::StepReport;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::train::StepReport;
 
 /// Failed steps in a row with which a run counts as diverged. One bad batch is no reason to go back, and
 /// parameters that are no numbers fail every step.
@@ -105,10 +105,10 @@ impl Guard {
         }
         let message = format!(
             "stopped at step {step} after {} returns to an earlier checkpoint, the last at {} of the \
-             learning rate: {happened}; give a much lower --learning-rate, or look for rows that are no text",
+             learning rate: {happened}",
             self.rollbacks, self.factor
         );
-        Err(Error::new(ErrorKind::NonFinite, message))
+        Err(Error::new(ErrorKind::NonFinite, message).advise(Advice::LowerRate))
     }
 
     /// Goes on from an earlier checkpoint, whose guard this was, at half the learning rate.
@@ -185,7 +185,7 @@ mod tests {
         }
         let error = guard.check_rollback(7, "no number").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NonFinite);
-        for words in ["step 7", "no number", "0.125", "--learning-rate"] {
+        for words in ["step 7", "no number", "0.125"] {
             assert!(error.message().contains(words), "{words}: {error}");
         }
     }

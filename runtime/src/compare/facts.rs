@@ -1,0 +1,206 @@
+//! What a comparison came to, put together for the gate and for people.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::answers::{self, Metric, Question};
+use super::material::Material;
+use super::panel::Measured;
+use super::retention::RetentionSet;
+use super::shots::Choice;
+use super::{Contest, Outcome};
+use crate::data::{DataOptions, OverLong};
+use crate::error::Result;
+use crate::gate::report::{DataFacts, ModelFacts, Output, Report, SampleOutputs};
+use crate::gate::verdict::{ArmResult, Basis, Thresholds, judge};
+use crate::hex;
+use crate::model::Proj;
+use crate::model::tuned::TunedLayout;
+use crate::model::weights::ModelFile;
+use crate::run::checkpoint::{rows_digest, stated_digest};
+use crate::run::run::stated;
+use crate::run::{Base, Length, Settings};
+
+/// Judges what was measured.
+///
+/// # Errors
+/// Those of the gate.
+pub(super) fn conclude(
+    (base, material, options, contest): (&Base, &Material, &DataOptions, &Contest),
+    questions: &[Question],
+    arms: Vec<Measured>,
+    started: Instant,
+) -> Result<Outcome> {
+    let basis = Basis {
+        model: hex::encode(&base.model.digest()),
+        data_split: material.digest.clone(),
+        settings: settings_digest(base, contest, options),
+        seed: contest.seed,
+    };
+    let results: Vec<ArmResult> = arms.iter().map(|arm| arm.result.clone()).collect();
+    let verdict = judge(&results, &material.leaks, &contest.thresholds, &basis)?;
+    let samples = samples(questions, &arms, contest.samples);
+    let (mut runs, mut scoring, mut kept, mut rate_test) = (Vec::new(), Vec::new(), Vec::new(), None);
+    for arm in arms {
+        runs.extend(arm.run);
+        rate_test = rate_test.or(arm.rate_test);
+        scoring.push(arm.scoring);
+        kept.extend(arm.kept.map(|kept| (arm.result.name, kept)));
+    }
+    let report = Report {
+        title: contest.title.clone(),
+        model: model_facts(&base.model, basis.model)?,
+        data: data_facts(material, contest),
+        verdict: verdict.clone(),
+        runs,
+        scoring,
+        rate_test,
+        samples,
+        settings: told_settings(base, contest),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok(Outcome { verdict, report, kept })
+}
+
+/// Sample questions with the answers of all arms.
+fn samples(questions: &[Question], arms: &[Measured], count: usize) -> Vec<SampleOutputs> {
+    let shown = answers::shown(questions.len(), count);
+    let one = |(at, question): (usize, usize)| {
+        let outputs = arms.iter().filter_map(|arm| {
+            let (text, correct) = arm.samples.get(at)?;
+            Some(Output { arm: arm.result.name.clone(), text: text.clone(), correct: *correct })
+        });
+        let Question { prompt, reference, .. } = &questions[question];
+        SampleOutputs { prompt: prompt.clone(), reference: reference.clone(), outputs: outputs.collect() }
+    };
+    shown.into_iter().enumerate().map(one).filter(|s| !s.outputs.is_empty()).collect()
+}
+
+fn model_facts(model: &ModelFile, digest: String) -> Result<ModelFacts> {
+    let file = model.path().and_then(|p| p.file_name()).unwrap_or_default().to_string_lossy().into_owned();
+    Ok(ModelFacts {
+        name: model.gguf().string("general.name")?.unwrap_or_default().to_owned(),
+        file,
+        digest,
+        parameters: TunedLayout::new(model.config()).len() as u64,
+        dtype: model.block(0).proj(Proj::Down).dtype().name().to_string(),
+        mapped_bytes: model.mapped_bytes() as u64,
+    })
+}
+
+fn data_facts(material: &Material, contest: &Contest) -> DataFacts {
+    let Material { train, valid, held_out, .. } = material;
+    DataFacts {
+        task: match contest.metric {
+            Some(Metric::Numeric(task)) => Some(task.name().to_string()),
+            _ => None,
+        },
+        source: train.data.source.display().to_string(),
+        train: train.extent(),
+        valid: valid.extent(),
+        held_out: held_out.extent(),
+        skipped: (train.data.skipped_count + held_out.data.skipped_count) as u64,
+    }
+}
+
+fn told_settings(base: &Base, contest: &Contest) -> Vec<(String, String)> {
+    let mut told = vec![
+        ("activations".to_string(), base.precision.name().to_string()),
+        ("input gradients".to_string(), base.gradient.name().to_string()),
+        ("threads".to_string(), base.kernels.threads().to_string()),
+    ];
+    if contest.metric.is_some() {
+        told.push(("tokens of an answer".to_string(), contest.answer_tokens.to_string()));
+    }
+    for recipe in &contest.recipes {
+        let Settings { seed, batch, length, .. } = recipe.settings;
+        let replay = match recipe.extra.len() + contest.replay.len() {
+            0 => String::new(),
+            n => format!(", {n} rows of replay"),
+        };
+        let value = format!("seed {seed}, {batch} rows a step, budget {}{replay}", told_length(length));
+        told.push((recipe.name.clone(), value));
+    }
+    told
+}
+
+fn told_length(length: Length) -> String {
+    match length {
+        Length::Steps(n) => format!("{n} steps"),
+        Length::Epochs(n) => format!("{n} epochs"),
+        Length::Tokens(n) => format!("{n} tokens"),
+        Length::Minutes(n) => format!("{n:.1} minutes"),
+    }
+}
+
+/// Version of what is stated of a comparison: it changes with any name or value below, and with the meaning of one.
+const VERSION: u32 = 1;
+
+/// What shapes the figures beside the model and the data, in postcard's encoding.
+#[derive(Serialize)]
+struct Stated<'a> {
+    version: u32,
+    product: &'a str,
+    activations: &'a str,
+    input_gradients: &'a str,
+    shots: Vec<(usize, Option<u64>)>,
+    recipes: Vec<(&'a str, Vec<(String, String)>, String)>,
+    replay: String,
+    metric: Option<&'a str>,
+    answer_tokens: usize,
+    thresholds: &'a Thresholds,
+    retention: Vec<(&'a str, String, Option<&'a str>)>,
+    prompts_masked: bool,
+    raw: bool,
+    row_tokens: usize,
+    over_long: &'a str,
+    held_out_share: f64,
+    split_seed: u64,
+    memory_budget: Option<u64>,
+}
+
+/// Digest of everything that shapes the figures, but the model and the data.
+fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> String {
+    let metric_of = |set: &RetentionSet| set.task.as_ref().map(|(_, metric)| metric.name());
+    let stated = Stated {
+        version: VERSION,
+        product: env!("CARGO_PKG_VERSION"),
+        activations: base.precision.name(),
+        input_gradients: base.gradient.name(),
+        shots: contest.shots.iter().map(|(k, choice)| (*k, seed_of(*choice))).collect(),
+        recipes: contest
+            .recipes
+            .iter()
+            .map(|recipe| (&*recipe.name, stated(&recipe.settings, base), rows_digest(&recipe.extra)))
+            .collect(),
+        replay: rows_digest(&contest.replay),
+        metric: contest.metric.map(Metric::name),
+        answer_tokens: contest.answer_tokens,
+        thresholds: &contest.thresholds,
+        retention: contest
+            .retention
+            .iter()
+            .map(|set| (&*set.name, rows_digest(&set.rows), metric_of(set)))
+            .collect(),
+        prompts_masked: options.mask_prompt,
+        raw: options.raw,
+        row_tokens: options.max_seq_length,
+        over_long: match options.over_long {
+            OverLong::Truncate => "cut",
+            OverLong::Refuse => "refused",
+        },
+        held_out_share: options.valid_fraction,
+        split_seed: options.split_seed,
+        memory_budget: contest.limit.budget,
+    };
+    hex::encode(&stated_digest(&stated))
+}
+
+/// The seed of a choice of examples; none where each question has its own.
+fn seed_of(choice: Choice) -> Option<u64> {
+    match choice {
+        Choice::Seeded(seed) => Some(seed),
+        Choice::Nearest => None,
+    }
+}

@@ -1,0 +1,156 @@
+//! One arm's training: a range test where no rate is given, the run, and what the report tells of it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::material::Material;
+use super::recipe::Recipe;
+use super::{Contest, rate};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gate::report::{ArmRun, CurvePoint, RateTest};
+use crate::hex;
+use crate::run::checkpoint::Look;
+use crate::run::{Base, Checkpoints, Identity, Observer, Run, RunRows, Settings, Start, Trained};
+use crate::storage::{Disk, Storage, commit, create_dir_all, create_dir_within};
+
+/// The range test of an unfinished arm, beside its checkpoints.
+const RATE_TEST_FILE: &str = "range-test.json";
+/// Files beyond this are none of ours.
+const RATE_TEST_BYTES_MAX: u64 = 1 << 20;
+
+/// Trains as a recipe says. In the contest's folder for unfinished arms it goes on where the same arm was left, and
+/// what it comes to stays there until [`clear`].
+///
+/// # Errors
+/// `DoesNotFit` beyond the limit; `Cancelled`; those of the trainers, but a run that diverges only ends.
+pub fn train(
+    recipe: &Recipe,
+    base: &Base,
+    material: &Material,
+    contest: &Contest,
+    observer: &mut dyn Observer,
+) -> Result<(Trained, ArmRun, Option<RateTest>)> {
+    let Contest { replay, limit, unfinished, .. } = contest;
+    let planned = recipe.check(base, material, replay, limit)?;
+    observer.begin_peak();
+    let own = recipe.rows(material);
+    let rows = RunRows { train: &own, valid: &material.valid.data.examples, replay };
+    let folder = unfinished.as_ref().map(|folder| folder.join(&recipe.name));
+    let tested = match recipe.settings.rate {
+        Some(_) => None,
+        None => {
+            let of = Run::identity_of(base, &recipe.settings, &planned.request, rows);
+            let test = || rate::test(recipe, base, rows, &planned.request, observer);
+            Some(remembered(folder.as_deref(), &of, test)?)
+        }
+    };
+    let rate = recipe.settings.rate.or(tested.as_ref().map(|test| test.chosen));
+    let settings = Settings { rate, ..recipe.settings.clone() };
+    let of = Run::identity_of(base, &settings, &planned.request, rows);
+    let start = start(folder.as_deref(), &of)?;
+    let begun = Run::begin(&recipe.name, base, settings, &planned.request, rows, start, observer);
+    let (mut run, restored) = begun?;
+    if let Some(found) = restored.found {
+        observer.note(&format!("{}: goes on after step {}", recipe.name, found.steps));
+    }
+    run.open(rows, observer)?;
+    run.go(rows, None, observer)?;
+    if folder.is_some() && run.last().is_some() {
+        match run.checkpoint(false, observer) {
+            // It diverged, and the best look counts: there is nothing to go on from.
+            Err(error) if error.kind() == ErrorKind::NonFinite => {}
+            done => done?,
+        }
+    }
+    let progress = run.progress();
+    let point = |look: &Look| CurvePoint { step: look.step, train: look.train, valid: look.valid };
+    let told = ArmRun {
+        arm: recipe.name.clone(),
+        what: recipe.settings.method.describe(),
+        parameters: recipe.settings.method.parameters(base.model.config()) as u64,
+        learning_rate: rate.unwrap_or_default(),
+        curve: progress.looks.iter().map(point).collect(),
+        steps: run.steps(),
+        best_step: run.best_step(),
+        ended: run.ended().unwrap_or_default().to_string(),
+        tokens: progress.tally.tokens,
+        seconds: progress.tally.seconds,
+        planned_bytes: planned.plan.private_bytes as u64,
+        peak_bytes: observer.peak_bytes(),
+    };
+    Ok((run.finish(), told, tested))
+}
+
+/// From the newest checkpoint of the very same arm, if there is one; those of another are not gone on from.
+fn start(folder: Option<&Path>, of: &Identity) -> Result<Start> {
+    let Some(folder) = folder else { return Ok(Start::Fresh(None)) };
+    create_folder(folder)?;
+    let checkpoints = Checkpoints::open(&Disk, folder)?;
+    match checkpoints.are_of(&Disk, of)? {
+        true => Ok(Start::Resume(checkpoints)),
+        false => Ok(Start::Fresh(Some(checkpoints))),
+    }
+}
+
+/// The folder of an arm, within that for all of them.
+fn create_folder(folder: &Path) -> Result<()> {
+    folder.parent().map_or(Ok(()), |all| create_dir_all(&Disk, all))?;
+    create_dir_within(&Disk, folder)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    /// Digest of the run's identity.
+    run: String,
+    test: RateTest,
+}
+
+/// The range test of the very same arm, if it was made before; else makes it, and remembers it.
+fn remembered(
+    folder: Option<&Path>,
+    of: &Identity,
+    test: impl FnOnce() -> Result<RateTest>,
+) -> Result<RateTest> {
+    let Some(folder) = folder else { return test() };
+    let (path, run) = (folder.join(RATE_TEST_FILE), hex::encode(&of.digest()));
+    let is_ours = path.metadata().is_ok_and(|m| m.is_file() && m.len() <= RATE_TEST_BYTES_MAX);
+    let found = is_ours.then(|| std::fs::read(&path).ok()).flatten();
+    let found: Option<Remembered> = found.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    if let Some(found) = found.filter(|found| found.run == run && found.test.chosen.is_finite()) {
+        return Ok(found.test);
+    }
+    let test = test()?;
+    create_folder(folder)?;
+    let text = serde_json::to_vec(&Remembered { run, test: test.clone() })
+        .map_err(|e| Error::new(ErrorKind::NonFinite, format!("{}: {e}", path.display())))?;
+    commit(&Disk, folder, RATE_TEST_FILE, |out| {
+        out.write_all(&text).map_err(|e| Error::io(format!("writing {}", path.display()), e))
+    })?;
+    Ok(test)
+}
+
+/// Removes what unfinished arms left, of this comparison and of earlier ones: it is over. What somebody else put there
+/// stays.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn clear(contest: &Contest) -> Result<()> {
+    let Some(unfinished) = contest.unfinished.as_ref().filter(|folder| folder.is_dir()) else {
+        return Ok(());
+    };
+    for arm in Disk.list(unfinished).map_err(|e| Error::io(format!("listing {}", unfinished.display()), e))? {
+        let folder = unfinished.join(arm);
+        if !folder.is_dir() || folder.is_symlink() {
+            continue;
+        }
+        Checkpoints::open(&Disk, &folder)?.remove_all(&Disk)?;
+        let path = folder.join(RATE_TEST_FILE);
+        if path.exists() {
+            Disk.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), e))?;
+        }
+        drop(std::fs::remove_dir(&folder));
+    }
+    drop(std::fs::remove_dir(unfinished));
+    Ok(())
+}

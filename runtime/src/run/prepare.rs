@@ -1,0 +1,438 @@
+//! From settings, rows and what the machine leaves to the memory that a run takes, before any of it is taken.
+
+use std::sync::Arc;
+
+use engraft_kernels::Kernels;
+
+use super::settings::{Begin, KeepChoice, Method, Settings};
+use crate::adapter::Layout;
+use crate::data::Example;
+use crate::data::batches::max_tokens;
+use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::generate::replay::{Sampling, Starts};
+use crate::model::ModelConfig;
+use crate::model::tuned::TunedLayout;
+use crate::model::weights::ModelFile;
+use crate::nn::keep::KeepPrecision;
+use crate::nn::{GradientPrecision, Precision};
+use crate::plan::room::Room;
+use crate::plan::{KeepPlan, MemoryPlan, Request, keep, process_bytes, show_bytes};
+use crate::rng::Rng;
+use crate::train::calibrate::Pieces;
+use crate::train::eva::EvaWords;
+
+use super::Observer;
+use super::checkpoint::payload_bytes;
+
+/// The random stream of sampled replay rows' seed.
+const REPLAY_STREAM: u64 = 0x5245_504C;
+/// Tokens of the shortest rows that are worth a plan.
+const LEAST_SEQ: usize = 16;
+/// Ranks to choose from.
+const RANKS: [usize; 5] = [1, 2, 4, 8, 16];
+/// Trained parameters that a target may stand for, at most: beyond it a larger rank learns the rows rather than what
+/// they have in common.
+const PARAMS_PER_TARGET: usize = 100;
+
+/// The model that runs are trained on, and how to compute.
+#[derive(Clone)]
+pub struct Base {
+    /// Its file.
+    pub model: Arc<ModelFile>,
+    /// What computes.
+    pub kernels: Arc<Kernels>,
+    /// Activations.
+    pub precision: Precision,
+    /// Input gradients.
+    pub gradient: GradientPrecision,
+    /// Private bytes that are held beside the model as long as any run: a tokenizer, texts, what earlier runs left.
+    pub held_bytes: usize,
+}
+
+impl Base {
+    /// The same where `bytes` more are held throughout.
+    pub fn beside(&self, bytes: usize) -> Base {
+        Base { held_bytes: self.held_bytes + bytes, ..self.clone() }
+    }
+
+    /// Private bytes of the process before any run: its own, the model's, and what is held.
+    pub fn resident_bytes(&self) -> usize {
+        process_bytes(self.kernels.threads()) + self.model.private_bytes() + self.held_bytes
+    }
+}
+
+/// The rows of a run. They are its caller's, and the same in every call.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunRows<'a> {
+    /// To be trained on.
+    pub train: &'a [Example],
+    /// Held out: to look at.
+    pub valid: &'a [Example],
+    /// Rows that the model knew, replayed among those to be trained on.
+    pub replay: &'a [Example],
+}
+
+/// What memory depends on of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Rows to be trained on; 0 while they are not known.
+    pub train_rows: usize,
+    /// Positions of the longest row, looks included.
+    pub longest: usize,
+    /// Token ids of all rows in memory.
+    pub tokens: usize,
+    /// Rows in memory.
+    pub rows: usize,
+}
+
+impl Extent {
+    /// Of rows that are not there yet, and have at most so many positions.
+    pub fn unknown(longest: usize) -> Extent {
+        Extent { train_rows: 0, longest, tokens: 0, rows: 0 }
+    }
+
+    /// Of a run's rows, and of `others` that lie in memory beside them.
+    pub fn of<'a>(rows: RunRows<'a>, others: impl Iterator<Item = &'a Example> + Clone) -> Extent {
+        let own = || rows.train.iter().chain(rows.valid).chain(rows.replay);
+        let all = || own().chain(others.clone());
+        Extent {
+            train_rows: rows.train.len(),
+            longest: own().map(Example::rows).max().unwrap_or(0),
+            tokens: all().map(|e| e.ids.len()).sum(),
+            rows: all().count(),
+        }
+    }
+
+    /// With rows beside that are still to be sampled.
+    fn with(self, (tokens, rows, longest): (usize, usize, usize)) -> Extent {
+        Extent {
+            tokens: self.tokens + tokens,
+            rows: self.rows + rows,
+            longest: self.longest.max(longest),
+            ..self
+        }
+    }
+}
+
+/// Rows that the base writes itself, to be replayed.
+pub struct SampledReplay {
+    starts: Starts,
+    sampling: Sampling,
+}
+
+impl SampledReplay {
+    /// So many rows of at most `tokens` tokens behind what they begin with, and of `rows_max` positions in all.
+    pub fn new(starts: Starts, count: usize, tokens: usize, rows_max: usize, seed: u64) -> SampledReplay {
+        let seed = Rng::new(seed, REPLAY_STREAM).next_u64();
+        SampledReplay { starts, sampling: Sampling { count, tokens, rows_max, seed } }
+    }
+
+    /// Tokens of all rows, rows, and positions of the longest, at most.
+    pub fn extent(&self) -> (usize, usize, usize) {
+        let (tokens, longest) = self.sampling.extent(&self.starts);
+        (tokens, self.sampling.count, longest)
+    }
+
+    fn bytes(&self, c: &ModelConfig, threads: usize) -> usize {
+        self.sampling.bytes(c, &self.starts, threads)
+    }
+
+    /// Holds what sampling takes against a limit.
+    ///
+    /// # Errors
+    /// `DoesNotFit`.
+    pub fn check(&self, base: &Base, limit: &Limit) -> Result<()> {
+        let needed = base.resident_bytes() + self.bytes(base.model.config(), base.kernels.threads());
+        match limit.bytes().filter(|bytes| *bytes < needed as u64) {
+            None => Ok(()),
+            Some(bytes) => {
+                let message = format!(
+                    "sampling rows to replay needs {} of private memory, and there are {}",
+                    show_bytes(needed as u64),
+                    show_bytes(bytes)
+                );
+                Err(Error::new(ErrorKind::DoesNotFit, message).advise(Advice::LessPreparation))
+            }
+        }
+    }
+
+    /// Writes them.
+    ///
+    /// # Errors
+    /// Those of the observer; those of [`Sampling::run`].
+    pub fn rows(&self, base: &Base, observer: &mut dyn Observer) -> Result<Vec<Example>> {
+        let mut stopped = Ok(());
+        let go_on = |_: usize| {
+            stopped = observer.go_on(&mut || Ok(()));
+            stopped.is_ok()
+        };
+        let rows = self.sampling.run(&base.model, &base.kernels, base.precision, &self.starts, go_on);
+        stopped.and(rows)
+    }
+}
+
+/// What memory a run may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    /// Bytes that were asked for.
+    pub budget: Option<u64>,
+    /// The least of what the system, or a device's profile, leaves the process.
+    pub room: Option<Room>,
+}
+
+impl Limit {
+    /// The bytes that hold: none where nobody set a limit.
+    pub fn bytes(&self) -> Option<u64> {
+        let room = self.room.as_ref().map(|room| room.bytes);
+        self.budget.into_iter().chain(room).min()
+    }
+
+    /// Holds a plan against both.
+    ///
+    /// # Errors
+    /// `DoesNotFit` that says whose limit it is, what is needed, and what fits.
+    pub fn hold(&self, plan: &MemoryPlan, c: &ModelConfig, request: &Request) -> Result<()> {
+        if let Some(bytes) = self.budget {
+            plan.check(c, request, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        }
+        self.room.as_ref().map_or(Ok(()), |room| room.hold(plan, c, request))
+    }
+}
+
+/// What a run is planned with, beside its settings.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The model.
+    pub model: &'a ModelFile,
+    /// Worker threads.
+    pub threads: usize,
+    /// The rows.
+    pub extent: Extent,
+    /// Rows that the base is still to write.
+    pub sampled: Option<&'a SampledReplay>,
+    /// Positions of all batches that EVA looks at; see [`eva_positions`].
+    pub eva_positions: (usize, usize),
+    /// Heap of a tokenizer that is gone before the run begins.
+    pub tokenizer_bytes: usize,
+    /// What is held throughout; see [`Base::held_bytes`].
+    pub held_bytes: usize,
+}
+
+/// Positions of the largest batch that EVA would look at, and of all of them.
+pub fn eva_positions(settings: &Settings, extent: &Extent, train: &[Example]) -> (usize, usize) {
+    let Begin::Eva(count) = settings.begin else { return (0, 0) };
+    let (largest, batches) = match train.is_empty() {
+        true => (settings.batch * extent.longest, count),
+        false => (max_tokens(train, settings.batch), count.min(train.len().div_ceil(settings.batch))),
+    };
+    (largest, largest * batches)
+}
+
+/// A run's memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// What it asks for.
+    pub request: Request,
+    /// What that takes.
+    pub plan: MemoryPlan,
+}
+
+impl Planned {
+    /// Plans a run; what its blocks keep is the fastest within `limit`, or within [`keep::UNASKED_BYTES`] where nobody
+    /// asked.
+    pub fn new(settings: &Settings, setting: &Setting<'_>, limit: &Limit) -> Planned {
+        let c = setting.model.config();
+        let mut request = request(settings, setting);
+        request.keep = keep_plan(settings, c, &request, limit);
+        let plan = MemoryPlan::new(c, &request);
+        Planned { request, plan }
+    }
+
+    /// What blocks may keep, by memory: each rung with its plan.
+    pub fn ladder(&self, c: &ModelConfig, pieces: Option<&Pieces>) -> Vec<Rung> {
+        let asked = &self.request;
+        let mut rungs = keep::rungs(KeepPrecision::F32, asked.kept_blocks);
+        // Inputs alone are f32 either way.
+        rungs.extend(keep::rungs(KeepPrecision::Bf16, asked.kept_blocks).into_iter().skip(1));
+        if !rungs.contains(&asked.keep) && asked.keep.blocks() > 0 {
+            rungs.push(asked.keep);
+        }
+        let rung = |keep: KeepPlan| {
+            let request = Request { keep, ..*asked };
+            Rung {
+                keep,
+                private_bytes: MemoryPlan::new(c, &request).private_bytes,
+                tokens_per_s: pieces.map(|p| p.tokens_per_s(c.n_layers, &request)),
+                chosen: keep == asked.keep || keep.blocks() + asked.keep.blocks() == 0,
+            }
+        };
+        let mut ladder: Vec<_> = rungs.into_iter().map(rung).collect();
+        ladder.sort_by_key(|r| r.private_bytes);
+        ladder
+    }
+}
+
+/// A choice between memory and time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rung {
+    /// What blocks keep.
+    pub keep: KeepPlan,
+    /// What the run takes then.
+    pub private_bytes: usize,
+    /// The rate that timing a few blocks predicts, where that was done.
+    pub tokens_per_s: Option<f64>,
+    /// Whether this is what was planned.
+    pub chosen: bool,
+}
+
+fn request(settings: &Settings, setting: &Setting<'_>) -> Request {
+    let c = setting.model.config();
+    let extent = setting.extent;
+    let request = Request {
+        seq: extent.longest,
+        threads: setting.threads,
+        tokenizer_bytes: setting.tokenizer_bytes,
+        model_bytes: setting.model.private_bytes() + setting.held_bytes,
+        mapped_bytes: setting.model.mapped_bytes(),
+        ..settings.request(c)
+    };
+    let preparation_bytes = preparation_bytes(settings, c, &request, setting);
+    let sampled = setting.sampled.map(SampledReplay::extent);
+    let extent = sampled.map_or(extent, |sampled| extent.with(sampled));
+    Request {
+        seq: extent.longest,
+        data_tokens: extent.tokens,
+        data_rows: extent.rows,
+        // Replayed rows fill batches that the others alone would not.
+        batch: match extent.train_rows {
+            0 => request.batch,
+            _ if settings.replay_share > 0.0 => request.batch,
+            rows => request.batch.min(rows),
+        },
+        preparation_bytes,
+        ..request
+    }
+}
+
+/// What is held at most before training, beside data: EVA's walk, or the sampling of replay rows.
+fn preparation_bytes(settings: &Settings, c: &ModelConfig, r: &Request, setting: &Setting<'_>) -> usize {
+    let eva = match (settings.begin, &settings.method) {
+        (Begin::Eva(_), Method::Adapter(lora)) => {
+            let layout = Layout::new(c, lora);
+            let (largest, all) = setting.eva_positions;
+            let words = EvaWords::new(c, &layout, (largest, r.seq, all), r.threads);
+            size_of::<f32>() * (words.total() + layout.len())
+        }
+        _ => 0,
+    };
+    eva.max(setting.sampled.map_or(0, |sampled| sampled.bytes(c, r.threads)))
+}
+
+fn keep_plan(settings: &Settings, c: &ModelConfig, request: &Request, limit: &Limit) -> KeepPlan {
+    let level = match settings.keep {
+        KeepChoice::Fixed(level) => level,
+        KeepChoice::Auto => {
+            let unasked = match request.full {
+                None => keep::UNASKED_BYTES,
+                // Beside what the weights take anyway.
+                Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
+            };
+            let bytes = |b: u64| usize::try_from(b).unwrap_or(usize::MAX);
+            let room = limit.room.as_ref().map_or(usize::MAX, |room| bytes(room.bytes));
+            let budget = limit.budget.map_or(unasked, bytes);
+            return keep::choose(c, request, settings.keep_precision, budget.min(room));
+        }
+    };
+    KeepPlan::uniform(level, settings.keep_precision, request.kept_blocks)
+}
+
+/// Refuses what can't fit however short the rows are, before a tokenizer and rows take any memory.
+///
+/// # Errors
+/// `DoesNotFit`.
+pub fn refuse_early(settings: &Settings, setting: &Setting<'_>, room: Option<Room>) -> Result<()> {
+    let c = setting.model.config();
+    let request = request(settings, setting);
+    let least = Request { batch: 1, seq: request.seq.min(LEAST_SEQ), ..request };
+    Limit { budget: None, room }.hold(&MemoryPlan::new(c, &least), c, &least)
+}
+
+/// The settings with the largest rank that fits by `check`, and that so many targets can carry; the multiplier alpha/r
+/// stays, so that one learning rate suits every rank.
+///
+/// # Errors
+/// The last of `check`, `DoesNotFit`, where no rank fits; `Misuse` for full fine-tuning.
+pub fn with_largest_rank(
+    settings: &Settings,
+    c: &ModelConfig,
+    targets: usize,
+    check: impl Fn(&Settings) -> Result<()>,
+) -> Result<Settings> {
+    let lora = settings
+        .method
+        .lora()
+        .ok_or_else(|| Error::new(ErrorKind::Misuse, "full fine-tuning has no rank"))?;
+    let of = |rank: usize| {
+        let alpha = lora.alpha / lora.rank as f32 * rank as f32;
+        let lora = crate::adapter::LoraConfig { rank, alpha, ..lora.clone() };
+        Settings { method: Method::Adapter(lora), ..settings.clone() }
+    };
+    let carried = |s: &Settings| s.method.parameters(c) <= targets.saturating_mul(PARAMS_PER_TARGET);
+    let mut refused = None;
+    for rank in RANKS.into_iter().rev() {
+        let settings = of(rank);
+        if rank > RANKS[0] && !carried(&settings) {
+            continue;
+        }
+        match check(&settings) {
+            Ok(()) => return Ok(settings),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| Error::new(ErrorKind::DoesNotFit, "no rank fits")))
+}
+
+/// What checkpoints write.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wear {
+    /// Bytes of one.
+    pub bytes: u64,
+    /// Steps between two; 0 for none but when stopped.
+    every: u64,
+    /// Tokens of a step, on average; without data at most.
+    tokens_per_step: f64,
+}
+
+impl Wear {
+    /// Of a run that was planned.
+    pub fn new(settings: &Settings, c: &ModelConfig, request: &Request) -> Wear {
+        let parameters = if request.full.is_some() { TunedLayout::new(c).len() } else { request.params };
+        let per_row = match request.data_rows {
+            0 => request.seq as f64,
+            rows => request.data_tokens as f64 / rows as f64,
+        };
+        let rows = (request.batch * settings.accumulation) as f64;
+        Wear {
+            bytes: payload_bytes(parameters, request.best),
+            every: settings.checkpoint_every,
+            tokens_per_step: rows * per_row,
+        }
+    }
+
+    /// MB in an hour at this rate.
+    pub fn mb_per_hour(&self, tokens_per_s: Option<f64>) -> Option<f64> {
+        let steps_per_hour = 3600.0 * tokens_per_s.filter(|_| self.every > 0)? / self.tokens_per_step;
+        Some(1e-6 * self.bytes as f64 * steps_per_hour / self.every as f64)
+    }
+
+    /// For people.
+    pub fn describe(&self, tokens_per_s: Option<f64>) -> String {
+        let each = match self.every {
+            0 => "when stopped".to_string(),
+            every => format!("every {every} steps"),
+        };
+        let hourly = self.mb_per_hour(tokens_per_s);
+        let hourly = hourly.map_or(String::new(), |mb| format!(", about {mb:.0} MB written per hour"));
+        format!("checkpoints: {} {each}{hourly}", show_bytes(self.bytes))
+    }
+}

@@ -1,0 +1,782 @@
+//! A run from its first step to its last: begin, step, look, checkpoint, finish.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{Best, Checkpoints, Identity, Look, Restored};
+use super::course::{Course, RolledBack, Stepped};
+use super::observer::{Event, Means, Observer, Stepping};
+use super::prepare::{Base, RunRows};
+use super::settings::{Begin, Length, Looks, Method, Settings, Warmup};
+use crate::adapter::{Adapter, Binding, Init, LoraConfig, Prober};
+use crate::data::batches::in_order;
+use crate::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor};
+use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::model::tuned::{TunedModel, Weights};
+use crate::nn::keep::KeepPrecision;
+use crate::plan::{ArenaWords, Request};
+use crate::rng::Rng;
+use crate::storage::{Disk, Storage, create_dir_all};
+use crate::train::schedule::{Schedule, Shape};
+use crate::train::{AnyTrainer, FullTrainer, StepReport, TrainOptions, Trainer, eva};
+
+/// The random stream of an adapter's initial values.
+const INIT_STREAM: u64 = 0x494E_4954;
+
+/// How a run begins.
+pub enum Start {
+    /// With nothing before it, and checkpoints here, if anywhere.
+    Fresh(Option<Checkpoints>),
+    /// From the newest checkpoint here that is whole; at the start where there is none.
+    Resume(Checkpoints),
+}
+
+/// What training gave.
+pub enum Trained {
+    /// An adapter, not bound to its base yet.
+    Adapter(Box<Adapter>),
+    /// Every weight.
+    Full(Arc<TunedModel>),
+}
+
+/// A run of training: everything that it holds, and what it has counted.
+pub struct Run {
+    name: String,
+    settings: Settings,
+    base: Base,
+    trainer: AnyTrainer,
+    course: Course,
+    /// The micro-batches of a step, filled anew each time.
+    micro: Vec<Batch>,
+    /// Sequences of a batch: no more than there are rows.
+    batch: usize,
+    /// The highest learning rate.
+    peak: f64,
+    valid_after: Option<f64>,
+    /// Whether that is the loss of the parameters as they are now.
+    is_valid_of_now: bool,
+    /// The last step.
+    last: Option<StepReport>,
+    /// Where the adapter is saved as it goes, if anywhere.
+    saves_in: Option<PathBuf>,
+    /// Whether it goes on from a checkpoint.
+    is_restored: bool,
+    /// Why it is over, once it is.
+    ended: Option<String>,
+}
+
+impl Run {
+    /// Allocates what the request asks for, and goes on from a checkpoint where `start` says so. Nothing is trained
+    /// yet, but A where it begins as the rows' directions.
+    ///
+    /// # Errors
+    /// `Misuse` for an adapter that does not fit the model; those of [`Checkpoints::restore`], of EVA, and of the
+    /// observer.
+    pub fn begin(
+        name: &str,
+        base: &Base,
+        settings: Settings,
+        request: &Request,
+        rows: RunRows<'_>,
+        start: Start,
+        observer: &mut dyn Observer,
+    ) -> Result<(Run, Restored)> {
+        let batch = request.batch;
+        let mut batches = mixed(&settings, batch, rows, MixedCursor::default());
+        let (total, options) = total_and_options(base, &settings, &batches, rows);
+        let peak = settings.rate.unwrap_or(settings.method.usual_rate());
+        let identity = identity(base, &settings, request, &options, rows);
+        let micro = vec![Batch::default(); settings.accumulation];
+        let (mut course, resumes) = match start {
+            Start::Fresh(None) => (Course::new(identity), false),
+            Start::Fresh(Some(checkpoints)) => (Course::new(identity).kept_in(checkpoints), false),
+            Start::Resume(checkpoints) => {
+                let resumes = checkpoints.newest_file(&Disk)?.is_some();
+                (Course::new(identity).kept_in(checkpoints), resumes)
+            }
+        };
+        let mut make = |resumes: bool| {
+            trainer(base, &settings, request, &options, rows, resumes, (name, &mut *observer))
+        };
+        let mut trainer = make(resumes)?;
+        let restored = match resumes {
+            true => course.resume(&Disk, &mut trainer, &mut batches)?,
+            false => Restored::default(),
+        };
+        if resumes && restored.found.is_none() && settings.begin != Begin::Random {
+            // It was begun for numbers that are not there. The plan has room for one.
+            drop(trainer);
+            trainer = make(false)?;
+        }
+        if restored.found.is_none() {
+            course.progress.total = total;
+        }
+        let (name, valid_after, last, ended) = (name.to_string(), None, None, None);
+        let (is_valid_of_now, saves_in, base) = (false, None, base.clone());
+        let mut run = Run {
+            name,
+            settings,
+            base,
+            trainer,
+            course,
+            micro,
+            batch,
+            peak,
+            valid_after,
+            is_valid_of_now,
+            last,
+            saves_in,
+            is_restored: restored.found.is_some(),
+            ended,
+        };
+        run.schedule();
+        run.end();
+        Ok((run, restored))
+    }
+
+    /// Of which run the checkpoints of one that begins like this are; nothing is allocated for it.
+    pub fn identity_of(base: &Base, settings: &Settings, request: &Request, rows: RunRows<'_>) -> Identity {
+        let batches = mixed(settings, request.batch, rows, MixedCursor::default());
+        let (_, options) = total_and_options(base, settings, &batches, rows);
+        identity(base, settings, request, &options, rows)
+    }
+
+    /// Its settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Of which run its checkpoints are.
+    pub fn identity(&self) -> &Identity {
+        self.course.identity()
+    }
+
+    /// What is trained, as it is now.
+    pub fn trainer(&self) -> &AnyTrainer {
+        &self.trainer
+    }
+
+    /// The same, for callers that change what is trained between two steps.
+    pub fn trainer_mut(&mut self) -> &mut AnyTrainer {
+        &mut self.trainer
+    }
+
+    /// Where it stands, and what it has counted.
+    pub fn progress(&self) -> &super::Progress {
+        &self.course.progress
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.trainer.steps()
+    }
+
+    /// Steps of the whole run; `None` while the clock has still to tell.
+    pub fn total(&self) -> Option<u64> {
+        self.course.progress.total
+    }
+
+    /// The step whose parameters count: the best look's, or the last.
+    pub fn best_step(&self) -> u64 {
+        self.course.progress.best.map_or(self.steps(), |best| best.step)
+    }
+
+    /// Held-out loss when the validation rows were looked at last, and what it was before the first step.
+    pub fn valid_losses(&self) -> (Option<f64>, Option<f64>) {
+        (self.course.progress.tally.valid_before, self.valid_after)
+    }
+
+    /// The last step that was taken here.
+    pub fn last(&self) -> Option<&StepReport> {
+        self.last.as_ref()
+    }
+
+    /// Why it is over; `None` while steps are left.
+    pub fn ended(&self) -> Option<&str> {
+        self.ended.as_deref()
+    }
+
+    /// What comes before the first step of a run that goes on from nothing: older checkpoints go, the held-out rows are
+    /// looked at, and the first checkpoint is committed. Of one that goes on, what is left of it.
+    ///
+    /// # Errors
+    /// Those of [`Run::look`] and [`Run::checkpoint`].
+    pub fn open(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<()> {
+        if self.is_restored {
+            // One that was stopped at once never looked.
+            if self.steps() == 0 && self.course.progress.looks.is_empty() {
+                self.look(rows, observer)?;
+            }
+            return Ok(());
+        }
+        self.course.remove_checkpoints(&Disk)?;
+        self.look(rows, observer)?;
+        if self.settings.checkpoint_every > 0 && self.course.has_place() {
+            self.checkpoint(true, observer)?;
+        }
+        Ok(())
+    }
+
+    /// Steps until so many are done, or all; with what is due after each of them.
+    ///
+    /// # Errors
+    /// Those of the observer; of a step, `NonFinite` only when going back does not help any more, or there is no
+    /// checkpoint to go back to and no look to fall back on.
+    pub fn go(&mut self, rows: RunRows<'_>, until: Option<u64>, observer: &mut dyn Observer) -> Result<()> {
+        let mut batches = mixed(&self.settings, self.batch, rows, self.course.progress.cursor);
+        self.end();
+        while self.ended.is_none() && until.is_none_or(|until| self.steps() < until) {
+            self.turn(&mut batches, rows, observer)?;
+        }
+        Ok(())
+    }
+
+    /// One step alone, with what is due after it; whether it was taken. One that was skipped, or ended in going back,
+    /// wasn't; nor is any once the run has ended.
+    ///
+    /// # Errors
+    /// Those of [`Run::go`].
+    pub fn advance(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<bool> {
+        let mut batches = mixed(&self.settings, self.batch, rows, self.course.progress.cursor);
+        self.end();
+        match self.ended {
+            Some(_) => Ok(false),
+            None => self.turn(&mut batches, rows, observer),
+        }
+    }
+
+    /// Asks whether to go on, takes a step, and does what is due.
+    fn turn(
+        &mut self,
+        batches: &mut Mixed<'_>,
+        rows: RunRows<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
+        let mut saved = None;
+        let save = &mut || {
+            saved = self.save_where_it_stands()?;
+            Ok(())
+        };
+        let asked = observer.go_on(save);
+        if let Some(saved) = saved {
+            observer.tell(&self.name, Event::Checkpoint(self.steps(), &saved));
+        }
+        let done = match asked {
+            Ok(()) => match self.step(batches, observer)? {
+                true => self.follow(rows, observer).map(|()| true),
+                false => Ok(false),
+            },
+            Err(refused) => Err(refused),
+        };
+        let done = match done {
+            // What was found before the step or behind it, and not by it.
+            Err(broken) if broken.kind() == ErrorKind::NonFinite => {
+                self.go_back(batches, broken.message(), observer)?;
+                false
+            }
+            done => done?,
+        };
+        self.end();
+        Ok(done)
+    }
+
+    /// One step on the next rows; whether it was taken.
+    fn step(&mut self, batches: &mut Mixed<'_>, observer: &mut dyn Observer) -> Result<bool> {
+        let stepped = self.course.step(&Disk, &mut self.trainer, batches, &mut self.micro);
+        // A step that fails is not tried again on the same rows.
+        self.course.progress.cursor = batches.cursor();
+        self.is_valid_of_now = false;
+        match stepped {
+            Ok(Stepped::Done(report)) => {
+                self.last = Some(report);
+                let stepping = self.stepping(report);
+                observer.tell(&self.name, Event::Step(&stepping));
+                self.time();
+                return Ok(true);
+            }
+            Ok(Stepped::Skipped(why)) => observer.tell(&self.name, Event::Skipped(&why)),
+            Ok(Stepped::RolledBack(back)) => self.went_back(&back, observer),
+            Err(error) if error.kind() == ErrorKind::NonFinite && self.course.progress.best.is_some() => {
+                self.ended = Some(error.message().to_string());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(false)
+    }
+
+    fn stepping(&self, report: StepReport) -> Stepping {
+        let tally = &self.course.progress.tally;
+        let (step, total) = (self.steps(), self.total());
+        Stepping { step, total, report, tokens: tally.tokens, seconds: tally.seconds }
+    }
+
+    /// Fixes the length of a run of minutes once some steps tell how long one takes.
+    fn time(&mut self) {
+        let seconds = self.course.progress.tally.seconds;
+        if let Some(total) = self.settings.timed(self.total(), self.steps(), seconds) {
+            self.course.progress.total = Some(total);
+            self.schedule();
+        }
+    }
+
+    /// The rates of the length that is known by now.
+    fn schedule(&mut self) {
+        self.trainer.set_schedule(self.settings.schedule(self.peak, self.total()));
+    }
+
+    fn is_late(&self) -> bool {
+        self.settings.is_late(self.course.progress.tally.seconds)
+    }
+
+    /// What is due after a good step.
+    fn follow(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<()> {
+        self.report(observer);
+        if self.is_look_due() {
+            self.look(rows, observer)?;
+        }
+        let (step, total) = (self.steps(), self.total());
+        let due = |every: u64| every > 0 && step.is_multiple_of(every) && Some(step) != total;
+        if due(self.settings.save_every)
+            && let Some(folder) = self.saves_in.clone()
+            && let Some(file) = self.save(&Disk, &folder)?
+        {
+            observer.tell(&self.name, Event::Saved(&file));
+        }
+        // The last: going on from it, nothing of this step is due any more.
+        if due(self.settings.checkpoint_every) && self.course.has_place() {
+            self.checkpoint(true, observer)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the means since the last report, where one is due.
+    fn report(&mut self, observer: &mut dyn Observer) {
+        let (step, every) = (self.steps(), self.settings.report_every);
+        let due = every > 0 && (step.is_multiple_of(every) || Some(step) == self.total() || step == 1);
+        let Some(report) = self.last.filter(|_| due) else { return };
+        let tally = &mut self.course.progress.tally;
+        let loss = std::mem::take(&mut tally.recent).value();
+        let kl = std::mem::take(&mut tally.recent_kl).value();
+        (tally.reported_loss, tally.reported_kl) = (Some(loss), report.kl.map(|_| kl));
+        let means = Means { loss, kl: tally.reported_kl };
+        observer.tell(&self.name, Event::Report(&self.stepping(report), means));
+    }
+
+    fn is_look_due(&self) -> bool {
+        let step = self.steps();
+        match self.settings.looks {
+            Looks::Every(every) => every > 0 && step.is_multiple_of(every) && Some(step) != self.total(),
+            // What the last steps gave counts too.
+            Looks::Best { .. } if self.is_late() => true,
+            Looks::Best { times, .. } => self
+                .total()
+                .is_some_and(|total| step == total || step.is_multiple_of((total / times.max(1)).max(1))),
+        }
+    }
+
+    /// Whether it is over, and why.
+    fn end(&mut self) {
+        if self.ended.is_some() {
+            return;
+        }
+        let patience = match self.settings.looks {
+            Looks::Best { patience, .. } => patience,
+            Looks::Every(_) => 0,
+        };
+        let waited = self.course.progress.best.map_or(0, |best| best.waited);
+        if self.total().is_some_and(|total| self.steps() >= total) {
+            self.ended = Some("all steps done".into());
+        } else if patience > 0 && waited >= patience {
+            self.ended = Some(format!("no better for {patience} looks"));
+        } else if self.is_late() {
+            self.ended = Some("time budget spent".into());
+        }
+    }
+
+    /// Mean loss of the held-out rows, told and remembered, of the base before the first step; `None` without such rows.
+    /// Keeps the parameters where the best look counts and this is one.
+    ///
+    /// # Errors
+    /// `NonFinite` for a loss that isn't finite, but where the best look counts: then this is not one. Those of the
+    /// observer: part of the rows is no result.
+    pub fn look(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<Option<f64>> {
+        let mut stopped = Ok(());
+        let asked = in_order(rows.valid, 1).take_while(|_| {
+            stopped = observer.go_on(&mut || Ok(()));
+            stopped.is_ok()
+        });
+        let found = self.trainer.evaluate(asked);
+        stopped?;
+        self.base.model.check_whole()?;
+        if found.targets == 0 {
+            return Ok(None);
+        }
+        let (step, loss) = (self.steps(), found.loss_sum / found.targets as f64);
+        if !loss.is_finite() && (step == 0 || !self.settings.keeps_best()) {
+            let message = format!("the held-out loss is {loss}: the model or an adapter is broken");
+            return Err(Error::new(ErrorKind::NonFinite, message).advise(Advice::ExactActivations));
+        }
+        observer.tell(&self.name, Event::Look { step, total: self.total(), loss });
+        let train = std::mem::take(&mut self.course.progress.tally.unlooked);
+        let train = (train.count > 0).then(|| train.value());
+        let valid = Some(loss).filter(|loss| loss.is_finite());
+        self.course.progress.looks.push(Look { step, train, valid });
+        if step == 0 {
+            self.course.progress.tally.valid_before = Some(loss);
+        } else {
+            (self.valid_after, self.is_valid_of_now) = (Some(loss), true);
+        }
+        if self.settings.keeps_best() {
+            self.keep_if_best(step, loss);
+        }
+        Ok(Some(loss))
+    }
+
+    /// Keeps the parameters as they are where no look was better: the first one's count until then.
+    fn keep_if_best(&mut self, step: u64, loss: f64) {
+        let best = &mut self.course.progress.best;
+        if best.is_none_or(|best| loss < best.loss) {
+            *best = Some(Best { step, loss, waited: 0 });
+            self.trainer.keep_best();
+        } else if let Some(best) = best {
+            best.waited += 1;
+        }
+    }
+
+    /// Commits where the run stands. An anchor is what it returns to when it diverges.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::save`]; `Misuse` where no folder was named.
+    pub fn checkpoint(&mut self, anchor: bool, observer: &mut dyn Observer) -> Result<()> {
+        let cursor = self.course.progress.cursor;
+        let saved = self.course.save(&Disk, &self.trainer, cursor, anchor)?;
+        observer.tell(&self.name, Event::Checkpoint(self.steps(), &saved));
+        Ok(())
+    }
+
+    /// Before a wait that may end in anything; nothing without a place, or with nothing left to do.
+    fn save_where_it_stands(&mut self) -> Result<Option<super::checkpoint::Saved>> {
+        if !self.course.has_place() || self.ended.is_some() {
+            return Ok(None);
+        }
+        let cursor = self.course.progress.cursor;
+        self.course.save(&Disk, &self.trainer, cursor, false).map(Some)
+    }
+
+    /// Saves the adapter in a folder as it goes, each [`Settings::save_every`] steps.
+    pub fn save_in(&mut self, folder: &Path) {
+        self.saves_in = Some(folder.to_path_buf());
+    }
+
+    /// Keeps checkpoints in a folder from now on.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::open`].
+    pub fn keep_in(&mut self, folder: &Path) -> Result<()> {
+        self.course.keep_in(&Disk, folder)
+    }
+
+    /// Goes on where the newest whole checkpoint of a folder stood, which is its own from then on. Before the first
+    /// step only; where there is none the run is as it was.
+    ///
+    /// # Errors
+    /// `Misuse` after the first step; those of [`Checkpoints::restore`].
+    pub fn restore(&mut self, folder: &Path, rows: RunRows<'_>) -> Result<Restored> {
+        if self.steps() > 0 {
+            let message = "a run is restored before its first step: begin another";
+            return Err(Error::new(ErrorKind::Misuse, message));
+        }
+        // Of a course of its own: where this fails, the checkpoints that the run may go back to are its own still.
+        let mut course = Course::new(self.course.identity().clone());
+        course.keep_in(&Disk, folder)?;
+        let mut batches = mixed(&self.settings, self.batch, rows, MixedCursor::default());
+        let restored = course.resume(&Disk, &mut self.trainer, &mut batches)?;
+        if restored.found.is_some() {
+            self.course = course;
+            self.is_restored = true;
+            self.schedule();
+            self.end();
+        }
+        Ok(restored)
+    }
+
+    /// Removes all checkpoints: the run is finished, or begins anew.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::remove_all`].
+    pub fn remove_checkpoints(&mut self) -> Result<()> {
+        self.course.remove_checkpoints(&Disk)
+    }
+
+    /// Returns to the last anchor, for what showed after a step.
+    fn go_back(
+        &mut self,
+        batches: &mut Mixed<'_>,
+        happened: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let back = self.course.roll_back(&Disk, &mut self.trainer, batches, happened)?;
+        self.went_back(&back, observer);
+        Ok(())
+    }
+
+    fn went_back(&mut self, back: &RolledBack, observer: &mut dyn Observer) {
+        self.is_valid_of_now = false;
+        observer.tell(&self.name, Event::RolledBack(back));
+    }
+
+    /// # Errors
+    /// `Misuse` after a restore that failed midway.
+    fn check_whole(&self) -> Result<()> {
+        match super::Training::numbers(&self.trainer).whole {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Misuse,
+                "a restore failed midway: restore another checkpoint, or begin anew",
+            )),
+        }
+    }
+
+    /// The adapter as it is now, bound to its base by what both compute; `None` where every weight is trained.
+    ///
+    /// # Errors
+    /// `Misuse` after a restore that failed midway; those of [`Binding::of`].
+    pub fn snapshot(&mut self) -> Result<Option<Adapter>> {
+        self.check_whole()?;
+        self.note_training();
+        let AnyTrainer::Adapter(trainer) = &self.trainer else { return Ok(None) };
+        let mut adapter = trainer.adapter().clone();
+        adapter.binding = Some(Binding::of(&adapter, &self.base.model, &mut self.prober(&adapter))?);
+        Ok(Some(adapter))
+    }
+
+    /// Commits the adapter as it is now, bound to its base, in a folder; `None` where there is none. Training goes on with
+    /// what it has, whatever is rounded in the file.
+    ///
+    /// # Errors
+    /// Those of [`Run::snapshot`] and [`Adapter::save_bound`].
+    pub fn save(&mut self, storage: &dyn Storage, folder: &Path) -> Result<Option<PathBuf>> {
+        self.check_whole()?;
+        self.note_training();
+        let AnyTrainer::Adapter(trainer) = &self.trainer else { return Ok(None) };
+        let (stored, mut prober) = (self.settings.stored, self.prober(trainer.adapter()));
+        create_dir_all(storage, folder)?;
+        Ok(Some(prober.save(trainer.adapter(), stored, (storage, folder))?.path))
+    }
+
+    fn prober(&self, adapter: &Adapter) -> Prober {
+        Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max())
+    }
+
+    /// Writes into the adapter how it was trained.
+    fn note_training(&mut self) {
+        let steps = self.steps();
+        let after = self.valid_after.filter(|_| self.is_valid_of_now);
+        let (targets, before) = {
+            let tally = &self.course.progress.tally;
+            (tally.targets, tally.valid_before)
+        };
+        let AnyTrainer::Adapter(trainer) = &mut self.trainer else { return };
+        let meta = trainer.meta_mut();
+        (meta.steps, meta.tokens) = (steps, targets);
+        meta.valid_loss_before = before.map(|loss| loss as f32);
+        meta.valid_loss_after = after.map(|loss| loss as f32);
+    }
+
+    /// What was trained: the parameters that count. Everything else is freed.
+    pub fn finish(mut self) -> Trained {
+        self.note_training();
+        let best = self.course.progress.best;
+        match self.trainer {
+            AnyTrainer::Adapter(trainer) => {
+                let mut adapter = trainer.into_adapter();
+                if let Some(best) = best {
+                    (adapter.meta.steps, adapter.meta.valid_loss_after) = (best.step, Some(best.loss as f32));
+                }
+                Trained::Adapter(Box::new(adapter))
+            }
+            AnyTrainer::Full(trainer) => Trained::Full(trainer.into_weights()),
+        }
+    }
+
+    /// The weights as they are now, where every weight is trained.
+    pub fn weights(&self) -> Option<Arc<TunedModel>> {
+        match &self.trainer {
+            AnyTrainer::Adapter(_) => None,
+            AnyTrainer::Full(trainer) => match trainer.weights() {
+                Weights::Tuned(tuned) => Some(tuned),
+                Weights::Stored(_) => None,
+            },
+        }
+    }
+}
+
+/// The rows in the order of the run, from where it stands.
+fn mixed<'a>(settings: &Settings, batch: usize, rows: RunRows<'a>, cursor: MixedCursor) -> Mixed<'a> {
+    Mixed::new(rows.train, rows.replay, settings.replay_share, batch, settings.seed, cursor)
+}
+
+/// Steps of the whole run, where they are known before it begins, and what the trainer is told.
+fn total_and_options(
+    base: &Base,
+    settings: &Settings,
+    batches: &Mixed<'_>,
+    rows: RunRows<'_>,
+) -> (Option<u64>, TrainOptions) {
+    let positions = rows.train.iter().map(Example::rows).sum();
+    let total = settings.steps(batches, positions);
+    let peak = settings.rate.unwrap_or(settings.method.usual_rate());
+    (total, settings.options(base, settings.schedule(peak, total)))
+}
+
+/// The trainer, its arena allocated.
+fn trainer(
+    base: &Base,
+    settings: &Settings,
+    request: &Request,
+    options: &TrainOptions,
+    rows: RunRows<'_>,
+    resumes: bool,
+    watched: (&str, &mut dyn Observer),
+) -> Result<AnyTrainer> {
+    let (model, kernels) = (base.model.clone(), base.kernels.clone());
+    let adapter = match &settings.method {
+        Method::Adapter(lora) => Some(fresh_adapter(base, settings, lora, rows, resumes, watched)?),
+        Method::Full(_) => None,
+    };
+    let words = ArenaWords::new(model.config(), request);
+    Ok(match adapter {
+        Some(adapter) => {
+            AnyTrainer::Adapter(Box::new(Trainer::new(model, kernels, words, adapter, options.clone())))
+        }
+        None => AnyTrainer::Full(Box::new(FullTrainer::new(model, kernels, words, options.clone()))),
+    })
+}
+
+/// A trainer that begins as the run's does, at a rate that stays.
+///
+/// # Errors
+/// Those of [`Run::begin`].
+pub fn trainer_at(
+    base: &Base,
+    settings: &Settings,
+    request: &Request,
+    rows: RunRows<'_>,
+    rate: f64,
+    watched: (&str, &mut dyn Observer),
+) -> Result<AnyTrainer> {
+    let constant = Schedule { shape: Shape::Constant, peak: rate as f32, warmup: 0, total: u64::MAX };
+    trainer(base, settings, request, &settings.options(base, constant), rows, false, watched)
+}
+
+/// An adapter that changes nothing yet; where the run `resumes`, its numbers come from a checkpoint, and no rows are looked
+/// at for them.
+fn fresh_adapter(
+    base: &Base,
+    settings: &Settings,
+    lora: &LoraConfig,
+    rows: RunRows<'_>,
+    resumes: bool,
+    (name, observer): (&str, &mut dyn Observer),
+) -> Result<Adapter> {
+    let mut random = Rng::new(settings.seed, INIT_STREAM);
+    let mut adapter = Adapter::init_on(&base.model, &base.kernels, lora, &mut || random.f32())?;
+    adapter.meta.base_name = base.model.gguf().string("general.name")?.unwrap_or_default().to_owned();
+    adapter.meta.seed = settings.seed;
+    let Begin::Eva(count) = settings.begin else { return Ok(adapter) };
+    if resumes {
+        adapter.meta.init = Init::Eva;
+        return Ok(adapter);
+    }
+    let started = Instant::now();
+    // The batches that training would begin with, none of them twice.
+    let batches = Batches::new(rows.train, settings.batch, settings.seed, Cursor::default());
+    let count = batches.batches_per_epoch().min(count);
+    let batches: Vec<Batch> = batches.take(count).collect();
+    let mut stopped = Ok(());
+    let go_on = |_: usize| {
+        stopped = observer.go_on(&mut || Ok(()));
+        stopped.is_ok()
+    };
+    let done = eva::initialize(
+        &mut adapter,
+        &base.model,
+        &base.kernels,
+        base.precision,
+        &batches,
+        settings.seed,
+        go_on,
+    );
+    stopped.and(done)?;
+    let took: Duration = started.elapsed();
+    let told = format!("EVA: A from {count} batches in {:.1} s", took.as_secs_f64());
+    observer.tell(name, Event::Note(&told));
+    Ok(adapter)
+}
+
+/// Everything that a run's result depends on.
+fn identity(
+    base: &Base,
+    settings: &Settings,
+    request: &Request,
+    options: &TrainOptions,
+    rows: RunRows<'_>,
+) -> Identity {
+    let keep = &request.keep;
+    let kept = match keep.precision {
+        // Then it is a matter of speed alone.
+        KeepPrecision::F32 => "exactly".to_string(),
+        KeepPrecision::Bf16 => format!("as bf16: {}", keep.describe(request.kept_blocks)),
+    };
+    settled(base, settings, options)
+        .with("batch size", request.batch)
+        .with("kept for the backward", kept)
+        .with_rows("training rows", rows.train)
+        .with_rows("held-out rows", rows.valid)
+        .with_rows("replayed rows", rows.replay)
+}
+
+/// What is settled before rows and memory are known.
+fn settled(base: &Base, settings: &Settings, options: &TrainOptions) -> Identity {
+    let begin = match settings.begin {
+        Begin::Random => "random".to_string(),
+        Begin::Eva(batches) => format!("EVA of {batches} batches"),
+    };
+    let stored = match settings.method {
+        Method::Adapter(_) => settings.stored.name().to_string(),
+        Method::Full(dtype) => dtype.map_or("as in the base".to_string(), |dtype| dtype.name().to_string()),
+    };
+    let looks = match settings.looks {
+        Looks::Every(_) => "the last step counts".to_string(),
+        Looks::Best { times, patience } => format!("the best of {times} looks counts, {patience} end it"),
+    };
+    Identity::new(base.model.digest(), settings.method.lora(), options)
+        .with("accumulation steps", settings.accumulation)
+        .with("initial values", begin)
+        .with("share of replayed rows", settings.replay_share)
+        .with("stored as", stored)
+        .with("looks", looks)
+}
+
+/// A run's settings by name, word for word as they may be kept.
+pub(crate) fn stated(settings: &Settings, base: &Base) -> Vec<(String, String)> {
+    let options = settings.options(base, settings.schedule(settings.rate.unwrap_or_default(), None));
+    let length = match settings.length {
+        Length::Steps(n) => format!("{n} steps"),
+        Length::Epochs(n) => format!("{n} epochs"),
+        Length::Tokens(n) => format!("{n} tokens"),
+        Length::Minutes(n) => format!("{n} minutes"),
+    };
+    let warmup = match settings.warmup {
+        Warmup::Steps(n) => format!("{n} steps"),
+        Warmup::Share(share) => format!("{share} of the run"),
+    };
+    settled(base, settings, &options)
+        .with("length", length)
+        .with("warmup", warmup)
+        .with("batch size", settings.batch)
+        .with("rate is searched", settings.rate.is_none())
+        .settings()
+        .to_vec()
+}

@@ -1,0 +1,357 @@
+//! What a run trains, how and how long; and the only place of any default. Targets turn their flags, structs and
+//! keyword arguments into [`Settings`], and take from here what their users leave out.
+
+use engraft_kernels::DType;
+
+use crate::adapter::{Layout, LoraConfig, StoredAs};
+use crate::data::Mixed;
+use crate::model::tuned::TunedLayout;
+use crate::model::{ModelConfig, Proj};
+use crate::nn::divergence::KlPenalty;
+use crate::nn::keep::{Keep, KeepPrecision};
+use crate::plan::{FullUpdate, Request};
+use crate::train::optim::AdamWConfig;
+use crate::train::schedule::{Schedule, Shape};
+
+use super::Base;
+use crate::train::TrainOptions;
+
+/// Rank of an adapter.
+pub const RANK: usize = 8;
+/// Alpha where the rank is given and alpha isn't.
+pub const ALPHA: f32 = 16.0;
+/// Alpha as a multiple of the rank, where ranks are chosen.
+pub const SCALE: f32 = 2.0;
+/// Highest learning rate of an adapter.
+pub const RATE_ADAPTER: f64 = 2e-4;
+/// Highest learning rate of all weights: a model bears about a tenth of what an adapter does.
+pub const RATE_FULL: f64 = 2e-5;
+/// Optimizer steps.
+pub const STEPS: u64 = 300;
+/// Sequences of a batch.
+pub const BATCH: usize = 1;
+/// Tokens of a row at most, for training alone.
+pub const ROW_TOKENS: usize = 256;
+/// Tokens of a row at most where arms are compared: answers behind examples take more.
+pub const ROW_TOKENS_COMPARED: usize = 512;
+/// Largest norm of a gradient.
+pub const MAX_GRAD_NORM: f32 = 1.0;
+/// Share of the rows that is held out where none are set apart.
+pub const VALID_FRACTION: f64 = 0.1;
+/// Steps between checkpoints.
+pub const CHECKPOINT_EVERY: u64 = 100;
+/// Steps that a report averages over.
+pub const REPORT_EVERY: u64 = 10;
+/// Steps between saves of the adapter.
+pub const SAVE_EVERY: u64 = 100;
+/// Batches that EVA looks at.
+pub const EVA_BATCHES: usize = 8;
+/// Share of replayed rows, where rows are replayed.
+pub const REPLAY_SHARE: f64 = 0.1;
+/// Rows that are sampled from the base to be replayed.
+pub const REPLAY_COUNT: usize = 64;
+/// Tokens sampled for each of them at most.
+pub const REPLAY_TOKENS: usize = 64;
+/// Looks at the validation rows of an arm.
+pub const EVALUATIONS: u64 = 10;
+/// Looks without a lower loss that end an arm.
+pub const PATIENCE: u64 = 3;
+/// Examples in a few-shot prompt.
+pub const SHOTS: usize = 5;
+/// Tokens of an answer that is judged, at most.
+pub const ANSWER_TOKENS: usize = 256;
+/// Held-out rows that a report shows with every arm's answer.
+pub const SAMPLES: usize = 4;
+
+/// Part of an arm's run that its rate grows over.
+const WARMUP_SHARE: f64 = 0.05;
+/// Steps that tell how long one takes, where minutes are what is given.
+const TIMED_STEPS: u64 = 5;
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Method {
+    /// An adapter: LoRA or DoRA.
+    Adapter(LoraConfig),
+    /// Every weight. What comes of it is a file with matrices of this type, or each of its own in the base.
+    Full(Option<DType>),
+}
+
+impl Method {
+    /// In words: "LoRA, rank 8, alpha 16, on q, v of 30 blocks".
+    pub fn describe(&self) -> String {
+        let lora = match self {
+            Method::Adapter(lora) => lora,
+            Method::Full(dtype) => {
+                let stored = dtype.map_or("as in the base".to_string(), |d| d.name().to_string());
+                return format!("full fine-tuning, stored {stored}");
+            }
+        };
+        let kind = if lora.dora { "DoRA" } else { "LoRA" };
+        let on = match lora.targets.len() == Proj::ALL.len() {
+            true => "all seven projections".to_string(),
+            false => lora.targets.iter().map(|p| p.hf_name()).collect::<Vec<_>>().join(", "),
+        };
+        let blocks = lora.layers.len();
+        format!("{kind}, rank {}, alpha {}, on {on} of {blocks} blocks", lora.rank, lora.alpha)
+    }
+
+    /// Trained parameters.
+    pub fn parameters(&self, c: &ModelConfig) -> usize {
+        match self {
+            Method::Adapter(lora) => Layout::new(c, lora).len(),
+            Method::Full(_) => TunedLayout::new(c).len(),
+        }
+    }
+
+    /// The adapter's settings, if there is one.
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        match self {
+            Method::Adapter(lora) => Some(lora),
+            Method::Full(_) => None,
+        }
+    }
+
+    /// The learning rate of a run that names none.
+    pub fn usual_rate(&self) -> f64 {
+        match self {
+            Method::Adapter(_) => RATE_ADAPTER,
+            Method::Full(_) => RATE_FULL,
+        }
+    }
+}
+
+/// How A begins; B begins as zero, so that nothing is changed yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Begin {
+    /// Uniformly random.
+    #[default]
+    Random,
+    /// As the directions in which each projection's inputs vary most on so many batches of the rows (EVA).
+    Eva(usize),
+}
+
+/// How long a run may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// Optimizer steps.
+    Steps(u64),
+    /// Passes through the training rows.
+    Epochs(f64),
+    /// Tokens that pass the model forward and backward.
+    Tokens(u64),
+    /// Minutes in steps.
+    Minutes(f64),
+}
+
+/// Steps in which the learning rate rises from zero.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Warmup {
+    /// So many.
+    Steps(u64),
+    /// A share of the run.
+    Share(f64),
+}
+
+/// When the validation rows are looked at between the first step and the last, and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looks {
+    /// Each so many steps, to tell of it (0: never). The parameters of the last step count.
+    Every(u64),
+    /// So many times, evenly. The parameters of the best look count, and `patience` looks without a better one
+    /// end the run (0: never).
+    Best {
+        /// Looks.
+        times: u64,
+        /// Looks without a lower loss.
+        patience: u64,
+    },
+}
+
+/// What blocks keep for their backward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeepChoice {
+    /// What is fastest within the memory that is given.
+    #[default]
+    Auto,
+    /// The same everywhere.
+    Fixed(Keep),
+}
+
+/// What a run trains, how, and how long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// What is trained.
+    pub method: Method,
+    /// How an adapter begins.
+    pub begin: Begin,
+    /// How long.
+    pub length: Length,
+    /// Sequences of a batch.
+    pub batch: usize,
+    /// Batches whose gradients are summed before a step.
+    pub accumulation: usize,
+    /// The highest learning rate; without one a range test finds it.
+    pub rate: Option<f64>,
+    /// How the rate falls after the warmup.
+    pub shape: Shape,
+    /// The warmup.
+    pub warmup: Warmup,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Largest gradient norm, 0 for none.
+    pub max_grad_norm: f32,
+    /// LoRA+: the learning rate of B as a multiple of A's.
+    pub lora_plus_ratio: f32,
+    /// A penalty on leaving the base; adapters only.
+    pub kl: Option<KlPenalty>,
+    /// Share of the rows that is replayed, where there are rows to replay.
+    pub replay_share: f64,
+    /// Seed of the initial adapter, of dropout and of the order of rows.
+    pub seed: u64,
+    /// What blocks keep.
+    pub keep: KeepChoice,
+    /// How they keep it.
+    pub keep_precision: KeepPrecision,
+    /// Looks at the validation rows.
+    pub looks: Looks,
+    /// How the adapter's file holds its numbers.
+    pub stored: StoredAs,
+    /// Steps between checkpoints (0: only when stopped).
+    pub checkpoint_every: u64,
+    /// Steps between saves of the adapter (0: at the end only).
+    pub save_every: u64,
+    /// Steps that a report averages over (0: none is made).
+    pub report_every: u64,
+}
+
+impl Settings {
+    /// The defaults of a run of its own.
+    pub fn new(method: Method) -> Settings {
+        Settings {
+            begin: Begin::Random,
+            length: Length::Steps(STEPS),
+            batch: BATCH,
+            accumulation: 1,
+            rate: Some(method.usual_rate()),
+            shape: Shape::Linear,
+            warmup: Warmup::Steps(0),
+            weight_decay: 0.0,
+            max_grad_norm: MAX_GRAD_NORM,
+            lora_plus_ratio: 1.0,
+            kl: None,
+            replay_share: 0.0,
+            seed: 0,
+            keep: KeepChoice::Auto,
+            keep_precision: KeepPrecision::F32,
+            looks: Looks::Every(0),
+            stored: StoredAs::F32,
+            checkpoint_every: CHECKPOINT_EVERY,
+            save_every: SAVE_EVERY,
+            report_every: REPORT_EVERY,
+            method,
+        }
+    }
+
+    /// The defaults of an arm that is compared with others: the best of its looks counts.
+    pub fn of_arm(method: Method) -> Settings {
+        let looks = Looks::Best { times: EVALUATIONS, patience: PATIENCE };
+        let warmup = Warmup::Share(WARMUP_SHARE);
+        Settings { warmup, looks, save_every: 0, report_every: 0, ..Settings::new(method) }
+    }
+
+    /// Whether the parameters of the best look are kept beside the present ones.
+    pub fn keeps_best(&self) -> bool {
+        matches!(self.looks, Looks::Best { .. })
+    }
+
+    /// Optimizer steps on rows that come in these batches and have these positions in all; `None` where the clock
+    /// decides.
+    pub(super) fn steps(&self, batches: &Mixed<'_>, positions: usize) -> Option<u64> {
+        let in_epoch = batches.batches_per_epoch() as f64;
+        let steps = |batches: f64| {
+            let whole = batches.round().max(1.0) as u64;
+            Some(whole.div_ceil(self.accumulation as u64))
+        };
+        match self.length {
+            Length::Steps(n) => Some(n.max(1)),
+            Length::Epochs(n) => steps(n * in_epoch),
+            Length::Tokens(n) => steps(n as f64 / (positions as f64 / in_epoch)),
+            Length::Minutes(_) => None,
+        }
+    }
+
+    /// Steps that tell how long a run of minutes may be, once `seconds` of them have passed; `None` where that is
+    /// known, or not yet to be told.
+    pub(super) fn timed(&self, total: Option<u64>, step: u64, seconds: f64) -> Option<u64> {
+        match (self.length, total) {
+            (Length::Minutes(minutes), None) if step == TIMED_STEPS => {
+                let steps = minutes * 60.0 / (seconds / TIMED_STEPS as f64);
+                Some((steps as u64).max(TIMED_STEPS))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a run of minutes has taken more than it was given: a machine may slow down.
+    pub(super) fn is_late(&self, seconds: f64) -> bool {
+        matches!(self.length, Length::Minutes(minutes) if seconds > 1.1 * 60.0 * minutes)
+    }
+
+    /// The rates of a run of `total` steps; constant behind a short warmup until that is known.
+    pub(super) fn schedule(&self, peak: f64, total: Option<u64>) -> Schedule {
+        let peak = peak as f32;
+        let Some(total) = total else {
+            return Schedule { shape: Shape::Constant, peak, warmup: TIMED_STEPS, total: u64::MAX };
+        };
+        let warmup = match self.warmup {
+            Warmup::Steps(steps) => steps,
+            Warmup::Share(share) => (total as f64 * share).ceil() as u64,
+        };
+        Schedule { shape: self.shape, peak, warmup, total }
+    }
+
+    /// The optimizer's part of it.
+    pub(super) fn options(&self, base: &Base, schedule: Schedule) -> TrainOptions {
+        TrainOptions {
+            adamw: AdamWConfig {
+                weight_decay: self.weight_decay,
+                max_grad_norm: self.max_grad_norm,
+                lora_plus_ratio: self.lora_plus_ratio,
+                ..AdamWConfig::default()
+            },
+            schedule,
+            seed: self.seed,
+            precision: base.precision,
+            gradient: base.gradient,
+            kl: self.kl,
+        }
+    }
+
+    /// What it asks of memory, as far as that depends on what is trained.
+    pub(super) fn request(&self, c: &ModelConfig) -> Request {
+        let request = Request {
+            batch: self.batch,
+            best: self.keeps_best(),
+            packed: self.stored == StoredAs::F16,
+            beside_base: self.kl.is_some(),
+            kept_blocks: c.n_layers,
+            ..Request::default()
+        };
+        let Method::Adapter(lora) = &self.method else {
+            // Without a norm to clip by and without sums to wait for, no gradient is needed for long.
+            let at_once = self.max_grad_norm == 0.0 && self.accumulation == 1;
+            let full = Some(if at_once { FullUpdate::AtOnce } else { FullUpdate::AtEnd });
+            return Request { full, ..request };
+        };
+        let layout = Layout::new(c, lora);
+        Request {
+            params: layout.len(),
+            gain_words: layout.gain_words(),
+            rank: lora.rank_max(),
+            kept_blocks: c.n_layers - lora.layers[0],
+            dropout: lora.dropout > 0.0,
+            ..request
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Adapters to use.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use engraft_runtime::error::{Error, ErrorKind};
+
+use super::stat;
+
+/// The adapter's file within `--adapter-path`.
+pub(crate) const ADAPTER_FILE: &str = "adapter.engraft";
+
+/// The settings of an adapter of PEFT or MLX, within its folder.
+const FOREIGN_CONFIG: &str = "adapter_config.json";
+
+/// Adapters to use, in order.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Adapters")]
+pub(crate) struct AdapterOptions {
+    /// An adapter: its folder or its file (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    lora: Vec<PathBuf>,
+
+    /// An adapter at a scale: 1 is as trained, 0 is off (may be repeated)
+    #[arg(long, value_name = "FILE:SCALE", value_parser = scaled_adapter)]
+    lora_scaled: Vec<ScaledAdapter>,
+
+    /// Use what is active in an adapter store: its adapter, or its few-shot examples
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+
+    /// Use adapters of another base if their shapes fit; the result may make no sense
+    #[arg(long)]
+    pub(crate) force_base: bool,
+}
+
+/// An adapter's file and the factor put on its effect.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ScaledAdapter {
+    pub(crate) path: PathBuf,
+    pub(crate) scale: f32,
+}
+
+impl AdapterOptions {
+    /// All adapters, folders resolved to the file within.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when one is missing.
+    pub(crate) fn files(&self) -> Result<Vec<ScaledAdapter>, Error> {
+        let plain = self.lora.iter().map(|path| (path, 1.0, "--lora"));
+        let scaled = self.lora_scaled.iter().map(|a| (&a.path, a.scale, "--lora-scaled"));
+        let resolve = |(path, scale, flag): (&PathBuf, f32, &str)| {
+            Ok(ScaledAdapter { path: adapter_file(path, flag)?, scale })
+        };
+        plain.chain(scaled).map(resolve).collect()
+    }
+}
+
+/// An adapter's file, which exists: the path itself, or the file in the folder it names.
+///
+/// # Errors
+/// [`ErrorKind::Io`] when it is missing, [`ErrorKind::Unsupported`] for a folder of another tool.
+pub(crate) fn adapter_file(path: &Path, flag: &str) -> Result<PathBuf, Error> {
+    if !stat(path, flag)?.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let file = path.join(ADAPTER_FILE);
+    if !file.exists() && path.join(FOREIGN_CONFIG).exists() {
+        let message = format!("{flag}: {} is a folder of PEFT or MLX; {}", path.display(), import_hint(path));
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    stat(&file, flag).map(|_| file)
+}
+
+/// How an adapter of another tool is taken in.
+pub(crate) fn import_hint(from: &Path) -> String {
+    format!("take it in with `engraft import -m MODEL.gguf --from {}`", from.display())
+}
+
+/// FILE:SCALE, split at the last colon, for paths may hold some.
+fn scaled_adapter(text: &str) -> Result<ScaledAdapter, String> {
+    let form = || "must be FILE:SCALE, such as home/adapter.engraft:0.5".to_string();
+    let (path, scale) = text.rsplit_once(':').filter(|(path, _)| !path.is_empty()).ok_or_else(form)?;
+    let scale: f32 = scale.parse().ok().filter(|s: &f32| s.is_finite()).ok_or_else(form)?;
+    Ok(ScaledAdapter { path: path.into(), scale })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_carry_scales() {
+        let scaled = |path: &str, scale| ScaledAdapter { path: path.into(), scale };
+        assert_eq!(scaled_adapter("c:/a.engraft:-0.5").unwrap(), scaled("c:/a.engraft", -0.5));
+        for bad in ["a", "a:", ":1", "a:nan", "a:inf"] {
+            assert!(scaled_adapter(bad).is_err(), "{bad}");
+        }
+    }
+}

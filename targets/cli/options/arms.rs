@@ -1,0 +1,220 @@
+//! What stands against the base alone, and how it is trained.
+
+use clap::{Args, ValueEnum, value_parser};
+use engraft_kernels::DType;
+use engraft_runtime::compare::recipe::Recipe;
+use engraft_runtime::compare::shots::Choice;
+use engraft_runtime::error::Result;
+use engraft_runtime::model::ModelConfig;
+use engraft_runtime::run::{Length, Looks, Method, Settings, settings};
+
+use super::{ForgettingOptions, MemoryOptions, OptimizerOptions, ShapeOptions, misuse, parse};
+
+/// What stands against the base alone.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Arms")]
+pub(crate) struct ArmOptions {
+    /// Arms beside the base alone: few-shot, lora, dora, full [default: all; of adapt: all but full]
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) arms: Vec<ArmName>,
+
+    /// Examples in a few-shot prompt
+    #[arg(short = 'k', long, value_name = "K", default_value_t = settings::SHOTS as u32, value_parser = value_parser!(u32).range(1..=64))]
+    shots: u32,
+
+    /// How examples are chosen
+    #[arg(long, value_enum, default_value_t = ShotChoice::Seed)]
+    shot_choice: ShotChoice,
+
+    /// Train each arm, and choose examples, once with each of these seeds
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0")]
+    seeds: Vec<u64>,
+
+    /// Optimizer steps of each trained arm (300, unless another budget is given)
+    #[arg(long, value_name = "N", group = "budget", value_parser = value_parser!(u32).range(1..=100_000_000))]
+    iters: Option<u32>,
+
+    /// Passes over the training rows
+    #[arg(long, value_name = "N", group = "budget", value_parser = parse::positive)]
+    epochs: Option<f64>,
+
+    /// Tokens to train on
+    #[arg(long, value_name = "N", group = "budget", value_parser = value_parser!(u64).range(1..))]
+    tokens: Option<u64>,
+
+    /// Minutes to train
+    #[arg(long, value_name = "MIN", group = "budget", value_parser = parse::positive)]
+    minutes: Option<f64>,
+
+    /// Learning rate of lora and dora at its highest (also -lr) [default: 2e-4; of adapt: by a range test]
+    #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = parse::positive)]
+    learning_rate: Option<f64>,
+
+    /// Learning rate of full [default: 2e-5]
+    #[arg(long, value_name = "RATE", value_parser = parse::positive)]
+    full_learning_rate: Option<f64>,
+
+    /// Rank of lora and dora [default: 8; of adapt: the largest that memory and rows carry]
+    #[arg(long, visible_alias = "lora-rank", value_name = "R", value_parser = value_parser!(u32).range(1..=256))]
+    rank: Option<u32>,
+
+    /// Effect of lora and dora: alpha/r
+    #[arg(long, value_name = "X", default_value_t = settings::SCALE, value_parser = parse::positive_f32)]
+    scale: f32,
+
+    /// Type of the matrices of a fully tuned model
+    #[arg(long = "type", value_name = "TYPE", default_value = "Q8_0", value_parser = parse::dtype)]
+    dtype: DType,
+
+    /// Looks at the validation rows in a run
+    #[arg(long, value_name = "N", default_value_t = settings::EVALUATIONS as u32, value_parser = value_parser!(u32).range(1..))]
+    evaluations: u32,
+
+    /// Looks without a lower loss that end a run (0: never)
+    #[arg(long, value_name = "N", default_value_t = settings::PATIENCE as u32)]
+    patience: u32,
+
+    #[command(flatten)]
+    shape: ShapeOptions,
+
+    #[command(flatten)]
+    optimizer: OptimizerOptions,
+
+    #[command(flatten)]
+    pub(crate) forgetting: ForgettingOptions,
+
+    #[command(flatten)]
+    pub(crate) memory: MemoryOptions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ArmName {
+    /// Examples in the prompt
+    FewShot,
+    /// An adapter
+    Lora,
+    /// An adapter with magnitudes
+    Dora,
+    /// Every weight
+    Full,
+}
+
+impl ArmName {
+    /// The name of a trained arm; `None` of what is only prompted.
+    fn trained(self) -> Option<&'static str> {
+        match self {
+            ArmName::FewShot => None,
+            ArmName::Lora => Some("lora"),
+            ArmName::Dora => Some("dora"),
+            ArmName::Full => Some("full"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ShotChoice {
+    /// The same for all questions, by seed
+    Seed,
+    /// For each question the nearest, by the base's own embeddings
+    Nearest,
+}
+
+impl ArmOptions {
+    /// The arms that were named, or those of the verb.
+    pub(crate) fn or<'a>(&'a self, usual: &'a [ArmName]) -> &'a [ArmName] {
+        if self.arms.is_empty() { usual } else { &self.arms }
+    }
+
+    /// Whether a rank was named.
+    pub(crate) fn has_rank(&self) -> bool {
+        self.rank.is_some()
+    }
+
+    /// Refuses what would do nothing, or the same twice.
+    ///
+    /// # Errors
+    /// `Misuse`.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.shape.check()?;
+        self.forgetting.check()?;
+        let seeds = &self.seeds;
+        match seeds.iter().enumerate().find_map(|(i, s)| seeds[..i].contains(s).then_some(s)) {
+            None => Ok(()),
+            Some(twice) => {
+                let message =
+                    format!("--seeds: {twice} is given twice, which would be one arm under two names");
+                Err(misuse(message))
+            }
+        }
+    }
+
+    /// Few-shot prompts: examples, and how they are chosen.
+    pub(crate) fn few_shot(&self) -> Vec<(usize, Choice)> {
+        let k = self.shots as usize;
+        match self.shot_choice {
+            ShotChoice::Nearest => vec![(k, Choice::Nearest)],
+            ShotChoice::Seed => self.seeds.iter().map(|seed| (k, Choice::Seeded(*seed))).collect(),
+        }
+    }
+
+    /// One recipe for each trained arm and seed; where `search` is set, those without a rate get one by a range test.
+    ///
+    /// # Errors
+    /// `Misuse` for what doesn't fit the model.
+    pub(crate) fn recipes(&self, arms: &[ArmName], search: bool, model: &ModelConfig) -> Result<Vec<Recipe>> {
+        let kinds =
+            [ArmName::Lora, ArmName::Dora, ArmName::Full].into_iter().filter(|arm| arms.contains(arm));
+        let kinds: Vec<_> = kinds.filter_map(|arm| Some((arm, arm.trained()?))).collect();
+        let runs = kinds.len() * self.seeds.len();
+        let mut recipes = Vec::with_capacity(runs);
+        for (arm, kind) in kinds {
+            for seed in &self.seeds {
+                let name = if self.seeds.len() > 1 { format!("{kind}-{seed}") } else { kind.into() };
+                let settings = Settings { seed: *seed, ..self.settings(arm, search, runs, model)? };
+                recipes.push(Recipe { name, settings, extra: Vec::new() });
+            }
+        }
+        Ok(recipes)
+    }
+
+    fn settings(&self, arm: ArmName, search: bool, runs: usize, model: &ModelConfig) -> Result<Settings> {
+        let is_full = arm == ArmName::Full;
+        let method = if is_full {
+            Method::Full(Some(self.dtype))
+        } else {
+            let rank = self.rank.map_or(settings::RANK, |rank| rank as usize);
+            Method::Adapter(self.shape.lora(model, rank, self.scale * rank as f32, arm == ArmName::Dora)?)
+        };
+        let given = if is_full { self.full_learning_rate } else { self.learning_rate };
+        let usual = (!search).then_some(method.usual_rate());
+        let plain = self.optimizer.apply(Settings::of_arm(method));
+        let plain = match is_full {
+            true => Settings { lora_plus_ratio: 1.0, ..plain },
+            false => Settings {
+                begin: self.shape.begin(),
+                stored: self.shape.adapter_precision,
+                kl: self.forgetting.penalty(),
+                ..plain
+            },
+        };
+        Ok(Settings {
+            length: self.length(runs),
+            rate: given.or(usual),
+            replay_share: self.forgetting.share()?,
+            keep: self.memory.keep,
+            keep_precision: self.memory.keep_precision,
+            looks: Looks::Best { times: self.evaluations.into(), patience: self.patience.into() },
+            ..plain
+        })
+    }
+
+    fn length(&self, runs: usize) -> Length {
+        match (self.iters, self.epochs, self.tokens, self.minutes) {
+            (Some(n), ..) => Length::Steps(n.into()),
+            (_, Some(n), ..) => Length::Epochs(n),
+            (_, _, Some(n), _) => Length::Tokens(n),
+            (_, _, _, Some(minutes)) => Length::Minutes(minutes / runs.max(1) as f64),
+            _ => Length::Steps(settings::STEPS),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What `train`, `plan`, `compare` and `adapt` have in common: what an adapter adapts, and how it is optimized.
+
+use clap::{Args, value_parser};
+use engraft_runtime::adapter::{LoraConfig, Override, StoredAs};
+use engraft_runtime::error::{Error, Result};
+use engraft_runtime::model::{ModelConfig, Proj};
+use engraft_runtime::run::{Begin, Settings, Warmup, settings};
+use engraft_runtime::train::schedule::Shape;
+
+use super::misuse;
+use super::parse::{self, Layers, Modules, Pattern};
+
+/// Where an adapter sits, and how it begins.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ShapeOptions {
+    /// Projections to adapt: all, or a list of q, k, v, o, gate, up, down
+    #[arg(long, value_name = "LIST", default_value = "all", value_parser = parse::modules)]
+    lora_modules: Modules,
+
+    /// Adapt the last N transformer blocks (-1: all)
+    #[arg(long, value_name = "N", default_value = "-1", value_parser = parse::layers)]
+    num_layers: Layers,
+
+    /// Share of the adapter's inputs set to zero while training
+    #[arg(long, visible_alias = "lora-dropout", value_name = "SHARE", default_value_t = 0.0, value_parser = parse::below_one)]
+    dropout: f64,
+
+    /// Multiply the adapter's effect by alpha/sqrt(r) instead of alpha/r (rsLoRA)
+    #[arg(long, visible_alias = "rslora")]
+    use_rslora: bool,
+
+    /// Other ranks: a list such as q=4,down=16 or layers.3.q=4
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = parse::ranks)]
+    rank_pattern: Pattern<u32>,
+
+    /// Other alphas, in the same form
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = parse::alphas)]
+    alpha_pattern: Pattern<f32>,
+
+    /// How the adapter's file stores its numbers
+    #[arg(long, default_value = "f32", value_parser = parse::stored_as())]
+    pub(crate) adapter_precision: StoredAs,
+
+    /// How A begins; B begins as zero, so nothing is changed yet
+    #[arg(long, default_value = "kaiming", value_parser = ["kaiming", "eva"])]
+    init: String,
+
+    /// Batches of training rows that --init eva looks at [default: 8]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=4096))]
+    eva_batches: Option<u32>,
+}
+
+impl ShapeOptions {
+    /// How A begins.
+    pub(crate) fn begin(&self) -> Begin {
+        match self.init.as_str() {
+            "eva" => Begin::Eva(self.eva_batches.map_or(settings::EVA_BATCHES, |n| n as usize)),
+            _ => Begin::Random,
+        }
+    }
+
+    /// Refuses flags that would do nothing.
+    ///
+    /// # Errors
+    /// `Misuse`.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.eva_batches.is_some() && self.begin() == Begin::Random {
+            true => Err(misuse("--eva-batches has no effect without --init eva")),
+            false => Ok(()),
+        }
+    }
+
+    /// The adapter's settings, checked against a model.
+    ///
+    /// # Errors
+    /// `Misuse`.
+    pub(crate) fn lora(
+        &self,
+        model: &ModelConfig,
+        rank: usize,
+        alpha: f32,
+        dora: bool,
+    ) -> Result<LoraConfig> {
+        let n = model.n_layers;
+        let first = match self.num_layers {
+            Layers::All => 0,
+            Layers::Last(count) => n.checked_sub(count as usize).ok_or_else(|| {
+                misuse(format!(
+                    "--num-layers {count}: the model has {n} blocks; give at most that many, or -1"
+                ))
+            })?,
+        };
+        let layers: Vec<usize> = (first..n).collect();
+        let targets = &self.lora_modules.0;
+        let plain = LoraConfig::new(model, rank, alpha, self.dropout as f32, targets, &layers)?;
+        LoraConfig { rslora: self.use_rslora, dora, overrides: self.overrides(), ..plain }.checked(model)
+    }
+
+    /// What `--rank-pattern` and `--alpha-pattern` name.
+    fn overrides(&self) -> Vec<Override> {
+        let rank = |(place, rank): &(parse::Place, u32)| place.of(Some(*rank as usize), None);
+        let alpha = |(place, alpha): &(parse::Place, f32)| place.of(None, Some(*alpha));
+        self.rank_pattern.0.iter().map(rank).chain(self.alpha_pattern.0.iter().map(alpha)).collect()
+    }
+
+    /// The first flag that is given though it shapes an adapter alone.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--lora-modules", self.lora_modules.0.len() < Proj::ALL.len()),
+            ("--num-layers", self.num_layers != Layers::All),
+            ("--dropout", self.dropout > 0.0),
+            ("--use-rslora", self.use_rslora),
+            ("--rank-pattern", !self.rank_pattern.0.is_empty()),
+            ("--alpha-pattern", !self.alpha_pattern.0.is_empty()),
+            ("--adapter-precision", self.adapter_precision != StoredAs::F32),
+            ("--init eva", self.begin() != Begin::Random),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+}
+
+/// Batches and the optimizer.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct OptimizerOptions {
+    /// Sequences that go through the model together
+    #[arg(short, long, value_name = "N", default_value_t = settings::BATCH as u32, value_parser = value_parser!(u32).range(1..=4096))]
+    pub(crate) batch_size: u32,
+
+    /// Batches whose gradients are summed before a step
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=65_536))]
+    grad_accumulation_steps: u32,
+
+    /// Learning rate of B as a multiple of A's (LoRA+)
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = parse::positive_f32)]
+    pub(super) lora_plus_ratio: f32,
+
+    /// How the learning rate falls after the warmup
+    #[arg(long, default_value = "linear", value_parser = parse::schedule())]
+    schedule: Shape,
+
+    /// Steps in which the learning rate rises from zero [default: 0; of compare and adapt: a twentieth of the run]
+    #[arg(long, value_name = "N")]
+    warmup_steps: Option<u32>,
+
+    /// AdamW's decoupled weight decay
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse::not_negative_f32)]
+    weight_decay: f32,
+
+    /// Scale gradients down to this norm (0: never)
+    #[arg(long, value_name = "X", default_value_t = settings::MAX_GRAD_NORM, value_parser = parse::not_negative_f32)]
+    max_grad_norm: f32,
+}
+
+impl OptimizerOptions {
+    /// The settings with these in them.
+    pub(crate) fn apply(&self, settings: Settings) -> Settings {
+        Settings {
+            batch: self.batch_size as usize,
+            accumulation: self.grad_accumulation_steps as usize,
+            lora_plus_ratio: self.lora_plus_ratio,
+            shape: self.schedule,
+            warmup: self.warmup_steps.map_or(settings.warmup, |n| Warmup::Steps(n.into())),
+            weight_decay: self.weight_decay,
+            max_grad_norm: self.max_grad_norm,
+            ..settings
+        }
+    }
+}
+
+/// Refuses a LoRA+ ratio of what has no B.
+///
+/// # Errors
+/// `Misuse`.
+pub(super) fn refuse_for_full(
+    shape: &ShapeOptions,
+    optimizer: &OptimizerOptions,
+) -> std::result::Result<(), Error> {
+    let ratio = (optimizer.lora_plus_ratio != 1.0).then_some("--lora-plus-ratio");
+    match shape.given().or(ratio) {
+        None => Ok(()),
+        Some(flag) => {
+            Err(misuse(format!("{flag} shapes an adapter; --fine-tune-type full trains every weight")))
+        }
+    }
+}
