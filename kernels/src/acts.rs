@@ -6,6 +6,19 @@ pub(crate) const TILE_ROWS_MAX: usize = 8;
 /// A smaller largest element of a block counts as this one, so that 127 over it stays finite.
 pub(crate) const AMAX_LEAST: f32 = 1e-30;
 
+/// Quantizes one row to int8 in blocks of 32 (scale = max|x| / 127).
+pub(crate) fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
+    for (b, block) in x.chunks_exact(32).enumerate() {
+        let amax = block.iter().fold(AMAX_LEAST, |a, v| a.max(v.abs()));
+        // Codes can't hold NaN or infinity: the scale does.
+        scale[b] = if block.iter().all(|v| v.is_finite()) { amax / 127.0 } else { f32::NAN };
+        let inv = 127.0 / amax;
+        for (i, v) in block.iter().enumerate() {
+            codes[b * 32 + i] = libm::rintf(v * inv) as i8;
+        }
+    }
+}
+
 /// Rows of quantized activations: `x[i] ≈ scale[i/32] · codes[i]`.
 ///
 /// They lie as the integer tile reads them: `tile` rows together, block by block of 32 columns, and in

@@ -5,6 +5,8 @@ use core::ops::Range;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
+use crate::acts::quantize_row;
+
 /// Elements that share a scale in [`KvType::Q8`].
 pub const KV_BLOCK: usize = 32;
 
@@ -55,7 +57,7 @@ impl KvMut<'_> {
                 let codes = codes[at..at + x.len()].chunks_exact_mut(KV_BLOCK);
                 let scale = scale[at / KV_BLOCK..].iter_mut();
                 for ((x, codes), scale) in x.chunks_exact(KV_BLOCK).zip(codes).zip(scale) {
-                    crate::scalar::ops::quantize_row(x, codes, core::slice::from_mut(scale));
+                    quantize_row(x, codes, core::slice::from_mut(scale));
                 }
             }
         }

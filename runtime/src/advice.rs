@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::plan::mib;
+use crate::bytes::mib;
 
 /// What would help.
 #[derive(Clone, Debug, PartialEq, Eq)]

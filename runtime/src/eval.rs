@@ -1,4 +1,4 @@
-//! Held-out figures: perplexity of a text, and masked loss of examples.
+//! Held-out figures: chains that score, and the perplexity of a text.
 
 use std::sync::Arc;
 
@@ -7,7 +7,6 @@ use engraft_kernels::Kernels;
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::tuned::Weights;
-use crate::nn::divergence::Compared;
 use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
 use crate::train::chain::{Chain, Evaluated};
@@ -21,44 +20,9 @@ pub fn scoring_chain(
     seq: usize,
 ) -> Chain {
     let model = model.into();
-    let words = ArenaWords::new(model.config(), &scoring(&kernels, rank, seq));
-    Chain::new(model, kernels, precision, words)
-}
-
-/// The same for [`compare`]: a tuned model beside its base.
-pub fn comparing_chain(
-    model: impl Into<Weights>,
-    kernels: Arc<Kernels>,
-    precision: Precision,
-    rank: usize,
-    seq: usize,
-) -> Chain {
-    let model = model.into();
-    let request = Request { beside_base: true, ..scoring(&kernels, rank, seq) };
+    let request = Request { batch: 1, seq, rank, threads: kernels.threads(), ..Request::default() };
     let words = ArenaWords::new(model.config(), &request);
     Chain::new(model, kernels, precision, words)
-}
-
-fn scoring(kernels: &Kernels, rank: usize, seq: usize) -> Request {
-    Request { batch: 1, seq, rank, threads: kernels.threads(), ..Request::default() }
-}
-
-/// A tuned model beside its base over the targets of `batches`: sums of both losses and of the divergence
-/// in both directions. `each` sees (batch, row, what that target adds).
-///
-/// # Panics
-/// If the chain is not one of [`comparing_chain`], or a batch has more rows than it was made for.
-pub fn compare(
-    chain: &mut Chain,
-    adapter: &dyn Adapted,
-    batches: impl Iterator<Item = Batch>,
-    mut each: impl FnMut(usize, usize, Compared),
-) -> Compared {
-    let mut total = Compared::default();
-    for (i, batch) in batches.enumerate() {
-        total += chain.compare(adapter, &batch, |row, one| each(i, row, one));
-    }
-    total
 }
 
 /// Perplexity in llama-perplexity's convention: windows of `ctx` tokens without overlap, each begun by

@@ -6,6 +6,7 @@
 pub mod adapter;
 mod advice;
 mod algebra;
+pub mod bytes;
 pub mod compare;
 pub mod data;
 pub mod error;
@@ -17,6 +18,7 @@ pub mod merge;
 pub mod model;
 pub mod nn;
 pub mod plan;
+pub mod probe;
 #[cfg(feature = "candle")]
 pub mod reference;
 pub mod rng;

@@ -1,11 +1,9 @@
 //! The nearest LoRA of a DoRA: held against dense matrices in f64, whose singular values are known.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::models::{LONG_BLOCKS, SHORT_BLOCKS};
-use common::{TestResult, adapter, adapter_of};
+use crate::common::models::{LONG_BLOCKS, SHORT_BLOCKS};
+use crate::common::{TestResult, adapter, adapter_of};
 use engraft_kernels::{Kernels, KvType, scalar};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::approximate::{Approximation, low_rank};

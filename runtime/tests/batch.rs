@@ -1,12 +1,10 @@
 //! Several sequences at once: what each of them says is what it would say alone.
 
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 
-use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
-use common::{TestResult, adapter};
+use crate::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
+use crate::common::{TestResult, adapter};
 use engraft_kernels::{Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::generate::batch::{CYCLE_TOKENS, is_cycle};

@@ -1,20 +1,19 @@
 //! What binds an adapter to its base: fingerprints tell models apart and instruction sets not, files carry
 //! them, and every disagreement is named.
 
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
-use common::{TestResult, adapter, adapter_of, shared};
+use crate::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
+use crate::common::{TestResult, adapter, adapter_of, shared};
 use engraft_kernels::{Isa, Kernels};
 use engraft_runtime::adapter::binding::TOLERANCE;
-use engraft_runtime::adapter::{Adapter, Binding, Fingerprint, LoraConfig, Prober, StoredAs};
+use engraft_runtime::adapter::{Adapter, Binding, Fingerprint, LoraConfig, StoredAs};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::digest_cache::{CACHE_FILE, DigestCache};
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::probe::{Prober, check_effect};
 use engraft_runtime::storage::Disk;
 use engraft_runtime::{Error, ErrorKind};
 
@@ -38,13 +37,13 @@ fn full_dora(model: &ModelFile) -> Adapter {
 
 fn bound(model: &Arc<ModelFile>, mut adapter: Adapter) -> Adapter {
     let mut prober = Prober::new(model, &kernels(Isa::detect()), adapter.layout.rank_max());
-    adapter.binding = Some(Binding::of(&adapter, model, &mut prober).expect("a binding"));
+    adapter.binding = Some(prober.bind(&adapter).expect("a binding"));
     adapter
 }
 
 fn check(model: &Arc<ModelFile>, adapter: &Adapter) -> Result<Vec<&'static str>, Error> {
     let mut prober = Prober::new(model, &kernels(Isa::detect()), adapter.layout.rank_max());
-    adapter.check(model, &mut prober)
+    prober.check(adapter)
 }
 
 /// What every instruction set finds on a model, alone and with adapters.
@@ -97,7 +96,7 @@ fn an_adapter_as_it_was_saved_passes_on_every_instruction_set() {
         let bound = bound(&model, adapter.clone());
         for isa in Isa::available() {
             let mut prober = Prober::new(&model, &kernels(isa), 4);
-            assert_eq!(bound.check(&model, &mut prober).expect("it belongs here"), Vec::<&str>::new());
+            assert_eq!(prober.check(&bound).expect("it belongs here"), Vec::<&str>::new());
         }
         let unrecorded = check(&model, &adapter).expect("an older file");
         assert_eq!(unrecorded.len(), 3);
@@ -165,17 +164,17 @@ fn an_adapter_that_does_nothing_is_refused() {
         assert_differs(check(&model, &dead), ErrorKind::Corrupt, &["does nothing"]);
         let dead = bound(&model, dead);
         assert_differs(check(&model, &dead), ErrorKind::Corrupt, &["does nothing"]);
-        assert!(dead.binding.expect("bound").check_effect(&dead).is_err());
+        assert!(check_effect(&dead.binding.expect("bound"), &dead).is_err());
         // One that never learned has nothing to do, and may do nothing.
         check(&model, &bound(&model, fresh)).expect("a fresh adapter");
     }
     let live = bound(&model, full(&model));
-    live.binding.expect("bound").check_effect(&live).expect("the control");
+    check_effect(&live.binding.expect("bound"), &live).expect("the control");
     let none = Binding { matched: 0, ..live.binding.expect("bound") };
-    assert!(none.check_effect(&live).expect_err("no tensor").message().contains("none of its projections"));
+    assert!(check_effect(&none, &live).expect_err("no tensor").message().contains("none of its projections"));
     let mut huge = full(&model);
     huge.theta.iter_mut().for_each(|v| *v *= 1e30);
-    assert_differs(check(&model, &huge), ErrorKind::Corrupt, &["no numbers"]);
+    assert_differs(check(&model, &huge), ErrorKind::Corrupt, &["aren't finite"]);
 }
 
 #[test]
@@ -208,8 +207,9 @@ fn digests_are_cached_until_the_file_changes() -> TestResult {
 
 /// What a load costs once the digest is known, on the real model.
 #[test]
+#[ignore = "needs ENGRAFT_MODEL"]
 fn the_recheck_of_the_real_model_is_fast() -> TestResult {
-    let Some(path) = shared::real_model() else { return Ok(()) };
+    let path = shared::real_model();
     let folder = tempfile::tempdir()?;
     let cache = || DigestCache::new(folder.path().join("cache"));
     let model = open(&path);
@@ -223,7 +223,7 @@ fn the_recheck_of_the_real_model_is_fast() -> TestResult {
         let adapter = Adapter::load(folder.path())?;
         let loaded = started.elapsed();
         let mut prober = Prober::new(&model, &kernels(Isa::detect()), adapter.layout.rank_max());
-        assert_eq!(adapter.check(&model, &mut prober)?, Vec::<&str>::new());
+        assert_eq!(prober.check(&adapter)?, Vec::<&str>::new());
         times.push(started.elapsed() - loaded);
         println!("opened {opened:?}, adapter {:?}, re-check {:?}", loaded - opened, times[times.len() - 1]);
     }

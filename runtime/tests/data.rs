@@ -1,7 +1,6 @@
 //! Data: formats, masks, refusals, splits and batches, on small hand-made files and on the real ones.
 
-mod vocab_file;
-
+use crate::vocab_file::{SMOLLM2_TEMPLATE, shared, vocabulary};
 use engraft_runtime::data::batches::{NO_TARGET, in_order};
 use engraft_runtime::data::jsonl::LINE_BYTES_MAX;
 use engraft_runtime::data::source::part_file;
@@ -13,7 +12,6 @@ use engraft_runtime::model::chat::{ChatTemplate, Message, TemplateKind};
 use engraft_runtime::model::tokenizer::{Tokenizer, TokenizerSpec};
 use engraft_runtime::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
-use vocab_file::{SMOLLM2_TEMPLATE, shared, vocabulary};
 
 /// A vocabulary of single bytes with ChatML's tokens, so that the tests need no file: id = byte for
 /// ASCII, 128 end of text, 129 and 130 begin and end of turn.

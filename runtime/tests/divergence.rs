@@ -1,16 +1,13 @@
 //! The penalty on leaving the base: values and gradients against the referee and finite differences,
 //! nothing where the adapter does nothing, and that it holds a model near its base.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
-use common::{TestResult, adapter, adapter_of, batch, referee, request};
+use crate::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
+use crate::common::{TestResult, adapter, adapter_of, batch, comparing_chain, referee, request};
 use engraft_kernels::{Isa, Kernels};
 use engraft_runtime::adapter::{Adapter, Gains, LoraConfig};
 use engraft_runtime::data::Batch;
-use engraft_runtime::eval;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::{Dropout, Precision};
@@ -198,7 +195,7 @@ fn comparing_tells_each_target_and_the_losses_of_both() -> TestResult {
     let start = moved(&model, &Proj::ALL, &[0, 1], true);
     let kernels = one_thread();
     let bench = Bench::new(&model, start.clone(), kernels.clone(), Precision::Int8);
-    let mut chain = eval::comparing_chain(model.clone(), kernels.clone(), Precision::Int8, 4, 40);
+    let mut chain = comparing_chain(&model, &kernels, Precision::Int8, 40);
     let view = AdapterView {
         layout: &start.layout,
         theta: &start.theta,
@@ -206,11 +203,14 @@ fn comparing_tells_each_target_and_the_losses_of_both() -> TestResult {
         gains: bench.gains.c(),
     };
     let (mut seen, mut places) = (Compared::default(), Vec::new());
-    let total = eval::compare(&mut chain, &view, bench.batches.iter().cloned(), |batch, row, one| {
-        seen += one;
-        assert!(one.kl_forward > 0.0 && one.kl_reverse > 0.0);
-        places.push((batch, row));
-    });
+    let mut total = Compared::default();
+    for (i, batch) in bench.batches.iter().enumerate() {
+        total += chain.compare(&view, batch, |row, one| {
+            seen += one;
+            assert!(one.kl_forward > 0.0 && one.kl_reverse > 0.0);
+            places.push((i, row));
+        });
+    }
     assert_eq!(seen.targets, total.targets);
     assert!((seen.kl_forward / total.kl_forward - 1.0).abs() < 1e-12);
     let wanted = bench.batches.iter().enumerate();

@@ -1,12 +1,10 @@
 //! EVA: A spans what a projection's inputs vary in, the model stays as it is, and files say so.
 
-mod common;
-
 use std::ops::Range;
 use std::sync::Arc;
 
-use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
-use common::{TestResult, batch, request};
+use crate::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS};
+use crate::common::{TestResult, batch, request};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Adapter, Init, LoraConfig, Override, StoredAs as Stored, peft};
 use engraft_runtime::data::Batch;

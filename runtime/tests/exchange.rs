@@ -1,13 +1,11 @@
 //! Adapters that travel: files of PEFT itself, llama.cpp's and MLX's formats, there and back, and what
 //! is refused.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::TestResult;
+use crate::common::TestResult;
 use engraft_kernels::{Kernels, KvType};
 use engraft_runtime::adapter::exchange::{Exchange, Rows};
 use engraft_runtime::adapter::foreign::Format;

@@ -4,16 +4,14 @@
 //!
 //! ```text
 //! ENGRAFT_MODEL=SmolLM2-135M-Instruct.Q4_1.gguf \
-//! cargo test --release -p engraft-runtime --test exposure -- --ignored --nocapture
+//! cargo test --release -p engraft-runtime --test runtime -- --ignored --nocapture exposure::
 //! ```
-
-mod common;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use common::shared::real_model;
-use common::{TestResult, request};
+use crate::common::shared::real_model;
+use crate::common::{TestResult, request};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Adapter, LoraConfig};
 use engraft_runtime::data::{Batch, Batches, Cursor, Example};
@@ -195,9 +193,9 @@ fn what_is_repeated_is_remembered() -> TestResult {
 }
 
 #[test]
-#[ignore = "needs the real model and minutes: see the top of this file"]
-fn what_the_real_model_remembers() -> TestResult {
-    let Some(file) = real_model() else { return Ok(()) };
+#[ignore = "needs ENGRAFT_MODEL, and minutes"]
+fn what_smollm2_remembers() -> TestResult {
+    let file = real_model();
     let model = Arc::new(ModelFile::open(file)?);
     // The command line's defaults: rank 8, alpha 16, 300 steps of one row, 2e-4 falling linearly.
     study(&model, &lines()?, (8, 300, 2e-4), 128)?;

@@ -2,12 +2,10 @@
 //! finite differences; the same bits however threads, memory and updates are arranged; and what tuned
 //! weights serve.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
-use common::{TestResult, batch, referee};
+use crate::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
+use crate::common::{TestResult, batch, referee};
 use engraft_kernels::{DType, Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::data::Batch;

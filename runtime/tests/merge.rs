@@ -1,11 +1,9 @@
 //! Merging: exact where the type is, faithful in blocks, and everything else byte for byte.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::TestResult;
-use common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
+use crate::common::TestResult;
+use crate::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
 use engraft_kernels::{DType, Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::exchange::Exchange;
@@ -37,7 +35,7 @@ struct Merged {
 
 fn merged(spec: &Spec, dtype: Option<DType>, targets: &[Proj]) -> Merged {
     let model = spec.model();
-    let mut adapter = common::adapter(&model, 3, targets, &[0, 1], 0.0);
+    let mut adapter = crate::common::adapter(&model, 3, targets, &[0, 1], 0.0);
     // A larger effect, so that logits differ well beyond the comparison's bounds.
     adapter.config.alpha *= 2.0;
     let folder = tempfile::tempdir().expect("a folder");
@@ -86,7 +84,7 @@ fn what_is_not_adapted_stays_byte_for_byte() {
 #[test]
 fn magnitudes_scale_the_merged_rows() -> TestResult {
     let model = FLOATS.model();
-    let mut exchange: Exchange = common::adapter(&model, 2, &[Proj::O], &[0], 0.0).to_exchange();
+    let mut exchange: Exchange = crate::common::adapter(&model, 2, &[Proj::O], &[0], 0.0).to_exchange();
     let folder = tempfile::tempdir()?;
     exchange.dora = true;
     exchange.modules[0].magnitude = Some((0..44).map(|i| 0.5 + i as f32).collect());
@@ -104,7 +102,7 @@ fn magnitudes_scale_the_merged_rows() -> TestResult {
 #[test]
 fn a_type_that_does_not_divide_rows_is_refused() {
     let model = SHORT_BLOCKS.model();
-    let exchange = common::adapter(&model, 2, &[Proj::Down], &[0], 0.0).to_exchange();
+    let exchange = crate::common::adapter(&model, 2, &[Proj::Down], &[0], 0.0).to_exchange();
     let folder = tempfile::tempdir().expect("a folder");
     let error = merge::write(&Disk, folder.path(), "m.gguf", &model, &exchange, Some(DType::Q4_K));
     let error = error.expect_err("rows of 160");

@@ -1,11 +1,9 @@
 //! Replay: the share is exact, runs are reproducible and can be resumed, and what is sampled is the base's.
 
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 
-use common::TestResult;
+use crate::common::TestResult;
 use engraft_kernels::Kernels;
 use engraft_runtime::ErrorKind;
 use engraft_runtime::data::batches::in_order;

@@ -19,13 +19,14 @@ use std::time::{Duration, Instant};
 
 use common::{TestResult, adapter, batch, request};
 use engraft_kernels::{Kernels, KvType};
-use engraft_runtime::adapter::{Adapter, Binding, Prober, StoredAs as Stored};
+use engraft_runtime::adapter::{Adapter, StoredAs as Stored};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::{AdapterSlot, Session, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::{ArenaWords, room};
+use engraft_runtime::probe::Prober;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::run::{Checkpoints, Identity, Progress};
 use engraft_runtime::storage::Disk;
@@ -147,11 +148,11 @@ impl Loop {
         assert_eq!(restored.found.map(|found| found.generation), Some(saved));
         let trained = trainer.into_adapter();
         let mut prober = Prober::new(&self.model, &self.kernels, trained.layout.rank_max());
-        let binding = Binding::of(&trained, &self.model, &mut prober)?;
+        let binding = prober.bind(&trained)?;
         trained.save_bound(&Disk, folder, Stored::F32, &binding)?;
 
         let loaded = Adapter::load(folder)?;
-        loaded.check(&self.model, &mut prober)?;
+        prober.check(&loaded)?;
         let stacked = StackedAdapter::new(&self.model, &self.kernels, &[(loaded, 1.0)])?;
         let generation = self.slot.swap(Some(Arc::new(stacked)));
         self.session.truncate(0);

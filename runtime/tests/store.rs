@@ -301,7 +301,7 @@ fn everything_is_for_its_owner_only() {
         let child = std::process::Command::new("sh")
             .args([
                 "-c",
-                "umask 000; exec $ENGRAFT_TEST_EMULATOR \"$0\" --exact everything_is_for_its_owner_only",
+                "umask 000; exec $ENGRAFT_TEST_EMULATOR \"$0\" --exact store::everything_is_for_its_owner_only",
             ])
             .arg(std::env::current_exe().unwrap())
             .env("ENGRAFT_TEST_UMASK", "1")

@@ -1,14 +1,12 @@
 //! Adapters swapped between tokens: each token is computed with exactly one published set, and sessions
 //! beside it notice nothing.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::models::{FLOATS, SHORT_BLOCKS};
-use common::{TestResult, adapter, adapter_of};
+use crate::common::models::{FLOATS, SHORT_BLOCKS};
+use crate::common::{TestResult, adapter, adapter_of};
 use engraft_kernels::{Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::LoraConfig;

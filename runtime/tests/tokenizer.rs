@@ -1,12 +1,10 @@
 //! The tokenizer against llama.cpp's and Hugging Face's ids, and against the tokenizers crate; chat
 //! templates against what Hugging Face renders.
 
-mod vocab_file;
-
+use crate::vocab_file::{Metadata, SMOLLM2_TEMPLATE, shared, vocabulary};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::model::chat::{ChatTemplate, Message, Piece, Source, TemplateKind, encode_pieces};
 use engraft_runtime::model::tokenizer::{Segment, Special, Tokenizer, TokenizerSpec, estimated_heap_bytes};
-use vocab_file::{Metadata, SMOLLM2_TEMPLATE, shared, vocabulary};
 
 const VOCABULARIES: [&str; 4] = ["llama-spm", "llama-bpe", "qwen2", "smollm2"];
 

@@ -26,7 +26,8 @@ run() {
   cargo test --target "$target" -p engraft-capi -p engraft-runtime "$@"
 }
 
-run --test swaps --test swapping --test resume
+run --test swaps
+run --test runtime -- swapping:: resume::
 # The same compiler, flags and suppressions must find a race where there is one.
 control=$CARGO_TARGET_DIR/control.log
 if run --test race >"$control" 2>&1 || ! grep -q 'WARNING: ThreadSanitizer: data race' "$control"; then

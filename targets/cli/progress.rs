@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use engraft_runtime::plan::show_bytes;
+use engraft_runtime::bytes;
 
 use crate::units::show_seconds;
 
@@ -102,7 +102,7 @@ impl<W: Write> Progress<W> {
             let left = total.saturating_sub(step.step) as f64;
             format!("  ETA {}", show_seconds(step.elapsed_s / step.step.max(1) as f64 * left))
         });
-        let peak = step.peak_private_bytes.map_or(String::new(), |b| format!("  peak {}", show_bytes(b)));
+        let peak = step.peak_private_bytes.map_or(String::new(), |b| format!("  peak {}", bytes::show(b)));
         let (loss, rate) = (step.loss, step.tokens_per_s);
         format!("loss {loss:.4}  {rate:.0} tokens/s{peak}{eta}")
     }

@@ -73,7 +73,7 @@ pub(crate) fn show_seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use engraft_runtime::plan::show_bytes;
+    use engraft_runtime::bytes;
 
     use super::*;
 
@@ -111,9 +111,9 @@ mod tests {
 
     #[test]
     fn sizes_and_durations_are_shown() {
-        assert_eq!(show_bytes(1023), "1023 B");
-        assert_eq!(show_bytes(60 << 20), "60.0 MiB");
-        assert_eq!(show_bytes(3 << 29), "1.5 GiB");
+        assert_eq!(bytes::show(1023), "1023 B");
+        assert_eq!(bytes::show(60 << 20), "60.0 MiB");
+        assert_eq!(bytes::show(3 << 29), "1.5 GiB");
         assert_eq!(show_seconds(7.4), "7s");
         assert_eq!(show_seconds(125.0), "2:05");
         assert_eq!(show_seconds(3725.0), "1:02:05");

@@ -87,8 +87,9 @@ c_program() {
 # The test programs that run under emulation, which is slow: not whole trainings, and on all cores but the
 # first only what an instruction set touches. Always the whole workspace, since another choice of packages
 # is another choice of features, for which everything would be built anew.
-touched=(--lib --test decode --test isas --test forward)
-programs=("${touched[@]}" --bins --test frame --test adapter_file --test data --test gguf --test exchange)
+touched=(--lib --test decode --test isas)
+programs=("${touched[@]}" --bins --test frame)
+parts=(forward:: adapter_file:: data:: gguf:: exchange::)
 [[ -z $whole ]] || programs=()
 
 model=targets/cli/seedling.gguf host=$base/debug/engraft
@@ -101,7 +102,10 @@ for cpu in "${cpus[@]}"; do
   export QEMU_CPU=$cpu
   printf '\n==== %s\n' "$cpu"
   step cargo test --no-fail-fast --target "$target" --workspace "${programs[@]}"
-  [[ -n $whole ]] || programs=("${touched[@]}")
+  if [[ -z $whole ]]; then
+    step cargo test --no-fail-fast --target "$target" --workspace --test runtime -- "${parts[@]}"
+    programs=("${touched[@]}") parts=(forward::)
+  fi
   smoke
 done
 c_program

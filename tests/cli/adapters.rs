@@ -106,15 +106,16 @@ fn write_gguf(folder: &Path, pair: &Pair) -> PathBuf {
 /// A frame with right checksums, whatever it holds: A, then Bᵀ.
 fn write_engraft(folder: &Path, pair: &Pair) -> PathBuf {
     let model = ModelFile::open(golden("base.gguf")).expect("the golden base");
-    let meta = Meta { kind: Kind::ADAPTER, schema: 1, generation: 0, base_digest: model.digest() };
+    let meta = Meta { kind: Kind::ADAPTER, schema: 4, generation: 0, base_digest: model.digest() };
     let of_model = ("llama", 64_u32, 2_u32, 64_u32);
     let target = (2_u8, pair.b.0 as u32, pair.a.1 as u32);
     let lora = (pair.a.0 as u32, 2.0_f32, 0.0_f32, vec![target], vec![0_u32]);
     let trained = ("", 1_u64, 2_u64, 3_u64, None::<f32>, None::<f32>);
     let theta = [pair.a(), pair.b()].concat();
     let sections = [Section::new("theta", Element::F32, theta.len() as u64).expect("a section")];
-    let mut writer =
-        Writer::begin(StdIo(Vec::new()), &meta, &(of_model, lora, trained), &sections).expect("in memory");
+    // A plain LoRA, bound to nothing.
+    let header = ((of_model, lora, trained), (0_u8, false, 0_u8), None::<u8>);
+    let mut writer = Writer::begin(StdIo(Vec::new()), &meta, &header, &sections).expect("in memory");
     writer.f32(&theta).expect("in memory");
     let path = folder.join("adapter.engraft");
     std::fs::write(&path, writer.finish().expect("in memory").0).expect("writing");

@@ -12,7 +12,7 @@ use super::{
     assert_refused, engraft, last_line, memory_is_the_programs, result_of, seedling, shipped, stderr, stdout,
 };
 
-#[path = "../../runtime/tests/gguf/writer.rs"]
+#[path = "../../runtime/tests/common/writer.rs"]
 #[allow(dead_code, reason = "the model's own tests use the rest")]
 mod writer;
 

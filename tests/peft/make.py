@@ -3,7 +3,7 @@
 Run with torch, transformers and peft (0.21.2 made the files that are checked in):
 
     python tests/peft/make.py                          # write golden/ anew
-    ENGRAFT_PEFT_OUT=OUT cargo test -p engraft-runtime --test exchange
+    ENGRAFT_PEFT_OUT=OUT cargo test -p engraft-runtime --test runtime -- exchange::
     python tests/peft/make.py check OUT/NAME NAME      # does PEFT load what we wrote, with NAME's logits?
 
 The base's weights are numbers that F16 holds exactly, so the GGUF is the same model. Logits are those

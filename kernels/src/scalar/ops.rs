@@ -1,6 +1,6 @@
 //! The operations on rows as their formulas read.
 
-use crate::acts::{AMAX_LEAST, RowTarget};
+use crate::acts::{RowTarget, quantize_row};
 use crate::items::{AdamWStep, SoftmaxState};
 
 /// h[rows, r] = s · x[rows, k] · p[r, k]ᵀ.
@@ -38,20 +38,7 @@ pub(crate) unsafe fn outer_tn(
     }
 }
 
-/// Quantizes one row to int8 in blocks of 32 (scale = max|x| / 127).
-pub(crate) fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
-    for (b, block) in x.chunks_exact(32).enumerate() {
-        let amax = block.iter().fold(AMAX_LEAST, |a, v| a.max(v.abs()));
-        // Codes can't hold what is no number: the scale does.
-        scale[b] = if block.iter().all(|v| v.is_finite()) { amax / 127.0 } else { f32::NAN };
-        let inv = 127.0 / amax;
-        for (i, v) in block.iter().enumerate() {
-            codes[b * 32 + i] = libm::rintf(v * inv) as i8;
-        }
-    }
-}
-
-/// The same into the storage of a row, with the sums that tiles of any instruction set start from.
+/// Quantizes one row to int8 into its storage, with the sums that tiles of any instruction set start from.
 ///
 /// # Safety
 /// `t` is the storage of a row of x's length.

@@ -65,7 +65,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Error::Version { found } => write!(
                 f,
                 "of frame version {found}, where this reader knows version {}",
-                crate::layout::FRAME_VERSION
+                crate::FRAME_VERSION
             ),
             Error::Limit(part) => write!(f, "the {part} is larger than the format allows"),
             Error::Misuse(what) => f.write_str(what),

@@ -1,10 +1,9 @@
 //! The fixed parts of a frame as bytes: preamble, table entries, footer, and the sizes of all.
 
+use crate::FRAME_VERSION;
 use crate::crc32c::Crc32c;
 use crate::error::{Error, Part};
 
-/// The layout's version that this crate writes and reads.
-pub const FRAME_VERSION: u16 = 1;
 /// Largest postcard header in bytes: a reader on a small device must be able to hold it.
 pub const HEADER_BYTES_MAX: usize = 1 << 20;
 /// Most sections of a frame.

@@ -38,10 +38,13 @@ mod writer;
 pub use crc32c::Crc32c;
 pub use error::{Error, Part};
 pub use layout::{
-    DIGEST_BYTES, Element, FRAME_VERSION, HEADER_BYTES_MAX, Kind, Meta, NAME_BYTES_MAX, SECTIONS_MAX, Section,
+    DIGEST_BYTES, Element, HEADER_BYTES_MAX, Kind, Meta, NAME_BYTES_MAX, SECTIONS_MAX, Section,
 };
 pub use reader::{Frame, Sections};
 pub use writer::Writer;
+
+/// The layout's version that this crate writes and reads.
+pub const FRAME_VERSION: u16 = 1;
 
 /// The I/O traits that frames are written to and read from, in the version used here.
 pub use embedded_io;

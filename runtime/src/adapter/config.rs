@@ -351,13 +351,6 @@ impl Layout {
         self.slots_of(layer)?.get(index).cloned()
     }
 
-    /// A projection's slot within its layer's block (relative to the block's start).
-    pub fn slot_in_block(&self, layer: usize, proj: Proj) -> Option<Slot> {
-        let (slot, start) = (self.slot(layer, proj)?, self.block(layer)?.start);
-        let back = |range: &Range<usize>| range.start - start..range.end - start;
-        Some(Slot { a: back(&slot.a), b: back(&slot.b), m: back(&slot.m), ..slot })
-    }
-
     /// All slots in the order of θ.
     pub fn slots(&self) -> impl Iterator<Item = (usize, Proj, Slot)> + '_ {
         let places = self.layers.iter().flat_map(|l| self.shapes.iter().map(move |(p, _, _)| (*l, *p)));

@@ -1,13 +1,10 @@
 //! `adapter.engraft`: one file that holds an adapter, binds it to its base, and is believed only
 //! whole.
 //!
-//! A frame of kind ADAPTER (see engraft-codec), schema 4: the three headers below, and the parameters. In
-//! f32 they are a section `theta`, every A and Bᵀ in the order of [`Layout`]. In f16 they are two sections of
-//! bytes, every A, then every Bᵀ: `theta.low`, the low byte of each number, and `theta.high`, the high bytes
-//! as a deflate stream. With DoRA a section `magnitude` follows, every m in the layout's order, always f32: f16
-//! would round away what training changed in it. The header repeats the shapes of the adapted projections,
-//! so that the file can be checked without its base. Up to schema 3 f16 was a `theta` as it is in f32;
-//! schema 2 had no binding; schema 1 was plain LoRA of one rank: the first header alone, and `theta`.
+//! A frame of kind ADAPTER (see engraft-codec): the three headers below, and the parameters: a section `theta`, every A and
+//! Bᵀ in the order of [`Layout`], as f32 or as f16. With DoRA a section `magnitude` follows, every m in the layout's order,
+//! always f32: f16 would round away what training changed in it. The header repeats the shapes of the adapted projections,
+//! so that the file can be checked without its base.
 
 use std::io::{Seek, Write};
 use std::ops::Range;
@@ -19,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use super::binding::{Binding, Fingerprint, PROBES};
 use super::config::{Layout, LoraConfig, Override};
-use super::packed;
 use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
@@ -32,20 +28,12 @@ pub const ADAPTER_FILE: &str = "adapter.engraft";
 
 /// Version of the headers and of the meaning of the sections.
 const SCHEMA: u16 = 4;
-/// The schema before f16 was packed.
-const SCHEMA_UNPACKED: u16 = 3;
-/// The schema before [`BindingRecord`].
-const SCHEMA_UNBOUND: u16 = 2;
-/// The schema before [`Variant`].
-const SCHEMA_PLAIN: u16 = 1;
 const THETA: &str = "theta";
-const THETA_LOW: &str = "theta.low";
-const THETA_HIGH: &str = "theta.high";
 const MAGNITUDE: &str = "magnitude";
 /// Bounds on what a header may claim: far above any model this runtime takes.
 const LAYERS_MAX: u32 = 1 << 16;
 const FEATURES_MAX: u32 = 1 << 24;
-/// Low bytes written at once.
+/// Numbers rounded and written at once.
 const CHUNK: usize = 1024;
 
 /// How parameters are stored.
@@ -53,7 +41,7 @@ const CHUNK: usize = 1024;
 pub enum StoredAs {
     /// Exactly.
     F32,
-    /// Rounded to 11 significant bits; a file of ours packs them in some 13, those of others take 16.
+    /// Rounded to 11 significant bits, in half the size.
     F16,
 }
 
@@ -101,9 +89,9 @@ struct Target {
 }
 
 /// What tells an adapter from a plain LoRA of one rank; follows [`Header`].
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Variant {
-    /// Of [`RSLORA`] and [`EVA`]. Schema 2 has a bool here, which reads as the first.
+    /// Of [`RSLORA`] and [`EVA`].
     flags: u8,
     dora: bool,
     overrides: Vec<OverrideRecord>,
@@ -191,25 +179,19 @@ impl Adapter {
         let Opened { mut source, bytes } = storage.open(&path).map_err(io)?;
         let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(&path, e))?;
         check_kind(&frame).map_err(|e| e.at(path.display()))?;
-        let header = match frame.meta().schema {
-            SCHEMA_PLAIN => frame.header().map(|header| (header, Variant::default(), None)),
-            SCHEMA_UNBOUND => frame.header().map(|(header, variant)| (header, variant, None)),
-            _ => frame.header(),
-        };
-        let (header, variant, bound): (_, _, Option<BindingRecord>) =
-            header.map_err(|e| frame_error(&path, e))?;
+        let header: (Header, Variant, Option<BindingRecord>) =
+            frame.header().map_err(|e| frame_error(&path, e))?;
+        let (header, variant, bound) = header;
         let mut adapter = from_header(header, variant, *frame.base_digest())
             .map_err(|problem| corrupt(&problem).at(path.display()))?;
         adapter.binding = bound
             .map(|record| from_bound(&record, &adapter.layout))
             .transpose()
             .map_err(|problem| corrupt(&problem).at(path.display()))?;
-        let stored = check_table(&frame, &adapter.layout).map_err(|e| e.at(path.display()))?;
+        let element = check_table(&frame, &adapter.layout).map_err(|e| e.at(path.display()))?;
         source.rewind().map_err(io)?;
-        adapter.theta = read_theta(&frame, &mut source, stored, &adapter.layout)
-            .map_err(|e| frame_error(&path, e))?
-            .ok_or_else(|| corrupt("its packed parameters do not expand to what its shapes imply"))
-            .map_err(|e| e.at(path.display()))?;
+        adapter.theta =
+            read_theta(&frame, &mut source, element, &adapter.layout).map_err(|e| frame_error(&path, e))?;
         match first_nonfinite(&adapter.theta) {
             Some(at) => Err(corrupt(&format!("parameter {at} is NaN or infinite")).at(path.display())),
             None => Ok(adapter),
@@ -265,17 +247,11 @@ impl Adapter {
             let section = Section::new(name, element, count as u64);
             section.ok_or(engraft_codec::Error::Misuse("the adapter is too large"))
         };
-        let bytes = || planar(layout).flatten().map(|i| packed::split(self.theta[i]));
-        let count = weights(layout).flatten().count();
-        let high = || packed::deflate(count, bytes().map(|[_, high]| high));
-        let high = (precision == StoredAs::F16).then(high);
-        let mut sections = match &high {
-            None => vec![section(THETA, Element::F32, count)?],
-            Some(high) => vec![
-                section(THETA_LOW, Element::Bytes, count)?,
-                section(THETA_HIGH, Element::Bytes, high.len())?,
-            ],
+        let element = match precision {
+            StoredAs::F32 => Element::F32,
+            StoredAs::F16 => Element::F16,
         };
+        let mut sections = vec![section(THETA, element, weights(layout).flatten().count())?];
         if self.config.dora {
             sections.push(section(MAGNITUDE, Element::F32, magnitudes(layout).flatten().count())?);
         }
@@ -283,11 +259,15 @@ impl Adapter {
         let meta = Meta { kind: Kind::ADAPTER, schema: SCHEMA, generation: 0, base_digest: self.base.digest };
         let header = (self.header(), self.variant(), binding.map(to_bound));
         let mut writer = Writer::begin(StdIo(out), &meta, &header, &sections)?;
-        match &high {
-            None => weights(layout).try_for_each(|range| writer.f32(&self.theta[range]))?,
-            Some(high) => {
-                write_low(&mut writer, bytes().map(|[low, _]| low))?;
-                writer.bytes(high)?;
+        for range in weights(layout) {
+            let values = &self.theta[range];
+            match precision {
+                StoredAs::F32 => writer.f32(values)?,
+                StoredAs::F16 => values.chunks(CHUNK).try_for_each(|values| {
+                    let mut bits = [0; CHUNK];
+                    bits.iter_mut().zip(values).for_each(|(bits, v)| *bits = f16::from_f32(*v).to_bits());
+                    writer.f16_bits(&bits[..values.len()])
+                })?,
             }
         }
         for range in magnitudes(layout) {
@@ -338,25 +318,6 @@ impl Adapter {
     }
 }
 
-/// Writes the low plane, in pieces.
-fn write_low(
-    writer: &mut Writer<StdIo<&mut dyn Write>>,
-    mut low: impl Iterator<Item = u8>,
-) -> FrameResult<()> {
-    let mut chunk = [0; CHUNK];
-    loop {
-        let mut filled = 0;
-        for (byte, low) in chunk.iter_mut().zip(low.by_ref()) {
-            *byte = low;
-            filled += 1;
-        }
-        if filled == 0 {
-            return Ok(());
-        }
-        writer.bytes(&chunk[..filled])?;
-    }
-}
-
 /// The projection's number in the file.
 fn index(proj: Proj) -> u8 {
     Proj::ALL.iter().position(|p| *p == proj).unwrap_or(Proj::ALL.len()) as u8
@@ -367,13 +328,6 @@ fn weights(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
     layout.slots().map(|(_, _, slot)| slot.a.start..slot.b.end)
 }
 
-/// Where packed numbers lie in θ: every A, then every Bᵀ. Those of one kind are distributed alike, and code
-/// better together.
-fn planar(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
-    let a = layout.slots().map(|(_, _, slot)| slot.a);
-    a.chain(layout.slots().map(|(_, _, slot)| slot.b))
-}
-
 /// Where the magnitudes of each slot lie in θ.
 fn magnitudes(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
     layout.slots().map(|(_, _, slot)| slot.m).filter(|m| !m.is_empty())
@@ -381,10 +335,11 @@ fn magnitudes(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
 
 fn check_kind(frame: &Frame) -> Result<()> {
     match (frame.kind(), frame.meta().schema) {
-        (Kind::ADAPTER, SCHEMA_PLAIN | SCHEMA_UNBOUND | SCHEMA_UNPACKED | SCHEMA) => Ok(()),
-        (Kind::ADAPTER, newer) => {
+        (Kind::ADAPTER, SCHEMA) => Ok(()),
+        (Kind::ADAPTER, other) => {
+            let remedy = if other > SCHEMA { "update Engraft" } else { "train or import it again" };
             let message =
-                format!("an adapter of schema {newer}, where this version knows {SCHEMA}; update Engraft");
+                format!("an adapter of schema {other}, where this version knows {SCHEMA}; {remedy}");
             Err(Error::new(ErrorKind::Unsupported, message))
         }
         (Kind::CHECKPOINT, _) => Err(corrupt("a training checkpoint, not an adapter")),
@@ -474,32 +429,16 @@ fn from_bound(record: &BindingRecord, layout: &Layout) -> std::result::Result<Bi
     }
 }
 
-/// How a file holds its A and Bᵀ.
-enum Stored {
-    /// One section of numbers.
-    Plain(Element),
-    /// Two planes, the high one in so many bytes.
-    Packed(usize),
-}
-
-/// The file must hold exactly the parameters that its header's shapes imply.
-fn check_table(frame: &Frame, layout: &Layout) -> Result<Stored> {
-    let (sections, magnitude) = match frame.table() {
-        [sections @ .., last] if last.name() == MAGNITUDE => (sections, Some(last)),
-        sections => (sections, None),
+/// The file must hold exactly the parameters that its header's shapes imply; how it holds A and Bᵀ.
+fn check_table(frame: &Frame, layout: &Layout) -> Result<Element> {
+    let (theta, magnitude) = match frame.table() {
+        [theta] => (theta, None),
+        [theta, magnitude] if magnitude.name() == MAGNITUDE => (theta, Some(magnitude)),
+        _ => return Err(corrupt("its sections are not theta, and with DoRA magnitude")),
     };
-    let bytes = |s: &Section, name| s.name() == name && s.element() == Element::Bytes;
-    let (theta, stored) = match sections {
-        [theta] if theta.name() == THETA && theta.element() != Element::Bytes => {
-            (theta, Stored::Plain(theta.element()))
-        }
-        [low, high] if bytes(low, THETA_LOW) && bytes(high, THETA_HIGH) => {
-            // The file was read whole: it is as long as it says, and so is memory for a part of it.
-            let high = usize::try_from(high.count()).map_err(|_| corrupt("more bytes than memory"))?;
-            (low, Stored::Packed(high))
-        }
-        _ => return Err(corrupt("its sections are not theta, whole or packed, and with DoRA magnitude")),
-    };
+    if theta.name() != THETA || theta.element() == Element::Bytes {
+        return Err(corrupt("it has no theta of f32 or f16"));
+    }
     if magnitude.is_some_and(|m| m.element() != Element::F32) {
         return Err(corrupt("its magnitude is not of f32"));
     }
@@ -512,36 +451,29 @@ fn check_table(frame: &Frame, layout: &Layout) -> Result<Stored> {
     if found != implied {
         return Err(corrupt(&format!("{found} magnitudes, where its shapes imply {implied}")));
     }
-    Ok(stored)
+    Ok(theta.element())
 }
 
-/// Reads θ, all of which the file was seen to hold; `None` when what is packed does not expand to it.
+/// Reads θ, all of which the file was seen to hold.
 fn read_theta(
     frame: &Frame,
     source: &mut dyn Source,
-    stored: Stored,
+    element: Element,
     layout: &Layout,
-) -> FrameResult<Option<Vec<f32>>> {
+) -> FrameResult<Vec<f32>> {
     let mut sections = frame.sections(StdIo(source))?;
     let mut theta = vec![0.0; layout.len()];
-    match stored {
-        Stored::Plain(element) => read_plain(&mut sections, element, layout, &mut theta)?,
-        Stored::Packed(bytes) => {
-            if !read_packed(&mut sections, bytes, layout, &mut theta)? {
-                return Ok(None);
-            }
-        }
-    }
+    read_weights(&mut sections, element, layout, &mut theta)?;
     let mut m = vec![0.0; magnitudes(layout).flatten().count()];
     if !m.is_empty() {
         sections.f32(MAGNITUDE, &mut m)?;
         magnitudes(layout).flatten().zip(m).for_each(|(i, m)| theta[i] = m);
     }
-    Ok(Some(theta))
+    Ok(theta)
 }
 
 /// Reads A and Bᵀ of the section `theta`.
-fn read_plain(
+fn read_weights(
     sections: &mut Sections<StdIo<&mut dyn Source>>,
     element: Element,
     layout: &Layout,
@@ -562,25 +494,6 @@ fn read_plain(
     sections.f32(THETA, &mut dense)?;
     weights(layout).flatten().zip(dense).for_each(|(i, value)| theta[i] = value);
     Ok(())
-}
-
-/// Reads A and Bᵀ of two planes, the high one packed in so many bytes: whether it expands to them.
-fn read_packed(
-    sections: &mut Sections<StdIo<&mut dyn Source>>,
-    bytes: usize,
-    layout: &Layout,
-    theta: &mut [f32],
-) -> FrameResult<bool> {
-    let count = planar(layout).flatten().count();
-    let (mut low, mut high, mut stream) = (vec![0; count], vec![0; count], vec![0; bytes]);
-    sections.bytes(THETA_LOW, &mut low)?;
-    sections.bytes(THETA_HIGH, &mut stream)?;
-    if !packed::inflate(&stream, &mut high) {
-        return Ok(false);
-    }
-    let values = low.into_iter().zip(high).map(|(low, high)| packed::join(low, high));
-    planar(layout).flatten().zip(values).for_each(|(i, value)| theta[i] = value);
-    Ok(true)
 }
 
 fn first_nonfinite(theta: &[f32]) -> Option<usize> {

@@ -10,7 +10,7 @@ use half::f16;
 
 use super::StoredAs;
 use super::exchange::{Exchange, Matrix, Module, Part, Parts, name, unknown_tensor, unsupported};
-use super::foreign::Imported;
+use super::imported::Imported;
 use super::params::Init;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::gguf::write::{Header, failed};

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::exchange::{
     Exchange, Matrix, Part, Parts, Rows, corrupt, module_of, transpose, unknown_tensor, unsupported,
 };
-use super::foreign::{Imported, read_json};
+use super::imported::{Imported, read_json};
 use super::params::Init;
 use super::peft::{CONFIG_FILE, whole};
 use super::safetensors::{self, Tensor};

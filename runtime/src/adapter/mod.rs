@@ -10,15 +10,14 @@ pub mod file;
 pub mod foreign;
 pub mod gains;
 pub mod gguf_file;
+pub mod imported;
 pub mod mlx;
-mod packed;
 pub mod params;
 pub mod peft;
 mod safetensors;
 
-pub use binding::{Binding, Fingerprint, Prober};
+pub use binding::{Binding, Fingerprint};
 pub use config::{Case, Layout, LoraConfig, Override, RANK_MAX, Slot};
 pub use file::{ADAPTER_FILE, StoredAs};
 pub use gains::Gains;
-pub use packed::saving_bytes;
 pub use params::{Adapter, BaseIdentity, Init, TrainedWith};

@@ -44,7 +44,7 @@ pub enum Init {
     /// Uniformly random, as Kaiming's initialization with a = √5.
     #[default]
     Kaiming,
-    /// As the leading right singular vectors of inputs ([`crate::train::eva`]).
+    /// As the leading right singular vectors of inputs (EVA).
     Eva,
 }
 
@@ -190,7 +190,7 @@ impl Adapter {
     }
 
     /// The base's name, quoted: it comes from a file.
-    pub(super) fn base_name(&self) -> String {
+    pub(crate) fn base_name(&self) -> String {
         if self.meta.base_name.is_empty() { "unnamed".into() } else { format!("{:?}", self.meta.base_name) }
     }
 }

@@ -13,7 +13,7 @@ use super::StoredAs;
 use super::exchange::{
     Exchange, Matrix, Module, Part, Parts, Rows, corrupt, hf_path, module_of, unknown_tensor, unsupported,
 };
-use super::foreign::{Imported, read_json};
+use super::imported::{Imported, read_json};
 use super::params::Init;
 use super::safetensors::{self, Tensor, Written};
 use crate::error::{Error, ErrorKind, Result, told};

@@ -6,13 +6,12 @@ use serde::Serialize;
 
 use super::answers::{self, Metric, Question};
 use super::material::Material;
-use super::panel::Measured;
 use super::retention::RetentionSet;
 use super::shots::Choice;
-use super::{Contest, Outcome};
+use super::{Contest, Kept, Outcome};
 use crate::data::{DataOptions, OverLong};
 use crate::error::Result;
-use crate::gate::report::{DataFacts, ModelFacts, Output, Report, SampleOutputs};
+use crate::gate::report::{ArmRun, DataFacts, ModelFacts, Output, RateTest, Report, SampleOutputs, Scoring};
 use crate::gate::verdict::{ArmResult, Basis, Thresholds, judge};
 use crate::hex;
 use crate::model::Proj;
@@ -21,6 +20,17 @@ use crate::model::weights::ModelFile;
 use crate::run::checkpoint::{rows_digest, stated_digest};
 use crate::run::run::stated;
 use crate::run::{Base, Length, Settings};
+
+/// One arm, measured.
+pub(super) struct Measured {
+    pub(super) result: ArmResult,
+    pub(super) scoring: Scoring,
+    pub(super) run: Option<ArmRun>,
+    pub(super) rate_test: Option<RateTest>,
+    pub(super) kept: Option<Kept>,
+    /// Answers to the sample questions.
+    pub(super) samples: Vec<(String, Option<bool>)>,
+}
 
 /// Judges what was measured.
 ///

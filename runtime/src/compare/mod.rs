@@ -205,7 +205,7 @@ pub fn fitting(
         let planned = fitted.and_then(|recipe| Ok((recipe.check(&beside, material, replay, limit)?, recipe)));
         match planned {
             Ok((planned, recipe)) => {
-                let bytes = crate::plan::show_bytes(planned.plan.private_bytes as u64);
+                let bytes = crate::bytes::show(planned.plan.private_bytes as u64);
                 let what = recipe.settings.method.describe();
                 observer.note(&format!("{}: {what}; {bytes} of private memory planned", recipe.name));
                 held += held_bytes(&recipe, base, has_folder);

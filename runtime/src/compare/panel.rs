@@ -5,36 +5,27 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::answers::{self, Manner, Question};
+use super::facts::Measured;
 use super::material::Material;
 use super::recipe::Recipe;
 use super::score::Subject;
 use super::shots::{self, Choice};
 use super::train::train;
 use super::{Contest, Kept, MODEL_FILE, Outcome, SCORING_BYTES, ZERO_SHOT, facts, held_bytes};
-use crate::adapter::{Adapter, Binding, Prober, StoredAs};
+use crate::adapter::{Adapter, StoredAs};
+use crate::bytes::mib;
 use crate::data::{DataOptions, Example};
 use crate::error::{Advice, Error, ErrorKind, Result};
-use crate::gate::report::{ArmRun, RateTest, Scoring};
+use crate::gate::report::Scoring;
 use crate::gate::verdict::{ArmKind, ArmResult, Retained, Retention};
 use crate::generate::StackedAdapter;
 use crate::merge;
 use crate::model::text::Text;
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::Direction;
-use crate::plan::mib;
+use crate::probe::Prober;
 use crate::run::{Base, Method, Observer, Trained};
 use crate::storage::{Disk, create_dir_within};
-
-/// One arm, measured.
-pub(super) struct Measured {
-    pub(super) result: ArmResult,
-    pub(super) scoring: Scoring,
-    pub(super) run: Option<ArmRun>,
-    pub(super) rate_test: Option<RateTest>,
-    pub(super) kept: Option<Kept>,
-    /// Answers to the sample questions.
-    pub(super) samples: Vec<(String, Option<bool>)>,
-}
 
 /// What has been measured so far, and what all of it is measured with.
 pub(super) struct Panel<'a> {
@@ -166,7 +157,7 @@ impl<'a> Panel<'a> {
     /// An adapter bound to its base, in use, and kept.
     fn adapted(&self, mut adapter: Adapter, name: &str) -> Result<(Subject, Kept)> {
         let mut prober = Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
-        adapter.binding = Some(Binding::of(&adapter, &self.base.model, &mut prober)?);
+        adapter.binding = Some(prober.bind(&adapter)?);
         let alone = [(adapter, 1.0)];
         let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
         let [(adapter, _)] = alone;

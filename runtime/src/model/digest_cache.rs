@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 use crate::hex;
 use crate::storage::{Disk, Storage, commit, create_dir_all};
 
+/// Sets this encoding apart from any other use of SHA-256; a change of the encoding changes it.
+pub(super) const DIGEST_DOMAIN: &str = "engraft base model, encoding 1\n";
 /// The file within the cache's folder.
 pub const CACHE_FILE: &str = "digests";
 /// Digests that are kept, the latest last.
@@ -139,7 +141,7 @@ fn read(storage: &dyn Storage, path: &Path) -> Option<String> {
 
 /// The first line: a digest of another encoding is another digest.
 fn title() -> &'static str {
-    super::weights::DIGEST_DOMAIN
+    DIGEST_DOMAIN
 }
 
 fn encode(entries: &[(Stamp, [u8; 32])]) -> String {

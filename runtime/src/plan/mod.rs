@@ -8,7 +8,8 @@ pub mod room;
 
 pub use keep::KeepPlan;
 
-use crate::adapter::{binding, saving_bytes};
+use crate::adapter::binding::PROBES;
+use crate::bytes::mib;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::tuned::TunedLayout;
 use crate::model::{ModelConfig, Proj};
@@ -62,7 +63,7 @@ pub struct Request {
     /// f32 words of DoRA's norms and gains ([`crate::adapter::Layout::gain_words`]); 0 without it.
     pub gain_words: usize,
     /// Whether the adapter is saved as f16, which takes a rounded copy of it.
-    pub packed: bool,
+    pub rounds: bool,
     /// Whether the parameters of the best step so far are kept beside the present ones.
     pub best: bool,
     /// Largest rank of a projection.
@@ -200,7 +201,7 @@ impl MemoryPlan {
         // So is all preparation.
         let preparation = r.preparation_bytes.saturating_sub(arena + tokenizer);
         // Taken of adapters only.
-        let fingerprint = if r.full.is_some() { 0 } else { f * binding::words(c, r) };
+        let fingerprint = if r.full.is_some() { 0 } else { f * fingerprint_words(c, r) };
         let pools = vec![
             Pool { name: "weights", bytes: f * weights },
             Pool { name: "adapter", bytes: f * w.params },
@@ -214,7 +215,7 @@ impl MemoryPlan {
             Pool { name: "kernel_scratch", bytes: f * w.kernel },
             Pool { name: "rotary_table", bytes: f * w.rope },
             Pool { name: "best_step", bytes: if r.best { f * (w.params + weights) } else { 0 } },
-            Pool { name: "packing", bytes: if r.packed { saving_bytes(w.params) } else { 0 } },
+            Pool { name: "rounding", bytes: if r.rounds { f * w.params } else { 0 } },
             Pool { name: "fingerprint", bytes: fingerprint },
             Pool { name: "data", bytes: data },
             Pool { name: "tokenizer", bytes: tokenizer },
@@ -341,28 +342,18 @@ pub fn process_bytes(threads: usize) -> usize {
     PROCESS_BYTES + threads * THREAD_BYTES
 }
 
-/// A size for people, by 1024: `97.3 MiB`.
-pub fn show_bytes(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64, "B");
-    for next in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, next);
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+/// What taking a fingerprint ([`crate::probe`]) of adapters of this rank asks of memory.
+pub(crate) fn probing(rank: usize, threads: usize) -> Request {
+    Request { batch: 1, seq: PROBES, rank, threads, ..Request::default() }
 }
 
-/// Sizes that are shown in MiB at all: those that are no 0.0 of them.
-const MIB_SHOWN_MIN: usize = (1 << 20) / 20 + 1;
-
-/// Bytes as MiB for people.
-pub fn mib(bytes: usize) -> String {
-    // Below a tenth a rounded figure would read as nothing: a budget whose unit was forgotten.
-    match bytes < MIB_SHOWN_MIN {
-        true => format!("{bytes} bytes"),
-        false => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),
-    }
+/// f32 words that a fingerprint takes while an adapter is saved, for the rank and threads of a training run: an arena, and
+/// for DoRA its gains.
+fn fingerprint_words(c: &ModelConfig, training: &Request) -> usize {
+    let arena = ArenaWords::new(c, &probing(training.rank, training.threads));
+    let rows = PROBES * (c.d_model + 3);
+    let gains = if training.gain_words > 0 { training.gain_words + arena.kernel } else { 0 };
+    arena.saved + arena.block.activations() + arena.head.total() + arena.kernel + arena.rope + rows + gains
 }
 
 #[cfg(test)]
@@ -424,7 +415,7 @@ mod tests {
                     };
                     for r in [
                         plain,
-                        Request { beside_base: true, dropout: true, packed: true, best: true, ..plain },
+                        Request { beside_base: true, dropout: true, rounds: true, best: true, ..plain },
                         Request { full: Some(FullUpdate::AtEnd), params: 0, rank: 0, best: true, ..plain },
                     ] {
                         let (plan, bound) =

@@ -6,6 +6,7 @@ use engraft_kernels::Kernels;
 
 use super::settings::{Begin, KeepChoice, Method, Settings};
 use crate::adapter::Layout;
+use crate::bytes;
 use crate::data::Example;
 use crate::data::batches::max_tokens;
 use crate::error::{Advice, Error, ErrorKind, Result};
@@ -16,7 +17,7 @@ use crate::model::weights::ModelFile;
 use crate::nn::keep::KeepPrecision;
 use crate::nn::{GradientPrecision, Precision};
 use crate::plan::room::Room;
-use crate::plan::{KeepPlan, MemoryPlan, Request, keep, process_bytes, show_bytes};
+use crate::plan::{KeepPlan, MemoryPlan, Request, keep, process_bytes};
 use crate::rng::Rng;
 use crate::train::calibrate::Pieces;
 use crate::train::eva::EvaWords;
@@ -148,8 +149,8 @@ impl SampledReplay {
             Some(bytes) => {
                 let message = format!(
                     "sampling rows to replay needs {} of private memory, and there are {}",
-                    show_bytes(needed as u64),
-                    show_bytes(bytes)
+                    bytes::show(needed as u64),
+                    bytes::show(bytes)
                 );
                 Err(Error::new(ErrorKind::DoesNotFit, message).advise(Advice::LessPreparation))
             }
@@ -433,6 +434,6 @@ impl Wear {
         };
         let hourly = self.mb_per_hour(tokens_per_s);
         let hourly = hourly.map_or(String::new(), |mb| format!(", about {mb:.0} MB written per hour"));
-        format!("checkpoints: {} {each}{hourly}", show_bytes(self.bytes))
+        format!("checkpoints: {} {each}{hourly}", bytes::show(self.bytes))
     }
 }

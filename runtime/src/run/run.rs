@@ -9,13 +9,14 @@ use super::course::{Course, RolledBack, Stepped};
 use super::observer::{Event, Means, Observer, Stepping};
 use super::prepare::{Base, RunRows};
 use super::settings::{Begin, Length, Looks, Method, Settings, Warmup};
-use crate::adapter::{Adapter, Binding, Init, LoraConfig, Prober};
+use crate::adapter::{Adapter, Init, LoraConfig};
 use crate::data::batches::in_order;
 use crate::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::tuned::{TunedModel, Weights};
 use crate::nn::keep::KeepPrecision;
 use crate::plan::{ArenaWords, Request};
+use crate::probe::Prober;
 use crate::rng::Rng;
 use crate::storage::{Disk, Storage, create_dir_all};
 use crate::train::schedule::{Schedule, Shape};
@@ -541,13 +542,13 @@ impl Run {
     /// The adapter as it is now, bound to its base by what both compute; `None` where every weight is trained.
     ///
     /// # Errors
-    /// `Misuse` after a restore that failed midway; those of [`Binding::of`].
+    /// `Misuse` after a restore that failed midway; those of [`Prober::bind`].
     pub fn snapshot(&mut self) -> Result<Option<Adapter>> {
         self.check_whole()?;
         self.note_training();
         let AnyTrainer::Adapter(trainer) = &self.trainer else { return Ok(None) };
         let mut adapter = trainer.adapter().clone();
-        adapter.binding = Some(Binding::of(&adapter, &self.base.model, &mut self.prober(&adapter))?);
+        adapter.binding = Some(self.prober(&adapter).bind(&adapter)?);
         Ok(Some(adapter))
     }
 

@@ -333,7 +333,7 @@ impl Settings {
         let request = Request {
             batch: self.batch,
             best: self.keeps_best(),
-            packed: self.stored == StoredAs::F16,
+            rounds: self.stored == StoredAs::F16,
             beside_base: self.kl.is_some(),
             kept_blocks: c.n_layers,
             ..Request::default()

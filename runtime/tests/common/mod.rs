@@ -4,16 +4,19 @@
 pub mod models;
 pub mod referee;
 pub mod shared;
-#[path = "../gguf/writer.rs"]
-mod writer;
+pub mod writer;
+
+use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Adapter, LoraConfig};
 use engraft_runtime::data::{Batch, Example};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
-use engraft_runtime::plan::Request;
+use engraft_runtime::nn::Precision;
+use engraft_runtime::plan::{ArenaWords, Request};
 use engraft_runtime::rng::Rng;
+use engraft_runtime::train::Chain;
 
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -63,4 +66,17 @@ pub fn request(c: &ModelConfig, adapter: &Adapter, batch: usize, seq: usize, thr
         dropout: adapter.config.dropout > 0.0,
         ..Request::default()
     }
+}
+
+/// A chain for a tuned model beside its base, one sequence at a time, with adapters of rank 4 at most.
+pub fn comparing_chain(
+    model: &Arc<ModelFile>,
+    kernels: &Arc<Kernels>,
+    precision: Precision,
+    seq: usize,
+) -> Chain {
+    let threads = kernels.threads();
+    let request = Request { beside_base: true, batch: 1, seq, rank: 4, threads, ..Request::default() };
+    let words = ArenaWords::new(model.config(), &request);
+    Chain::new(model.clone(), kernels.clone(), precision, words)
 }

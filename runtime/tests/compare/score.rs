@@ -7,18 +7,18 @@ use engraft_runtime::adapter::{Adapter, Gains};
 use engraft_runtime::compare::score::{Subject, common_prefix};
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::data::{Batch, Example};
-use engraft_runtime::eval::{self, comparing_chain, scoring_chain};
+use engraft_runtime::eval::scoring_chain;
 use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
-use engraft_runtime::nn::divergence::Direction;
+use engraft_runtime::nn::divergence::{Compared, Direction};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::chain::AdapterView;
 
 use super::Quiet;
-use super::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
-use super::common::{TestResult, adapter, adapter_of};
+use crate::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
+use crate::common::{TestResult, adapter, adapter_of, comparing_chain};
 
 /// Relative bounds of a row's loss beside the chain's: a session keeps keys and values in f16, the chain in f32,
 /// and int8 rounds each block of an activation anew.
@@ -127,9 +127,10 @@ fn a_model_beside_its_base_is_as_far_as_the_chain_says() -> TestResult {
         let tuned = Subject { adapter: Some(stacked(&model, &base.kernels, &own)), ..base.clone() };
         let rows = rows(spec.vocab, 6, &mut Rng::new(5, 0));
         let longest = rows.iter().map(Example::rows).max().expect("rows");
-        let mut chain = comparing_chain(model.clone(), base.kernels.clone(), Precision::F32, 4, longest);
+        let mut chain = comparing_chain(&model, &base.kernels, Precision::F32, longest);
         let view = AdapterView { layout: &own.layout, theta: &own.theta, config: &own.config, gains: &[] };
-        let expected = eval::compare(&mut chain, &view, in_order(&rows, 1), |_, _, _| {});
+        let mut expected = Compared::default();
+        in_order(&rows, 1).for_each(|batch| expected += chain.compare(&view, &batch, |_, _| {}));
         let found = tuned.beside(&base, &rows, &mut Quiet::default())?;
         assert_eq!(found.targets, expected.targets);
         assert!((found.loss / expected.loss - 1.0).abs() < F32_LOSS);

@@ -10,8 +10,8 @@ use engraft_runtime::model::gguf::{Array, Gguf, Value, ValueType};
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::weights::ModelFile;
 
-use crate::shared::gguf_files;
-use crate::writer::*;
+use crate::common::writer::*;
+use crate::gguf::shared::gguf_files;
 
 fn model(w: &Writer) -> ModelFile {
     ModelFile::from_map(Map::from_vec("accept.gguf", w.bytes())).unwrap_or_else(|e| panic!("{e}"))

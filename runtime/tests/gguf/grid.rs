@@ -7,8 +7,8 @@ use engraft_kernels::DType;
 use engraft_runtime::ErrorKind::{Corrupt, Unsupported};
 use engraft_runtime::model::gguf::{MAX_STRING_BYTES, ValueType};
 
-use crate::hostile::{Cases, HUGE};
-use crate::writer::*;
+use crate::common::writer::*;
+use crate::gguf::hostile::{Cases, HUGE};
 
 pub(crate) fn grid(c: &mut Cases) {
     typed_keys(c);

@@ -11,9 +11,9 @@ use engraft_runtime::model::gguf::{Gguf, MAX_HEADER_BYTES, MAX_STRING_BYTES};
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::weights::ModelFile;
 
-use crate::grid::grid;
-use crate::heap::allocated;
-use crate::writer::*;
+use crate::common::writer::*;
+use crate::gguf::grid::grid;
+use crate::gguf::heap::allocated;
 
 struct Case {
     name: String,

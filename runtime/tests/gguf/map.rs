@@ -6,7 +6,7 @@ use engraft_runtime::ErrorKind;
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::weights::ModelFile;
 
-use crate::writer::tiny;
+use crate::common::writer::tiny;
 
 #[test]
 fn refuses_what_is_no_file_with_content() {

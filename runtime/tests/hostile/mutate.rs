@@ -3,10 +3,10 @@
 //!
 //! A case follows from the seed and its own number alone, so that each can be run again by itself.
 
-use crate::reseal::reseal;
-use crate::subject::{MLX_CONFIG, PEFT_CONFIG, small_peft};
-use crate::tensors::{engraft, gguf_adapter};
-use crate::writer::{self, Kv, Writer};
+use crate::common::writer::{self, Kv, Writer};
+use crate::hostile::reseal::reseal;
+use crate::hostile::subject::{MLX_CONFIG, PEFT_CONFIG, small_peft};
+use crate::hostile::tensors::{engraft, gguf_adapter};
 
 /// SplitMix64.
 pub(crate) struct Dice(u64);

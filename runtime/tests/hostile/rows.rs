@@ -2,8 +2,8 @@
 
 use engraft_runtime::ErrorKind::BadData;
 
-use crate::run::{Cases, all};
-use crate::subject;
+use crate::hostile::run::{Cases, all};
+use crate::hostile::subject;
 
 const GOOD: &str = r#"{"text":"abc"}"#;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use engraft_runtime::{ErrorKind, Result};
 
-use crate::heap::allocated;
+use crate::gguf::heap::allocated;
 
 /// Longest time of an input: the project's promise for optimized code, and room for the development
 /// profile's and for a machine that does other things; an emulator takes some twenty times as long.

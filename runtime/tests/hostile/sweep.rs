@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use engraft_runtime::Result;
 
-use crate::mutate::{self, Dice};
-use crate::run::{Clock, HeapMax, TIME_MAX, watch};
-use crate::subject;
+use crate::hostile::mutate::{self, Dice};
+use crate::hostile::run::{Clock, HeapMax, TIME_MAX, watch};
+use crate::hostile::subject;
 
 struct Format {
     name: &'static str,
@@ -149,14 +149,14 @@ fn mutations_are_refused_or_used() {
     sweep_all(0);
 }
 
-/// `cargo test --workspace --test hostile -- --ignored --nocapture a_million`
+/// `cargo test --workspace --test runtime -- --ignored --nocapture a_million`
 #[test]
 #[ignore = "a million inputs take some minutes"]
 fn a_million_mutations_are_refused_or_used() {
     sweep_all(1);
 }
 
-/// `ENGRAFT_FUZZ_SEEDS=FOLDER cargo test --workspace --test hostile -- --ignored seeds_for_fuzzing`
+/// `ENGRAFT_FUZZ_SEEDS=FOLDER cargo test --workspace --test runtime -- --ignored seeds_for_fuzzing`
 #[test]
 #[ignore = "writes files where ENGRAFT_FUZZ_SEEDS says"]
 fn seeds_for_fuzzing() {

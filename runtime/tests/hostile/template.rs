@@ -2,8 +2,8 @@
 
 use engraft_runtime::ErrorKind::{self, BadData, Unsupported};
 
-use crate::run::{Cases, all};
-use crate::subject;
+use crate::hostile::run::{Cases, all};
+use crate::hostile::subject;
 
 /// Rendering may fill what its fuel pays: some 16 MiB of text, and the copies that grew it.
 fn heap_max(len: usize) -> usize {

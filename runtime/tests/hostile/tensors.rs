@@ -4,9 +4,9 @@ use engraft_codec::{Element, Kind, Meta, Section, Writer};
 use engraft_runtime::ErrorKind::{BaseMismatch, Corrupt, Unsupported};
 use engraft_runtime::storage::StdIo;
 
-use crate::run::{Cases, all};
-use crate::subject::{self, MLX_CONFIG, PEFT_CONFIG, small_mlx, small_peft};
-use crate::writer::{self, f32v, strv, u32v};
+use crate::common::writer::{self, f32v, strv, u32v};
+use crate::hostile::run::{Cases, all};
+use crate::hostile::subject::{self, MLX_CONFIG, PEFT_CONFIG, small_mlx, small_peft};
 
 /// JSON becomes maps and vectors of some forty times its text; tensors become f32.
 fn heap_max(len: usize) -> usize {

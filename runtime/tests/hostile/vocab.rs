@@ -3,7 +3,7 @@
 use engraft_runtime::model::tokenizer::{Special, Tokenizer, TokenizerSpec};
 use engraft_runtime::{ErrorKind, Result};
 
-use crate::run::{Clock, TIME_MAX};
+use crate::hostile::run::{Clock, TIME_MAX};
 
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;

@@ -154,7 +154,7 @@ fn damage_is_passed_over() -> TestResult {
 }
 
 #[test]
-#[ignore = "minutes; run: cargo test --test resume -- --ignored --nocapture every_cut"]
+#[ignore = "minutes; run: cargo test --test runtime -- --ignored --nocapture every_cut"]
 fn every_cut_and_every_flipped_bit_is_passed_over() -> TestResult {
     no_damage_is_accepted(1, 1)
 }

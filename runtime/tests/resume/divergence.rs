@@ -10,8 +10,8 @@ use engraft_runtime::run::{Course, Stepped, Training};
 use engraft_runtime::storage::Disk;
 use engraft_runtime::train::AnyTrainer;
 
-use super::common::models::{FLOATS, SHORT_BLOCKS};
 use super::{Case, PLAIN, TestResult, World, result};
+use crate::common::models::{FLOATS, SHORT_BLOCKS};
 
 const EVERY: u64 = 5;
 

@@ -154,10 +154,10 @@ impl Inner {
         let mut prober = model.prober(kernels, parameters.layout.rank_max());
         let now = prober.with(&**stacked);
         let mut unlike = None;
-        match parameters.check_found(&model.file, &mut prober, now) {
+        match prober.check_found(parameters, now) {
             Ok(unrecorded) if unrecorded.is_empty() => {}
             Ok(unrecorded) => ::log::warn!(
-                "the adapter's file does not record {}: only the base's digest and shapes were checked",
+                "the adapter's file doesn't record {}: only the base's digest and shapes were checked",
                 unrecorded.join(", ")
             ),
             Err(error) if params.force_base != 0 && error.kind() == ErrorKind::BaseMismatch => {

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engraft_kernels::Kernels;
-use engraft_runtime::adapter::Prober;
 use engraft_runtime::model::digest_cache::DigestCache;
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tuned::TunedLayout;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
+use engraft_runtime::probe::Prober;
 
 use crate::caller::{self, Out, structs};
 use crate::error::{Failure, Result};

@@ -4,7 +4,6 @@ use std::ffi::c_char;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engraft_runtime::adapter::Binding;
 #[cfg(feature = "gate")]
 use engraft_runtime::compare::Kept;
 use engraft_runtime::gate::store::{Candidate, ContentKind, Generation, InUse, Listing, Store as Folder};
@@ -197,7 +196,7 @@ pub unsafe extern "C" fn engraft_store_promote_adapter(
             parameters => {
                 let mut prober = model.prober(&model::kernels(0)?, parameters.layout.rank_max());
                 let mut copy = parameters.clone();
-                copy.binding = Some(Binding::of(&copy, &model.file, &mut prober)?);
+                copy.binding = Some(prober.bind(&copy)?);
                 bound = copy;
                 &bound
             }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, value_parser};
-use engraft_runtime::adapter::{Adapter, Prober};
+use engraft_runtime::adapter::Adapter;
+use engraft_runtime::bytes;
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::store::{Active, ContentKind, Generation, InUse, Listed, Store};
 use engraft_runtime::hex;
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::plan::show_bytes;
+use engraft_runtime::probe::Prober;
 use engraft_runtime::storage::Disk;
 
 use super::{Invocation, common};
@@ -162,7 +163,7 @@ fn list(store: &Store<'_>, invocation: &Invocation) -> Result<()> {
                 table,
                 "{:8}  {:>10}  {:12}  {}",
                 name(generation.content),
-                show_bytes(generation.bytes()),
+                bytes::show(generation.bytes()),
                 hex::short(&generation.base),
                 shown.verdict.as_deref().unwrap_or("-")
             ),
@@ -345,7 +346,7 @@ fn check(store: &Store<'_>, number: u64, model: Option<&Arc<ModelFile>>) -> Resu
         (Some(model), InUse::Adapter(adapter)) => {
             let kernels = common::best_kernels();
             let mut prober = Prober::new(model, &kernels, adapter.layout.rank_max());
-            adapter.check(model, &mut prober).map(|_| ())
+            prober.check(&adapter).map(|_| ())
         }
         (Some(model), _) => generation.check_base(&model.digest()),
     }

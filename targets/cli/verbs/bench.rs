@@ -8,12 +8,13 @@ use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_kernels::{Isa, Kernels};
 use engraft_runtime::adapter::LoraConfig;
+use engraft_runtime::bytes;
 use engraft_runtime::data::Batch;
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::generate::{KvType, Session as Sequence};
 use engraft_runtime::model::Proj;
 use engraft_runtime::nn::Precision;
-use engraft_runtime::plan::{Request, show_bytes};
+use engraft_runtime::plan::Request;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::run::run::trainer_at;
 use engraft_runtime::run::{
@@ -85,7 +86,7 @@ fn table(r: &json::Bench) -> String {
         "{} on {} threads, {} of private memory planned\n",
         r.isa,
         r.threads,
-        show_bytes(r.planned_private_bytes)
+        bytes::show(r.planned_private_bytes)
     );
     let line = |what: String, rate: f64| format!("{what:<34} {rate:>9.1} tokens/s\n");
     text += &line(format!("training step, 1 x {} tokens", r.train_tokens), r.train_tokens_per_s);
@@ -185,8 +186,8 @@ impl Bench<'_> {
                 let message = format!(
                     "--memory-budget: a training step of {seq} tokens needs {} of private memory, the budget is {}; \
                      --memory-budget {}K fits",
-                    show_bytes(least),
-                    show_bytes(budget),
+                    bytes::show(least),
+                    bytes::show(budget),
                     least.div_ceil(1 << 10)
                 );
                 return Err(Error::new(ErrorKind::DoesNotFit, message).into());

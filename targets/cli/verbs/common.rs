@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engraft_kernels::{DType, Kernels};
-use engraft_runtime::adapter::{Adapter, Prober};
+use engraft_runtime::adapter::Adapter;
 use engraft_runtime::data::Example;
 use engraft_runtime::data::batches::in_order;
 use engraft_runtime::error::{Advice, Error, ErrorKind, Result};
 use engraft_runtime::eval::scoring_chain;
 use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::probe::Prober;
 use engraft_runtime::run::Observer;
 use engraft_runtime::train::Evaluated;
 
@@ -75,7 +76,7 @@ fn adapter_in_use(
     let adapter = &alone[0].0;
     hold(model, kernels, adapter, file, force_base, |prober| {
         let now = prober.with(&stacked);
-        adapter.check_found(model, prober, now)
+        prober.check_found(adapter, now)
     })?;
     Ok(Arc::new(stacked))
 }
@@ -83,7 +84,7 @@ fn adapter_in_use(
 /// One adapter of this model, or with `force_base` of any model of its shapes, which is then said.
 ///
 /// # Errors
-/// Those of [`Adapter::load`] and [`Adapter::check`]. Each names the file.
+/// Those of [`Adapter::load`] and [`Prober::check`]. Each names the file.
 pub(crate) fn adapter(
     model: &Arc<ModelFile>,
     kernels: &Arc<Kernels>,
@@ -91,7 +92,7 @@ pub(crate) fn adapter(
     force_base: bool,
 ) -> Result<Adapter> {
     let adapter = load(file)?;
-    hold(model, kernels, &adapter, file, force_base, |prober| adapter.check(model, prober))?;
+    hold(model, kernels, &adapter, file, force_base, |prober| prober.check(&adapter))?;
     Ok(adapter)
 }
 

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use engraft_runtime::adapter::foreign::Format;
-use engraft_runtime::adapter::{Adapter, Binding, Prober, StoredAs};
+use engraft_runtime::adapter::{Adapter, StoredAs};
 use engraft_runtime::hex;
+use engraft_runtime::probe::{Prober, check_effect};
 use engraft_runtime::storage::{Disk, create_dir_all, lock_folder};
 
 use super::{Invocation, common};
@@ -47,8 +48,8 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
     adapter.round_to(options.stored).map_err(|e| e.at(&place))?;
     let mut prober = Prober::new(&model, &common::best_kernels(), adapter.layout.rank_max());
-    let binding = Binding::of(&adapter, &model, &mut prober).map_err(|e| e.at(&place))?;
-    binding.check_effect(&adapter).map_err(|e| e.at(&place))?;
+    let binding = prober.bind(&adapter).map_err(|e| e.at(&place))?;
+    check_effect(&binding, &adapter).map_err(|e| e.at(&place))?;
     adapter.binding = Some(binding);
     create_dir_all(&Disk, &options.adapter_path)?;
     let _lock = lock_folder(&Disk, &options.adapter_path).map_err(|e| e.at("--adapter-path"))?;

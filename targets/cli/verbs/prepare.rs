@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use engraft_kernels::DType;
 use engraft_runtime::adapter::{Case, LoraConfig};
+use engraft_runtime::bytes;
 use engraft_runtime::data::{Example, TrainValid, load, load_train_valid};
 use engraft_runtime::error::Result;
 use engraft_runtime::generate::replay::Starts;
@@ -13,7 +14,7 @@ use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tuned::TunedLayout;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::room::{self, Room};
-use engraft_runtime::plan::{FullUpdate, MemoryPlan, Request, show_bytes};
+use engraft_runtime::plan::{FullUpdate, MemoryPlan, Request};
 use engraft_runtime::run::prepare::{Rung, eva_positions, refuse_early};
 use engraft_runtime::run::{Extent, Limit, Method, Planned, RunRows, SampledReplay, Setting, Settings, Wear};
 use engraft_runtime::train::Direction;
@@ -347,7 +348,7 @@ pub(crate) fn ladder_table(ladder: &[json::Rung]) -> String {
     let mut text = format!("  {:<width$}  {:<5} {:>10}{rates}", "blocks keep", "as", "private");
     for r in ladder {
         let mark = if r.chosen { '*' } else { ' ' };
-        let bytes = show_bytes(r.planned_private_bytes);
+        let bytes = bytes::show(r.planned_private_bytes);
         text += &format!("\n{mark} {:<width$}  {:<5} {bytes:>10}", r.keep, r.precision);
         text += &r.predicted_tokens_per_s.map_or(String::new(), |t| format!("{t:>10.0}"));
     }
@@ -356,7 +357,7 @@ pub(crate) fn ladder_table(ladder: &[json::Rung]) -> String {
 
 /// A plan for people: a line per pool, what they come to, and what isn't among them.
 pub(crate) fn plan_table(request: &Request, plan: &MemoryPlan) -> String {
-    let line = |name: &str, bytes: usize| format!("\n{name:<18} {:>12}", show_bytes(bytes as u64));
+    let line = |name: &str, bytes: usize| format!("\n{name:<18} {:>12}", bytes::show(bytes as u64));
     let trained = match request.full {
         None => format!("{} adapter parameters", request.params),
         Some(FullUpdate::AtEnd) => "every weight".to_string(),

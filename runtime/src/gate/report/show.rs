@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(interval(None, Some(f64::INFINITY)), DASH);
         assert_eq!([Some(0.4231), Some(f64::NAN)].map(percent), ["42.3 %", DASH]);
         assert_eq!([0, 999, 7473, 134_515_008].map(count), ["0", "999", "7,473", "134,515,008"]);
-        assert_eq!([1023, 60 << 20, 3 << 29].map(crate::plan::show_bytes), ["1023 B", "60.0 MiB", "1.5 GiB"]);
+        assert_eq!([1023, 60 << 20, 3 << 29].map(crate::bytes::show), ["1023 B", "60.0 MiB", "1.5 GiB"]);
         let shown = [7.24, 125.0, 3725.0, 0.0, f64::NAN].map(seconds);
         assert_eq!(shown, ["7.2 s", "2:05 min", "1:02:05 h", DASH, DASH]);
         assert_eq!([speed(1000, 2.0), speed(5, 2.0), speed(5, 0.0)], ["500", "2.5", DASH]);

@@ -3,7 +3,7 @@
 use super::super::verdict::{ArmReport, Comparison, RetainedReport, RetentionReport};
 use super::outcome::{outcome, zero_shot};
 use super::{ArmRun, DataFacts, ModelFacts, Report, Scoring, show};
-use crate::plan::show_bytes;
+use crate::bytes;
 
 /// A table whose first column names its rows.
 pub(super) struct Table {
@@ -116,8 +116,8 @@ pub(super) fn memory(report: &Report) -> Table {
         };
         vec![
             show::one_line(&run.arm),
-            if run.planned_bytes == 0 { show::DASH.into() } else { show_bytes(run.planned_bytes) },
-            run.peak_bytes.map_or(show::DASH.into(), show_bytes),
+            if run.planned_bytes == 0 { show::DASH.into() } else { bytes::show(run.planned_bytes) },
+            run.peak_bytes.map_or(show::DASH.into(), bytes::show),
             of_plan,
             show::seconds(run.seconds),
             show::speed(run.tokens, run.seconds),
@@ -190,7 +190,7 @@ fn model(m: &ModelFacts) -> Vec<(String, String)> {
         fact("File", &m.file),
         fact("Parameters", show::count(m.parameters)),
         fact("Type", &m.dtype),
-        fact("Mapped", show_bytes(m.mapped_bytes)),
+        fact("Mapped", bytes::show(m.mapped_bytes)),
         fact("SHA-256", &m.digest),
     ]
 }

@@ -3,16 +3,14 @@
 use sha2::{Digest, Sha256};
 
 use crate::model::config::ModelConfig;
+use crate::model::digest_cache::DIGEST_DOMAIN;
 use crate::model::gguf::Gguf;
-
-/// Sets this encoding apart from any other use of SHA-256; a change of the encoding changes it.
-pub const DOMAIN: &str = "engraft base model, encoding 1\n";
 
 /// SHA-256 over tensors in the order of the file, hyperparameters, and tokenizer metadata in the order
 /// of its keys. Every variable part is preceded by its length, so no two models encode alike.
 pub(super) fn compute(gguf: &Gguf, config: &ModelConfig, bytes: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    hash.update(DOMAIN.as_bytes());
+    hash.update(DIGEST_DOMAIN.as_bytes());
     hash.update((gguf.tensors().len() as u64).to_le_bytes());
     for t in gguf.tensors() {
         sized(&mut hash, t.name.as_bytes());

@@ -16,7 +16,6 @@ use crate::model::digest_cache::DigestCache;
 use crate::model::gguf::{Gguf, TensorInfo};
 use crate::model::map::Map;
 
-pub(super) use digest::DOMAIN as DIGEST_DOMAIN;
 use layout::Layout;
 
 /// A llama-architecture model in a GGUF file. Immutable; share it between threads by reference.

@@ -13,15 +13,14 @@
 //! **What a failing device does.** The k-th call that a fault applies to fails, alone or with all after it.
 //! A file whose sync failed must never be synced again: doing so panics here.
 
+mod handles;
+
 use std::cell::{Ref, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path};
 use std::rc::Rc;
-
-#[path = "handles.rs"]
-mod handles;
 
 use engraft_runtime::rng::Rng;
 use engraft_runtime::storage::{EntryKind, FileLock, Opened, Storage, StorageFile};

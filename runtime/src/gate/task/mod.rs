@@ -160,20 +160,6 @@ impl Task {
     }
 }
 
-/// The answer without GSM8K's calculator notes, `<<48/2=24>>`. Whoever takes them out of training rows
-/// must take them out of shots and references too, or the arms are asked for different texts.
-pub fn without_calculator(answer: &str) -> String {
-    let (mut rest, mut kept) = (answer, String::with_capacity(answer.len()));
-    while let Some((before, after)) = rest.split_once("<<") {
-        kept.push_str(before);
-        let Some((_, behind)) = after.split_once(">>") else {
-            return kept + "<<" + after;
-        };
-        rest = behind;
-    }
-    kept + rest
-}
-
 /// The answer of a completion by the rules of this module; `None` when it holds no number. Takes time
 /// linear in the text's length.
 pub fn extract(completion: &str) -> Option<Number> {

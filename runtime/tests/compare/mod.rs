@@ -1,17 +1,10 @@
 //! Comparisons of arms: what each part measures against something that computes it otherwise, and whole
 //! comparisons whose winner, or lack of one, is known beforehand.
 
-mod common;
-
-#[path = "compare/material.rs"]
 mod material;
-#[path = "compare/run.rs"]
 mod run;
-#[path = "compare/score.rs"]
 mod score;
-#[path = "compare/shots.rs"]
 mod shots;
-#[path = "compare/whole.rs"]
 mod whole;
 
 use std::path::{Path, PathBuf};

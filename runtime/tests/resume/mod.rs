@@ -1,17 +1,14 @@
 //! Checkpoints: a run that is cut anywhere ends as one that is not, damage is never accepted, nothing that
 //! is no number is ever written, and what diverges goes back.
 
-mod common;
-#[path = "resume/damage.rs"]
 mod damage;
-#[path = "resume/divergence.rs"]
 mod divergence;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use common::TestResult;
-use common::models::FLOATS;
+use crate::common::TestResult;
+use crate::common::models::FLOATS;
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{ADAPTER_FILE, Adapter, LoraConfig, StoredAs as Stored};
 use engraft_runtime::data::{Batch, Example, Mixed, MixedCursor};
@@ -128,7 +125,7 @@ impl World {
         };
         let mut rng = Rng::new(3, 1);
         let adapter = Adapter::init_on(&self.model, &kernels, &lora, &mut || rng.f32()).expect("an adapter");
-        let request = Request { beside_base: case.kl, ..common::request(c, &adapter, 2, 12, threads) };
+        let request = Request { beside_base: case.kl, ..crate::common::request(c, &adapter, 2, 12, threads) };
         let words = ArenaWords::new(c, &request);
         AnyTrainer::Adapter(Box::new(Trainer::new(self.model.clone(), kernels, words, adapter, options)))
     }

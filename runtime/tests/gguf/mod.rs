@@ -2,8 +2,7 @@
 
 mod accept;
 mod grid;
-mod heap;
+pub(crate) mod heap;
 mod hostile;
 mod map;
 mod shared;
-mod writer;

@@ -5,7 +5,7 @@
 //! make one known mistake, and devices that forget a duty make another: all must be caught.
 //!
 //! ```text
-//! cargo test --workspace --test crash -- --ignored --nocapture    # the long run
+//! cargo test --workspace --test runtime -- --ignored --nocapture crash::    # the long run
 //! ```
 
 mod broken;

@@ -1,0 +1,253 @@
+//! Whether an adapter and a model belong together: fingerprints of what both compute, taken when an adapter is saved and again
+//! when it is loaded.
+//!
+//! It catches what no digest can: an adapter that loads and does nothing, or something else than it did. It is taken in f32
+//! throughout, where instruction sets differ by rounding alone: quantized activations would carry a rounding to other
+//! tokens' odds.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::Arc;
+
+use engraft_kernels::Kernels;
+
+use crate::adapter::binding::{Binding, Fingerprint, PROBES};
+use crate::adapter::gains::{self, Gains};
+use crate::adapter::{Adapter, Layout, StoredAs};
+use crate::data::Batch;
+use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::hex;
+use crate::model::weights::ModelFile;
+use crate::nn::{Adapted, Precision};
+use crate::plan::{self, ArenaWords};
+use crate::rng::mix;
+use crate::storage::{Committed, Storage};
+use crate::train::chain::{AdapterView, Chain};
+
+/// Takes fingerprints of a model: an arena of [`PROBES`] rows.
+pub struct Prober {
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
+    chain: Chain,
+    batch: Batch,
+    base: Option<Fingerprint>,
+}
+
+impl Prober {
+    /// For adapters whose ranks together are at most `rank`.
+    pub fn new(model: &Arc<ModelFile>, kernels: &Arc<Kernels>, rank: usize) -> Prober {
+        let words = ArenaWords::new(model.config(), &plan::probing(rank, kernels.threads()));
+        let vocab = model.config().vocab as u64;
+        let token = |i: usize| (mix(i as u64 + 1) % vocab) as u32;
+        let batch = Batch {
+            ids: (0..PROBES).map(token).collect(),
+            targets: (PROBES..2 * PROBES).map(token).collect(),
+            seqs: std::iter::once(0..PROBES).collect(),
+        };
+        let chain = Chain::new(model.clone(), kernels.clone(), Precision::F32, words);
+        Prober { model: model.clone(), kernels: kernels.clone(), chain, batch, base: None }
+    }
+
+    /// The fingerprint of the base alone; computed once.
+    pub fn base(&mut self) -> Fingerprint {
+        match self.base {
+            Some(found) => found,
+            None => *self.base.insert(take(&mut self.chain, None, &self.batch)),
+        }
+    }
+
+    /// The fingerprint with adapters that are in use already.
+    pub fn with(&mut self, adapted: &dyn Adapted) -> Fingerprint {
+        take(&mut self.chain, Some(adapted), &self.batch)
+    }
+
+    /// The fingerprint with an adapter as it is stored. A DoRA costs two readings of what it adapts.
+    pub fn of(&mut self, adapter: &Adapter) -> Fingerprint {
+        let Adapter { layout, config, theta, .. } = adapter;
+        let needed = if config.dora { gains::kernel_words(layout, self.kernels.threads()) } else { 0 };
+        let mut scratch = vec![0.0; needed];
+        let mut gains = Gains::new(&self.model, &self.kernels, layout, &mut scratch);
+        gains.refresh(&self.model, &self.kernels, (layout, config), theta, (&mut scratch, &mut []));
+        drop(scratch);
+        self.with(&AdapterView { layout, config, theta, gains: gains.c() })
+    }
+
+    /// Commits an adapter in a folder, bound to its base by what both compute. Whatever is rounded in the file, the
+    /// adapter stays as it is.
+    ///
+    /// # Errors
+    /// Those of [`Prober::bind`] and [`Adapter::save_bound`].
+    pub fn save(
+        &mut self,
+        adapter: &Adapter,
+        stored: StoredAs,
+        (storage, folder): (&dyn Storage, &Path),
+    ) -> Result<Committed> {
+        let mut adapter = Cow::Borrowed(adapter);
+        if stored == StoredAs::F16 {
+            // The fingerprint is of what will be loaded.
+            adapter.to_mut().round_to(stored)?;
+        }
+        let binding = self.bind(&adapter)?;
+        adapter.save_bound(storage, folder, stored, &binding)
+    }
+
+    /// The binding of an adapter to its base, as both are now.
+    ///
+    /// # Errors
+    /// `BaseMismatch` where the shapes are not the model's; `NonFinite` where the outputs aren't finite;
+    /// those of [`ModelFile::template_digest`].
+    pub fn bind(&mut self, adapter: &Adapter) -> Result<Binding> {
+        adapter.check_shapes(self.model.config())?;
+        let (base, adapted) = (self.base(), self.of(adapter));
+        for (found, what) in [(&base, "the base"), (&adapted, "the base with the adapter")] {
+            if !found.is_finite() {
+                let message = format!("{what} gives no finite numbers on fixed tokens");
+                return Err(Error::new(ErrorKind::NonFinite, message));
+            }
+        }
+        self.model.check_whole()?;
+        let matched = matched(&self.model, &adapter.layout);
+        Ok(Binding { template: self.model.template_digest()?, matched, base, adapted })
+    }
+
+    /// Holds an adapter against the model: base digest, shapes, and what its [`Binding`] says. Gives the
+    /// names of what its file doesn't record, and so could not be checked.
+    ///
+    /// Costs one pass of [`PROBES`] tokens, and the model's digest (see [`ModelFile::with_digest_cache`]).
+    ///
+    /// # Errors
+    /// `BaseMismatch` that names everything that differs; of another kind where nothing could override it:
+    /// `Corrupt` for an adapter that does nothing or whose outputs aren't finite.
+    pub fn check(&mut self, adapter: &Adapter) -> Result<Vec<&'static str>> {
+        adapter.check_shapes(self.model.config())?;
+        let now = self.of(adapter);
+        self.check_found(adapter, now)
+    }
+
+    /// [`Prober::check`] with a fingerprint that was [taken](Prober::with) of this adapter alone, as it is in
+    /// use: what a DoRA needs to be used is then not computed twice.
+    ///
+    /// # Errors
+    /// As [`Prober::check`].
+    pub fn check_found(&mut self, adapter: &Adapter, now: Fingerprint) -> Result<Vec<&'static str>> {
+        let model = self.model.clone();
+        adapter.check_shapes(model.config())?;
+        model.check_whole()?;
+        if !now.is_finite() {
+            return Err(corrupt("with the adapter, the model's outputs aren't finite: it is broken"));
+        }
+        self.check_does_something(adapter, now)?;
+        let mut differs = Vec::new();
+        if let Some(then) = &adapter.binding {
+            if then.template != model.template_digest()? {
+                differs.push("the chat template is another".to_string());
+            }
+            let found = matched(&model, &adapter.layout);
+            if then.matched != found {
+                differs.push(format!("{found} projections find their tensor, where {} did", then.matched));
+            }
+            if !now.agrees(&then.adapted) {
+                differs.push(other_outputs(then, now, self.base()));
+            }
+        }
+        if adapter.base.digest != model.digest() {
+            return Err(another_base(&model, adapter, &differs));
+        }
+        match differs.is_empty() {
+            true if adapter.binding.is_some() => Ok(Vec::new()),
+            true => Ok(vec!["chat template", "matched tensors", "outputs on fixed tokens"]),
+            false => Err(mismatch(differs.join("; "))),
+        }
+    }
+
+    /// The base's own fingerprint costs a pass, so it is taken where it may be equal only.
+    fn check_does_something(&mut self, adapter: &Adapter, now: Fingerprint) -> Result<()> {
+        if adapter.binding.is_some_and(|then| !now.agrees(&then.base)) {
+            return Ok(());
+        }
+        let matched = matched(&self.model, &adapter.layout);
+        check_effect(&Binding { template: [0; 32], matched, base: self.base(), adapted: now }, adapter)
+    }
+}
+
+fn take(chain: &mut Chain, adapted: Option<&dyn Adapted>, batch: &Batch) -> Fingerprint {
+    let mut found = Fingerprint::default();
+    chain.evaluate(adapted, batch, |row, loss| found.0[row] = loss as f32);
+    found
+}
+
+/// Adapted projections whose tensor the model has, in the shape that the adapter takes it for.
+fn matched(model: &ModelFile, layout: &Layout) -> usize {
+    let finds = |layer: usize, proj, shape: (usize, usize)| {
+        layer < model.config().n_layers && {
+            let tensor = model.block(layer).proj(proj);
+            (tensor.rows(), tensor.cols()) == shape
+        }
+    };
+    layout.slots().filter(|(layer, proj, s)| finds(*layer, *proj, (s.outputs, s.inputs))).count()
+}
+
+/// Refuses an adapter that has something to do and does nothing.
+///
+/// # Errors
+/// `Corrupt`.
+pub fn check_effect(binding: &Binding, adapter: &Adapter) -> Result<()> {
+    if binding.matched == 0 {
+        return Err(corrupt("none of its projections is in the model: it would do nothing"));
+    }
+    // To the bit: an effect that rounding hides entirely is none.
+    match binding.adapted == binding.base && has_effect(adapter) {
+        true => Err(corrupt(
+            "the adapter loads and does nothing: its B is not zero, and yet no output of the base changes; \
+             it is broken or was made for another base",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Whether an adapter has anything that should change outputs.
+fn has_effect(adapter: &Adapter) -> bool {
+    adapter.layout.slots().any(|(_, _, s)| adapter.theta[s.b].iter().any(|b| *b != 0.0))
+}
+
+fn another_base(model: &ModelFile, adapter: &Adapter, differs: &[String]) -> Error {
+    let what = match (differs.is_empty(), adapter.binding.is_some()) {
+        (false, _) => format!(" ({})", differs.join("; ")),
+        // Weights that the fixed tokens reach would have shown.
+        (true, true) => {
+            " (it computes the same on fixed tokens: its tokenizer, or weights for other tokens differ)"
+                .into()
+        }
+        (true, false) => String::new(),
+    };
+    mismatch(format!(
+        "the adapter was trained on another base: {} ({}), and this model is {}{what}",
+        hex::short(&adapter.base.digest),
+        adapter.base_name(),
+        hex::short(&model.digest()),
+    ))
+}
+
+/// Which of the two computes otherwise than when the adapter was saved.
+fn other_outputs(then: &Binding, adapted: Fingerprint, base: Fingerprint) -> String {
+    match base.agrees(&then.base) {
+        false => format!(
+            "the base's weights compute something else: up to {:.3} nats on fixed tokens",
+            base.distance(&then.base)
+        ),
+        true => format!(
+            "the base computes as before, but with the adapter the outputs differ by up to {:.3} nats: the adapter \
+             is not read as it was saved",
+            adapted.distance(&then.adapted)
+        ),
+    }
+}
+
+fn corrupt(problem: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Corrupt, problem)
+}
+
+fn mismatch(problem: String) -> Error {
+    Error::new(ErrorKind::BaseMismatch, problem).advise(Advice::OwnBase)
+}
