@@ -3,7 +3,8 @@
 //!
 //! The scalar specification judges every instruction set that the CPU has, by a training step of a few tokens; the
 //! loss itself judges the gradients, by its differences along each kind of adapter matrix; a second run with other
-//! threads judges that the work is split without a trace; and an adapter is committed, and read back.
+//! threads judges that the work is split without a trace; an adapter is committed, and read back; and the same model in
+//! candle's own layers and autograd ([`crate::reference`]) judges all of it at once, where memory holds it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +15,10 @@ use crate::adapter::{Adapter, LoraConfig, StoredAs as Stored};
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
+use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::nn::Precision;
+use crate::plan::room;
 use crate::plan::{ArenaWords, MemoryPlan, Request};
 use crate::rng::Rng;
 use crate::storage::Disk;
@@ -108,7 +111,71 @@ pub fn run(
         let what = format!("bits that threads change, {precision:?}");
         tell(isa, &what, one.bits_apart(&more) as f64, 0.0)?;
     }
-    tell(isa, "parameters changed on disk", changed_on_disk(&adapter, folder)? as f64, 0.0)
+    tell(isa, "parameters changed on disk", changed_on_disk(&adapter, folder)? as f64, 0.0)?;
+    #[cfg(feature = "candle")]
+    if judged_by_reference(model, threads) {
+        let found = step(isa, threads, Precision::F32)?;
+        let judged = referee::judge(model, &adapter, (isa, threads))?;
+        tell(isa, "loss beside candle's", found.loss_apart(&judged), F32_LOSS)?;
+        tell(isa, "gradients beside candle's", found.gradients_apart(&judged, &adapter), F32_GRADIENT)?;
+    }
+    Ok(())
+}
+
+/// What the reference takes beside the rest: every weight in f32, and the gradients' way back.
+pub fn reference_bytes(model: &ModelFile) -> usize {
+    let c = model.config();
+    let weights = size_of::<f32>() * TunedLayout::new(c).len();
+    // Of the few tokens, activations of all blocks and the head's logits several times over.
+    let row = c.n_layers * (12 * c.d_model + 6 * c.d_ff) + 8 * c.vocab;
+    weights + size_of::<f32>() * rows(model) * row
+}
+
+/// Whether [`run`] ends with the reference: where it is part of this build, and fits what the machine leaves.
+pub fn judged_by_reference(model: &ModelFile, threads: usize) -> bool {
+    let needed = (private_bytes(model, threads) + reference_bytes(model)) as u64;
+    cfg!(feature = "candle") && room::here(threads).is_none_or(|room| needed <= room.bytes)
+}
+
+/// The model in candle's layers, with the adapter beside them.
+#[cfg(feature = "candle")]
+mod referee {
+    use candle_core::{Device, Result as Candle, Tensor, Var};
+
+    use super::*;
+    use crate::reference::{Lora, Reference, loss};
+
+    /// Loss and gradients of the step, by candle's autograd.
+    pub(super) fn judge(model: &ModelFile, adapter: &Adapter, (isa, threads): (Isa, usize)) -> Result<Step> {
+        // Candle has no answer of its own to memory that runs short.
+        step(model, adapter, &Kernels::with_isa(isa, threads))
+            .map_err(|e| Error::new(ErrorKind::NonFinite, format!("the reference model failed: {e}")))
+    }
+
+    fn step(model: &ModelFile, adapter: &Adapter, kernels: &Kernels) -> Candle<Step> {
+        let (mut lora, mut vars) = (Lora::default(), Vec::new());
+        for (layer, proj, s) in adapter.layout.slots() {
+            let theta = |at: &std::ops::Range<usize>, shape| {
+                Tensor::from_slice(&adapter.theta[at.clone()], shape, &Device::Cpu)
+            };
+            let a = Var::from_tensor(&theta(&s.a, (s.rank, s.inputs))?)?;
+            let b = Var::from_tensor(&theta(&s.b, (s.rank, s.outputs))?.t()?.contiguous()?)?;
+            lora.pairs.insert((layer, proj), (a.as_tensor().clone(), b.as_tensor().clone()));
+            lora.scales.insert((layer, proj), adapter.config.scale_of(layer, proj));
+            vars.push((s, a, b));
+        }
+        let batch = batch(model);
+        let logits = Reference::of(model, kernels)?.logits(Some(&lora), &batch.ids)?;
+        let mean = loss(&logits, &batch.targets)?;
+        let sums = (&mean * batch.targets.len() as f64)?.backward()?;
+        let mut gradients = vec![0.0; adapter.layout.len()];
+        for (s, a, b) in vars {
+            let of = |var: &Var| sums.get(var).cloned().map_or_else(|| var.zeros_like(), Ok);
+            gradients[s.a].copy_from_slice(&of(&a)?.flatten_all()?.to_vec1::<f32>()?);
+            gradients[s.b].copy_from_slice(&of(&b)?.t()?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok(Step { loss: f64::from(mean.to_scalar::<f32>()?), gradients })
+    }
 }
 
 /// An adapter of every projection whose B is noise, so that all its gradients are alive.
@@ -300,7 +367,8 @@ mod tests {
         let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
         assert!(failed.is_empty(), "{failed:#?}");
         let sets = Isa::available().count() - 1;
-        assert_eq!(checks.len(), 4 * sets + 2 * Proj::ALL.len() + 3);
+        let judged = if judged_by_reference(&model, 2) { 2 } else { 0 };
+        assert_eq!(checks.len(), 4 * sets + 2 * Proj::ALL.len() + 3 + judged);
         let mut told = 0;
         let stopped = run(&model, 1, folder.path(), &mut |_| {
             told += 1;
@@ -321,6 +389,19 @@ mod tests {
         let (right, mut spoilt) = (step(&adapter), adapter.clone());
         spoilt.config.alpha *= 1.02;
         assert!(step(&spoilt).gradients_apart(&right, &adapter) > F32_GRADIENT);
+        #[cfg(feature = "candle")]
+        {
+            let judged = referee::judge(&model, &adapter, (Isa::detect(), 1)).expect("the reference");
+            assert!(
+                right.loss_apart(&judged) < F32_LOSS
+                    && right.gradients_apart(&judged, &adapter) < F32_GRADIENT
+            );
+            let spoilt = step(&spoilt);
+            assert!(
+                spoilt.loss_apart(&judged) > F32_LOSS
+                    || spoilt.gradients_apart(&judged, &adapter) > F32_GRADIENT
+            );
+        }
 
         let mut gradients = right.gradients.clone();
         for (_, proj, slot) in adapter.layout.slots() {

@@ -79,7 +79,7 @@ fn moved(model: &ModelFile, targets: &[Proj], layers: &[usize], dora: bool) -> A
 fn values_and_gradients_are_the_referees() -> TestResult {
     for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
         let model = spec.model();
-        let weights = referee::weights(&model)?;
+        let reference = referee::reference(&model)?;
         for (direction, dora, layers) in [
             (Direction::Forward, false, all_of(spec)),
             (Direction::Reverse, true, all_of(spec)),
@@ -91,7 +91,7 @@ fn values_and_gradients_are_the_referees() -> TestResult {
             let (sum, grads) = bench.run(Some(penalty));
             let judged = |penalty| {
                 let batches = &bench.batches;
-                referee::penalized_sums(&model, &weights, &start, &start.theta, batches, Some(penalty))
+                referee::penalized_sums(&reference, &start, &start.theta, batches, Some(penalty))
             };
             let expected = judged(penalty)?;
             let kl = sum.kl(direction);

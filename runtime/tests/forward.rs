@@ -18,7 +18,7 @@ use engraft_runtime::model::tokenizer::{Special, Tokenizer};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::ArenaWords;
-use engraft_runtime::reference::{self, Lora, Weights};
+use engraft_runtime::reference::{Lora, Reference};
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::Chain;
 use engraft_runtime::train::chain::AdapterView;
@@ -90,16 +90,16 @@ fn sessions_with_stacked_adapters_equal_the_referee() -> TestResult {
         let mut rng = Rng::new(8, 8);
         let ids: Vec<u32> = (0..270).map(|_| rng.below(c.vocab as u64) as u32).collect();
         let one = adapter(&model, 4, &Proj::ALL, &[0, spec.layers - 1], 0.0);
-        let weights = referee::weights(&model)?;
+        let reference = referee::reference(&model)?;
         let mut lora = Lora { scale: 1.5 * one.config.scale(), ..Lora::default() };
         for (layer, proj, s) in one.layout.slots() {
             let a = Tensor::from_slice(&one.theta[s.a], (s.rank, s.inputs), &Device::Cpu)?;
             let b = Tensor::from_slice(&one.theta[s.b], (s.rank, s.outputs), &Device::Cpu)?.t()?;
             lora.pairs.insert((layer, proj), (a, b));
         }
-        let expected = reference::logits(c, &weights, Some(&lora), &ids)?.get(ids.len() - 1)?;
+        let expected = reference.logits(Some(&lora), &ids)?.get(ids.len() - 1)?;
         let expected: Vec<f32> = expected.to_vec1()?;
-        let bare: Vec<f32> = reference::logits(c, &weights, None, &ids)?.get(ids.len() - 1)?.to_vec1()?;
+        let bare: Vec<f32> = reference.logits(None, &ids)?.get(ids.len() - 1)?.to_vec1()?;
         assert!(off(&bare, widened(&expected)) > 1e-2, "the adapter changes nothing");
         // One adapter at 1.0 and again at 0.5 is one at 1.5.
         for (precision, bound, cached_bound) in [(Precision::F32, 1e-4, 1e-4), (Precision::Int8, 0.2, 0.2)] {
@@ -125,11 +125,12 @@ fn sessions_with_stacked_adapters_equal_the_referee() -> TestResult {
 }
 
 /// The model with the adapters' effects added to its weights in f64: W + Σ f·(W′ − W).
-fn merged(model: &ModelFile, adapters: &[(Adapter, f32)]) -> Result<Weights, Box<dyn std::error::Error>> {
-    let mut weights = referee::weights(model)?;
-    for (layer, block) in weights.blocks.iter_mut().enumerate() {
+fn merged(model: &ModelFile, adapters: &[(Adapter, f32)]) -> Result<Reference, Box<dyn std::error::Error>> {
+    let mut tensors = referee::tensors(model)?;
+    for layer in 0..model.config().n_layers {
         for proj in Proj::ALL {
-            let base = block.proj[proj as usize].to_dtype(DType::F64)?;
+            let name = format!("blk.{layer}.{}.weight", proj.gguf_name());
+            let base = tensors[&name].to_dtype(DType::F64)?;
             let mut sum = base.clone();
             for (a, factor) in adapters {
                 let Some(s) = a.layout.slot(layer, proj) else { continue };
@@ -145,10 +146,10 @@ fn merged(model: &ModelFile, adapters: &[(Adapter, f32)]) -> Result<Weights, Box
                 }
                 sum = (sum + ((own - &base)? * f64::from(*factor))?)?;
             }
-            block.proj[proj as usize] = sum.to_dtype(DType::F32)?;
+            tensors.insert(name, sum.to_dtype(DType::F32)?);
         }
     }
-    Ok(weights)
+    Ok(Reference::new(model.config(), tensors, model.rope_freqs().map(<[f32]>::to_vec))?)
 }
 
 #[test]
@@ -173,8 +174,8 @@ fn stacked_loras_and_doras_are_the_sum_of_their_effects() -> TestResult {
         ] {
             let kernels = Kernels::detect(2);
             let stacked = StackedAdapter::new(&model, &kernels, &stack)?;
-            let weights = merged(&model, &stack)?;
-            let expected = reference::logits(c, &weights, None, &ids)?.get(ids.len() - 1)?;
+            let reference = merged(&model, &stack)?;
+            let expected = reference.logits(None, &ids)?.get(ids.len() - 1)?;
             let expected: Vec<f32> = expected.to_vec1()?;
             let mut whole = session(&model, Some(stacked), Precision::F32, ids.len());
             let error = off(whole.feed(&ids)?, widened(&expected));
@@ -216,8 +217,8 @@ fn a_dora_alone_infers_as_it_trained() -> TestResult {
 fn a_long_head_of_floats_fits_a_sessions_scratch() -> TestResult {
     let model = Spec { vocab: 20_000, ..FLOATS }.model();
     let ids = [5, 19_999, 3];
-    let weights = referee::weights(&model)?;
-    let expected: Vec<f32> = reference::logits(model.config(), &weights, None, &ids)?.get(2)?.to_vec1()?;
+    let reference = referee::reference(&model)?;
+    let expected: Vec<f32> = reference.logits(None, &ids)?.get(2)?.to_vec1()?;
     // The float weights stay exact at both precisions; the second's cache is in f16.
     for (precision, bound) in [(Precision::F32, 1e-4), (Precision::Int8, 1e-2)] {
         let mut session = session(&model, None, precision, 4);

@@ -3,7 +3,8 @@
 use candle_core::quantized::gguf_file;
 use candle_core::{Device, Tensor, Var};
 use engraft_runtime::model::config::{ModelConfig, Proj};
-use engraft_runtime::reference::{self, Lora, NO_TARGET, PlainBlock, PlainWeights, Weights};
+use engraft_runtime::reference::{Lora, NO_TARGET, Reference, loss as loss_of};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 type TestResult = Result<(), Box<dyn std::error::Error>>;
@@ -24,7 +25,7 @@ fn shared_model(name: &str) -> Option<PathBuf> {
 }
 
 /// Reads a llama GGUF through candle, dequantized.
-fn load(path: &PathBuf) -> Result<(ModelConfig, Weights), Box<dyn std::error::Error>> {
+fn load(path: &PathBuf) -> Result<(ModelConfig, HashMap<String, Tensor>), Box<dyn std::error::Error>> {
     let mut file = std::fs::File::open(path)?;
     let gguf = gguf_file::Content::read(&mut file)?;
     let int = |key: &str| -> candle_core::Result<usize> {
@@ -54,44 +55,27 @@ fn load(path: &PathBuf) -> Result<(ModelConfig, Weights), Box<dyn std::error::Er
         context_len: int("context_length")?,
         tied: !gguf.tensor_infos.contains_key("output.weight"),
     };
-    let mut read = |name: String| -> candle_core::Result<Vec<f32>> {
-        let tensor = gguf.tensor(&mut file, &name, &Device::Cpu)?;
-        tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
-    };
-    let mut blocks = Vec::new();
-    for layer in 0..config.n_layers {
-        let mut proj: [Vec<f32>; 7] = Default::default();
-        for p in Proj::ALL {
-            proj[p as usize] = read(format!("blk.{layer}.{}.weight", p.gguf_name()))?;
-        }
-        let attn_norm = read(format!("blk.{layer}.attn_norm.weight"))?;
-        blocks.push(PlainBlock { attn_norm, ffn_norm: read(format!("blk.{layer}.ffn_norm.weight"))?, proj });
+    let mut tensors = HashMap::new();
+    for name in gguf.tensor_infos.keys() {
+        tensors.insert(name.clone(), gguf.tensor(&mut file, name, &Device::Cpu)?.dequantize(&Device::Cpu)?);
     }
-    let output = if config.tied { None } else { Some(read("output.weight".into())?) };
-    let plain = PlainWeights {
-        token_embd: read("token_embd.weight".into())?,
-        output,
-        output_norm: read("output_norm.weight".into())?,
-        rope_freqs: None,
-        blocks,
-    };
-    let weights = Weights::from_plain(&config, plain)?;
-    Ok((config, weights))
+    Ok((config, tensors))
 }
 
 /// The largest difference from a model's recorded float64 logits, and from its mean NLL.
 fn golden_error(model: &PathBuf, golden: &PathBuf, spoil: bool) -> Result<f64, Box<dyn std::error::Error>> {
-    let (mut config, weights) = load(model)?;
+    let (mut config, tensors) = load(model)?;
     if spoil {
         config.rope_base = 500.0;
     }
+    let reference = Reference::new(&config, tensors, None)?;
     let mut worst = 0f64;
     let cases: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(golden)?)?;
     assert!(!cases.is_empty(), "{} holds no case", golden.display());
     for case in cases {
         let ids: Vec<u32> = serde_json::from_value(case["ids"].clone())?;
         let expected: Vec<f64> = serde_json::from_value(case["last_logits"].clone())?;
-        let logits = reference::logits(&config, &weights, None, &ids)?;
+        let logits = reference.logits(None, &ids)?;
         let last: Vec<f32> = logits.get(ids.len() - 1)?.to_vec1()?;
         assert_eq!(last.len(), expected.len());
         for (got, want) in last.iter().zip(&expected) {
@@ -99,7 +83,7 @@ fn golden_error(model: &PathBuf, golden: &PathBuf, spoil: bool) -> Result<f64, B
         }
         let mut targets = ids[1..].to_vec();
         targets.push(NO_TARGET);
-        let nll = f64::from(reference::loss(&logits, &targets)?.to_scalar::<f32>()?);
+        let nll = f64::from(loss_of(&logits, &targets)?.to_scalar::<f32>()?);
         let mean_nll = case["mean_nll"].as_f64().ok_or("a golden case has no mean_nll")?;
         worst = worst.max((nll - mean_nll).abs());
     }
@@ -122,7 +106,7 @@ fn logits_equal_the_float64_figures_of_real_models() -> TestResult {
 }
 
 /// A tiny model of seeded noise: two blocks, grouped heads, a partial rotary dimension.
-fn noise_model() -> candle_core::Result<(ModelConfig, Weights)> {
+fn noise_model() -> candle_core::Result<(ModelConfig, HashMap<String, Tensor>)> {
     let config = ModelConfig {
         architecture: "llama".into(),
         vocab: 11,
@@ -141,25 +125,30 @@ fn noise_model() -> candle_core::Result<(ModelConfig, Weights)> {
     };
     let mut noise = Noise(7);
     let d = config.d_model;
-    let blocks = (0..config.n_layers)
-        .map(|_| PlainBlock {
-            attn_norm: noise.vec(d, 0.2, 1.0),
-            ffn_norm: noise.vec(d, 0.2, 1.0),
-            proj: Proj::ALL.map(|p| {
-                let (out, inp) = p.shape(&config);
-                noise.vec(out * inp, 0.5, 0.0)
-            }),
-        })
-        .collect();
-    let plain = PlainWeights {
-        token_embd: noise.vec(11 * d, 1.0, 0.0),
-        output: Some(noise.vec(11 * d, 0.5, 0.0)),
-        output_norm: noise.vec(d, 0.2, 1.0),
-        rope_freqs: Some(vec![1.5]),
-        blocks,
+    let mut tensors = HashMap::new();
+    let mut put = |name: String, values: Vec<f32>, shape: &[usize]| -> candle_core::Result<()> {
+        tensors.insert(format!("{name}.weight"), Tensor::from_vec(values, shape, &Device::Cpu)?);
+        Ok(())
     };
-    let weights = Weights::from_plain(&config, plain)?;
-    Ok((config, weights))
+    for layer in 0..config.n_layers {
+        put(format!("blk.{layer}.attn_norm"), noise.vec(d, 0.2, 1.0), &[d])?;
+        put(format!("blk.{layer}.ffn_norm"), noise.vec(d, 0.2, 1.0), &[d])?;
+        for p in Proj::ALL {
+            let (out, inp) = p.shape(&config);
+            put(format!("blk.{layer}.{}", p.gguf_name()), noise.vec(out * inp, 0.5, 0.0), &[out, inp])?;
+        }
+    }
+    put("token_embd".into(), noise.vec(11 * d, 1.0, 0.0), &[11, d])?;
+    put("output".into(), noise.vec(11 * d, 0.5, 0.0), &[11, d])?;
+    put("output_norm".into(), noise.vec(d, 0.2, 1.0), &[d])?;
+    Ok((config, tensors))
+}
+
+/// The referee of [`noise_model`], whose rotary frequencies have a divisor.
+fn noise_reference() -> candle_core::Result<(ModelConfig, Reference)> {
+    let (config, tensors) = noise_model()?;
+    let reference = Reference::new(&config, tensors, Some(vec![1.5]))?;
+    Ok((config, reference))
 }
 
 /// Seeded uniform noise (xorshift64).
@@ -183,7 +172,7 @@ const TARGETS: [u32; 9] = [NO_TARGET, 4, 1, NO_TARGET, 9, 2, 6, 10, NO_TARGET];
 
 #[test]
 fn lora_gradients_equal_finite_differences() -> TestResult {
-    let (config, weights) = noise_model()?;
+    let (config, reference) = noise_reference()?;
     let mut noise = Noise(11);
     for p in Proj::ALL {
         let (out, inp) = p.shape(&config);
@@ -192,7 +181,7 @@ fn lora_gradients_equal_finite_differences() -> TestResult {
         let loss = |a: &Tensor, b: &Tensor| -> candle_core::Result<Tensor> {
             let pairs = [((1, p), (a.clone(), b.clone()))].into_iter().collect();
             let lora = Lora { scale: 2.0, pairs, ..Lora::default() };
-            reference::loss(&reference::logits(&config, &weights, Some(&lora), &IDS)?, &TARGETS)
+            loss_of(&reference.logits(Some(&lora), &IDS)?, &TARGETS)
         };
         let grads = loss(a.as_tensor(), b.as_tensor())?.backward()?;
         for (which, var) in [("A", &a), ("B", &b)] {
@@ -215,27 +204,15 @@ fn lora_gradients_equal_finite_differences() -> TestResult {
 
 #[test]
 fn every_weight_gets_a_gradient() -> TestResult {
-    let (config, mut weights) = noise_model()?;
+    let (config, mut tensors) = noise_model()?;
     let mut vars = Vec::new();
-    let mut track = |x: &mut Tensor| -> candle_core::Result<()> {
-        let var = Var::from_tensor(x)?;
-        *x = var.as_tensor().clone();
+    for tensor in tensors.values_mut() {
+        let var = Var::from_tensor(tensor)?;
+        *tensor = var.as_tensor().clone();
         vars.push(var);
-        Ok(())
-    };
-    track(&mut weights.token_embd)?;
-    track(&mut weights.output_norm)?;
-    if let Some(output) = &mut weights.output {
-        track(output)?;
     }
-    for block in &mut weights.blocks {
-        track(&mut block.attn_norm)?;
-        track(&mut block.ffn_norm)?;
-        for proj in &mut block.proj {
-            track(proj)?;
-        }
-    }
-    let loss = reference::loss(&reference::logits(&config, &weights, None, &IDS)?, &TARGETS)?;
+    let reference = Reference::new(&config, tensors, Some(vec![1.5]))?;
+    let loss = loss_of(&reference.logits(None, &IDS)?, &TARGETS)?;
     let grads = loss.backward()?;
     for (i, var) in vars.iter().enumerate() {
         let grad = grads.get(var.as_tensor()).ok_or_else(|| format!("weight {i} has no gradient"))?;
@@ -246,12 +223,12 @@ fn every_weight_gets_a_gradient() -> TestResult {
 
 #[test]
 fn padding_on_the_right_changes_nothing() -> TestResult {
-    let (config, weights) = noise_model()?;
-    let alone = reference::logits(&config, &weights, None, &IDS[..4])?;
+    let (_, reference) = noise_reference()?;
+    let alone = reference.logits(None, &IDS[..4])?;
     let mut padded = IDS[..4].to_vec();
     padded.extend([0; 5]);
     let batch = Tensor::from_vec([IDS.to_vec(), padded].concat(), (2, 9), &Device::Cpu)?;
-    let together = reference::logits_batch(&config, &weights, None, &batch)?.get(1)?.narrow(0, 0, 4)?;
+    let together = reference.logits_batch(None, &batch)?.get(1)?.narrow(0, 0, 4)?;
     let worst: f32 = (alone - together)?.abs()?.max_all()?.to_scalar()?;
     assert!(worst < 1e-5, "off by {worst:e}");
     Ok(())
@@ -259,10 +236,10 @@ fn padding_on_the_right_changes_nothing() -> TestResult {
 
 #[test]
 fn ill_fitting_input_is_an_error() -> TestResult {
-    let (config, weights) = noise_model()?;
-    assert!(reference::logits(&config, &weights, None, &[11]).is_err(), "an id outside the vocabulary");
-    let logits = reference::logits(&config, &weights, None, &IDS)?;
-    assert!(reference::loss(&logits, &[NO_TARGET; 9]).is_err(), "no target at all");
-    assert!(reference::loss(&logits, &[1; 8]).is_err(), "a target too few");
+    let (_, reference) = noise_reference()?;
+    assert!(reference.logits(None, &[11]).is_err(), "an id outside the vocabulary");
+    let logits = reference.logits(None, &IDS)?;
+    assert!(loss_of(&logits, &[NO_TARGET; 9]).is_err(), "no target at all");
+    assert!(loss_of(&logits, &[1; 8]).is_err(), "a target too few");
     Ok(())
 }

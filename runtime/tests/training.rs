@@ -13,6 +13,7 @@ use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::{Dropout, GradientPrecision, Precision};
 use engraft_runtime::plan::ArenaWords;
+use engraft_runtime::reference::Reference;
 use engraft_runtime::rng::Rng;
 use engraft_runtime::train::chain::AdapterView;
 use engraft_runtime::train::optim::AdamWConfig;
@@ -88,7 +89,7 @@ enum Referee {
 /// Runs trainer and referee side by side on the same data.
 fn side_by_side(
     model: &Arc<ModelFile>,
-    weights: &engraft_runtime::reference::Weights,
+    reference: &Reference,
     start: &Adapter,
     o: &TrainOptions,
     steps: &[Vec<Batch>],
@@ -107,7 +108,7 @@ fn side_by_side(
             Referee::Apart => adamw.theta_f32(),
             Referee::Beside => trainer.adapter().theta.clone(),
         };
-        let mut sums = referee::sums(model, weights, &judged, &theta, batches)?;
+        let mut sums = referee::sums(reference, &judged, &theta, batches)?;
         let report = trainer.step(batches)?;
         assert_eq!(report.targets, sums.targets);
         assert_eq!(report.tokens, batches.iter().map(Batch::rows).sum::<usize>());
@@ -153,13 +154,13 @@ fn settings(spec: &Spec) -> Vec<(usize, Vec<Proj>, Vec<usize>)> {
 fn ten_steps_follow_the_referee() -> TestResult {
     for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
         let model = spec.model();
-        let weights = referee::weights(&model)?;
+        let reference = referee::reference(&model)?;
         let steps = data(&model, 10);
         // Always clipped, never, and now and then.
         for ((rank, targets, layers), clip) in settings(spec).into_iter().zip([0.5, 0.0, 1.5]) {
             let start = adapter(&model, rank, &targets, &layers, 0.0);
             let o = smooth(10, clip);
-            let strayed = side_by_side(&model, &weights, &start, &o, &steps, Referee::Apart, 1.0)?;
+            let strayed = side_by_side(&model, &reference, &start, &o, &steps, Referee::Apart, 1.0)?;
             eprintln!("{} rank {rank} {targets:?} {layers:?}: {strayed:?}", spec.name);
             assert!(strayed.loss < 1e-4, "{}: {strayed:?}", spec.name);
             assert!(strayed.grad < 1e-3, "{}: {strayed:?}", spec.name);
@@ -190,12 +191,12 @@ fn mixed(model: &ModelFile, dora: bool) -> LoraConfig {
 fn ranks_multipliers_and_rates_of_their_own_follow_the_referee() -> TestResult {
     for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
         let model = spec.model();
-        let weights = referee::weights(&model)?;
+        let reference = referee::reference(&model)?;
         let start = adapter_of(&model, &mixed(&model, false));
         assert_eq!(start.layout.rank_max(), 17);
         let mut o = smooth(10, 0.5);
         (o.adamw.lora_plus_ratio, o.schedule.peak) = (4.0, 1e-3);
-        let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
+        let strayed = side_by_side(&model, &reference, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
         eprintln!("{}: {strayed:?}", spec.name);
         assert!(
             strayed.loss < 1e-4 && strayed.grad < 1e-3 && strayed.theta < 1e-3,
@@ -207,7 +208,7 @@ fn ranks_multipliers_and_rates_of_their_own_follow_the_referee() -> TestResult {
         let kernels = Arc::new(Kernels::detect(1));
         let mut trainer = trainer(&model, &kernels, &start, &o);
         let batches = &data(&model, 1)[0];
-        adamw.update(&referee::sums(&model, &weights, &start, &start.theta, batches)?, o.schedule.rate(0));
+        adamw.update(&referee::sums(&reference, &start, &start.theta, batches)?, o.schedule.rate(0));
         trainer.step(batches)?;
         let off = referee::worst(&start.layout, &trainer.adapter().theta, &adamw.theta_f32()).0;
         assert!(off > 1e-3, "{}: a fourfold rate of B went unnoticed: {off}", spec.name);
@@ -224,7 +225,7 @@ fn as_dora(model: &ModelFile, start: &Adapter) -> Adapter {
 fn ten_steps_of_dora_follow_the_referee() -> TestResult {
     for spec in [&SHORT_BLOCKS, &LONG_BLOCKS, &FLOATS] {
         let model = spec.model();
-        let weights = referee::weights(&model)?;
+        let reference = referee::reference(&model)?;
         let of_settings = settings(spec).into_iter();
         let mut starts: Vec<_> =
             of_settings.map(|(r, p, l)| as_dora(&model, &adapter(&model, r, &p, &l, 0.0))).collect();
@@ -233,7 +234,7 @@ fn ten_steps_of_dora_follow_the_referee() -> TestResult {
             let mut o = options(Precision::F32, 10, clip);
             o.adamw.lora_plus_ratio = if clip == 1.5 { 2.0 } else { 1.0 };
             let strayed =
-                side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Beside, 1.0)?;
+                side_by_side(&model, &reference, &start, &o, &data(&model, 10), Referee::Beside, 1.0)?;
             eprintln!("DoRA {} {:?}: {strayed:?}", spec.name, start.config);
             assert!(strayed.loss < 1e-4, "{}: {strayed:?}", spec.name);
             assert!(strayed.grad < 1e-4 && strayed.theta < 1e-5, "{}: {strayed:?}", spec.name);
@@ -241,7 +242,8 @@ fn ten_steps_of_dora_follow_the_referee() -> TestResult {
         let start = as_dora(&model, &adapter(&model, 4, &Proj::ALL, &[0, 1], 0.0));
         let o = options(Precision::Int8, 5, 0.5);
         if spec.name != FLOATS.name {
-            let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 5), Referee::Beside, 1.0)?;
+            let strayed =
+                side_by_side(&model, &reference, &start, &o, &data(&model, 5), Referee::Beside, 1.0)?;
             eprintln!("DoRA int8 {}: {strayed:?}", spec.name);
             assert!(strayed.loss < INT8_LOSS && strayed.turn < INT8_TURN, "{}: {strayed:?}", spec.name);
         }
@@ -340,10 +342,10 @@ fn gains_are_those_of_the_whole_matrix() -> TestResult {
 #[test]
 fn a_wrong_scale_would_be_noticed() -> TestResult {
     let model = SHORT_BLOCKS.model();
-    let weights = referee::weights(&model)?;
+    let reference = referee::reference(&model)?;
     let start = adapter(&model, 4, &Proj::ALL, &[0, 1, 2], 0.0);
     let o = options(Precision::F32, 1, 0.5);
-    let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 1), Referee::Apart, 1.01)?;
+    let strayed = side_by_side(&model, &reference, &start, &o, &data(&model, 1), Referee::Apart, 1.01)?;
     assert!(strayed.grad > 3e-3, "one percent more alpha went unnoticed: {strayed:?}");
     Ok(())
 }
@@ -352,11 +354,12 @@ fn a_wrong_scale_would_be_noticed() -> TestResult {
 fn int8_activations_stay_within_their_bound() -> TestResult {
     for spec in [&SHORT_BLOCKS, &LONG_BLOCKS] {
         let model = spec.model();
-        let weights = referee::weights(&model)?;
+        let reference = referee::reference(&model)?;
         for (rank, targets, layers) in settings(spec) {
             let start = adapter(&model, rank, &targets, &layers, 0.0);
             let o = options(Precision::Int8, 10, 0.5);
-            let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
+            let strayed =
+                side_by_side(&model, &reference, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
             eprintln!("int8 {} rank {rank} {targets:?} {layers:?}: {strayed:?}", spec.name);
             assert!(strayed.loss < INT8_LOSS && strayed.turn < INT8_TURN, "{}: {strayed:?}", spec.name);
         }
@@ -369,11 +372,12 @@ fn int8_activations_stay_within_their_bound() -> TestResult {
 fn bf16_gradients_stay_within_their_bound() -> TestResult {
     for spec in [&SHORT_BLOCKS, &LONG_BLOCKS] {
         let model = spec.model();
-        let weights = referee::weights(&model)?;
+        let reference = referee::reference(&model)?;
         for (rank, targets, layers) in settings(spec) {
             let start = adapter(&model, rank, &targets, &layers, 0.0);
             let o = TrainOptions { gradient: GradientPrecision::Bf16, ..options(Precision::F32, 10, 0.5) };
-            let strayed = side_by_side(&model, &weights, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
+            let strayed =
+                side_by_side(&model, &reference, &start, &o, &data(&model, 10), Referee::Apart, 1.0)?;
             eprintln!("bf16 {} rank {rank} {targets:?} {layers:?}: {strayed:?}", spec.name);
             assert!(strayed.loss < BF16_LOSS && strayed.turn < BF16_TURN, "{}: {strayed:?}", spec.name);
         }
@@ -386,7 +390,7 @@ fn bf16_gradients_stay_within_their_bound() -> TestResult {
 fn the_real_model_follows_the_referee() -> TestResult {
     let path = shared::real_model();
     let model = Arc::new(ModelFile::open(path)?);
-    let weights = referee::weights(&model)?;
+    let reference = referee::reference(&model)?;
     let layers: Vec<usize> = (0..model.config().n_layers).collect();
     let mut start = adapter(&model, 8, &Proj::ALL, &layers, 0.0);
     let slots: Vec<_> = start.layout.slots().collect();
@@ -408,7 +412,7 @@ fn the_real_model_follows_the_referee() -> TestResult {
             ..options(precision, 10, 1.0)
         };
         let data = vec![vec![one.clone()]; steps];
-        let strayed = side_by_side(&model, &weights, &start, &o, &data, Referee::Beside, 1.0)?;
+        let strayed = side_by_side(&model, &reference, &start, &o, &data, Referee::Beside, 1.0)?;
         eprintln!("real model, {precision:?}, {steps} steps of {} rows: {strayed:?}", one.rows());
         match precision {
             Precision::F32 => {

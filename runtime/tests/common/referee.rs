@@ -1,16 +1,17 @@
 //! The referee: `reference.rs` with candle's autograd on the dequantized model, and AdamW in f64.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, Var};
 use engraft_kernels::{QMatrix, scalar};
 use engraft_runtime::adapter::{Adapter, Layout};
 use engraft_runtime::data::Batch;
+use engraft_runtime::model::Proj;
 use engraft_runtime::model::tuned::TunedLayout;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::nn::divergence::{Direction, KlPenalty};
-use engraft_runtime::reference::{self, Lora, NO_TARGET, PlainBlock, PlainWeights, Weights};
+use engraft_runtime::reference::{Lora, NO_TARGET, Reference, loss as loss_of};
 use engraft_runtime::train::optim::AdamWConfig;
 
 /// Sums over the targets of a step, gradients in the order of θ.
@@ -30,39 +31,41 @@ fn dequantize(w: &QMatrix<'_>) -> Vec<f32> {
     out
 }
 
-/// All weights of a model as f32 tensors.
-pub fn weights(model: &ModelFile) -> Result<Weights> {
+/// All weights of a model as f32 tensors by name, dequantized by the specification.
+pub fn tensors(model: &ModelFile) -> Result<HashMap<String, Tensor>> {
     let view = model.view();
-    let blocks = view.blocks.iter().map(|b| PlainBlock {
-        attn_norm: b.attn_norm.to_vec(),
-        ffn_norm: b.ffn_norm.to_vec(),
-        proj: b.proj.map(|p| dequantize(&p)),
-    });
-    let plain = PlainWeights {
-        token_embd: dequantize(&view.token_embd),
-        output: (!model.config().tied).then(|| dequantize(&view.output)),
-        output_norm: view.output_norm.to_vec(),
-        rope_freqs: view.rope_freqs.map(<[f32]>::to_vec),
-        blocks: blocks.collect(),
-    };
-    Weights::from_plain(model.config(), plain)
+    let matrix = |w: &QMatrix<'_>| Tensor::from_vec(dequantize(w), (w.rows(), w.cols()), &Device::Cpu);
+    let vector = |x: &[f32]| Tensor::from_slice(x, x.len(), &Device::Cpu);
+    let mut all = HashMap::new();
+    let mut put = |name: String, tensor: Tensor| all.insert(format!("{name}.weight"), tensor);
+    put("token_embd".into(), matrix(&view.token_embd)?);
+    put("output_norm".into(), vector(view.output_norm)?);
+    if !model.config().tied {
+        put("output".into(), matrix(&view.output)?);
+    }
+    for (layer, block) in view.blocks.iter().enumerate() {
+        put(format!("blk.{layer}.attn_norm"), vector(block.attn_norm)?);
+        put(format!("blk.{layer}.ffn_norm"), vector(block.ffn_norm)?);
+        for (proj, w) in Proj::ALL.into_iter().zip(&block.proj) {
+            put(format!("blk.{layer}.{}", proj.gguf_name()), matrix(w)?);
+        }
+    }
+    Ok(all)
+}
+
+/// The referee of a model.
+pub fn reference(model: &ModelFile) -> Result<Reference> {
+    Reference::new(model.config(), tensors(model)?, model.rope_freqs().map(<[f32]>::to_vec))
 }
 
 /// Loss and gradients of one step with parameters `theta` in the layout of `adapter`.
-pub fn sums(
-    model: &ModelFile,
-    weights: &Weights,
-    adapter: &Adapter,
-    theta: &[f32],
-    batches: &[Batch],
-) -> Result<Sums> {
-    penalized_sums(model, weights, adapter, theta, batches, None)
+pub fn sums(reference: &Reference, adapter: &Adapter, theta: &[f32], batches: &[Batch]) -> Result<Sums> {
+    penalized_sums(reference, adapter, theta, batches, None)
 }
 
 /// The same with a penalty on leaving the base, whose gradient is added.
 pub fn penalized_sums(
-    model: &ModelFile,
-    weights: &Weights,
+    reference: &Reference,
     adapter: &Adapter,
     theta: &[f32],
     batches: &[Batch],
@@ -89,11 +92,11 @@ pub fn penalized_sums(
         if n == 0 {
             continue;
         }
-        let logits = reference::logits(model.config(), weights, Some(&lora), &batch.ids[seq.clone()])?;
-        let mut loss = (reference::loss(&logits, wanted)? * n as f64)?;
+        let logits = reference.logits(Some(&lora), &batch.ids[seq.clone()])?;
+        let mut loss = (loss_of(&logits, wanted)? * n as f64)?;
         loss_sum += f64::from(loss.to_scalar::<f32>()?);
         if let Some(KlPenalty { weight, direction }) = penalty {
-            let base = reference::logits(model.config(), weights, None, &batch.ids[seq])?;
+            let base = reference.logits(None, &batch.ids[seq])?;
             let own = divergence(&logits, &base, wanted, direction)?;
             kl += f64::from(own.to_scalar::<f32>()?);
             loss = (loss + (own * f64::from(weight))?)?;
@@ -144,27 +147,23 @@ pub fn full_sums(model: &ModelFile, values: &[f32], batches: &[Batch]) -> Result
         Ok(tensor)
     };
     let (v, d) = (c.vocab, c.d_model);
-    let token_embd = var(layout.token_embd(), vec![v, d])?;
-    let output = (!c.tied).then(|| var(layout.output(), vec![v, d])).transpose()?;
-    let output_norm = var(layout.output_norm(), vec![d])?;
-    let mut blocks = Vec::new();
-    for l in 0..c.n_layers {
-        let mut tensor = |name: &str, shape| {
-            var(layout.tensor(&format!("blk.{l}.{name}.weight")).expect("a trained tensor"), shape)
-        };
-        let attn_norm = tensor("attn_norm", vec![d])?;
-        let ffn_norm = tensor("ffn_norm", vec![d])?;
-        let mut proj = Vec::new();
-        for p in Proj::ALL {
-            let (out, inner) = p.shape(c);
-            proj.push(tensor(p.gguf_name(), vec![out, inner])?);
-        }
-        let proj = <[Tensor; 7]>::try_from(proj).expect("seven");
-        blocks.push(reference::BlockWeights { attn_norm, ffn_norm, proj });
+    let mut all = HashMap::new();
+    all.insert("token_embd.weight".to_string(), var(layout.token_embd(), vec![v, d])?);
+    all.insert("output_norm.weight".to_string(), var(layout.output_norm(), vec![d])?);
+    if !c.tied {
+        all.insert("output.weight".to_string(), var(layout.output(), vec![v, d])?);
     }
-    let rope_freqs = model.rope_freqs().map(<[f32]>::to_vec);
-    let weights = Weights { token_embd, output, output_norm, rope_freqs, blocks };
-    let (total, targets) = total_loss(c, &weights, None, batches)?;
+    for l in 0..c.n_layers {
+        let norms = ["attn_norm", "ffn_norm"].map(|name| (name, vec![d]));
+        let projections = Proj::ALL.map(|p| (p.gguf_name(), vec![p.shape(c).0, p.shape(c).1]));
+        for (name, shape) in norms.into_iter().chain(projections) {
+            let name = format!("blk.{l}.{name}.weight");
+            let at = layout.tensor(&name).expect("a trained tensor");
+            all.insert(name, var(at, shape)?);
+        }
+    }
+    let reference = Reference::new(c, all, model.rope_freqs().map(<[f32]>::to_vec))?;
+    let (total, targets) = total_loss(&reference, None, batches)?;
     let gradients = total.backward()?;
     let mut grads = vec![0.0; layout.len()];
     for (at, var) in vars {
@@ -175,12 +174,7 @@ pub fn full_sums(model: &ModelFile, values: &[f32], batches: &[Batch]) -> Result
 }
 
 /// The summed loss of all targets of a step, and how many they are.
-fn total_loss(
-    c: &ModelConfig,
-    weights: &Weights,
-    lora: Option<&Lora>,
-    batches: &[Batch],
-) -> Result<(Tensor, usize)> {
+fn total_loss(reference: &Reference, lora: Option<&Lora>, batches: &[Batch]) -> Result<(Tensor, usize)> {
     let (mut total, mut targets): (Option<Tensor>, usize) = (None, 0);
     for (batch, seq) in batches.iter().flat_map(|b| b.seqs.iter().map(move |s| (b, s.clone()))) {
         let wanted = &batch.targets[seq.clone()];
@@ -188,8 +182,8 @@ fn total_loss(
         if n == 0 {
             continue;
         }
-        let logits = reference::logits(c, weights, lora, &batch.ids[seq])?;
-        let loss = (reference::loss(&logits, wanted)? * n as f64)?;
+        let logits = reference.logits(lora, &batch.ids[seq])?;
+        let loss = (loss_of(&logits, wanted)? * n as f64)?;
         total = Some(total.map_or(Ok(loss.clone()), |t| t + loss)?);
         targets += n;
     }

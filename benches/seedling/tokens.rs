@@ -1,7 +1,7 @@
 //! The tokenizer: byte-level BPE trained on the corpus, in the terms a GGUF stores (tokens, merges),
 //! and the one chat rendering that training and the file's template share.
 
-use super::corpus::Example;
+use crate::corpus::Example;
 use anyhow::{Context, Result, anyhow};
 use engraft_runtime::reference::NO_TARGET;
 use std::collections::HashMap;

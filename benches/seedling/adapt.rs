@@ -1,13 +1,13 @@
 //! Whether forty examples teach the model a user's private words, checked through the reference.
 
-use super::corpus::Example;
-use super::rng::Rng;
-use super::tokens::Encoded;
-use super::{gguf, train};
+use crate::corpus::Example;
+use crate::rng::Rng;
+use crate::tokens::Encoded;
+use crate::{gguf, train};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Var};
 use engraft_runtime::model::config::{ModelConfig, Proj};
-use engraft_runtime::reference::Lora;
+use engraft_runtime::reference::{Lora, Reference};
 use std::path::Path;
 use std::time::Instant;
 
@@ -43,7 +43,8 @@ pub(crate) fn read_jsonl(path: &Path) -> Result<Vec<Example>> {
 /// Trains an adapter on `private_train.jsonl` and reports exact answers before and after, of private
 /// and of generic commands. `verbose` prints each wrong one.
 pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -> Result<()> {
-    let (config, weights, tokens) = gguf::read(model)?;
+    let (config, tensors, tokens) = gguf::read(model)?;
+    let reference = Reference::new(&config, tensors, None)?;
     let load = |name: &str| -> Result<(Vec<Example>, Vec<Encoded>)> {
         let examples = read_jsonl(&demo.join(name))?;
         let encoded = examples.iter().map(|e| tokens.encode(e)).collect::<Result<_>>()?;
@@ -53,8 +54,8 @@ pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -
     let (private, private_test) = load("private_test.jsonl")?;
     let (generic, generic_test) = load("generic_test.jsonl")?;
     let report = |when: &str, lora: Option<&Lora>| -> Result<(f64, f64)> {
-        let (private_exact, private_wrong) = train::exact_match(&config, &weights, lora, &private_test)?;
-        let (generic_exact, generic_wrong) = train::exact_match(&config, &weights, lora, &generic_test)?;
+        let (private_exact, private_wrong) = train::exact_match(&reference, lora, &private_test)?;
+        let (generic_exact, generic_wrong) = train::exact_match(&reference, lora, &generic_test)?;
         println!("{when}: private {private_exact:.3}, generic {generic_exact:.3}");
         for (examples, wrong) in [(&private, private_wrong), (&generic, generic_wrong)] {
             for (i, answer) in wrong.iter().filter(|_| verbose && lora.is_some()) {
@@ -73,7 +74,7 @@ pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -
     }
     batches.truncate(recipe.steps);
     let schedule = train::Cosine { peak: recipe.rate, floor: 0.05 };
-    train::run(&batches, &vars, &schedule, |batch| batch.loss(&config, &weights, Some(&lora)))?;
+    train::run(&batches, &vars, &schedule, |batch| batch.loss(&reference, Some(&lora)))?;
     let seconds = started.elapsed().as_secs_f64();
     let after = report(&format!("after {} steps in {seconds:.0} s", recipe.steps), Some(&lora))?;
     ensure!(before.0 <= 0.05, "the private words are no news to the model: {:.3} before", before.0);

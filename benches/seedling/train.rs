@@ -1,13 +1,14 @@
 //! The model: its shape, its start, batches, the training loop, and how often it answers exactly.
 
-use super::rng::Rng;
-use super::tokens::Encoded;
+use crate::rng::Rng;
+use crate::tokens::Encoded;
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use engraft_runtime::model::config::{ModelConfig, Proj};
-use engraft_runtime::reference::{self, BlockWeights, Lora, NO_TARGET, Weights};
+use engraft_runtime::reference::{self, Lora, NO_TARGET, Reference};
+use std::collections::HashMap;
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
@@ -32,53 +33,52 @@ pub(crate) fn config(vocab: usize) -> ModelConfig {
 }
 
 /// Normal initialization; what writes to the residual stream starts smaller, by the depth.
-pub(crate) fn fresh(config: &ModelConfig, rng: &mut Rng) -> Result<Weights> {
-    let tensor = |values: Vec<f32>, shape: &[usize]| Tensor::from_vec(values, shape, &Device::Cpu);
+pub(crate) fn fresh(config: &ModelConfig, rng: &mut Rng) -> Result<HashMap<String, Tensor>> {
     let d = config.d_model;
-    let token_embd = tensor(rng.normal(config.vocab * d, 0.05), &[config.vocab, d])?;
-    let mut blocks = Vec::new();
-    for _ in 0..config.n_layers {
-        let mut proj = Vec::new();
+    let mut tensors = HashMap::new();
+    let mut put = |name: String, values: Vec<f32>, shape: &[usize]| -> Result<()> {
+        tensors.insert(format!("{name}.weight"), Tensor::from_vec(values, shape, &Device::Cpu)?);
+        Ok(())
+    };
+    put("token_embd".into(), rng.normal(config.vocab * d, 0.05), &[config.vocab, d])?;
+    for layer in 0..config.n_layers {
         for p in Proj::ALL {
             let (out, inp) = p.shape(config);
             let residual = matches!(p, Proj::O | Proj::Down);
             let depth = if residual { 2.0 * config.n_layers as f64 } else { 1.0 };
-            proj.push(tensor(rng.normal(out * inp, 0.06 / depth.sqrt()), &[out, inp])?);
+            let values = rng.normal(out * inp, 0.06 / depth.sqrt());
+            put(format!("blk.{layer}.{}", p.gguf_name()), values, &[out, inp])?;
         }
-        let Ok(proj) = <[Tensor; 7]>::try_from(proj) else { unreachable!("seven projections") };
-        let attn_norm = tensor(vec![1.0; d], &[d])?;
-        blocks.push(BlockWeights { attn_norm, ffn_norm: tensor(vec![1.0; d], &[d])?, proj });
+        put(format!("blk.{layer}.attn_norm"), vec![1.0; d], &[d])?;
+        put(format!("blk.{layer}.ffn_norm"), vec![1.0; d], &[d])?;
     }
-    let output_norm = tensor(vec![1.0; d], &[d])?;
-    Ok(Weights { token_embd, output: None, output_norm, rope_freqs: None, blocks })
+    put("output_norm".into(), vec![1.0; d], &[d])?;
+    Ok(tensors)
 }
 
-/// Weights and the `Var`s behind them.
+/// A model all of which learns.
 pub(crate) struct Trainable {
-    /// The model as the reference computes it.
-    pub(crate) weights: Weights,
-    /// Everything that learns.
+    /// As the reference computes it.
+    pub(crate) reference: Reference,
+    /// Its tensors by name, those of `vars`.
+    pub(crate) tensors: HashMap<String, Tensor>,
+    /// Everything that learns, in an order that is always the same.
     pub(crate) vars: Vec<Var>,
 }
 
 impl Trainable {
     /// Makes every tensor of a tied model trainable.
-    pub(crate) fn new(mut weights: Weights) -> Result<Trainable> {
+    pub(crate) fn new(config: &ModelConfig, mut tensors: HashMap<String, Tensor>) -> Result<Trainable> {
         let mut vars = Vec::new();
-        let mut learn = |x: &mut Tensor| -> Result<()> {
-            let var = Var::from_tensor(x)?;
-            *x = var.as_tensor().clone();
+        let mut names: Vec<String> = tensors.keys().cloned().collect();
+        names.sort();
+        for name in names {
+            let Some(tensor) = tensors.get_mut(&name) else { continue };
+            let var = Var::from_tensor(tensor)?;
+            *tensor = var.as_tensor().clone();
             vars.push(var);
-            Ok(())
-        };
-        learn(&mut weights.token_embd)?;
-        learn(&mut weights.output_norm)?;
-        for block in &mut weights.blocks {
-            block.proj.iter_mut().try_for_each(&mut learn)?;
-            learn(&mut block.attn_norm)?;
-            learn(&mut block.ffn_norm)?;
         }
-        Ok(Trainable { weights, vars })
+        Ok(Trainable { reference: Reference::new(config, tensors.clone(), None)?, tensors, vars })
     }
 }
 
@@ -105,20 +105,15 @@ impl Batch {
     }
 
     /// Mean cross-entropy of the answers' tokens.
-    pub(crate) fn loss(&self, config: &ModelConfig, w: &Weights, lora: Option<&Lora>) -> Result<Tensor> {
-        Ok(reference::loss(&reference::logits_batch(config, w, lora, &self.ids)?, &self.targets)?)
+    pub(crate) fn loss(&self, model: &Reference, lora: Option<&Lora>) -> Result<Tensor> {
+        Ok(reference::loss(&model.logits_batch(lora, &self.ids)?, &self.targets)?)
     }
 
     /// For each sequence, the likeliest token at each place of its answer, given the true answer so
     /// far. Where all of them are the true ones, greedy decoding gives exactly the answer, so counting
     /// exact answers needs no decoding loop.
-    pub(crate) fn likeliest(
-        &self,
-        config: &ModelConfig,
-        w: &Weights,
-        lora: Option<&Lora>,
-    ) -> Result<Vec<Vec<u32>>> {
-        let best = reference::logits_batch(config, w, lora, &self.ids)?.argmax(D::Minus1)?;
+    pub(crate) fn likeliest(&self, model: &Reference, lora: Option<&Lora>) -> Result<Vec<Vec<u32>>> {
+        let best = model.logits_batch(lora, &self.ids)?.argmax(D::Minus1)?;
         let best: Vec<u32> = best.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?;
         let rows = best.chunks(self.width).zip(self.targets.chunks(self.width));
         let answer = |(got, want): (&[u32], &[u32])| {
@@ -131,15 +126,14 @@ impl Batch {
 /// The fraction of `sequences` answered exactly, and what was answered (as [`Batch::likeliest`] has it)
 /// to those that were not.
 pub(crate) fn exact_match(
-    config: &ModelConfig,
-    w: &Weights,
+    model: &Reference,
     lora: Option<&Lora>,
     sequences: &[Encoded],
 ) -> Result<(f64, Vec<(usize, Vec<u32>)>)> {
     let mut wrong = Vec::new();
     let all: Vec<&Encoded> = sequences.iter().collect();
     for (chunk, part) in all.chunks(32).enumerate() {
-        for (i, answer) in Batch::new(part)?.likeliest(config, w, lora)?.into_iter().enumerate() {
+        for (i, answer) in Batch::new(part)?.likeliest(model, lora)?.into_iter().enumerate() {
             let truth = part[i].targets.iter().filter(|id| **id != NO_TARGET);
             if !answer.iter().eq(truth) {
                 wrong.push((chunk * 32 + i, answer));

@@ -1,34 +1,41 @@
 //! The model's file: Q8_0 matrices, f32 gains, and the metadata that a llama loader asks for.
 
-use super::tokens::{CHAT_TEMPLATE, CONTROL, END_OF_TEXT, IM_END, Tokens};
-use super::train;
+use crate::tokens::{CHAT_TEMPLATE, CONTROL, END_OF_TEXT, IM_END, Tokens};
+use crate::train;
 use anyhow::{Context, Result};
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use engraft_runtime::model::config::{ModelConfig, Proj};
-use engraft_runtime::reference::{PlainBlock, PlainWeights, Weights};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
 /// Writes the model. Its query and key rows were trained in GGUF's own rotary order, so nothing is
 /// permuted.
-pub(crate) fn write(path: &Path, config: &ModelConfig, w: &Weights, tokens: &Tokens) -> Result<()> {
+pub(crate) fn write(
+    path: &Path,
+    config: &ModelConfig,
+    all: &HashMap<String, Tensor>,
+    tokens: &Tokens,
+) -> Result<()> {
     let mut tensors: Vec<(String, QTensor)> = Vec::new();
-    let mut put = |name: &str, x: &Tensor, dtype: GgmlDType| -> Result<()> {
-        tensors.push((format!("{name}.weight"), QTensor::quantize(x, dtype)?));
+    let mut put = |name: &str, dtype: GgmlDType| -> Result<()> {
+        let name = format!("{name}.weight");
+        let tensor = all.get(&name).with_context(|| format!("no {name}"))?;
+        tensors.push((name, QTensor::quantize(tensor, dtype)?));
         Ok(())
     };
-    put("token_embd", &w.token_embd, GgmlDType::Q8_0)?;
-    for (layer, block) in w.blocks.iter().enumerate() {
-        put(&format!("blk.{layer}.attn_norm"), &block.attn_norm, GgmlDType::F32)?;
+    put("token_embd", GgmlDType::Q8_0)?;
+    for layer in 0..config.n_layers {
+        put(&format!("blk.{layer}.attn_norm"), GgmlDType::F32)?;
         for p in Proj::ALL {
-            put(&format!("blk.{layer}.{}", p.gguf_name()), &block.proj[p as usize], GgmlDType::Q8_0)?;
+            put(&format!("blk.{layer}.{}", p.gguf_name()), GgmlDType::Q8_0)?;
         }
-        put(&format!("blk.{layer}.ffn_norm"), &block.ffn_norm, GgmlDType::F32)?;
+        put(&format!("blk.{layer}.ffn_norm"), GgmlDType::F32)?;
     }
-    put("output_norm", &w.output_norm, GgmlDType::F32)?;
+    put("output_norm", GgmlDType::F32)?;
     let metadata = metadata(config, tokens);
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, x)| (name.as_str(), x)).collect();
@@ -78,7 +85,7 @@ fn metadata(config: &ModelConfig, tokens: &Tokens) -> Vec<(&'static str, Value)>
 }
 
 /// Reads a file that [`write`] wrote, dequantized: what users of the file will compute with.
-pub(crate) fn read(path: &Path) -> Result<(ModelConfig, Weights, Tokens)> {
+pub(crate) fn read(path: &Path) -> Result<(ModelConfig, HashMap<String, Tensor>, Tokens)> {
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let gguf = gguf_file::Content::read(&mut file)?;
     let list = |key: &str| -> Result<Vec<String>> {
@@ -87,26 +94,9 @@ pub(crate) fn read(path: &Path) -> Result<(ModelConfig, Weights, Tokens)> {
     };
     let tokens = Tokens::new(list("tokenizer.ggml.tokens")?, list("tokenizer.ggml.merges")?)?;
     let config = train::config(tokens.tokens.len());
-    let mut plain = |name: String| -> Result<Vec<f32>> {
-        let x = gguf.tensor(&mut file, &format!("{name}.weight"), &Device::Cpu)?;
-        Ok(x.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?)
-    };
-    let mut blocks = Vec::new();
-    for layer in 0..config.n_layers {
-        let mut proj: [Vec<f32>; 7] = Default::default();
-        for p in Proj::ALL {
-            proj[p as usize] = plain(format!("blk.{layer}.{}", p.gguf_name()))?;
-        }
-        let attn_norm = plain(format!("blk.{layer}.attn_norm"))?;
-        blocks.push(PlainBlock { attn_norm, ffn_norm: plain(format!("blk.{layer}.ffn_norm"))?, proj });
+    let mut tensors = HashMap::new();
+    for name in gguf.tensor_infos.keys() {
+        tensors.insert(name.clone(), gguf.tensor(&mut file, name, &Device::Cpu)?.dequantize(&Device::Cpu)?);
     }
-    let plain = PlainWeights {
-        token_embd: plain("token_embd".into())?,
-        output: None,
-        output_norm: plain("output_norm".into())?,
-        rope_freqs: None,
-        blocks,
-    };
-    let weights = Weights::from_plain(&config, plain)?;
-    Ok((config, weights, tokens))
+    Ok((config, tensors, tokens))
 }

@@ -3,32 +3,37 @@
 //! writes a quantized GGUF.
 //!
 //! ```text
-//! cargo run --release --example pretrain                          # writes targets/cli/seedling.gguf
-//! cargo run --release --example pretrain -- --refine              # the second pass again, from the file
-//! cargo run --release --example pretrain -- --check-adaptation    # can it learn private words?
-//! cargo run --release --example pretrain -- --everyday            # writes targets/cli/demo/everyday.txt
-//! cargo run --release --example pretrain -- --development DIR     # other tests, to tune the demo on
-//! cargo run --release --example pretrain -- --evaluate FILE       # what does it answer wrongly?
+//! cargo run --release -p engraft-seedling                          # writes targets/cli/seedling.gguf
+//! cargo run --release -p engraft-seedling -- --refine              # the second pass again, from the file
+//! cargo run --release -p engraft-seedling -- --check-adaptation    # can it learn private words?
+//! cargo run --release -p engraft-seedling -- --everyday            # writes targets/cli/demo/everyday.txt
+//! cargo run --release -p engraft-seedling -- --development DIR     # other tests, to tune the demo on
+//! cargo run --release -p engraft-seedling -- --evaluate FILE       # what does it answer wrongly?
 //! ```
 //!
 //! `RAYON_NUM_THREADS=1` makes training faster: batches are already split over two threads, and candle's
 //! own threads would wait for each other after every small operation.
 
-mod seedling;
+mod adapt;
+mod corpus;
+mod gguf;
+mod rng;
+mod tokens;
+mod train;
 
+use adapt::Recipe;
 use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
+use corpus::Example;
 use engraft_runtime::model::config::Proj;
-use engraft_runtime::reference::Weights;
-use seedling::adapt::{self, Recipe};
-use seedling::corpus::{self, Example};
-use seedling::rng::Rng;
-use seedling::tokens::{Encoded, Tokens};
-use seedling::{gguf, train};
-use std::collections::HashSet;
+use engraft_runtime::reference::Reference;
+use rng::Rng;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use tokens::{Encoded, Tokens};
 
-const USAGE: &str = "usage: pretrain [--check-adaptation [--verbose]] [--model FILE] [--demo DIR] [--seed N] \
+const USAGE: &str = "usage: seedling [--check-adaptation [--verbose]] [--model FILE] [--demo DIR] [--seed N] \
     [--everyday] [--development DIR] [--evaluate FILE] [--refine] [--examples N] [--composites X] \
     [--rate X] [--batch N] [--vocab N] \
     [--steps N] [--lora-rate X] [--lora-batch N] [--lora-scale X] \
@@ -94,7 +99,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
         let text = args.next().with_context(|| format!("{flag} wants a value\n{USAGE}"))?;
         text.parse().ok().with_context(|| format!("{flag} {text}: no such value\n{USAGE}"))
     }
-    let cli = Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/cli");
+    let cli = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../targets/cli");
     let modules = Proj::ALL.to_vec();
     let recipe =
         Recipe { rank: 8, scale: 2.0, modules, layers: 4, steps: 150, batch: 8, rate: 1e-3, seed: 1 };
@@ -158,14 +163,14 @@ fn pretrain(o: &Options) -> Result<()> {
         let mut rng = Rng::new(o.seed);
         let examples = corpus::generate(&mut rng, FIRST.examples, FIRST.composites, &held_out);
         let tokens = Tokens::train(&examples, o.vocab)?;
-        let weights = train::fresh(&train::config(tokens.tokens.len()), &mut rng)?;
-        pass(o, &FIRST, weights, &tokens, &examples, &mut rng)?;
+        let tensors = train::fresh(&train::config(tokens.tokens.len()), &mut rng)?;
+        pass(o, &FIRST, tensors, &tokens, &examples, &mut rng)?;
     }
     held_out.extend(everyday.iter().chain(&private).map(|e| corpus::normal_form(&e.prompt)));
     let mut rng = Rng::new(o.seed + 1);
     let examples = corpus::generate(&mut rng, o.second.examples, o.second.composites, &held_out);
-    let (_, weights, tokens) = gguf::read(&o.model)?;
-    pass(o, &o.second, weights, &tokens, &examples, &mut rng)?;
+    let (_, tensors, tokens) = gguf::read(&o.model)?;
+    pass(o, &o.second, tensors, &tokens, &examples, &mut rng)?;
     evaluate(&o.model, &everyday)?;
     evaluate(&o.model, &generic_test)
 }
@@ -174,7 +179,7 @@ fn pretrain(o: &Options) -> Result<()> {
 fn pass(
     o: &Options,
     pass: &Pass,
-    weights: Weights,
+    tensors: HashMap<String, Tensor>,
     tokens: &Tokens,
     examples: &[Example],
     rng: &mut Rng,
@@ -184,20 +189,21 @@ fn pass(
     }
     let corpus = examples.iter().map(|e| tokens.encode(e)).collect::<Result<Vec<_>>>()?;
     let config = train::config(tokens.tokens.len());
-    let model = train::Trainable::new(weights)?;
+    let model = train::Trainable::new(&config, tensors)?;
     let parameters: usize = model.vars.iter().map(|v| v.elem_count()).sum();
     eprintln!("{parameters} parameters, {} tokens of text", corpus.iter().map(length).sum::<usize>());
     let batches = train::batches(&corpus, o.batch, LANES, rng)?;
     let schedule = train::Cosine { peak: pass.rate, floor: pass.floor };
-    train::run(&batches, &model.vars, &schedule, |batch| batch.loss(&config, &model.weights, None))?;
-    gguf::write(&o.model, &config, &model.weights, tokens)
+    train::run(&batches, &model.vars, &schedule, |batch| batch.loss(&model.reference, None))?;
+    gguf::write(&o.model, &config, &model.tensors, tokens)
 }
 
 /// Prints what the model answers wrongly, and how much it answers exactly.
 fn evaluate(model: &Path, commands: &[Example]) -> Result<()> {
-    let (config, weights, tokens) = gguf::read(model)?;
+    let (config, tensors, tokens) = gguf::read(model)?;
+    let reference = Reference::new(&config, tensors, None)?;
     let encoded = commands.iter().map(|e| tokens.encode(e)).collect::<Result<Vec<_>>>()?;
-    let (exact, wrong) = train::exact_match(&config, &weights, None, &encoded)?;
+    let (exact, wrong) = train::exact_match(&reference, None, &encoded)?;
     for (i, answer) in wrong {
         eprintln!("  wrong: {} -> {}", commands[i].prompt, tokens.show(&answer).trim_end());
     }
