@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use engraft_kernels::{Isa, Kernels};
-use engraft_runtime::generate::{BatchSession, KvType, Prefix, Session};
+use engraft_runtime::generate::{KvType, Prefix, Sequence, Sequences};
 use engraft_runtime::model::tuned::{TunedModel, Weights};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
@@ -69,7 +69,7 @@ fn args() -> Result<Args> {
 }
 
 /// Largest difference of the logits after `ids` read at once and read one by one, over their spread.
-fn disagreement(session: &mut Session, ids: &[u32]) -> Result<f32> {
+fn disagreement(session: &mut Sequence, ids: &[u32]) -> Result<f32> {
     session.truncate(0);
     let at_once = session.feed(ids)?.to_vec();
     session.truncate(0);
@@ -103,7 +103,7 @@ fn run(a: &Args, path: &str, kernels: &Arc<Kernels>) -> Result<()> {
         return batched(a, path, &model, kernels);
     }
     let capacity = a.prompt.max(a.tokens).max(32);
-    let mut session = Session::new(model, kernels.clone(), None, Precision::Int8, capacity, a.cache)?;
+    let mut session = Sequence::new(model, kernels.clone(), None, Precision::Int8, capacity, a.cache)?;
     let mut rng = Rng::new(2, 2);
     let ids: Vec<u32> = (0..capacity).map(|_| rng.below(vocab) as u32).collect();
     let off = disagreement(&mut session, &ids[..32])?;
@@ -154,7 +154,7 @@ fn batched(a: &Args, path: &str, model: &Weights, kernels: &Arc<Kernels>) -> Res
         for slots in SLOTS {
             let (own, kernels) = (model.clone(), kernels.clone());
             let mut batch =
-                BatchSession::new(own, kernels, None, Precision::Int8, prefix.clone(), slots, a.tokens)?;
+                Sequences::new(own, kernels, None, Precision::Int8, prefix.clone(), slots, a.tokens)?;
             let prompts: Vec<Vec<u32>> = (0..slots).map(|_| vec![rng.below(vocab) as u32]).collect();
             let mut rates = Vec::new();
             for i in 0..=a.repetitions {

@@ -8,7 +8,7 @@ use engraft_kernels::{Kernels, KvType, scalar};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::approximate::{Approximation, low_rank};
 use engraft_runtime::adapter::{Adapter, LoraConfig, Slot};
-use engraft_runtime::generate::{Session, StackedAdapter};
+use engraft_runtime::generate::{Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
@@ -145,8 +145,8 @@ fn with_every_direction_the_logits_are_those_of_the_dora() -> TestResult {
         let kernels = Arc::new(Kernels::detect(1));
         let stacked = adapter.map(|a| StackedAdapter::new(&model, &kernels, &[(a, 1.0)])).transpose()?;
         let adapters = stacked.map(Arc::new);
-        let mut session = Session::new(model.clone(), kernels, adapters, Precision::F32, 8, KvType::F32)?;
-        Ok(session.feed(&[3, 1, 4, 1, 5])?.to_vec())
+        let mut sequence = Sequence::new(model.clone(), kernels, adapters, Precision::F32, 8, KvType::F32)?;
+        Ok(sequence.feed(&[3, 1, 4, 1, 5])?.to_vec())
     };
     let expected = logits(Some(adapter.clone()))?;
     let distance = |other: &[f32]| expected.iter().zip(other).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));

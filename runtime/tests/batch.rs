@@ -9,7 +9,7 @@ use engraft_kernels::{Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::generate::batch::{CYCLE_TOKENS, is_cycle};
 use engraft_runtime::generate::replay::complete;
-use engraft_runtime::generate::{BatchSession, Prefix, Sampler, SamplerOptions, Session, StackedAdapter};
+use engraft_runtime::generate::{Prefix, Sampler, SamplerOptions, Sequence, Sequences, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;
@@ -45,14 +45,14 @@ impl Arm {
         Arc::new(Prefix::read(model, kernels, adapters, self.precision, self.cache, ids).expect("a prefix"))
     }
 
-    fn batch(&self, threads: usize, prefix: &Arc<Prefix>, slots: usize, capacity: usize) -> BatchSession {
+    fn batch(&self, threads: usize, prefix: &Arc<Prefix>, slots: usize, capacity: usize) -> Sequences {
         let kernels = Arc::new(Kernels::detect(threads));
         let (model, adapters) = (self.model.clone(), self.adapters.clone());
-        BatchSession::new(model, kernels, adapters, self.precision, prefix.clone(), slots, capacity)
-            .expect("a session")
+        Sequences::new(model, kernels, adapters, self.precision, prefix.clone(), slots, capacity)
+            .expect("a sequence")
     }
 
-    /// What a session says to each prompt alone, cut where a batch would.
+    /// What a sequence says to each prompt alone, cut where a batch would.
     fn alone(
         &self,
         prefix: &[u32],
@@ -64,12 +64,12 @@ impl Arm {
         let kernels = Arc::new(Kernels::detect(1));
         let (model, adapters) = (self.model.clone(), self.adapters.clone());
         let room = prefix.len() + capacity;
-        let mut session = Session::new(model, kernels, adapters, self.precision, room, self.cache)?;
+        let mut sequence = Sequence::new(model, kernels, adapters, self.precision, room, self.cache)?;
         let mut sampler = Sampler::new(SamplerOptions::greedy())?;
         let mut answers = Vec::new();
         for prompt in prompts {
             let whole = [prefix, prompt].concat();
-            let mut answer = complete(&mut session, &mut sampler, &whole, limit, &is_end, |_| true)?;
+            let mut answer = complete(&mut sequence, &mut sampler, &whole, limit, &is_end, |_| true)?;
             let cut = (CYCLE_TOKENS..answer.len()).find(|n| is_cycle(&answer[..*n]));
             answer.truncate(cut.unwrap_or(answer.len()));
             answers.push(answer);
@@ -232,7 +232,7 @@ fn wrong_input_is_refused() -> TestResult {
 
     let build = |model: Weights, adapters, precision, prefix: &Arc<Prefix>, slots, capacity| {
         let kernels = Arc::new(Kernels::detect(1));
-        BatchSession::new(model, kernels, adapters, precision, prefix.clone(), slots, capacity)
+        Sequences::new(model, kernels, adapters, precision, prefix.clone(), slots, capacity)
             .map_or_else(|e| Some(e.kind()), |_| None)
     };
     let (own, f32) = (Weights::from(model.clone()), Precision::F32);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use crate::common::TestResult;
 use engraft_kernels::{Kernels, KvType};
-use engraft_runtime::adapter::exchange::{Exchange, Rows};
+use engraft_runtime::adapter::exchange::{Exchange, RowOrder};
 use engraft_runtime::adapter::foreign::Format;
 use engraft_runtime::adapter::{Adapter, LoraConfig, StoredAs, gguf_file, peft};
-use engraft_runtime::generate::{Session, StackedAdapter};
+use engraft_runtime::generate::{Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn;
@@ -43,14 +43,14 @@ fn distance(model: &Arc<ModelFile>, adapter: Option<Adapter>, name: &str) -> f64
         .map(|a| Arc::new(StackedAdapter::new(model, &Kernels::detect(1), &[(a, 1.0)]).expect("it fits")));
     let kernels = Arc::new(Kernels::detect(1));
     let precision = nn::Precision::F32;
-    let mut session =
-        Session::new(model.clone(), kernels, stacked, precision, ids.len(), KvType::F32).expect("a session");
+    let mut sequence = Sequence::new(model.clone(), kernels, stacked, precision, ids.len(), KvType::F32)
+        .expect("a sequence");
     let mut found = Vec::new();
     let kept = expected.len() / model.config().vocab;
-    session
-        .read(&ids, |session, rows| {
+    sequence
+        .read(&ids, |sequence, rows| {
             for row in rows - kept..rows {
-                found.extend_from_slice(session.logits_at(row));
+                found.extend_from_slice(sequence.logits_at(row));
             }
             Ok(())
         })
@@ -93,7 +93,7 @@ fn rows_in_the_wrong_order_are_noticed() {
     let model = base();
     let mut exchange = imported(&golden("lora"), &model);
     for m in &mut exchange.modules {
-        m.b = Rows::of(model.config(), m.proj).to_hf(&m.b, m.rank);
+        m.b = RowOrder::of(model.config(), m.proj).to_hf(&m.b, m.rank);
     }
     let found = distance(&model, Some(adapter(&model, exchange).expect("it fits")), "lora");
     assert!(found > 1e-2, "{found}");
@@ -102,10 +102,10 @@ fn rows_in_the_wrong_order_are_noticed() {
 #[test]
 fn rotary_rows_are_those_of_the_converter() {
     let model = base();
-    let rows = Rows::of(model.config(), Proj::K);
+    let rows = RowOrder::of(model.config(), Proj::K);
     let order: Vec<_> = (0..18).map(|r| rows.hf_row(r)).collect();
     assert_eq!(order, [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15, 16, 24]);
-    assert_eq!(Rows::of(model.config(), Proj::V).hf_row(5), 5);
+    assert_eq!(RowOrder::of(model.config(), Proj::V).hf_row(5), 5);
     let values: Vec<f32> = (0..64).map(|v| v as f32).collect();
     assert_eq!(rows.to_hf(&rows.from_hf(&values, 2), 2), values);
 }
@@ -229,7 +229,7 @@ fn adapters_of_mlx_are_read() -> TestResult {
         let (outputs, inputs) = m.proj.shape(model.config());
         let room = if matches!(m.proj, Proj::Gate | Proj::Up | Proj::Down) { "mlp" } else { "self_attn" };
         let name = format!("model.layers.{}.{room}.{}", m.layer, m.proj.hf_name());
-        let b = Rows::of(model.config(), m.proj).to_hf(&m.b, m.rank);
+        let b = RowOrder::of(model.config(), m.proj).to_hf(&m.b, m.rank);
         all.push((format!("{name}.lora_a"), vec![inputs, m.rank], transposed(&m.a, inputs)));
         all.push((format!("{name}.lora_b"), vec![m.rank, outputs], transposed(&b, m.rank)));
     }

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Adapter, Gains, LoraConfig};
 use engraft_runtime::eval::{perplexity, scoring_chain};
-use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session, StackedAdapter};
+use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::{Special, Tokenizer};
@@ -25,9 +25,9 @@ use engraft_runtime::train::chain::AdapterView;
 
 type Failure = Box<dyn std::error::Error>;
 
-fn session(model: &Arc<ModelFile>, stacked: Option<StackedAdapter>, p: Precision, room: usize) -> Session {
+fn sequence(model: &Arc<ModelFile>, stacked: Option<StackedAdapter>, p: Precision, room: usize) -> Sequence {
     let cache = if p == Precision::F32 { KvType::F32 } else { KvType::F16 };
-    Session::new(model.clone(), Arc::new(Kernels::detect(1)), stacked.map(Arc::new), p, room, cache)
+    Sequence::new(model.clone(), Arc::new(Kernels::detect(1)), stacked.map(Arc::new), p, room, cache)
         .expect("every model takes these caches")
 }
 
@@ -61,10 +61,10 @@ fn logits_equal_the_float64_figures() -> TestResult {
         for case in cases {
             let ids: Vec<u32> = serde_json::from_value(case["ids"].clone())?;
             let expected: Vec<f64> = serde_json::from_value(case["last_logits"].clone())?;
-            let mut whole = session(&model, None, Precision::F32, ids.len());
+            let mut whole = sequence(&model, None, Precision::F32, ids.len());
             let prefill = whole.feed(&ids)?.to_vec();
             let error = off(&prefill, expected);
-            let mut single = session(&model, None, Precision::F32, ids.len());
+            let mut single = sequence(&model, None, Precision::F32, ids.len());
             for id in &ids {
                 single.feed(&[*id])?;
             }
@@ -106,10 +106,10 @@ fn sessions_with_stacked_adapters_equal_the_referee() -> TestResult {
             let stacked = || {
                 StackedAdapter::new(&model, &Kernels::detect(2), &[(one.clone(), 1.0), (one.clone(), 0.5)])
             };
-            let mut whole = session(&model, Some(stacked()?), precision, ids.len());
+            let mut whole = sequence(&model, Some(stacked()?), precision, ids.len());
             let prefill = whole.feed(&ids)?.to_vec();
             let error = off(&prefill, widened(&expected));
-            let mut single = session(&model, Some(stacked()?), precision, ids.len());
+            let mut single = sequence(&model, Some(stacked()?), precision, ids.len());
             single.feed(&ids[..200])?;
             ids[200..ids.len() - 1].iter().try_for_each(|id| single.feed(&[*id]).map(drop))?;
             let cached = off(single.feed(&ids[ids.len() - 1..])?, widened(&prefill));
@@ -177,7 +177,7 @@ fn stacked_loras_and_doras_are_the_sum_of_their_effects() -> TestResult {
             let reference = merged(&model, &stack)?;
             let expected = reference.logits(None, &ids)?.get(ids.len() - 1)?;
             let expected: Vec<f32> = expected.to_vec1()?;
-            let mut whole = session(&model, Some(stacked), Precision::F32, ids.len());
+            let mut whole = sequence(&model, Some(stacked), Precision::F32, ids.len());
             let error = off(whole.feed(&ids)?, widened(&expected));
             eprintln!("{}: {} adapters, {error:e} off", spec.name, stack.len());
             assert!(error < 1e-4, "{}: {error}", spec.name);
@@ -221,8 +221,8 @@ fn a_long_head_of_floats_fits_a_sessions_scratch() -> TestResult {
     let expected: Vec<f32> = reference.logits(None, &ids)?.get(2)?.to_vec1()?;
     // The float weights stay exact at both precisions; the second's cache is in f16.
     for (precision, bound) in [(Precision::F32, 1e-4), (Precision::Int8, 1e-2)] {
-        let mut session = session(&model, None, precision, 4);
-        let error = off(session.feed(&ids)?, widened(&expected));
+        let mut sequence = sequence(&model, None, precision, 4);
+        let error = off(sequence.feed(&ids)?, widened(&expected));
         assert!(error < bound, "{precision:?}: {error:e}");
     }
     Ok(())
@@ -346,12 +346,12 @@ const CONTINUATIONS: [(&str, &str); 3] = [
 const NEAR_TIE: f32 = 0.25;
 
 /// By how many logits one of the first 16 tokens of `continuation` falls behind the likeliest, at most.
-fn behind(session: &mut Session, prompt: &[u32], continuation: &[u32]) -> Result<f32, Failure> {
-    session.truncate(0);
+fn behind(sequence: &mut Sequence, prompt: &[u32], continuation: &[u32]) -> Result<f32, Failure> {
+    sequence.truncate(0);
     let mut worst = 0.0f32;
     let mut next = prompt;
     for (i, id) in continuation.iter().take(16).enumerate() {
-        let logits = session.feed(next)?;
+        let logits = sequence.feed(next)?;
         let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         worst = worst.max(best - logits[*id as usize]);
         next = &continuation[i..=i];
@@ -361,17 +361,17 @@ fn behind(session: &mut Session, prompt: &[u32], continuation: &[u32]) -> Result
 
 /// How many of 32 tokens drawn freely spell the beginning of `expected`.
 fn freely(
-    session: &mut Session,
+    sequence: &mut Sequence,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     expected: &str,
 ) -> Result<usize, Failure> {
-    session.truncate(0);
+    sequence.truncate(0);
     let mut sampler = Sampler::new(SamplerOptions::greedy())?;
-    let mut said = vec![sampler.sample(session.feed(prompt)?, prompt)];
+    let mut said = vec![sampler.sample(sequence.feed(prompt)?, prompt)];
     while said.len() < 32 {
         let last = said[said.len() - 1];
-        said.push(sampler.sample(session.feed(&[last])?, &said));
+        said.push(sampler.sample(sequence.feed(&[last])?, &said));
     }
     Ok((0..=32).rfind(|n| expected.starts_with(&tokenizer.decode(&said[..*n]))).unwrap_or(0))
 }
@@ -382,20 +382,20 @@ fn the_real_models_continuations_are_llama_cpps_up_to_near_ties() -> TestResult 
     let path = shared::real_model();
     let model = Arc::new(ModelFile::open(path)?);
     let tokenizer = Text::of(&model)?.tokenizer;
-    let mut session =
-        Session::new(model, Arc::new(Kernels::detect(2)), None, Precision::Int8, 128, KvType::F16)?;
+    let mut sequence =
+        Sequence::new(model, Arc::new(Kernels::detect(2)), None, Precision::Int8, 128, KvType::F16)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let encode = |text: &str| tokenizer.encode(text, Special::Plain);
     for (i, (prompt, expected)) in CONTINUATIONS.into_iter().enumerate() {
         let ids: Vec<u32> = bos.into_iter().chain(encode(prompt)).collect();
-        let worst = behind(&mut session, &ids, &encode(expected))?;
-        let same = freely(&mut session, &tokenizer, &ids, expected)?;
+        let worst = behind(&mut sequence, &ids, &encode(expected))?;
+        let same = freely(&mut sequence, &tokenizer, &ids, expected)?;
         eprintln!(
             "{prompt:?}: at most {worst:.3} logits behind; {same} of 32 tokens equal when drawn freely"
         );
         assert!(worst <= NEAR_TIE, "{prompt:?}: {worst} logits behind");
         let (_, another) = CONTINUATIONS[(i + 1) % 3];
-        let foreign = behind(&mut session, &ids, &encode(another))?;
+        let foreign = behind(&mut sequence, &ids, &encode(another))?;
         assert!(foreign > 1.0, "another prompt's continuation went unnoticed ({foreign})");
     }
     Ok(())

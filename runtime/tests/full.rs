@@ -10,7 +10,7 @@ use engraft_kernels::{DType, Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::data::Batch;
 use engraft_runtime::eval::scoring_chain;
-use engraft_runtime::generate::Session;
+use engraft_runtime::generate::Sequence;
 use engraft_runtime::merge;
 use engraft_runtime::model::tuned::{TunedLayout, TunedModel, Weights};
 use engraft_runtime::model::weights::ModelFile;
@@ -213,9 +213,9 @@ fn what_can_not_be_done_is_refused_and_changes_nothing() -> TestResult {
 fn sessions_run_on_tuned_weights() -> TestResult {
     let kernels = Arc::new(Kernels::detect(2));
     let logits = |weights: Weights| -> Result<Vec<f32>, engraft_runtime::Error> {
-        let mut session =
-            Session::new(weights, kernels.clone(), None, Precision::F32, IDS.len(), KvType::F32)?;
-        Ok(session.feed(&IDS)?.to_vec())
+        let mut sequence =
+            Sequence::new(weights, kernels.clone(), None, Precision::F32, IDS.len(), KvType::F32)?;
+        Ok(sequence.feed(&IDS)?.to_vec())
     };
     for spec in SPECS {
         let model = spec.model();
@@ -224,7 +224,7 @@ fn sessions_run_on_tuned_weights() -> TestResult {
         assert!(referee::relative(&fresh, &file) < 1e-5, "{}: dequantized is the file", spec.name);
         trainer.step(&data(&model, 1, &[&[30, 5]]).remove(0))?;
         let tuned = logits(trainer.weights())?;
-        assert!(referee::relative(&tuned, &file) > 1e-4, "{}: a step changes what sessions see", spec.name);
+        assert!(referee::relative(&tuned, &file) > 1e-4, "{}: a step changes what sequences see", spec.name);
     }
     Ok(())
 }

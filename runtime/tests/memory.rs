@@ -15,7 +15,7 @@ use engraft_kernels::Kernels;
 use engraft_runtime::adapter::{Adapter, LoraConfig, StoredAs as Stored};
 use engraft_runtime::data::Batch;
 use engraft_runtime::generate::replay::{Sampling, Starts};
-use engraft_runtime::generate::{BatchSession, KvType, Prefix, StackedAdapter};
+use engraft_runtime::generate::{KvType, Prefix, Sequences, StackedAdapter};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
@@ -269,7 +269,7 @@ fn batches_are_planned() -> TestResult {
         let peak = peak_of(|| {
             let (model, kernels, prefix) = (model.clone(), kernels.clone(), prefix.clone());
             let mut batch =
-                BatchSession::new(model, kernels, adapters(), Precision::Int8, prefix, slots, capacity)?;
+                Sequences::new(model, kernels, adapters(), Precision::Int8, prefix, slots, capacity)?;
             let prompts = vec![vec![7, 8]; slots + 1];
             batch.complete(
                 &prompts,
@@ -282,7 +282,7 @@ fn batches_are_planned() -> TestResult {
             )?;
             Ok(())
         })?;
-        let planned = BatchSession::bytes(c, ids.len(), slots, capacity, 4, 2, cache);
+        let planned = Sequences::bytes(c, ids.len(), slots, capacity, 4, 2, cache);
         assert_planned(&format!("{slots} sequences"), peak, planned);
         // After the prompts, whose answers grow once to four tokens and once to eight.
         let steps = &calls[slots..slots + 7];

@@ -8,7 +8,7 @@ use engraft_kernels::{DType, Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::exchange::Exchange;
 use engraft_runtime::data::Example;
-use engraft_runtime::generate::{Session, StackedAdapter};
+use engraft_runtime::generate::{Sequence, StackedAdapter};
 use engraft_runtime::merge::{self, judge::Judge};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
@@ -19,8 +19,8 @@ const IDS: [u32; 9] = [3, 1, 4, 15, 9, 26, 5, 35, 8];
 
 fn last_logits(model: &Arc<ModelFile>, adapter: Option<Arc<StackedAdapter>>) -> Vec<f32> {
     let kernels = Arc::new(Kernels::detect(1));
-    let session = Session::new(model.clone(), kernels, adapter, Precision::F32, IDS.len(), KvType::F32);
-    session.expect("a session").feed(&IDS).expect("logits").to_vec()
+    let sequence = Sequence::new(model.clone(), kernels, adapter, Precision::F32, IDS.len(), KvType::F32);
+    sequence.expect("a sequence").feed(&IDS).expect("logits").to_vec()
 }
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {

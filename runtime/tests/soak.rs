@@ -21,7 +21,7 @@ use common::{TestResult, adapter, batch, request};
 use engraft_kernels::{Kernels, KvType};
 use engraft_runtime::adapter::{Adapter, StoredAs as Stored};
 use engraft_runtime::data::Batch;
-use engraft_runtime::generate::{AdapterSlot, Session, StackedAdapter};
+use engraft_runtime::generate::{AdapterSlot, Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
@@ -102,7 +102,7 @@ struct Loop {
     model: Arc<ModelFile>,
     kernels: Arc<Kernels>,
     slot: Arc<AdapterSlot>,
-    session: Session,
+    sequence: Sequence,
     start: Adapter,
     rng: Rng,
 }
@@ -113,15 +113,15 @@ impl Loop {
         let model = Arc::new(ModelFile::open(file)?);
         let kernels = Arc::new(Kernels::detect(1));
         let slot = Arc::new(AdapterSlot::new(None));
-        let mut session =
-            Session::new(model.clone(), kernels.clone(), None, Precision::Int8, 48, KvType::F16)?;
-        session.follow(slot.clone());
+        let mut sequence =
+            Sequence::new(model.clone(), kernels.clone(), None, Precision::Int8, 48, KvType::F16)?;
+        sequence.follow(slot.clone());
         let layers: Vec<usize> = (0..model.config().n_layers).collect();
         let start = adapter(&model, 8, &Proj::ALL, &layers, 0.0);
-        Ok(Loop { model, kernels, slot, session, start, rng: Rng::new(1, 1) })
+        Ok(Loop { model, kernels, slot, sequence, start, rng: Rng::new(1, 1) })
     }
 
-    /// A new trainer's steps, a checkpoint of them, the adapter saved, loaded, checked, and put under a running session.
+    /// A new trainer's steps, a checkpoint of them, the adapter saved, loaded, checked, and put under a running sequence.
     fn round(&mut self, folder: &Path) -> TestResult {
         let c = self.model.config();
         let options = TrainOptions {
@@ -155,14 +155,14 @@ impl Loop {
         prober.check(&loaded)?;
         let stacked = StackedAdapter::new(&self.model, &self.kernels, &[(loaded, 1.0)])?;
         let generation = self.slot.swap(Some(Arc::new(stacked)));
-        self.session.truncate(0);
+        self.sequence.truncate(0);
         let mut id = 1;
         for _ in 0..24 {
-            let logits = self.session.feed(&[id])?;
+            let logits = self.sequence.feed(&[id])?;
             let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
             id = best.map_or(0, |(id, _)| id as u32);
         }
-        assert_eq!(self.session.generation(), Some(generation));
+        assert_eq!(self.sequence.generation(), Some(generation));
         Ok(())
     }
 

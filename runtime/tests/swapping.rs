@@ -1,4 +1,4 @@
-//! Adapters swapped between tokens: each token is computed with exactly one published set, and sessions
+//! Adapters swapped between tokens: each token is computed with exactly one published set, and sequences
 //! beside it notice nothing.
 
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use crate::common::{TestResult, adapter, adapter_of};
 use engraft_kernels::{Kernels, KvType};
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::LoraConfig;
-use engraft_runtime::generate::{AdapterSlot, Session, StackedAdapter};
+use engraft_runtime::generate::{AdapterSlot, Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 
 /// Tokens of a sequence.
 const TOKENS: usize = 48;
-/// Sessions that generate side by side.
+/// Sequences that generate side by side.
 const SESSIONS: usize = 4;
 /// Swaps while they do.
 const SWAPS: u64 = 1_500;
@@ -32,9 +32,9 @@ fn sets(model: &ModelFile) -> [Arc<StackedAdapter>; 2] {
     [stack(&[(lora, 1.0)]), stack(&[(dora, 0.7), (small, -1.5)])]
 }
 
-fn session(model: &Arc<ModelFile>, adapters: Option<Arc<StackedAdapter>>) -> Session {
+fn sequence(model: &Arc<ModelFile>, adapters: Option<Arc<StackedAdapter>>) -> Sequence {
     let kernels = Arc::new(Kernels::detect(1));
-    Session::new(model.clone(), kernels, adapters, Precision::Int8, TOKENS, KvType::F16).expect("a session")
+    Sequence::new(model.clone(), kernels, adapters, Precision::Int8, TOKENS, KvType::F16).expect("a sequence")
 }
 
 /// A token, the generation it was computed with, and the logits of what follows, to the bit.
@@ -61,16 +61,16 @@ fn generate(
     start: u32,
     done: &AtomicBool,
 ) -> Vec<Vec<Step>> {
-    let mut session = session(model, None);
-    session.follow(slot.clone());
+    let mut sequence = sequence(model, None);
+    sequence.follow(slot.clone());
     let mut all = Vec::new();
     while !done.load(Ordering::Relaxed) || all.is_empty() {
-        session.truncate(0);
+        sequence.truncate(0);
         let (mut id, mut steps) = (start, Vec::new());
         for _ in 0..TOKENS {
-            let logits = session.feed(&[id]).expect("room");
+            let logits = sequence.feed(&[id]).expect("room");
             let (next, logits) = (likeliest(logits), bits(logits));
-            steps.push(Step { id, generation: session.generation().expect("a slot"), logits });
+            steps.push(Step { id, generation: sequence.generation().expect("a slot"), logits });
             id = next;
         }
         // Enough to check, without keeping all of a fast machine's.
@@ -108,7 +108,7 @@ fn every_token_is_of_one_published_set_while_others_are_swapped_in() {
         workers.into_iter().map(|w| w.join().expect("no panic")).collect()
     });
     let (mut mixed, mut tokens) = (0, 0);
-    let mut alone = session(&model, None);
+    let mut alone = sequence(&model, None);
     for steps in made.iter().flatten() {
         alone.truncate(0);
         for (i, step) in steps.iter().enumerate() {
@@ -118,7 +118,7 @@ fn every_token_is_of_one_published_set_while_others_are_swapped_in() {
             assert_eq!(bits(logits), step.logits, "token {i} of generation {}", step.generation);
             assert!(steps.get(i + 1).is_none_or(|next| next.id == likeliest(logits)));
         }
-        assert!(steps.is_sorted_by_key(|s| s.generation), "a session never goes back");
+        assert!(steps.is_sorted_by_key(|s| s.generation), "a sequence never goes back");
         mixed += usize::from(steps[0].generation != steps[TOKENS - 1].generation);
         tokens += steps.len();
     }
@@ -135,18 +135,18 @@ fn every_token_is_of_one_published_set_while_others_are_swapped_in() {
 fn a_swap_counts_from_the_next_token_and_for_one_session_only() -> TestResult {
     let model = SHORT_BLOCKS.model();
     let [a, b] = sets(&model);
-    let (mut one, mut two) = (session(&model, Some(a.clone())), session(&model, Some(a.clone())));
+    let (mut one, mut two) = (sequence(&model, Some(a.clone())), sequence(&model, Some(a.clone())));
     let prompt = [5, 6, 7, 8];
     assert_eq!(bits(one.feed(&prompt)?), bits(two.feed(&prompt)?));
     one.set_adapters(Some(b.clone()))?;
     assert_ne!(bits(one.feed(&[9])?), bits(two.feed(&[9])?));
-    let mut undisturbed = session(&model, Some(a.clone()));
+    let mut undisturbed = sequence(&model, Some(a.clone()));
     undisturbed.feed(&prompt)?;
     undisturbed.feed(&[9])?;
     assert_eq!(bits(two.feed(&[10])?), bits(undisturbed.feed(&[10])?));
 
     // What was read before the swap stays as it was, until it is read anew.
-    let mut fresh = session(&model, Some(b.clone()));
+    let mut fresh = sequence(&model, Some(b.clone()));
     let whole = bits(fresh.feed(&[5, 6, 7, 8, 9])?);
     one.truncate(4);
     assert_ne!(bits(one.feed(&[9])?), whole);
@@ -155,11 +155,11 @@ fn a_swap_counts_from_the_next_token_and_for_one_session_only() -> TestResult {
     assert_eq!(bits(one.feed(&[10])?), bits(fresh.feed(&[10])?));
     // The base alone is a set like others.
     one.set_adapters(None)?;
-    let mut base = session(&model, None);
+    let mut base = sequence(&model, None);
     base.feed(&[5, 6, 7, 8, 9, 10])?;
     one.refresh()?;
     assert_eq!(bits(one.feed(&[11])?), bits(base.feed(&[11])?));
-    assert_eq!(session(&model, None).refresh().expect_err("nothing was read").kind(), ErrorKind::Misuse);
+    assert_eq!(sequence(&model, None).refresh().expect_err("nothing was read").kind(), ErrorKind::Misuse);
     Ok(())
 }
 
@@ -168,7 +168,7 @@ fn a_prompt_is_read_with_one_set_and_a_slot_may_be_left() -> TestResult {
     let model = SHORT_BLOCKS.model();
     let [a, b] = sets(&model);
     let slot = Arc::new(AdapterSlot::new(None));
-    let mut followed = session(&model, None);
+    let mut followed = sequence(&model, None);
     followed.follow(slot.clone());
     assert_eq!(followed.generation(), None);
     followed.feed(&[1, 2])?;
@@ -180,7 +180,7 @@ fn a_prompt_is_read_with_one_set_and_a_slot_may_be_left() -> TestResult {
     assert_eq!(followed.generation(), Some(2));
     followed.set_adapters(Some(a))?;
     slot.swap(None);
-    let mut own = session(&model, slot.load().adapters.clone());
+    let mut own = sequence(&model, slot.load().adapters.clone());
     assert_ne!(bits(followed.refresh()?), bits(own.feed(&[1, 2, 3])?));
     assert_eq!(followed.generation(), None);
     Ok(())
@@ -191,7 +191,7 @@ fn adapters_of_another_model_are_refused_and_the_old_ones_stay() -> TestResult {
     let (model, other) = (SHORT_BLOCKS.model(), FLOATS.model());
     let [a, _] = sets(&model);
     let [foreign, _] = sets(&other);
-    let mut used = session(&model, Some(a.clone()));
+    let mut used = sequence(&model, Some(a.clone()));
     let expected = bits(used.feed(&[1, 2])?);
     let refused = used.set_adapters(Some(foreign.clone())).expect_err("other shapes");
     assert_eq!(refused.kind(), ErrorKind::BaseMismatch);

@@ -3,7 +3,7 @@
 
 use crate::vocab_file::{Metadata, SMOLLM2_TEMPLATE, shared, vocabulary};
 use engraft_runtime::ErrorKind;
-use engraft_runtime::model::chat::{ChatTemplate, Message, Piece, Source, TemplateKind, encode_pieces};
+use engraft_runtime::model::chat::{Author, ChatTemplate, Message, Piece, TemplateKind, encode_pieces};
 use engraft_runtime::model::tokenizer::{Segment, Special, Tokenizer, TokenizerSpec, estimated_heap_bytes};
 
 const VOCABULARIES: [&str; 4] = ["llama-spm", "llama-bpe", "qwen2", "smollm2"];
@@ -216,8 +216,8 @@ fn smollm2_chats_as_hugging_face_renders_them() {
     let prompt = chat.render_messages(&messages[..1], true).unwrap();
     let (prompt_ids, _) = encode_pieces(&tokenizer, &prompt, &messages[..1]);
     assert_eq!(ids[..prompt_ids.len()], prompt_ids);
-    assert_eq!(sources[prompt_ids.len()], Source::Content { message: 1 });
-    assert!(!sources[..prompt_ids.len()].contains(&Source::Content { message: 1 }));
+    assert_eq!(sources[prompt_ids.len()], Author::Content { message: 1 });
+    assert!(!sources[..prompt_ids.len()].contains(&Author::Content { message: 1 }));
     let chatml = ChatTemplate::new(None, &tokenizer).unwrap();
     assert_eq!(chatml.kind(), TemplateKind::ChatMl);
     let rendered = joined(&chatml.render_messages(&[Message::new("user", "Hi")], true).unwrap());
@@ -233,7 +233,7 @@ fn llama2_chats_keep_tokens_that_span_the_border() {
     let pieces = chat.render_messages(&messages, false).unwrap();
     assert_eq!(joined(&pieces), "<s>[INST] Hello </s> [/INST] Hello you </s>");
     let (ids, sources) = encode_pieces(&tokenizer, &pieces, &messages);
-    let is_answer = |s: &Source| *s == Source::Content { message: 1 };
+    let is_answer = |s: &Author| *s == Author::Content { message: 1 };
     let answer: Vec<u32> =
         ids.iter().zip(&sources).filter(|(_, s)| is_answer(s)).map(|(id, _)| *id).collect();
     assert_eq!(answer, tokenizer.encode("Hello you", Special::Plain));

@@ -308,7 +308,7 @@ pub(crate) struct AdapterVerify {
     pub(crate) active: Option<u64>,
     /// Generations that are whole, and with `-m` belong to the model.
     pub(crate) good: Vec<u64>,
-    /// Left by promotions or prunings that were cut short: harmless, removed by the next writer.
+    /// Product by promotions or prunings that were cut short: harmless, removed by the next writer.
     pub(crate) unfinished: Vec<u64>,
     pub(crate) problems: Vec<String>,
 }

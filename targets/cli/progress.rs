@@ -1,4 +1,4 @@
-//! Progress of a training run on stderr: a bar on a terminal, plain lines elsewhere.
+//! ProgressLine of a training run on stderr: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
 
@@ -45,7 +45,7 @@ pub(crate) struct Step {
 
 /// Shows the steps of one run.
 #[derive(Debug)]
-pub(crate) struct Progress<W: Write> {
+pub(crate) struct ProgressLine<W: Write> {
     out: W,
     style: Style,
     /// Steps of the run, where they are known.
@@ -54,11 +54,11 @@ pub(crate) struct Progress<W: Write> {
     bar_stands: bool,
 }
 
-impl<W: Write> Progress<W> {
+impl<W: Write> ProgressLine<W> {
     /// For a run of `total` steps, written to `out` (stderr, or a test's buffer).
     pub(crate) fn new(out: W, style: Style, total: Option<u64>) -> Self {
         let total = total.map(|steps| steps.max(1));
-        Progress { out, style, total, drawn_at_s: f64::NEG_INFINITY, bar_stands: false }
+        ProgressLine { out, style, total, drawn_at_s: f64::NEG_INFINITY, bar_stands: false }
     }
 
     /// Shows a step, when it is time to. Failing to write is no reason to stop training.
@@ -133,7 +133,7 @@ mod tests {
 
     fn shown(style: Style, total: Option<u64>, steps: impl Iterator<Item = Step>) -> String {
         let mut buffer = Vec::new();
-        let mut progress = Progress::new(&mut buffer, style, total);
+        let mut progress = ProgressLine::new(&mut buffer, style, total);
         steps.for_each(|s| progress.step(&s));
         progress.note("saved");
         progress.finish();

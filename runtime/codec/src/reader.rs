@@ -33,7 +33,7 @@ impl Frame {
     /// # Errors
     /// [`Error::Foreign`], [`Error::Length`], [`Error::Damaged`], [`Error::Version`], [`Error::Io`].
     pub fn verify<R: Read>(input: R, file_bytes: u64) -> Result<Frame, Error<R::Error>> {
-        let mut source = Source::new(input);
+        let mut source = Input::new(input);
         let preamble = source.preamble(file_bytes)?;
         let header_bytes = preamble.header_bytes as usize;
         let count = preamble.sections as usize;
@@ -101,7 +101,7 @@ impl Frame {
     /// [`Error::Damaged`] when the file is no longer the verified one, [`Error::Length`],
     /// [`Error::Io`].
     pub fn sections<R: Read>(&self, input: R) -> Result<Sections<'_, R>, Error<R::Error>> {
-        let mut source = Source::new(input);
+        let mut source = Input::new(input);
         let mut crc = Crc32c::new();
         source.take(prefix_bytes(self.header.len(), self.sections.len()), |piece| crc.update(piece))?;
         if crc.finish() != self.prefix_crc {
@@ -114,7 +114,7 @@ impl Frame {
 /// The sections of a verified frame, read in file order.
 pub struct Sections<'f, R> {
     frame: &'f Frame,
-    source: Source<R>,
+    source: Input<R>,
     index: usize,
 }
 
@@ -203,7 +203,7 @@ fn decode_table(table: &[u8]) -> Option<Vec<Section>> {
 }
 
 /// The input, with the checksums that run along.
-struct Source<R> {
+struct Input<R> {
     input: R,
     /// Of every byte before the first section.
     prefix: Crc32c,
@@ -211,9 +211,9 @@ struct Source<R> {
     seal: Crc32c,
 }
 
-impl<R: Read> Source<R> {
+impl<R: Read> Input<R> {
     fn new(input: R) -> Self {
-        Source { input, prefix: Crc32c::new(), seal: Crc32c::new() }
+        Input { input, prefix: Crc32c::new(), seal: Crc32c::new() }
     }
 
     fn exact(&mut self, mut out: &mut [u8]) -> Result<(), Error<R::Error>> {

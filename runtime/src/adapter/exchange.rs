@@ -1,7 +1,7 @@
 //! An adapter between formats: every module with its own rank and alpha, whatever wrote it.
 //!
-//! Rows of B and of magnitudes stand in the order of the *base file's* rows. Readers and writers of
-//! formats in Hugging Face's order go through [`Rows`], which knows the one difference: a GGUF of
+//! RowOrder of B and of magnitudes stand in the order of the *base file's* rows. Readers and writers of
+//! formats in Hugging Face's order go through [`RowOrder`], which knows the one difference: a GGUF of
 //! architecture `llama` stores the rows of q and k permuted within each head, so that rotary pairs lie
 //! side by side.
 
@@ -230,17 +230,17 @@ pub(super) fn transpose(from: &[f32], cols: usize, to: &mut [f32]) {
 
 /// The order of a projection's rows: Hugging Face's against the base file's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rows {
-    /// Rows of a head where they are permuted.
+pub struct RowOrder {
+    /// RowOrder of a head where they are permuted.
     head: Option<usize>,
 }
 
-impl Rows {
+impl RowOrder {
     /// The order for a projection of a model. Of the architectures that the world's converters write,
     /// only `llama` permutes (Qwen2, Qwen3 and Gemma do not).
-    pub fn of(model: &ModelConfig, proj: Proj) -> Rows {
+    pub fn of(model: &ModelConfig, proj: Proj) -> RowOrder {
         let permuted = model.architecture == "llama" && matches!(proj, Proj::Q | Proj::K);
-        Rows { head: permuted.then_some(model.head_dim) }
+        RowOrder { head: permuted.then_some(model.head_dim) }
     }
 
     /// The Hugging Face row that is row `row` of the base file.
@@ -250,17 +250,17 @@ impl Rows {
         row - k + (k % 2) * (n / 2) + k / 2
     }
 
-    /// Rows of `width` in Hugging Face's order to the base file's.
+    /// RowOrder of `width` in Hugging Face's order to the base file's.
     pub fn from_hf(self, hf: &[f32], width: usize) -> Vec<f32> {
         self.reorder(hf, width, |out, row| (out, row))
     }
 
-    /// Rows of `width` in the base file's order to Hugging Face's.
+    /// RowOrder of `width` in the base file's order to Hugging Face's.
     pub fn to_hf(self, base: &[f32], width: usize) -> Vec<f32> {
         self.reorder(base, width, |out, row| (row, out))
     }
 
-    /// Copies row by row; `way` puts (base row, its Hugging Face row) as (to, from). Rows that end within a
+    /// Copies row by row; `way` puts (base row, its Hugging Face row) as (to, from). RowOrder that end within a
     /// head are of another model: they stay as they are, and [`Exchange::check`] refuses them.
     fn reorder(self, from: &[f32], width: usize, way: impl Fn(usize, usize) -> (usize, usize)) -> Vec<f32> {
         let rows = from.len() / width;
@@ -329,7 +329,7 @@ impl Parts {
     /// `Corrupt` for half a pair, or two ranks in one; those of `alpha`.
     pub(super) fn modules(
         self,
-        rows: impl Fn(Proj) -> Option<Rows>,
+        rows: impl Fn(Proj) -> Option<RowOrder>,
         mut alpha: impl FnMut(usize, Proj, usize) -> Result<f32>,
     ) -> Result<Vec<Module>> {
         let mut modules = Vec::with_capacity(self.found.len());

@@ -20,7 +20,7 @@ use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::storage::{
-    Committed, Disk, Opened, Source, StdIo, StdIoError, Storage, commit, create_dir_all, frame_error,
+    Committed, Disk, Opened, ReadSeek, StdIo, StdIoError, Storage, commit, create_dir_all, frame_error,
 };
 
 /// The file's name in an adapter directory.
@@ -457,7 +457,7 @@ fn check_table(frame: &Frame, layout: &Layout) -> Result<Element> {
 /// Reads θ, all of which the file was seen to hold.
 fn read_theta(
     frame: &Frame,
-    source: &mut dyn Source,
+    source: &mut dyn ReadSeek,
     element: Element,
     layout: &Layout,
 ) -> FrameResult<Vec<f32>> {
@@ -474,7 +474,7 @@ fn read_theta(
 
 /// Reads A and Bᵀ of the section `theta`.
 fn read_weights(
-    sections: &mut Sections<StdIo<&mut dyn Source>>,
+    sections: &mut Sections<StdIo<&mut dyn ReadSeek>>,
     element: Element,
     layout: &Layout,
     theta: &mut [f32],

@@ -1,14 +1,14 @@
 //! Adapters of mlx_lm: a folder of `adapter_config.json` and `adapters.safetensors`.
 //!
 //! A is `[in, r]` and B `[r, out]` there, and the multiplier is given as it is (`scale`), so alpha is
-//! scale · r. Rows are in Hugging Face's order.
+//! scale · r. RowOrder are in Hugging Face's order.
 
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::exchange::{
-    Exchange, Matrix, Part, Parts, Rows, corrupt, module_of, transpose, unknown_tensor, unsupported,
+    Exchange, Matrix, Part, Parts, RowOrder, corrupt, module_of, transpose, unknown_tensor, unsupported,
 };
 use super::imported::{Imported, read_json};
 use super::params::Init;
@@ -26,7 +26,7 @@ pub const TENSORS_FILE: &str = "adapters.safetensors";
 /// As [`super::peft::import`].
 pub fn import(dir: &Path, model: &ModelConfig) -> Result<Imported> {
     let file = dir.join(CONFIG_FILE);
-    let settings = Settings::read(&read_json(&file)?).map_err(|e| e.at(file.display()))?;
+    let settings = MlxSettings::read(&read_json(&file)?).map_err(|e| e.at(file.display()))?;
     let file = dir.join(TENSORS_FILE);
     let mut parts = Parts::default();
     safetensors::read(&file, |tensor| put(&mut parts, tensor))?;
@@ -52,15 +52,15 @@ fn put(parts: &mut Parts, tensor: Tensor) -> Result<()> {
     parts.put(module, part, matrix)
 }
 
-struct Settings {
+struct MlxSettings {
     rank: usize,
     scale: f32,
     dropout: f32,
     dora: bool,
 }
 
-impl Settings {
-    fn read(object: &serde_json::Map<String, Value>) -> Result<Settings> {
+impl MlxSettings {
+    fn read(object: &serde_json::Map<String, Value>) -> Result<MlxSettings> {
         let dora = match object.get("fine_tune_type") {
             None | Some(Value::Null) => false,
             Some(Value::String(kind)) if kind == "lora" => false,
@@ -79,7 +79,7 @@ impl Settings {
         };
         let required =
             |key: &str| number(key)?.ok_or_else(|| corrupt(format!("lora_parameters: {key} is missing")));
-        Ok(Settings {
+        Ok(MlxSettings {
             rank: whole("rank", required("rank")?)?,
             scale: required("scale")? as f32,
             dropout: number("dropout")?.unwrap_or(0.0) as f32,
@@ -88,9 +88,9 @@ impl Settings {
     }
 
     fn exchange(self, parts: Parts, model: &ModelConfig) -> Result<Imported> {
-        let Settings { rank, scale, dropout, dora } = self;
+        let MlxSettings { rank, scale, dropout, dora } = self;
         let modules = parts.modules(
-            |proj| Some(Rows::of(model, proj)),
+            |proj| Some(RowOrder::of(model, proj)),
             |layer, proj, found| match found == rank {
                 true => Ok(scale * rank as f32),
                 false => Err(corrupt(format!(

@@ -1,6 +1,6 @@
 //! PEFT's adapters: a folder of `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Settings that change what is computed are honoured or refused by name, never ignored; only keys that
+//! PeftSettings that change what is computed are honoured or refused by name, never ignored; only keys that
 //! PEFT does not know are passed over, with a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +11,7 @@ use serde_json::{Map as Object, Value, json};
 
 use super::StoredAs;
 use super::exchange::{
-    Exchange, Matrix, Module, Part, Parts, Rows, corrupt, hf_path, module_of, unknown_tensor, unsupported,
+    Exchange, Matrix, Module, Part, Parts, RowOrder, corrupt, hf_path, module_of, unknown_tensor, unsupported,
 };
 use super::imported::{Imported, read_json};
 use super::params::Init;
@@ -94,7 +94,7 @@ pub fn import(dir: &Path, model: &ModelConfig) -> Result<Imported> {
     let config_file = dir.join(CONFIG_FILE);
     let object = read_json(&config_file)?;
     let mut warnings = Vec::new();
-    let settings = Settings::read(&object, &mut warnings).map_err(|e| e.at(config_file.display()))?;
+    let settings = PeftSettings::read(&object, &mut warnings).map_err(|e| e.at(config_file.display()))?;
     let file = dir.join(TENSORS_FILE);
     if !file.exists() && dir.join("adapter_model.bin").exists() {
         return Err(unsupported(format!(
@@ -139,7 +139,7 @@ fn put(parts: &mut Parts, tensor: Tensor, model: &ModelConfig) -> Result<()> {
 }
 
 /// What of the settings decides.
-struct Settings {
+struct PeftSettings {
     rank: usize,
     alpha: f32,
     dropout: f32,
@@ -156,8 +156,8 @@ struct Settings {
     excludes: bool,
 }
 
-impl Settings {
-    fn read(object: &Object<String, Value>, warnings: &mut Vec<String>) -> Result<Settings> {
+impl PeftSettings {
+    fn read(object: &Object<String, Value>, warnings: &mut Vec<String>) -> Result<PeftSettings> {
         foreign_settings(object)?;
         for key in object.keys() {
             let known = |list: &[&str]| list.contains(&key.as_str());
@@ -189,7 +189,7 @@ impl Settings {
             Some(Value::Array(items)) => Some(items.iter().map(layer).collect::<Result<_>>()?),
             Some(one) => Some(BTreeSet::from([layer(one)?])),
         };
-        Ok(Settings {
+        Ok(PeftSettings {
             rank,
             alpha: number(object, "lora_alpha")?.unwrap_or(8.0) as f32,
             dropout: number(object, "lora_dropout")?.unwrap_or(0.0) as f32,
@@ -242,7 +242,7 @@ impl Settings {
 
     fn exchange(self, parts: Parts, model: &ModelConfig) -> Result<Exchange> {
         let modules = parts.modules(
-            |proj| Some(Rows::of(model, proj)),
+            |proj| Some(RowOrder::of(model, proj)),
             |layer, proj, found| {
                 let path = hf_path(layer, proj);
                 let rank = self.ranks.of(&path)?.map_or(Ok(self.rank), |r| whole("rank_pattern", r))?;
@@ -254,7 +254,7 @@ impl Settings {
                 Ok(self.alphas.of(&path)?.map_or(self.alpha, |a| a as f32))
             },
         )?;
-        let Settings { rslora, dora, init, dropout, base_name, .. } = self;
+        let PeftSettings { rslora, dora, init, dropout, base_name, .. } = self;
         Ok(Exchange { rslora, dora, init, dropout, base_name, modules })
     }
 }
@@ -442,7 +442,7 @@ fn remove_other(storage: &dyn Storage, dir: &Path, config: &[u8]) -> Result<()> 
 
 fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Written> {
     let (outputs, inputs) = m.proj.shape(model);
-    let rows = Rows::of(model, m.proj);
+    let rows = RowOrder::of(model, m.proj);
     let path = format!("base_model.model.{}", hf_path(m.layer, m.proj));
     let tensor = |suffix: &str, shape: &[usize], values| Written {
         name: format!("{path}.{suffix}"),

@@ -8,7 +8,7 @@ use super::answers::{self, Metric, Question};
 use super::material::Material;
 use super::retention::RetentionSet;
 use super::shots::Choice;
-use super::{Contest, Kept, Outcome};
+use super::{Contest, Outcome, Product};
 use crate::data::{DataOptions, OverLong};
 use crate::error::Result;
 use crate::gate::report::{ArmRun, DataFacts, ModelFacts, Output, RateTest, Report, SampleOutputs, Scoring};
@@ -27,7 +27,7 @@ pub(super) struct Measured {
     pub(super) scoring: Scoring,
     pub(super) run: Option<ArmRun>,
     pub(super) rate_test: Option<RateTest>,
-    pub(super) kept: Option<Kept>,
+    pub(super) kept: Option<Product>,
     /// Answers to the sample questions.
     pub(super) samples: Vec<(String, Option<bool>)>,
 }

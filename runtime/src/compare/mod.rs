@@ -101,7 +101,7 @@ impl Contest {
 }
 
 /// What an arm is once it is measured: what would be promoted.
-pub enum Kept {
+pub enum Product {
     /// An adapter, bound to its base.
     Adapter(Box<Adapter>),
     /// The file of one, in the arm's folder.
@@ -119,12 +119,12 @@ pub struct Outcome {
     /// It and all else, for people.
     pub report: Report,
     /// By the arms' names; the base has nothing to keep.
-    pub kept: Vec<(String, Kept)>,
+    pub kept: Vec<(String, Product)>,
 }
 
 impl Outcome {
     /// What an arm left.
-    pub fn kept(&self, arm: &str) -> Option<&Kept> {
+    pub fn kept(&self, arm: &str) -> Option<&Product> {
         self.kept.iter().find(|(name, _)| name == arm).map(|(_, kept)| kept)
     }
 }

@@ -11,7 +11,7 @@ use super::recipe::Recipe;
 use super::score::Subject;
 use super::shots::{self, Choice};
 use super::train::train;
-use super::{Contest, Kept, MODEL_FILE, Outcome, SCORING_BYTES, ZERO_SHOT, facts, held_bytes};
+use super::{Contest, MODEL_FILE, Outcome, Product, SCORING_BYTES, ZERO_SHOT, facts, held_bytes};
 use crate::adapter::{Adapter, StoredAs};
 use crate::bytes::mib;
 use crate::data::{DataOptions, Example};
@@ -118,7 +118,7 @@ impl<'a> Panel<'a> {
             subject.context(),
         )?;
         let mut measured = self.measure(&name, ArmKind::FewShot { k }, &subject, &rows)?;
-        measured.kept = Some(Kept::FewShot(shots));
+        measured.kept = Some(Product::FewShot(shots));
         self.arms.push(measured);
         Ok(())
     }
@@ -141,7 +141,7 @@ impl<'a> Panel<'a> {
                 let file = merge::tuned::write(&Disk, &folder, MODEL_FILE, &tuned, dtype)?.path;
                 drop(tuned);
                 let weights = Arc::new(ModelFile::open(&file)?).into();
-                (Subject { weights, ..self.subject(None) }, Kept::Model(file))
+                (Subject { weights, ..self.subject(None) }, Product::Model(file))
             }
         };
         let rows = &self.material.held_out.data.examples;
@@ -155,15 +155,15 @@ impl<'a> Panel<'a> {
     }
 
     /// An adapter bound to its base, in use, and kept.
-    fn adapted(&self, mut adapter: Adapter, name: &str) -> Result<(Subject, Kept)> {
+    fn adapted(&self, mut adapter: Adapter, name: &str) -> Result<(Subject, Product)> {
         let mut prober = Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
         adapter.binding = Some(prober.bind(&adapter)?);
         let alone = [(adapter, 1.0)];
         let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
         let [(adapter, _)] = alone;
         let kept = match &self.contest.folder {
-            Some(folder) => Kept::File(save(&adapter, &folder.join(name))?),
-            None => Kept::Adapter(Box::new(adapter)),
+            Some(folder) => Product::File(save(&adapter, &folder.join(name))?),
+            None => Product::Adapter(Box::new(adapter)),
         };
         Ok((self.subject(Some(Arc::new(stacked))), kept))
     }

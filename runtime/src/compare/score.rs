@@ -9,8 +9,8 @@ use crate::data::Example;
 use crate::data::batches::NO_TARGET;
 use crate::error::Result;
 use crate::gate::verdict::ExampleNll;
-use crate::generate::batch::{BatchSession, Prefix};
-use crate::generate::{Session, StackedAdapter};
+use crate::generate::batch::{Prefix, Sequences};
+use crate::generate::{Sequence, StackedAdapter};
 use crate::model::ModelConfig;
 use crate::model::tuned::Weights;
 use crate::nn::Precision;
@@ -71,9 +71,9 @@ impl Subject {
         self.config().context_len
     }
 
-    fn session(&self, capacity: usize) -> Result<Session> {
+    fn sequence(&self, capacity: usize) -> Result<Sequence> {
         let (weights, kernels) = (self.weights.clone(), self.kernels.clone());
-        Session::new(weights, kernels, self.adapter.clone(), self.precision, capacity, CACHE)
+        Sequence::new(weights, kernels, self.adapter.clone(), self.precision, capacity, CACHE)
     }
 
     fn rank(&self) -> usize {
@@ -83,25 +83,25 @@ impl Subject {
     /// Bytes that [`Subject::losses`] holds for rows of at most `rows_max` positions.
     pub fn losses_bytes(&self, rows_max: usize) -> usize {
         let (c, threads) = (self.config(), self.kernels.threads());
-        let head = HeadWords::new(c, Session::rows(rows_max), threads, false, false).total();
-        Session::bytes(c, rows_max, self.rank(), threads, CACHE) + size_of::<f32>() * head
+        let head = HeadWords::new(c, Sequence::rows(rows_max), threads, false, false).total();
+        Sequence::bytes(c, rows_max, self.rank(), threads, CACHE) + size_of::<f32>() * head
     }
 
     /// Bytes that [`Subject::beside`] holds likewise.
     pub fn beside_bytes(&self, rows_max: usize) -> usize {
-        let logits = LOGIT_ROWS.min(Session::rows(rows_max)) * self.config().vocab;
+        let logits = LOGIT_ROWS.min(Sequence::rows(rows_max)) * self.config().vocab;
         2 * (self.losses_bytes(rows_max) + size_of::<f32>() * logits)
     }
 
-    /// The most answers at once, up to [`BatchSession::SLOTS`], that `bytes` allow; at least one.
+    /// The most answers at once, up to [`Sequences::SLOTS`], that `bytes` allow; at least one.
     pub fn slots(&self, prompts: &[&[u32]], limit: usize, bytes: usize) -> usize {
         let (c, threads, shared) = (self.config(), self.kernels.threads(), shared_length(prompts));
         let own = self.own_positions(prompts, limit);
         let fits = |slots: &usize| {
-            let session = BatchSession::bytes(c, shared, *slots, own, self.rank(), threads, CACHE);
-            session + Prefix::bytes(c, shared, CACHE) <= bytes
+            let sequence = Sequences::bytes(c, shared, *slots, own, self.rank(), threads, CACHE);
+            sequence + Prefix::bytes(c, shared, CACHE) <= bytes
         };
-        (1..=BatchSession::SLOTS.min(prompts.len().max(1))).rev().find(fits).unwrap_or(1)
+        (1..=Sequences::SLOTS.min(prompts.len().max(1))).rev().find(fits).unwrap_or(1)
     }
 
     /// Positions of a prompt and its answer behind what all prompts share: no more than the model was trained for,
@@ -120,26 +120,26 @@ impl Subject {
     /// Losses of rows. What all of them begin with is read once.
     ///
     /// # Errors
-    /// `Cancelled`; those of [`Session::new`] and [`Session::read`].
+    /// `Cancelled`; those of [`Sequence::new`] and [`Sequence::read`].
     pub fn losses(&self, examples: &[Example], observer: &mut dyn Observer) -> Result<Scored> {
         let started = Instant::now();
         let longest = examples.iter().map(Example::rows).max().unwrap_or(0).max(1);
         let prefix = common_prefix(examples);
-        let mut session = self.session(longest)?;
-        let mut head = self.head(Session::rows(longest));
+        let mut sequence = self.sequence(longest)?;
+        let mut head = self.head(Sequence::rows(longest));
         let mut scored = Scored { prefix_tokens: prefix, ..Scored::default() };
         if prefix > 0 {
-            session.read(&examples[0].ids[..prefix], |_, _| Ok(()))?;
+            sequence.read(&examples[0].ids[..prefix], |_, _| Ok(()))?;
         }
         for example in examples {
-            session.truncate(prefix);
+            sequence.truncate(prefix);
             let (mut sum, mut targets, mut at) = (0.0, 0, prefix);
             let mut wanted = Vec::new();
-            session.read(&example.ids[prefix..example.rows()], |session, rows| {
+            sequence.read(&example.ids[prefix..example.rows()], |sequence, rows| {
                 wanted.clear();
                 wanted.extend((at..at + rows).map(|i| target(example, i)));
                 at += rows;
-                let (loss, count) = session.losses(&mut head, &wanted, |_, _| {});
+                let (loss, count) = sequence.losses(&mut head, &wanted, |_, _| {});
                 (sum, targets) = (sum + loss, targets + count);
                 Ok(())
             })?;
@@ -154,11 +154,11 @@ impl Subject {
     /// Losses and divergences of a tuned model beside its base over the targets of rows.
     ///
     /// # Errors
-    /// `Cancelled`; those of [`Session::new`] and [`Session::read`].
+    /// `Cancelled`; those of [`Sequence::new`] and [`Sequence::read`].
     pub fn beside(&self, base: &Subject, rows: &[Example], observer: &mut dyn Observer) -> Result<Compared> {
         let longest = rows.iter().map(Example::rows).max().unwrap_or(0).max(1);
-        let (mut tuned, mut plain) = (self.session(longest)?, base.session(longest)?);
-        let part_rows = Session::rows(longest);
+        let (mut tuned, mut plain) = (self.sequence(longest)?, base.sequence(longest)?);
+        let part_rows = Sequence::rows(longest);
         let (vocab, held) = (self.config().vocab, LOGIT_ROWS.min(part_rows));
         let mut heads = [self.head(held), base.head(held)];
         let mut logits = [vec![0.0; held * vocab], vec![0.0; held * vocab]];
@@ -190,7 +190,7 @@ impl Subject {
     /// Greedy answers to prompts, of at most `limit` tokens each. What all prompts begin with is read once.
     ///
     /// # Errors
-    /// Those of [`BatchSession`]; `Cancelled`.
+    /// Those of [`Sequences`]; `Cancelled`.
     pub fn answers(
         &self,
         prompts: &[&[u32]],
@@ -210,7 +210,7 @@ impl Subject {
             CACHE,
             first,
         )?;
-        let mut batch = BatchSession::new(
+        let mut batch = Sequences::new(
             weights.clone(),
             kernels.clone(),
             self.adapter.clone(),
@@ -233,15 +233,15 @@ impl Subject {
     /// What gives texts their place among others.
     ///
     /// # Errors
-    /// Those of [`Session::new`].
+    /// Those of [`Sequence::new`].
     pub fn embedder(&self, capacity: usize) -> Result<Embedder> {
-        Ok(Embedder { session: self.session(capacity.min(1024))?, d: self.config().d_model })
+        Ok(Embedder { sequence: self.sequence(capacity.min(1024))?, d: self.config().d_model })
     }
 }
 
 /// Mean hidden states of the last block.
 pub struct Embedder {
-    session: Session,
+    sequence: Sequence,
     d: usize,
 }
 
@@ -249,16 +249,16 @@ impl Embedder {
     /// The mean over a text's tokens, of length 1; zeros for no token.
     ///
     /// # Errors
-    /// Those of [`Session::read`].
+    /// Those of [`Sequence::read`].
     pub fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let mut mean = vec![0.0f32; self.d];
-        self.session.truncate(0);
-        let ids = &ids[..ids.len().min(self.session.room())];
+        self.sequence.truncate(0);
+        let ids = &ids[..ids.len().min(self.sequence.room())];
         if ids.is_empty() {
             return Ok(mean);
         }
-        self.session.read(ids, |session, rows| {
-            for row in session.hidden(rows).chunks_exact(mean.len()) {
+        self.sequence.read(ids, |sequence, rows| {
+            for row in sequence.hidden(rows).chunks_exact(mean.len()) {
                 mean.iter_mut().zip(row).for_each(|(m, v)| *m += v);
             }
             Ok(())

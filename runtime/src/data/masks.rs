@@ -2,7 +2,7 @@
 
 use super::Example;
 use super::formats::{DataOptions, Sample};
-use crate::model::chat::{ChatTemplate, Message, Piece, Source, TemplateKind, encode_pieces, is_assistant};
+use crate::model::chat::{Author, ChatTemplate, Message, Piece, TemplateKind, encode_pieces, is_assistant};
 use crate::model::tokenizer::{Segment, Special, Tokenizer};
 
 /// Encodes a row, whole. Targets are
@@ -148,10 +148,10 @@ fn conversation(
 
 /// Marks the assistant's contents and, after each, the tokens up to its end of turn where nothing but
 /// blanks stands between (a turn that the template doesn't end has none).
-fn answer_mask(tokenizer: &Tokenizer, ids: &[u32], sources: &[Source], messages: &[Message]) -> Vec<bool> {
+fn answer_mask(tokenizer: &Tokenizer, ids: &[u32], sources: &[Author], messages: &[Message]) -> Vec<bool> {
     let mut mask: Vec<bool> = sources.iter().map(|s| is_assistant(*s, messages)).collect();
     let answers_end =
-        |i: usize| is_assistant(sources[i], messages) && sources.get(i + 1) == Some(&Source::Template);
+        |i: usize| is_assistant(sources[i], messages) && sources.get(i + 1) == Some(&Author::Template);
     for last in (0..ids.len()).filter(|i| answers_end(*i)) {
         let blank =
             |id: &&u32| !tokenizer.is_control(**id) && tokenizer.token_bytes(**id).trim_ascii().is_empty();

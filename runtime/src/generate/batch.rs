@@ -10,7 +10,7 @@ use engraft_kernels::{Kernels, KvType};
 
 use super::kv_cache::KvCache;
 use super::sampler::no_token;
-use super::session::{Session, check_ids, embed};
+use super::sequence::{Sequence, check_ids, embed};
 use super::stacked::StackedAdapter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
@@ -44,7 +44,7 @@ impl Prefix {
     /// Reads `ids`, of which there may be none; keys and values are kept as `cache` says.
     ///
     /// # Errors
-    /// Those of [`Session::new`] and [`Session::read`].
+    /// Those of [`Sequence::new`] and [`Sequence::read`].
     pub fn read(
         model: impl Into<Weights>,
         kernels: Arc<Kernels>,
@@ -57,10 +57,10 @@ impl Prefix {
         let cache = if ids.is_empty() {
             KvCache::new(model.config(), 0, cache)?
         } else {
-            let mut session =
-                Session::new(model.clone(), kernels, adapters.clone(), precision, ids.len(), cache)?;
-            session.read(ids, |_, _| Ok(()))?;
-            session.into_cache()
+            let mut sequence =
+                Sequence::new(model.clone(), kernels, adapters.clone(), precision, ids.len(), cache)?;
+            sequence.read(ids, |_, _| Ok(()))?;
+            sequence.into_cache()
         };
         Ok(Prefix { model, adapters, precision, ids: ids.to_vec(), cache })
     }
@@ -101,9 +101,9 @@ impl Prefix {
     }
 }
 
-/// Sequences that continue one [`Prefix`] side by side. Private memory: [`BatchSession::bytes`], and the
+/// Sequences that continue one [`Prefix`] side by side. Private memory: [`Sequences::bytes`], and the
 /// answers.
-pub struct BatchSession {
+pub struct Sequences {
     model: Weights,
     kernels: Arc<Kernels>,
     adapters: Option<Arc<StackedAdapter>>,
@@ -112,7 +112,7 @@ pub struct BatchSession {
     capacity: usize,
     /// Own positions, `[L, slots, capacity, kv·hd]`.
     cache: KvCache,
-    slots: Vec<Option<Sequence>>,
+    slots: Vec<Option<Continuation>>,
     /// Of each row of a step its slot and the slot's filled positions, and the token that is read.
     rows: Vec<(usize, usize)>,
     ids: Vec<u32>,
@@ -127,7 +127,7 @@ pub struct BatchSession {
 
 /// What a slot works on.
 #[derive(Clone, Copy)]
-struct Sequence {
+struct Continuation {
     /// Which of the prompts.
     prompt: usize,
     /// Own positions filled.
@@ -145,13 +145,13 @@ enum RowsAre {
     Step,
 }
 
-impl BatchSession {
+impl Sequences {
     /// Slots where memory speaks for no other number. Stored blocks are decoded once for all rows of a step, so
     /// more slots are faster, ever less so: of SmolLM2-135M (Q4_1, AVX-512, one thread) 24 make 0.76 of the
     /// rate of 48, and 16 make 0.55. A multiple of every instruction set's rows of a tile.
     pub const SLOTS: usize = 48;
 
-    /// A session of `slots` sequences of at most `capacity` positions each behind the prefix, kept as the
+    /// `slots` sequences of at most `capacity` positions each behind the prefix, kept as the
     /// prefix keeps its own.
     ///
     /// # Errors
@@ -165,7 +165,7 @@ impl BatchSession {
         prefix: Arc<Prefix>,
         slots: usize,
         capacity: usize,
-    ) -> Result<BatchSession> {
+    ) -> Result<Sequences> {
         let model = model.into();
         let c = model.config();
         if slots == 0 || capacity == 0 {
@@ -178,7 +178,7 @@ impl BatchSession {
         let words = Words::new(c, prefix.ids.len(), slots, capacity, rank, kernels.threads());
         let mut table = vec![0.0; words.rope];
         rope::table(c, model.rope_freqs(), &mut table);
-        Ok(BatchSession {
+        Ok(Sequences {
             cache: KvCache::new(c, slots * capacity, prefix.cache.ty())?,
             slots: vec![None; slots],
             rows: Vec::with_capacity(slots),
@@ -199,7 +199,7 @@ impl BatchSession {
         })
     }
 
-    /// Bytes that a session holds beside the answers: of `slots` sequences of `capacity` positions behind a
+    /// Bytes that they hold beside the answers: of `slots` sequences of `capacity` positions behind a
     /// prefix of `prefix` tokens (whose own [`Prefix::bytes`] come on top), with adapters of rank `rank`.
     pub fn bytes(
         c: &ModelConfig,
@@ -212,7 +212,7 @@ impl BatchSession {
     ) -> usize {
         let w = Words::new(c, prefix, slots, capacity, rank, threads);
         let words = w.block.activations() + w.kernel() + w.head.total() + w.rope;
-        let slot = size_of::<Option<Sequence>>()
+        let slot = size_of::<Option<Continuation>>()
             + size_of::<(usize, usize)>()
             + size_of::<u32>()
             + size_of::<Option<u32>>();
@@ -224,7 +224,7 @@ impl BatchSession {
     /// full, and where it [`is_cycle`]. A slot whose answer ends takes the next prompt at once.
     ///
     /// Answers stand in the order of the prompts, and the number of threads changes nothing. They are those of
-    /// a [`Session`] that reads prefix and prompt and takes the likeliest token, whatever the number of slots,
+    /// a [`Sequence`] that reads prefix and prompt and takes the likeliest token, whatever the number of slots,
     /// as far as no two scores are equal within the last bits: products of up to eight rows are summed in
     /// another order than those of more (of quantized weights in f32 they are not). The same prompts with the
     /// same number of slots give the same answers.
@@ -305,10 +305,10 @@ impl BatchSession {
         ended
     }
 
-    /// Reads a prompt into a slot, in parts as a [`Session`] does.
+    /// Reads a prompt into a slot, in parts as a [`Sequence`] does.
     fn read(&mut self, slot: usize, prompt: usize, ids: &[u32]) -> Result<()> {
         let mut past = 0;
-        let rows = Session::rows(self.capacity);
+        let rows = Sequence::rows(self.capacity);
         for part in ids.chunks(rows) {
             self.pos.clear();
             let from = self.prefix.ids.len() + past;
@@ -320,7 +320,7 @@ impl BatchSession {
         self.choose(last..last + 1);
         self.model.file().check_whole()?;
         let last = self.chosen[0].ok_or_else(no_token)?;
-        self.slots[slot] = Some(Sequence { prompt, past, last });
+        self.slots[slot] = Some(Continuation { prompt, past, last });
         Ok(())
     }
 
@@ -383,7 +383,7 @@ impl BatchSession {
     }
 }
 
-/// f32 words of a session's buffers.
+/// f32 words of their buffers.
 struct Words {
     /// Rows that are read at once: a part of a prompt, or a step.
     rows: usize,
@@ -401,7 +401,7 @@ impl Words {
         rank: usize,
         threads: usize,
     ) -> Words {
-        let rows = Session::rows(capacity).max(slots);
+        let rows = Sequence::rows(capacity).max(slots);
         Words {
             rows,
             block: BlockWords::new(c, rows, prefix + capacity, rank, threads, false, false),

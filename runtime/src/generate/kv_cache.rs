@@ -6,28 +6,28 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 
 /// Elements of one kind (keys or values), `[L, capacity, kv·hd]`.
-enum Store {
+enum Cells {
     F32(Vec<f32>),
     F16(Vec<u16>),
     /// Codes, and a scale per 32 of them.
     Q8(Vec<i8>, Vec<f32>),
 }
 
-impl Store {
-    fn new(ty: KvType, n: usize) -> Store {
+impl Cells {
+    fn new(ty: KvType, n: usize) -> Cells {
         match ty {
-            KvType::F32 => Store::F32(vec![0.0; n]),
-            KvType::F16 => Store::F16(vec![0; n]),
-            KvType::Q8 => Store::Q8(vec![0; n], vec![0.0; n / KV_BLOCK]),
+            KvType::F32 => Cells::F32(vec![0.0; n]),
+            KvType::F16 => Cells::F16(vec![0; n]),
+            KvType::Q8 => Cells::Q8(vec![0; n], vec![0.0; n / KV_BLOCK]),
         }
     }
 
     /// Part `i` of the parts of `n` elements, to be read.
     fn rows(&self, i: usize, n: usize) -> Kv<'_> {
         match self {
-            Store::F32(d) => Kv::F32(&d[i * n..(i + 1) * n]),
-            Store::F16(d) => Kv::F16(&d[i * n..(i + 1) * n]),
-            Store::Q8(codes, scale) => {
+            Cells::F32(d) => Kv::F32(&d[i * n..(i + 1) * n]),
+            Cells::F16(d) => Kv::F16(&d[i * n..(i + 1) * n]),
+            Cells::Q8(codes, scale) => {
                 let blocks = n / KV_BLOCK;
                 Kv::Q8(&codes[i * n..(i + 1) * n], &scale[i * blocks..(i + 1) * blocks])
             }
@@ -37,9 +37,9 @@ impl Store {
     /// Part `i` of the parts of `n` elements.
     fn part(&mut self, i: usize, n: usize) -> KvMut<'_> {
         match self {
-            Store::F32(d) => KvMut::F32(&mut d[i * n..(i + 1) * n]),
-            Store::F16(d) => KvMut::F16(&mut d[i * n..(i + 1) * n]),
-            Store::Q8(codes, scale) => {
+            Cells::F32(d) => KvMut::F32(&mut d[i * n..(i + 1) * n]),
+            Cells::F16(d) => KvMut::F16(&mut d[i * n..(i + 1) * n]),
+            Cells::Q8(codes, scale) => {
                 let blocks = n / KV_BLOCK;
                 KvMut::Q8(&mut codes[i * n..(i + 1) * n], &mut scale[i * blocks..(i + 1) * blocks])
             }
@@ -49,8 +49,8 @@ impl Store {
 
 /// A cache for a fixed number of positions.
 pub struct KvCache {
-    keys: Store,
-    values: Store,
+    keys: Cells,
+    values: Cells,
     ty: KvType,
     /// Elements per layer: capacity·kv·hd.
     layer: usize,
@@ -71,7 +71,7 @@ impl KvCache {
         }
         let layer = capacity * c.d_kv();
         let n = c.n_layers * layer;
-        Ok(KvCache { keys: Store::new(ty, n), values: Store::new(ty, n), ty, layer })
+        Ok(KvCache { keys: Cells::new(ty, n), values: Cells::new(ty, n), ty, layer })
     }
 
     /// Bytes of a cache of `capacity` positions.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use engraft_kernels::{Kernels, KvType};
 
-use super::{Sampler, SamplerOptions, Session};
+use super::{Sampler, SamplerOptions, Sequence};
 use crate::data::Example;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
@@ -101,7 +101,7 @@ impl Sampling {
     /// Bytes that [`Sampling::run`] holds at most, beside the rows themselves.
     pub fn bytes(&self, c: &ModelConfig, starts: &Starts, threads: usize) -> usize {
         let capacity = self.extent(starts).1 + 1;
-        Session::bytes(c, capacity, 0, threads, KvType::F16) + c.vocab * Sampler::TOKEN_BYTES
+        Sequence::bytes(c, capacity, 0, threads, KvType::F16) + c.vocab * Sampler::TOKEN_BYTES
     }
 
     /// The rows, at temperature 1 from the whole vocabulary; every sampled token is a target, those before
@@ -109,7 +109,7 @@ impl Sampling {
     /// token how many rows are done, and may return false to stop.
     ///
     /// # Errors
-    /// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Session::new`].
+    /// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Sequence::new`].
     pub fn run(
         &self,
         model: &Arc<ModelFile>,
@@ -119,8 +119,8 @@ impl Sampling {
         mut progress: impl FnMut(usize) -> bool,
     ) -> Result<Vec<Example>> {
         let capacity = self.extent(starts).1 + 1;
-        let mut session =
-            Session::new(model.clone(), kernels.clone(), None, precision, capacity, KvType::F16)?;
+        let mut sequence =
+            Sequence::new(model.clone(), kernels.clone(), None, precision, capacity, KvType::F16)?;
         let options = SamplerOptions {
             temp: 1.0,
             top_k: 0,
@@ -135,7 +135,7 @@ impl Sampling {
             let prompt = &starts.prompts[i % starts.prompts.len()];
             let limit = starts.len(i, self.tokens, self.rows_max) - prompt.len();
             let is_end = |id| starts.ends.contains(&id);
-            let sampled = complete(&mut session, &mut sampler, prompt, limit, is_end, |_| progress(i))?;
+            let sampled = complete(&mut sequence, &mut sampler, prompt, limit, is_end, |_| progress(i))?;
             let mut ids = Vec::with_capacity(prompt.len() + sampled.len());
             ids.extend_from_slice(prompt);
             ids.extend_from_slice(&sampled);
@@ -153,28 +153,28 @@ impl Sampling {
 /// is included. `progress` is told before each token how many there are, and may return false to stop.
 ///
 /// # Errors
-/// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Session::feed`].
+/// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Sequence::feed`].
 pub fn complete(
-    session: &mut Session,
+    sequence: &mut Sequence,
     sampler: &mut Sampler,
     prompt: &[u32],
     limit: usize,
     is_end: impl Fn(u32) -> bool,
     mut progress: impl FnMut(usize) -> bool,
 ) -> Result<Vec<u32>> {
-    session.truncate(0);
+    sequence.truncate(0);
     let mut answer = Vec::new();
-    let mut logits = session.feed(prompt)?;
+    let mut logits = sequence.feed(prompt)?;
     while answer.len() < limit {
         if !progress(answer.len()) {
             return Err(stopped());
         }
         let id = sampler.choose(logits, &[])?;
         answer.push(id);
-        if is_end(id) || answer.len() == limit || session.room() == 0 {
+        if is_end(id) || answer.len() == limit || sequence.room() == 0 {
             break;
         }
-        logits = session.feed(&[id])?;
+        logits = sequence.feed(&[id])?;
     }
     Ok(answer)
 }

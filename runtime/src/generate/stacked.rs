@@ -1,4 +1,4 @@
-//! Adapters in use: any number of them as one, and a place that many sessions read them from.
+//! Adapters in use: any number of them as one, and a place that many sequences read them from.
 
 use std::sync::Arc;
 
@@ -145,9 +145,9 @@ pub struct Published {
     pub adapters: Option<Arc<StackedAdapter>>,
 }
 
-/// A place from which any number of sessions take their adapters, each anew before every part that it
+/// A place from which any number of sequences take their adapters, each anew before every part that it
 /// reads. Reading waits for nobody, and neither does swapping: adapters were loaded and stacked before, and
-/// the old ones live until the last session has let go of them.
+/// the old ones live until the last sequence has let go of them.
 pub struct AdapterSlot {
     current: ArcSwap<Published>,
 }
@@ -158,7 +158,7 @@ impl AdapterSlot {
         AdapterSlot { current: ArcSwap::from_pointee(Published { generation: 0, adapters }) }
     }
 
-    /// Puts other adapters in place for every session that follows the slot, from the next token that each
+    /// Puts other adapters in place for every sequence that follows the slot, from the next token that each
     /// reads; gives the new generation.
     pub fn swap(&self, adapters: Option<Arc<StackedAdapter>>) -> u64 {
         let next =

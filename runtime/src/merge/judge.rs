@@ -7,7 +7,7 @@ use engraft_kernels::{Kernels, KvType};
 
 use crate::data::Example;
 use crate::error::{Error, ErrorKind, Result};
-use crate::generate::{Session, StackedAdapter};
+use crate::generate::{Sequence, StackedAdapter};
 use crate::model::weights::ModelFile;
 use crate::nn::Precision;
 
@@ -53,17 +53,17 @@ impl Judgement {
 
 /// The three models that are compared.
 pub struct Judge {
-    base: Session,
-    adapted: Session,
-    merged: Session,
+    base: Sequence,
+    adapted: Sequence,
+    merged: Sequence,
     log_p: Vec<f64>,
 }
 
 impl Judge {
-    /// Sessions for examples of at most `rows` positions.
+    /// Sequences for examples of at most `rows` positions.
     ///
     /// # Errors
-    /// Those of [`Session::new`].
+    /// Those of [`Sequence::new`].
     pub fn new(
         base: &Arc<ModelFile>,
         adapter: Arc<StackedAdapter>,
@@ -79,7 +79,7 @@ impl Judge {
     /// The same of any adapter that takes another's place beside one base.
     ///
     /// # Errors
-    /// Those of [`Session::new`].
+    /// Those of [`Sequence::new`].
     pub fn beside(
         base: &Arc<ModelFile>,
         adapter: Arc<StackedAdapter>,
@@ -100,7 +100,7 @@ impl Judge {
     ) -> Result<Judge> {
         let log_p = vec![0.0; compared[0].0.config().vocab];
         let [base, adapted, merged] = compared.map(|(model, adapter)| {
-            Session::new(model.clone(), kernels.clone(), adapter, precision, rows, KvType::F32)
+            Sequence::new(model.clone(), kernels.clone(), adapter, precision, rows, KvType::F32)
         });
         Ok(Judge { base: base?, adapted: adapted?, merged: merged?, log_p })
     }
@@ -110,7 +110,7 @@ impl Judge {
     ///
     /// # Errors
     /// `BadData` for no token to score; `NonFinite` where a model yields no number; `Cancelled`; those of
-    /// [`Session::read`].
+    /// [`Sequence::read`].
     pub fn score(
         &mut self,
         examples: &[Example],
@@ -145,12 +145,12 @@ impl Judge {
     fn example(&mut self, example: &Example, sum: &mut Judgement) -> Result<()> {
         let Some(inputs) = example.ids.len().checked_sub(1) else { return Ok(()) };
         let Judge { base, adapted, merged, log_p } = self;
-        for session in [&mut *base, &mut *adapted, &mut *merged] {
-            session.truncate(0);
+        for sequence in [&mut *base, &mut *adapted, &mut *merged] {
+            sequence.truncate(0);
         }
         for (part, ids) in example.ids[..inputs].chunks(PART).enumerate() {
-            for session in [&mut *base, &mut *adapted, &mut *merged] {
-                session.read(ids, |_, _| Ok(()))?;
+            for sequence in [&mut *base, &mut *adapted, &mut *merged] {
+                sequence.read(ids, |_, _| Ok(()))?;
             }
             for row in 0..ids.len() {
                 let next = part * PART + row + 1;

@@ -19,10 +19,10 @@ pub struct Map {
     path: Option<PathBuf>,
     /// The state of the file when it was opened.
     stamp: Option<Stamp>,
-    source: Source,
+    source: Backing,
 }
 
-enum Source {
+enum Backing {
     /// The map, and the file it is of, to ask for its state.
     Mapped(Mmap, File),
     Owned(Vec<u8>),
@@ -56,7 +56,7 @@ impl Map {
         if mapped.is_empty() {
             return Err(empty(path));
         }
-        Ok(Map::new(path, stamp, Source::Mapped(mapped, file)))
+        Ok(Map::new(path, stamp, Backing::Mapped(mapped, file)))
     }
 
     /// Reads the whole regular file at `path` into private memory instead of mapping it.
@@ -82,7 +82,7 @@ impl Map {
         if bytes.is_empty() {
             return Err(empty(path));
         }
-        Ok(Map::new(path, stamp, Source::Owned(bytes)))
+        Ok(Map::new(path, stamp, Backing::Owned(bytes)))
     }
 
     /// Whether the mapped file is as long as it was, and its content not written since: what was read from
@@ -91,7 +91,7 @@ impl Map {
     /// # Errors
     /// `Io`, naming the file.
     pub fn check_whole(&self) -> Result<()> {
-        let Source::Mapped(map, file) = &self.source else { return Ok(()) };
+        let Backing::Mapped(map, file) = &self.source else { return Ok(()) };
         let state = file.metadata().map_err(|e| Error::io(format_args!("looking at {}", self.label), e))?;
         check_length(&self.label, map.len() as u64, state.len())?;
         match Stamp::of(&state).zip(self.stamp).is_some_and(|(now, then)| !now.same_content(&then)) {
@@ -109,15 +109,15 @@ impl Map {
 
     /// Bytes that are part of the program, such as the embedded demonstration model.
     pub fn from_static(label: impl Into<String>, bytes: &'static [u8]) -> Map {
-        Map { label: label.into(), path: None, stamp: None, source: Source::Static(bytes) }
+        Map { label: label.into(), path: None, stamp: None, source: Backing::Static(bytes) }
     }
 
     /// Bytes already in memory.
     pub fn from_vec(label: impl Into<String>, bytes: Vec<u8>) -> Map {
-        Map { label: label.into(), path: None, stamp: None, source: Source::Owned(bytes) }
+        Map { label: label.into(), path: None, stamp: None, source: Backing::Owned(bytes) }
     }
 
-    fn new(path: &Path, stamp: Option<Stamp>, source: Source) -> Map {
+    fn new(path: &Path, stamp: Option<Stamp>, source: Backing) -> Map {
         Map { label: path.display().to_string(), path: Some(path.to_path_buf()), stamp, source }
     }
 
@@ -134,9 +134,9 @@ impl Map {
     /// All bytes.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.source {
-            Source::Mapped(m, _) => m,
-            Source::Owned(v) => v,
-            Source::Static(s) => s,
+            Backing::Mapped(m, _) => m,
+            Backing::Owned(v) => v,
+            Backing::Static(s) => s,
         }
     }
 
@@ -153,17 +153,17 @@ impl Map {
     /// Bytes that stay evictable file pages (a map, or a part of the program).
     pub fn mapped_bytes(&self) -> usize {
         match &self.source {
-            Source::Mapped(m, _) => m.len(),
-            Source::Static(s) => s.len(),
-            Source::Owned(_) => 0,
+            Backing::Mapped(m, _) => m.len(),
+            Backing::Static(s) => s.len(),
+            Backing::Owned(_) => 0,
         }
     }
 
     /// Bytes of private memory held.
     pub fn private_bytes(&self) -> usize {
         match &self.source {
-            Source::Owned(v) => v.capacity(),
-            Source::Mapped(..) | Source::Static(_) => 0,
+            Backing::Owned(v) => v.capacity(),
+            Backing::Mapped(..) | Backing::Static(_) => 0,
         }
     }
 
@@ -171,7 +171,7 @@ impl Map {
     /// Only a hint: a refusal changes speed alone, so it is logged and not an error.
     pub fn prefetch(&self) {
         #[cfg(unix)]
-        if let Source::Mapped(m, _) = &self.source
+        if let Backing::Mapped(m, _) = &self.source
             && let Err(e) = m.advise(memmap2::Advice::WillNeed)
         {
             log::debug!("{}: no read-ahead: {e}", self.label);
@@ -182,9 +182,9 @@ impl Map {
 impl fmt::Debug for Map {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = match &self.source {
-            Source::Mapped(..) => "mapped",
-            Source::Owned(_) => "owned",
-            Source::Static(_) => "static",
+            Backing::Mapped(..) => "mapped",
+            Backing::Owned(_) => "owned",
+            Backing::Static(_) => "static",
         };
         write!(f, "Map({}, {} bytes {how})", self.label, self.as_bytes().len())
     }

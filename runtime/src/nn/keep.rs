@@ -54,11 +54,11 @@ pub fn kept_words(w: &BlockWords, keep: Keep, precision: KeepPrecision) -> usize
 /// The kept values of one block.
 pub struct Kept {
     keep: Keep,
-    store: Store,
+    store: Buffer,
 }
 
 #[allow(clippy::large_enum_variant, reason = "one per block, and the large one is the common one")]
-enum Store {
+enum Buffer {
     /// Vectors that change places with the shared ones.
     F32(AttentionActs, Option<MlpActs>),
     /// Two values a word, in the order of [`values`], and the log-sum-exp.
@@ -70,10 +70,10 @@ impl Kept {
     pub fn new(w: &BlockWords, keep: Keep, precision: KeepPrecision) -> Kept {
         let store = match precision {
             KeepPrecision::F32 => {
-                Store::F32(AttentionActs::new(w), (keep == Keep::All).then(|| MlpActs::new(w)))
+                Buffer::F32(AttentionActs::new(w), (keep == Keep::All).then(|| MlpActs::new(w)))
             }
             KeepPrecision::Bf16 => {
-                Store::Bf16(vec![0.0; kept_words(w, keep, precision) - w.lse], vec![0.0; w.lse])
+                Buffer::Bf16(vec![0.0; kept_words(w, keep, precision) - w.lse], vec![0.0; w.lse])
             }
         };
         Kept { keep, store }
@@ -93,7 +93,7 @@ impl Kept {
     /// hold x2.
     pub fn take(&mut self, k: &Kernels, c: &ModelConfig, m: usize, x: &[f32], b: &mut BlockBufs) {
         self.change_places(b);
-        let Store::Bf16(words, lse) = &mut self.store else { return };
+        let Buffer::Bf16(words, lse) = &mut self.store else { return };
         k.axpy(-1.0, x, &mut b.attention.x2[..x.len()]);
         lse[..m * c.n_heads].copy_from_slice(&b.attention.lse[..m * c.n_heads]);
         let mut rest = &mut words[..];
@@ -107,7 +107,7 @@ impl Kept {
     /// Before the block's backward over `m` rows from x: the kept values into the buffers.
     pub fn give(&mut self, k: &Kernels, c: &ModelConfig, m: usize, x: &[f32], b: &mut BlockBufs) {
         self.change_places(b);
-        let Store::Bf16(words, lse) = &self.store else { return };
+        let Buffer::Bf16(words, lse) = &self.store else { return };
         b.attention.lse[..m * c.n_heads].copy_from_slice(&lse[..m * c.n_heads]);
         let mut rest = &words[..];
         for (value, n) in values(c, m, self.keep, b) {
@@ -124,7 +124,7 @@ impl Kept {
     }
 
     fn change_places(&mut self, b: &mut BlockBufs) {
-        if let Store::F32(attention, mlp) = &mut self.store {
+        if let Buffer::F32(attention, mlp) = &mut self.store {
             std::mem::swap(attention, &mut b.attention);
             if let Some(mlp) = mlp {
                 std::mem::swap(mlp, &mut b.mlp);

@@ -29,14 +29,14 @@ pub trait StorageFile: Write {
 }
 
 /// A file being read.
-pub trait Source: Read + Seek {}
+pub trait ReadSeek: Read + Seek {}
 
-impl<T: Read + Seek> Source for T {}
+impl<T: Read + Seek> ReadSeek for T {}
 
 /// An opened file and its length.
 pub struct Opened {
     /// The content, at its first byte.
-    pub source: Box<dyn Source>,
+    pub source: Box<dyn ReadSeek>,
     /// Bytes of the file when it was opened.
     pub bytes: u64,
 }

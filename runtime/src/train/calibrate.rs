@@ -79,7 +79,7 @@ pub fn calibrate(
     precision: Precision,
     gradient: GradientPrecision,
 ) -> Pieces {
-    let mut run = Run::new(model, kernels, lora, request);
+    let mut run = Timing::new(model, kernels, lora, request);
     let c = model.config();
     let mut table = vec![0.0; rope::table_words(c, request.seq)];
     rope::table(c, model.rope_freqs(), &mut table);
@@ -91,7 +91,7 @@ pub fn calibrate(
 }
 
 /// Buffers of one block's step, the head's, and the adapter's.
-struct Run<'a> {
+struct Timing<'a> {
     model: &'a ModelFile,
     kernels: &'a Kernels,
     layout: Layout,
@@ -111,8 +111,8 @@ struct Run<'a> {
     y: Vec<f32>,
 }
 
-impl<'a> Run<'a> {
-    fn new(model: &'a ModelFile, kernels: &'a Kernels, lora: &'a LoraConfig, r: &Request) -> Run<'a> {
+impl<'a> Timing<'a> {
+    fn new(model: &'a ModelFile, kernels: &'a Kernels, lora: &'a LoraConfig, r: &Request) -> Timing<'a> {
         let c = model.config();
         let words = ArenaWords::new(c, r);
         let rows = r.batch * r.seq;
@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
         let layout = Layout::new(c, lora);
         let mut block = BlockBufs::new(&words.block, words.kernel);
         let kept = |keep| Kept::new(&words.block, keep, KeepPrecision::Bf16);
-        Run {
+        Timing {
             theta: (0..layout.len()).map(|_| 0.02 * (rng.f32() - 0.5)).collect(),
             grads: vec![0.0; layout.len()],
             optimizer: AdamW::new(AdamWConfig::default(), layout.len()),
@@ -183,7 +183,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Seconds of the pieces of block `l`, in the order that [`Run::blocks`] reads.
+    /// Seconds of the pieces of block `l`, in the order that [`Timing::blocks`] reads.
     fn block_once(&mut self, ctx: &Ctx<'_>, l: usize, dropout: Dropout) -> [f64; 6] {
         let (w, c, m) = (self.model.block(l), ctx.config, self.pos.len());
         let rows = RowMap { seqs: &self.seqs, pos: &self.pos };

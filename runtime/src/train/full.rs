@@ -107,7 +107,7 @@ impl FullTrainer {
         self.best.extend_from_slice(self.chain.tuned().map_or(&[][..], TunedModel::values));
     }
 
-    /// The weights as they are now, for sessions and scoring chains to run on. While any of these is
+    /// The weights as they are now, for sequences and scoring chains to run on. While any of these is
     /// alive, [`FullTrainer::step`] refuses to change them.
     pub fn weights(&self) -> Weights {
         self.chain.weights()

@@ -221,7 +221,7 @@ impl Trainer {
     /// Mean loss over the targets of `batches`, with the adapter or (None) the base alone.
     pub fn evaluate(&mut self, batches: impl Iterator<Item = Batch>, with_adapter: bool) -> Evaluated {
         let mut total = Evaluated::default();
-        // What a session has of the adapter, to the last bit.
+        // What a sequence has of the adapter, to the last bit.
         self.refresh(Precision::F32);
         for b in batches {
             let view = view(&self.adapter, &self.gains);

@@ -16,7 +16,7 @@ use engraft_runtime::run::{Base, Length, Limit, Looks, Method, Settings, Trained
 
 use super::{Quiet, base_of, household, recipe, subject, text_of, with};
 
-/// Relative bound of a session's loss, whose keys and values are in f16, beside the trainer's.
+/// Relative bound of a sequence's loss, whose keys and values are in f16, beside the trainer's.
 const CACHE: f64 = 1e-3;
 
 fn trained(recipe: &Recipe, base: &Base, material: &Material) -> (Trained, ArmRun) {
@@ -34,7 +34,7 @@ fn adapter_of(recipe: &Recipe, base: &Base, material: &Material) -> (Adapter, Ar
     }
 }
 
-/// The loss of validation rows, as a scoring session has it.
+/// The loss of validation rows, as a scoring sequence has it.
 fn validation(subject: &Subject, material: &Material) -> f64 {
     let found = subject.losses(&material.valid.data.examples, &mut Quiet::default()).expect("losses").nll;
     let targets: usize = found.iter().map(|e| e.targets).sum();

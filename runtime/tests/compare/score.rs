@@ -1,4 +1,4 @@
-//! Losses and divergences of a session against those of the training chain, which reads rows whole.
+//! Losses and divergences of a sequence against those of the training chain, which reads rows whole.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::Quiet;
 use crate::common::models::{FLOATS, LONG_BLOCKS, SHORT_BLOCKS, Spec};
 use crate::common::{TestResult, adapter, adapter_of, comparing_chain};
 
-/// Relative bounds of a row's loss beside the chain's: a session keeps keys and values in f16, the chain in f32,
+/// Relative bounds of a row's loss beside the chain's: a sequence keeps keys and values in f16, the chain in f32,
 /// and int8 rounds each block of an activation anew.
 const F32_LOSS: f64 = 1e-3;
 const INT8_LOSS: f64 = 1e-2;

@@ -7,7 +7,7 @@ use engraft_runtime::compare::material::Material;
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
-use engraft_runtime::compare::{Contest, Kept, Outcome, ZERO_SHOT, check, compare, fitting};
+use engraft_runtime::compare::{Contest, Outcome, Product, ZERO_SHOT, check, compare, fitting};
 use engraft_runtime::data;
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::{ErrorKind, Result};
@@ -74,9 +74,9 @@ fn what_was_learned_is_promoted() {
     assert!(outcome.report.samples.len() == 2 && outcome.report.samples[0].outputs.len() == 4);
 
     // What is kept is what was judged, and it is bound to its base.
-    let Some(Kept::Adapter(adapter)) = outcome.kept("lora") else { panic!("nothing is kept") };
+    let Some(Product::Adapter(adapter)) = outcome.kept("lora") else { panic!("nothing is kept") };
     assert!(adapter.binding.is_some() && adapter.meta.steps == outcome.report.runs[0].best_step);
-    let Some(Kept::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
+    let Some(Product::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
     assert_eq!(turns.len(), 6);
     assert!(outcome.kept(ZERO_SHOT).is_none());
 }
@@ -313,7 +313,7 @@ fn examples_of_texts_are_kept_as_texts() {
     write_rows(folder.path().join("rows.jsonl"), &(1..=60).map(row).collect::<Vec<_>>());
     let material = read(folder.path(), &text).expect("good rows");
     let outcome = judged(&base, &material, Vec::new());
-    let Some(Kept::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
+    let Some(Product::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
     assert!(turns.len() == 3 && turns.iter().all(|t| t.role == TEXT_ROLE), "{turns:?}");
     assert!(outcome.report.samples.iter().all(|s| s.outputs.len() == 2));
 }

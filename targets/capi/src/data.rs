@@ -45,13 +45,13 @@ pub(crate) struct Inner {
     pub(crate) rows: TrainValid,
     pub(crate) options: DataOptions,
     pub(crate) task: Option<Task>,
-    source: Source,
+    source: Given,
     /// The source's files before they were read; without a stamp where the system does not number files.
     stamps: Vec<(PathBuf, Option<Stamp>)>,
 }
 
 /// Where rows came from, to be read once more by the gate.
-enum Source {
+enum Given {
     Files { train: PathBuf, valid: Option<PathBuf>, test: Option<PathBuf> },
     Memory { train: Vec<u8>, valid: Option<Vec<u8>>, test: Option<Vec<u8>> },
 }
@@ -106,15 +106,15 @@ pub struct DataInfo {
 
 structs!(DataParams = "engraft_data_params", DataInfo = "engraft_data_info");
 
-impl Source {
+impl Given {
     fn parts(&self) -> Parts<'_> {
         match self {
-            Source::Files { train, valid, test } => Parts {
+            Given::Files { train, valid, test } => Parts {
                 train: Origin::File(train),
                 valid: valid.as_deref().map(Origin::File),
                 test: test.as_deref().map(Origin::File),
             },
-            Source::Memory { train, valid, test } => {
+            Given::Memory { train, valid, test } => {
                 let named = |part: Part, lines| Origin::Memory { name: Path::new(part.file_name()), lines };
                 Parts {
                     train: named(Part::Train, train),
@@ -130,7 +130,7 @@ impl Source {
     /// # Errors
     /// `IO`.
     fn stamps(&self) -> Result<Vec<(PathBuf, Option<Stamp>)>> {
-        let Source::Files { train, valid, test } = self else { return Ok(Vec::new()) };
+        let Given::Files { train, valid, test } = self else { return Ok(Vec::new()) };
         let files = [Some(train), valid.as_ref(), test.as_ref()].into_iter().flatten();
         let stamp = |path: &PathBuf| {
             let found = std::fs::metadata(path).map_err(|e| Error::io(path.display().to_string(), e))?;
@@ -142,14 +142,14 @@ impl Source {
     fn bytes(&self) -> usize {
         let of = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::capacity);
         match self {
-            Source::Files { .. } => 0,
-            Source::Memory { train, valid, test } => train.capacity() + of(valid) + of(test),
+            Given::Files { .. } => 0,
+            Given::Memory { train, valid, test } => train.capacity() + of(valid) + of(test),
         }
     }
 }
 
 impl Inner {
-    fn new(model: &Arc<model::Inner>, params: &DataParams, source: Source) -> Result<Inner> {
+    fn new(model: &Arc<model::Inner>, params: &DataParams, source: Given) -> Result<Inner> {
         caller::unused(params.reserved)?;
         let task = match params.task {
             ENGRAFT_TASK_NONE => None,
@@ -270,7 +270,7 @@ pub unsafe extern "C" fn engraft_data_open(
             unsafe { (Out::new(data)?, caller::path(path, path_length, "path")?, caller::settings(params)?) };
         let train = part_file(&path, Part::Train)?.unwrap_or_else(|| path.clone());
         let (valid, test) = (part_file(&path, Part::Valid)?, part_file(&path, Part::Test)?);
-        out.publish(Arc::new(Inner::new(model, &params, Source::Files { train, valid, test })?))
+        out.publish(Arc::new(Inner::new(model, &params, Given::Files { train, valid, test })?))
     })
 }
 
@@ -306,7 +306,7 @@ pub unsafe extern "C" fn engraft_data_from_memory(
             [] => Ok(None),
             part => caller::copied(part, what).map(Some),
         };
-        let source = Source::Memory {
+        let source = Given::Memory {
             train: caller::copied(train, "train")?,
             valid: given(valid, "valid")?,
             test: given(test, "test")?,

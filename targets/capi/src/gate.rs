@@ -13,7 +13,7 @@ use engraft_runtime::compare::material::{Limits, Material, Rows};
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
-use engraft_runtime::compare::{Contest, Kept, Outcome, compare, fitting};
+use engraft_runtime::compare::{Contest, Outcome, Product, compare, fitting};
 use engraft_runtime::gate::retention;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
@@ -196,15 +196,15 @@ impl Trial {
     ///
     /// # Errors
     /// `GATE_REFUSED` where the base alone stays, or where each question has examples of its own.
-    pub(crate) fn winner(&self) -> Result<&Kept> {
+    pub(crate) fn winner(&self) -> Result<&Product> {
         let outcome = self.outcome()?;
         let kept = match &outcome.verdict.decision {
             Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => outcome.kept(arm),
             Decision::KeepBase => None,
         };
         match kept {
-            Some(kept @ Kept::Adapter(_)) => Ok(kept),
-            Some(kept @ Kept::FewShot(messages)) if !messages.is_empty() => Ok(kept),
+            Some(kept @ Product::Adapter(_)) => Ok(kept),
+            Some(kept @ Product::FewShot(messages)) if !messages.is_empty() => Ok(kept),
             _ => Err(Failure::new(ENGRAFT_GATE_REFUSED, outcome.verdict.sentence.clone())),
         }
     }
@@ -563,12 +563,12 @@ pub unsafe extern "C" fn engraft_gate_adapter(gate: *const Gate, adapter: *mut *
         let out = unsafe { Out::new(adapter) }?;
         let trial = gate.trial.enter()?;
         let found = match trial.winner()? {
-            Kept::FewShot(messages) => adapter::Inner::without_parameters(&trial.model, messages.clone()),
-            Kept::Adapter(parameters) => {
+            Product::FewShot(messages) => adapter::Inner::without_parameters(&trial.model, messages.clone()),
+            Product::Adapter(parameters) => {
                 let kernels = model::kernels(trial.params.threads)?;
                 adapter::Inner::trusted(&trial.model, &kernels, (**parameters).clone())?
             }
-            Kept::File(_) | Kept::Model(_) => return Err(Failure::misuse("what won is a file")),
+            Product::File(_) | Product::Model(_) => return Err(Failure::misuse("what won is a file")),
         };
         out.publish(found)
     })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use engraft_runtime::adapter::{LoraConfig, StoredAs};
 use engraft_runtime::data::Example;
 use engraft_runtime::generate::replay::Starts;
-use engraft_runtime::generate::{KvType, Session};
+use engraft_runtime::generate::{KvType, Sequence};
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::{MemoryPlan, room};
 use engraft_runtime::run::prepare::eva_positions;
@@ -492,7 +492,7 @@ pub unsafe extern "C" fn engraft_session_bytes(
         let c = model.file.config();
         let (capacity, cache): (usize, KvType) = (params.capacity(c)?, params.cache()?);
         let threads = model::threads(params.threads)?;
-        let found = Session::bytes(c, capacity, rank as usize, threads, cache);
+        let found = Sequence::bytes(c, capacity, rank as usize, threads, cache);
         // SAFETY: the crate's contract, for the caller's number.
         unsafe { caller::put(bytes, found as u64) };
         Ok(())

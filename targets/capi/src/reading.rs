@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use engraft_runtime::generate::{Sampler, Session as Sequence};
+use engraft_runtime::generate::{Sampler, Sequence};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::run::Control;
 

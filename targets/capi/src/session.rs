@@ -6,9 +6,7 @@ use std::sync::Arc;
 use engraft_kernels::Kernels;
 use engraft_runtime::Advice;
 use engraft_runtime::data::masks::TEXT_ROLE;
-use engraft_runtime::generate::{
-    AdapterSlot, KvType, Sampler, SamplerOptions, Session as Sequence, StackedAdapter,
-};
+use engraft_runtime::generate::{AdapterSlot, KvType, Sampler, SamplerOptions, Sequence, StackedAdapter};
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;

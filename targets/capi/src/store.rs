@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 #[cfg(feature = "gate")]
-use engraft_runtime::compare::Kept;
+use engraft_runtime::compare::Product;
 use engraft_runtime::gate::store::{Candidate, ContentKind, Generation, InUse, Listing, Store as Folder};
 use engraft_runtime::storage::Disk;
 
@@ -160,9 +160,9 @@ pub unsafe extern "C" fn engraft_store_promote(
         let gate = handle::find(gate)?;
         let trial = gate.value.trial.enter()?;
         let candidate = match trial.winner()? {
-            Kept::Adapter(parameters) => Candidate::Adapter(parameters),
-            Kept::FewShot(messages) => Candidate::FewShot(messages),
-            Kept::File(_) | Kept::Model(_) => return Err(Failure::misuse("what won is a file")),
+            Product::Adapter(parameters) => Candidate::Adapter(parameters),
+            Product::FewShot(messages) => Candidate::FewShot(messages),
+            Product::File(_) | Product::Model(_) => return Err(Failure::misuse("what won is a file")),
         };
         let verdict = trial.outcome()?.verdict.to_json()?;
         let number = store.promote(&candidate, verdict.as_bytes(), &trial.model)?;

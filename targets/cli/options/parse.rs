@@ -27,7 +27,7 @@ fn choice<T: Copy + Send + Sync + 'static>(
 pub(crate) fn precision() -> impl TypedValueParser<Value = Precision> {
     choice(&[
         (Precision::Int8, "int8", "Quantized to 8 bits per block of 32, as llama.cpp does: the fast path"),
-        (Precision::F32, "f32", "Kept as they are"),
+        (Precision::F32, "f32", "Product as they are"),
     ])
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn gradient_precision() -> impl TypedValueParser<Value = GradientPrec
             "bf16",
             "Both rounded to bf16 where the CPU multiplies it (AVX-512 BF16, Armv8.6); elsewhere f32",
         ),
-        (GradientPrecision::F32, "f32", "Kept as they are"),
+        (GradientPrecision::F32, "f32", "Product as they are"),
     ])
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use engraft_runtime::adapter::Adapter;
-use engraft_runtime::compare::{Kept, Outcome};
+use engraft_runtime::compare::{Outcome, Product};
 use engraft_runtime::error::Error;
 use engraft_runtime::gate::store::{Candidate, Generation, LAST_DIR, Store, Writer};
 use engraft_runtime::gate::verdict::Decision;
@@ -92,13 +92,13 @@ pub(super) fn promote(
     };
     let loaded;
     let candidate = match outcome.kept(arm) {
-        Some(Kept::Adapter(adapter)) => Candidate::Adapter(adapter),
-        Some(Kept::File(file)) => {
+        Some(Product::Adapter(adapter)) => Candidate::Adapter(adapter),
+        Some(Product::File(file)) => {
             loaded = Adapter::load(file)?;
             Candidate::Adapter(&loaded)
         }
-        Some(Kept::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
-        Some(Kept::Model(_)) => {
+        Some(Product::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
+        Some(Product::Model(_)) => {
             eprintln!("{arm} is best, but a store keeps adapters and examples, not whole models");
             return Ok(None);
         }

@@ -38,11 +38,11 @@ pub(crate) struct Options {
 #[derive(Debug, Subcommand)]
 enum What {
     /// List the generations, and which is active
-    Ls(Place),
+    Ls(StorePlace),
     /// Show one generation: files, settings, verdict
     Show {
         #[command(flatten)]
-        place: Place,
+        place: StorePlace,
 
         /// Its number (default: the active one)
         #[arg(value_name = "GENERATION", value_parser = value_parser!(u64).range(1..))]
@@ -51,7 +51,7 @@ enum What {
     /// Read every file again and compare it with its digest; with -m hold it against the model too
     Verify {
         #[command(flatten)]
-        place: Place,
+        place: StorePlace,
 
         #[command(flatten)]
         model: OptionalModelOptions,
@@ -59,7 +59,7 @@ enum What {
     /// Make the generation active that was active before (may be repeated)
     Rollback {
         #[command(flatten)]
-        place: Place,
+        place: StorePlace,
 
         /// Make this one active instead, earlier or later
         #[arg(long, value_name = "GENERATION", value_parser = value_parser!(u64).range(1..))]
@@ -68,7 +68,7 @@ enum What {
     /// Remove old generations: never the active one, nor the one before it
     Prune {
         #[command(flatten)]
-        place: Place,
+        place: StorePlace,
 
         /// Keep so many of the newest
         #[arg(long, value_name = "N", default_value_t = KEEP_DEFAULT, value_parser = value_parser!(u32).range(1..))]
@@ -77,7 +77,7 @@ enum What {
 }
 
 #[derive(Args, Debug)]
-struct Place {
+struct StorePlace {
     /// The adapter store
     #[arg(long, value_name = "DIR")]
     store: PathBuf,

@@ -11,7 +11,7 @@ use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::bytes;
 use engraft_runtime::data::Batch;
 use engraft_runtime::error::{Error, ErrorKind};
-use engraft_runtime::generate::{KvType, Session as Sequence};
+use engraft_runtime::generate::{KvType, Sequence};
 use engraft_runtime::model::Proj;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::Request;

@@ -9,13 +9,13 @@ use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::{Advice, Error};
-use engraft_runtime::generate::{Sampler, Session as Sequence};
+use engraft_runtime::generate::{Sampler, Sequence};
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::plan::room;
 
 use super::adapter::Stored;
-use super::generate::{Answer, CONTEXT_DEFAULT_MAX, CacheType, Sampling, Stopped, go_on};
+use super::generate::{Answer, CONTEXT_DEFAULT_MAX, CacheType, SamplingOptions, Stopped, go_on};
 use super::{Invocation, common};
 use crate::json;
 use crate::options::{AdapterOptions, ComputeOptions, ModelOptions, misuse};
@@ -51,7 +51,7 @@ pub(crate) struct Options {
     cache_type: CacheType,
 
     #[command(flatten)]
-    sampling: Sampling,
+    sampling: SamplingOptions,
 
     #[command(flatten)]
     adapters: AdapterOptions,

@@ -23,11 +23,11 @@ pub(crate) struct Options {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Read the rows as training would: formats, tokens and targets, what is cut, skipped or held out
-    Check(Check),
+    CheckOptions(CheckOptions),
 }
 
 #[derive(Args, Debug)]
-struct Check {
+struct CheckOptions {
     #[command(flatten)]
     model: ModelOptions,
 
@@ -45,11 +45,11 @@ struct Check {
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     match &options.what {
-        What::Check(check) => check.run(invocation),
+        What::CheckOptions(check) => check.run(invocation),
     }
 }
 
-impl Check {
+impl CheckOptions {
     fn run(&self, invocation: &Invocation) -> Result<()> {
         self.model.path()?;
         let path =

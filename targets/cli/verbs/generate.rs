@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum, value_parser};
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::{Advice, Error};
-use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Session as Sequence};
+use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Sequence};
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::text::Text;
@@ -60,7 +60,7 @@ pub(crate) struct Options {
     pub(crate) cache_type: CacheType,
 
     #[command(flatten)]
-    pub(crate) sampling: Sampling,
+    pub(crate) sampling: SamplingOptions,
 
     #[command(flatten)]
     pub(crate) adapters: AdapterOptions,
@@ -92,8 +92,8 @@ impl From<CacheType> for KvType {
 
 /// How the next token is drawn.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Sampling")]
-pub(crate) struct Sampling {
+#[command(next_help_heading = "SamplingOptions")]
+pub(crate) struct SamplingOptions {
     /// Temperature (0: always the likeliest token)
     #[arg(long, visible_alias = "temperature", value_name = "T", default_value_t = 0.8, value_parser = temperature)]
     pub(crate) temp: f32,
@@ -224,7 +224,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     Ok(())
 }
 
-impl Sampling {
+impl SamplingOptions {
     /// The sampler's settings.
     pub(super) fn options(&self) -> SamplerOptions {
         SamplerOptions {

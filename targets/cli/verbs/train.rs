@@ -25,7 +25,7 @@ use crate::json;
 use crate::memory::Watch;
 use crate::metrics::{Metrics, StepRecord};
 use crate::options::{TuneOptions, misuse, stat};
-use crate::progress::{Progress, Step, Style};
+use crate::progress::{ProgressLine, Step, Style};
 
 /// The model of a finished run.
 const MODEL_FILE: &str = "model.gguf";
@@ -341,7 +341,7 @@ struct Screen {
     /// Where the run waits for the machine, and when its time is over.
     conditions: Conditions,
     deadline: Option<Instant>,
-    progress: Progress<Stderr>,
+    progress: ProgressLine<Stderr>,
     every: u32,
     metrics: Metrics,
     folder: PathBuf,
@@ -362,7 +362,7 @@ impl Screen {
             cancel,
             conditions,
             deadline,
-            progress: Progress::new(std::io::stderr(), Style::for_stderr(every), None),
+            progress: ProgressLine::new(std::io::stderr(), Style::for_stderr(every), None),
             every,
             metrics: Metrics::default(),
             folder: tune.adapter_path.clone(),
@@ -373,7 +373,7 @@ impl Screen {
 
     /// Steps of the whole run, once they are known.
     fn total(&mut self, total: Option<u64>) {
-        self.progress = Progress::new(std::io::stderr(), Style::for_stderr(self.every), total);
+        self.progress = ProgressLine::new(std::io::stderr(), Style::for_stderr(self.every), total);
     }
 
     fn finish(&mut self) {

@@ -38,7 +38,7 @@ pub(super) fn guarded(source: &str, syntax: &SyntaxConfig) -> Result<String, Jin
         let problem = format!("more than {LINE_MAX} lines, or a line of more than {LINE_MAX} bytes");
         return Err(JinjaError::new(JinjaKind::SyntaxError, problem));
     }
-    let mut guard = Guard::default();
+    let mut guard = Scanner::default();
     for token in tokenize(source, false, syntax.clone()) {
         let (token, span) = token?;
         guard.take(&token, span)?;
@@ -62,7 +62,7 @@ pub(super) fn guarded(source: &str, syntax: &SyntaxConfig) -> Result<String, Jin
 
 /// What was seen of a template so far.
 #[derive(Default)]
-struct Guard<'s> {
+struct Scanner<'s> {
     tag: Tag<'s>,
     /// `elif` and `macro` tags.
     chain: usize,
@@ -97,7 +97,7 @@ struct Bracket {
 
 const KEYWORDS: [&str; 10] = ["and", "elif", "else", "for", "if", "in", "is", "not", "or", "set"];
 
-impl<'s> Guard<'s> {
+impl<'s> Scanner<'s> {
     fn take(&mut self, token: &Token<'s>, span: Span) -> Result<(), JinjaError> {
         match token {
             Token::TemplateData(_) | Token::VariableStart | Token::BlockStart => {

@@ -1,7 +1,7 @@
 //! The template engine as Hugging Face's templates expect it, and the marks that follow contents
 //! through it.
 
-use super::{Piece, Source, guard};
+use super::{Author, Piece, guard};
 use crate::error::{Error, ErrorKind, Result, told};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
@@ -122,13 +122,13 @@ impl Marks {
     /// Cuts rendered text at the marks.
     pub(super) fn split(&self, rendered: &str) -> Result<Vec<Piece>> {
         let mut pieces: Vec<Piece> = Vec::new();
-        let mut source = Source::Template;
+        let mut source = Author::Template;
         let mut rest = rendered;
         loop {
             let found = self.find(rest);
             let text = found.map_or(rest, |(at, _)| &rest[..at]);
             // What remains of a mark that was cut carries its characters; no message may be cut there.
-            if text.contains(LEAD) && source == Source::Template {
+            if text.contains(LEAD) && source == Author::Template {
                 return Err(cut_apart());
             }
             match pieces.last_mut().filter(|last| last.source == source) {
@@ -137,24 +137,24 @@ impl Marks {
                 None => {}
             }
             let Some((at, mark)) = found else { break };
-            if mark.opens != (source == Source::Template) {
+            if mark.opens != (source == Author::Template) {
                 return Err(cut_apart());
             }
             source = match mark {
-                Mark { opens: false, .. } => Source::Template,
-                Mark { index: TOOLS, .. } => Source::Tools,
-                Mark { index, .. } => Source::Content { message: index as usize },
+                Mark { opens: false, .. } => Author::Template,
+                Mark { index: TOOLS, .. } => Author::Tools,
+                Mark { index, .. } => Author::Content { message: index as usize },
             };
             rest = &rest[at + MARK_BYTES..];
         }
-        if source != Source::Template { Err(cut_apart()) } else { Ok(pieces) }
+        if source != Author::Template { Err(cut_apart()) } else { Ok(pieces) }
     }
 
     /// The template's words in a message for people: an ellipsis for each text of a person's. `None` where those
     /// can't be told apart.
     pub(super) fn without_contents(&self, detail: &str) -> Option<String> {
         let words = |piece: Piece| match piece.source {
-            Source::Template => piece.text,
+            Author::Template => piece.text,
             _ => "…".into(),
         };
         Some(told(self.split(detail).ok()?.into_iter().map(words).collect::<String>()))

@@ -61,7 +61,7 @@ impl Message {
 
 /// Who wrote a piece of a rendered conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum Author {
     /// The template: control tokens in it are meant.
     Template,
     /// The content of a message, by index.
@@ -79,7 +79,7 @@ pub struct Piece {
     /// The text; never empty.
     pub text: String,
     /// Who wrote it.
-    pub source: Source,
+    pub source: Author,
 }
 
 /// Where a template comes from.
@@ -203,13 +203,13 @@ pub fn encode_pieces(
     tokenizer: &Tokenizer,
     pieces: &[Piece],
     messages: &[Message],
-) -> (Vec<u32>, Vec<Source>) {
+) -> (Vec<u32>, Vec<Author>) {
     let segments: Vec<Segment<'_>> = pieces
         .iter()
         .enumerate()
         .map(|(i, piece)| Segment {
             text: &piece.text,
-            special: if piece.source == Source::Template { Special::Parse } else { Special::Plain },
+            special: if piece.source == Author::Template { Special::Parse } else { Special::Plain },
             break_before: i > 0 && pieces[i - 1].text.ends_with('\n') && is_assistant(piece.source, messages),
         })
         .collect();
@@ -218,19 +218,19 @@ pub fn encode_pieces(
     let mut ids = spans.ids;
     if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.add_bos() && ids.first() != Some(bos)) {
         ids.insert(0, bos);
-        sources.insert(0, Source::Template);
+        sources.insert(0, Author::Template);
     }
     (ids, sources)
 }
 
 /// Whether a piece is something that an assistant said.
-pub fn is_assistant(source: Source, messages: &[Message]) -> bool {
-    matches!(source, Source::Content { message } if messages.get(message).is_some_and(|m| m.role == "assistant"))
+pub fn is_assistant(source: Author, messages: &[Message]) -> bool {
+    matches!(source, Author::Content { message } if messages.get(message).is_some_and(|m| m.role == "assistant"))
 }
 
 /// The source of each token from where the tokens end: a content that the token touches, else the
 /// template.
-fn sources_of(ends: &[usize], pieces: &[Piece]) -> Vec<Source> {
+fn sources_of(ends: &[usize], pieces: &[Piece]) -> Vec<Author> {
     let mut sources = Vec::with_capacity(ends.len());
     let (mut piece, mut piece_start, mut start) = (0, 0, 0);
     for &end in ends {
@@ -238,10 +238,10 @@ fn sources_of(ends: &[usize], pieces: &[Piece]) -> Vec<Source> {
             piece_start += pieces[piece].text.len();
             piece += 1;
         }
-        let mut source = Source::Template;
+        let mut source = Author::Template;
         let (mut at, mut at_start) = (piece, piece_start);
         while at < pieces.len() && at_start < end.max(start + 1) {
-            if pieces[at].source != Source::Template {
+            if pieces[at].source != Author::Template {
                 source = pieces[at].source;
             }
             at_start += pieces[at].text.len();
@@ -321,9 +321,9 @@ mod tests {
         let template = "{% for m in messages %}[{{ m.role|upper }}]{{ m['content'].strip() }}|{{ m.content|trim }};{% endfor %}";
         let pieces = render(template, &[("user", "  <|im_end|> hi \n"), ("assistant", "yo")], false).unwrap();
         assert_eq!(text(&pieces), "[USER]<|im_end|> hi|<|im_end|> hi;[ASSISTANT]yo|yo;");
-        assert_eq!(pieces[1], Piece { text: "<|im_end|> hi".into(), source: Source::Content { message: 0 } });
-        assert_eq!(pieces[0].source, Source::Template);
-        assert_eq!(pieces.iter().filter(|p| p.source == Source::Content { message: 1 }).count(), 2);
+        assert_eq!(pieces[1], Piece { text: "<|im_end|> hi".into(), source: Author::Content { message: 0 } });
+        assert_eq!(pieces[0].source, Author::Template);
+        assert_eq!(pieces.iter().filter(|p| p.source == Author::Content { message: 1 }).count(), 2);
     }
 
     #[test]
@@ -331,7 +331,7 @@ mod tests {
         let template = "{% for m in messages %}{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1].lstrip('\\n') }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
         let pieces =
             render(template, &[("assistant", "<think>no</think>\n\nyes <|im_end|>")], false).unwrap();
-        assert_eq!(pieces, [Piece { text: "yes <|im_end|>".into(), source: Source::Content { message: 0 } }]);
+        assert_eq!(pieces, [Piece { text: "yes <|im_end|>".into(), source: Author::Content { message: 0 } }]);
     }
 
     #[test]
@@ -395,7 +395,7 @@ mod tests {
         let pieces = chat.render_with_tools(&[], Some(&tools), false).unwrap();
         let expected = "{\"a\": \"<|im_end|>é\", \"b\": [1, 2.5, true, null], \"c\": {}} [\n {\n  \"a\"";
         assert!(text(&pieces).starts_with(expected), "{}", text(&pieces));
-        assert_eq!(pieces[1], Piece { text: "<|im_end|>é".into(), source: Source::Tools });
+        assert_eq!(pieces[1], Piece { text: "<|im_end|>é".into(), source: Author::Tools });
     }
 
     #[test]

@@ -198,7 +198,7 @@ impl Tokenizer {
     pub fn encode_segments(&self, segments: &[Segment<'_>]) -> Spans {
         let spans = Spans::default();
         let mut sink = Sink { spans, base: 0, prefix: 0, shifts: Vec::new() };
-        let mut run = Run { text: String::new(), base: 0, after_special: true };
+        let mut run = Stretch { text: String::new(), base: 0, after_special: true };
         let mut base = 0;
         for segment in segments {
             if segment.break_before {
@@ -223,7 +223,7 @@ impl Tokenizer {
     }
 
     /// Encodes the text gathered so far, which ends at byte `end` of the whole.
-    fn flush(&self, run: &mut Run, end: usize, special_follows: bool, sink: &mut Sink) {
+    fn flush(&self, run: &mut Stretch, end: usize, special_follows: bool, sink: &mut Sink) {
         let starts_anew = run.after_special;
         if !run.text.is_empty() || special_follows {
             run.after_special = special_follows;
@@ -339,7 +339,7 @@ pub fn estimated_heap_bytes(spec: &TokenizerSpec<'_>) -> usize {
 }
 
 /// Ordinary text gathered between control tokens and breaks.
-struct Run {
+struct Stretch {
     text: String,
     /// Where it begins in the whole text.
     base: usize,

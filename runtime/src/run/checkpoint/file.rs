@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Identity, Progress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Opened, Source, StdIo, StdIoError, Storage, frame_error};
+use crate::storage::{Opened, ReadSeek, StdIo, StdIoError, Storage, frame_error};
 use crate::train::{Numbers, NumbersMut};
 
 /// Version of the header and of the sections.
@@ -58,7 +58,7 @@ pub(super) fn write(
 pub(super) struct Checked {
     path: PathBuf,
     frame: Frame,
-    source: Box<dyn Source>,
+    source: Box<dyn ReadSeek>,
     pub(super) steps: u64,
     pub(super) anchor: bool,
     updates: u64,

@@ -177,13 +177,13 @@ pub struct Checkpoints {
     /// Number of the next one.
     next: u64,
     /// What this run saved or began with, the newest first; everything else goes with the next save.
-    kept: Vec<Kept>,
+    kept: Vec<Held>,
     /// What the device did not give now and may give later: it stays.
     unread: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Kept {
+struct Held {
     generation: u64,
     anchor: bool,
 }
@@ -268,7 +268,7 @@ impl Checkpoints {
                 .map_err(|e| frame_error(&path, e))
         })?;
         let behind = self.kept.iter().find(|kept| anchor || kept.anchor).or(self.kept.first()).copied();
-        self.kept = [Kept { generation, anchor }].into_iter().chain(behind).collect();
+        self.kept = [Held { generation, anchor }].into_iter().chain(behind).collect();
         self.prune(storage);
         Ok(Saved { path, generation, bytes: done.bytes })
     }
@@ -353,7 +353,7 @@ impl Checkpoints {
                     }
                     // What is newer than an anchor gone back to is of steps that led to nothing.
                     if restored.found.is_some() {
-                        kept.push(Kept { generation, anchor });
+                        kept.push(Held { generation, anchor });
                     }
                     // An anchor is the last that anything could still want.
                     if anchor {

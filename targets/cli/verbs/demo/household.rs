@@ -6,7 +6,7 @@ use engraft_runtime::compare::material::{Material, Rows};
 use engraft_runtime::compare::score::Subject;
 use engraft_runtime::data::{DataOptions, Example};
 use engraft_runtime::error::{Error, ErrorKind, Result};
-use engraft_runtime::generate::batch::BatchSession;
+use engraft_runtime::generate::batch::Sequences;
 use engraft_runtime::model::chat::{Message, encode_pieces};
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::text::Text;
@@ -83,7 +83,7 @@ pub(super) fn replay(
     let prompts: Vec<Vec<u32>> = EVERYDAY.lines().map(asked).collect::<Result<_>>()?;
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let is_end = |id: u32| text.tokenizer.is_end(id);
-    let found = base.answers(&prompts, (ANSWER_MAX, BatchSession::SLOTS), &is_end, observer)?;
+    let found = base.answers(&prompts, (ANSWER_MAX, Sequences::SLOTS), &is_end, observer)?;
     let answers = found.answers.iter().map(|ids| text.tokenizer.decode(ids));
     let pairs: Vec<_> = EVERYDAY.lines().map(str::to_owned).zip(answers).collect();
     Ok(Rows::of_pairs("everyday.txt", &pairs, text, reading)?.data.examples)

@@ -19,18 +19,18 @@ const PREFILL_ROWS: usize = 256;
 /// A sequence with its cache. Private memory: 2·L·capacity·kv elements, the buffers of one prefill, and the
 /// ids that were read.
 ///
-/// Sessions share the model, and adapters where they use the same; nothing that one of them does is seen
-/// by another. (Kernels of several threads serve one caller at a time: sessions that run side by side
+/// Sequences share the model, and adapters where they use the same; nothing that one of them does is seen
+/// by another. (Kernels of several threads serve one caller at a time: sequences that run side by side
 /// without waiting take kernels of one thread each.)
 ///
 /// Adapters may be swapped between any two calls that read: what is read from then on is computed with the
 /// new ones, while keys and values of earlier tokens stay in the cache as the old ones made them, until
-/// [`Session::refresh`] computes them anew.
-pub struct Session {
+/// [`Sequence::refresh`] computes them anew.
+pub struct Sequence {
     model: Weights,
     kernels: Arc<Kernels>,
     adapters: Option<Arc<StackedAdapter>>,
-    /// Where adapters come from, unless they are this session's own.
+    /// Where adapters come from, unless they are this sequence's own.
     slot: Option<Arc<AdapterSlot>>,
     /// The generation of the slot that `adapters` are of.
     generation: Option<u64>,
@@ -51,8 +51,8 @@ pub struct Session {
     logits: Vec<f32>,
 }
 
-impl Session {
-    /// A session on a model's file, or on tuned weights, for at most `capacity` tokens, whose cache is of type `cache`.
+impl Sequence {
+    /// A sequence on a model's file, or on tuned weights, for at most `capacity` tokens, whose cache is of type `cache`.
     ///
     /// # Errors
     /// `Unsupported` where the cache's type does not suit the model; `BaseMismatch` for adapters that were
@@ -64,16 +64,16 @@ impl Session {
         precision: Precision,
         capacity: usize,
         cache: KvType,
-    ) -> Result<Session> {
+    ) -> Result<Sequence> {
         let model = model.into();
         let c = model.config();
         adapters.as_ref().map_or(Ok(()), |a| a.check_fits(c))?;
-        let rows = Session::rows(capacity);
+        let rows = Sequence::rows(capacity);
         let rank = adapters.as_ref().map_or(0, |a| a.rank());
         let head = HeadWords::new(c, 1, kernels.threads(), false, false);
         let mut table = vec![0.0; rope::table_words(c, capacity)];
         rope::table(c, model.rope_freqs(), &mut table);
-        Ok(Session {
+        Ok(Sequence {
             capacity,
             filled: 0,
             ids: Vec::with_capacity(capacity),
@@ -95,9 +95,9 @@ impl Session {
         })
     }
 
-    /// Bytes that a session of `capacity` tokens holds, with adapters of rank `rank`.
+    /// Bytes that a sequence of `capacity` tokens holds, with adapters of rank `rank`.
     pub fn bytes(c: &ModelConfig, capacity: usize, rank: usize, threads: usize, cache: KvType) -> usize {
-        let rows = Session::rows(capacity);
+        let rows = Sequence::rows(capacity);
         let block = BlockWords::new(c, rows, capacity, rank, threads, false, false);
         let head = HeadWords::new(c, 1, threads, false, false);
         let kernel = block.kernel().max(head.kernel());
@@ -107,7 +107,7 @@ impl Session {
         KvCache::bytes(c, capacity, cache).saturating_add(buffers)
     }
 
-    /// Tokens that a session of this capacity reads at once.
+    /// Tokens that a sequence of this capacity reads at once.
     pub fn rows(capacity: usize) -> usize {
         PREFILL_ROWS.min(capacity)
     }
@@ -138,7 +138,7 @@ impl Session {
     /// returns the logits `[V]` of what follows.
     ///
     /// # Errors
-    /// `Misuse` for an empty cache, and those of [`Session::feed`], after which the cache is empty.
+    /// `Misuse` for an empty cache, and those of [`Sequence::feed`], after which the cache is empty.
     pub fn refresh(&mut self) -> Result<&mut [f32]> {
         let ids = std::mem::replace(&mut self.ids, Vec::with_capacity(self.capacity));
         if ids.is_empty() {
@@ -185,15 +185,15 @@ impl Session {
         Ok(&mut self.logits)
     }
 
-    /// Reads tokens part by part. After each part, `after` may ask [`Session::logits_at`] of its rows;
+    /// Reads tokens part by part. After each part, `after` may ask [`Sequence::logits_at`] of its rows;
     /// it is given how many they are.
     ///
     /// # Errors
-    /// As [`Session::feed`], and those of `after`.
+    /// As [`Sequence::feed`], and those of `after`.
     pub fn read(
         &mut self,
         ids: &[u32],
-        mut after: impl FnMut(&mut Session, usize) -> Result<()>,
+        mut after: impl FnMut(&mut Sequence, usize) -> Result<()>,
     ) -> Result<()> {
         if ids.is_empty() || ids.len() > self.room() {
             let message =
