@@ -8,8 +8,10 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod acts;
+mod bf16;
 mod block;
 mod dispatch;
+mod dropout;
 #[allow(missing_docs, reason = "loops whose variables carry the formulas' names")]
 mod generic;
 mod items;
@@ -25,6 +27,7 @@ mod x86_64;
 pub use acts::{QuantActs, acts_words};
 pub use block::DType;
 pub use dispatch::Isa;
+pub use dropout::{drop_elements, mix};
 pub use items::{AdamWStep, LowRank, Rows, SoftmaxState};
 pub use kernels::{
     AttnShape, ColumnSum, GainGradient, Kernels, NnOp, NtOp, Op, attention_scratch_words,

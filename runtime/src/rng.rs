@@ -5,17 +5,11 @@
 //! Generators", OOPSLA 2014) applied to a Weyl sequence whose start and odd increment derive from
 //! (seed, stream). Not for secrets.
 
+pub(crate) use engraft_kernels::mix;
 use serde::{Deserialize, Serialize};
 
 /// The golden ratio in 64-bit fixed point, made odd: SplitMix64's default increment.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// Steele, Lea and Flood's `mix64` (variant 13 of Stafford's finalizers).
-pub(crate) fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
 
 /// A random stream. Equal (seed, stream, counter) give equal draws on every platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -99,7 +99,7 @@ impl Kept {
         let mut rest = &mut words[..];
         for (value, n) in values(c, m, self.keep, b) {
             let (own, tail) = std::mem::take(&mut rest).split_at_mut(n.div_ceil(2));
-            pack_bf16(k, &value[..n], own);
+            k.pack_bf16(&value[..n], own);
             rest = tail;
         }
     }
@@ -112,7 +112,7 @@ impl Kept {
         let mut rest = &words[..];
         for (value, n) in values(c, m, self.keep, b) {
             let (own, tail) = rest.split_at(n.div_ceil(2));
-            unpack_bf16(k, own, &mut value[..n]);
+            k.unpack_bf16(own, &mut value[..n]);
             rest = tail;
         }
         k.axpy(1.0, x, &mut b.attention.x2[..x.len()]);
@@ -154,90 +154,4 @@ fn whole<const N: usize>(low: &mut [Vec<f32>; N]) -> impl Iterator<Item = (&mut 
         let n = l.len();
         (l, n)
     })
-}
-
-/// Words that one item of a conversion packs.
-const RUN: usize = 4096;
-
-/// Rounds x to bf16, two values a word: of each run of 2·`RUN`, the first half in the low halves.
-fn pack_bf16(k: &Kernels, x: &[f32], words: &mut [f32]) {
-    k.rows(RUN, words, |i, words| {
-        let x = &x[2 * i * RUN..x.len().min(2 * (i + 1) * RUN)];
-        let (low, high) = x.split_at(words.len());
-        let pairs = low.iter().zip(high);
-        words.iter_mut().zip(pairs).for_each(|(w, (l, h))| {
-            *w = f32::from_bits(round_bf16(*l) >> 16 | round_bf16(*h) & 0xffff_0000);
-        });
-        // Of an odd number of values the last word holds one.
-        if high.len() < low.len() {
-            words[high.len()] = f32::from_bits(round_bf16(low[high.len()]) >> 16);
-        }
-    });
-}
-
-/// The inverse of [`pack_bf16`].
-fn unpack_bf16(k: &Kernels, words: &[f32], x: &mut [f32]) {
-    k.rows(2 * RUN, x, |i, x| {
-        let words = &words[i * RUN..words.len().min((i + 1) * RUN)];
-        let (low, high) = x.split_at_mut(words.len());
-        low.iter_mut().zip(words).for_each(|(x, w)| *x = f32::from_bits(w.to_bits() << 16));
-        high.iter_mut().zip(words).for_each(|(x, w)| *x = f32::from_bits(w.to_bits() & 0xffff_0000));
-    });
-}
-
-/// The bits of x rounded to bf16, ties to even, in the upper half; the lower half is left over. NaN
-/// stays NaN.
-fn round_bf16(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    if x.is_nan() { bits | 0x0040_0000 } else { rounded }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_round_to_the_nearest_bf16() {
-        let kernels = Kernels::detect(2);
-        let mut rng = crate::rng::Rng::new(5, 5);
-        for n in [0, 1, 2, 7, RUN, 2 * RUN, 2 * RUN + 1, 5 * RUN + 3] {
-            let mut x: Vec<f32> =
-                (0..n).map(|_| rng.normal() * 10f32.powi(rng.below(60) as i32 - 30)).collect();
-            let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE / 8.0];
-            let ties = [0x3f80_8000, 0x3f81_8000, 0x3f80_8001].map(f32::from_bits);
-            x.iter_mut().zip(special.into_iter().chain(ties)).for_each(|(x, s)| *x = s);
-            let (mut words, mut back) = (vec![0.0; n.div_ceil(2)], vec![1.0; n]);
-            pack_bf16(&kernels, &x, &mut words);
-            unpack_bf16(&kernels, &words, &mut back);
-            for (x, back) in x.iter().zip(&back) {
-                assert_eq!(back.to_bits(), nearest(*x).to_bits(), "{x}");
-            }
-        }
-        assert!(f32::from_bits(round_bf16(f32::from_bits(0x7fff_ffff)) & 0xffff_0000).is_nan());
-        assert!(f32::from_bits(round_bf16(f32::from_bits(0xff80_0001)) & 0xffff_0000).is_nan());
-    }
-
-    /// The nearer of the two neighbours, by their distances; of equals the even one.
-    fn nearest(x: f32) -> f32 {
-        let down = x.to_bits() & 0xffff_0000;
-        if f32::from_bits(down) == x {
-            return x;
-        }
-        let up = down.wrapping_add(0x1_0000);
-        // Beyond the largest bf16 the next step counts as 2^128.
-        let value = |bits: u32| match f32::from_bits(bits) {
-            v if v.is_finite() => f64::from(v),
-            v => f64::from(v.signum()) * 2f64.powi(128),
-        };
-        let (to_down, to_up) = ((f64::from(x) - value(down)).abs(), (f64::from(x) - value(up)).abs());
-        let pick = if to_down == to_up {
-            if down >> 16 & 1 == 0 { down } else { up }
-        } else if to_down < to_up {
-            down
-        } else {
-            up
-        };
-        f32::from_bits(pick)
-    }
 }

@@ -1,6 +1,8 @@
 //! Linear layers with an adapter: forward and backward.
 
-use engraft_kernels::{GainGradient, Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows, acts_words};
+use engraft_kernels::{
+    GainGradient, Kernels, LowRank, NnOp, NtOp, QMatrix, QuantActs, Rows, acts_words, drop_elements,
+};
 
 use super::{Ctx, Dropout, Pair, PairGrad, dora};
 
@@ -207,7 +209,7 @@ fn add_dropped_branch(
             let h = l.dh[t * p.rank + j];
             row.iter_mut().zip(a).for_each(|(r, a)| *r += h * a);
         }
-        drop_row(row, t, dropout, which);
+        drop_elements(row, t * k, dropout.p, dropout.key.wrapping_add(which as u64));
     });
     ctx.kernels.axpy(1.0, branch, dx);
 }
@@ -217,25 +219,8 @@ fn dropped<'a>(k: &Kernels, x: &'a [f32], buf: &'a mut [f32], d: Dropout, which:
     if d.p == 0.0 {
         return x;
     }
-    const RUN: usize = 4096;
     let buf = &mut buf[..x.len()];
     buf.copy_from_slice(x);
-    k.rows(RUN, buf, |r, row| drop_run(row, r * RUN, d, which));
+    k.drop_elements(buf, d.p, d.key.wrapping_add(which as u64));
     buf
-}
-
-fn drop_row(row: &mut [f32], r: usize, d: Dropout, which: usize) {
-    let first = r * row.len();
-    drop_run(row, first, d, which);
-}
-
-/// Applies the mask of elements `first..`; element i's fate is a hash of (key, layer, i).
-fn drop_run(run: &mut [f32], first: usize, d: Dropout, which: usize) {
-    let keep = 1.0 / (1.0 - d.p);
-    let limit = (f64::from(d.p) * (1u64 << 32) as f64) as u64;
-    let key = crate::rng::mix(d.key.wrapping_add(which as u64));
-    for (i, v) in run.iter_mut().enumerate() {
-        let hash = crate::rng::mix(key.wrapping_add((first + i) as u64)) >> 32;
-        *v = if hash < limit { 0.0 } else { *v * keep };
-    }
 }
