@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use engraft_runtime::compare::Outcome;
 use engraft_runtime::gate::verdict::Decision;
+use engraft_runtime::generate::{Continuation, Ended};
 use engraft_runtime::selftest::Check;
 use serde::{Serialize, Serializer};
 
@@ -131,6 +132,23 @@ pub(crate) struct Generate {
     pub(crate) tokens_per_s: f64,
     /// `end` where the model ended, `length` at `--n-predict`, `context` where the context was full.
     pub(crate) stopped: &'static str,
+}
+
+impl Generate {
+    /// Of what followed a prompt of so many tokens.
+    pub(crate) fn of(told: &Continuation, prompt_tokens: usize) -> Generate {
+        Generate {
+            text: told.text.clone(),
+            prompt_tokens: prompt_tokens as u64,
+            tokens: told.ids.len() as u64,
+            tokens_per_s: told.tokens_per_s(),
+            stopped: match told.ended {
+                Ended::Model | Ended::Stopped => "end",
+                Ended::Limit => "length",
+                Ended::Context => "context",
+            },
+        }
+    }
 }
 
 /// `engraft import`.

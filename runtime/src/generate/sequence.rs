@@ -169,6 +169,15 @@ impl Sequence {
         self.ids.truncate(len);
     }
 
+    /// Forgets what a prompt has otherwise, and at least its last token, since logits come of reading; how many tokens
+    /// of it stay read.
+    pub fn rewind_to(&mut self, prompt: &[u32]) -> usize {
+        let same = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let same = same.min(prompt.len().saturating_sub(1));
+        self.truncate(same);
+        same
+    }
+
     /// Reads tokens and returns the logits `[V]` of what follows them.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! The tokenizer and chat template of a model file, from its own metadata.
 
 use crate::error::Result;
-use crate::model::chat::ChatTemplate;
-use crate::model::tokenizer::{Tokenizer, TokenizerSpec, estimated_heap_bytes};
+use crate::model::chat::{ChatTemplate, Message, encode_pieces};
+use crate::model::tokenizer::{Special, Tokenizer, TokenizerSpec, estimated_heap_bytes};
 use crate::model::weights::ModelFile;
 
 /// What `tokenizer.ggml.*` and `tokenizer.chat_template` say, borrowed from the file.
@@ -40,6 +40,13 @@ pub fn spec(model: &ModelFile) -> Result<TokenizerSpec<'_>> {
     })
 }
 
+/// What a conversation begins with: examples, before which a system message of the user's own takes the place of theirs.
+pub fn opening(system: Option<&str>, examples: &[Message]) -> Vec<Message> {
+    let stands = |m: &&Message| system.is_none() || m.role != "system";
+    let examples = examples.iter().filter(stands).cloned();
+    system.map(|content| Message::new("system", content)).into_iter().chain(examples).collect()
+}
+
 /// Tokenizer and chat template of a model.
 pub struct Text {
     /// Text to ids and back.
@@ -60,6 +67,23 @@ impl Text {
         let chat = ChatTemplate::new(spec.chat_template, &tokenizer).map_err(|e| e.at(model.label()))?;
         model.check_whole()?;
         Ok(Text { tokenizer, chat })
+    }
+
+    /// The ids of a conversation, up to where the assistant is to answer. No content becomes a control token.
+    ///
+    /// # Errors
+    /// Those of the template.
+    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let pieces = self.chat.render_messages(messages, true)?;
+        Ok(encode_pieces(&self.tokenizer, &pieces, messages).0)
+    }
+
+    /// The ids of a text to be continued, behind examples, each a paragraph. No part becomes a control token.
+    pub fn plain_prompt(&self, examples: &[Message], text: &str) -> Vec<u32> {
+        let bos = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos());
+        let before: String = examples.iter().map(|m| m.content.trim().to_string() + "\n\n").collect();
+        let before = self.tokenizer.encode(&before, Special::Plain);
+        bos.into_iter().chain(before).chain(self.tokenizer.encode(text, Special::Plain)).collect()
     }
 
     /// Heap that [`Text::of`] will take, for the memory plan.

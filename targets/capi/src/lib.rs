@@ -5,7 +5,7 @@
 //! that reads or writes their memory; [`control`] is how a call that runs is stopped, held and cooled. Then
 //! what there is to do: open a [`model`], read [`data`], [`plan`], train with a [`trainer`] or let the
 //! [`gate`] decide, keep what won in a [`store`], put an [`adapter`] beside the base and generate in a
-//! [`session`], whose reading and drawing is `reading`. [`log`] is where warnings go.
+//! [`session`]. [`log`] is where warnings go.
 //!
 //! # The rules
 //!
@@ -51,7 +51,6 @@ pub mod model;
 pub mod plan;
 #[cfg(feature = "train")]
 pub mod progress;
-mod reading;
 pub mod session;
 pub mod store;
 #[cfg(all(test, feature = "gate"))]

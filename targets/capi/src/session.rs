@@ -6,10 +6,12 @@ use std::sync::Arc;
 use engraft_kernels::Kernels;
 use engraft_runtime::Advice;
 use engraft_runtime::data::masks::TEXT_ROLE;
-use engraft_runtime::generate::{AdapterSlot, KvType, Sampler, SamplerOptions, Sequence, StackedAdapter};
+use engraft_runtime::generate::{
+    AdapterSlot, Ended, KvType, Listener, Sampler, SamplerOptions, Sequence, StackedAdapter, go_on,
+};
 use engraft_runtime::model::ModelConfig;
-use engraft_runtime::model::chat::{Message, encode_pieces};
-use engraft_runtime::model::text::Text;
+use engraft_runtime::model::chat::Message;
+use engraft_runtime::model::text::{Text, opening};
 use engraft_runtime::model::tokenizer::Special;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::room;
@@ -20,7 +22,6 @@ use crate::caller::{self, Out, number, or, structs};
 use crate::error::{Failure, Result};
 use crate::handle::{self, Exclusive, Kind};
 use crate::model::{self, Model};
-use crate::reading::{Answer, Reading};
 
 /// Keys and values take 2 bytes an element.
 pub const ENGRAFT_CACHE_F16: u32 = 0;
@@ -85,8 +86,6 @@ struct Talk {
     turns: Vec<Message>,
     /// A running text, with what was generated last and not read yet.
     ids: Vec<u32>,
-    /// What the cache holds.
-    read: Vec<u32>,
 }
 
 /// How a session is made. Zero is the default of everything.
@@ -277,24 +276,17 @@ impl State {
 
     /// The ids of everything up to where the answer begins; the prompt never becomes a control token.
     fn whole_ids(&self, text: &Text, chat: bool, prompt: &str) -> Result<Vec<u32>> {
-        let tokenizer = &text.tokenizer;
         if chat {
-            let opening = self.talk.turns.iter().take_while(|turn| turn.role == "system").count();
-            let (opening, turns) = self.talk.turns.split_at(opening);
+            let before = self.talk.turns.iter().take_while(|turn| turn.role == "system").count();
+            let (before, turns) = self.talk.turns.split_at(before);
             // The caller's instruction stands for the one that the examples were chosen with.
-            let stands = |m: &&Message| opening.is_empty() || m.role != "system";
-            let examples: Vec<Message> = self.few_shot.iter().filter(stands).cloned().collect();
-            let messages = [opening, &examples, turns].concat();
-            let pieces = text.chat.render_messages(&messages, true)?;
-            return Ok(encode_pieces(tokenizer, &pieces, &messages).0);
+            let system = before.first().map(|turn| turn.content.as_str());
+            return Ok(text.chat_prompt(&[opening(system, &self.few_shot), turns.to_vec()].concat())?);
         }
-        let mut ids = self.talk.ids.clone();
-        if ids.is_empty() {
-            ids.extend(tokenizer.bos().filter(|_| tokenizer.add_bos()));
-            let texts: String = self.few_shot.iter().map(|m| m.content.trim().to_string() + "\n\n").collect();
-            ids.extend(tokenizer.encode(&texts, Special::Plain));
-        }
-        ids.extend(tokenizer.encode(prompt, Special::Plain));
+        let ids = match self.talk.ids.is_empty() {
+            true => text.plain_prompt(&self.few_shot, prompt),
+            false => [&self.talk.ids[..], &text.tokenizer.encode(prompt, Special::Plain)].concat(),
+        };
         match ids.is_empty() {
             false => Ok(ids),
             true => Err(Failure::misuse("the prompt is empty, and this model's texts begin with no token")),
@@ -326,35 +318,60 @@ impl State {
             self.talk.turns.extend(system);
             self.talk.turns.push(Message::new("user", prompt));
         }
-        let mut answer = Answer { reader, text: String::new(), ids: Vec::new() };
         let done = self.whole_ids(&text, chat, prompt).and_then(|ids| {
-            let read = std::mem::take(&mut self.talk.read);
-            let mut reading = Reading { sequence: self.sequence()?, read };
-            let done = reading.go_on(&ids, (&text, &mut sampler), p, control, &mut answer);
-            self.talk.read = reading.read;
-            done.map(|info| (info, ids))
+            let tokenizer = &text.tokenizer;
+            // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
+            let decoder = if chat { tokenizer.decoder() } else { tokenizer.decoder_continuing() };
+            let (sequence, by) = (self.sequence()?, (tokenizer, decoder));
+            let heard = &mut Heard { control, reader };
+            let told = go_on(sequence, &ids, &mut sampler, p.limit(), by, heard)?;
+            Ok((told, ids))
         });
-        match done {
-            // Not one token was drawn: nothing was answered.
-            Ok((info, _)) if info.ended == ENGRAFT_ENDED_CANCELLED && answer.ids.is_empty() => {
-                self.talk.turns.truncate(turns);
-                Ok(info)
-            }
-            Ok((info, _)) if chat => {
-                self.talk.turns.push(Message::new("assistant", answer.text));
-                Ok(info)
-            }
-            Ok((info, ids)) => {
-                self.talk.ids = [ids, answer.ids].concat();
-                Ok(info)
-            }
+        let (told, ids) = match done {
+            Ok(done) => done,
             Err(failure) => {
-                // What could not be answered was not asked; the cache is filled anew.
+                // What could not be answered was not asked.
                 self.talk.turns.truncate(turns);
-                self.talk.read.clear();
-                Err(failure)
+                return Err(failure);
             }
+        };
+        let info = GenerateInfo {
+            ended: match told.ended {
+                Ended::Model => ENGRAFT_ENDED_MODEL,
+                Ended::Limit => ENGRAFT_ENDED_LIMIT,
+                Ended::Context => ENGRAFT_ENDED_CONTEXT,
+                Ended::Stopped => ENGRAFT_ENDED_CANCELLED,
+            },
+            prompt_tokens: ids.len() as u64,
+            tokens: told.ids.len() as u64,
+            prompt_seconds: told.prompt_seconds,
+            seconds: told.seconds,
+            generation: self.sequence()?.generation().unwrap_or(0),
+            ..caller::zeroed()
+        };
+        match (told.ended, chat) {
+            // Not one token was drawn: nothing was answered.
+            (Ended::Stopped, _) if told.ids.is_empty() => self.talk.turns.truncate(turns),
+            (_, true) => self.talk.turns.push(Message::new("assistant", told.text)),
+            (_, false) => self.talk.ids = [ids, told.ids].concat(),
         }
+        Ok(info)
+    }
+}
+
+/// The caller, who hears of every token.
+struct Heard<'a> {
+    control: &'a Control,
+    reader: &'a Reader,
+}
+
+impl Listener for Heard<'_> {
+    fn goes_on(&mut self) -> bool {
+        !self.control.is_cancelled()
+    }
+
+    fn hear(&mut self, part: &str) -> bool {
+        self.reader.take(part)
     }
 }
 

@@ -9,13 +9,13 @@ use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::{Advice, Error};
-use engraft_runtime::generate::{Sampler, Sequence};
-use engraft_runtime::model::chat::{Message, encode_pieces};
-use engraft_runtime::model::text::Text;
+use engraft_runtime::generate::{Ended, Sampler, Sequence};
+use engraft_runtime::model::chat::Message;
+use engraft_runtime::model::text::{Text, opening};
 use engraft_runtime::plan::room;
 
 use super::adapter::Stored;
-use super::generate::{Answer, CONTEXT_DEFAULT_MAX, CacheType, SamplingOptions, Stopped, go_on};
+use super::generate::{CONTEXT_DEFAULT_MAX, CacheType, SamplingOptions, shown};
 use super::{Invocation, common};
 use crate::json;
 use crate::options::{AdapterOptions, ComputeOptions, ModelOptions, misuse};
@@ -80,7 +80,6 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let precision = options.compute.precision;
     let mut talk = Talk {
         sequence: Sequence::new(model, kernels, adapter, precision, capacity, cache)?,
-        read: Vec::new(),
         opening: opening(options.system.as_deref(), &stored.few_shot),
         turns: Vec::new(),
         sampler: Sampler::new(options.sampling.options())?,
@@ -112,18 +111,9 @@ impl Options {
     }
 }
 
-/// What every conversation begins with: an instruction that is asked for takes the place of the examples' own.
-fn opening(system: Option<&str>, few_shot: &[Message]) -> Vec<Message> {
-    let stands = |m: &&Message| system.is_none() || m.role != "system";
-    let examples = few_shot.iter().filter(stands).cloned();
-    system.map(|content| Message::new("system", content)).into_iter().chain(examples).collect()
-}
-
 /// A conversation, and the sequence that reads it.
 struct Talk<'t> {
     sequence: Sequence,
-    /// The ids that its cache holds.
-    read: Vec<u32>,
     opening: Vec<Message>,
     turns: Vec<Message>,
     sampler: Sampler,
@@ -136,8 +126,7 @@ impl Talk<'_> {
     fn answer(&mut self, message: &str, capacity: usize, invocation: &Invocation) -> Result<()> {
         self.turns.push(Message::new("user", message));
         let messages = [&self.opening[..], &self.turns].concat();
-        let pieces = self.text.chat.render_messages(&messages, true)?;
-        let ids = encode_pieces(&self.text.tokenizer, &pieces, &messages).0;
+        let ids = self.text.chat_prompt(&messages)?;
         if ids.len() >= capacity {
             self.turns.pop();
             eprintln!(
@@ -147,42 +136,22 @@ impl Talk<'_> {
             );
             return Ok(());
         }
-        // Logits come of reading: one token at least.
-        let same = self.read.iter().zip(&ids).take_while(|(a, b)| a == b).count().min(ids.len() - 1);
-        self.sequence.truncate(same);
-        let mut answer = Answer::new(self.text.tokenizer.decoder());
         let tokenizer = &self.text.tokenizer;
-        let prompt = (&ids[..], same);
-        let times = go_on(
-            &mut self.sequence,
-            prompt,
-            &mut self.sampler,
-            self.limit,
-            tokenizer,
-            invocation,
-            &mut answer,
-        );
-        answer.finish()?;
-        let times = times?;
-        if invocation.cancel.load(Ordering::Relaxed) {
-            return Err(common::cancelled("stopped while answering").into());
-        }
-        times.tell(ids.len() - same, answer.tokens);
-        if times.stopped == Stopped::Context {
-            eprintln!("stopped: the context of {capacity} tokens is full; /reset forgets the conversation");
+        let by = (tokenizer, tokenizer.decoder());
+        let told = shown(&mut self.sequence, &ids, &mut self.sampler, self.limit, by, invocation)?;
+        match told.ended {
+            Ended::Stopped => return Err(common::cancelled("stopped while answering").into()),
+            Ended::Context => {
+                eprintln!(
+                    "stopped: the context of {capacity} tokens is full; /reset forgets the conversation"
+                );
+            }
+            Ended::Model | Ended::Limit => {}
         }
         if invocation.json {
-            let tokens_per_s = times.decode_rate(answer.tokens);
-            json::emit(&json::Generate {
-                text: answer.text.clone(),
-                prompt_tokens: ids.len() as u64,
-                tokens: answer.tokens as u64,
-                tokens_per_s,
-                stopped: times.stopped.name(),
-            })?;
+            json::emit(&json::Generate::of(&told, ids.len()))?;
         }
-        self.turns.push(Message::new("assistant", answer.text));
-        self.read = ids;
+        self.turns.push(Message::new("assistant", told.text));
         Ok(())
     }
 }

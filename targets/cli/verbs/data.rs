@@ -23,7 +23,7 @@ pub(crate) struct Options {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Read the rows as training would: formats, tokens and targets, what is cut, skipped or held out
-    CheckOptions(CheckOptions),
+    Check(CheckOptions),
 }
 
 #[derive(Args, Debug)]
@@ -45,7 +45,7 @@ struct CheckOptions {
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     match &options.what {
-        What::CheckOptions(check) => check.run(invocation),
+        What::Check(check) => check.run(invocation),
     }
 }
 

@@ -3,17 +3,18 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum, value_parser};
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::{Advice, Error};
-use engraft_runtime::generate::{KvType, Sampler, SamplerOptions, Sequence};
+use engraft_runtime::generate::{
+    Continuation, Ended, KvType, Listener, Sampler, SamplerOptions, Sequence, go_on,
+};
 use engraft_runtime::model::ModelConfig;
-use engraft_runtime::model::chat::{Message, encode_pieces};
-use engraft_runtime::model::text::Text;
-use engraft_runtime::model::tokenizer::{Decoder, Special, Tokenizer};
+use engraft_runtime::model::chat::Message;
+use engraft_runtime::model::text::{Text, opening};
+use engraft_runtime::model::tokenizer::{Decoder, Tokenizer};
 use engraft_runtime::plan::room;
 
 use super::adapter::Stored;
@@ -200,26 +201,15 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let limit = options.n_predict().unwrap_or(usize::MAX);
     // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
     let decoder = if options.chat { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
-    let mut answer = Answer::new(decoder);
-    let times =
-        go_on(&mut sequence, (&ids, 0), &mut sampler, limit, &text.tokenizer, invocation, &mut answer);
-    answer.finish()?;
-    let times = times?;
-    times.tell(ids.len(), answer.tokens);
-    if invocation.cancel.load(Ordering::Relaxed) {
+    let told = shown(&mut sequence, &ids, &mut sampler, limit, (&text.tokenizer, decoder), invocation)?;
+    if told.ended == Ended::Stopped {
         return Err(common::cancelled("stopped while generating").into());
     }
-    if times.stopped == Stopped::Context {
+    if told.ended == Ended::Context {
         eprintln!("stopped: the context of {capacity} tokens is full");
     }
     if invocation.json {
-        json::emit(&json::Generate {
-            text: answer.text,
-            prompt_tokens: ids.len() as u64,
-            tokens: answer.tokens as u64,
-            tokens_per_s: times.decode_rate(answer.tokens),
-            stopped: times.stopped.name(),
-        })?;
+        json::emit(&json::Generate::of(&told, ids.len()))?;
     }
     Ok(())
 }
@@ -242,20 +232,13 @@ impl SamplingOptions {
 /// The ids of the prompt, which never becomes a control token, within the template's where asked, and
 /// then after the few-shot examples, whose instruction gives way to one that is asked for.
 fn prompt_ids(options: &Options, text: &Text, few_shot: &[Message], prompt: &str) -> Result<Vec<u32>> {
-    let tokenizer = &text.tokenizer;
-    let ids = if options.chat {
-        let system = options.system.iter().map(|content| Message::new("system", content.as_str()));
-        let question = [Message::new("user", prompt)];
-        let stands = |m: &&Message| options.system.is_none() || m.role != "system";
-        let few_shot = few_shot.iter().filter(stands).cloned();
-        let messages: Vec<Message> = system.chain(few_shot).chain(question).collect();
-        let pieces = text.chat.render_messages(&messages, true)?;
-        encode_pieces(tokenizer, &pieces, &messages).0
-    } else {
-        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
-        let texts: String = few_shot.iter().map(|m| m.content.trim().to_string() + "\n\n").collect();
-        let prefix = tokenizer.encode(&texts, Special::Plain);
-        bos.into_iter().chain(prefix).chain(tokenizer.encode(prompt, Special::Plain)).collect()
+    let ids = match options.chat {
+        true => {
+            let mut messages = opening(options.system.as_deref(), few_shot);
+            messages.push(Message::new("user", prompt));
+            text.chat_prompt(&messages)?
+        }
+        false => text.plain_prompt(few_shot, prompt),
     };
     if ids.is_empty() {
         return Err(
@@ -286,112 +269,43 @@ fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usi
     Ok(capacity)
 }
 
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stopped {
-    /// The model ended it.
-    End,
-    /// It has as many tokens as were asked for.
-    Length,
-    /// No position is left.
-    Context,
-}
-
-impl Stopped {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Stopped::End => "end",
-            Stopped::Length => "length",
-            Stopped::Context => "context",
-        }
-    }
-}
-
-/// Where the seconds went, and why there were no more.
-pub(super) struct Times {
-    prefill_s: f64,
-    decode_s: f64,
-    pub(super) stopped: Stopped,
-}
-
-impl Times {
-    /// Tokens per second after the first, whose logits the prompt gave.
-    pub(super) fn decode_rate(&self, tokens: usize) -> f64 {
-        if self.decode_s > 0.0 { tokens.saturating_sub(1) as f64 / self.decode_s } else { 0.0 }
-    }
-
-    pub(super) fn tell(&self, prompt: usize, tokens: usize) {
-        let prefill = prompt as f64 / self.prefill_s;
-        eprintln!(
-            "prompt: {prompt} tokens, {prefill:.1} tokens/s; answer: {tokens} tokens, {:.1} tokens/s",
-            self.decode_rate(tokens)
-        );
-    }
-}
-
-/// Reads the prompt behind its first `read` tokens, which the sequence holds, then draws tokens until the model
-/// ends, the limit or the context is reached, or Ctrl-C asks to stop.
-pub(super) fn go_on(
+/// Draws what follows a prompt, on stdout as it comes, and tells how fast that was.
+pub(super) fn shown(
     sequence: &mut Sequence,
-    (prompt, read): (&[u32], usize),
+    ids: &[u32],
     sampler: &mut Sampler,
     limit: usize,
-    tokenizer: &Tokenizer,
+    by: (&Tokenizer, Decoder<'_>),
     invocation: &Invocation,
-    answer: &mut Answer<'_>,
-) -> Result<Times> {
-    let mut history = prompt.to_vec();
-    let started = Instant::now();
-    let mut logits = sequence.feed(&prompt[read..])?;
-    let prefill_s = started.elapsed().as_secs_f64();
-    let (started, mut stopped) = (Instant::now(), Stopped::Length);
-    while answer.tokens < limit && !invocation.cancel.load(Ordering::Relaxed) {
-        let id = sampler.choose(logits, &history)?;
-        if tokenizer.is_end(id) {
-            stopped = Stopped::End;
-            break;
-        }
-        answer.push(id)?;
-        history.push(id);
-        if answer.tokens == limit {
-            break;
-        }
-        if sequence.room() == 0 {
-            stopped = Stopped::Context;
-            break;
-        }
-        logits = sequence.feed(&[id])?;
-    }
-    Ok(Times { prefill_s, decode_s: started.elapsed().as_secs_f64(), stopped })
+) -> Result<Continuation> {
+    let mut stdout = Stdout { invocation, failed: Ok(()) };
+    let done = go_on(sequence, ids, sampler, limit, by, &mut stdout);
+    stdout.failed?;
+    json::line("")?;
+    let done = done?;
+    let prompt = done.prompt_read as f64 / done.prompt_seconds;
+    eprintln!(
+        "prompt: {} tokens, {prompt:.1} tokens/s; answer: {} tokens, {:.1} tokens/s",
+        done.prompt_read,
+        done.ids.len(),
+        done.tokens_per_s()
+    );
+    Ok(done)
 }
 
-/// What is generated: on stdout as it comes, and kept for the JSON object.
-pub(super) struct Answer<'t> {
-    decoder: Decoder<'t>,
-    pub(super) text: String,
-    pub(super) tokens: usize,
+/// Shows text until Ctrl-C, or until nobody reads it.
+struct Stdout<'a> {
+    invocation: &'a Invocation,
+    failed: std::io::Result<()>,
 }
 
-impl<'t> Answer<'t> {
-    pub(super) fn new(decoder: Decoder<'t>) -> Answer<'t> {
-        Answer { decoder, text: String::new(), tokens: 0 }
+impl Listener for Stdout<'_> {
+    fn goes_on(&mut self) -> bool {
+        !self.invocation.cancel.load(Ordering::Relaxed)
     }
 
-    fn push(&mut self, id: u32) -> std::io::Result<()> {
-        self.tokens += 1;
-        let part = self.decoder.push(id);
-        self.show(&part)
-    }
-
-    /// Ends the text and its line.
-    pub(super) fn finish(&mut self) -> std::io::Result<()> {
-        let part = self.decoder.finish();
-        self.show(&part)?;
-        json::line("")
-    }
-
-    fn show(&mut self, part: &str) -> std::io::Result<()> {
-        self.text.push_str(part);
-        json::show(part)
+    fn hear(&mut self, part: &str) -> bool {
+        self.failed = json::show(part);
+        self.failed.is_ok()
     }
 }

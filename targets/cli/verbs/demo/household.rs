@@ -7,7 +7,7 @@ use engraft_runtime::compare::score::Subject;
 use engraft_runtime::data::{DataOptions, Example};
 use engraft_runtime::error::{Error, ErrorKind, Result};
 use engraft_runtime::generate::batch::Sequences;
-use engraft_runtime::model::chat::{Message, encode_pieces};
+use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
@@ -77,8 +77,7 @@ pub(super) fn replay(
 ) -> Result<Vec<Example>> {
     let asked = |command: &str| -> Result<Vec<u32>> {
         let messages = [Message::new("user", command)];
-        let pieces = text.chat.render_messages(&messages, true)?;
-        Ok(encode_pieces(&text.tokenizer, &pieces, &messages).0)
+        text.chat_prompt(&messages)
     };
     let prompts: Vec<Vec<u32>> = EVERYDAY.lines().map(asked).collect::<Result<_>>()?;
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
