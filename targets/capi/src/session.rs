@@ -306,6 +306,10 @@ impl State {
         self.check_examples(chat)?;
         if p.keep == 0 {
             self.talk = Talk::default();
+            // What was read before may have been read with other adapters.
+            if let Some(sequence) = &mut self.sequence {
+                sequence.truncate(0);
+            }
         }
         if if chat { !self.talk.ids.is_empty() } else { !self.talk.turns.is_empty() } {
             let message =
