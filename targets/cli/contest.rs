@@ -1,11 +1,11 @@
-//! What verbs that compare arms have in common: from their options to an outcome.
+//! What `compare` and `adapt` share: from their options to an outcome.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use engraft_runtime::compare::material::Material;
 use engraft_runtime::compare::{Contest, Outcome, check, compare, fitting};
-use engraft_runtime::data::{DataOptions as Reading, Example};
+use engraft_runtime::data::{DataOptions as Reading, Example, Format};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::plan::room;
@@ -49,17 +49,26 @@ pub(crate) struct ContestOptions {
     pub(crate) compute: ComputeOptions,
 }
 
-/// What a verb decides of a comparison.
+/// The parts of a comparison that the verb decides.
 pub(crate) struct Verb<'a> {
     pub(crate) title: &'a str,
-    /// The arms where none are named.
+    /// The arms to compare when none are named.
     pub(crate) arms: &'a [ArmName],
-    /// Whether rates and ranks that are not given are searched for, and arms that don't fit are left out.
+    /// Whether to search for rates and ranks that aren't given, and leave out arms that don't fit.
     pub(crate) search: bool,
-    /// The folder for what arms train; without one, adapters stay in memory, and no whole model can be tuned.
+    /// The folder for trained arms. Without one, adapters stay in memory and no whole model can be tuned.
     pub(crate) folder: Option<&'a Path>,
     /// The folder for checkpoints of unfinished arms.
     pub(crate) unfinished: &'a Path,
+}
+
+/// What a finished comparison leaves to its verb.
+pub(crate) struct Held {
+    pub(crate) outcome: Outcome,
+    /// Whether the rows are conversations, so that prompts need the model's chat template.
+    pub(crate) chat: bool,
+    /// The lock on the folder, if there is one.
+    pub(crate) lock: Option<FileLock>,
 }
 
 impl ContestOptions {
@@ -72,7 +81,7 @@ impl ContestOptions {
         self.data.path()?.ok_or_else(missing)
     }
 
-    /// Refuses an arm that a verb can't take.
+    /// Refuses an arm that the verb doesn't support.
     ///
     /// # Errors
     /// `Misuse`.
@@ -83,15 +92,11 @@ impl ContestOptions {
         }
     }
 
-    /// Reads everything, and takes all arms through; with the outcome comes the lock on the folder, if there is one.
+    /// Reads everything, trains and measures all arms, and judges them.
     ///
     /// # Errors
-    /// Those of every part.
-    pub(crate) fn hold(
-        &self,
-        verb: &Verb<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<(Outcome, Option<FileLock>)> {
+    /// Those of every step.
+    pub(crate) fn hold(&self, verb: &Verb<'_>, observer: &mut dyn Observer) -> Result<Held> {
         self.arms.check()?;
         observer.ask()?;
         let model = self.model.open()?;
@@ -106,7 +111,7 @@ impl ContestOptions {
         let reading = self.rows.reading(&self.data, base.model.config().context_len);
         let material = self.material(&text, &reading)?;
         let contest = self.contest(verb, &base, &material, (&text, &reading), observer)?;
-        // A refused run leaves no folder.
+        // Before the folder is made: a refused run must leave none behind.
         check(&base, &material, &reading, &contest)?;
         let lock = match verb.folder {
             Some(folder) => {
@@ -115,10 +120,12 @@ impl ContestOptions {
             }
             None => None,
         };
-        Ok((compare(&base, &material, (&text, &reading), &contest, observer)?, lock))
+        let chat = material.train.data.format != Format::Text;
+        let outcome = compare(&base, &material, (&text, &reading), &contest, observer)?;
+        Ok(Held { outcome, chat, lock })
     }
 
-    /// Reads the rows, and says what there are.
+    /// Reads the rows and prints how many there are of each kind.
     fn material(&self, text: &Text, reading: &Reading) -> Result<Material> {
         let material = Material::read(self.data()?, text, reading, self.rows.limits())?;
         for (rows, what) in
@@ -148,7 +155,7 @@ impl ContestOptions {
         let recipes = self.arms.recipes(arms, verb.search, base.model.config())?;
         let replay = self.replay(base, (text, reading), &limit, observer)?;
         let prompts = arms.contains(&ArmName::FewShot);
-        // Examples are something to compare the base with, even where no arm fits.
+        // If no arm fits, examples in the prompt can still be compared with the base.
         let how = (verb.search && !self.arms.has_rank(), verb.search, verb.folder.is_some());
         let recipes = match fitting(recipes, base, material, (&replay, &limit), how, observer) {
             Err(error) if verb.search && prompts && error.kind() == ErrorKind::DoesNotFit => Vec::new(),
@@ -171,14 +178,14 @@ impl ContestOptions {
         })
     }
 
-    /// What was asked for, and what the machine leaves, or the device of a profile.
+    /// The budget asked for, and the memory that the machine or the named device leaves.
     fn limit(&self, base: &Base) -> Limit {
         let device = self.when.device().and_then(provenance::room);
         let room = room::here(base.kernels.threads()).map(|here| here.or_less(device.clone())).or(device);
         Limit { budget: self.arms.memory.memory_budget, room }
     }
 
-    /// The rows to replay among those that arms are trained on.
+    /// The rows to replay among the training rows.
     fn replay(
         &self,
         base: &Base,
@@ -192,7 +199,7 @@ impl ContestOptions {
             Replay::Sampled(sampled) => {
                 sampled.check(base, limit)?;
                 let rows = sampled.rows(base, observer)?;
-                observer.note(&format!("sampled {} rows from the base, to be replayed", rows.len()));
+                observer.note(&format!("sampled {} rows from the base to replay", rows.len()));
                 Ok(rows)
             }
         }

@@ -68,7 +68,7 @@ fn a_comparison_writes_its_verdict_its_report_and_its_arms() {
     let kept = verdict.arms[2].retention[0].retained.expect("everyday answers");
     assert!(kept.questions == 120 && kept.before > 0.9 && !kept.paired.worse, "{kept:?}");
     let page = read("report.html");
-    assert!(page.contains("Promote lora") && page.contains("</html>"), "{}", &page[..200]);
+    assert!(page.contains("Promoted: lora") && page.contains("</html>"), "{}", &page[..200]);
     let report: serde_json::Value = serde_json::from_str(&read("report.json")).expect("JSON");
     assert_eq!((&report["title"], &report["verdict"]["arm"]), (&"compare".into(), &"lora".into()));
 
@@ -163,7 +163,10 @@ fn what_wins_is_active_and_what_loses_changes_nothing() {
     let result = last_line(&output);
     assert_keys(&result, &[&COMPARED[..], &["arm", "generation"]].concat());
     assert_eq!((&result["generation"], &result["arm"]), (&1.into(), &"lora".into()), "{result}");
-    assert!(stderr(&output).contains("LoRA, rank 4") && stderr(&output).contains("generation 1 is active"));
+    for words in ["LoRA, rank 4", "Promoted: lora", "generation 1 is active", "Use it: engraft generate -m "]
+    {
+        assert!(stderr(&output).contains(words), "{words}: {}", stderr(&output));
+    }
     assert_eq!(active(&store), 1);
     let test = format!("{data}/test.jsonl");
     let eval = ["eval", "-m", &model, "--data", &test, "--valid-fraction", "0", "-c", "200", "-t", "2"];
@@ -180,7 +183,11 @@ fn what_wins_is_active_and_what_loses_changes_nothing() {
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
     let result = last_line(&output);
     assert_eq!((&result["decision"], &result["generation"]), (&"KEEP_BASE".into(), &serde_json::Value::Null));
-    assert!(stderr(&output).contains("leak: held-out row test.jsonl:1 equals train.jsonl:1"));
+    for words in
+        ["leak: held-out row test.jsonl:1 equals train.jsonl:1", "the model stays as it is", "Split the data"]
+    {
+        assert!(stderr(&output).contains(words), "{words}: {}", stderr(&output));
+    }
     assert_eq!(active(&store), 1);
     let last = Verdict::from_json(
         &std::fs::read_to_string(Path::new(&store).join("last/verdict.json")).expect("reading"),
@@ -251,7 +258,7 @@ fn a_stop_promotes_nothing() {
     assert!(said.contains("nothing was promoted"), "{said}");
     assert_eq!(active(&store), serde_json::Value::Null);
     assert!(!Path::new(&store).join("last/verdict.json").exists());
-    assert!(said.contains("goes on from here"), "{said}");
+    assert!(said.contains("Run the same command again"), "{said}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The demo: an adapter passes the gate, full fine-tuning of the same examples does not, and nothing is left.
+//! The demo: an adapter passes the gate, full fine-tuning on the same examples doesn't, and no file is left.
 
 use std::path::Path;
 use std::process::Output;
@@ -9,7 +9,7 @@ use engraft_runtime::storage::Disk;
 
 use super::{assert_keys, last_line, program, stderr, stdout};
 
-/// Runs with a folder of its own for what is temporary.
+/// Runs the demo with its own folder for temporary files.
 fn demo(temporary: &Path, arguments: &[&str]) -> Output {
     let mut command = program();
     for key in ["TMPDIR", "TMP", "TEMP"] {
@@ -26,7 +26,7 @@ fn is_empty(folder: &Path) -> bool {
 fn the_demo_promotes_the_adapter_and_refuses_full_fine_tuning() {
     let (temporary, kept) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let place = kept.path().join("store");
-    // Less than half the steps of the real thing: fewer exact answers, the same verdict.
+    // Less than half the usual steps: fewer exact answers, the same verdict.
     let output =
         demo(temporary.path(), &["--iters", "120", "--store", &place.display().to_string(), "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -55,10 +55,18 @@ fn the_demo_promotes_the_adapter_and_refuses_full_fine_tuning() {
     assert!(number(&shown["forgetting"]["delta_nll"]) < 0.01, "{shown}");
     let full = &shown["full"];
     assert_eq!(full["eligible"], false, "{shown}");
-    assert!(number(&full["after_exact"]) >= 0.8, "it learns the task as well: {shown}");
+    assert!(number(&full["after_exact"]) >= 0.8, "it learns the task, too: {shown}");
     assert!(number(&full["delta_nll"]) > 0.03 && number(&full["retention_after"]) < 0.9, "{shown}");
     let text = stdout(&output);
-    for words in ["gate: Promote lora", "full is refused", "above 0.03", "with everyday words", "after: "] {
+    for words in [
+        "Promoted: the trained adapter answers",
+        "Refused: full fine-tuning",
+        "above 0.03",
+        "with everyday words",
+        "after: ",
+        "Use it: engraft generate",
+        "engraft adapt -m MODEL.gguf",
+    ] {
         assert!(text.contains(words), "{words}: {text}");
     }
     assert!(is_empty(temporary.path()), "something is left");

@@ -1,21 +1,21 @@
-//! `engraft adapt`: plan, check the data, train what the budget allows, judge, and promote only what is
-//! better than doing nothing and than a better prompt.
+//! `engraft adapt`: plans, checks the data, trains what the budget allows, judges it, and promotes only
+//! what beats both the unchanged model and a better prompt.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 use engraft_runtime::adapter::Adapter;
 use engraft_runtime::compare::{Outcome, Product};
-use engraft_runtime::error::Error;
+use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::store::{Candidate, Generation, LAST_DIR, Store, Writer};
 use engraft_runtime::gate::verdict::Decision;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, check_dir_within};
 
 use super::Invocation;
-use super::compare::{Screen, UNFINISHED_DIR, tell, write};
-use crate::contest::{ContestOptions, Verb};
+use super::compare::{REPORT_PAGE, Screen, UNFINISHED_DIR, tell, write};
+use crate::contest::{ContestOptions, Held, Verb};
 use crate::exit::AfterJson;
 use crate::json;
 use crate::options::{ArmName, misuse};
@@ -25,7 +25,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) contest: ContestOptions,
 
-    /// The adapter store: what wins becomes its active generation (created if it is missing)
+    /// Adapter store to put the winner into, as its active generation (created if missing)
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
 }
@@ -34,13 +34,13 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let contest = &options.contest;
     contest.model.path()?;
     contest.data()?;
-    let missing = || misuse("--store is missing: name the folder for what is promoted");
+    let missing = || misuse("--store is missing: name the folder that the winner goes into");
     let folder = options.store.as_ref().ok_or_else(missing)?;
     let whole = "--arms full: a store keeps adapters, not whole models; `compare` measures full fine-tuning, \
                  and `train --fine-tune-type full` writes it";
     contest.refuse_arm(ArmName::Full, whole)?;
     let store = Store::create(&Disk, folder).map_err(|e| e.at("--store"))?;
-    // From the start: two runs into one store would train for an hour to find out.
+    // Locked before training: otherwise a second run on this store would only fail after hours.
     let writer = store.writer()?;
     let last = folder.join(LAST_DIR);
     check_dir_within(&Disk, &last)?;
@@ -52,19 +52,21 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         unfinished: &last.join(UNFINISHED_DIR),
     };
     let mut screen = Screen::new(invocation.cancel.clone(), Some(contest.when.watch()?));
-    let (outcome, _) = contest.hold(&verb, &mut screen)?;
+    let Held { outcome, chat, .. } = contest.hold(&verb, &mut screen)?;
     write(&last, &outcome)?;
     let model = contest.model.open()?;
     let promoted = promote(&writer, &outcome, &model)?;
     tell(&outcome.report)?;
+    eprintln!("Report: {}", last.join(REPORT_PAGE).display());
     let refused = match &promoted {
         Some(generation) => {
-            eprintln!("{}: generation {} is active now", folder.display(), generation.number);
+            eprintln!("{}", outcome.verdict.sentence);
+            eprintln!("{}: generation {} is active now.", folder.display(), generation.number);
+            eprintln!("{}", use_it(contest.model.path()?, folder, chat));
             None
         }
-        None => outcome.verdict.require_promotion().err(),
+        None => refusal(&outcome),
     };
-    eprintln!("{}: report.html", last.display());
     if invocation.json {
         let generation = promoted.map(|g| g.number);
         json::emit(&json::Adapt {
@@ -79,8 +81,23 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     }
 }
 
-/// Makes what the verdict names a generation; nothing where the base stays, where each question has examples of
-/// its own, which no prefix can hold, or for a model of its own.
+/// What to type next to use the active generation.
+pub(super) fn use_it(model: &Path, store: &Path, chat: bool) -> String {
+    let (model, store) = (model.display(), store.display());
+    let (chat, prompt) = if chat { ("--chat ", "a question") } else { ("", "the beginning of a text") };
+    format!("Use it: engraft generate -m {model} --store {store} {chat}-p \"{prompt}\"")
+}
+
+/// The error when nothing was promoted: what happened and why, then what to try; `None` for a promotion.
+fn refusal(outcome: &Outcome) -> Option<Error> {
+    outcome.verdict.require_promotion().err().map(|refused| {
+        let message = format!("{}\nNext: {}", refused.message(), outcome.report.next_step());
+        Error::new(ErrorKind::GateRefused, message)
+    })
+}
+
+/// Makes the chosen arm the store's active generation. Returns `None` where the base stays, and for what a
+/// store can't hold: examples that differ from question to question, and whole models.
 pub(super) fn promote(
     writer: &Writer<'_>,
     outcome: &Outcome,
@@ -99,11 +116,13 @@ pub(super) fn promote(
         }
         Some(Product::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
         Some(Product::Model(_)) => {
-            eprintln!("{arm} is best, but a store keeps adapters and examples, not whole models");
+            eprintln!("{arm} is the best, but a store keeps adapters and examples, not whole models");
             return Ok(None);
         }
         _ => {
-            eprintln!("{arm} is best, but a store can't hold its examples: each question has its own");
+            eprintln!(
+                "{arm} is the best, but a store can't hold its examples: they differ for each question"
+            );
             return Ok(None);
         }
     };

@@ -1,5 +1,5 @@
-//! `engraft compare`: the base alone, the base behind examples, and what training makes of it, on the same
-//! held-out rows, with a verdict.
+//! `engraft compare`: judges the base alone, the base with examples in its prompt, and trained arms on the same
+//! held-out rows.
 
 use std::io::{IsTerminal, Stderr};
 use std::path::{Path, PathBuf};
@@ -16,15 +16,15 @@ use engraft_runtime::storage::{Disk, commit, create_dir_all};
 
 use super::{Invocation, WATCH_INTERVAL, common};
 use crate::conditions::{Conditions, Notice};
-use crate::contest::{ContestOptions, Verb};
+use crate::contest::{ContestOptions, Held, Verb};
 use crate::json;
 use crate::memory::Watch;
 use crate::options::{ArmName, misuse};
 use crate::progress::{ProgressLine, Step, Style};
 
-/// Steps between two lines of progress where there is no terminal.
+/// Steps between progress lines when stderr isn't a terminal.
 const TELL_EVERY: u32 = 50;
-/// Columns of the report where the terminal does not say.
+/// Columns of the report when the terminal's width is unknown.
 const COLUMNS: usize = 100;
 
 /// The verdict, as the gate wrote it.
@@ -33,7 +33,7 @@ pub(super) const VERDICT_FILE: &str = "verdict.json";
 pub(super) const REPORT_JSON: &str = "report.json";
 /// Everything, for people.
 pub(super) const REPORT_PAGE: &str = "report.html";
-/// The folder for arms that are being trained; gone at the end.
+/// The folder for arms in training; removed at the end.
 pub(super) const UNFINISHED_DIR: &str = "unfinished";
 
 #[derive(Args, Debug)]
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     contest.model.path()?;
     contest.data()?;
     if options.out.exists() && !options.out.is_dir() {
-        let message = format!("--out: {} is a file: name a folder", options.out.display());
+        let message = format!("--out: {} is a file; name a folder", options.out.display());
         return Err(misuse(message).into());
     }
     let verb = Verb {
@@ -62,7 +62,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         unfinished: &options.out.join(UNFINISHED_DIR),
     };
     let mut screen = Screen::new(invocation.cancel.clone(), Some(contest.when.watch()?));
-    let (outcome, _lock) = contest.hold(&verb, &mut screen)?;
+    let Held { outcome, lock: _lock, .. } = contest.hold(&verb, &mut screen)?;
     write(&options.out, &outcome)?;
     tell(&outcome.report)?;
     eprintln!("{}: {VERDICT_FILE}, {REPORT_PAGE}, {REPORT_JSON}", options.out.display());
@@ -72,7 +72,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     Ok(())
 }
 
-/// Commits verdict and reports into a folder.
+/// Commits the verdict and the reports to a folder.
 pub(super) fn write(folder: &Path, outcome: &Outcome) -> Result<(), Error> {
     create_dir_all(&Disk, folder)?;
     let report = serde_json::to_string_pretty(&outcome.report)
@@ -90,7 +90,7 @@ pub(super) fn write(folder: &Path, outcome: &Outcome) -> Result<(), Error> {
     Ok(())
 }
 
-/// The report on stdout.
+/// Prints the report on stdout.
 pub(super) fn tell(report: &Report) -> Result<()> {
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(COLUMNS);
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -100,12 +100,12 @@ pub(super) fn tell(report: &Report) -> Result<()> {
 /// Shows progress on stderr.
 pub(super) struct Screen {
     cancel: Arc<AtomicBool>,
-    /// Where the run waits for the machine.
+    /// When the run must wait for the machine.
     when: Option<Conditions>,
     progress: ProgressLine<Stderr>,
-    /// Of what, and of how many steps where that is known, progress is shown.
+    /// The run whose progress is shown, and its number of steps if known.
     shown: (String, Option<u64>),
-    /// When that was first shown, and after how many steps.
+    /// When its progress was first shown, and at which step.
     begun: (std::time::Instant, u64),
     watch: Watch,
 }
@@ -131,7 +131,7 @@ impl Screen {
             self.shown = (run.to_string(), at.total);
             self.begun = (std::time::Instant::now(), at.step);
         }
-        // What the steps seen here took tells what all of them did.
+        // A resumed run starts at a later step: scale the time of the steps seen here up to all of them.
         let (begun, first) = self.begun;
         let seen = at.step.saturating_sub(first);
         let elapsed_s =
@@ -162,7 +162,7 @@ impl Observer for Screen {
             return Ok(());
         }
         save()?;
-        Err(common::cancelled("stopped; nothing was promoted. The same command goes on from here"))
+        Err(common::cancelled("stopped; nothing was promoted. Run the same command again to continue"))
     }
 
     fn tell(&mut self, run: &str, event: Event<'_>) {

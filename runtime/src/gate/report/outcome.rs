@@ -1,20 +1,27 @@
 //! What a verdict means for each arm and for the reader's next step, in a few words.
 
 use super::super::verdict::{ArmKind, ArmReport, Decision, RetentionReport, Verdict};
-use super::show;
+use super::{Report, show};
+
+impl Report {
+    /// What to do next, in one or two sentences.
+    pub fn next_step(&self) -> String {
+        next_step(&self.verdict, &self.model.file)
+    }
+}
 
 /// How an arm stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// The decision is for it.
     Chosen,
-    /// It might have been chosen, or is what others are measured against.
+    /// It could have been chosen, or others are measured against it.
     Open,
     /// It was turned down.
     Refused,
 }
 
-/// The name of the arm that the decision is for; empty for a verdict without zero-shot.
+/// The name of the chosen arm; empty for a verdict without zero-shot.
 pub(super) fn chosen(verdict: &Verdict) -> &str {
     match &verdict.decision {
         Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
@@ -59,14 +66,14 @@ pub(super) fn outcome(verdict: &Verdict, arm: &ArmReport) -> (Standing, String) 
     (Standing::Refused, why.join("; "))
 }
 
-/// What stood in an arm's way.
+/// What kept an arm from being chosen.
 fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     if arm.nll.is_none() {
-        return vec!["its loss is no number".into()];
+        return vec!["its loss isn't a number".into()];
     }
     let mut why = Vec::new();
     for c in arm.comparisons.iter().filter(|c| !c.better) {
-        why.push(format!("{} {}", if c.worse { "worse than" } else { "does not beat" }, c.against));
+        why.push(format!("{} {}", if c.worse { "worse than" } else { "doesn't beat" }, c.against));
     }
     for c in arm.comparisons.iter().filter(|c| c.accuracy.is_some_and(|a| a.worse)) {
         why.push(format!("less accurate than {}", c.against));
@@ -76,7 +83,7 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     }
     let level = verdict.thresholds.alpha;
     if arm.comparisons.iter().all(|c| c.better) && arm.adjusted_p.is_some_and(|p| p > level) {
-        why.push("no winner after Holm's correction".into());
+        why.push("doesn't win after Holm's correction".into());
     }
     if arm.kind == ArmKind::Trained {
         why.extend(forgotten(verdict, arm));
@@ -88,7 +95,7 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     why
 }
 
-/// Whether an arm's answers are judged, and neither better nor worse than zero-shot's, though they must be better.
+/// Whether an arm's answers must be better than zero-shot's, but are neither better nor worse.
 fn solves_no_more(verdict: &Verdict, arm: &ArmReport) -> bool {
     let zero = zero_shot(verdict);
     let beside_zero = arm.comparisons.iter().find(|c| Some(c.against.as_str()) == zero);
@@ -96,11 +103,11 @@ fn solves_no_more(verdict: &Verdict, arm: &ArmReport) -> bool {
     verdict.thresholds.accuracy_required && answers.is_some_and(|a| !a.better && !a.worse)
 }
 
-/// Where a trained arm is above its ceilings of forgetting.
+/// Where a trained arm exceeds its ceilings for forgetting.
 fn forgotten(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     let t = &verdict.thresholds;
     if arm.retention.is_empty() {
-        return vec!["forgetting was not measured".into()];
+        return vec!["forgetting wasn't measured".into()];
     }
     let mut why = Vec::new();
     let above = |x: Option<f64>, ceiling: f64| x.is_none_or(|x| x.is_nan() || x > ceiling);
@@ -124,12 +131,12 @@ fn forgotten(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     why
 }
 
-/// What stands beside the arms' figures when rows leaked.
+/// The warning above the arms' figures when rows leaked.
 pub(super) fn caveat(verdict: &Verdict) -> Option<&'static str> {
     (verdict.leak_count > 0).then_some("Rows leaked: no figure here means anything, however good it looks.")
 }
 
-/// What nobody may overlook, in a few words each.
+/// Short warnings that nobody should miss.
 pub(super) fn warnings(verdict: &Verdict) -> Vec<String> {
     let mut found = Vec::new();
     match verdict.leak_count {
@@ -155,14 +162,14 @@ pub(super) fn next_step(verdict: &Verdict, model_file: &str) -> String {
     let too_few = verdict.held_out.examples < verdict.held_out.examples_min;
     match &verdict.decision {
         _ if verdict.leak_count > 0 => {
-            "Split the data so that no held-out row is also trained on, then compare again.".into()
+            "Split the data so that no held-out row is also a training row, then compare again.".into()
         }
         Decision::Promote { arm } => {
-            format!("Use {arm} with {model_file}: it is in the store, or in the arm's own folder.")
+            format!("Use {arm} with {model_file}: it is in the store, or in the arm's folder.")
         }
         Decision::KeepPrompting { k, .. } => {
             let open = more_rows(verdict)
-                .map(|n| format!(" About {n} held-out rows could decide what these can't."));
+                .map(|n| format!(" About {n} held-out rows could decide whether training does better."));
             format!("Put the same {k} examples before each question.{}", open.unwrap_or_default())
         }
         Decision::KeepBase if too_few => {
@@ -180,33 +187,31 @@ fn keep_base(verdict: &Verdict) -> String {
     };
     if let Some(arm) = trained().find(|a| only_forgets(a)) {
         return format!(
-            "Use the base as it is. {} learned the task but forgot too much: try a penalty on leaving the base, fewer \
-             steps, a lower learning rate, or general rows replayed among yours.",
+            "{} learned the task but forgot too much. Try fewer steps, a lower learning rate, general rows \
+             replayed among yours, or a penalty on moving away from the base.",
             arm.name
         );
     }
     if trained().any(|a| a.negative_transfer || a.nll.is_none()) {
-        return "Use the base as it is. Training did harm: try a lower learning \
-                rate, fewer steps or more data."
-            .into();
+        return "Training did harm. Try a lower learning rate, fewer steps or more data.".into();
     }
     let learned_a_form =
         |a: &&ArmReport| a.comparisons.iter().all(|c| c.better) && solves_no_more(verdict, a);
     if let Some(arm) = trained().find(learned_a_form) {
         return format!(
-            "Use the base as it is. {} makes the answers likelier, but is not shown to give more right ones: try \
-             more training data or more held-out rows, or let the loss alone decide.",
+            "{} makes the right answers likelier but isn't shown to give more of them. Try more training data \
+             or more held-out rows, or let the loss alone decide.",
             arm.name
         );
     }
     match more_rows(verdict) {
-        Some(n) => format!("Use the base as it is. About {n} held-out rows could decide what these can't."),
-        None => "Use the base as it is. More training data, or a few-shot arm, may do better.".into(),
+        Some(n) => format!("Hold out more rows: about {n} could decide. More training data may help, too."),
+        None => "Try more training data, more steps, or examples in the prompt.".into(),
     }
 }
 
-/// The fewest held-out rows that may decide one of the open comparisons, where they are within reach:
-/// more than a hundred times the rows at hand is no advice.
+/// The fewest held-out rows that may decide one of the open comparisons. `None` when it takes more than
+/// a hundred times the rows at hand, which would be useless advice.
 fn more_rows(verdict: &Verdict) -> Option<String> {
     let reach = 100 * verdict.held_out.examples as u64;
     let open = verdict.arms.iter().flat_map(|a| &a.comparisons).filter(|c| !c.better && !c.worse);

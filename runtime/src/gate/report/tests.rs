@@ -505,7 +505,7 @@ fn the_next_step_fits_the_verdict() {
         arm.eligible = false;
         arm.comparisons.iter_mut().filter_map(|c| c.accuracy.as_mut()).for_each(|a| a.better = false);
     }
-    assert!(step(&r).contains("not shown to give more right ones"), "{}", step(&r));
+    assert!(step(&r).contains("isn't shown to give more of them"), "{}", step(&r));
     let told = outcome::outcome(&r.verdict, &r.verdict.arms[2]).1;
     assert_eq!(told, "not shown to solve more than zero-shot");
     let page = leaked().to_html();

@@ -3,21 +3,22 @@
 //! How it is reached:
 //!
 //! 1. A leak between training and held-out data, or too few held-out examples, ends it: the base stays.
-//! 2. Each trained arm is compared with zero-shot and with every sound few-shot arm on the same examples: gain
-//!    in nats per token with a paired bootstrap interval. It must beat them all, so the largest of its
-//!    p-values counts; over the trained arms these go through Holm's step-down, and an arm wins when the
-//!    lower bounds at its step's level are above the threshold. Few-shot arms against zero-shot are a
-//!    family of their own. An arm whose loss is no number can't win and is no rival, but it counts as a
+//! 2. Each trained arm is compared with zero-shot and with every sound few-shot arm on the same examples,
+//!    by its gain in nats per token and a paired bootstrap interval. It must beat them all, so its largest
+//!    p-value counts. Holm's step-down corrects these p-values over the trained arms; an arm wins when its
+//!    lower bounds, at the level of its step, exceed the threshold. Few-shot arms against zero-shot form a
+//!    second family. An arm whose loss isn't a number can neither win nor be a rival. It still counts as a
 //!    member of its family, so that no other member's level rises.
 //! 3. Where answers are judged, a winner must also solve significantly more examples than zero-shot
-//!    (McNemar's mid-p at the same step's level): a lower loss alone may be the form of the answers.
-//!    Winners are turned down for significantly worse accuracy (McNemar's mid-p), and trained ones for
-//!    forgetting: retention ΔNLL and KL above their ceilings, significantly fewer right answers to a
-//!    retention task, or nothing measured. These tests are not
-//!    corrected for their number: a correction would make harm harder to see.
-//! 4. Of what is left, the trained arm with the lowest held-out NLL is promoted; without one, the best
-//!    few-shot arm is kept; else the base.
+//!    (McNemar's mid-p at the same step's level): a lower loss may only mean a better form. A winner is
+//!    turned down for significantly worse accuracy (McNemar's mid-p). A trained winner is also turned down
+//!    for forgetting: retention ΔNLL or KL above its ceiling, significantly fewer right answers to a
+//!    retention task, or nothing measured. These tests aren't corrected for their number: a correction
+//!    would make harm harder to see.
+//! 4. Of the remaining arms, the trained one with the lowest held-out NLL is promoted. Without one, the
+//!    best few-shot arm is kept; without that, the base.
 
+mod choice;
 mod report;
 
 pub use report::{
@@ -43,22 +44,22 @@ pub struct Thresholds {
     /// Ceiling of the change in NLL on each retention text, nats per token. 0.03 nats are 3 % of
     /// perplexity: about what a step between neighbouring quantization types costs.
     pub retention_nll_max: f64,
-    /// Ceiling of KL(tuned‖base) on each retention text, nats per token. ΔNLL says what was harmed; this
-    /// catches a model that has become another one, whose gains on some tokens hide losses on others. By
-    /// Pinsker's inequality 0.5 nats let at most √(0.5/2) = half of the next tokens' probability move.
+    /// Ceiling of KL(tuned‖base) on each retention text, nats per token. ΔNLL shows harm; KL also catches
+    /// a model whose gains on some tokens hide its losses on others. By Pinsker's inequality, 0.5 nats
+    /// let at most √(0.5/2) = half of the next tokens' probability move.
     pub retention_kl_max: f64,
-    /// Ceiling of KL(tuned‖base) on the task, nats per token. None by default: moving away from the base
-    /// there is what training is for.
+    /// Ceiling of KL(tuned‖base) on the task, nats per token. None by default: training is meant to move
+    /// the model there.
     pub task_kl_max: Option<f64>,
-    /// Held-out examples below which nothing is decided, whatever the figures: percentile intervals are
-    /// too narrow on fewer. Never below [`examples_min`] of the level.
+    /// With fewer held-out examples than this, nothing is decided: percentile intervals get too narrow.
+    /// Never below [`examples_min`] of the level.
     pub examples_min: usize,
     /// Bootstrap resamples.
     pub resamples: usize,
-    /// Whether a trained arm needs a few-shot arm to be compared with, whose loss is a number.
+    /// Whether a trained arm must be compared with a few-shot arm that has a finite loss.
     pub few_shot_required: bool,
-    /// Whether an arm whose answers are judged must solve significantly more examples than zero-shot, too.
-    /// A lower loss alone may be the form of the answers: rows with shuffled labels teach that as well.
+    /// Whether an arm whose answers are judged must also solve significantly more examples than zero-shot.
+    /// A lower loss may only mean a better form, which even rows with shuffled labels teach.
     pub accuracy_required: bool,
 }
 
@@ -82,7 +83,7 @@ impl Default for Thresholds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ArmKind {
-    /// The base alone: what all is measured against. Exactly one arm is this.
+    /// The base alone, against which all others are measured. There is exactly one.
     ZeroShot,
     /// The base after `k` solved examples.
     FewShot {
@@ -111,7 +112,7 @@ pub struct Retention {
     pub delta_nll: f64,
     /// KL(tuned‖base), nats per token.
     pub kl: f64,
-    /// Of a task with answers: which are right.
+    /// For a task with answers, which of them are right.
     pub retained: Option<Retained>,
 }
 
@@ -127,7 +128,7 @@ pub struct Retained {
 /// An arm's measurements. Index i of all lists is held-out example i, in the same order for all arms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ArmResult {
-    /// A name of its own among the arms.
+    /// A name that no other arm has.
     pub name: String,
     /// What it is.
     pub kind: ArmKind,
@@ -142,7 +143,7 @@ pub struct ArmResult {
 }
 
 impl ArmResult {
-    /// Whether a loss is no number: then nothing can be said of it.
+    /// Whether a loss isn't a number, so that the arm can't be judged.
     fn is_broken(&self) -> bool {
         self.nll.iter().any(|e| !e.sum.is_finite())
     }
@@ -152,9 +153,9 @@ impl ArmResult {
 ///
 /// # Errors
 /// `Misuse` for thresholds out of range, arms without exactly one zero-shot, equal names, or lists that
-/// do not match; `BadData` for held-out data without a target; `NonFinite` when zero-shot itself has no
-/// finite loss. A trained or few-shot arm with a loss that is no number is only turned down, and no rival
-/// to others.
+/// don't match; `BadData` for held-out data without a target; `NonFinite` when zero-shot has no finite
+/// loss. A trained or few-shot arm without a finite loss isn't an error: it is turned down, and others
+/// aren't compared with it.
 pub fn judge(
     arms: &[ArmResult],
     leaks: &[Leak],
@@ -183,7 +184,7 @@ pub fn judge(
             court.weigh(*arm, findings, &mut reports[*arm]);
         }
     }
-    Ok(report::conclude(&court, reports, leaks, binding))
+    Ok(choice::conclude(&court, reports, leaks, binding))
 }
 
 /// The indices of a kind of arms.
@@ -191,7 +192,7 @@ fn family(arms: &[ArmResult], is_member: impl Fn(&ArmKind) -> bool) -> Vec<usize
     (0..arms.len()).filter(|i| is_member(&arms[*i].kind)).collect()
 }
 
-/// Checks thresholds for `members` arms in the larger family: before they are trained rather than after.
+/// Checks thresholds for `members` arms in the larger family. Call it before training, which may take hours.
 ///
 /// # Errors
 /// `Misuse`.
@@ -202,27 +203,27 @@ pub fn check_thresholds(t: &Thresholds, members: usize) -> Result<()> {
     }
     let ceilings = [t.retention_nll_max, t.retention_kl_max, t.task_kl_max.unwrap_or(0.0)];
     if !(t.improvement_min.is_finite() && t.improvement_min >= 0.0) {
-        return misuse("the least improvement must be 0 or more");
+        return misuse("the minimum improvement must be 0 or more");
     }
     if ceilings.iter().any(|c| c.is_nan()) {
-        return misuse("a ceiling is no number");
+        return misuse("a ceiling isn't a number");
     }
     if t.resamples == 0 || t.resamples > 1_000_000 {
-        return misuse("1 to 1,000,000 resamples");
+        return misuse("resamples must be 1 to 1,000,000");
     }
     if t.alpha / (2.0 * members.max(1) as f64) * (t.resamples as f64 + 1.0) < 1.0 {
         let few = format!("{} resamples can't reach level {}", t.resamples, t.alpha);
-        return misuse(&format!("{few} among {members} arms: ask for more"));
+        return misuse(&format!("{few} with {members} arms: use more"));
     }
     Ok(())
 }
 
-/// Gives the place of zero-shot.
+/// Returns the index of zero-shot.
 fn check_arms(arms: &[ArmResult]) -> Result<usize> {
     let misuse = |what: String| Err(Error::new(ErrorKind::Misuse, format!("the gate's arms: {what}")));
     let zeros = family(arms, |k| *k == ArmKind::ZeroShot);
     let [zero] = zeros[..] else {
-        return misuse(format!("{} are zero-shot; give exactly one", zeros.len()));
+        return misuse(format!("{} of them are zero-shot; give exactly one", zeros.len()));
     };
     let base = &arms[zero];
     let mut names = HashSet::new();
@@ -240,10 +241,13 @@ fn check_arms(arms: &[ArmResult]) -> Result<usize> {
         }
         let unequal = |r: &Retention| r.retained.as_ref().is_some_and(|r| r.before.len() != r.after.len());
         if arm.retention.iter().any(unequal) {
-            return misuse(format!("{} has answers to another retention task than its base", arm.name));
+            return misuse(format!("{} and its base answered different retention tasks", arm.name));
         }
         if arm.correct.as_ref().is_some_and(|c| c.len() != arm.nll.len()) {
-            return misuse(format!("{} has answers to another number of examples", arm.name));
+            return misuse(format!(
+                "{} answered a different number of examples than it was scored on",
+                arm.name
+            ));
         }
     }
     if base.nll.iter().all(|e| e.targets == 0) {
@@ -251,7 +255,7 @@ fn check_arms(arms: &[ArmResult]) -> Result<usize> {
     }
     match base.is_broken() {
         false => Ok(zero),
-        true => Err(Error::new(ErrorKind::NonFinite, format!("the loss of {} is no number", base.name))),
+        true => Err(Error::new(ErrorKind::NonFinite, format!("the loss of {} isn't a number", base.name))),
     }
 }
 
@@ -290,8 +294,8 @@ impl Court<'_> {
         findings.collect()
     }
 
-    /// The gain of an arm over a rival, less the improvement that is demanded: loss of the rival less
-    /// loss of the arm, per token.
+    /// The gain of an arm over a rival (the rival's loss minus the arm's, per token), minus the required
+    /// improvement.
     fn bootstrap(&self, arm: usize, rival: usize) -> Option<Bootstrap> {
         let least = self.thresholds.improvement_min;
         let pair = |(a, r): (&ExampleNll, &ExampleNll)| {
@@ -304,13 +308,13 @@ impl Court<'_> {
 
     fn comparison(&self, arm: usize, rival: usize, boot: Option<&Bootstrap>, level: f64) -> Comparison {
         let (a, r) = (&self.arms[arm], &self.arms[rival]);
-        // Of several arms, the same step of Holm's as for the loss.
+        // With several arms, accuracy is tested at the same Holm step as the loss.
         let accuracy = a.correct.as_ref().zip(r.correct.as_ref()).map(|(x, y)| self.paired(x, y, level));
         let mut c = Comparison::without_figures(&r.name, level, accuracy);
         let Some(boot) = boot else { return c };
         let least = self.thresholds.improvement_min;
         let (lower, upper) = boot.interval(level);
-        // Harm is looked for at the plain level, and against no change rather than the least improvement.
+        // Harm is tested at the uncorrected level, against no change rather than the minimum improvement.
         let harm_upper = boot.interval(self.thresholds.alpha).1 + least;
         c.gain = finite(boot.mean() + least);
         (c.lower, c.upper) = (finite(lower + least), finite(upper + least));
@@ -321,7 +325,8 @@ impl Court<'_> {
         c
     }
 
-    /// McNemar's test of an arm's right answers beside a rival's: better at `level`, worse at the plain one.
+    /// McNemar's test of an arm's right answers against a rival's: better at `level`, worse at the
+    /// uncorrected level.
     fn paired(&self, arm: &[bool], rival: &[bool], level: f64) -> Accuracy {
         let test = McNemar::new(arm, rival);
         Accuracy {
@@ -335,13 +340,13 @@ impl Court<'_> {
         }
     }
 
-    /// Turns an arm's comparisons and forgetting into reasons, and says whether it may win.
+    /// Turns an arm's comparisons and forgetting into reasons, and decides whether it may win.
     fn weigh(&self, arm: usize, findings: Findings, report: &mut ArmReport) {
         let (result, t) = (&self.arms[arm], self.thresholds);
         let mut sound = findings.won;
         let broken = result.is_broken();
         if broken {
-            report.reasons.push(format!("{} is broken: its held-out loss is no number.", result.name));
+            report.reasons.push(format!("{} is broken: its held-out loss isn't a number.", result.name));
         }
         for c in findings.comparisons.iter().filter(|_| !broken) {
             let rival_is_zero = c.against == self.arms[self.zero].name;
@@ -377,31 +382,32 @@ impl Court<'_> {
         report.eligible = sound && !broken;
     }
 
-    /// Says which few-shot arms a trained one was not compared with, and whether enough is left.
+    /// Adds which few-shot arms a trained one wasn't compared with, and returns whether enough are left.
     fn beside_few_shot(&self, name: &str, report: &mut ArmReport) -> bool {
         let shots = || self.arms.iter().filter(|a| matches!(a.kind, ArmKind::FewShot { .. }));
         for shot in shots().filter(|a| a.is_broken()) {
-            let problem = "its held-out loss is no number";
-            report.reasons.push(format!("{name} is not compared with {}: {problem}.", shot.name));
+            let problem = "its held-out loss isn't a number";
+            report.reasons.push(format!("{name} isn't compared with {}: {problem}.", shot.name));
         }
         if !self.thresholds.few_shot_required || shots().any(|a| !a.is_broken()) {
             return true;
         }
         let why = match shots().next() {
-            None => "Few-shot prompting was not measured",
-            Some(_) => "No few-shot arm has a loss that is a number",
+            None => "Few-shot prompting wasn't measured",
+            Some(_) => "No few-shot arm has a finite loss",
         };
         report.undecided.push(format!("{why}, so nothing shows that {name} is needed."));
         false
     }
 }
 
-/// `None` for what JSON has no number for.
+/// `None` for values that JSON can't write as a number.
 fn finite(x: f64) -> Option<f64> {
     x.is_finite().then_some(x)
 }
 
-/// About how many examples would put 0 outside an interval around this mean: its width falls with √n.
+/// About how many examples it takes for the interval around this mean to exclude 0: its width falls
+/// with √n.
 fn to_decide(mean: f64, (lower, upper): (f64, f64), examples: usize) -> Option<u64> {
     let towards_zero = if mean > 0.0 { mean - lower } else { upper - mean };
     let ratio = towards_zero / mean.abs();

@@ -1,4 +1,4 @@
-//! The verdict as people and machines read it: sentences with figures, and JSON in a fixed order.
+//! The verdict for people and machines: reasons with figures, and JSON in a fixed order.
 
 use std::fmt;
 
@@ -9,15 +9,15 @@ use crate::error::{Error, ErrorKind, Result, told};
 
 /// The schema of verdict.json.
 pub const SCHEMA: u32 = 1;
-/// Leaks that a verdict names; the rest is only counted.
+/// Leaks that a verdict names; the others are only counted.
 pub const LEAKS_NAMED_MAX: usize = 20;
 
-/// What a verdict holds for: any other model, split, settings or seed needs its own.
+/// What a verdict is valid for. Another model, split, setting or seed needs a new one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Basis {
     /// Digest of the model, in hexadecimal.
     pub model: String,
-    /// Digest of training and held-out data as they were split.
+    /// Digest of the training and held-out data, as split.
     pub data_split: String,
     /// Digest of the settings of all arms.
     pub settings: String,
@@ -55,7 +55,7 @@ impl fmt::Display for Decision {
     }
 }
 
-/// The held-out data, and how much of it a decision needs.
+/// The size of the held-out data, and what a decision needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldOut {
     /// Examples with at least one target.
@@ -88,24 +88,24 @@ pub struct Accuracy {
 }
 
 /// An arm against a rival. Gains are in nats per token, positive where the arm is better; `null` where
-/// there is no such number.
+/// the figure isn't finite.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The rival's name.
     pub against: String,
-    /// The rival's held-out NLL less the arm's.
+    /// The rival's held-out NLL minus the arm's.
     pub gain: Option<f64>,
-    /// The gain's interval of confidence 1 − `level`: its lower end.
+    /// Lower end of the gain's confidence interval, at 1 − `level`.
     pub lower: Option<f64>,
-    /// Its upper end.
+    /// Upper end of the same interval.
     pub upper: Option<f64>,
     /// The level of Holm's step at which the arm was tested.
     pub level: f64,
-    /// The smallest level at which the interval lies above the least improvement.
+    /// The smallest level at which the interval lies above the minimum improvement.
     pub p: f64,
-    /// Whether the interval lies above the least improvement.
+    /// Whether the interval lies above the minimum improvement.
     pub better: bool,
-    /// Whether the interval of the uncorrected level lies below 0.
+    /// Whether the interval at the uncorrected level lies below 0.
     pub worse: bool,
     /// About how many examples would decide a gain of this size.
     pub examples_to_decide: Option<u64>,
@@ -145,7 +145,7 @@ pub struct ArmReport {
     pub comparisons: Vec<Comparison>,
     /// Its p-value over all rivals, after Holm.
     pub adjusted_p: Option<f64>,
-    /// Forgetting, `null` where a figure was no number.
+    /// Forgetting; `null` where a figure isn't finite.
     pub retention: Vec<RetentionReport>,
     /// KL(tuned‖base) on the held-out examples, nats per token.
     pub task_kl: Option<f64>,
@@ -155,11 +155,11 @@ pub struct ArmReport {
     pub negative_transfer: bool,
     /// Findings, as sentences with their figures.
     pub reasons: Vec<String>,
-    /// What the data could not decide.
+    /// What the data couldn't decide.
     pub undecided: Vec<String>,
 }
 
-/// [`Retention`] as it is written.
+/// [`Retention`] as verdict.json has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RetentionReport {
     /// The text's name.
@@ -168,11 +168,11 @@ pub struct RetentionReport {
     pub delta_nll: Option<f64>,
     /// KL(tuned‖base), nats per token.
     pub kl: Option<f64>,
-    /// Answers, of a task that has some.
+    /// Answers, for a task that has them.
     pub retained: Option<RetainedReport>,
 }
 
-/// [`Retained`](super::Retained) as it is written.
+/// [`Retained`](super::Retained) as verdict.json has it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RetainedReport {
     /// Questions.
@@ -181,7 +181,7 @@ pub struct RetainedReport {
     pub before: f64,
     /// Share that the tuned model answers right.
     pub after: f64,
-    /// The two side by side; the rival is the base.
+    /// The paired test, with the base as the rival.
     pub paired: Accuracy,
 }
 
@@ -193,11 +193,11 @@ pub struct Verdict {
     /// The decision.
     #[serde(flatten)]
     pub decision: Decision,
-    /// It in one sentence.
+    /// The decision in one plain sentence.
     pub sentence: String,
     /// Why, as sentences with their figures.
     pub reasons: Vec<String>,
-    /// What stood in an arm's way only because the data can't decide it.
+    /// What kept an arm from winning only because the data can't decide it.
     pub undecided: Vec<String>,
     /// Held-out rows that training saw.
     pub leak_count: usize,
@@ -207,9 +207,9 @@ pub struct Verdict {
     pub held_out: HeldOut,
     /// The arms in the order they were given.
     pub arms: Vec<ArmReport>,
-    /// What was demanded.
+    /// The thresholds it was judged by.
     pub thresholds: Thresholds,
-    /// What it holds for.
+    /// What it is valid for.
     pub binding: Basis,
 }
 
@@ -233,7 +233,7 @@ impl Verdict {
     /// The text of verdict.json: indented, fields in the order of this struct, a line end at the end.
     ///
     /// # Errors
-    /// None in practice; serialization is fallible by type.
+    /// None in practice; only the serializer's type is fallible.
     pub fn to_json(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(self);
         let text = text.map_err(|e| Error::new(ErrorKind::NonFinite, format!("writing the verdict: {e}")))?;
@@ -243,7 +243,7 @@ impl Verdict {
     /// Reads verdict.json.
     ///
     /// # Errors
-    /// `Corrupt` for a text that is no verdict, `Unsupported` for one of another schema.
+    /// `Corrupt` for text that isn't a verdict, `Unsupported` for one of another schema.
     pub fn from_json(text: &str) -> Result<Verdict> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -254,7 +254,7 @@ impl Verdict {
         let found: Versioned = serde_json::from_str(text).map_err(corrupt)?;
         if found.schema != SCHEMA {
             let message =
-                format!("a verdict of schema {}; this version reads {SCHEMA}: judge again", found.schema);
+                format!("the verdict has schema {}; this version reads {SCHEMA}: judge again", found.schema);
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         serde_json::from_str(text).map_err(corrupt)
@@ -303,7 +303,7 @@ pub(super) fn sentence(name: &str, c: &Comparison, kind: ArmKind, rival_is_zero:
     let Some(gain) = c.gain else { return format!("{name} can't be compared with {}.", c.against) };
     let mut figures = format!("by {:.4} nats per token, {}", gain.abs(), interval(c));
     if c.worse && c.upper.is_none_or(|upper| upper >= 0.0) {
-        // The interval is that of Holm's step; harm is looked for without the correction.
+        // The interval is at Holm's level; harm is tested without the correction.
         figures += " (below 0 without Holm's correction)";
     }
     if c.better {
@@ -321,7 +321,7 @@ pub(super) fn sentence(name: &str, c: &Comparison, kind: ArmKind, rival_is_zero:
 pub(super) fn undecided(name: &str, c: &Comparison) -> String {
     let needed = match c.examples_to_decide {
         Some(n) => format!("about {n} held-out examples would decide a difference of this size"),
-        None => "no number of examples is known to decide it".to_string(),
+        None => "more examples may not decide it".to_string(),
     };
     format!("{name} against {}: {} holds 0; {needed}.", c.against, interval(c))
 }
@@ -338,7 +338,7 @@ pub(super) fn accuracy_sentence(name: &str, against: &str, a: &Accuracy, held_ou
         return format!("{name} solves significantly more examples than {against}: {counts}.");
     }
     match a.decidable {
-        true => format!("{name} is not significantly less accurate than {against}: {counts}."),
+        true => format!("{name} isn't significantly less accurate than {against}: {counts}."),
         false => {
             let needed = held_out.discordant_min;
             format!(
@@ -350,20 +350,20 @@ pub(super) fn accuracy_sentence(name: &str, against: &str, a: &Accuracy, held_ou
 
 pub(super) fn no_more_solved(name: &str, against: &str) -> String {
     format!(
-        "{name} is not shown to solve more examples than {against}: its lower loss may be the form of the answers."
+        "{name} isn't shown to solve more examples than {against}: its lower loss may only mean a better form."
     )
 }
 
-/// Whether a trained arm forgot little enough; the reasons go into its report.
+/// Whether a trained arm forgot little enough. Adds the reasons to its report.
 pub(super) fn forgetting(arm: &ArmResult, t: &Thresholds, report: &mut ArmReport) -> bool {
     let name = &arm.name;
     if arm.retention.is_empty() {
-        report.undecided.push(format!("What {name} forgot was not measured: give it a retention text."));
+        report.undecided.push(format!("What {name} forgot wasn't measured: add a retention text."));
         return false;
     }
     let mut sound = true;
     let mut hold = |what: String, value: f64, ceiling: f64| {
-        // A NaN is above every ceiling.
+        // NaN counts as above every ceiling.
         let below = value <= ceiling;
         sound &= below;
         let relation = if below { "within" } else { "above" };
@@ -386,90 +386,10 @@ pub(super) fn forgetting(arm: &ArmResult, t: &Thresholds, report: &mut ArmReport
 
 fn retained_sentence(name: &str, text: &str, r: &RetainedReport) -> String {
     let [before, after] = [r.before, r.after].map(|share| 100.0 * share);
-    let verb = if r.paired.worse { "forgets answers" } else { "is not shown to forget answers" };
+    let verb = if r.paired.worse { "forgets answers" } else { "isn't shown to forget answers" };
     format!(
         "{name} {verb} on {text}: {after:.1} % right, {before:.1} % before; {} lost and {} gained of {}, \
          McNemar's mid-p = {:.4}.",
         r.paired.only_rival, r.paired.only_arm, r.questions, r.paired.p_mid
     )
-}
-
-/// Chooses, and says why.
-pub(super) fn conclude(court: &Court<'_>, arms: Vec<ArmReport>, leaks: &[Leak], binding: &Basis) -> Verdict {
-    let held_out = court.held_out;
-    let mut undecided: Vec<String> = Vec::new();
-    let (decision, sentence) = if let Some(first) = leaks.first() {
-        (Decision::KeepBase, leak_sentence(first, leaks.len()))
-    } else if held_out.examples < held_out.examples_min {
-        let sentence = format!(
-            "Undecided, so the base stays: {} held-out examples; {} are the fewest that could decide.",
-            held_out.examples, held_out.examples_min
-        );
-        undecided.push(sentence.clone());
-        (Decision::KeepBase, sentence)
-    } else {
-        choose(&arms)
-    };
-    if !matches!(decision, Decision::Promote { .. }) {
-        undecided.extend(arms.iter().filter(|a| !a.eligible).flat_map(|a| a.undecided.iter().cloned()));
-    }
-    let reasons =
-        std::iter::once(sentence.clone()).chain(arms.iter().flat_map(|a| a.reasons.iter().cloned()));
-    Verdict {
-        schema: SCHEMA,
-        decision,
-        reasons: reasons.collect(),
-        sentence,
-        undecided,
-        leak_count: leaks.len(),
-        leaks: leaks.iter().take(LEAKS_NAMED_MAX).cloned().collect(),
-        held_out,
-        arms,
-        thresholds: *court.thresholds,
-        binding: binding.clone(),
-    }
-}
-
-fn leak_sentence(first: &Leak, count: usize) -> String {
-    let how = if first.exact { "equals" } else { "nearly equals" };
-    format!(
-        "Refused: {count} held-out rows are in the training data ({} {how} {}), so no figure means anything; split again.",
-        first.held_out, first.train
-    )
-}
-
-/// The eligible trained arm with the lowest loss, else the few-shot arm, else the base. Ties go to the
-/// arm given first.
-fn choose(arms: &[ArmReport]) -> (Decision, String) {
-    let best = |is_member: &dyn Fn(&ArmKind) -> bool| {
-        let members = arms.iter().filter(|a| a.eligible && is_member(&a.kind));
-        let loss = |a: &ArmReport| a.nll.unwrap_or(f64::INFINITY);
-        members.min_by(|a, b| loss(a).total_cmp(&loss(b)))
-    };
-    let gains = |a: &ArmReport| {
-        let one = |c: &Comparison| {
-            format!("{} by {:.4} nats per token, {}", c.against, c.gain.unwrap_or(f64::NAN), interval(c))
-        };
-        a.comparisons.iter().map(one).collect::<Vec<_>>().join("; and ")
-    };
-    if let Some(arm) = best(&|k| *k == ArmKind::Trained) {
-        let sentence = format!("Promote {}: it beats {}, and forgets little enough.", arm.name, gains(arm));
-        return (Decision::Promote { arm: arm.name.clone() }, sentence);
-    }
-    if let Some(arm) = best(&|k| matches!(k, ArmKind::FewShot { .. }))
-        && let ArmKind::FewShot { k } = arm.kind
-    {
-        let sentence = format!(
-            "Keep prompting with {k} examples: {} beats {}, and no trained arm may replace it.",
-            arm.name,
-            gains(arm)
-        );
-        return (Decision::KeepPrompting { arm: arm.name.clone(), k }, sentence);
-    }
-    let harmed: Vec<&str> = arms.iter().filter(|a| a.negative_transfer).map(|a| a.name.as_str()).collect();
-    let harm = match harmed.is_empty() {
-        true => String::new(),
-        false => format!(" Negative transfer: {}.", harmed.join(", ")),
-    };
-    (Decision::KeepBase, format!("Keep the base: no arm earned its place.{harm}"))
 }

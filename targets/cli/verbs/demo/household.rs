@@ -1,4 +1,4 @@
-//! What is compiled in for the demo: a model, and the commands of a household.
+//! The demo's built-in files: a model and a household's commands.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::run::Observer;
 
-/// A model's tensors begin at multiples of 32 bytes of the file, and rows are read with wide loads.
+/// Tensors begin at multiples of 32 bytes in the file, and kernels read rows with wide loads.
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
@@ -21,34 +21,34 @@ static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../../seedling.gguf"));
 const PRIVATE_TRAIN: &str = include_str!("../../demo/private_train.jsonl");
 const PRIVATE_TEST: &str = include_str!("../../demo/private_test.jsonl");
 const GENERIC_TEST: &str = include_str!("../../demo/generic_test.jsonl");
-/// Everyday commands without answers, none of them in the tests.
+/// Everyday commands without answers. None of them is in the tests.
 const EVERYDAY: &str = include_str!("../../demo/everyday.txt");
 
-/// Of the forty examples, those that choose the best step of a run.
+/// How many of the forty examples choose a run's best step.
 const VALID_ROWS: usize = 4;
-/// Tokens of an answer at most; the right ones are shorter.
+/// Maximum tokens of an answer; the right ones are shorter.
 pub(super) const ANSWER_MAX: usize = 96;
 
-/// The model that is compiled in.
+/// The built-in model.
 ///
 /// # Errors
-/// None, unless the program's own file is damaged.
+/// None, unless the program's file is damaged.
 pub(crate) fn model() -> Result<Arc<ModelFile>> {
     let map = Map::from_static("seedling.gguf (built in)", &MODEL.0);
     Ok(Arc::new(ModelFile::from_map(map)?))
 }
 
-/// One command and the action that it means.
+/// A command and the action it means.
 #[derive(serde::Deserialize)]
 struct Command {
     prompt: String,
     completion: String,
 }
 
-/// Forty commands with words of this household's own to train on, and others to decide by.
+/// Forty commands with this household's private words to train on, and others to judge by.
 ///
 /// # Errors
-/// None, unless the program's own files are damaged.
+/// None, unless the program's file is damaged.
 pub(super) fn private(text: &Text, reading: &DataOptions) -> Result<Material> {
     let all = rows("private_train.jsonl", PRIVATE_TRAIN, text, reading)?;
     let (train, valid) = all.split_off(VALID_ROWS, reading.split_seed);
@@ -56,16 +56,15 @@ pub(super) fn private(text: &Text, reading: &DataOptions) -> Result<Material> {
     Material::of(train, valid, held_out, reading)
 }
 
-/// Commands with everyday words, which the model knows how to answer, and must not forget.
+/// Commands with everyday words. The model answers these already and must not forget them.
 ///
 /// # Errors
-/// None, unless the program's own file is damaged.
+/// None, unless the program's file is damaged.
 pub(super) fn everyday(text: &Text, reading: &DataOptions) -> Result<Rows> {
     rows("generic_test.jsonl", GENERIC_TEST, text, reading)
 }
 
-/// Other everyday commands with the base's own answers: trained on among the examples, they keep what it
-/// knows.
+/// Other everyday commands with the base's answers. Mixed into training, they preserve what it knows.
 ///
 /// # Errors
 /// `Cancelled`.

@@ -1,23 +1,33 @@
-//! What the demo measured, for people and machines.
+//! The demo's results, for people and machines.
 
 use std::path::Path;
 
 use engraft_runtime::compare::{Outcome, ZERO_SHOT};
 use engraft_runtime::error::{Error, ErrorKind, Result};
 use engraft_runtime::gate::store::Generation;
-use engraft_runtime::gate::verdict::{ArmKind, ArmReport};
+use engraft_runtime::gate::verdict::{ArmKind, ArmReport, RetainedReport};
 
 use super::{FULL, FULL_RATE, LORA};
 use crate::json;
 
-/// Shares of the everyday commands that are answered exactly: before, and by this arm.
-fn everyday(arm: &ArmReport) -> Result<(f64, f64)> {
+/// What an arm kept of the everyday commands.
+fn kept(arm: &ArmReport) -> Result<RetainedReport> {
     let missing = || Error::new(ErrorKind::Misuse, "the demo's verdict lacks the everyday commands");
-    let found = arm.retention.first().and_then(|r| r.retained).ok_or_else(missing)?;
+    arm.retention.first().and_then(|r| r.retained).ok_or_else(missing)
+}
+
+/// Shares of the everyday commands answered exactly: by the base, and by this arm.
+fn everyday(arm: &ArmReport) -> Result<(f64, f64)> {
+    let found = kept(arm)?;
     Ok((found.before, found.after))
 }
 
-/// Everything.
+/// A share as a count.
+fn count(share: f64, all: usize) -> usize {
+    (share * all as f64).round() as usize
+}
+
+/// All results.
 pub(super) struct Measured<'a> {
     pub(super) outcome: &'a Outcome,
     pub(super) seconds: f64,
@@ -37,7 +47,7 @@ impl Measured<'_> {
         self.arm(|arm| matches!(arm.kind, ArmKind::FewShot { .. }))
     }
 
-    /// Private commands with the answers before and after.
+    /// Some private commands with their answers before and after training.
     pub(super) fn samples(&self) -> String {
         let mut lines = Vec::new();
         for sample in &self.outcome.report.samples {
@@ -50,7 +60,7 @@ impl Measured<'_> {
         lines.join("\n")
     }
 
-    /// One column for each arm.
+    /// A table with a column for each arm.
     pub(super) fn table(&self) -> Result<String> {
         let arms = [self.named(ZERO_SHOT)?, self.few_shot()?, self.named(LORA)?, self.named(FULL)?];
         let row = |name: &str, cells: [String; 4]| {
@@ -78,30 +88,74 @@ impl Measured<'_> {
         Ok(format!("{}\nin {:.1} s", lines.join("\n"), self.seconds))
     }
 
-    /// What the gate says, of the winner and of full fine-tuning, and what became active.
+    /// What happened, why in figures, and what to type next.
     pub(super) fn verdict(&self, folder: Option<&Path>, promoted: Option<&Generation>) -> Result<String> {
-        let verdict = &self.outcome.verdict;
-        let mut text = format!("gate: {}", verdict.sentence);
-        let place = folder.map_or("a temporary store".to_string(), |folder| folder.display().to_string());
-        match (promoted, verdict.promoted()) {
-            (Some(generation), _) => {
-                text += &format!("\n      generation {} of {place} is active", generation.number);
-            }
-            (None, Some(arm)) => {
-                text += &format!("\n      a store keeps adapters and prompts: {arm} is a whole model");
-            }
-            (None, None) => {}
-        }
         let full = self.named(FULL)?;
+        let mut lines = vec![self.decided()?];
+        if let Some(arm) = self.outcome.verdict.promoted() {
+            lines.extend(figures(self.named(arm)?, &[" beats ", "within", "forget"]));
+        }
         if full.eligible {
-            return Ok(text + "\ngate: nothing speaks against full");
+            lines.push("Full fine-tuning passed, too: it learned the commands and forgot little.".into());
+        } else {
+            lines.push(self.refused(full)?);
+            lines.extend(figures(full, &[" above ", "does not beat", " forgets "]));
         }
-        text += &format!("\ngate: full is refused (every weight, no replay, learning rate {FULL_RATE:.0e}):");
-        let speaks = |r: &&String| [" above ", "does not beat", " forgets "].iter().any(|p| r.contains(p));
-        for reason in full.reasons.iter().filter(speaks) {
-            text += &format!("\n      {reason}");
+        lines.push(self.next(folder, promoted));
+        Ok(lines.join("\n"))
+    }
+
+    /// The decision in one sentence.
+    fn decided(&self) -> Result<String> {
+        let verdict = &self.outcome.verdict;
+        if verdict.promoted() != Some(LORA) {
+            return Ok(verdict.sentence.clone());
         }
-        Ok(text)
+        let all = verdict.held_out.examples;
+        let answered = |arm: &ArmReport| count(arm.accuracy.unwrap_or_default(), all);
+        let (before, after) = (answered(self.named(ZERO_SHOT)?), answered(self.named(LORA)?));
+        let kept = kept(self.named(LORA)?)?;
+        let [knew, knows] = [kept.before, kept.after].map(|share| count(share, kept.questions));
+        Ok(format!(
+            "Promoted: the trained adapter answers {after} of {all} commands it never saw; the model alone answers \
+             {before}.\n\
+             Not forgotten: of {} everyday commands it answers {knows}; the model alone answers {knew}.",
+            kept.questions
+        ))
+    }
+
+    /// Full fine-tuning, which forgot too much or learned too little.
+    fn refused(&self, full: &ArmReport) -> Result<String> {
+        let all = self.outcome.verdict.held_out.examples;
+        let kept = kept(full)?;
+        let [knew, knows] = [kept.before, kept.after].map(|share| count(share, kept.questions));
+        Ok(format!(
+            "Refused: full fine-tuning (every weight, no replay, learning rate {FULL_RATE:.0e}) answers {} of {all} \
+             commands, and {knows} of {} everyday ones; the model alone answers {knew} of those.",
+            count(full.accuracy.unwrap_or_default(), all),
+            kept.questions
+        ))
+    }
+
+    /// What to type next.
+    fn next(&self, folder: Option<&Path>, promoted: Option<&Generation>) -> String {
+        let own = "Train on your own rows: engraft adapt -m MODEL.gguf --data FOLDER --store STORE";
+        let folder = folder.map(Path::display);
+        match (promoted, folder, self.outcome.verdict.promoted()) {
+            (Some(generation), Some(folder), _) => format!(
+                "{folder}: generation {} is active now.\n\
+                 Use it: engraft generate -m targets/cli/seedling.gguf --store {folder} --chat -p \"it's cold in the \
+                 cave\"\n{own}",
+                generation.number
+            ),
+            (Some(_), None, _) => format!("Keep it: engraft demo --store STORE\n{own}"),
+            (None, _, Some(arm)) => {
+                format!(
+                    "Nothing kept: a store keeps adapters and prompts, and {arm} is a whole model.\n{own}"
+                )
+            }
+            (None, _, None) => format!("Try the default number of steps: engraft demo\n{own}"),
+        }
     }
 
     /// The same for machines.
@@ -133,4 +187,10 @@ impl Measured<'_> {
             seconds: self.seconds,
         })
     }
+}
+
+/// An arm's reasons with any of these words, indented.
+fn figures(arm: &ArmReport, words: &[&str]) -> Vec<String> {
+    let is_told = |reason: &&String| words.iter().any(|word| reason.contains(word));
+    arm.reasons.iter().filter(is_told).map(|reason| format!("  {reason}")).collect()
 }

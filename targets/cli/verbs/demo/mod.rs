@@ -1,9 +1,9 @@
-//! `engraft demo`: the whole way in well under a minute, on the model that is compiled in.
+//! `engraft demo`: training, comparison and verdict in under a minute, on the built-in model.
 //!
-//! Forty commands of a household with words of its own ("the cave" is the study), and the actions they
-//! mean. Two ways to learn them stand before the gate: an adapter with replay, and every weight with
-//! nothing but the forty. What is measured: how many commands that were never seen are answered exactly,
-//! those with private words and those with everyday words, and what the everyday ones cost in nats.
+//! The rows are forty commands of a household with private words ("the cave" is the study), with the
+//! actions they mean. The gate judges two ways to learn them: an adapter with replay, and every weight
+//! trained on the forty rows alone. The demo counts exact answers to unseen commands, with private words
+//! and with everyday words, and measures how much worse the everyday ones get, in nats.
 
 mod household;
 mod measured;
@@ -42,7 +42,7 @@ use crate::scratch::Scratch;
 
 const LORA: &str = "lora";
 const FULL: &str = "full";
-/// What the everyday commands are called in the verdict.
+/// Name of the everyday commands in the verdict.
 const EVERYDAY: &str = "everyday commands";
 
 const RANK: usize = 8;
@@ -51,27 +51,27 @@ const DROPOUT: f32 = 0.1;
 const ITERS: u32 = 300;
 const BATCH: usize = 8;
 const LORA_RATE: f64 = 5e-4;
-/// The default of PyTorch's and Keras's AdamW. At 3e-4 answers are lost, and at 1e-4 hardly any.
+/// The default of PyTorch's and Keras's AdamW. At 3e-4 it still loses answers; at 1e-4 hardly any.
 const FULL_RATE: f64 = 1e-3;
 const WEIGHT_DECAY: f32 = 0.01;
-/// Looks at the validation rows in a run.
+/// Evaluations on the validation rows per run.
 const EVALUATIONS: u64 = 10;
-/// Examples in the few-shot prompt, as far as the model's context holds them.
+/// Examples in the few-shot prompt, if the model's context holds that many.
 const SHOTS: usize = 5;
-/// Private commands that are shown with both answers.
+/// Private commands to show with both answers.
 const SAMPLES: usize = 4;
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Optimizer steps of each arm (default: as many as the demo needs)
+    /// Optimizer steps per arm [default: 300]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=100_000))]
     pub(crate) iters: Option<u32>,
 
-    /// Seed of the initial adapter, the order of rows, and the few-shot examples
+    /// Seed for the initial adapter, the row order and the few-shot examples
     #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     pub(crate) seed: u64,
 
-    /// Keep what is promoted in this adapter store (default: a temporary one, removed at the end)
+    /// Keep the promoted adapter in this store [default: a temporary one, removed at the end]
     #[arg(long, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
 
@@ -102,7 +102,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     Ok(())
 }
 
-/// The embedded model and rows, and how to compute with them.
+/// The built-in model and rows, and how to compute with them.
 struct Demo<'a> {
     options: &'a Options,
     base: Base,
@@ -136,8 +136,8 @@ impl<'a> Demo<'a> {
         })
     }
 
-    /// Two arms to train, what they are held against, and what must not be forgotten: the everyday
-    /// commands, since of running English this model knows nothing that could be.
+    /// Two arms to train, what they are compared with, and what they must not forget. That is the everyday
+    /// commands: this model knows no running English that it could forget.
     fn contest(&mut self, folder: &Path) -> Result<Contest> {
         let base = Subject {
             weights: self.base.model.clone().into(),
@@ -167,7 +167,7 @@ impl<'a> Demo<'a> {
         })
     }
 
-    /// As many examples as go before every question: some commands stand for several actions, and are long.
+    /// The most examples that fit before every question. Some commands mean several actions and are long.
     fn shots_that_fit(&self, base: &Subject) -> usize {
         let fits = |k: &usize| {
             let which = (*k, Choice::Seeded(self.options.seed));
@@ -177,7 +177,7 @@ impl<'a> Demo<'a> {
         (1..=SHOTS).rev().find(fits).unwrap_or(1)
     }
 
-    /// An adapter, trained on the private commands with replayed everyday ones among them.
+    /// An adapter, trained on the private commands mixed with replayed everyday ones.
     fn lora(&self, replay: Vec<Example>) -> Result<Recipe> {
         let config = self.base.model.config();
         let layers: Vec<usize> = (0..config.n_layers).collect();
@@ -185,8 +185,8 @@ impl<'a> Demo<'a> {
         Ok(self.recipe(LORA, Method::Adapter(lora), LORA_RATE, replay))
     }
 
-    /// Every weight, trained on the private commands alone. Stored with more digits than the base has, so
-    /// that what it loses is lost by training.
+    /// Every weight, trained on the private commands alone. Stored more precisely than the base, so that
+    /// any loss comes from training and not from storing.
     fn full(&self) -> Recipe {
         self.recipe(FULL, Method::Full(Some(DType::F16)), FULL_RATE, Vec::new())
     }
