@@ -1,4 +1,4 @@
-//! The command line: verbs, global flags, and how arguments become checked options.
+//! The command line: verbs, global options, and how arguments become checked options.
 
 use std::ffi::OsString;
 
@@ -10,22 +10,28 @@ use crate::verbs::{
     train,
 };
 
+/// Heading of the options that every verb takes.
+const GLOBAL: &str = "Global options";
+
 /// Adapt a quantized language model to your own text, on this machine's CPU.
 #[derive(Debug, Parser)]
 #[command(name = "engraft", disable_version_flag = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 success; 1 error; 2 usage; 3 does not fit the memory budget; 4 gate \
-                        refused; 5 bad data; 6 unusable or incompatible model or adapter; 130 interrupted or out of time.")]
+#[command(
+    after_help = "Exit codes: 0 success; 1 error; 2 wrong usage; 3 doesn't fit into memory; 4 refused by the \
+                        gate; 5 bad data; 6 unusable or incompatible model or adapter; 130 interrupted or out of \
+                        time.\n\nExample:\n  engraft demo"
+)]
 pub(crate) struct Cli {
-    /// Print the version; with --verbose also commit, target, instruction set and device profiles
-    #[arg(short = 'V', long)]
+    /// Print the version; with --verbose also the commit, target, instruction set and device profiles
+    #[arg(short = 'V', long, help_heading = GLOBAL)]
     pub(crate) version: bool,
 
     /// Log more to stderr (-v info, -vv debug, -vvv trace)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = GLOBAL, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 
-    /// End stdout with one JSON object: the result, or the error
-    #[arg(long, global = true)]
+    /// Print the result, or the error, as one JSON object on the last line of stdout
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub(crate) json: bool,
 
     #[command(subcommand)]
@@ -34,47 +40,71 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Print the memory that a training run will take, pool by pool, and whether it fits
+    /// Print how much memory a training run will take, pool by pool, and whether it fits
+    #[command(after_help = "Example:\n  engraft plan -m MODEL.gguf --data rows --memory-budget 512M")]
     Plan(plan::Options),
-    /// Train an adapter (LoRA, DoRA), or every weight, inside the plan
+    /// Train an adapter (LoRA or DoRA), or every weight, within the planned memory
+    #[command(after_help = "Example:\n  engraft train -m MODEL.gguf --data rows --adapter-path adapter")]
     Train(train::Options),
-    /// Compare arms on held-out data: the base alone, behind examples, and trained
+    /// Compare the model alone, with examples in its prompt, and trained, on held-out rows
+    #[command(
+        after_help = "Example:\n  engraft compare -m MODEL.gguf --data rows --arms few-shot,lora --out out"
+    )]
     Compare(compare::Options),
     /// Train, compare with doing nothing and with prompting, and promote only what is better
+    #[command(after_help = "Example:\n  engraft adapt -m MODEL.gguf --data rows --store store")]
     Adapt(adapt::Options),
     /// Continue a prompt, with any number of adapters
+    #[command(
+        after_help = "Example:\n  engraft generate -m MODEL.gguf --lora adapter --chat -p \"Where is the cave?\""
+    )]
     Generate(generate::Options),
-    /// Talk with the model, with any number of adapters
+    /// Chat with the model, with any number of adapters
     Chat(chat::Options),
-    /// Measure perplexity on a text, or masked loss on held-out data
+    /// Measure perplexity on a text, or the loss on held-out rows
+    #[command(after_help = "Example:\n  engraft eval -m MODEL.gguf --lora adapter --data rows")]
     Eval(eval::Options),
-    /// Look at rows as training would read them
+    /// Check rows the way training reads them
+    #[command(after_help = "Example:\n  engraft data check -m MODEL.gguf --data rows")]
     Data(data::Options),
-    /// Take in an adapter of PEFT, MLX or llama.cpp, and bind it to this model
+    /// Import an adapter from PEFT, MLX or llama.cpp and bind it to this model
+    #[command(
+        after_help = "Example:\n  engraft import -m MODEL.gguf --from peft-adapter --adapter-path adapter"
+    )]
     Import(import::Options),
-    /// Write an adapter for PEFT or llama.cpp
+    /// Export an adapter for PEFT or llama.cpp
+    #[command(
+        after_help = "Example:\n  engraft export -m MODEL.gguf --lora adapter --format peft -o peft-adapter"
+    )]
     Export(export::Options),
-    /// Merge an adapter into its model, and measure what that loses
+    /// Merge an adapter into its model and measure the loss of quality
+    #[command(
+        after_help = "Example:\n  engraft merge -m MODEL.gguf --lora adapter --data rows -o merged.gguf"
+    )]
     Merge(merge::Options),
-    /// Look at what was promoted into an adapter store, check it, go back, clear out
+    /// List, check, roll back and prune what was promoted into an adapter store
+    #[command(after_help = "Example:\n  engraft adapter ls --store store")]
     Adapter(adapter::Options),
-    /// Teach the built-in model a household's private words, and measure it: no file, no network
+    /// Teach the built-in model a household's private words and judge the result: needs no file, no network
+    #[command(after_help = "Example:\n  engraft demo --store store")]
     Demo(demo::Options),
-    /// Measure this machine in a few seconds: training, reading, generating
+    /// Measure this machine's speed in a few seconds: training, reading, generating
+    #[command(after_help = "Example:\n  engraft bench -m MODEL.gguf")]
     Bench(bench::Options),
-    /// Check what this machine computes: each instruction set, gradients, threads, an adapter's file
+    /// Check that this machine computes correctly: instruction sets, gradients, threads, adapter files
+    #[command(after_help = "Example:\n  engraft selftest")]
     Selftest(selftest::Options),
 }
 
 impl Verb {
-    /// Whether it saves what it has when it is asked to stop.
+    /// Whether the verb saves its progress when asked to stop.
     pub(crate) fn saves_when_asked(&self) -> bool {
         matches!(self, Verb::Train(_))
     }
 }
 
-/// Parses the words of a command line (the first is the program's name); flags that are absent are
-/// taken from the `--config` file where there is one.
+/// Parses a command line, whose first word is the program's name. Flags that are absent come from the
+/// `--config` file, if one is given.
 ///
 /// # Errors
 /// A `clap::Error` for a wrong command line (and for `--help`); the runtime's error for the file.
@@ -92,12 +122,12 @@ pub(crate) fn parse(words: Vec<OsString>) -> anyhow::Result<Cli> {
     Ok(Cli::from_arg_matches(&matches)?)
 }
 
-/// Arguments that these verbs can't do without, though other verbs can.
+/// Arguments that are required by these verbs and optional in others.
 const REQUIRED: [(&str, &[&str]); 3] =
     [("train", &["data"]), ("compare", &["data"]), ("adapt", &["data", "store"])];
 
-/// The command line's definition. A number below zero is a value for every flag that takes one, so
-/// that the refusal names the flag and its range instead of an unknown flag `-1`.
+/// The command line's definition. Flags accept negative numbers as values, so that the error names the
+/// flag and its range instead of an unknown flag `-1`.
 pub(crate) fn command() -> Command {
     let lenient = |arg: Arg| match arg.get_action().takes_values() {
         true => arg.allow_negative_numbers(true),
@@ -110,7 +140,7 @@ pub(crate) fn command() -> Command {
     })
 }
 
-/// The same where nothing is required: what is missing may stand in a file.
+/// The same with nothing required, because a file may supply what is missing.
 pub(crate) fn without_required() -> Command {
     command().mut_subcommands(|verb| verb.mut_args(|arg| arg.required(false)))
 }
@@ -121,8 +151,8 @@ pub(crate) fn missing_verb() -> anyhow::Error {
     command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 
-/// mlx_lm writes the learning rate's short flag with two letters (`-lr 1e-4`), which clap would read
-/// as two flags of one letter each.
+/// mlx_lm writes the learning rate's short flag with two letters (`-lr 1e-4`), which clap would read as
+/// two one-letter flags.
 fn spell_out_lr(words: Vec<OsString>) -> Vec<OsString> {
     let tunes = words.iter().skip(1).find(|w| !w.as_encoded_bytes().starts_with(b"-"));
     if !tunes.is_some_and(|verb| ["train", "plan", "compare", "adapt"].iter().any(|v| verb == v)) {
@@ -154,6 +184,33 @@ mod tests {
     #[test]
     fn the_command_is_consistent() {
         command().debug_assert();
+    }
+
+    /// The verb and those below it.
+    fn all(verb: &Command) -> Vec<&Command> {
+        std::iter::once(verb).chain(verb.get_subcommands()).collect()
+    }
+
+    #[test]
+    fn every_help_ends_with_an_example_that_parses() {
+        let whole = command();
+        for verb in whole.get_subcommands().flat_map(all) {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let (_, example) =
+                help.split_once("Example:\n  ").unwrap_or_else(|| panic!("{}", verb.get_name()));
+            let mut words = Vec::new();
+            for (i, part) in example.split('"').enumerate() {
+                match i % 2 {
+                    0 => words.extend(part.split_whitespace()),
+                    _ => words.push(part),
+                }
+            }
+            assert_eq!(words[0], "engraft", "{example}");
+            assert!(words.contains(&verb.get_name()), "{example}");
+            if let Err(error) = command().try_get_matches_from(&words) {
+                panic!("{example}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -7,34 +7,34 @@ use engraft_runtime::error::{Error, ErrorKind};
 
 use super::stat;
 
-/// The adapter's file within `--adapter-path`.
+/// The adapter's file inside `--adapter-path`.
 pub(crate) const ADAPTER_FILE: &str = "adapter.engraft";
 
-/// The settings of an adapter of PEFT or MLX, within its folder.
+/// The settings of a PEFT or MLX adapter, inside its folder.
 const FOREIGN_CONFIG: &str = "adapter_config.json";
 
 /// Adapters to use, in order.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Adapters")]
 pub(crate) struct AdapterOptions {
-    /// An adapter: its folder or its file (may be repeated)
+    /// Use this adapter: a folder or a file (may be repeated)
     #[arg(long, value_name = "FILE")]
     lora: Vec<PathBuf>,
 
-    /// An adapter at a scale: 1 is as trained, 0 is off (may be repeated)
+    /// Use this adapter at a scale: 1 is as trained, 0 is off (may be repeated)
     #[arg(long, value_name = "FILE:SCALE", value_parser = scaled_adapter)]
     lora_scaled: Vec<ScaledAdapter>,
 
-    /// Use what is active in an adapter store: its adapter, or its few-shot examples
+    /// Use what is active in this adapter store: an adapter or few-shot examples
     #[arg(long, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
 
-    /// Use adapters of another base if their shapes fit; the result may make no sense
+    /// Use adapters made for another base if their shapes fit; the result may make no sense
     #[arg(long)]
     pub(crate) force_base: bool,
 }
 
-/// An adapter's file and the factor put on its effect.
+/// An adapter's file and the factor on its effect.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ScaledAdapter {
     pub(crate) path: PathBuf,
@@ -42,7 +42,7 @@ pub(crate) struct ScaledAdapter {
 }
 
 impl AdapterOptions {
-    /// All adapters, folders resolved to the file within.
+    /// All adapters, with folders resolved to the file inside.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] when one is missing.
@@ -56,28 +56,28 @@ impl AdapterOptions {
     }
 }
 
-/// An adapter's file, which exists: the path itself, or the file in the folder it names.
+/// An existing adapter file: the path itself, or the file inside if the path is a folder.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when it is missing, [`ErrorKind::Unsupported`] for a folder of another tool.
+/// [`ErrorKind::Io`] when it is missing, [`ErrorKind::Unsupported`] for another tool's folder.
 pub(crate) fn adapter_file(path: &Path, flag: &str) -> Result<PathBuf, Error> {
     if !stat(path, flag)?.is_dir() {
         return Ok(path.to_path_buf());
     }
     let file = path.join(ADAPTER_FILE);
     if !file.exists() && path.join(FOREIGN_CONFIG).exists() {
-        let message = format!("{flag}: {} is a folder of PEFT or MLX; {}", path.display(), import_hint(path));
+        let message = format!("{flag}: {} is a PEFT or MLX adapter; {}", path.display(), import_hint(path));
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     stat(&file, flag).map(|_| file)
 }
 
-/// How an adapter of another tool is taken in.
+/// How to import another tool's adapter.
 pub(crate) fn import_hint(from: &Path) -> String {
-    format!("take it in with `engraft import -m MODEL.gguf --from {}`", from.display())
+    format!("import it with `engraft import -m MODEL.gguf --from {}`", from.display())
 }
 
-/// FILE:SCALE, split at the last colon, for paths may hold some.
+/// Parses FILE:SCALE. Splits at the last colon, because paths may contain colons.
 fn scaled_adapter(text: &str) -> Result<ScaledAdapter, String> {
     let form = || "must be FILE:SCALE, such as home/adapter.engraft:0.5".to_string();
     let (path, scale) = text.rsplit_once(':').filter(|(path, _)| !path.is_empty()).ok_or_else(form)?;

@@ -1,4 +1,4 @@
-//! What stands against the base alone, and how it is trained.
+//! The arms that are compared with the base alone, and how to train them.
 
 use clap::{Args, ValueEnum, value_parser};
 use engraft_kernels::DType;
@@ -10,67 +10,67 @@ use engraft_runtime::run::{Length, Looks, Method, Settings, settings};
 
 use super::{ForgettingOptions, MemoryOptions, OptimizerOptions, ShapeOptions, misuse, parse};
 
-/// What stands against the base alone.
+/// The arms that are compared with the base alone.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Arms")]
 pub(crate) struct ArmOptions {
-    /// Arms beside the base alone: few-shot, lora, dora, full [default: all; of adapt: all but full]
+    /// Arms to compare with the model alone: few-shot, lora, dora, full [default: all; for adapt: all but full]
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     pub(crate) arms: Vec<ArmName>,
 
-    /// Examples in a few-shot prompt
+    /// Examples in the few-shot prompt
     #[arg(short = 'k', long, value_name = "K", default_value_t = settings::SHOTS as u32, value_parser = value_parser!(u32).range(1..=64))]
     shots: u32,
 
-    /// How examples are chosen
+    /// How to choose the examples
     #[arg(long, value_enum, default_value_t = ShotChoice::Seed)]
     shot_choice: ShotChoice,
 
-    /// Train each arm, and choose examples, once with each of these seeds
+    /// Repeat every arm, and the choice of examples, with each of these seeds
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0")]
     seeds: Vec<u64>,
 
-    /// Optimizer steps of each trained arm (300, unless another budget is given)
+    /// Optimizer steps per trained arm [default: 300, unless another budget is given]
     #[arg(long, value_name = "N", group = "budget", value_parser = value_parser!(u32).range(1..=100_000_000))]
     iters: Option<u32>,
 
-    /// Passes over the training rows
+    /// Passes over the training rows, per trained arm
     #[arg(long, value_name = "N", group = "budget", value_parser = parse::positive)]
     epochs: Option<f64>,
 
-    /// Tokens to train on
+    /// Tokens to train on, per trained arm
     #[arg(long, value_name = "N", group = "budget", value_parser = value_parser!(u64).range(1..))]
     tokens: Option<u64>,
 
-    /// Minutes to train
+    /// Minutes to train, shared by all trained arms
     #[arg(long, value_name = "MIN", group = "budget", value_parser = parse::positive)]
     minutes: Option<f64>,
 
-    /// Learning rate of lora and dora at its highest (also -lr) [default: 2e-4; of adapt: by a range test]
+    /// Peak learning rate of lora and dora (also -lr) [default: 2e-4; for adapt: chosen by a range test]
     #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = parse::positive)]
     learning_rate: Option<f64>,
 
-    /// Learning rate of full [default: 2e-5]
+    /// Peak learning rate of full [default: 2e-5]
     #[arg(long, value_name = "RATE", value_parser = parse::positive)]
     full_learning_rate: Option<f64>,
 
-    /// Rank of lora and dora [default: 8; of adapt: the largest that memory and rows carry]
+    /// Rank of lora and dora [default: 8; for adapt: the largest that memory and rows carry]
     #[arg(long, visible_alias = "lora-rank", value_name = "R", value_parser = value_parser!(u32).range(1..=256))]
     rank: Option<u32>,
 
-    /// Effect of lora and dora: alpha/r
+    /// Factor on the effect of lora and dora: alpha/r
     #[arg(long, value_name = "X", default_value_t = settings::SCALE, value_parser = parse::positive_f32)]
     scale: f32,
 
-    /// Type of the matrices of a fully tuned model
+    /// Type of the matrices in a fully tuned model
     #[arg(long = "type", value_name = "TYPE", default_value = "Q8_0", value_parser = parse::dtype)]
     dtype: DType,
 
-    /// Looks at the validation rows in a run
+    /// Evaluations on the validation rows per run
     #[arg(long, value_name = "N", default_value_t = settings::EVALUATIONS as u32, value_parser = value_parser!(u32).range(1..))]
     evaluations: u32,
 
-    /// Looks without a lower loss that end a run (0: never)
+    /// End a run after this many evaluations without a lower loss (0: never)
     #[arg(long, value_name = "N", default_value_t = settings::PATIENCE as u32)]
     patience: u32,
 
@@ -100,7 +100,7 @@ pub(crate) enum ArmName {
 }
 
 impl ArmName {
-    /// The name of a trained arm; `None` of what is only prompted.
+    /// The name of a trained arm; `None` for one that is only prompted.
     fn trained(self) -> Option<&'static str> {
         match self {
             ArmName::FewShot => None,
@@ -115,12 +115,12 @@ impl ArmName {
 enum ShotChoice {
     /// The same for all questions, by seed
     Seed,
-    /// For each question the nearest, by the base's own embeddings
+    /// For each question the nearest, by the base's embeddings
     Nearest,
 }
 
 impl ArmOptions {
-    /// The arms that were named, or those of the verb.
+    /// The arms that the user named, or the verb's usual ones.
     pub(crate) fn or<'a>(&'a self, usual: &'a [ArmName]) -> &'a [ArmName] {
         if self.arms.is_empty() { usual } else { &self.arms }
     }
@@ -130,7 +130,7 @@ impl ArmOptions {
         self.rank.is_some()
     }
 
-    /// Refuses what would do nothing, or the same twice.
+    /// Refuses options that would do nothing, or the same thing twice.
     ///
     /// # Errors
     /// `Misuse`.
@@ -141,14 +141,15 @@ impl ArmOptions {
         match seeds.iter().enumerate().find_map(|(i, s)| seeds[..i].contains(s).then_some(s)) {
             None => Ok(()),
             Some(twice) => {
-                let message =
-                    format!("--seeds: {twice} is given twice, which would be one arm under two names");
+                let message = format!(
+                    "--seeds: {twice} is given twice, which would train the same arm twice; remove one"
+                );
                 Err(misuse(message))
             }
         }
     }
 
-    /// Few-shot prompts: examples, and how they are chosen.
+    /// Few-shot prompts: how many examples, and how to choose them.
     pub(crate) fn few_shot(&self) -> Vec<(usize, Choice)> {
         let k = self.shots as usize;
         match self.shot_choice {
@@ -157,10 +158,10 @@ impl ArmOptions {
         }
     }
 
-    /// One recipe for each trained arm and seed; where `search` is set, those without a rate get one by a range test.
+    /// One recipe for each trained arm and seed. With `search`, a range test chooses the rates that aren't given.
     ///
     /// # Errors
-    /// `Misuse` for what doesn't fit the model.
+    /// `Misuse` for options that don't fit the model.
     pub(crate) fn recipes(&self, arms: &[ArmName], search: bool, model: &ModelConfig) -> Result<Vec<Recipe>> {
         let kinds =
             [ArmName::Lora, ArmName::Dora, ArmName::Full].into_iter().filter(|arm| arms.contains(arm));

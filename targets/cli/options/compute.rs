@@ -13,15 +13,15 @@ use super::{misuse, parse};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Computing")]
 pub(crate) struct ComputeOptions {
-    /// Threads; results don't depend on their number
+    /// Number of threads; it doesn't change results
     #[arg(short, long, value_name = "N", default_value_t = threads_default(), value_parser = value_parser!(u32).range(1..=256))]
     pub(crate) threads: u32,
 
-    /// Activations in products with quantized weights
+    /// Precision of activations in products with quantized weights
     #[arg(long, default_value = "int8", value_parser = parse::precision())]
     pub(crate) precision: Precision,
 
-    /// Input gradients in training [default: as --precision]
+    /// Precision of input gradients in training [default: as --precision]
     #[arg(long, value_parser = parse::gradient_precision())]
     pub(crate) gradient_precision: Option<GradientPrecision>,
 
@@ -30,8 +30,7 @@ pub(crate) struct ComputeOptions {
     isa: Option<Isa>,
 }
 
-/// The instruction sets that the kernels may be told to use: of every architecture, so that help doesn't depend on the
-/// machine.
+/// The instruction sets that the kernels can use, for every architecture, so that help is the same on all machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Isa {
     Scalar,
@@ -46,17 +45,17 @@ enum Isa {
 }
 
 impl ComputeOptions {
-    /// The kernels of the instruction set asked for, or of the best one.
+    /// The kernels for the requested instruction set, or for the best one.
     ///
     /// # Errors
-    /// `Misuse` for an instruction set that this CPU, or this build, lacks.
+    /// `Misuse` for an instruction set that this CPU or build lacks.
     pub(crate) fn kernels(&self) -> Result<Arc<Kernels>, Error> {
         let isa = match self.isa.and_then(|isa| isa.to_possible_value()) {
             None => Available::detect(),
             Some(asked) => Available::from_name(asked.get_name()).ok_or_else(|| {
                 let here: Vec<_> = Available::available().map(Available::name).collect();
                 misuse(format!(
-                    "--isa {}: not available here; this CPU and build have {}",
+                    "--isa {}: not available here; choose one of {}",
                     asked.get_name(),
                     here.join(", ")
                 ))

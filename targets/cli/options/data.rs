@@ -1,4 +1,4 @@
-//! Where rows come from, and which of their tokens count.
+//! Where rows come from and which of their tokens count.
 
 use std::path::{Path, PathBuf};
 
@@ -9,18 +9,18 @@ use engraft_runtime::run::settings;
 
 use super::{parse, stat};
 
-/// Skipped rows that are named without `-v`.
+/// How many skipped rows are listed without `-v`.
 const SKIPPED_SHOWN: usize = 10;
 
-/// Where rows come from, and which of their tokens count.
+/// Where rows come from and which of their tokens count.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataOptions {
-    /// Folder with train.jsonl, valid.jsonl and test.jsonl, or one file, which is split
+    /// Folder with train.jsonl and optionally valid.jsonl and test.jsonl, or one .jsonl file to be split
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// Learn and score the answers only (the default)
+    /// Learn and score only the answers (the default)
     #[arg(long, alias = "assistant-loss-only", num_args = 0..=1, require_equals = true, value_name = "BOOL",
           default_missing_value = "true", conflicts_with = "no_mask_prompt")]
     mask_prompt: Option<bool>,
@@ -29,13 +29,13 @@ pub(crate) struct DataOptions {
     #[arg(long)]
     no_mask_prompt: bool,
 
-    /// Share of the rows that is held out when there is no valid.jsonl
+    /// Share of the rows to hold out if there is no valid.jsonl
     #[arg(long, value_name = "SHARE", default_value_t = settings::VALID_FRACTION, value_parser = parse::below_one)]
     pub(crate) valid_fraction: f64,
 }
 
 impl DataOptions {
-    /// The data's path, which exists; `None` when the flag is absent.
+    /// The data's existing path; `None` without the flag.
     ///
     /// # Errors
     /// `Io` when there is no such folder or file.
@@ -43,12 +43,12 @@ impl DataOptions {
         self.data.as_deref().map(|path| stat(path, "--data").map(|_| path)).transpose()
     }
 
-    /// Whether answers alone are learned and scored.
+    /// Whether only answers are learned and scored.
     pub(crate) fn masks_prompt(&self) -> bool {
         self.mask_prompt.unwrap_or(true) && !self.no_mask_prompt
     }
 
-    /// How the rows are read, with at most `rows_max` positions each.
+    /// How to read the rows, with at most `rows_max` positions each.
     pub(crate) fn reading(&self, rows_max: usize, seed: u64) -> data::DataOptions {
         data::DataOptions {
             mask_prompt: self.masks_prompt(),
@@ -61,7 +61,7 @@ impl DataOptions {
     }
 }
 
-/// Tells on stderr what a file held, and every row that was left out or cut.
+/// Reports on stderr the rows of a file that were skipped or cut.
 pub(crate) fn tell_rows(data: &Dataset, rows_max: usize) {
     let shown = if log::log_enabled!(log::Level::Info) { data.skipped.len() } else { SKIPPED_SHOWN };
     for row in data.skipped.iter().take(shown) {
@@ -71,11 +71,11 @@ pub(crate) fn tell_rows(data: &Dataset, rows_max: usize) {
     match data.skipped_count {
         0 => {}
         n if n > shown => {
-            eprintln!("{source}: {n} rows skipped, of which {} aren't listed here (-v lists more)", n - shown)
+            eprintln!("{source}: {n} rows skipped; {} of them aren't listed (-v lists more)", n - shown)
         }
         n => eprintln!("{source}: {n} rows skipped"),
     }
     if data.truncated > 0 {
-        eprintln!("{source}: {} rows cut at {rows_max} tokens (--max-seq-length)", data.truncated);
+        eprintln!("{source}: {} rows cut at {rows_max} tokens (see --max-seq-length)", data.truncated);
     }
 }

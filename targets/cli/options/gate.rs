@@ -1,4 +1,4 @@
-//! What the gate demands, and what must not be forgotten.
+//! The gate's thresholds, and what a trained arm must not forget.
 
 use std::path::{Path, PathBuf};
 
@@ -15,35 +15,35 @@ use engraft_runtime::model::text::Text;
 use super::{misuse, parse, stat};
 use crate::verbs::common;
 
-/// What the gate demands.
+/// The gate's thresholds.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Gate")]
 pub(crate) struct GateOptions {
-    /// Two-sided level of the intervals and tests
+    /// Two-sided significance level of intervals and tests
     #[arg(long, value_name = "P", default_value_t = Thresholds::default().alpha, value_parser = parse::positive)]
     level: f64,
 
-    /// What an improvement's lower bound must exceed, nats per token
+    /// Minimum for the lower bound of an improvement, nats per token
     #[arg(long, value_name = "NATS", default_value_t = 0.0, value_parser = parse::not_negative)]
     improvement_min: f64,
 
-    /// Ceiling of the loss that retention texts may gain, nats per token
+    /// Maximum increase of the loss on retention texts, nats per token
     #[arg(long, value_name = "NATS", default_value_t = Thresholds::default().retention_nll_max, value_parser = parse::not_negative)]
     retention_nll_max: f64,
 
-    /// Ceiling of KL(tuned‖base) on retention texts, nats per token
+    /// Maximum KL(tuned‖base) on retention texts, nats per token
     #[arg(long, value_name = "NATS", default_value_t = Thresholds::default().retention_kl_max, value_parser = parse::not_negative)]
     retention_kl_max: f64,
 
-    /// Ceiling of KL(tuned‖base) on the task, nats per token (default: none)
+    /// Maximum KL(tuned‖base) on the task, nats per token [default: no limit]
     #[arg(long, value_name = "NATS", value_parser = parse::not_negative)]
     task_kl_max: Option<f64>,
 
-    /// Where answers are judged, let a lower loss alone win
+    /// Let a lower loss win even if no more answers are right
     #[arg(long)]
     loss_alone: bool,
 
-    /// Decide nothing with fewer held-out rows than this
+    /// Minimum number of held-out rows for a decision
     #[arg(long, value_name = "N", default_value_t = Thresholds::default().examples_min)]
     examples_min: usize,
 
@@ -51,25 +51,25 @@ pub(crate) struct GateOptions {
     #[arg(long, value_name = "N", default_value_t = Thresholds::default().resamples)]
     resamples: usize,
 
-    /// Seed of the bootstrap
+    /// Seed for the bootstrap
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse::seed)]
     pub(crate) seed: u64,
 
-    /// What must not be forgotten, beside the text that is built in: a text, or rows as .jsonl (may be repeated)
+    /// What must not be forgotten, in addition to the built-in text: a text or a .jsonl file (may be repeated)
     #[arg(long, value_name = "FILE")]
     retention: Vec<PathBuf>,
 
-    /// How answers to rows of --retention are compared with their own [default: as --metric says]
+    /// How to compare answers to --retention rows with the reference [default: as --metric]
     #[arg(long, value_parser = parse::retention_metric())]
     retention_metric: Option<Metric>,
 
-    /// Leave the built-in retention text out
+    /// Leave out the built-in retention text
     #[arg(long)]
     no_built_in_retention: bool,
 }
 
 impl GateOptions {
-    /// What the gate demands of arms, examples among them or not.
+    /// The gate's thresholds, with or without a few-shot arm required.
     pub(crate) fn thresholds(&self, few_shot_required: bool) -> Thresholds {
         Thresholds {
             alpha: self.level,
@@ -84,10 +84,10 @@ impl GateOptions {
         }
     }
 
-    /// What must not be forgotten.
+    /// The texts and rows that must not be forgotten.
     ///
     /// # Errors
-    /// Those of reading; `Misuse` for two of one name.
+    /// Those of reading; `Misuse` for two with the same name.
     pub(crate) fn retention(
         &self,
         text: &Text,
@@ -113,7 +113,7 @@ impl GateOptions {
                 RetentionSet::of_text(&name, &passages, text, rows_max).map_err(|e| e.at(file.display()))?
             };
             if all.iter().any(|known| known.name == name) {
-                return Err(misuse(format!("--retention: two texts are called {name}: rename one")));
+                return Err(misuse(format!("--retention: two texts are named {name}; rename one")));
             }
             all.push(set);
         }

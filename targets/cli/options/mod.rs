@@ -1,5 +1,5 @@
-//! Options that several verbs share, by topic. Each value is checked where it is read, so a verb's body meets only
-//! values in range; what depends on files is checked by the functions that give paths.
+//! Options that several verbs share, by topic. Parsing checks each value's range, so verbs see only valid values.
+//! The functions that return paths check the files.
 
 mod adapters;
 mod arms;
@@ -28,12 +28,12 @@ use std::path::Path;
 
 use engraft_runtime::error::{Error, ErrorKind};
 
-/// An error in how the program was called.
+/// An error in how the user called the program.
 pub(crate) fn misuse(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Misuse, message)
 }
 
-/// What the system knows of a path that a flag named.
+/// Metadata of a path given with a flag.
 pub(crate) fn stat(path: &Path, flag: &str) -> Result<std::fs::Metadata, Error> {
     std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {

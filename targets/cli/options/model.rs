@@ -1,4 +1,4 @@
-//! The model's file, and how it is opened.
+//! The model's file and how to open it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,10 +23,10 @@ pub(crate) struct ModelOptions {
     opening: OpeningOptions,
 }
 
-/// The same of verbs that can do without a model.
+/// The same for verbs that work without a model.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct OptionalModelOptions {
-    /// A model: a GGUF file [default of bench and selftest: the built-in one]
+    /// The model: a GGUF file [default for bench and selftest: the built-in model]
     #[arg(short = 'm', long = "model", value_name = "FILE")]
     model: Option<PathBuf>,
 
@@ -36,17 +36,17 @@ pub(crate) struct OptionalModelOptions {
 
 #[derive(Args, Clone, Debug)]
 struct OpeningOptions {
-    /// Compute the model's digest again instead of looking it up in the cache
+    /// Compute the model's digest instead of looking it up in the cache
     #[arg(long)]
     no_digest_cache: bool,
 
-    /// Read the model into memory instead of mapping it; this takes as much memory as the file is long
+    /// Read the model into memory instead of mapping it; this takes as much memory as the file is large
     #[arg(long)]
     no_mmap: bool,
 }
 
 impl OptionalModelOptions {
-    /// The model, if one is named.
+    /// The model, if one is given.
     pub(crate) fn given(&self) -> Option<ModelOptions> {
         let named =
             |model: &PathBuf| ModelOptions { model: Some(model.clone()), opening: self.opening.clone() };
@@ -55,10 +55,10 @@ impl OptionalModelOptions {
 }
 
 impl ModelOptions {
-    /// The model's path, which names a file.
+    /// The path of the model's existing file.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] when it names a folder, [`ErrorKind::Io`] when there is no such file.
+    /// [`ErrorKind::Misuse`] for a folder, [`ErrorKind::Io`] when there is no such file.
     pub(crate) fn path(&self) -> Result<&Path, Error> {
         let missing = || misuse("-m/--model is missing: name the model's GGUF file");
         let path = self.model.as_deref().ok_or_else(missing)?;
@@ -92,10 +92,10 @@ impl ModelOptions {
         Ok(Arc::new(model))
     }
 
-    /// The folder where digests are remembered: `ENGRAFT_CACHE_DIR`, else `engraft` in the user's cache
-    /// folder; `None` where there is none, or it is not wanted.
+    /// The folder that digests are cached in: `ENGRAFT_CACHE_DIR`, else `engraft` in the user's cache folder.
+    /// `None` if there is no such folder or the user doesn't want a cache.
     fn digest_cache(&self) -> Option<PathBuf> {
-        // Empty or relative paths count as absent, as the XDG base directory specification wants it.
+        // Empty and relative paths count as absent, as the XDG base directory specification demands.
         let named = |key: &str| std::env::var_os(key).map(PathBuf::from).filter(|p| p.is_absolute());
         let of_user = || {
             let cache = named("XDG_CACHE_HOME").or_else(|| named("HOME").map(|home| home.join(".cache")));

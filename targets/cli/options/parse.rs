@@ -1,4 +1,4 @@
-//! How words of the command line become values, and the refusals of those that don't.
+//! How words on the command line become values, and the errors for those that can't.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use engraft_kernels::DType;
@@ -12,7 +12,7 @@ use engraft_runtime::run::KeepChoice;
 use engraft_runtime::train::Direction;
 use engraft_runtime::train::schedule::Shape;
 
-/// One of some values, each with its name and what it means.
+/// One of several values, each with a name and a help text.
 fn choice<T: Copy + Send + Sync + 'static>(
     all: &'static [(T, &'static str, &'static str)],
 ) -> impl TypedValueParser<Value = T> {
@@ -23,15 +23,15 @@ fn choice<T: Copy + Send + Sync + 'static>(
     })
 }
 
-/// Activations in the products with quantized weights.
+/// Precision of activations in products with quantized weights.
 pub(crate) fn precision() -> impl TypedValueParser<Value = Precision> {
     choice(&[
         (Precision::Int8, "int8", "Quantized to 8 bits per block of 32, as llama.cpp does: the fast path"),
-        (Precision::F32, "f32", "Product as they are"),
+        (Precision::F32, "f32", "Not rounded"),
     ])
 }
 
-/// Input gradients in training.
+/// Precision of input gradients in training.
 pub(crate) fn gradient_precision() -> impl TypedValueParser<Value = GradientPrecision> {
     choice(&[
         (
@@ -42,26 +42,30 @@ pub(crate) fn gradient_precision() -> impl TypedValueParser<Value = GradientPrec
         (
             GradientPrecision::Bf16,
             "bf16",
-            "Both rounded to bf16 where the CPU multiplies it (AVX-512 BF16, Armv8.6); elsewhere f32",
+            "Both rounded to bf16 if the CPU multiplies it (AVX-512 BF16, Armv8.6); otherwise f32",
         ),
-        (GradientPrecision::F32, "f32", "Product as they are"),
+        (GradientPrecision::F32, "f32", "Not rounded"),
     ])
 }
 
-/// How blocks keep values for their backward.
+/// How blocks keep values for the backward pass.
 pub(crate) fn keep_precision() -> impl TypedValueParser<Value = KeepPrecision> {
     choice(&[
-        (KeepPrecision::F32, "f32", "As they are: gradients don't change"),
+        (KeepPrecision::F32, "f32", "Not rounded: gradients don't change"),
         (KeepPrecision::Bf16, "bf16", "Rounded, in half the memory"),
     ])
 }
 
-/// What blocks keep for their backward: memory against time.
+/// What blocks keep for the backward pass: memory against time.
 pub(crate) fn keep() -> impl TypedValueParser<Value = KeepChoice> {
     choice(&[
-        (KeepChoice::Auto, "auto", "What is fastest within --memory-budget; without one, within 128 MiB"),
-        (KeepChoice::Fixed(Keep::Inputs), "inputs", "Their inputs alone: the least memory"),
-        (KeepChoice::Fixed(Keep::Attention), "attention", "Also what the attention's half computes"),
+        (
+            KeepChoice::Auto,
+            "auto",
+            "The fastest choice within --memory-budget, or within 128 MiB without one",
+        ),
+        (KeepChoice::Fixed(Keep::Inputs), "inputs", "Only their inputs: the least memory"),
+        (KeepChoice::Fixed(Keep::Attention), "attention", "Also the results of their attention half"),
         (KeepChoice::Fixed(Keep::All), "all", "Everything: the fastest"),
     ])
 }
@@ -69,13 +73,13 @@ pub(crate) fn keep() -> impl TypedValueParser<Value = KeepChoice> {
 /// The course of the learning rate after the warmup.
 pub(crate) fn schedule() -> impl TypedValueParser<Value = Shape> {
     choice(&[
-        (Shape::Constant, "constant", "Stays"),
+        (Shape::Constant, "constant", "Stays the same"),
         (Shape::Linear, "linear", "Falls to zero in a straight line"),
         (Shape::Cosine, "cosine", "Falls to zero along half a cosine"),
     ])
 }
 
-/// Which way the divergence from the base is taken.
+/// The direction of the divergence from the base.
 pub(crate) fn kl_direction() -> impl TypedValueParser<Value = Direction> {
     choice(&[
         (Direction::Forward, "forward", "KL(base‖tuned): what was likely stays likely"),
@@ -86,40 +90,40 @@ pub(crate) fn kl_direction() -> impl TypedValueParser<Value = Direction> {
 /// A task with numeric answers.
 pub(crate) fn task() -> impl TypedValueParser<Value = Task> {
     choice(&[
-        (Task::Gsm8k, "gsm8k", "Grade school mathematics, answers behind ####"),
+        (Task::Gsm8k, "gsm8k", "Grade-school mathematics, answers after ####"),
         (Task::OrcaMath, "orca-math", "Word problems, answers in prose"),
         (Task::Svamp, "svamp", "One-step word problems"),
     ])
 }
 
-/// How answers to rows of no task are compared with the rows' own.
+/// How to compare answers with the reference for rows without a task.
 pub(crate) fn metric() -> impl TypedValueParser<Value = Metric> {
     choice(&[
-        (Metric::Exact, "exact", "Word for word, white space aside"),
+        (Metric::Exact, "exact", "Word for word, except for white space"),
         (Metric::Json, "json", "As JSON, all fields equal"),
     ])
 }
 
-/// How answers to retention rows are compared with the rows' own.
+/// How to compare answers to retention rows with the reference.
 pub(crate) fn retention_metric() -> impl TypedValueParser<Value = Metric> {
     choice(&[
-        (Metric::Exact, "exact", "Word for word, white space aside"),
+        (Metric::Exact, "exact", "Word for word, except for white space"),
         (Metric::Json, "json", "As JSON, all fields equal"),
-        (Metric::Numeric(Task::Gsm8k), "gsm8k", "By their numbers, as --task gsm8k"),
-        (Metric::Numeric(Task::OrcaMath), "orca-math", "By their numbers, as --task orca-math"),
-        (Metric::Numeric(Task::Svamp), "svamp", "By their numbers, as --task svamp"),
+        (Metric::Numeric(Task::Gsm8k), "gsm8k", "By number, as --task gsm8k"),
+        (Metric::Numeric(Task::OrcaMath), "orca-math", "By number, as --task orca-math"),
+        (Metric::Numeric(Task::Svamp), "svamp", "By number, as --task svamp"),
     ])
 }
 
-/// How the numbers of an adapter are stored.
+/// How to store an adapter's numbers.
 pub(crate) fn stored_as() -> impl TypedValueParser<Value = StoredAs> {
     choice(&[
-        (StoredAs::F32, "f32", "Exactly"),
-        (StoredAs::F16, "f16", "Rounded to 11 significant bits, in half the size"),
+        (StoredAs::F32, "f32", "Exact"),
+        (StoredAs::F16, "f16", "Rounded to 11 significant bits, at half the size"),
     ])
 }
 
-/// A finite number that obeys a rule.
+/// Parses a finite number that obeys a rule.
 fn number(text: &str, rule: &str, holds: impl Fn(f64) -> bool) -> Result<f64, String> {
     let value: f64 = text.trim().parse().map_err(|_| format!("must be a number {rule}"))?;
     if value.is_finite() && holds(value) { Ok(value) } else { Err(format!("must be a number {rule}")) }
@@ -129,7 +133,7 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
     number(text, "above 0", |v| v > 0.0)
 }
 
-/// A positive number that f32 can hold as such.
+/// Parses a number that is still positive as f32.
 pub(crate) fn positive_f32(text: &str) -> Result<f32, String> {
     Ok(number(text, "above 0 and at most 1e6", |v| v as f32 > 0.0 && v <= 1e6)? as f32)
 }
@@ -154,16 +158,16 @@ pub(crate) fn kl_weight(text: &str) -> Result<f32, String> {
     Ok(number(text, "of 0 to 1e6", |v| v == 0.0 || v as f32 > 0.0 && v <= 1e6)? as f32)
 }
 
-/// A seed; -1 draws one.
+/// Parses a seed; -1 draws one.
 pub(crate) fn seed(text: &str) -> Result<u64, String> {
     if text == "-1" {
         use std::hash::{BuildHasher, RandomState};
         return Ok(RandomState::new().hash_one(0u8));
     }
-    text.parse().map_err(|_| "must be a whole number of at least 0, or -1 for another each time".into())
+    text.parse().map_err(|_| "must be a whole number of at least 0, or -1 for a new one each time".into())
 }
 
-/// A type by ggml's name.
+/// Parses a type by ggml's name.
 pub(crate) fn dtype(text: &str) -> Result<DType, String> {
     let named = DType::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(text));
     named.ok_or_else(|| format!("must be one of {}", DType::ALL.map(DType::name).join(", ")))
@@ -173,7 +177,7 @@ pub(crate) fn dtype(text: &str) -> Result<DType, String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layers {
     All,
-    /// The last so many, at least one.
+    /// The last N blocks, at least one.
     Last(u32),
 }
 
@@ -185,7 +189,7 @@ pub(crate) fn layers(text: &str) -> Result<Layers, String> {
     }
 }
 
-/// The projections to adapt, in storage order, at least one.
+/// The projections to adapt: at least one, in storage order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Modules(pub(crate) Vec<Proj>);
 
@@ -196,7 +200,7 @@ pub(crate) fn modules(text: &str) -> Result<Modules, String> {
     let named = |name: &str| {
         let last = name.trim().rsplit('.').next().unwrap_or_default();
         Proj::from_name(last).ok_or_else(|| {
-            format!("`{}` isn't a projection: name some of q, k, v, o, gate, up, down, or all", name.trim())
+            format!("`{}` isn't a projection; use all, or a list of q, k, v, o, gate, up, down", name.trim())
         })
     };
     let mut found = text.split(',').map(named).collect::<Result<Vec<_>, _>>()?;
@@ -205,7 +209,7 @@ pub(crate) fn modules(text: &str) -> Result<Modules, String> {
     Ok(Modules(found))
 }
 
-/// A projection in one layer or, without it, in all.
+/// A projection in one layer, or in all layers if none is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     layer: Option<usize>,
@@ -218,7 +222,7 @@ impl Place {
     }
 }
 
-/// Values of single projections.
+/// Values for single projections.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Pattern<T>(pub(super) Vec<(Place, T)>);
 
@@ -230,7 +234,7 @@ pub(crate) fn alphas(text: &str) -> Result<Pattern<f32>, String> {
     pattern(text, |value| positive_f32(value).map_err(|_| "an alpha above 0 and at most 1e6"))
 }
 
-/// A list of PLACE=VALUE: a projection, or a path that names its layer too, as PEFT's patterns do.
+/// Parses a list of PLACE=VALUE. A place is a projection, or a path with its layer as in PEFT's patterns.
 fn pattern<T>(text: &str, value: impl Fn(&str) -> Result<T, &'static str>) -> Result<Pattern<T>, String> {
     let entry = |entry: &str| {
         let form = || format!("`{entry}` must be PLACE=VALUE, such as q=4 or layers.3.q=4");
@@ -238,7 +242,7 @@ fn pattern<T>(text: &str, value: impl Fn(&str) -> Result<T, &'static str>) -> Re
         let mut words = path.trim().split('.').rev();
         let proj = words.next().and_then(Proj::from_name).ok_or_else(form)?;
         let words: Vec<_> = words.collect();
-        // Read from the end: the layer's number stands before the word `layers`.
+        // The words are reversed, so the layer's number comes before the word `layers`.
         let layer = match words.iter().position(|w| *w == "layers") {
             Some(at) => {
                 let number = at.checked_sub(1).and_then(|i| words[i].parse().ok());

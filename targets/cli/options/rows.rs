@@ -1,4 +1,4 @@
-//! Which rows a comparison is made on, and how answers to them are judged.
+//! Which rows a comparison uses, and how to judge answers.
 
 use clap::{Args, value_parser};
 use engraft_runtime::compare::answers::Metric;
@@ -9,50 +9,50 @@ use engraft_runtime::run::settings;
 
 use super::{DataOptions, parse};
 
-/// Which rows, and how answers are judged.
+/// Which rows a comparison uses, and how to judge answers.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Rows and answers")]
 pub(crate) struct RowOptions {
-    /// A task with numeric answers: how its rows are asked, and how answers are read
+    /// Task with numeric answers: sets how to ask the questions and read the answers
     #[arg(long, value_parser = parse::task())]
     task: Option<Task>,
 
-    /// Without a task: compare answers with the rows' own, too
+    /// Without a task: also judge answers by comparing them with the rows' answers
     #[arg(long, conflicts_with = "task", value_parser = parse::metric())]
     metric: Option<Metric>,
 
-    /// Tokens of an answer at most
+    /// Maximum tokens per answer
     #[arg(long, value_name = "N", default_value_t = settings::ANSWER_TOKENS as u32, value_parser = value_parser!(u32).range(1..=1 << 16))]
     answer_tokens: u32,
 
-    /// Tokens of a row at most
+    /// Maximum tokens per row
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", default_value_t = settings::ROW_TOKENS_COMPARED as u32, value_parser = value_parser!(u32).range(2..=1 << 20))]
     max_seq_length: u32,
 
-    /// Use at most this many training rows, chosen by --split-seed
+    /// Maximum number of training rows, chosen by --split-seed
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     train_rows: Option<u32>,
 
-    /// Use at most this many held-out rows, chosen by --split-seed
+    /// Maximum number of held-out rows, chosen by --split-seed
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     held_out_rows: Option<u32>,
 
-    /// Seed of the split and of these choices; all arms and seeds share it
+    /// Seed for the split and these choices, shared by all arms and --seeds
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse::seed)]
     split_seed: u64,
 
-    /// Held-out rows that the report shows with every arm's answer
+    /// Number of held-out rows to show in the report with every arm's answer
     #[arg(long, value_name = "N", default_value_t = settings::SAMPLES as u32, value_parser = value_parser!(u32).range(0..=64))]
     pub(crate) samples: u32,
 }
 
 impl RowOptions {
-    /// How answers are judged, if they are.
+    /// How to judge answers, if at all.
     pub(crate) fn metric(&self) -> Option<Metric> {
         self.task.map(Metric::Numeric).or(self.metric)
     }
 
-    /// The metric that was named for rows of no task.
+    /// The metric given for rows without a task.
     pub(crate) fn named_metric(&self) -> Option<Metric> {
         self.metric
     }
@@ -66,14 +66,14 @@ impl RowOptions {
         self.split_seed
     }
 
-    /// How rows are read, with at most `context` positions each.
+    /// How to read rows, with at most `context` positions each.
     pub(crate) fn reading(&self, data: &DataOptions, context: usize) -> Reading {
         let rows_max = (self.max_seq_length as usize).min(context);
         let plain = data.reading(rows_max, self.split_seed);
         Reading { reader: self.task.map(Task::reader), over_long: OverLong::Truncate, ..plain }
     }
 
-    /// How many rows at most.
+    /// The maximum numbers of rows.
     pub(crate) fn limits(&self) -> Limits {
         let limit = |n: Option<u32>| n.map(|n| n as usize);
         Limits { train_rows: limit(self.train_rows), held_out_rows: limit(self.held_out_rows) }

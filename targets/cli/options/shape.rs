@@ -1,4 +1,4 @@
-//! What `train`, `plan`, `compare` and `adapt` have in common: what an adapter adapts, and how it is optimized.
+//! Options shared by `train`, `plan`, `compare` and `adapt`: which parts an adapter adapts, and the optimizer.
 
 use clap::{Args, value_parser};
 use engraft_runtime::adapter::{LoraConfig, Override, StoredAs};
@@ -10,7 +10,7 @@ use engraft_runtime::train::schedule::Shape;
 use super::misuse;
 use super::parse::{self, Layers, Modules, Pattern};
 
-/// Where an adapter sits, and how it begins.
+/// Which parts an adapter adapts, and how it starts.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ShapeOptions {
     /// Projections to adapt: all, or a list of q, k, v, o, gate, up, down
@@ -21,7 +21,7 @@ pub(crate) struct ShapeOptions {
     #[arg(long, value_name = "N", default_value = "-1", value_parser = parse::layers)]
     num_layers: Layers,
 
-    /// Share of the adapter's inputs set to zero while training
+    /// Share of the adapter's inputs set to zero during training
     #[arg(long, visible_alias = "lora-dropout", value_name = "SHARE", default_value_t = 0.0, value_parser = parse::below_one)]
     dropout: f64,
 
@@ -29,29 +29,29 @@ pub(crate) struct ShapeOptions {
     #[arg(long, visible_alias = "rslora")]
     use_rslora: bool,
 
-    /// Other ranks: a list such as q=4,down=16 or layers.3.q=4
+    /// Different ranks for some projections: a list such as q=4,down=16 or layers.3.q=4
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = parse::ranks)]
     rank_pattern: Pattern<u32>,
 
-    /// Other alphas, in the same form
+    /// Different alphas for some projections, in the same form
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true, value_parser = parse::alphas)]
     alpha_pattern: Pattern<f32>,
 
-    /// How the adapter's file stores its numbers
+    /// How to store the numbers in the adapter's file
     #[arg(long, default_value = "f32", value_parser = parse::stored_as())]
     pub(crate) adapter_precision: StoredAs,
 
-    /// How A begins; B begins as zero, so nothing is changed yet
+    /// How to initialize A (B starts at zero, so the adapter has no effect at first)
     #[arg(long, default_value = "kaiming", value_parser = ["kaiming", "eva"])]
     init: String,
 
-    /// Batches of training rows that --init eva looks at [default: 8]
+    /// Batches of training rows that --init eva analyzes [default: 8]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=4096))]
     eva_batches: Option<u32>,
 }
 
 impl ShapeOptions {
-    /// How A begins.
+    /// How to initialize A.
     pub(crate) fn begin(&self) -> Begin {
         match self.init.as_str() {
             "eva" => Begin::Eva(self.eva_batches.map_or(settings::EVA_BATCHES, |n| n as usize)),
@@ -65,7 +65,7 @@ impl ShapeOptions {
     /// `Misuse`.
     pub(super) fn check(&self) -> Result<()> {
         match self.eva_batches.is_some() && self.begin() == Begin::Random {
-            true => Err(misuse("--eva-batches has no effect without --init eva")),
+            true => Err(misuse("--eva-batches has no effect without --init eva; add it")),
             false => Ok(()),
         }
     }
@@ -86,7 +86,7 @@ impl ShapeOptions {
             Layers::All => 0,
             Layers::Last(count) => n.checked_sub(count as usize).ok_or_else(|| {
                 misuse(format!(
-                    "--num-layers {count}: the model has {n} blocks; give at most that many, or -1"
+                    "--num-layers {count}: the model has {n} blocks; give at most {n}, or -1 for all"
                 ))
             })?,
         };
@@ -96,14 +96,14 @@ impl ShapeOptions {
         LoraConfig { rslora: self.use_rslora, dora, overrides: self.overrides(), ..plain }.checked(model)
     }
 
-    /// What `--rank-pattern` and `--alpha-pattern` name.
+    /// The overrides from `--rank-pattern` and `--alpha-pattern`.
     fn overrides(&self) -> Vec<Override> {
         let rank = |(place, rank): &(parse::Place, u32)| place.of(Some(*rank as usize), None);
         let alpha = |(place, alpha): &(parse::Place, f32)| place.of(None, Some(*alpha));
         self.rank_pattern.0.iter().map(rank).chain(self.alpha_pattern.0.iter().map(alpha)).collect()
     }
 
-    /// The first flag that is given though it shapes an adapter alone.
+    /// The first given flag that has an effect only on adapters.
     pub(super) fn given(&self) -> Option<&'static str> {
         let flags = [
             ("--lora-modules", self.lora_modules.0.len() < Proj::ALL.len()),
@@ -122,11 +122,11 @@ impl ShapeOptions {
 /// Batches and the optimizer.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct OptimizerOptions {
-    /// Sequences that go through the model together
+    /// Sequences per batch
     #[arg(short, long, value_name = "N", default_value_t = settings::BATCH as u32, value_parser = value_parser!(u32).range(1..=4096))]
     pub(crate) batch_size: u32,
 
-    /// Batches whose gradients are summed before a step
+    /// Batches to sum gradients over before each step
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=65_536))]
     grad_accumulation_steps: u32,
 
@@ -138,7 +138,7 @@ pub(crate) struct OptimizerOptions {
     #[arg(long, default_value = "linear", value_parser = parse::schedule())]
     schedule: Shape,
 
-    /// Steps in which the learning rate rises from zero [default: 0; of compare and adapt: a twentieth of the run]
+    /// Steps of rising learning rate at the start [default: 0; for compare and adapt: 5 % of the run]
     #[arg(long, value_name = "N")]
     warmup_steps: Option<u32>,
 
@@ -152,7 +152,7 @@ pub(crate) struct OptimizerOptions {
 }
 
 impl OptimizerOptions {
-    /// The settings with these in them.
+    /// Puts these options into the settings.
     pub(crate) fn apply(&self, settings: Settings) -> Settings {
         Settings {
             batch: self.batch_size as usize,
@@ -167,7 +167,7 @@ impl OptimizerOptions {
     }
 }
 
-/// Refuses a LoRA+ ratio of what has no B.
+/// Refuses options that full fine-tuning ignores, because it trains no adapter.
 ///
 /// # Errors
 /// `Misuse`.
@@ -178,8 +178,6 @@ pub(super) fn refuse_for_full(
     let ratio = (optimizer.lora_plus_ratio != 1.0).then_some("--lora-plus-ratio");
     match shape.given().or(ratio) {
         None => Ok(()),
-        Some(flag) => {
-            Err(misuse(format!("{flag} shapes an adapter; --fine-tune-type full trains every weight")))
-        }
+        Some(flag) => Err(misuse(format!("{flag} is for adapters; leave it out with --fine-tune-type full"))),
     }
 }

@@ -1,4 +1,4 @@
-//! What shapes a training run, and so its memory: `plan` and `train` take the same flags.
+//! The options of a training run. They also determine its memory, so `plan` and `train` take the same flags.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::units;
 
-/// Everything that shapes a training run.
+/// All options of a training run.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct TuneOptions {
     #[command(flatten)]
@@ -26,11 +26,11 @@ pub(crate) struct TuneOptions {
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Folder for adapter.engraft (model.gguf with --fine-tune-type full), metrics.jsonl and checkpoints
+    /// Output folder for adapter.engraft (or model.gguf with --fine-tune-type full), metrics.jsonl and checkpoints
     #[arg(long, value_name = "DIR", default_value = "adapter")]
     pub(crate) adapter_path: PathBuf,
 
-    /// Seed of the split, the order of rows, the initial adapter and dropout (-1: another each time)
+    /// Seed for the split, the row order, the initial adapter and dropout (-1: a new one each time)
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse::seed)]
     pub(crate) seed: u64,
 
@@ -53,19 +53,19 @@ pub(crate) struct TuneOptions {
     pub(crate) compute: ComputeOptions,
 }
 
-/// How much memory, and what for.
+/// How much memory to use.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Memory")]
 pub(crate) struct MemoryOptions {
-    /// Refuse to start when the plan needs more private memory (60M, 1.5G, or bytes)
+    /// Refuse to start if the plan needs more private memory than this (60M, 1.5G, or bytes)
     #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
     pub(crate) memory_budget: Option<u64>,
 
-    /// What each block keeps of its forward, so that its backward need not compute it again
+    /// What each block keeps from its forward pass, to save recomputing it in the backward pass
     #[arg(long, default_value = "auto", value_parser = parse::keep())]
     pub(crate) keep: KeepChoice,
 
-    /// How it is kept
+    /// Precision of the kept values
     #[arg(long, default_value = "f32", value_parser = parse::keep_precision())]
     pub(crate) keep_precision: KeepPrecision,
 }
@@ -78,7 +78,7 @@ struct WhatOptions {
     #[arg(long, value_enum, default_value_t = FineTune::Lora)]
     fine_tune_type: FineTune,
 
-    /// With full: type of the model's matrices (F32, F16, Q8_0, Q4_K, ...) [default: each as in the base]
+    /// For full: type of the written model's matrices (F32, F16, Q8_0, Q4_K, ...) [default: as in the base]
     #[arg(long = "type", value_name = "TYPE", value_parser = parse::dtype)]
     dtype: Option<DType>,
 
@@ -86,7 +86,7 @@ struct WhatOptions {
     #[arg(long, visible_alias = "lora-rank", value_name = "R", default_value_t = settings::RANK as u32, value_parser = value_parser!(u32).range(1..=256))]
     rank: u32,
 
-    /// Alpha: the adapter's effect is multiplied by alpha/r (by alpha/sqrt(r) with --use-rslora)
+    /// Alpha: the adapter's effect is scaled by alpha/r (by alpha/sqrt(r) with --use-rslora)
     #[arg(long, visible_alias = "lora-alpha", value_name = "ALPHA", default_value_t = settings::ALPHA, value_parser = parse::positive_f32)]
     alpha: f32,
 
@@ -97,19 +97,19 @@ struct WhatOptions {
 /// What a training run changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FineTune {
-    /// A low-rank adapter beside the frozen model
+    /// A low-rank adapter next to the frozen model
     Lora,
-    /// The same, with a magnitude for each output row of what is adapted
+    /// The same, plus a magnitude for each output row of the adapted matrices
     Dora,
-    /// Every weight of the model, in f32; the result is a model
+    /// Every weight of the model, in f32; the result is a new model
     Full,
 }
 
-/// The course of a run.
+/// Length, learning rate and reports of a run.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Training")]
 pub(crate) struct RunOptions {
-    /// Optimizer steps (300, unless --epochs is given)
+    /// Optimizer steps [default: 300, unless --epochs is given]
     #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = value_parser!(u32).range(1..=100_000_000))]
     iters: Option<u32>,
 
@@ -117,11 +117,11 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
     epochs: Option<u32>,
 
-    /// Tokens of a sequence at most
+    /// Maximum tokens per sequence
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", default_value_t = settings::ROW_TOKENS as u32, value_parser = value_parser!(u32).range(2..=1 << 20))]
     pub(crate) max_seq_length: u32,
 
-    /// Learning rate at its highest (also -lr) [default: 2e-4, and 2e-5 with --fine-tune-type full]
+    /// Peak learning rate (also -lr) [default: 2e-4, or 2e-5 with --fine-tune-type full]
     #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = parse::positive)]
     learning_rate: Option<f64>,
 
@@ -140,8 +140,7 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "N", default_value_t = settings::SAVE_EVERY as u32)]
     save_every: u32,
 
-    /// Steps between checkpoints, from which --resume continues and to which a run that diverges returns (0: only
-    /// when stopped)
+    /// Steps between checkpoints, which --resume continues from and a diverging run returns to (0: only when stopped)
     #[arg(long, value_name = "N", default_value_t = settings::CHECKPOINT_EVERY as u32)]
     checkpoint_every: u32,
 }
@@ -155,7 +154,7 @@ impl TuneOptions {
     /// The settings of the run on a model.
     ///
     /// # Errors
-    /// `Misuse` for flags that do nothing beside others, or don't fit the model.
+    /// `Misuse` for flags that have no effect with the others, or don't fit the model.
     pub(crate) fn settings(&self, model: &ModelConfig) -> Result<Settings> {
         self.check_effects()?;
         let (what, run) = (&self.what, &self.run);
@@ -188,7 +187,7 @@ impl TuneOptions {
         })
     }
 
-    /// Refuses flags that would do nothing beside the others.
+    /// Refuses flags that would have no effect with the others.
     fn check_effects(&self) -> Result<()> {
         self.forgetting.check()?;
         self.what.shape.check()?;
@@ -196,24 +195,23 @@ impl TuneOptions {
         if !self.is_full() {
             return match what.dtype {
                 None => Ok(()),
-                Some(_) => Err(misuse("--type is for --fine-tune-type full, which writes a model")),
+                Some(_) => Err(misuse("--type has no effect on adapters; it is for --fine-tune-type full")),
             };
         }
         let of_adapters =
             [("--rank", what.rank != settings::RANK as u32), ("--alpha", what.alpha != settings::ALPHA)];
         if let Some((flag, _)) = of_adapters.iter().find(|(_, given)| *given) {
-            return Err(misuse(format!(
-                "{flag} shapes an adapter; --fine-tune-type full trains every weight"
-            )));
+            return Err(misuse(format!("{flag} is for adapters; leave it out with --fine-tune-type full")));
         }
         refuse_for_full(&what.shape, &self.run.optimizer)?;
         if self.compute.gradient_precision.is_some() {
-            let message = "--gradient-precision is for adapters; --fine-tune-type full computes in f32";
+            let message =
+                "--gradient-precision is for adapters; leave it out, --fine-tune-type full computes in f32";
             return Err(misuse(message));
         }
         if self.forgetting.penalty().is_some() {
-            let message = "--kl-weight weighs an adapter against the base beneath it, which \
-                           --fine-tune-type full doesn't keep; --replay works with both";
+            let message = "--kl-weight needs the base model, which --fine-tune-type full doesn't keep; use --replay \
+                           instead";
             return Err(misuse(message));
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! `engraft adapter`: what was promoted into a store, whether it is whole, and the way back. Also what
-//! other verbs take from a store.
+//! `engraft adapter`: lists, checks, rolls back and prunes an adapter store. Other verbs load a store's
+//! active generation through [`Stored`].
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,9 +24,9 @@ use crate::options::{self, AdapterOptions, OptionalModelOptions};
 
 /// Generations that pruning keeps.
 const KEEP_DEFAULT: u32 = 3;
-/// What is said of a folder that is no generation.
-const UNFINISHED: &str = "unfinished: harmless, and removed by the next promotion, rollback or pruning";
-/// Characters of a verdict's word.
+/// How a folder is described that an interrupted command left behind.
+const UNFINISHED: &str = "unfinished: harmless; the next promotion, rollback or pruning removes it";
+/// Maximum length of a verdict's word.
 const WORD_MAX: usize = 40;
 
 #[derive(Args, Debug)]
@@ -37,18 +37,21 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// List the generations, and which is active
+    /// List the generations and mark the active one
+    #[command(after_help = "Example:\n  engraft adapter ls --store store")]
     Ls(StorePlace),
     /// Show one generation: files, settings, verdict
+    #[command(after_help = "Example:\n  engraft adapter show 2 --store store")]
     Show {
         #[command(flatten)]
         place: StorePlace,
 
-        /// Its number (default: the active one)
+        /// Its number [default: the active one]
         #[arg(value_name = "GENERATION", value_parser = value_parser!(u64).range(1..))]
         generation: Option<u64>,
     },
-    /// Read every file again and compare it with its digest; with -m hold it against the model too
+    /// Compare every file with its digest; with -m also check that it fits the model
+    #[command(after_help = "Example:\n  engraft adapter verify --store store -m MODEL.gguf")]
     Verify {
         #[command(flatten)]
         place: StorePlace,
@@ -56,21 +59,23 @@ enum What {
         #[command(flatten)]
         model: OptionalModelOptions,
     },
-    /// Make the generation active that was active before (may be repeated)
+    /// Make the previously active generation active again; run it again to go back further
+    #[command(after_help = "Example:\n  engraft adapter rollback --store store")]
     Rollback {
         #[command(flatten)]
         place: StorePlace,
 
-        /// Make this one active instead, earlier or later
+        /// Make this generation active instead, earlier or later
         #[arg(long, value_name = "GENERATION", value_parser = value_parser!(u64).range(1..))]
         to: Option<u64>,
     },
-    /// Remove old generations: never the active one, nor the one before it
+    /// Remove old generations, but never the active one or the one before it
+    #[command(after_help = "Example:\n  engraft adapter prune --store store --keep 3")]
     Prune {
         #[command(flatten)]
         place: StorePlace,
 
-        /// Keep so many of the newest
+        /// How many of the newest to keep
         #[arg(long, value_name = "N", default_value_t = KEEP_DEFAULT, value_parser = value_parser!(u32).range(1..))]
         keep: u32,
     },
@@ -83,25 +88,25 @@ struct StorePlace {
     store: PathBuf,
 }
 
-/// What a store puts beside the model.
+/// What a store adds to the model.
 #[derive(Debug, Default)]
 pub(crate) struct Stored {
-    /// The file of its adapter, whose base is not checked yet.
+    /// The adapter's file; its base isn't checked yet.
     pub(crate) adapter: Option<PathBuf>,
-    /// Messages to go before those of the user.
+    /// Messages that go before the user's.
     pub(crate) few_shot: Vec<Message>,
 }
 
 impl Stored {
-    /// What is active in the store that `--store` names, and says so; nothing without the flag.
+    /// Loads and reports what is active in the store given with `--store`; empty without the flag.
     ///
     /// # Errors
-    /// Those of [`Store::active`]; `BaseMismatch` for examples of another base without `--force-base`.
+    /// Those of [`Store::active`]; `BaseMismatch` for examples made for another base, without `--force-base`.
     pub(crate) fn of(model: &ModelFile, options: &AdapterOptions) -> Result<Stored, Error> {
         let Some(dir) = &options.store else { return Ok(Stored::default()) };
         let store = open(dir)?;
         let Some(Active { generation, passed_over }) = store.active()? else {
-            eprintln!("{}: nothing was promoted yet: the base alone", dir.display());
+            eprintln!("{}: nothing was promoted yet; using the model alone", dir.display());
             return Ok(Stored::default());
         };
         tell(&passed_over);
@@ -138,7 +143,7 @@ fn open(dir: &Path) -> Result<Store<'static>, Error> {
     Store::open(&Disk, dir).map_err(|e| e.at("--store"))
 }
 
-/// Says which generation was not used, and why.
+/// Prints which generations weren't used, and why.
 fn tell(passed_over: &[String]) {
     for problem in passed_over {
         eprintln!("passed over: {problem}");
@@ -177,7 +182,7 @@ fn list(store: &Store<'_>, invocation: &Invocation) -> Result<()> {
         json::line(&format!("no generation is active: {why}"))?;
     }
     for name in &listing.unknown {
-        json::line(&format!("not the store's, left alone: {name:?}"))?;
+        json::line(&format!("not part of the store, left alone: {name:?}"))?;
     }
     if invocation.json {
         json::emit(&json::AdapterList { active, generations, passed_over, unknown: listing.unknown })?;
@@ -217,8 +222,8 @@ fn describe_generation(
     }
 }
 
-/// The one word of a verdict, if it has one that a terminal can show: what stands under `verdict` or
-/// `decision`, itself or the name of its kind.
+/// A verdict in one word, if it has one that a terminal can show: the value of `verdict` or `decision`, or
+/// the name of its kind.
 fn word(verdict: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(verdict).ok()?;
     let found = ["verdict", "decision"].iter().find_map(|key| value.get(key))?;
@@ -235,7 +240,7 @@ fn word(verdict: &[u8]) -> Option<String> {
 
 fn show(store: &Store<'_>, number: Option<u64>, invocation: &Invocation) -> Result<()> {
     let active = match store.active() {
-        // The number says what to show, whatever is active.
+        // With a number given, an unusable active generation doesn't matter.
         Err(_) if number.is_some() => None,
         found => found?,
     };
@@ -291,8 +296,8 @@ fn settings(adapter: &Adapter) -> json::AdapterSettings {
     }
 }
 
-/// Whether every generation is whole, loads and, with a model, belongs to it; and the pointer. What was cut
-/// short is none and no problem.
+/// Checks that every generation is whole and loads, that it belongs to the model if one is given, and that
+/// the pointer is good. An unfinished folder isn't a generation and isn't a problem.
 fn verify(store: &Store<'_>, model: &OptionalModelOptions, invocation: &Invocation) -> Result<()> {
     let model = model.given().map(|model| model.open()).transpose()?;
     let (mut good, mut unfinished, mut problems) = (Vec::new(), Vec::new(), Vec::new());
@@ -355,7 +360,7 @@ fn check(store: &Store<'_>, number: u64, model: Option<&Arc<ModelFile>>) -> Resu
 fn roll_back(store: &Store<'_>, to: Option<u64>, invocation: &Invocation) -> Result<()> {
     let writer = store.writer()?;
     let was = match store.active() {
-        // A named generation may mend a store whose pointer leads nowhere.
+        // Activating a named generation can repair a store whose pointer is broken.
         Err(_) if to.is_some() => None,
         found => found?,
     };

@@ -1,4 +1,4 @@
-//! `engraft chat`: a conversation, line by line, each answer streamed to stdout.
+//! `engraft chat`: a conversation line by line; answers stream to stdout.
 
 use std::io::BufRead;
 use std::sync::atomic::Ordering;
@@ -20,33 +20,33 @@ use super::{Invocation, common};
 use crate::json;
 use crate::options::{AdapterOptions, ComputeOptions, ModelOptions, misuse};
 
-/// How often Ctrl-C is looked for while a line is waited for.
+/// How often to check for Ctrl-C while waiting for a line.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Characters of a line beyond which no context holds it.
+/// Lines longer than this fit no context.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Each line of stdin is a message; /reset forgets the conversation, /exit or the end of \
-                        the input ends it."
+    after_help = "Each line of stdin is a message. /reset forgets the conversation; /exit or the end of the input \
+                  ends it.\n\nExample:\n  engraft chat -m MODEL.gguf --store store"
 )]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) model: ModelOptions,
 
-    /// The system message that the conversation begins with
+    /// System message at the start of the conversation
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
 
-    /// Tokens of an answer at most (-1: until the model ends or the context is full)
+    /// Maximum tokens per answer (-1: until the model stops or the context is full)
     #[arg(short, long, visible_aliases = ["predict", "max-tokens"], value_name = "N", default_value_t = 512, value_parser = value_parser!(i64).range(-1..=1 << 30))]
     n_predict: i64,
 
-    /// Tokens of the whole conversation (default: what the model was trained for, at most 4096)
+    /// Maximum tokens of the whole conversation [default: the model's trained length, up to 4096]
     #[arg(short, long, value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
     ctx_size: Option<u32>,
 
-    /// How keys and values of earlier tokens are stored
+    /// How to store the keys and values of earlier tokens
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheType::F16)]
     cache_type: CacheType,
 
@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let model = options.model.open()?;
     let stored = Stored::of(&model, &options.adapters)?;
     if !stored.few_shot.is_empty() && stored.few_shot.iter().all(|m| m.role == TEXT_ROLE) {
-        let message = "--store: its active generation is few-shot texts to be continued, which are no chat: use \
+        let message = "--store: its active generation holds few-shot texts, which don't work in a chat; use \
                        `engraft generate`";
         return Err(misuse(message).into());
     }
@@ -99,12 +99,12 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
 }
 
 impl Options {
-    /// Tokens of the context.
+    /// The context's length in tokens.
     fn capacity(&self, trained: usize) -> Result<usize, Error> {
         match self.ctx_size {
             None => Ok(trained.min(CONTEXT_DEFAULT_MAX)),
             Some(asked) if asked as usize > trained => Err(misuse(format!(
-                "--ctx-size {asked}: the model was trained for {trained} positions; give at most {trained}"
+                "--ctx-size {asked}: the model was trained on {trained} positions; give at most {trained}"
             ))),
             Some(asked) => Ok(asked as usize),
         }
@@ -122,7 +122,7 @@ struct Talk<'t> {
 }
 
 impl Talk<'_> {
-    /// Answers a message; one that finds no room is told of, and forgotten.
+    /// Answers a message. One that doesn't fit into the context is reported and dropped.
     fn answer(&mut self, message: &str, capacity: usize, invocation: &Invocation) -> Result<()> {
         self.turns.push(Message::new("user", message));
         let messages = [&self.opening[..], &self.turns].concat();
@@ -130,8 +130,8 @@ impl Talk<'_> {
         if ids.len() >= capacity {
             self.turns.pop();
             eprintln!(
-                "the conversation would have {} tokens, the context {capacity}: /reset forgets it, a larger \
-                 --ctx-size holds more",
+                "the message doesn't fit: the conversation would have {} tokens, the context {capacity}; type /reset \
+                 to start over, or use a larger --ctx-size",
                 ids.len()
             );
             return Ok(());
@@ -142,9 +142,7 @@ impl Talk<'_> {
         match told.ended {
             Ended::Stopped => return Err(common::cancelled("stopped while answering").into()),
             Ended::Context => {
-                eprintln!(
-                    "stopped: the context of {capacity} tokens is full; /reset forgets the conversation"
-                );
+                eprintln!("stopped: the context of {capacity} tokens is full; type /reset to start over");
             }
             Ended::Model | Ended::Limit => {}
         }
@@ -156,7 +154,7 @@ impl Talk<'_> {
     }
 }
 
-/// The lines of stdin, read beside the conversation, so that Ctrl-C is heard while one is waited for.
+/// The lines of stdin, read on another thread so that Ctrl-C works while waiting for one.
 fn lines() -> Receiver<std::io::Result<String>> {
     let (send, lines) = channel();
     std::thread::spawn(move || {
@@ -172,7 +170,7 @@ fn lines() -> Receiver<std::io::Result<String>> {
 /// The next message; `None` at the end.
 ///
 /// # Errors
-/// `Cancelled` after Ctrl-C; `Io`, and `Misuse` for a line that is too long.
+/// `Cancelled` after Ctrl-C; `Io`; `Misuse` for a line that is too long.
 fn next_line(lines: &Receiver<std::io::Result<String>>, invocation: &Invocation) -> Result<Option<String>> {
     loop {
         if invocation.cancel.load(Ordering::Relaxed) {
@@ -180,7 +178,7 @@ fn next_line(lines: &Receiver<std::io::Result<String>>, invocation: &Invocation)
         }
         match lines.recv_timeout(LOOK_EVERY) {
             Ok(Ok(line)) if line.len() > LINE_BYTES_MAX => {
-                return Err(misuse("a line of stdin is longer than 1 MiB: shorten it").into());
+                return Err(misuse("a line of stdin is longer than 1 MiB; shorten it").into());
             }
             Ok(line) => return Ok(Some(line.map_err(|e| Error::io("reading stdin", e))?)),
             Err(RecvTimeoutError::Timeout) => {}

@@ -1,4 +1,4 @@
-//! `engraft data`: what `train` would make of rows, without training.
+//! `engraft data`: shows how `train` would read rows, without training.
 
 use std::path::Path;
 
@@ -22,7 +22,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Read the rows as training would: formats, tokens and targets, what is cut, skipped or held out
+    /// Read the rows as training would, and show formats, tokens, and what is cut, skipped or held out
+    #[command(after_help = "Example:\n  engraft data check -m MODEL.gguf --data rows")]
     Check(CheckOptions),
 }
 
@@ -31,11 +32,11 @@ struct CheckOptions {
     #[command(flatten)]
     model: ModelOptions,
 
-    /// Tokens of a row at most; longer ones are cut
+    /// Maximum tokens per row; longer rows are cut
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", default_value_t = settings::ROW_TOKENS as u32, value_parser = value_parser!(u32).range(2..=1 << 20))]
     max_seq_length: u32,
 
-    /// Seed of the split
+    /// Seed for the split
     #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     seed: u64,
 
@@ -52,8 +53,9 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
 impl CheckOptions {
     fn run(&self, invocation: &Invocation) -> Result<()> {
         self.model.path()?;
-        let path =
-            self.data.path()?.ok_or_else(|| misuse("the rows are missing: name them with --data DIR"))?;
+        let path = self.data.path()?.ok_or_else(|| {
+            misuse("--data is missing: name a folder that holds train.jsonl, or a .jsonl file")
+        })?;
         let model = self.model.open()?;
         let text = Text::of(&model)?;
         let rows_max = (self.max_seq_length as usize).min(model.config().context_len);
@@ -63,7 +65,7 @@ impl CheckOptions {
         let test = test.map(|file| data::load(&file, &text.tokenizer, &text.chat, &reading)).transpose()?;
         let mut parts = vec![part("train", &read.train, 0), part("valid", &read.valid, read.duplicates)];
         for held in [&read.train, &read.valid].into_iter().chain(&test) {
-            // A part that was split off has its file's rows told already.
+            // A part that was split off comes from a file that is reported already.
             if !(read.split_by_seed && std::ptr::eq(held, &read.valid)) {
                 tell_rows(held, rows_max);
             }
@@ -74,7 +76,10 @@ impl CheckOptions {
         }
         if read.split_by_seed {
             let share = self.data.valid_fraction;
-            json::line(&format!("valid is split off by --seed {} and --valid-fraction {share}", self.seed))?;
+            json::line(&format!(
+                "valid is split off with --seed {} and --valid-fraction {share}",
+                self.seed
+            ))?;
         }
         if invocation.json {
             json::emit(&json::DataCheck { parts })?;
@@ -86,14 +91,14 @@ impl CheckOptions {
     }
 }
 
-/// test.jsonl, where the rows are a folder that has it.
+/// test.jsonl, if the rows are a folder that has one.
 fn test_file(path: &Path) -> Result<Option<std::path::PathBuf>> {
     Ok(if path.is_dir() { part_file(path, Part::Test)? } else { None })
 }
 
 fn nothing_to_train(path: &Path) -> Error {
     let message = format!(
-        "{}: no row has a token to train on: raise --max-seq-length, or try --no-mask-prompt",
+        "{}: no row has a token to train on; raise --max-seq-length, or try --no-mask-prompt",
         path.display()
     );
     Error::new(ErrorKind::BadData, message)
@@ -134,7 +139,7 @@ fn describe(p: &json::DataPart) -> String {
         p.part, p.file, p.format, p.rows, p.shortest, p.longest, p.median, p.tokens, p.targets
     );
     for (count, what) in
-        [(p.cut, "cut"), (p.skipped, "skipped"), (p.duplicates, "among the training rows, too")]
+        [(p.cut, "cut"), (p.skipped, "skipped"), (p.duplicates, "also among the training rows")]
     {
         if count > 0 {
             line += &format!("; {count} {what}");

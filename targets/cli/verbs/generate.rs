@@ -93,7 +93,7 @@ impl From<CacheType> for KvType {
 
 /// How the next token is drawn.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "SamplingOptions")]
+#[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingOptions {
     /// Temperature (0: always the likeliest token)
     #[arg(long, visible_alias = "temperature", value_name = "T", default_value_t = 0.8, value_parser = temperature)]
