@@ -1,9 +1,9 @@
-//! The runtime's advice in the command line's own words.
+//! The runtime's advice, in terms of command-line flags.
 
 use engraft_runtime::Advice;
 use engraft_runtime::error::Error;
 
-/// An error as people read it: what happened, and what to type next.
+/// An error for people: what happened and what to type next.
 pub(crate) fn told(error: &Error) -> String {
     match error.advice() {
         None => error.message().to_string(),
@@ -15,7 +15,7 @@ pub(crate) fn told(error: &Error) -> String {
 fn words(advice: &Advice) -> String {
     let kept = |less: &bool| if *less { "--keep auto " } else { "" };
     match advice {
-        Advice::KeepLess => "--keep auto fits (it keeps what the budget allows)".into(),
+        Advice::KeepLess => "--keep auto fits (it keeps only what the budget allows)".into(),
         Advice::Batches { batch, tokens: None, was: (was, _), keep_less } => {
             format!("{}--batch-size {batch} fits (it was {was})", kept(keep_less))
         }
@@ -28,36 +28,46 @@ fn words(advice: &Advice) -> String {
         Advice::SmallerAdapter { rank, tokens, keep_less } => {
             format!("{}--rank {rank} --batch-size 1 --max-seq-length {tokens} fits", kept(keep_less))
         }
-        Advice::UpdateAtOnce => "--max-grad-norm 0 --grad-accumulation-steps 1 fits (each block's gradients are used \
-                                 and forgotten at once)"
-            .into(),
+        Advice::UpdateAtOnce => {
+            "--max-grad-norm 0 --grad-accumulation-steps 1 fits (it frees each block's gradients \
+                                 at once)"
+                .into()
+        }
         Advice::AdapterInstead { .. } => format!("{advice} (--fine-tune-type lora)"),
-        Advice::LessPreparation => "fewer --eva-batches, or fewer --replay-tokens, fit".into(),
+        Advice::LessPreparation => "use fewer --eva-batches or fewer --replay-tokens".into(),
         Advice::LowerRate => "lower --learning-rate".into(),
-        Advice::LowerRateOrCheckpoints => "lower --learning-rate, or lower --checkpoint-every".into(),
-        Advice::ExactActivations => "try --precision f32; if that fails too, fetch the file again".into(),
+        Advice::LowerRateOrCheckpoints => "lower --learning-rate or --checkpoint-every".into(),
+        Advice::ExactActivations => "try --precision f32; if that fails, too, download the file again".into(),
         Advice::LowerRank => "lower --rank".into(),
-        Advice::OwnBase => "use the GGUF file that it was made for, or train again on this one; --force-base uses it \
-                            anyway, if the shapes fit"
-            .into(),
-        Advice::UseAsAdapter => "give it with --lora, beside its model (-m)".into(),
-        Advice::ReadInstead => "--no-mmap reads the model into memory instead of mapping it".into(),
-        Advice::MapInstead => "map it instead, without --no-mmap".into(),
-        Advice::FewerExamplesOrMoreRows => "lower --shots, or give more rows".into(),
-        Advice::FewerExamplesOrShorterRows => "raise --memory-budget, or lower --shots or --max-seq-length".into(),
+        Advice::OwnBase => {
+            "use the GGUF file that it was made for, or train again on this one; --force-base uses it \
+                            anyway if the shapes fit"
+                .into()
+        }
+        Advice::UseAsAdapter => "pass it with --lora, and its model with -m".into(),
+        Advice::ReadInstead => {
+            "try --no-mmap, which reads the model into memory instead of mapping it".into()
+        }
+        Advice::MapInstead => "leave out --no-mmap, so that the model is mapped".into(),
+        Advice::FewerExamplesOrMoreRows => "lower --shots, or add rows".into(),
+        Advice::FewerExamplesOrShorterRows => {
+            "raise --memory-budget, or lower --shots or --max-seq-length".into()
+        }
         Advice::MaskPrompts => "leave out --no-mask-prompt".into(),
         Advice::AnotherSplit => {
-            "give more rows, another --valid-fraction, or a valid.jsonl and a test.jsonl of your own".into()
+            "add rows, change --valid-fraction, or add your own valid.jsonl and test.jsonl".into()
         }
-        Advice::ShorterContext => "a smaller --ctx-size takes less".into(),
+        Advice::ShorterContext => "use a smaller --ctx-size".into(),
         Advice::LongerContext => "raise --ctx-size".into(),
         Advice::LongerRows => "raise --max-seq-length".into(),
         Advice::AnotherType => "choose another --type".into(),
-        Advice::WithoutMagnitudes => "merge it into the model (engraft merge), export it as PEFT (--format peft), or \
-                                      write the nearest LoRA of a rank (--dora-svd-rank), whose error is reported"
-            .into(),
-        Advice::AnotherGeneration => "name another one with --to".into(),
-        // These speak of no flag.
+        Advice::WithoutMagnitudes => {
+            "merge it into the model (engraft merge), export it as PEFT (--format peft), or \
+                                      write the nearest plain LoRA (--dora-svd-rank), whose error is reported"
+                .into()
+        }
+        Advice::AnotherGeneration => "choose another one with --to".into(),
+        // The others need no flag.
         other => other.to_string(),
     }
 }

@@ -1,5 +1,5 @@
-//! `--config FILE.toml`: each key is a flag's long name (dashes or underscores), each value what one
-//! would write after it. Flags on the command line win over the file.
+//! `--config FILE.toml`: each key is a flag's long name (with dashes or underscores), each value what follows
+//! the flag. Flags on the command line override the file.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,25 +14,25 @@ use engraft_runtime::error::{Error, ErrorKind};
 use crate::args::{command, without_required};
 use crate::exit::usage_message;
 
-/// Flags of which one makes the other meaningless, beside those of one group: a file's value yields to either.
+/// Pairs of flags that exclude each other without sharing a group. Giving one overrides the other in the file.
 const RIVALS: [(&str, &str); 3] =
     [("iters", "epochs"), ("mask-prompt", "no-mask-prompt"), ("task", "metric")];
 
-/// Files beyond this are no settings.
+/// Larger files can't be settings.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The arguments that `file` stands for, without those that the command line (`given`) overrides.
+/// The arguments in `file`, without those that the command line (`given`) overrides.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when it can't be read; [`ErrorKind::Misuse`] for a key that is no flag of the
-/// verb, or a value that the flag refuses.
+/// [`ErrorKind::Io`] if it can't be read; [`ErrorKind::Misuse`] for a key that isn't a flag of the verb, or a
+/// value that the flag refuses.
 pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<Vec<OsString>> {
     let place = file.display();
     let misuse = |message: String| Error::new(ErrorKind::Misuse, format!("{place}: {}", told(&message)));
     let table: toml::Table = read(file)?.parse().map_err(|e: toml::de::Error| misuse(e.to_string()))?;
 
     let mut definition = command();
-    // Groups that arguments name exist only then.
+    // Groups that arguments name exist only after this.
     definition.build();
     let of_verb = definition.find_subcommand(verb).unwrap_or(&definition);
     let flags: Vec<&Arg> = of_verb.get_arguments().collect();
@@ -43,7 +43,7 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
             misuse(format!("unknown key `{key}`: keys are the long flags of `engraft {verb} --help`"))
         })?;
         let spelled = spell(flag, value).map_err(|rule| misuse(format!("key `{key}`: {rule}")))?;
-        // Parsed alone first, so that a refusal names this file rather than the command line.
+        // Parsed alone first, so that an error names this file and not the command line.
         let alone = ["engraft", verb].into_iter().chain(spelled.iter().map(String::as_str));
         if let Err(error) = without_required().try_get_matches_from(alone) {
             return Err(misuse(format!("key `{key}`: {}", usage_message(&error))).into());
@@ -58,17 +58,17 @@ pub(crate) fn arguments(file: &Path, verb: &str, given: &ArgMatches) -> Result<V
 fn read(file: &Path) -> Result<String, Error> {
     let what = format!("reading {} (--config)", file.display());
     let mut bytes = Vec::new();
-    // A device or a pipe has no length that could be asked for before.
+    // Read with a limit: a device or a pipe has no length to check first.
     let opened = File::open(file).and_then(|f| f.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
     opened.map_err(|e| Error::io(&what, e))?;
     let misuse = |problem: String| Error::new(ErrorKind::Misuse, format!("{what}: {problem}"));
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(misuse(format!("more than {FILE_BYTES_MAX} bytes are too many for a file of settings")));
+        return Err(misuse(format!("more than {FILE_BYTES_MAX} bytes are too many for a settings file")));
     }
-    String::from_utf8(bytes).map_err(|_| misuse("not UTF-8: save it as a text in UTF-8".into()))
+    String::from_utf8(bytes).map_err(|_| misuse("not UTF-8; save it as UTF-8 text".into()))
 }
 
-/// A message with words of the file: of bounded length, and without what a terminal would obey.
+/// A message that quotes the file, with bounded length and without control characters.
 fn told(message: &str) -> String {
     const SHOWN: usize = 1000;
     let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
@@ -87,8 +87,8 @@ fn find<'a>(flags: &[&'a Arg], name: &str) -> Option<&'a Arg> {
     flags.iter().find(named).copied()
 }
 
-/// `--flag=value` for a TOML value; nothing for a switch that is off, and one for each item of a list where
-/// the flag is repeated rather than given a list.
+/// Spells a TOML value as `--flag=value`: nothing for a switch that is off, and one argument per item if the
+/// flag is repeated instead of taking a list.
 fn spell(flag: &Arg, value: &toml::Value) -> Result<Vec<String>, &'static str> {
     let long = flag.get_long().unwrap_or_default();
     let scalar = |value: &toml::Value| match value {
@@ -96,7 +96,7 @@ fn spell(flag: &Arg, value: &toml::Value) -> Result<Vec<String>, &'static str> {
         toml::Value::Integer(number) => Ok(number.to_string()),
         toml::Value::Float(number) => Ok(number.to_string()),
         toml::Value::Boolean(on) => Ok(on.to_string()),
-        _ => Err("must be a text, a number, true or false, or a list of these"),
+        _ => Err("must be text, a number, true or false, or a list of these"),
     };
     if matches!(flag.get_action(), ArgAction::SetTrue) {
         let on = value.as_bool().ok_or("must be true or false")?;
@@ -113,7 +113,7 @@ fn spell(flag: &Arg, value: &toml::Value) -> Result<Vec<String>, &'static str> {
     Ok(vec![format!("--{long}={text}")])
 }
 
-/// Whether the command line gives the flag, or one that replaces it.
+/// Whether the command line has this flag or one that replaces it.
 fn overridden(verb: &Command, flags: &[&Arg], flag: &Arg, given: &ArgMatches) -> bool {
     let rivals = RIVALS.iter().filter_map(|(a, b)| match flag.get_long()? {
         long if long == *a => Some(*b),
@@ -121,7 +121,7 @@ fn overridden(verb: &Command, flags: &[&Arg], flag: &Arg, given: &ArgMatches) ->
         _ => None,
     });
     let rivals = rivals.filter_map(|name| find(flags, name)).map(Arg::get_id);
-    // Of a group that is no mere list of options, one flag is given at most.
+    // At most one flag of a group may be given, unless the group is only a list of options.
     let is_choice = |group: &&ArgGroup| !(*group).clone().is_multiple();
     let groups = verb.get_groups().filter(is_choice).filter(|g| g.get_args().any(|id| id == flag.get_id()));
     [flag.get_id()]
@@ -236,8 +236,8 @@ mod tests {
         }
     }
 
-    /// Files that are no settings, each with a part of its message: refused with code 2, in words of bounded
-    /// length, without control characters.
+    /// Files that aren't settings, each with a part of its error. They are refused with code 2 and a message of
+    /// bounded length without control characters.
     #[test]
     fn hostile_files_are_refused() {
         let deep =
@@ -290,10 +290,10 @@ mod tests {
                 "{name}: {told:?}"
             );
             assert_eq!(crate::exit::code(&error), 2, "{name}");
-            // The promise is 100 ms in a release build; other tests run meanwhile.
+            // A release build promises 100 ms; this is looser because other tests run at the same time.
             assert!(begin.elapsed().as_secs() < 5, "{name} took {:?}", begin.elapsed());
         }
-        eprintln!("{} files of settings are refused", cases.len());
+        eprintln!("{} settings files are refused", cases.len());
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod tests {
         "9223372036854775807",
     ];
 
-    /// Words of good files, exchanged, moved and doubled by seed: refused or read, never a panic.
+    /// Words of good files, replaced, moved and doubled by a seed: refused or read, but never a panic.
     #[test]
     fn mutated_files_are_refused_or_read() {
         let seed = std::env::var("ENGRAFT_MUTATION_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(7_u64);

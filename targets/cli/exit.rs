@@ -1,4 +1,4 @@
-//! Errors become an exit code, a line on stderr and, with `--json`, an object on stdout.
+//! Turns errors into an exit code, a line on stderr and, with `--json`, an object on stdout.
 
 use std::process::ExitCode;
 
@@ -16,15 +16,14 @@ pub(crate) fn code_of(kind: ErrorKind) -> u8 {
         ErrorKind::DoesNotFit => 3,
         ErrorKind::GateRefused => 4,
         ErrorKind::BadData => 5,
-        // What the user holds is no model or adapter that can be used here: damaged, foreign, of an
-        // unknown type, or made for another base.
+        // The model or adapter can't be used: damaged, foreign, of an unknown type, or made for another base.
         ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::BaseMismatch => 6,
         ErrorKind::Cancelled => 130,
         _ => 1,
     }
 }
 
-/// The context of an error whose result is on stdout already, as JSON: nothing may follow it.
+/// Marks an error whose result is already on stdout as JSON, so that nothing may follow it.
 #[derive(Debug)]
 pub(crate) struct AfterJson(pub(crate) &'static str);
 
@@ -44,7 +43,7 @@ pub(crate) fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The stable name of an error's class, as `--json` shows it.
+/// The stable name of an error's class, as shown by `--json`.
 fn kind_name(error: &anyhow::Error) -> &'static str {
     if error.is::<clap::Error>() {
         return "usage";
@@ -66,7 +65,7 @@ fn kind_name(error: &anyhow::Error) -> &'static str {
     }
 }
 
-/// The message of a usage error without its label and without the hints below it.
+/// The message of a usage error, without its label and the hints below it.
 pub(crate) fn usage_message(error: &clap::Error) -> String {
     let text = error.to_string();
     let message = text.split("\n\n").next().unwrap_or_default();
@@ -74,15 +73,15 @@ pub(crate) fn usage_message(error: &clap::Error) -> String {
     lines.join(" ")
 }
 
-/// Prints the error and gives its exit code. Help is no error: it goes to stdout with code 0.
+/// Prints the error and returns its exit code. Help isn't an error: it goes to stdout with code 0.
 pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let code = code(error);
     if is_broken_pipe(error) {
-        // Who reads stdout has read enough, as `head` does: nothing is wrong, and nobody is there to be told.
+        // The reader of stdout has had enough, like `head`. Nothing is wrong, and nobody is left to tell.
         return ExitCode::from(code);
     }
     match error.downcast_ref::<clap::Error>() {
-        // A closed stdout or stderr can't be told to anyone.
+        // If stdout or stderr is closed, there is nobody to tell.
         Some(usage) => drop(usage.print()),
         None => eprintln!("error: {}", message(error)),
     }
@@ -102,10 +101,10 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     kind == Some(std::io::ErrorKind::BrokenPipe)
 }
 
-/// What happened, and what to type next.
+/// What happened and what to type next.
 fn message(error: &anyhow::Error) -> String {
     let Some(told) = error.downcast_ref().map(advice::told) else { return format!("{error:#}") };
-    // What was added on the way up stands before the error itself.
+    // Context that was added on the way up comes before the error itself.
     let outer: Vec<String> =
         error.chain().take_while(|e| !e.is::<Error>()).map(ToString::to_string).collect();
     outer.into_iter().chain([told]).collect::<Vec<_>>().join(": ")

@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM ask the run to stop at the next step; a second Ctrl-C ends the process at once. So does a
-//! second SIGTERM, but for a run that saves what it has when it is asked.
+//! Ctrl-C and SIGTERM ask the run to stop at the next step. A second Ctrl-C ends the process at once. So does a
+//! second SIGTERM, except in a run that saves its progress when asked to stop.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,19 +11,19 @@ use signal_hook::flag;
 /// The exit code of an interrupted run.
 const INTERRUPTED: i32 = 130;
 
-/// Installs the handlers and gives the flag that the first signal sets. Of a run that `saves`, SIGTERM ends nothing
-/// however often it comes: `timeout` sends two at once.
+/// Installs the handlers and returns the flag that the first signal sets. A run that `saves` isn't killed by repeated
+/// SIGTERMs, because `timeout` sends two at once.
 pub(crate) fn install(saves: bool) -> Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         if signal == SIGINT || !saves {
             let again = Arc::new(AtomicBool::new(false));
-            // In this order: the first signal finds its flag unset, and only then sets it.
+            // In this order, so that the first signal finds its flag unset before it sets it.
             flag::register_conditional_shutdown(signal, INTERRUPTED, Arc::clone(&again))
                 .and_then(|_| flag::register(signal, again))
-                .context("installing the handler of signals")?;
+                .context("installing the signal handlers")?;
         }
-        flag::register(signal, Arc::clone(&asked)).context("installing the handler of signals")?;
+        flag::register(signal, Arc::clone(&asked)).context("installing the signal handlers")?;
     }
     Ok(asked)
 }

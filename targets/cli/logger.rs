@@ -1,5 +1,5 @@
-//! Logs to stderr, for `-v`. Only our own crates are heard: a dependency might log the text it
-//! works on, and a user's text belongs in no log.
+//! Logs to stderr, for `-v`. Only our crates may log: a dependency might log the text it works on, and a
+//! user's text must never appear in a log.
 
 use std::io::{IsTerminal, Write};
 
@@ -7,7 +7,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 struct Logger;
 
-/// Installs the logger: warnings always, then info, debug and trace with each `-v`.
+/// Installs the logger. Warnings are always shown; each `-v` adds info, debug and trace.
 pub(crate) fn install(verbose: u8) {
     let level = match verbose {
         0 => LevelFilter::Warn,
@@ -15,13 +15,13 @@ pub(crate) fn install(verbose: u8) {
         2 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    // Fails only when a logger is there already, which is then as good.
+    // Fails only if a logger is installed already, which will do.
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(level);
     }
 }
 
-/// Whether records of a module are ours to print.
+/// Whether a module belongs to one of our crates.
 fn is_ours(target: &str) -> bool {
     let root = target.split("::").next().unwrap_or_default();
     root == "engraft" || root.starts_with("engraft_")
@@ -36,10 +36,10 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // A progress bar may stand on the line.
+        // A progress bar may be on this line.
         let clear = if std::io::stderr().is_terminal() { "\r\x1b[K" } else { "" };
         let level = record.level().as_str().to_ascii_lowercase();
-        // A closed stderr can't be told to anyone.
+        // If stderr is closed, there is nobody to tell.
         let _ = writeln!(std::io::stderr(), "{clear}{level}: {}", record.args());
     }
 

@@ -1,7 +1,7 @@
 //! `engraft`: plans, trains, judges and uses LoRA adapters on quantized GGUF models, on the CPU.
 //!
-//! The command line only: every number is computed in the runtime. Results go to stdout, progress
-//! and logs to stderr, and the exit code says what kind of failure it was (see `exit.rs`).
+//! This is only the command line; the runtime computes every number. Results go to stdout, progress and
+//! logs to stderr, and the exit code tells the kind of failure (see `exit.rs`).
 
 mod advice;
 mod args;
@@ -25,7 +25,7 @@ mod verbs;
 
 use std::process::ExitCode;
 
-/// What a mapped file does elsewhere that is cut: truncating it is refused.
+/// Other systems refuse to truncate a mapped file, so there is nothing to watch.
 #[cfg(not(unix))]
 mod truncation {
     pub(crate) fn install(_: bool) {}
@@ -33,12 +33,12 @@ mod truncation {
 }
 
 fn main() -> ExitCode {
-    // SAFETY: no other thread exists yet, so nothing can read the environment meanwhile. candle
-    // reads the variable when it builds its pool, which must not compete with the kernels' own.
+    // SAFETY: no other thread exists yet, so nothing reads the environment meanwhile. candle reads this
+    // variable when it builds its thread pool, which must not compete with the kernels' pool.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
 
     let arguments: Vec<_> = std::env::args_os().collect();
-    // Asked of the raw words, because an error of the command line itself is reported as JSON too.
+    // Taken from the raw words, because parsing errors must be reported as JSON, too.
     let json = arguments.iter().any(|a| a == "--json");
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! The process's private memory, as the system counts it: what a plan is held against.
+//! The process's private memory as the system counts it, to compare with the plan.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -8,22 +8,22 @@ use std::time::Duration;
 
 /// The largest private memory seen, in bytes.
 ///
-/// Private means anonymous pages (heap, stacks) in memory or swapped out. Pages of mapped files are
-/// clean and evictable, so they do not count.
+/// Private means anonymous pages (heap, stacks), in memory or swapped out. Pages of mapped files are
+/// clean and evictable, so they don't count.
 #[derive(Debug, Default)]
 pub(crate) struct PeakPrivate {
     peak_bytes: AtomicU64,
 }
 
 impl PeakPrivate {
-    /// Looks now, and gives the peak so far; `None` where the system does not tell.
+    /// Measures now and returns the peak so far; `None` where the system doesn't report it.
     pub(crate) fn sample(&self) -> Option<u64> {
         let now = private_bytes()?;
         Some(self.peak_bytes.fetch_max(now, Ordering::Relaxed).max(now))
     }
 }
 
-/// Samples from a thread of its own, so that a peak within a step is seen too. Ends when dropped.
+/// Samples on a separate thread, to catch peaks within a step. Stops when dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
     peak: Arc<PeakPrivate>,
@@ -32,7 +32,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Begins to look every `interval`. If no thread can be had, only [`Watch::sample`] looks.
+    /// Starts sampling every `interval`. If no thread can be started, only [`Watch::sample`] measures.
     pub(crate) fn start(interval: Duration) -> Watch {
         let (peak, stop) = (Arc::new(PeakPrivate::default()), Arc::new(AtomicBool::new(false)));
         let (its_peak, its_stop) = (Arc::clone(&peak), Arc::clone(&stop));
@@ -45,7 +45,7 @@ impl Watch {
         Watch { peak, stop, thread }
     }
 
-    /// Looks now, and gives the peak since the start in bytes.
+    /// Measures now and returns the peak since the start, in bytes.
     pub(crate) fn sample(&self) -> Option<u64> {
         self.peak.sample()
     }
@@ -56,13 +56,13 @@ impl Drop for Watch {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // The thread can't panic, and if it did the peak so far still stands.
+            // The thread can't panic. Even if it did, the peak so far would be valid.
             let _ = thread.join();
         }
     }
 }
 
-/// Private memory now, in bytes. Allocates nothing, so that looking does not change what is seen.
+/// Private memory now, in bytes. Allocates nothing, so that measuring doesn't change the result.
 fn private_bytes() -> Option<u64> {
     if !cfg!(target_os = "linux") && !cfg!(target_os = "android") {
         return None;
@@ -81,7 +81,7 @@ fn private_bytes() -> Option<u64> {
     parse_status(std::str::from_utf8(&buffer[..filled]).ok()?)
 }
 
-/// `RssAnon` plus `VmSwap` of a `/proc/PID/status`, in bytes; `None` without the former.
+/// `RssAnon` plus `VmSwap` from `/proc/PID/status`, in bytes; `None` without `RssAnon`.
 fn parse_status(status: &str) -> Option<u64> {
     let kib = |name: &str| {
         let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -112,7 +112,8 @@ mod tests {
         let watch = Watch::start(Duration::from_millis(1));
         let big = std::hint::black_box(vec![1u8; BYTES]);
         std::thread::sleep(Duration::from_millis(200));
-        // Not through the watch: its thread alone must have seen it. Other tests take and free memory meanwhile.
+        // Not measured through the watch: its thread must have seen the peak by itself. Other tests allocate and free
+        // memory meanwhile, so the bound is loose.
         let during = private_bytes().unwrap();
         drop(big);
         let after = watch.sample().unwrap();

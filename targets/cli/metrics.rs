@@ -1,4 +1,4 @@
-//! metrics.jsonl beside an adapter: one JSON object a line, appended, readable by the owner only.
+//! metrics.jsonl next to an adapter: one JSON object per line, appended, readable only by its owner.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -11,16 +11,15 @@ use serde::{Deserialize, Serialize};
 const FILE: &str = "metrics.jsonl";
 const LINE_BYTES_MAX: u64 = 1 << 16;
 
-/// Appends records to a file, once a folder is named.
+/// Appends records to a file once a folder is given.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics(Option<(File, PathBuf)>);
 
 impl Metrics {
-    /// Opens `folder`/metrics.jsonl for appending, and creates it with mode 0600 if it is absent.
+    /// Opens `folder`/metrics.jsonl for appending. Creates it with mode 0600 if it is missing.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`]; [`ErrorKind::Misuse`] when the name is a link, which could lead outside
-    /// the folder.
+    /// [`ErrorKind::Io`]; [`ErrorKind::Misuse`] if it is a link, which could lead outside the folder.
     fn open(&mut self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE);
         if path.is_symlink() {
@@ -36,16 +35,16 @@ impl Metrics {
         Ok(())
     }
 
-    /// Begins a run's records: what a start left that never came to a step is gone.
+    /// Begins a run's records. Removes what an earlier start left that never reached its first step.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`]; [`ErrorKind::Misuse`] when the name is a link.
+    /// [`ErrorKind::Io`]; [`ErrorKind::Misuse`] if the file is a link.
     pub(crate) fn begin(&mut self, folder: &Path) -> Result<()> {
         self.cut_where(folder, |step| step > 0)
     }
 
-    /// Goes on with a run's records after `step`: what was recorded of it beyond, and a line that a crash cut, is gone.
-    /// Runs that were recorded before it stay.
+    /// Continues a run's records after `step`. Removes its later records and a line that a crash cut short. Records
+    /// of earlier runs stay.
     ///
     /// # Errors
     /// Those of [`Metrics::begin`].
@@ -53,7 +52,7 @@ impl Metrics {
         self.cut_where(folder, |recorded| recorded <= step)
     }
 
-    /// Opens the file without what follows the last run's last record whose step is to be kept.
+    /// Opens the file, cut after the last record of the last run whose step is kept.
     fn cut_where(&mut self, folder: &Path, keeps: impl Fn(u64) -> bool) -> Result<()> {
         self.open(folder)?;
         let path = folder.join(FILE);
@@ -69,7 +68,7 @@ impl Metrics {
         self.open(folder)
     }
 
-    /// Appends one record in one write, so that a line is never split by another writer. Nothing before a run began.
+    /// Appends a record in a single write, so that no other writer splits the line. Does nothing before a run begins.
     ///
     /// # Errors
     /// [`ErrorKind::Io`].
@@ -82,7 +81,7 @@ impl Metrics {
     }
 }
 
-/// Bytes up to the last record of the last run whose step is to be kept.
+/// The number of bytes up to the last record of the last run whose step is kept.
 fn kept_bytes(mut lines: impl BufRead, keeps: impl Fn(u64) -> bool) -> io::Result<u64> {
     #[derive(Deserialize)]
     struct Record {
@@ -91,17 +90,17 @@ fn kept_bytes(mut lines: impl BufRead, keeps: impl Fn(u64) -> bool) -> io::Resul
     let (mut kept, mut end, mut before, mut line) = (0, 0, 0, Vec::new());
     loop {
         line.clear();
-        // A line that never ends must not fill the memory: records are short.
+        // Records are short; a line without end must not fill the memory.
         if lines.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
             return Ok(kept);
         }
         let record = serde_json::from_slice::<Record>(&line);
         if record.as_ref().is_ok_and(|record| record.step < before) {
-            // Another run begins: the one before it stays whole.
+            // Another run begins here; the one before stays whole.
             kept = end;
         }
         end += line.len() as u64;
-        // A line that is no record was cut by a crash.
+        // A line that isn't a record was cut short by a crash.
         let Ok(record) = record else { continue };
         before = record.step;
         if keeps(record.step) && line.ends_with(b"\n") {
@@ -110,13 +109,13 @@ fn kept_bytes(mut lines: impl BufRead, keeps: impl Fn(u64) -> bool) -> io::Resul
     }
 }
 
-/// What a training run records after a step. Losses in nats.
+/// A training run's record of a step. Losses are in nats.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct StepRecord {
     pub(crate) step: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) train_loss: Option<f64>,
-    /// Divergence from the base per trained token.
+    /// Divergence from the base, per trained token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kl: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! ProgressLine of a training run on stderr: a bar on a terminal, plain lines elsewhere.
+//! Progress of a training run on stderr: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
 
@@ -6,15 +6,15 @@ use engraft_runtime::bytes;
 
 use crate::units::show_seconds;
 
-/// Seconds between two drawings of the bar: often enough to look alive.
+/// Seconds between redraws of the bar: often enough to look alive.
 const REDRAW_S: f64 = 0.1;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// One line that is drawn over and over, of so many columns.
+    /// A bar that is redrawn in place, in this many columns.
     Bar { columns: usize },
-    /// A line each so many steps.
+    /// A line every so many steps.
     Lines { every: u64 },
 }
 
@@ -30,7 +30,7 @@ impl Style {
     }
 }
 
-/// Where a run is after a step.
+/// A run's state after a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
     /// Steps done, from 1.
@@ -39,7 +39,7 @@ pub(crate) struct Step {
     pub(crate) loss: f64,
     pub(crate) tokens_per_s: f64,
     pub(crate) peak_private_bytes: Option<u64>,
-    /// Seconds that these steps took; 0 where that is not known yet.
+    /// Seconds that the steps so far took; 0 while unknown.
     pub(crate) elapsed_s: f64,
 }
 
@@ -48,20 +48,20 @@ pub(crate) struct Step {
 pub(crate) struct ProgressLine<W: Write> {
     out: W,
     style: Style,
-    /// Steps of the run, where they are known.
+    /// The run's number of steps, if known.
     total: Option<u64>,
     drawn_at_s: f64,
     bar_stands: bool,
 }
 
 impl<W: Write> ProgressLine<W> {
-    /// For a run of `total` steps, written to `out` (stderr, or a test's buffer).
+    /// Shows a run of `total` steps on `out` (stderr, or a test's buffer).
     pub(crate) fn new(out: W, style: Style, total: Option<u64>) -> Self {
         let total = total.map(|steps| steps.max(1));
         ProgressLine { out, style, total, drawn_at_s: f64::NEG_INFINITY, bar_stands: false }
     }
 
-    /// Shows a step, when it is time to. Failing to write is no reason to stop training.
+    /// Shows a step if it is due. A failed write is ignored: it mustn't stop the training.
     pub(crate) fn step(&mut self, step: &Step) {
         let last = self.total.is_some_and(|total| step.step >= total);
         match self.style {
@@ -79,14 +79,14 @@ impl<W: Write> ProgressLine<W> {
         }
     }
 
-    /// Prints a line of its own, above the bar.
+    /// Prints a separate line above the bar.
     pub(crate) fn note(&mut self, text: &str) {
         let clear = if self.bar_stands { "\r\x1b[K" } else { "" };
         self.bar_stands = false;
         let _ = writeln!(self.out, "{clear}{text}");
     }
 
-    /// Ends the bar's line, so that what follows starts on a fresh one.
+    /// Ends the bar's line, so that further output starts on a new one.
     pub(crate) fn finish(&mut self) {
         if std::mem::take(&mut self.bar_stands) {
             let _ = writeln!(self.out);
@@ -107,7 +107,7 @@ impl<W: Write> ProgressLine<W> {
         format!("loss {loss:.4}  {rate:.0} tokens/s{peak}{eta}")
     }
 
-    /// The bar's line, at most `columns - 1` wide: a full line would wrap on some terminals.
+    /// The bar's line, at most `columns - 1` wide, because a full line wraps on some terminals.
     fn bar(&self, step: &Step, columns: usize) -> String {
         let count = self.count(step);
         let facts = self.facts(step);

@@ -1,16 +1,16 @@
-//! A folder for the length of a run.
+//! A temporary folder for one run.
 
 use std::fs::DirBuilder;
 use std::path::{Path, PathBuf};
 
 use engraft_runtime::error::{Error, Result};
 
-/// Names that are tried before giving up: each that is taken was left by a killed run of the same process
-/// number, or put there by somebody.
+/// Names to try before giving up. A name can be taken by a killed run with the same process number, or by
+/// somebody else.
 const TRIES: u32 = 64;
 
-/// A new folder among the system's temporary ones, its owner's alone. It goes with everything in it when
-/// dropped.
+/// A new folder in the system's temporary folder, accessible only to its owner. Removed with its contents
+/// when dropped.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,
@@ -29,7 +29,7 @@ impl Scratch {
         let mut taken = 0;
         loop {
             let path = among.join(format!("engraft-{}-{taken}", std::process::id()));
-            // Never one that exists: it, or where it links to, is somebody else's.
+            // Never use a folder that exists: it may belong, or link, to somebody else.
             match builder.create(&path) {
                 Ok(()) => return Ok(Scratch { path }),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && taken < TRIES => taken += 1,
@@ -47,7 +47,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(e) = std::fs::remove_dir_all(&self.path) {
-            log::warn!("{}: left behind: {e}", self.path.display());
+            log::warn!("{}: can't remove this temporary folder: {e}", self.path.display());
         }
     }
 }

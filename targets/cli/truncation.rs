@@ -1,9 +1,8 @@
-//! A model file that becomes shorter while it is mapped: the system answers a read behind its new end with
-//! SIGBUS, whose default is death without a word. Here it ends the process with an error that names the file.
+//! Names the file when a model is truncated while it is mapped. The system answers a read past the new end
+//! with SIGBUS, which by default kills the process without a message. Here it ends with an error.
 //!
-//! The handler only wakes a thread; the read that failed is tried again and again meanwhile. What a run has
-//! committed stands, since files are put in place whole. Linux and Android only: elsewhere the system's way
-//! stays.
+//! The handler only wakes a thread; meanwhile the failed read is retried over and over. Committed files are
+//! safe, because they are put in place whole. Linux and Android only; other systems keep their default.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,17 +18,17 @@ use signal_hook::low_level::{pipe, raise};
 
 use crate::{advice, exit};
 
-/// The files that are mapped, to find the one that was cut.
+/// The mapped files, to find the one that was truncated.
 static MAPPED: Mutex<Vec<Mapped>> = Mutex::new(Vec::new());
 
-/// A file as it was before it was mapped.
+/// A file and its length before mapping.
 struct Mapped {
     label: String,
     file: File,
     bytes: u64,
 }
 
-/// Notes a file that is about to be mapped. One that can't be opened is left to whoever maps it.
+/// Notes a file that is about to be mapped. If it can't be opened, mapping it reports the error.
 pub(crate) fn expect(path: &Path) {
     let open = || {
         let file = File::open(path)?;
@@ -41,17 +40,16 @@ pub(crate) fn expect(path: &Path) {
     }
 }
 
-/// Makes SIGBUS an error. Where that can't be had, the process dies of it as any other would.
+/// Turns SIGBUS into an error. If that fails, the process dies from the signal as any other would.
 pub(crate) fn install(json: bool) {
     if let Err(error) = try_install(json) {
-        log::info!("a file that is cut while it is mapped will end the process unnamed: {error}");
+        log::info!("if a mapped file is truncated, the process will end without naming it: {error}");
     }
 }
 
 fn try_install(json: bool) -> io::Result<()> {
-    // The standard library looks out for stack overflows. Its handler, hearing of anything else, restores the
-    // default, which would end the process before ours says a word. So let it hear of something else now, and
-    // only while it is there to hear it.
+    // The standard library's handler watches for stack overflows. At any other SIGBUS it restores the default,
+    // which would end the process before our handler runs. So trigger it once now, but only if it is installed.
     if is_caught()? {
         raise(SIGBUS)?;
         if is_caught()? {
@@ -59,7 +57,7 @@ fn try_install(json: bool) -> io::Result<()> {
         }
     }
     let (mut heard, written) = UnixStream::pair()?;
-    // Own copies: the thread that can't go on may hold the locks of the standard streams.
+    // Copies, because the blocked thread may hold the locks of the standard streams.
     let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let err = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let wait = move || {
@@ -73,35 +71,35 @@ fn try_install(json: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a handler stands for SIGBUS, as proc_pid_status(5) tells: a mask, bit n−1 for signal n.
+/// Whether SIGBUS has a handler, by the mask in proc_pid_status(5): bit n−1 is signal n.
 fn is_caught() -> io::Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    let mask = mask.ok_or_else(|| io::Error::other("/proc/self/status tells no SigCgt"))?;
+    let mask = mask.ok_or_else(|| io::Error::other("/proc/self/status has no SigCgt"))?;
     Ok(mask >> (SIGBUS - 1) & 1 == 1)
 }
 
-/// Which file it was.
+/// The error, naming the truncated file.
 fn cause() -> Error {
     let all = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
     let cut = |m: &Mapped| check_length(&m.label, m.bytes, m.file.metadata().ok()?.len()).err();
     all.iter().find_map(cut).unwrap_or_else(|| {
         let names: Vec<_> = all.iter().map(|m| m.label.as_str()).collect();
         let message = format!(
-            "a page of a mapped file ({}) could not be read: the device failed, or the file was cut and put back. \
-             What was saved before stands; check the device, and run again",
+            "a page of a mapped file ({}) couldn't be read: the device failed, or the file was truncated and restored. \
+             What was saved before is safe; check the device and run again",
             names.join(", ")
         );
         Error::new(ErrorKind::Io, message)
     })
 }
 
-/// Closed streams can't be told to anyone.
+/// Reports the error. If the streams are closed, there is nobody to tell.
 fn tell(error: Error, json: bool, mut out: File, mut err: File) {
     let _ = writeln!(err, "\nerror: {}", advice::told(&error));
     if json && let Some(object) = exit::object(&error.into()) {
-        // A generated text may stand on the line.
+        // Generated text may be on this line.
         let _ = writeln!(out, "\n{object}");
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// A size in bytes from `1048576`, `60M`, `1.5G`, `512KiB`, `60MB`. K, M, G and KiB, MiB, GiB count
-/// by 1024, as memory limits do; KB, MB, GB by 1000.
+/// Parses a size such as `1048576`, `60M`, `1.5G`, `512KiB` or `60MB`. K, M, G and KiB, MiB, GiB count by
+/// 1024, as memory limits do; KB, MB, GB by 1000.
 ///
 /// # Errors
-/// A message for people when the text is no size, or none of 1 byte to 2^53.
+/// A message for people if the text isn't a size of 1 byte to 2^53.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -29,10 +29,10 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// A duration from `90`, `90s`, `30m`, `4h`.
+/// Parses a duration such as `90`, `90s`, `30m` or `4h`.
 ///
 /// # Errors
-/// A message for people when the text is none, or one of more than a year.
+/// A message for people if the text isn't a duration of at most a year.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let refused = || "write a time such as 90s, 30m or 4h".to_string();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -45,13 +45,13 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| refused())?;
     let whole = number.checked_mul(seconds).filter(|s| *s <= 366 * 24 * 3600);
-    whole.map(Duration::from_secs).ok_or_else(|| "the time must be a year at most".to_string())
+    whole.map(Duration::from_secs).ok_or_else(|| "the time must be at most a year".to_string())
 }
 
-/// A share of a whole, from 0 to 1.
+/// Parses a share of a whole, from 0 to 1.
 ///
 /// # Errors
-/// A message for people when the text is none.
+/// A message for people if the text isn't one.
 pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     let share: Option<f64> = text.parse().ok();
     share.filter(|s| (0.0..=1.0).contains(s)).ok_or_else(|| "write a share from 0 to 1".to_string())

@@ -1,5 +1,4 @@
-//! When long work begins and goes on: while other programs leave the processors alone, while the machine is
-//! cool, and while mains power is there.
+//! When long work may run: while other programs are idle, the machine is cool, or it has mains power.
 
 mod readings;
 
@@ -16,24 +15,24 @@ use crate::units;
 pub(crate) use readings::System;
 use readings::{Processor, Readings};
 
-/// Time between two looks at the machine.
+/// Time between two checks of the machine.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How soon a waiting run hears Ctrl-C.
+/// How often a waiting run checks for Ctrl-C.
 const HEAR_EVERY: Duration = Duration::from_millis(100);
-/// Where no profile says otherwise: a Pi's firmware throttles at 80 °C.
+/// The limits without a profile. A Pi's firmware throttles at 80 °C.
 const START_BELOW_C: u32 = 65;
 const PAUSE_ABOVE_C: u32 = 78;
-/// Share of all processors that other programs may use.
+/// Share of all processors that other programs may use by default.
 const IDLE_BELOW: f64 = 0.25;
 
-/// What the machine must be.
+/// A condition that the machine must meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Condition {
     /// Other programs use little of the processors
     Idle,
-    /// Its warmest sensor is below --pause-above, and was below --start-below since the last pause
+    /// The warmest sensor is below --pause-above, and was below --start-below since the last pause
     Cool,
-    /// It does not run on a battery
+    /// The machine doesn't run on a battery
     Powered,
 }
 
@@ -41,47 +40,47 @@ pub(crate) enum Condition {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "When to run")]
 pub(crate) struct WhenOptions {
-    /// Begin and go on only while the machine is all of these: idle, cool, powered
+    /// Run only while the machine is all of these: idle, cool, powered
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     only_when: Vec<Condition>,
 
-    /// The device's profile: its memory, and for cool its temperatures
+    /// Use this device's profile: its memory, and for cool its temperatures
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PROFILES.iter().map(|p| p.name)))]
     device: Option<String>,
 
-    /// cool: begin, and begin anew, below this (degrees Celsius; default: 65, or the device's)
+    /// For cool: start, and restart after a pause, below this temperature in °C [default: 65, or the device's]
     #[arg(long, value_name = "C", value_parser = value_parser!(u32).range(1..=150))]
     start_below: Option<u32>,
 
-    /// cool: pause above this (default: 78, or the device's)
+    /// For cool: pause above this temperature in °C [default: 78, or the device's]
     #[arg(long, value_name = "C", value_parser = value_parser!(u32).range(1..=150))]
     pause_above: Option<u32>,
 
-    /// idle: share of all processors that other programs may use [default: 0.25]
+    /// For idle: share of all processors that other programs may use [default: 0.25]
     #[arg(long, value_name = "SHARE", value_parser = units::parse_share)]
     idle_below: Option<f64>,
 
-    /// Give up after waiting so long in all (90s, 30m, 4h; default: never)
+    /// Give up after waiting this long in total (90s, 30m, 4h) [default: never]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     wait: Option<Duration>,
 }
 
 impl WhenOptions {
-    /// The device whose profile was named.
+    /// The device given with `--device`.
     pub(crate) fn device(&self) -> Option<&str> {
         self.device.as_deref()
     }
 
-    /// What watches these conditions on this machine.
+    /// Starts watching these conditions on this machine.
     ///
     /// # Errors
-    /// `Misuse` for temperatures in the wrong order, limits of nothing, and conditions that this machine can't
-    /// tell.
+    /// `Misuse` for temperatures in the wrong order, limits without a condition, and conditions that this
+    /// machine can't measure.
     pub(crate) fn watch(&self) -> Result<Conditions> {
         self.watch_on(Box::new(System::default()))
     }
 
-    /// A flag that does nothing, for nothing is waited for.
+    /// A flag that has no effect, because no condition is given.
     fn idle_flag(&self) -> Option<&'static str> {
         let given = [
             ("--start-below", self.start_below.is_some()),
@@ -98,15 +97,14 @@ impl WhenOptions {
         let start_c = self.start_below.unwrap_or(profile.map_or(START_BELOW_C, |p| p.start_c));
         let pause_c = self.pause_above.unwrap_or(profile.map_or(PAUSE_ABOVE_C, |p| p.stop_c));
         if start_c >= pause_c {
-            return Err(misuse(format!(
-                "--start-below {start_c}: it must be below --pause-above ({pause_c})"
-            )));
+            return Err(misuse(format!("--start-below {start_c} must be below --pause-above ({pause_c})")));
         }
         if let Some(flag) = self.idle_flag() {
-            return Err(misuse(format!("{flag}: say with --only-when what the run waits for")));
+            return Err(misuse(format!("{flag} has no effect without --only-when; add it")));
         }
         let unknown = |what: &str, condition: &str| {
-            let message = format!("--only-when {condition}: this machine tells no {what}: leave it out");
+            let message =
+                format!("--only-when {condition}: this machine doesn't report its {what}; leave it out");
             Err(misuse(message))
         };
         for condition in &self.only_when {
@@ -139,10 +137,10 @@ struct Limits {
     busy_max: f64,
 }
 
-/// What a run is told while it waits.
+/// What to tell the user about a wait.
 #[derive(Clone, Debug)]
 pub(crate) enum Notice {
-    /// It waits from now on, for this reason.
+    /// The run starts waiting, for this reason.
     Waits(String),
     /// The wait is over.
     GoesOn,
@@ -152,7 +150,7 @@ impl std::fmt::Display for Notice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Notice::Waits(why) => write!(f, "waiting: {why}"),
-            Notice::GoesOn => f.write_str("going on"),
+            Notice::GoesOn => f.write_str("continuing"),
         }
     }
 }
@@ -163,27 +161,27 @@ pub(crate) struct Conditions {
     limits: Limits,
     patience: Option<Duration>,
     readings: Box<dyn Readings>,
-    /// Whether the run goes on, for which it may be warmer than to begin.
+    /// Whether the run is going. It may get warmer then than at its start.
     running: bool,
-    /// Processor time at the last look.
+    /// Processor time at the last check.
     processor: Option<Processor>,
     looked: Option<Instant>,
     waited: Duration,
-    /// When waiting ends, whatever the machine is.
+    /// When waiting ends, whatever the machine's state.
     deadline: Option<Instant>,
 }
 
 impl Conditions {
-    /// Waits until then at most.
+    /// Sets the time until which to wait at most.
     pub(crate) fn end_at(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;
     }
 
-    /// Comes back when the run may go on, is cancelled, or is out of time; called often, it looks seldom.
-    /// `tell` hears why the run waits, once for each wait and before it.
+    /// Returns when the run may continue, is cancelled, or is out of time. It is cheap to call often, because
+    /// it checks the machine rarely. Before each wait it tells `tell` the reason, once.
     ///
     /// # Errors
-    /// `Busy` when it waited for longer than asked.
+    /// `Busy` after waiting longer than allowed.
     pub(crate) fn go_on(&mut self, cancel: &AtomicBool, tell: &mut dyn FnMut(Notice)) -> Result<()> {
         if self.asked.is_empty() || self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return Ok(());
@@ -208,7 +206,7 @@ impl Conditions {
             }
             self.waited += begun.elapsed();
             if self.patience.is_some_and(|patience| self.waited >= patience) {
-                let message = format!("--wait: waited for {} s, and still {why}", self.waited.as_secs());
+                let message = format!("--wait: gave up after {} s of waiting: {why}", self.waited.as_secs());
                 return Err(Error::new(ErrorKind::Busy, message));
             }
         }
@@ -220,7 +218,7 @@ impl Conditions {
         Ok(())
     }
 
-    /// What speaks against going on now.
+    /// The reason why the run can't continue now.
     fn obstacle(&mut self) -> Option<String> {
         self.asked.clone().into_iter().find_map(|condition| match condition {
             Condition::Idle => self.busy(),
@@ -236,13 +234,13 @@ impl Conditions {
         let limit = if self.running { self.limits.pause_c } else { self.limits.start_c };
         match self.readings.temperature() {
             Some(now) if now < f64::from(limit) => None,
-            Some(now) => Some(format!("{now:.0} °C, and {limit} are allowed")),
-            // A sensor that fails must not let the machine burn.
+            Some(now) => Some(format!("the machine has {now:.0} °C; the limit is {limit} °C")),
+            // A failed sensor mustn't let the machine overheat.
             None => Some("the temperature can't be read any more".into()),
         }
     }
 
-    /// Others' use of the processors since the last look; nothing can be said at the first.
+    /// Too much use of the processors by others since the last check. The first check can't tell.
     fn busy(&mut self) -> Option<String> {
         let Some(now) = self.readings.processor() else {
             return Some("the processors' load can't be read any more".into());
@@ -253,10 +251,7 @@ impl Conditions {
         let share = now.used_by_others_since(&before)?;
         (share > self.limits.busy_max).then(|| {
             let limit = 100.0 * self.limits.busy_max;
-            format!(
-                "other programs use {:.0} % of the processors, and {limit:.0} % are allowed",
-                100.0 * share
-            )
+            format!("other programs use {:.0} % of the processors; the limit is {limit:.0} %", 100.0 * share)
         })
     }
 }

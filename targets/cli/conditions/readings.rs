@@ -1,15 +1,15 @@
-//! What Linux tells of the machine, below /proc and /sys. Shapes: proc_stat(5), proc_pid_stat(5), and the
-//! kernel's Documentation/ABI for sysfs-class-thermal and sysfs-class-power.
+//! What Linux reports about the machine in /proc and /sys. For formats see proc_stat(5), proc_pid_stat(5), and
+//! the kernel's Documentation/ABI for sysfs-class-thermal and sysfs-class-power.
 
 use std::path::{Path, PathBuf};
 
-/// What a machine tells of itself; tests stand in for it.
+/// Readings of a machine; tests supply their own.
 pub(crate) trait Readings {
-    /// Its warmest sensor, degrees Celsius; `None` where none can be read.
+    /// The warmest sensor, in degrees Celsius; `None` if none can be read.
     fn temperature(&mut self) -> Option<f64>;
-    /// Whether it is on mains power; `None` where there is nothing to tell, as on machines without a battery.
+    /// Whether the machine has mains power; `None` if unknown, as on machines without a battery.
     fn powered(&mut self) -> Option<bool>;
-    /// Processor time since the start.
+    /// Processor time since the machine started.
     fn processor(&mut self) -> Option<Processor>;
 }
 
@@ -18,14 +18,14 @@ pub(crate) trait Readings {
 pub(crate) struct Processor {
     /// Of all processors, idle or not.
     pub(crate) all: u64,
-    /// Of it, what programs and the kernel used.
+    /// The part that programs and the kernel used.
     pub(crate) busy: u64,
-    /// Of that, what this process used.
+    /// The part that this process used.
     pub(crate) own: u64,
 }
 
 impl Processor {
-    /// The share of all processors that others used; `None` where no time has passed.
+    /// The share of all processors that others used since then; `None` if no time has passed.
     pub(crate) fn used_by_others_since(&self, before: &Processor) -> Option<f64> {
         let all = self.all.saturating_sub(before.all);
         let busy = self.busy.saturating_sub(before.busy);
@@ -51,7 +51,7 @@ impl System {
         System { root: root.to_owned() }
     }
 
-    /// The folders below one of /sys/class whose name begins so.
+    /// The folders of a class in /sys/class whose names have this prefix.
     fn devices(&self, class: &str, prefix: &str) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(self.root.join("sys/class").join(class)) else {
             return Vec::new();
@@ -73,7 +73,7 @@ impl Readings for System {
         let (mut on_mains, mut on_battery) = (false, None);
         for supply in self.devices("power_supply", "") {
             let says = |name: &str| line(&supply.join(name)).unwrap_or_default();
-            // A mouse's battery is not the machine's.
+            // A mouse's battery isn't the machine's.
             if says("scope") == "Device" {
                 continue;
             }
@@ -92,11 +92,11 @@ impl Readings for System {
         let total = line(&self.root.join("proc/stat"))?;
         let ticks: Vec<u64> =
             total.strip_prefix("cpu ")?.split_whitespace().map_while(|t| t.parse().ok()).collect();
-        // user, nice, system, idle, iowait, irq, softirq, steal; guests' time is within user's.
+        // user, nice, system, idle, iowait, irq, softirq, steal; user includes the guests' time.
         let [user, nice, system, idle, iowait, irq, softirq, steal] = *ticks.first_chunk::<8>()?;
         let busy = user + nice + system + irq + softirq;
         let own = line(&self.root.join("proc/self/stat"))?;
-        // The program's name, in brackets, may hold blanks; utime and stime are the 12th and 13th behind it.
+        // The program's name, in brackets, may contain blanks. utime and stime are the 12th and 13th field after it.
         let own: Vec<&str> = own.rsplit_once(')')?.1.split_whitespace().collect();
         let own = own.get(11)?.parse::<u64>().ok()? + own.get(12)?.parse::<u64>().ok()?;
         Some(Processor { all: busy + idle + iowait + steal, busy, own })

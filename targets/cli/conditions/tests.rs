@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::*;
 
-/// A machine that tells what a test says.
+/// A machine with the readings that a test sets.
 #[derive(Clone, Default)]
 struct Fake(Rc<RefCell<Told>>);
 
@@ -50,7 +50,7 @@ fn a_warm_machine_begins_later_than_it_pauses() {
     let at = |t: f64| fake.0.borrow_mut().temperature = Some(t);
     at(70.0);
     let mut conditions = watched(&options(&[Condition::Cool]), &fake);
-    assert!(conditions.obstacle().is_some_and(|why| why.contains("70 °C, and 65 are allowed")));
+    assert!(conditions.obstacle().is_some_and(|why| why.contains("70 °C; the limit is 65 °C")));
     at(64.0);
     assert_eq!(conditions.obstacle(), None);
     conditions.running = true;
@@ -59,7 +59,7 @@ fn a_warm_machine_begins_later_than_it_pauses() {
     at(78.0);
     assert!(conditions.obstacle().is_some());
     fake.0.borrow_mut().temperature = None;
-    assert!(conditions.obstacle().is_some(), "a sensor that fails is no licence");
+    assert!(conditions.obstacle().is_some(), "a failed sensor isn't a licence");
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn waiting_ends_by_ctrl_c_by_patience_or_by_the_machine() {
     let mut told = Vec::new();
     watched(&patient, &fake)
         .go_on(&stop, &mut |line| told.push(line.to_string()))
-        .expect("the caller's to end");
+        .expect("ending it is up to the caller");
     assert_eq!(told, ["waiting: the machine runs on its battery"]);
 
     let (go, hurried) =
@@ -136,7 +136,7 @@ fn waiting_ends_by_ctrl_c_by_patience_or_by_the_machine() {
     fake.0.borrow_mut().powered = Some(true);
     let mut conditions = watched(&patient, &fake);
     conditions.go_on(&go, &mut |_| panic!("nothing to tell")).expect("mains power");
-    // Between two looks nothing is read.
+    // Between two checks nothing is read.
     fake.0.borrow_mut().powered = Some(false);
     conditions.go_on(&go, &mut |_| panic!("looked too soon")).expect("not looked at");
 }
