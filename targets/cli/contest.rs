@@ -77,7 +77,7 @@ impl ContestOptions {
     /// # Errors
     /// `Misuse` without it, `Io` when there is no such file.
     pub(crate) fn data(&self) -> Result<&Path> {
-        let missing = || misuse("--data is missing: name a folder that holds train.jsonl, or a .jsonl file");
+        let missing = || misuse("--data is missing; name a folder that holds train.jsonl, or a .jsonl file");
         self.data.path()?.ok_or_else(missing)
     }
 

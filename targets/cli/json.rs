@@ -1,4 +1,4 @@
-//! The object that `--json` puts on the last line of stdout: one type per verb, and one for errors.
+//! The object that `--json` prints on the last line of stdout: one type per verb, and one for errors.
 //! Field names are stable.
 
 use std::io::{self, Write};
@@ -14,32 +14,32 @@ use serde::{Serialize, Serializer};
 pub(crate) struct Plan {
     /// Private memory of the whole process.
     pub(crate) planned_private_bytes: u64,
-    /// The model file's pages: clean and evictable, so counted apart.
+    /// The model file's pages. They are clean and evictable, so they are counted separately.
     pub(crate) mapped_bytes: u64,
-    /// The pools that the private memory consists of, in the order given.
+    /// The pools that make up the private memory, in this order.
     #[serde(serialize_with = "as_map")]
     pub(crate) pools: Vec<(String, u64)>,
     /// Whether the plan is within `--memory-budget` (true without one).
     pub(crate) fits: bool,
-    /// What blocks may keep for their backward, from the least memory to the most.
+    /// What blocks may keep for their backward pass, from the least memory to the most.
     pub(crate) ladder: Vec<Rung>,
-    /// What each checkpoint writes.
+    /// Bytes that each checkpoint writes.
     pub(crate) checkpoint_bytes: u64,
-    /// What checkpoints write in an hour; `null` where the rate is unknown, or they come only when stopped.
+    /// Megabytes that checkpoints write in an hour; `null` if the rate is unknown or they are written only on a stop.
     pub(crate) checkpoint_mb_per_hour: Option<f64>,
 }
 
 /// One pattern of what blocks keep.
 #[derive(Debug, Serialize)]
 pub(crate) struct Rung {
-    /// `inputs`, `attention`, `all`, or how many blocks keep what.
+    /// `inputs`, `attention`, `all`, or which blocks keep what.
     pub(crate) keep: String,
     /// `f32` or `bf16`.
     pub(crate) precision: String,
     pub(crate) planned_private_bytes: u64,
     /// `null` without calibration.
     pub(crate) predicted_tokens_per_s: Option<f64>,
-    /// Whether it is this run's.
+    /// Whether this run uses it.
     pub(crate) chosen: bool,
 }
 
@@ -49,13 +49,13 @@ pub(crate) struct Compare {
     /// `PROMOTE`, `KEEP_PROMPTING` or `KEEP_BASE`, with its arm.
     #[serde(flatten)]
     pub(crate) decision: Decision,
-    /// It in one sentence.
+    /// The decision in one sentence.
     pub(crate) sentence: String,
-    /// Held-out loss by arm, nats per token; `null` for a broken one.
+    /// Held-out loss per arm, nats per token; `null` for a broken arm.
     pub(crate) losses: Vec<(String, Option<f64>)>,
-    /// Share of answers that are right by arm, where answers were judged.
+    /// Share of right answers per arm, if answers were judged.
     pub(crate) accuracies: Vec<(String, Option<f64>)>,
-    /// Where verdict.json and the reports are.
+    /// The folder with verdict.json and the reports.
     pub(crate) folder: String,
     pub(crate) seconds: f64,
 }
@@ -78,7 +78,7 @@ impl Compare {
 /// `engraft adapt`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Adapt {
-    /// The generation that is active now; `null` where nothing was promoted.
+    /// The generation that is active now; `null` if nothing was promoted.
     pub(crate) generation: Option<u64>,
     #[serde(flatten)]
     pub(crate) compared: Compare,
@@ -92,12 +92,12 @@ pub(crate) struct Train {
     pub(crate) tokens: u64,
     pub(crate) tokens_per_s: f64,
     pub(crate) planned_private_bytes: u64,
-    /// `null` where the system does not tell.
+    /// `null` where the system doesn't report it.
     pub(crate) peak_private_bytes: Option<u64>,
     pub(crate) train_loss: f64,
-    /// Divergence from the base per trained token; `null` without `--kl-weight`.
+    /// Divergence from the base, per trained token; `null` without `--kl-weight`.
     pub(crate) train_kl: Option<f64>,
-    /// `null` without validation data; so is the next.
+    /// `null` without validation data; the same goes for the next field.
     pub(crate) valid_loss_before: Option<f64>,
     pub(crate) valid_loss_after: Option<f64>,
     /// Path of the adapter's file.
@@ -106,8 +106,8 @@ pub(crate) struct Train {
     /// With full fine-tuning, path of the model's file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<String>,
-    /// Held-out loss of that file: as `valid_loss_after`, which is that of the f32 weights, and what
-    /// storing them cost. `null` as the others.
+    /// Held-out loss of that file. `valid_loss_after` is that of the f32 weights; the difference is the
+    /// cost of storing them. `null` without validation data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) valid_loss_stored: Option<Option<f64>>,
 }
@@ -130,12 +130,12 @@ pub(crate) struct Generate {
     pub(crate) prompt_tokens: u64,
     pub(crate) tokens: u64,
     pub(crate) tokens_per_s: f64,
-    /// `end` where the model ended, `length` at `--n-predict`, `context` where the context was full.
+    /// `end` when the model stopped, `length` at `--n-predict`, `context` when the context was full.
     pub(crate) stopped: &'static str,
 }
 
 impl Generate {
-    /// Of what followed a prompt of so many tokens.
+    /// The result of continuing a prompt of so many tokens.
     pub(crate) fn of(told: &Continuation, prompt_tokens: usize) -> Generate {
         Generate {
             text: told.text.clone(),
@@ -156,13 +156,13 @@ impl Generate {
 pub(crate) struct Import {
     /// `peft`, `mlx` or `gguf`.
     pub(crate) format: &'static str,
-    /// Projections it adapts, over all blocks.
+    /// Adapted projections, over all blocks.
     pub(crate) modules: usize,
     pub(crate) rank: usize,
     pub(crate) alpha: f32,
-    /// Digest of the base it was bound to.
+    /// Digest of the base that it was bound to.
     pub(crate) base: String,
-    /// What of the adapter was passed over.
+    /// Parts of the adapter that were ignored.
     pub(crate) warnings: Vec<String>,
     /// Path of the adapter's file.
     pub(crate) adapter: String,
@@ -173,15 +173,15 @@ pub(crate) struct Import {
 pub(crate) struct Export {
     /// `peft` or `gguf`.
     pub(crate) format: &'static str,
-    /// Projections it adapts, over all blocks.
+    /// Adapted projections, over all blocks.
     pub(crate) modules: usize,
     /// The file or folder.
     pub(crate) output: String,
-    /// What took a DoRA's place; `null` without `--dora-svd-rank`.
+    /// The plain LoRA written instead of a DoRA; `null` without `--dora-svd-rank`.
     pub(crate) approximation: Option<ExportApproximation>,
 }
 
-/// A plain LoRA in place of a DoRA. Errors are shares of the change, in Frobenius norms.
+/// A plain LoRA that replaces a DoRA. Errors are shares of the change, in Frobenius norms.
 #[derive(Debug, Serialize)]
 pub(crate) struct ExportApproximation {
     pub(crate) rank: u32,
@@ -209,7 +209,7 @@ pub(crate) struct ExportMeasure {
     /// With the DoRA.
     pub(crate) nll_adapter: f64,
     pub(crate) nll_exported: f64,
-    /// KL(base with the DoRA ‖ base with what is written).
+    /// KL(base with the DoRA ‖ base with the written LoRA).
     pub(crate) mean_kl: f64,
     /// KL(base with the DoRA ‖ base).
     pub(crate) mean_kl_base: f64,
@@ -221,11 +221,11 @@ pub(crate) struct Merge {
     /// The merged model's file.
     pub(crate) output: String,
     pub(crate) bytes: u64,
-    /// Tensors that were changed.
+    /// Changed tensors.
     pub(crate) merged_tensors: usize,
     /// `null` with `--unmeasured`.
     pub(crate) measured: Option<MergeMeasure>,
-    /// Whether most of the gain was lost, and `--force` kept the file nevertheless.
+    /// Whether most of the gain was lost and only `--force` kept the file.
     pub(crate) forced: bool,
 }
 
@@ -234,7 +234,7 @@ pub(crate) struct Merge {
 pub(crate) struct MergeMeasure {
     pub(crate) tokens: usize,
     pub(crate) nll_base: f64,
-    /// With the adapter beside the base.
+    /// The base with the adapter.
     pub(crate) nll_adapter: f64,
     pub(crate) nll_merged: f64,
     /// `nll_merged - nll_adapter`.
@@ -248,24 +248,24 @@ pub(crate) struct MergeMeasure {
 /// `engraft adapter ls`.
 #[derive(Debug, Serialize)]
 pub(crate) struct AdapterList {
-    /// The generation in use; `null` where there is none.
+    /// The generation in use; `null` if there is none.
     pub(crate) active: Option<u64>,
     pub(crate) generations: Vec<AdapterListed>,
-    /// What should have been in use before it, and why it is not.
+    /// Generations that should have been used instead, and why they weren't.
     pub(crate) passed_over: Vec<String>,
-    /// Names in the folder that are not the store's.
+    /// Names in the folder that don't belong to the store.
     pub(crate) unknown: Vec<String>,
 }
 
-/// One generation of a store. All but its number are `null` where its manifest is missing or damaged,
-/// which `problem` then tells.
+/// One generation of a store. If its manifest is missing or damaged, `problem` says so, and all but the
+/// number is `null`.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct AdapterListed {
     pub(crate) generation: u64,
     pub(crate) active: bool,
     /// `adapter`, `few_shot` or `base`.
     pub(crate) content: Option<&'static str>,
-    /// The word that verdict.json gives under `verdict`.
+    /// The word in verdict.json under `verdict`.
     pub(crate) verdict: Option<String>,
     pub(crate) bytes: Option<u64>,
     /// Digest of the base it was made for.
@@ -273,7 +273,7 @@ pub(crate) struct AdapterListed {
     /// The generation that a rollback from it leads to.
     pub(crate) previous: Option<u64>,
     pub(crate) problem: Option<String>,
-    /// No generation: left by what was cut short, harmless, removed by the next writer.
+    /// Whether it is only what an interrupted command left behind: harmless, removed by the next writer.
     pub(crate) unfinished: bool,
 }
 
@@ -283,11 +283,11 @@ pub(crate) struct AdapterShow {
     #[serde(flatten)]
     pub(crate) listed: AdapterListed,
     pub(crate) files: Vec<AdapterFile>,
-    /// `null` for anything but an adapter.
+    /// `null` unless it is an adapter.
     pub(crate) adapter: Option<AdapterSettings>,
-    /// The examples, `null` for anything else.
+    /// The examples; `null` unless it is few-shot examples.
     pub(crate) few_shot: Option<Vec<AdapterTurn>>,
-    /// verdict.json as it is; `null` where it is no JSON.
+    /// verdict.json as stored; `null` if it isn't JSON.
     pub(crate) verdict_json: serde_json::Value,
 }
 
@@ -324,9 +324,9 @@ pub(crate) struct AdapterTurn {
 #[derive(Debug, Serialize)]
 pub(crate) struct AdapterVerify {
     pub(crate) active: Option<u64>,
-    /// Generations that are whole, and with `-m` belong to the model.
+    /// Generations that are whole and, with `-m`, belong to the model.
     pub(crate) good: Vec<u64>,
-    /// Product by promotions or prunings that were cut short: harmless, removed by the next writer.
+    /// Left by interrupted promotions or prunings: harmless, removed by the next writer.
     pub(crate) unfinished: Vec<u64>,
     pub(crate) problems: Vec<String>,
 }
@@ -335,7 +335,7 @@ pub(crate) struct AdapterVerify {
 #[derive(Debug, Serialize)]
 pub(crate) struct AdapterRollback {
     pub(crate) active: u64,
-    /// What was active before; `null` where nothing was.
+    /// The generation that was active before; `null` if there was none.
     pub(crate) was: Option<u64>,
 }
 
@@ -343,7 +343,7 @@ pub(crate) struct AdapterRollback {
 #[derive(Debug, Serialize)]
 pub(crate) struct AdapterPrune {
     pub(crate) removed: Vec<u64>,
-    /// Generations whose folder stays for what else is in it.
+    /// Generations whose folder stays because it holds other files.
     pub(crate) left: Vec<u64>,
 }
 
@@ -357,18 +357,18 @@ pub(crate) struct Demo {
     /// `PROMOTE`, `KEEP_PROMPTING` or `KEEP_BASE`, with its arm.
     #[serde(flatten)]
     pub(crate) decision: Decision,
-    /// It in one sentence.
+    /// The decision in one sentence.
     pub(crate) sentence: String,
-    /// Of the base behind examples.
+    /// Of the base with examples in its prompt.
     pub(crate) few_shot_exact: f64,
     /// Of the adapter, on the everyday commands.
     pub(crate) forgetting: DemoForgetting,
-    /// What full fine-tuning came to.
+    /// The result of full fine-tuning.
     pub(crate) full: DemoFull,
     pub(crate) seconds: f64,
 }
 
-/// What an arm of the demo forgot of the everyday commands, nats per token; `null` where that is no number.
+/// What an arm of the demo forgot of the everyday commands, nats per token; `null` if that isn't finite.
 #[derive(Debug, Serialize)]
 pub(crate) struct DemoForgetting {
     pub(crate) delta_nll: Option<f64>,
@@ -376,7 +376,7 @@ pub(crate) struct DemoForgetting {
     pub(crate) kl: Option<f64>,
 }
 
-/// Full fine-tuning in the demo; fractions as there.
+/// Full fine-tuning in the demo, with fractions as in [`Demo`].
 #[derive(Debug, Serialize)]
 pub(crate) struct DemoFull {
     pub(crate) learning_rate: f64,
@@ -384,7 +384,7 @@ pub(crate) struct DemoFull {
     pub(crate) retention_after: f64,
     #[serde(flatten)]
     pub(crate) forgetting: DemoForgetting,
-    /// Whether the gate would let it be promoted.
+    /// Whether it passed the gate.
     pub(crate) eligible: bool,
 }
 
@@ -401,7 +401,7 @@ pub(crate) struct Bench {
     pub(crate) prefill_tokens_per_s: f64,
     pub(crate) decode_tokens: usize,
     pub(crate) decode_tokens_per_s: f64,
-    /// Share of the training step per class of work, 0 to 1.
+    /// Share of the training step per kind of work, 0 to 1.
     #[serde(serialize_with = "as_map")]
     pub(crate) shares: Vec<(String, f64)>,
 }
@@ -409,11 +409,11 @@ pub(crate) struct Bench {
 /// `engraft data check`.
 #[derive(Debug, Serialize)]
 pub(crate) struct DataCheck {
-    /// train, valid, and test where there is one.
+    /// train, valid and, if there is one, test.
     pub(crate) parts: Vec<DataPart>,
 }
 
-/// One part of the rows. Lengths in tokens that the model computes.
+/// One part of the rows. Lengths are in tokens that the model computes.
 #[derive(Debug, Serialize)]
 pub(crate) struct DataPart {
     pub(crate) part: &'static str,
@@ -421,7 +421,7 @@ pub(crate) struct DataPart {
     pub(crate) format: &'static str,
     pub(crate) rows: usize,
     pub(crate) tokens: usize,
-    /// Tokens that the loss is taken on.
+    /// Tokens that count in the loss.
     pub(crate) targets: usize,
     pub(crate) shortest: usize,
     pub(crate) median: usize,
@@ -430,14 +430,14 @@ pub(crate) struct DataPart {
     pub(crate) cut: usize,
     /// Rows that can't be used.
     pub(crate) skipped: usize,
-    /// Rows that are among the training rows, too.
+    /// Rows that are also training rows.
     pub(crate) duplicates: usize,
 }
 
 /// `engraft selftest`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Selftest {
-    /// Whether all of them are within their bounds.
+    /// Whether all checks are within their bounds.
     pub(crate) passed: bool,
     pub(crate) checks: Vec<SelftestCheck>,
 }
@@ -447,7 +447,7 @@ pub(crate) struct Selftest {
 pub(crate) struct SelftestCheck {
     pub(crate) isa: &'static str,
     pub(crate) what: String,
-    /// How far it was off; `null` where it is no number.
+    /// How far it was off; `null` if that isn't finite.
     pub(crate) found: f64,
     pub(crate) bound: f64,
     pub(crate) passed: bool,
@@ -474,7 +474,7 @@ pub(crate) struct ErrorBody<'a> {
     pub(crate) exit_code: u8,
 }
 
-/// Pools and shares keep their order, which a sorted map would lose.
+/// Writes pairs as a map in their order, which a sorted map would lose.
 fn as_map<V: Serialize, S: Serializer>(pools: &[(String, V)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pools.iter().map(|(name, bytes)| (name, bytes)))
 }
@@ -482,20 +482,20 @@ fn as_map<V: Serialize, S: Serializer>(pools: &[(String, V)], serializer: S) -> 
 /// Writes the object as one line of stdout.
 ///
 /// # Errors
-/// Those of writing; a closed pipe included.
+/// Those of writing, including a closed pipe.
 pub(crate) fn emit(object: &impl Serialize) -> io::Result<()> {
     line(&serde_json::to_string(object)?)
 }
 
-/// Writes a line to stdout, unlike `println!` without a panic when the reader is gone.
+/// Writes a line to stdout. Unlike `println!`, it doesn't panic if the reader is gone.
 ///
 /// # Errors
-/// Those of writing; a closed pipe included.
+/// Those of writing, including a closed pipe.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     show(&format!("{text}\n"))
 }
 
-/// Puts a part of a result on stdout at once.
+/// Writes a part of a result to stdout at once.
 ///
 /// # Errors
 /// As [`line`].

@@ -256,7 +256,9 @@ fn what_an_unbound_file_does_not_record_is_told() {
     let unbound = Adapter { binding: None, ..Adapter::load(Path::new(&file)).expect("the adapter") };
     unbound.save(&Disk, folder.path(), StoredAs::F32).expect("saving");
     let said = told(&folder.path().display().to_string());
-    for words in ["doesn't record chat template, matched tensors", "train or import it again", "digest"] {
+    for words in
+        ["doesn't record chat template, matched tensors", "train or import the adapter again", "digest"]
+    {
         assert!(said.contains(words), "{words}: {said}");
     }
 }
@@ -354,6 +356,6 @@ fn rows_held_out_by_another_seed_are_warned_of() {
     };
     let other = told("0");
     assert!(other.contains("held out of the file by --seed 0 and --valid-fraction 0.1"), "{other}");
-    assert!(other.contains("trained with --seed 5") && other.contains("say --seed 5"), "{other}");
+    assert!(other.contains("trained with --seed 5") && other.contains("use --seed 5"), "{other}");
     assert!(!told("5").contains("warning"));
 }

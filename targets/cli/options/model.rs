@@ -60,7 +60,7 @@ impl ModelOptions {
     /// # Errors
     /// [`ErrorKind::Misuse`] for a folder, [`ErrorKind::Io`] when there is no such file.
     pub(crate) fn path(&self) -> Result<&Path, Error> {
-        let missing = || misuse("-m/--model is missing: name the model's GGUF file");
+        let missing = || misuse("-m/--model is missing; name the model's GGUF file");
         let path = self.model.as_deref().ok_or_else(missing)?;
         let found = stat(path, "-m/--model")?;
         if found.is_dir() {

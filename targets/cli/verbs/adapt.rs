@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let contest = &options.contest;
     contest.model.path()?;
     contest.data()?;
-    let missing = || misuse("--store is missing: name the folder that the winner goes into");
+    let missing = || misuse("--store is missing; name the folder that the winner goes into");
     let folder = options.store.as_ref().ok_or_else(missing)?;
     let whole = "--arms full: a store keeps adapters, not whole models; `compare` measures full fine-tuning, \
                  and `train --fine-tune-type full` writes it";

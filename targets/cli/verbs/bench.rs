@@ -1,5 +1,5 @@
-//! `engraft bench`: what this machine does, in a few seconds: a training step, reading a prompt, and
-//! generating. Outputs are compared with those of the scalar specification before anything is timed.
+//! `engraft bench`: measures in a few seconds how fast this machine trains, reads a prompt and generates.
+//! Before timing anything, it compares results with the scalar specification.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,18 +26,18 @@ use super::{Invocation, common, demo};
 use crate::json;
 use crate::options::{ComputeOptions, OptionalModelOptions};
 
-/// Tokens of the training sequence and of the prompt, and tokens generated, at most.
+/// Maximum tokens of the training sequence and the prompt, and of the answer.
 const SEQ: usize = 256;
 const DECODE: usize = 64;
-/// Tokens of the shortest training sequence that tells anything.
+/// Tokens of the shortest training sequence that gives a useful figure.
 const SEQ_MIN: usize = 16;
-/// Rows that are verified.
+/// Rows to verify.
 const VERIFIED: usize = 4;
-/// How far the loss of these rows may be from the scalar specification's: what rounding to int8 does.
+/// Relative error of the loss that rounding to int8 explains, compared with the scalar specification.
 const LOSS_BOUND: f64 = 2e-2;
-/// A rate that changes little.
+/// A learning rate that changes little.
 const RATE: f64 = 1e-4;
-/// Time that is given to each measure, and how often it is repeated at most.
+/// Time for each measurement, and its maximum number of repeats.
 const EACH: Duration = Duration::from_millis(2500);
 const REPEATS: usize = 7;
 
@@ -46,7 +46,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) model: OptionalModelOptions,
 
-    /// Private memory that the training step may plan
+    /// Private memory that the training step may use
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = crate::units::parse_bytes)]
     pub(crate) memory_budget: u64,
 
@@ -99,7 +99,7 @@ fn table(r: &json::Bench) -> String {
     text
 }
 
-/// A training run at a rate that changes little.
+/// Settings of the training step.
 fn settings(base: &Base, rank: usize) -> Result<Settings> {
     let c = base.model.config();
     let layers: Vec<usize> = (0..c.n_layers).collect();
@@ -107,7 +107,7 @@ fn settings(base: &Base, rank: usize) -> Result<Settings> {
     Ok(Settings { seed: 1, ..Settings::new(Method::Adapter(lora)) })
 }
 
-/// A model, how to compute with it, and what is trained.
+/// The model, how to compute with it, and what to train.
 struct Bench<'a> {
     options: &'a Options,
     invocation: &'a Invocation,
@@ -116,7 +116,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Compares the loss of a few rows with the scalar specification's in f32.
+    /// Compares the loss of a few rows with that of the scalar specification in f32.
     fn verify(&self) -> Result<()> {
         let rows = VERIFIED.min(self.base.model.config().context_len);
         let batch = [self.batch(rows)];
@@ -137,8 +137,9 @@ impl Bench<'_> {
             return Ok(());
         }
         let isa = self.base.kernels.isa().name();
-        let message =
-            format!("the loss under {isa} is {found}, by the specification {expected}: report this");
+        let message = format!(
+            "{isa} computes wrongly here: the loss is {found} instead of {expected}; please report this"
+        );
         Err(Error::new(ErrorKind::NonFinite, message).into())
     }
 
@@ -168,10 +169,10 @@ impl Bench<'_> {
         SEQ.min(self.base.model.config().context_len - self.answer_tokens())
     }
 
-    /// The longest sequence, in halves of 256, whose plan fits, with the most kept that fits too.
+    /// The plan for the longest sequence that fits, halving from 256, which keeps as much as fits.
     ///
     /// # Errors
-    /// `DoesNotFit` where the shortest doesn't.
+    /// `DoesNotFit` if the shortest sequence doesn't fit.
     fn fitting(&self) -> Result<Planned> {
         let budget = self.options.memory_budget;
         let limit = Limit { budget: Some(budget), room: None };
@@ -184,8 +185,8 @@ impl Bench<'_> {
             }
             if seq <= SEQ_MIN {
                 let message = format!(
-                    "--memory-budget: a training step of {seq} tokens needs {} of private memory, the budget is {}; \
-                     --memory-budget {}K fits",
+                    "--memory-budget: a training step of {seq} tokens needs {} of private memory, but the budget is \
+                     {}; --memory-budget {}K fits",
                     bytes::show(least),
                     bytes::show(budget),
                     least.div_ceil(1 << 10)
@@ -209,7 +210,7 @@ impl Bench<'_> {
         Planned::new(&self.settings, &setting, limit)
     }
 
-    /// Random tokens, each the target of the one before.
+    /// Random tokens, each the target of the previous one.
     fn batch(&self, rows: usize) -> Batch {
         let mut rng = Rng::new(2, 2);
         let ids: Vec<u32> =
@@ -222,7 +223,7 @@ impl Bench<'_> {
         Ok(trainer_at(base, &self.settings, request, RunRows::default(), RATE, ("bench", &mut Nobody))?)
     }
 
-    /// Tokens per second of a step, and the share of each class of work in it.
+    /// Tokens per second of a training step, and the share of each kind of work.
     fn train(&self, request: &Request) -> Result<(f64, Vec<(String, f64)>)> {
         let mut trainer = self.trainer(&self.base, request)?;
         let batch = [self.batch(request.seq)];
@@ -236,7 +237,7 @@ impl Bench<'_> {
         Ok((rate, shares))
     }
 
-    /// Tokens per second of a prompt, and of tokens after it.
+    /// Tokens per second of reading a prompt, and of generating after it.
     fn generate(&self, prompt: usize, answer: usize) -> Result<(f64, f64)> {
         let precision = self.options.compute.precision;
         let (model, kernels) = (self.base.model.clone(), self.base.kernels.clone());
@@ -257,7 +258,7 @@ impl Bench<'_> {
         Ok((prefill, decode))
     }
 
-    /// The median rate of a piece of work over `tokens`, repeated while time allows.
+    /// The median rate of some work on `tokens` tokens, repeated while time allows.
     fn median_rate(&self, tokens: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         let (started, mut rates) = (Instant::now(), Vec::with_capacity(REPEATS));
         while rates.is_empty() || (rates.len() < REPEATS && started.elapsed() < EACH) {

@@ -1,4 +1,4 @@
-//! What several verbs do: load adapters, measure, refuse.
+//! Work that several verbs share: loading adapters, measuring, refusing.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use engraft_runtime::train::Evaluated;
 use super::adapter::Stored;
 use crate::options::{self, AdapterOptions, ComputeOptions, misuse};
 
-/// Refuses to write over a file that is read, whatever the two paths look like.
+/// Refuses to overwrite an input file, even if the two paths look different.
 ///
 /// # Errors
 /// `Misuse`.
@@ -27,19 +27,18 @@ pub(crate) fn refuse_input(input: &Path, output: &Path, flag: &str) -> Result<()
     match (output.canonicalize(), input.canonicalize()) {
         (Ok(a), Ok(b)) if a == b => {
             let what = output.display();
-            Err(misuse(format!("{flag}: {what} is read by this command and never written: name another")))
+            Err(misuse(format!("{flag}: {what} is an input of this command; name another file")))
         }
         _ => Ok(()),
     }
 }
 
-/// The kernels of the best instruction set, for verbs that compute little.
+/// Kernels for the best instruction set, for verbs that compute little.
 pub(crate) fn best_kernels() -> Arc<Kernels> {
     Arc::new(Kernels::detect(std::thread::available_parallelism().map_or(1, usize::from)))
 }
 
-/// All adapters of the command line as one, and that of the store, each held against the model; `None` where
-/// there is none.
+/// All adapters of the command line and the store as one, each checked against the model; `None` without any.
 ///
 /// # Errors
 /// Those of [`adapter`].
@@ -64,7 +63,7 @@ pub(crate) fn adapters(
     Ok(Some(Arc::new(StackedAdapter::new(model, kernels, &loaded)?)))
 }
 
-/// One adapter as trained: what it needs to be used also serves to check it.
+/// A single adapter at scale 1. It is checked in the form in which it is used.
 fn adapter_in_use(
     model: &Arc<ModelFile>,
     kernels: &Arc<Kernels>,
@@ -81,10 +80,10 @@ fn adapter_in_use(
     Ok(Arc::new(stacked))
 }
 
-/// One adapter of this model, or with `force_base` of any model of its shapes, which is then said.
+/// An adapter made for this model. With `force_base` any adapter whose shapes fit, with a message.
 ///
 /// # Errors
-/// Those of [`Adapter::load`] and [`Prober::check`]. Each names the file.
+/// Those of [`Adapter::load`] and [`Prober::check`], with the file's name.
 pub(crate) fn adapter(
     model: &Arc<ModelFile>,
     kernels: &Arc<Kernels>,
@@ -96,7 +95,7 @@ pub(crate) fn adapter(
     Ok(adapter)
 }
 
-/// An adapter's file; where it looks like one of another tool, the refusal says how that is taken in.
+/// Loads an adapter's file. If it looks like another tool's, the error says how to import it.
 fn load(file: &Path) -> Result<Adapter> {
     Adapter::load(file).map_err(|error| {
         let foreign = ["gguf", "safetensors"].iter().any(|end| file.extension().is_some_and(|e| e == *end));
@@ -104,11 +103,11 @@ fn load(file: &Path) -> Result<Adapter> {
             return error;
         }
         let hint = options::import_hint(file);
-        Error::new(error.kind(), format!("{}; if it is an adapter of another tool, {hint}", error.message()))
+        Error::new(error.kind(), format!("{}; if it is another tool's adapter, {hint}", error.message()))
     })
 }
 
-/// Holds an adapter against the model by `check`; says what was overridden, and what could not be checked.
+/// Checks an adapter against the model with `check`. Reports what was overridden and what couldn't be checked.
 fn hold(
     model: &Arc<ModelFile>,
     kernels: &Arc<Kernels>,
@@ -120,7 +119,7 @@ fn hold(
     let (place, started) = (file.display(), Instant::now());
     let mut prober = Prober::new(model, kernels, adapter.layout.rank_max());
     let checked = check(&mut prober);
-    log::info!("{place}: held against the model in {:.0} ms", 1e3 * started.elapsed().as_secs_f64());
+    log::info!("{place}: checked against the model in {:.0} ms", 1e3 * started.elapsed().as_secs_f64());
     match checked {
         Err(error) if force_base && error.kind() == ErrorKind::BaseMismatch => {
             adapter.check_shapes(model.config()).map_err(|e| e.at(place))?;
@@ -129,15 +128,15 @@ fn hold(
         Err(error) => return Err(error.at(place)),
         Ok(unrecorded) if unrecorded.is_empty() => {}
         Ok(unrecorded) => eprintln!(
-            "{place}: its file doesn't record {}, so only the base's digest and shapes were checked; train or import \
-             it again to have all of it checked",
+            "{place}: the file doesn't record {}, so only the base's digest and shapes were checked; train or import \
+             the adapter again for a full check",
             unrecorded.join(", ")
         ),
     }
     Ok(())
 }
 
-/// Advice to store in a type that rounds less than `used`; empty where there is none.
+/// The flag for a type that rounds less than `used`; empty if there is none.
 pub(crate) fn finer_type(used: DType) -> &'static str {
     match used {
         DType::F32 => "",
@@ -147,7 +146,7 @@ pub(crate) fn finer_type(used: DType) -> &'static str {
     }
 }
 
-/// Refuses a measure that isn't a number.
+/// Refuses a figure that isn't finite.
 ///
 /// # Errors
 /// `NonFinite`.
@@ -159,7 +158,7 @@ pub(crate) fn finite(value: f64, what: &str) -> Result<f64> {
     Err(Error::new(ErrorKind::NonFinite, message).advise(Advice::ExactActivations))
 }
 
-/// Held-out loss of a model's file, as `eval` measures it; `None` without held-out rows.
+/// The held-out loss of a model's file, as measured by `eval`; `None` without held-out rows.
 ///
 /// # Errors
 /// Those of opening the file and of the observer; `NonFinite`.
@@ -183,18 +182,18 @@ pub(crate) fn held_out_loss(
         total.targets += scored.targets;
     }
     let loss = total.loss_sum / total.targets as f64;
-    Ok(Some(finite(loss, "the held-out loss of the model that was written")?))
+    Ok(Some(finite(loss, "the held-out loss of the written model")?))
 }
 
-/// The error of a run that was stopped.
+/// The error of a stopped run.
 pub(crate) fn cancelled(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Cancelled, what)
 }
 
-/// Reads a text file of UTF-8.
+/// Reads a UTF-8 text file.
 ///
 /// # Errors
-/// `Io`; `BadData` with the place of the first byte that isn't UTF-8.
+/// `Io`; `BadData` with the position of the first byte that isn't UTF-8.
 pub(crate) fn read_text(file: &Path) -> Result<String> {
     let bytes = std::fs::read(file).map_err(|e| Error::io(format!("reading {}", file.display()), e))?;
     String::from_utf8(bytes).map_err(|e| {

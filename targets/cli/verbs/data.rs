@@ -54,7 +54,7 @@ impl CheckOptions {
     fn run(&self, invocation: &Invocation) -> Result<()> {
         self.model.path()?;
         let path = self.data.path()?.ok_or_else(|| {
-            misuse("--data is missing: name a folder that holds train.jsonl, or a .jsonl file")
+            misuse("--data is missing; name a folder that holds train.jsonl, or a .jsonl file")
         })?;
         let model = self.model.open()?;
         let text = Text::of(&model)?;

@@ -1,4 +1,4 @@
-//! `engraft eval`: perplexity of a text, or masked loss of held-out rows.
+//! `engraft eval`: the perplexity of a text, or the masked loss of held-out rows.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -28,11 +28,11 @@ use super::{Invocation, common};
 use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, DataOptions, ModelOptions, misuse, tell_rows};
 
-/// Tokens of a window, as llama-perplexity has them by default.
+/// Tokens per window, the default of llama-perplexity.
 const TEXT_WINDOW: u32 = 512;
-/// Positions of a row at most, as `train` has them by default.
+/// Maximum positions per row, the default of `train`.
 const ROWS_MAX: u32 = 256;
-/// Time between two reports.
+/// Time between progress lines.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Args, Debug)]
@@ -40,15 +40,15 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) model: ModelOptions,
 
-    /// A text file: perplexity as llama-perplexity computes it, over windows of --ctx-size tokens
+    /// Measure perplexity on this text file like llama-perplexity, over windows of --ctx-size tokens
     #[arg(long, visible_alias = "file", short = 'f', value_name = "FILE", conflicts_with = "data")]
     perplexity: Option<PathBuf>,
 
-    /// Tokens of a window (default 512, or all of the model's), or of a row at most (default 256)
+    /// Tokens per window [default: 512, or the model's context], or maximum tokens per row [default: 256]
     #[arg(short, long, visible_alias = "max-seq-length", value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
     pub(crate) ctx_size: Option<u32>,
 
-    /// Seed of the split, as it was for training
+    /// Seed for the split; use the one from training
     #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     pub(crate) seed: u64,
 
@@ -62,7 +62,7 @@ pub(crate) struct Options {
     pub(crate) compute: ComputeOptions,
 }
 
-/// What to measure on.
+/// The data to measure on.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Subject<'a> {
     /// A text file, in llama-perplexity's convention.
@@ -72,15 +72,15 @@ pub(crate) enum Subject<'a> {
 }
 
 impl Options {
-    /// The text or the rows, which exist.
+    /// The existing text or rows.
     ///
     /// # Errors
-    /// [`engraft_runtime::ErrorKind::Misuse`] when neither is given, `Io` when it is missing.
+    /// [`engraft_runtime::ErrorKind::Misuse`] if neither is given, `Io` if the path doesn't exist.
     pub(crate) fn subject(&self) -> Result<Subject<'_>, Error> {
         match (&self.perplexity, self.data.path()?) {
             (Some(file), _) => options::stat(file, "--perplexity").map(|_| Subject::Text(file)),
             (None, Some(rows)) => Ok(Subject::Rows(rows)),
-            (None, None) => Err(misuse("nothing to measure: give --perplexity FILE or --data DIR")),
+            (None, None) => Err(misuse("nothing to measure; add --perplexity FILE or --data DIR")),
         }
     }
 }
@@ -92,7 +92,8 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let model = options.model.open()?;
     let stored = Stored::of(&model, &options.adapters)?;
     if !stored.few_shot.is_empty() && !options.data.masks_prompt() {
-        let message = "--no-mask-prompt: the store's few-shot examples are never scored; leave it out";
+        let message =
+            "--no-mask-prompt: few-shot examples from a store are never scored; leave this flag out";
         return Err(misuse(message).into());
     }
     let kernels = options.compute.kernels()?;
@@ -100,8 +101,8 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let used = (&kernels, adapter.as_deref());
     let total = match subject {
         Subject::Text(_) if !stored.few_shot.is_empty() => {
-            let message = "--store: its active generation is few-shot examples, which have no place before a \
-                           text: give --data";
+            let message = "--store: its active generation holds few-shot examples, which don't work with \
+                           --perplexity; use --data";
             return Err(misuse(message).into());
         }
         Subject::Text(file) => score_text(options, invocation, &model, used, file)?,
@@ -139,7 +140,7 @@ fn score_text(
     let window = options.ctx_size.map_or(trained.min(TEXT_WINDOW as usize), |asked| asked as usize);
     if window > trained {
         return Err(
-            misuse(format!("-c {window}: the model was trained for {trained} positions; lower it")).into()
+            misuse(format!("-c {window}: the model was trained on {trained} positions; lower it")).into()
         );
     }
     let (ids, bos) = encode_text(model, file)?;
@@ -160,7 +161,7 @@ fn score_text(
     Ok(scored.map_err(|e| e.at(file.display()))?)
 }
 
-/// The text's ids, begun by BOS where the tokenizer adds one, and that BOS.
+/// The text's token ids, starting with BOS if the tokenizer adds one, and that BOS.
 pub(super) fn encode_text(model: &ModelFile, file: &Path) -> Result<(Vec<u32>, Option<u32>)> {
     let tokenizer = Text::of(model)?.tokenizer;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
@@ -182,7 +183,7 @@ fn score_rows(
     let (data, which) = held_out(&options.data, options.seed, model, path, rows_max, few_shot)?;
     if data.rows_max() > trained {
         let message = format!(
-            "few-shot examples and a row have {} tokens together, and the model was trained for {trained}: \
+            "the few-shot examples and a row have {} tokens together, but the model was trained on {trained}; \
              lower -c",
             data.rows_max()
         );
@@ -207,16 +208,16 @@ fn score_rows(
     Ok(total)
 }
 
-/// Names the adapters whose training held out other rows of the file, as far as their files tell.
+/// Warns of adapters that were trained with another seed, and so held out other rows.
 fn warn_of_seeds(adapters: &AdapterOptions, seed: u64) -> Result<(), Error> {
     for file in adapters.files()? {
         let adapter = Adapter::load(&file.path)?;
         let theirs = adapter.meta.seed;
-        // One that never took a step knows no row: imported, or as it was begun.
+        // An adapter without a training step, such as an imported one, has seen no row.
         if adapter.meta.steps > 0 && theirs != seed {
             eprintln!(
-                "warning: {} was trained with --seed {theirs}: these rows may be among those it was trained on; \
-                 say --seed {theirs}",
+                "warning: {} was trained with --seed {theirs}, so it may have seen these rows in training; use \
+                 --seed {theirs}",
                 file.path.display()
             );
         }
@@ -229,7 +230,7 @@ fn warn_of_seeds(adapters: &AdapterOptions, seed: u64) -> Result<(), Error> {
 pub(super) enum Which {
     Test,
     Valid,
-    /// Those that training with the same seed and share holds out.
+    /// The rows that training with the same seed and share holds out.
     Split {
         seed: u64,
         share: f64,
@@ -240,18 +241,18 @@ pub(super) enum Which {
 impl fmt::Display for Which {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Which::Test => f.write_str("the test part"),
-            Which::Valid => f.write_str("the validation part"),
+            Which::Test => f.write_str("the test rows"),
+            Which::Valid => f.write_str("the validation rows"),
             Which::Split { seed, share } => {
                 write!(f, "held out of the file by --seed {seed} and --valid-fraction {share}")
             }
-            Which::All => f.write_str("all of them: none is held out"),
+            Which::All => f.write_str("all of them, none held out"),
         }
     }
 }
 
-/// The rows to score, and why these: test.jsonl, else valid.jsonl, else the rows that training with
-/// the same seed and share holds out, else all.
+/// The rows to score: test.jsonl, else valid.jsonl, else the rows that training with the same seed and share
+/// holds out, else all.
 pub(super) fn held_out(
     options: &DataOptions,
     seed: u64,

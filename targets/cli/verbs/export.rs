@@ -1,4 +1,4 @@
-//! `engraft export`: an adapter in the format of another tool.
+//! `engraft export`: writes an adapter in another tool's format.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,32 +26,31 @@ pub(crate) struct Options {
     #[command(flatten)]
     model: ModelOptions,
 
-    /// The adapter: its folder or its file
+    /// The adapter: a folder or a file
     #[arg(long, value_name = "FILE")]
     lora: PathBuf,
 
-    /// The format to write
+    /// Format to write
     #[arg(long, value_enum)]
     format: Format,
 
-    /// The folder (PEFT) or file (GGUF) to write
+    /// Folder (PEFT) or file (GGUF) to write
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
 
-    /// How its numbers are stored
+    /// How to store its numbers
     #[arg(long = "type", value_name = "TYPE", default_value = "f32", value_parser = parse::stored_as())]
     stored: StoredAs,
 
-    /// Name of the base that PEFT's settings shall give, such as its name on a hub
+    /// Name of the base for PEFT's settings, such as its name on a hub
     #[arg(long, value_name = "NAME")]
     base_name: Option<String>,
 
-    /// Write a DoRA as the plain LoRA of this rank nearest to it, and tell its error (and with --data or
-    /// --file what it costs)
+    /// Write a DoRA as the nearest plain LoRA of this rank and report the error (and the loss, with --data or --file)
     #[arg(long, value_name = "R", value_parser = value_parser!(u32).range(1..=256))]
     dora_svd_rank: Option<u32>,
 
-    /// Take the adapter for this model though it names another base, where its shapes fit
+    /// Use the adapter even if it was made for another base, if its shapes fit
     #[arg(long)]
     force_base: bool,
 
@@ -62,7 +61,7 @@ pub(crate) struct Options {
     compute: ComputeOptions,
 }
 
-/// The formats that are written.
+/// The formats to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A folder for PEFT
@@ -78,7 +77,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let model = options.model.open()?;
     let kernels = options.compute.kernels()?;
     let adapter = common::adapter(&model, &kernels, &file, options.force_base)?;
-    // Read before the work, so that a bad text is refused at once.
+    // Read first, so that a bad text is refused at once.
     let examples = options.held_out.examples(&model)?;
     let (mut exchange, approximated) = match options.dora_svd_rank {
         None => (adapter.to_exchange(), None),
@@ -150,7 +149,7 @@ fn approximate(
     approximate::low_rank(model, kernels, adapter, rank, seed, progress).map_err(|e| e.at("--dora-svd-rank"))
 }
 
-/// The errors of all projections, a line for each block, and of all together.
+/// Prints the errors of all projections, one line per block, and the total.
 fn tell(found: &Approximation) {
     for block in found.errors.chunk_by(|a, b| a.layer == b.layer) {
         let of = |e: &ModuleError| format!("{} {:.4}", e.proj.hf_name(), e.relative());
@@ -160,7 +159,7 @@ fn tell(found: &Approximation) {
     eprintln!("relative error of the whole change (Frobenius norm): {:.4}", found.relative_error());
 }
 
-/// Base, DoRA and what takes its place, on held-out text.
+/// Compares the base, the DoRA and its replacement on held-out text.
 fn judge(
     options: &Options,
     invocation: &Invocation,
@@ -176,11 +175,11 @@ fn judge(
     let j = measure::score(&mut judge, examples, invocation)?;
     eprintln!(
         "held out, {} tokens: base {:.4}, with the DoRA {:.4}, with the LoRA {:.4} nats/token\n\
-         mean KL from the DoRA to the LoRA {:.5}, where that to the base is {:.5}",
+         mean KL from the DoRA to the LoRA {:.5}, from the DoRA to the base {:.5}",
         j.tokens, j.nll_base, j.nll_adapter, j.nll_merged, j.kl_merged, j.kl_base
     );
     if j.is_lost() {
-        eprintln!("warning: most of what the DoRA does is lost; a higher --dora-svd-rank keeps more");
+        eprintln!("warning: most of the DoRA's effect is lost; a higher --dora-svd-rank keeps more");
     }
     Ok(j)
 }

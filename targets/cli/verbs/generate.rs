@@ -1,4 +1,4 @@
-//! `engraft generate`: continues a prompt, streamed to stdout.
+//! `engraft generate`: continues a prompt and streams the result to stdout.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -22,9 +22,9 @@ use super::{Invocation, common};
 use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, ModelOptions, misuse};
 
-/// Tokens of a context that neither flag limits.
+/// Maximum tokens of a context that no flag limits.
 pub(super) const CONTEXT_DEFAULT_MAX: usize = 4096;
-/// Prompts beyond this can't fit a context.
+/// Longer prompts fit no context.
 const PROMPT_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Args, Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
     prompt: Option<String>,
 
-    /// Read the prompt from a file (-: from stdin)
+    /// Read the prompt from a file (- for stdin)
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 
@@ -44,19 +44,19 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) chat: bool,
 
-    /// The system message of the chat
+    /// System message of the chat
     #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
 
-    /// Tokens to generate at most (-1: until the model ends or the context is full)
+    /// Maximum tokens to generate (-1: until the model stops or the context is full)
     #[arg(short, long, visible_aliases = ["predict", "max-tokens"], value_name = "N", default_value_t = 128, value_parser = value_parser!(i64).range(-1..=1 << 30))]
     n_predict: i64,
 
-    /// Tokens of the context (default: prompt and answer; without a limit, what the model was trained for, at most 4096)
+    /// Maximum tokens of prompt and answer [default: what they need; with -n -1, the model's length, up to 4096]
     #[arg(short, long, value_name = "N", value_parser = value_parser!(u32).range(2..=1 << 20))]
     pub(crate) ctx_size: Option<u32>,
 
-    /// How keys and values of earlier tokens are stored
+    /// How to store the keys and values of earlier tokens
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheType::F16)]
     pub(crate) cache_type: CacheType,
 
@@ -73,9 +73,9 @@ pub(crate) struct Options {
 /// How the key/value cache stores its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CacheType {
-    /// 4 bytes an element, exact
+    /// 4 bytes per element, exact
     F32,
-    /// 2 bytes an element
+    /// 2 bytes per element
     F16,
     /// 8 bits in blocks of 32, for long contexts
     Q8,
@@ -91,23 +91,23 @@ impl From<CacheType> for KvType {
     }
 }
 
-/// How the next token is drawn.
+/// How to draw the next token.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingOptions {
-    /// Temperature (0: always the likeliest token)
+    /// Temperature (0: always the most likely token)
     #[arg(long, visible_alias = "temperature", value_name = "T", default_value_t = 0.8, value_parser = temperature)]
     pub(crate) temp: f32,
 
-    /// Draw among the K likeliest tokens (0: all)
+    /// Draw from the K most likely tokens (0: all)
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub(crate) top_k: u32,
 
-    /// Draw among the likeliest tokens that hold this probability together (1: all)
+    /// Draw from the most likely tokens that together have this probability (1: all)
     #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = share_above_zero)]
     pub(crate) top_p: f32,
 
-    /// Drop tokens below this share of the likeliest one's probability (0: none)
+    /// Drop tokens below this share of the top token's probability (0: none)
     #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = share)]
     pub(crate) min_p: f32,
 
@@ -115,13 +115,13 @@ pub(crate) struct SamplingOptions {
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = options::parse::positive_f32)]
     pub(crate) repeat_penalty: f32,
 
-    /// Seed of the draws (-1: another each time)
+    /// Seed for the draws (-1: a new one each time)
     #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     pub(crate) seed: u64,
 }
 
 impl Options {
-    /// The limit on generated tokens; `None` for no limit but the context.
+    /// The limit on generated tokens; `None` if only the context limits them.
     pub(crate) fn n_predict(&self) -> Option<usize> {
         usize::try_from(self.n_predict).ok()
     }
@@ -129,7 +129,7 @@ impl Options {
     /// The prompt, from the flag or the file.
     ///
     /// # Errors
-    /// `Misuse` when there is none, or it is too long or no UTF-8; `Io`.
+    /// `Misuse` if there is none, or it is too long or not UTF-8; `Io`.
     pub(crate) fn prompt(&self) -> Result<String, Error> {
         match (&self.prompt, &self.file) {
             (Some(text), _) => Ok(text.clone()),
@@ -140,7 +140,7 @@ impl Options {
                 let opened = open.map_err(|e| Error::io(format!("-f/--file: {}", file.display()), e))?;
                 read_prompt(opened, &file.display().to_string())
             }
-            (None, None) => Err(misuse("a prompt is missing: give it with -p TEXT or -f FILE")),
+            (None, None) => Err(misuse("the prompt is missing; add -p TEXT or -f FILE")),
         }
     }
 }
@@ -152,11 +152,11 @@ fn read_prompt(source: impl Read, name: &str) -> Result<String, Error> {
         .read_to_end(&mut bytes)
         .map_err(|e| Error::io(format!("-f/--file: reading {name}"), e))?;
     if bytes.len() as u64 > PROMPT_BYTES_MAX {
-        return Err(misuse(format!("-f/--file: {name} is longer than 16 MiB: shorten it")));
+        return Err(misuse(format!("-f/--file: {name} is longer than 16 MiB; shorten it")));
     }
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        misuse(format!("-f/--file: {name} is no UTF-8 text at byte {at}: convert it"))
+        misuse(format!("-f/--file: {name} isn't UTF-8 at byte {at}; convert it to UTF-8"))
     })
 }
 
@@ -182,8 +182,8 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let stored = Stored::of(&model, &options.adapters)?;
     if !stored.few_shot.is_empty() && options.chat == stored.few_shot.iter().all(|m| m.role == TEXT_ROLE) {
         let message = match options.chat {
-            true => "--store: its active generation is few-shot texts to be continued: leave out --chat",
-            false => "--store: its active generation is few-shot examples, a chat's: say --chat",
+            true => "--store: its active generation holds few-shot texts, not a chat; leave out --chat",
+            false => "--store: its active generation holds few-shot examples of a chat; add --chat",
         };
         return Err(misuse(message).into());
     }
@@ -199,7 +199,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let mut sequence = Sequence::new(model, kernels, adapter, precision, capacity, cache)?;
     let mut sampler = Sampler::new(options.sampling.options())?;
     let limit = options.n_predict().unwrap_or(usize::MAX);
-    // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
+    // A chat's answer starts a new text; a continuation keeps its leading blank.
     let decoder = if options.chat { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
     let told = shown(&mut sequence, &ids, &mut sampler, limit, (&text.tokenizer, decoder), invocation)?;
     if told.ended == Ended::Stopped {
@@ -229,8 +229,8 @@ impl SamplingOptions {
     }
 }
 
-/// The ids of the prompt, which never becomes a control token, within the template's where asked, and
-/// then after the few-shot examples, whose instruction gives way to one that is asked for.
+/// The prompt's token ids; no text in it becomes a control token. In a chat it goes into the template, after
+/// the few-shot examples, and `--system` replaces their instruction.
 fn prompt_ids(options: &Options, text: &Text, few_shot: &[Message], prompt: &str) -> Result<Vec<u32>> {
     let ids = match options.chat {
         true => {
@@ -241,20 +241,21 @@ fn prompt_ids(options: &Options, text: &Text, few_shot: &[Message], prompt: &str
         false => text.plain_prompt(few_shot, prompt),
     };
     if ids.is_empty() {
-        return Err(
-            misuse("the prompt is empty, and this model's texts begin with no token of their own").into()
-        );
+        return Err(misuse(
+            "the prompt is empty, and this model has no token that begins a text; add -p TEXT",
+        )
+        .into());
     }
     Ok(ids)
 }
 
-/// Tokens of the context: what was asked for, else what prompt and answer need, within the model's.
+/// The context's length: what the user asked for, else what prompt and answer need, limited by the model.
 fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usize, Error> {
     let trained = model.context_len;
     let capacity = match (options.ctx_size, options.n_predict()) {
         (Some(asked), _) if asked as usize > trained => {
             let message = format!(
-                "--ctx-size {asked}: the model was trained for {trained} positions; give at most {trained}"
+                "--ctx-size {asked}: the model was trained on {trained} positions; give at most {trained}"
             );
             return Err(misuse(message));
         }
@@ -264,12 +265,12 @@ fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usi
     };
     if prompt > capacity {
         let hint = if capacity < trained { "raise --ctx-size" } else { "shorten it" };
-        return Err(misuse(format!("the prompt has {prompt} tokens, the context {capacity}: {hint}")));
+        return Err(misuse(format!("the prompt has {prompt} tokens, but the context {capacity}; {hint}")));
     }
     Ok(capacity)
 }
 
-/// Draws what follows a prompt, on stdout as it comes, and tells how fast that was.
+/// Continues a prompt, streaming the text to stdout, and reports the speed.
 pub(super) fn shown(
     sequence: &mut Sequence,
     ids: &[u32],
@@ -293,7 +294,7 @@ pub(super) fn shown(
     Ok(done)
 }
 
-/// Shows text until Ctrl-C, or until nobody reads it.
+/// Shows text until Ctrl-C, or until stdout is closed.
 struct Stdout<'a> {
     invocation: &'a Invocation,
     failed: std::io::Result<()>,

@@ -1,4 +1,4 @@
-//! `engraft import`: an adapter of another tool becomes one of ours, bound to a model.
+//! `engraft import`: converts another tool's adapter and binds it to a model.
 
 use std::path::PathBuf;
 
@@ -19,15 +19,15 @@ pub(crate) struct Options {
     #[command(flatten)]
     model: ModelOptions,
 
-    /// The adapter: a folder of PEFT's or MLX's, or a GGUF file; which one is found out
+    /// The adapter: a PEFT or MLX folder, or a GGUF file; the format is detected
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
 
-    /// Folder for adapter.engraft
+    /// Output folder for adapter.engraft
     #[arg(long, value_name = "DIR", default_value = "adapter")]
     adapter_path: PathBuf,
 
-    /// How its numbers are stored
+    /// How to store its numbers
     #[arg(long = "type", value_name = "TYPE", default_value = "f32", value_parser = parse::stored_as())]
     stored: StoredAs,
 }
@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let file = adapter.save(&Disk, &options.adapter_path, options.stored)?.path;
     let base = hex::short(&digest);
     eprintln!(
-        "{} adapters name no base that could be checked: bound to {} ({base}) by its shapes alone",
+        "{} adapters don't identify their base: bound to {} ({base}) because the shapes fit",
         format.name(),
         model.label()
     );

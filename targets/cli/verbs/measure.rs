@@ -1,4 +1,4 @@
-//! Held-out text to measure on what changing an adapter's form costs: `merge` and `export` take it alike.
+//! Held-out text for `merge` and `export`, to measure how much they lose of an adapter's effect.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -13,25 +13,25 @@ use engraft_runtime::model::weights::ModelFile;
 use super::{Invocation, eval};
 use crate::options::{self, DataOptions, stat, tell_rows};
 
-/// Examples between two reports.
+/// Examples between progress lines.
 const TELL_EVERY: usize = 8;
 
-/// What to measure on, and how much of it.
+/// The text or rows to measure on, and how much of it.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct HeldOut {
-    /// A held-out text to measure on (or --data)
+    /// Held-out text to measure on (or use --data)
     #[arg(short, long, value_name = "FILE", conflicts_with = "data")]
     file: Option<PathBuf>,
 
-    /// Tokens of a window of the text, or of a row at most
+    /// Tokens per window of the text, or maximum tokens per row
     #[arg(short, long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(2..=1 << 20))]
     ctx_size: u32,
 
-    /// Tokens to score at most
+    /// Maximum number of tokens to score
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = value_parser!(u32).range(1..))]
     max_tokens: u32,
 
-    /// Seed of the split, as it was for training
+    /// Seed for the split; use the one from training
     #[arg(long, value_name = "N", default_value = "0", value_parser = options::parse::seed)]
     pub(crate) seed: u64,
 
@@ -40,10 +40,10 @@ pub(crate) struct HeldOut {
 }
 
 impl HeldOut {
-    /// Whether a text or rows are named, which then exist.
+    /// Whether a text or rows are given. They must exist.
     ///
     /// # Errors
-    /// `Io` when they do not.
+    /// `Io` if they don't.
     pub(crate) fn is_given(&self) -> Result<bool, Error> {
         if let Some(text) = &self.file {
             return stat(text, "-f/--file").map(|_| true);
@@ -51,7 +51,7 @@ impl HeldOut {
         Ok(self.data.path()?.is_some())
     }
 
-    /// Windows of the text with their second halves scored, or held-out rows; cut at `--max-tokens`.
+    /// Windows of the text, each scored on its second half, or held-out rows; up to `--max-tokens`.
     pub(crate) fn examples(&self, model: &ModelFile) -> Result<Vec<Example>> {
         let window = (self.ctx_size as usize).min(model.config().context_len);
         let mut examples = match (&self.file, self.data.path()?) {
@@ -71,7 +71,7 @@ impl HeldOut {
             keep
         });
         if self.is_given()? && !examples.iter().any(|e| e.mask.iter().skip(1).any(|m| *m)) {
-            let message = "the held-out text has no token to score: give a longer one";
+            let message = "the held-out text has no token to score; use a longer one";
             return Err(Error::new(ErrorKind::BadData, message).into());
         }
         Ok(examples)
@@ -95,7 +95,7 @@ pub(crate) fn rows_max(examples: &[Example]) -> usize {
     examples.iter().map(|e| e.ids.len()).max().unwrap_or(1)
 }
 
-/// Scores the examples, telling how many are done.
+/// Scores the examples and reports progress.
 ///
 /// # Errors
 /// Those of [`Judge::score`].

@@ -1,4 +1,4 @@
-//! `engraft merge`: an adapter merged into its model, measured before the file takes its name.
+//! `engraft merge`: merges an adapter into its model and measures the result before it keeps the file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,27 +26,27 @@ pub(crate) struct Options {
     #[command(flatten)]
     model: ModelOptions,
 
-    /// The adapter: its folder or its file
+    /// The adapter: a folder or a file
     #[arg(long, value_name = "FILE")]
     lora: PathBuf,
 
-    /// The merged model to write: a GGUF file
+    /// Merged model to write: a GGUF file
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// Type of the merged tensors (F32, F16, Q8_0, Q4_K, ...) [default: each its own]
+    /// Type of the merged tensors (F32, F16, Q8_0, Q4_K, ...) [default: as in the model]
     #[arg(long = "type", value_name = "TYPE", value_parser = crate::options::parse::dtype)]
     dtype: Option<DType>,
 
-    /// Keep the merged model even if most of the adapter's gain is lost
+    /// Keep the merged model even if it loses most of the adapter's gain
     #[arg(long)]
     force: bool,
 
-    /// Do not measure: no held-out text is needed, and no loss is noticed
+    /// Don't measure: needs no held-out text, but notices no loss
     #[arg(long, conflicts_with_all = ["file", "data"])]
     unmeasured: bool,
 
-    /// Take the adapter for this model though it names another base, where its shapes fit
+    /// Use the adapter even if it was made for another base, if its shapes fit
     #[arg(long)]
     force_base: bool,
 
@@ -62,14 +62,13 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let file = adapter_file(&options.lora, "--lora")?;
     let (dir, name) = output(&options.output, base)?;
     if !options.held_out.is_given()? && !options.unmeasured {
-        let message =
-            "merging can erase an adapter: name a held-out text with --file or --data, or say --unmeasured";
+        let message = "merging can erase an adapter; add a held-out text with --file or --data, or skip the check with --unmeasured";
         return Err(misuse(message).into());
     }
     let model = options.model.open()?;
     let kernels = options.compute.kernels()?;
     let adapter = common::adapter(&model, &kernels, &file, options.force_base)?;
-    // Read before the work, so that a bad text is refused at once.
+    // Read first, so that a bad text is refused at once.
     let examples = if options.unmeasured { Vec::new() } else { options.held_out.examples(&model)? };
     create_dir_all(&Disk, &dir)?;
     let exchange = adapter.to_exchange();
@@ -98,28 +97,31 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     Ok(())
 }
 
-/// The folder and name of the output, which must not be the base: it is mapped, and stays as it is.
+/// The output's folder and name. It must not be the base, which is mapped and must not change.
 fn output(output: &Path, base: &Path) -> Result<(PathBuf, String), Error> {
-    let refuse = |why: &str| misuse(format!("-o/--output: {}: {why}", output.display()));
-    let name = output.file_name().and_then(|n| n.to_str()).ok_or_else(|| refuse("name a file"))?;
+    let refuse = |why: &str| misuse(format!("-o/--output: {} {why}", output.display()));
+    let name = output
+        .file_name()
+        .and_then(|n| n.to_str())
+        .ok_or_else(|| refuse("isn't a file name; name a file"))?;
     if output.is_dir() {
-        return Err(refuse("a folder: name a file"));
+        return Err(refuse("is a folder; name a file"));
     }
     common::refuse_input(base, output, "-o/--output")?;
     Ok((output.parent().unwrap_or(Path::new("")).to_path_buf(), name.to_string()))
 }
 
-/// A file that goes unless it was given its name.
+/// A file that is removed on drop, unless it was renamed into place.
 struct Staged(PathBuf);
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // It is gone where the file was placed, and was never there where writing failed.
+        // The file may be missing: it was renamed, or writing failed.
         let _ = Disk.remove(&self.0);
     }
 }
 
-/// Gives the file, which is on disk already, its name.
+/// Renames the file, which is already on disk, into place.
 fn place(staged: &Path, dir: &Path, output: &Path) -> Result<(), Error> {
     let io = |e| Error::io(format!("renaming into place {}", output.display()), e);
     Disk.rename(staged, output).map_err(io)?;
@@ -144,7 +146,7 @@ fn judge(
 fn describe(j: &Judgement) -> String {
     format!(
         "held out, {} tokens: base {:.4}, with the adapter {:.4}, merged {:.4} nats/token\n\
-         merging costs {:+.4} nats of the adapter's gain of {:.4}; mean KL {:.5}, where the adapter's own is {:.5}",
+         merging costs {:+.4} nats of the adapter's gain of {:.4}; mean KL {:.5}, the adapter's is {:.5}",
         j.tokens,
         j.nll_base,
         j.nll_adapter,
@@ -161,7 +163,7 @@ fn refusal(j: &Judgement, used: DType) -> Error {
         format!("{:+.4} nats of a gain of {:.4}", j.loss(), j.gain())
     } else {
         format!(
-            "the merged model is no nearer to the adapted one than the base is: mean KL {:.5} of {:.5}",
+            "the merged model is no closer to the adapted one than the base is: mean KL {:.5} of {:.5}",
             j.kl_merged, j.kl_base
         )
     };
@@ -171,7 +173,7 @@ fn refusal(j: &Judgement, used: DType) -> Error {
     };
     let used = used.name();
     let message = format!(
-        "merging as {used} loses most of what the adapter does ({why}): {advice}--force keeps the file"
+        "merging as {used} loses most of the adapter's effect ({why}); {advice}--force keeps the file"
     );
     Error::new(ErrorKind::GateRefused, message)
 }

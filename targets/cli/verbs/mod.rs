@@ -1,4 +1,4 @@
-//! One file per verb: its options, and what it does with the runtime.
+//! One file per verb: its options and its calls into the runtime.
 
 pub(crate) mod adapt;
 pub(crate) mod adapter;
@@ -28,21 +28,21 @@ use anyhow::Result;
 
 use crate::args::Verb;
 
-/// How often private memory is looked at.
+/// How often to measure private memory.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What every verb is given beside its options.
+/// What every verb gets besides its options.
 pub(crate) struct Invocation {
-    /// Whether the last line on stdout shall be the result as JSON.
+    /// Whether to print the result as JSON on the last line of stdout.
     pub(crate) json: bool,
-    /// Set by Ctrl-C: stop at the next step, keep what is there, and end with `Cancelled`.
+    /// Set by Ctrl-C: stop at the next step, keep what is done, and end with `Cancelled`.
     pub(crate) cancel: Arc<AtomicBool>,
 }
 
 /// Runs a verb.
 ///
 /// # Errors
-/// The runtime's, whose kind decides the exit code.
+/// The runtime's errors, whose kind determines the exit code.
 pub(crate) fn run(verb: Verb, invocation: &Invocation) -> Result<()> {
     match verb {
         Verb::Plan(options) => plan::run(&options, invocation),

@@ -1,4 +1,4 @@
-//! `engraft plan`: the memory of a training run, before it starts.
+//! `engraft plan`: the memory that a training run will take.
 
 use anyhow::Result;
 use clap::Args;
@@ -17,11 +17,11 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) tune: TuneOptions,
 
-    /// Do not time this device: the ladder then has no rates, and only shapes are read of the model
+    /// Don't time this machine: faster, but the table has no speeds
     #[arg(long)]
     pub(crate) no_calibration: bool,
 
-    /// Hold the plan against the memory of this device's profile, instead of this machine's
+    /// Check the plan against this device's memory instead of this machine's
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(PROFILES.iter().map(|p| p.name)))]
     pub(crate) device: Option<String>,
 }
@@ -37,7 +37,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     eprint!("{}", prepared.describe());
     json::line(&prepared.table())?;
     let fits = prepared.check();
-    // What doesn't fit isn't tried either; the rates of full fine-tuning aren't predicted.
+    // A plan that doesn't fit isn't timed. Rates of full fine-tuning aren't predicted.
     let pieces = match (&fits, prepared.settings.method.lora()) {
         (Ok(()), Some(lora)) if !options.no_calibration => Some(calibrate(
             &prepared.model,
@@ -54,7 +54,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     json::line(&format!("\n{}", prepared.wear.describe(chosen_rate(&ladder))))?;
     if invocation.json {
         json::emit(&prepared.json(fits.is_ok(), ladder))?;
-        // A plan that does not fit is a result all the same: the exit code alone tells the failure.
+        // A plan that doesn't fit is still a result: only the exit code shows the failure.
         return fits.map_err(|e| anyhow::Error::from(e).context(AfterJson("plan")));
     }
     Ok(fits?)

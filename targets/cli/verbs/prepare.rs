@@ -1,4 +1,4 @@
-//! What `plan` and `train` share: everything up to the memory plan, nothing of what the plan is for.
+//! What `plan` and `train` share: everything up to and including the memory plan.
 
 use std::sync::Arc;
 
@@ -27,13 +27,13 @@ use crate::provenance;
 /// arXiv 2606.06920 advises against full fine-tuning of models with fewer parameters.
 const ADVISED_PARAMS: usize = 500_000_000;
 
-/// A run that is planned, and not begun.
+/// A run that is planned but not begun.
 pub(crate) struct Prepared {
     pub(crate) model: Arc<ModelFile>,
     pub(crate) settings: Settings,
     /// The rows; `None` without `--data`.
     pub(crate) data: Option<TrainValid>,
-    /// What is replayed among them.
+    /// The rows to replay among them.
     pub(crate) replay: Replay,
     pub(crate) planned: Planned,
     pub(crate) wear: Wear,
@@ -63,7 +63,7 @@ impl Replay {
         }
     }
 
-    /// For people; nothing where nothing is replayed.
+    /// For people; empty if nothing is replayed.
     fn describe(&self, share: f64) -> String {
         let origin = match self {
             Replay::Rows(rows) if rows.is_empty() => return String::new(),
@@ -80,13 +80,13 @@ impl Replay {
     }
 }
 
-/// Opens the model, reads the data, and plans for `room`, which is asked for once the model is mapped: where
-/// addresses are limited, the map has taken its share by then. The tokenizer is gone when this returns, and
-/// the model's digest is known.
+/// Opens the model, reads the data, and plans for `room`. Calls `room` after mapping the model, because the map
+/// takes its share where address space is limited. Afterwards the tokenizer is freed and the model's digest
+/// known.
 ///
 /// # Errors
-/// Those of opening and reading; `Misuse` for an adapter that doesn't fit the model; `DoesNotFit` where this
-/// process may not even hold what the shortest rows would take.
+/// Those of opening and reading; `Misuse` for an adapter that doesn't fit the model; `DoesNotFit` if this
+/// process can't hold even the shortest rows.
 pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -> Result<Prepared> {
     let model = tune.model.open()?;
     let limit = Limit { budget: tune.memory.memory_budget, room: room() };
@@ -106,7 +106,7 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
     };
     refuse_early(&settings, &unknown, room::here(unknown.threads))?;
     let (data, replay) = std::thread::scope(|scope| {
-        // The digest reads the whole file: beside the tokenizer's work it costs no time.
+        // The digest reads the whole file. In parallel with the tokenizer it costs no extra time.
         scope.spawn(|| model.digest());
         read_rows(tune, &model, rows_max)
     })?;
@@ -128,7 +128,7 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
     Ok(Prepared { model, settings, data, replay, planned, wear, limit })
 }
 
-/// What this process may take, or the device of a profile, whichever is less.
+/// The memory that this process may take, or that the named device leaves, whichever is less.
 pub(crate) fn room_of(tune: &TuneOptions, device: Option<&str>) -> Option<Room> {
     let device = device.and_then(provenance::room);
     match room::here(tune.compute.threads as usize) {
@@ -137,10 +137,10 @@ pub(crate) fn room_of(tune: &TuneOptions, device: Option<&str>) -> Option<Room> 
     }
 }
 
-/// The rows of `--data` and `--replay`; the tokenizer is gone afterwards.
+/// The rows of `--data` and `--replay`. Frees the tokenizer afterwards.
 fn read_rows(tune: &TuneOptions, model: &ModelFile, rows_max: usize) -> Result<(Option<TrainValid>, Replay)> {
     let forgetting = &tune.forgetting;
-    // Checked before anything is read.
+    // Checked before reading anything.
     if let Some(ReplaySource::File(file)) = &forgetting.replay {
         stat(file, "--replay")?;
     }
@@ -152,7 +152,7 @@ fn read_rows(tune: &TuneOptions, model: &ModelFile, rows_max: usize) -> Result<(
     Ok((data, read_replay(forgetting, &tune.data, &text, rows_max, tune.seed)?))
 }
 
-/// The rows of `--replay`, or what sampling them begins with.
+/// The rows of `--replay`, or the starting points for sampling them.
 ///
 /// # Errors
 /// Those of reading the file, and of [`Starts::of`].
@@ -185,7 +185,7 @@ pub(crate) fn read_replay(
     }
 }
 
-/// The rows of `--data` as token ids, and what there is to say of them.
+/// Reads the rows of `--data` as token ids and reports on them.
 fn read_data(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Option<TrainValid>> {
     let Some(path) = tune.data.path()? else { return Ok(None) };
     let data = load_train_valid(path, &text.tokenizer, &text.chat, &tune.data.reading(rows_max, tune.seed))?;
@@ -208,20 +208,22 @@ fn read_data(tune: &TuneOptions, text: &Text, rows_max: usize) -> Result<Option<
     );
     if data.duplicates > 0 {
         let n = data.duplicates;
-        eprintln!("{n} of the held-out rows are also training rows: the held-out loss will look too good");
+        eprintln!(
+            "warning: {n} held-out rows are also training rows, so the held-out loss will look too good"
+        );
     }
     Ok(Some(data))
 }
 
-/// What full fine-tuning trains, with warnings of what often goes wrong.
+/// What full fine-tuning trains, with warnings about common problems.
 fn describe_full(model: &ModelFile, dtype: Option<DType>) -> String {
     let n = TunedLayout::new(model.config()).len();
     let mut text = format!("full fine-tuning: all {n} weights, in f32");
     let stored = dtype.unwrap_or(model.block(0).proj(Proj::Down).dtype());
     if is_coarse(stored) {
         text += &format!(
-            "\nwarning: the model will be stored as {}, whose rounding can undo much of what small steps \
-             change; --type Q8_0 or F16 keeps it",
+            "\nwarning: the model will be stored as {}, whose rounding can undo small changes; --type Q8_0 or F16 \
+             keeps them",
             stored.name()
         );
     }
@@ -230,17 +232,17 @@ fn describe_full(model: &ModelFile, dtype: Option<DType>) -> String {
     }
     format!(
         "{text}\nwarning: this model has fewer than 500M parameters. Full fine-tuning often harms models \
-         below 300M, sometimes below what they could do untrained (arXiv 2606.06920); use --fine-tune-type lora or \
-         dora instead"
+         below 300M and can leave them worse than untrained (arXiv 2606.06920); use --fine-tune-type lora or dora \
+         instead"
     )
 }
 
-/// Whether a type has fewer than eight bits an element.
+/// Whether a type has fewer than eight bits per element.
 fn is_coarse(dtype: DType) -> bool {
     dtype.block_bytes() < dtype.block_len()
 }
 
-/// What is adapted, and the multiplier of each distinct case.
+/// What is adapted, with the multiplier of each distinct case.
 fn describe_adapter(lora: &LoraConfig) -> String {
     let kind = if lora.dora { "DoRA" } else { "LoRA" };
     let formula = if lora.rslora { "alpha/sqrt(r)" } else { "alpha/r" };
@@ -252,7 +254,7 @@ fn describe_adapter(lora: &LoraConfig) -> String {
     lora.cases().iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// The projections of a case; those that are of it in some layers only, with these.
+/// The projections of a case, with their layers if it doesn't cover all of them.
 fn members(lora: &LoraConfig, case: &Case) -> String {
     let name = |proj: &Proj| {
         let layers: Vec<usize> = case.members.iter().filter(|(_, p)| p == proj).map(|(l, _)| *l).collect();
@@ -270,7 +272,7 @@ fn members(lora: &LoraConfig, case: &Case) -> String {
 }
 
 impl Prepared {
-    /// What is trained, and what stands against forgetting, for people.
+    /// What is trained and what prevents forgetting, for people.
     pub(crate) fn describe(&self) -> String {
         let what = match &self.settings.method {
             Method::Adapter(lora) => describe_adapter(lora),
@@ -296,10 +298,10 @@ impl Prepared {
         plan_table(&self.planned.request, &self.planned.plan)
     }
 
-    /// Holds the plan against `--memory-budget`, and against what the machine leaves.
+    /// Checks the plan against `--memory-budget` and the memory that the machine leaves.
     ///
     /// # Errors
-    /// `DoesNotFit`, with settings that fit.
+    /// `DoesNotFit`, with advice on settings that fit.
     pub(crate) fn check(&self) -> Result<()> {
         let (plan, c, request) = (&self.planned.plan, self.model.config(), &self.planned.request);
         let asked = Limit { room: None, ..self.limit.clone() };
@@ -307,7 +309,7 @@ impl Prepared {
         self.limit.hold(plan, c, request)
     }
 
-    /// What blocks may keep, by memory, with the rates that `pieces` predict.
+    /// What blocks may keep, ordered by memory, with the rates that `pieces` predict.
     pub(crate) fn ladder(&self, pieces: Option<&Pieces>) -> Vec<json::Rung> {
         let kept_blocks = self.planned.request.kept_blocks;
         let rung = |rung: Rung| json::Rung {
@@ -335,12 +337,12 @@ impl Prepared {
     }
 }
 
-/// The rate that is predicted for what this run keeps.
+/// The predicted rate for what this run keeps.
 pub(crate) fn chosen_rate(ladder: &[json::Rung]) -> Option<f64> {
     ladder.iter().find(|r| r.chosen)?.predicted_tokens_per_s
 }
 
-/// The ladder for people, a line per rung, the chosen one marked.
+/// The ladder for people: a line per rung, with the chosen one marked.
 pub(crate) fn ladder_table(ladder: &[json::Rung]) -> String {
     let width = ladder.iter().map(|r| r.keep.len()).max().unwrap_or(0).max(20);
     let predicted = ladder.iter().any(|r| r.predicted_tokens_per_s.is_some());
@@ -355,7 +357,7 @@ pub(crate) fn ladder_table(ladder: &[json::Rung]) -> String {
     text
 }
 
-/// A plan for people: a line per pool, what they come to, and what isn't among them.
+/// A plan for people: a line per pool, the total, and the mapped file, which isn't part of it.
 pub(crate) fn plan_table(request: &Request, plan: &MemoryPlan) -> String {
     let line = |name: &str, bytes: usize| format!("\n{name:<18} {:>12}", bytes::show(bytes as u64));
     let trained = match request.full {

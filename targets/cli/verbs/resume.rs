@@ -1,4 +1,4 @@
-//! Going on: which run a folder's checkpoints are of, what was finished there, and how long to train.
+//! Resuming: which run a folder's checkpoints belong to, which run was finished there, and how long to train.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,24 +17,24 @@ use crate::json;
 use crate::options::misuse;
 use crate::units;
 
-/// What a finished run leaves beside its result, so that going on with it is known to be idle.
+/// A finished run leaves this next to its result, so that resuming it does nothing.
 const FINISHED_FILE: &str = "finished.json";
-/// Files beyond this are none of ours.
+/// Larger files aren't ours.
 const FINISHED_BYTES_MAX: u64 = 1 << 20;
 
-/// Stopping, and going on.
+/// Stopping and resuming.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Stopping and going on")]
+#[command(next_help_heading = "Stopping and resuming")]
 pub(crate) struct ResumeOptions {
-    /// Continue from the newest whole checkpoint in --adapter-path; start from the beginning if there is none
+    /// Continue from the newest good checkpoint in --adapter-path, or start from the beginning if there is none
     #[arg(long, conflicts_with = "overwrite_checkpoints")]
     pub(crate) resume: bool,
 
-    /// Start over where an unfinished run left checkpoints, and remove them
+    /// Remove the checkpoints of an unfinished run and start over
     #[arg(long)]
     pub(crate) overwrite_checkpoints: bool,
 
-    /// Stop after this time with a checkpoint, waiting included, and exit with 130 (90s, 30m, 4h)
+    /// Stop with a checkpoint and exit code 130 after this time, waits included (90s, 30m, 4h)
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) time_budget: Option<Duration>,
 }
@@ -48,15 +48,15 @@ impl ResumeOptions {
         Checkpoints::open(&Disk, folder)
     }
 
-    /// Looks into the output folder. An unfinished run is never lost by forgetting a flag.
+    /// Opens the output folder. Forgetting a flag must never cost an unfinished run.
     ///
     /// # Errors
-    /// `Misuse` where there are checkpoints, and nothing is said of them.
+    /// `Misuse` if there are checkpoints and no flag says what to do with them.
     pub(crate) fn open(&self, folder: &Path) -> Result<Checkpoints, Error> {
         let checkpoints = self.checkpoints(folder)?;
         match checkpoints.newest_file(&Disk)? {
             Some(newest) if !self.resume && !self.overwrite_checkpoints => Err(misuse(format!(
-                "{} belongs to an unfinished run; --resume continues it, --overwrite-checkpoints starts over, and \
+                "{} belongs to an unfinished run; --resume continues it, --overwrite-checkpoints starts over, \
                  another --adapter-path leaves it alone",
                 newest.display()
             ))),
@@ -65,7 +65,7 @@ impl ResumeOptions {
     }
 }
 
-/// What was found, for people.
+/// What was restored, for people.
 pub(crate) fn describe(restored: &Restored, folder: &Path, steps: Option<u64>) -> String {
     let over = |p: &PassedOver| format!("passed over: {}\n", p.reason);
     let text: String = restored.passed_over.iter().map(over).collect();
@@ -84,11 +84,11 @@ pub(crate) fn describe(restored: &Restored, folder: &Path, steps: Option<u64>) -
 struct Finished {
     /// Digest of the run's identity.
     run: String,
-    /// What it printed with `--json`.
+    /// The result, as printed with `--json`.
     result: serde_json::Value,
 }
 
-/// The result of this very run, if it was finished in `folder` and is still there.
+/// The result of this run, if it was finished in `folder` and its file is still there.
 pub(crate) fn finished(folder: &Path, identity: &Identity) -> Option<serde_json::Value> {
     let path = folder.join(FINISHED_FILE);
     if path.metadata().ok()?.len() > FINISHED_BYTES_MAX {
@@ -96,13 +96,13 @@ pub(crate) fn finished(folder: &Path, identity: &Identity) -> Option<serde_json:
     }
     let finished: Finished = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
     let file = ["adapter", "model"].iter().find_map(|key| finished.result.get(key)?.as_str());
-    // By its name alone: the path was told as seen from where that run began.
+    // Only the name counts: the path is relative to where that run started.
     let name = file.and_then(|file| Path::new(file).file_name());
     let is_there = name.is_some_and(|name| folder.join(name).is_file());
     (finished.run == hex::encode(&identity.digest()) && is_there).then_some(finished.result)
 }
 
-/// Notes that this run is finished. Its checkpoints may go then.
+/// Records that this run is finished. Afterwards its checkpoints can be removed.
 ///
 /// # Errors
 /// `Io`.
@@ -116,7 +116,7 @@ pub(crate) fn note_finished(folder: &Path, identity: &Identity, result: &json::T
     Ok(())
 }
 
-/// Forgets what was finished in `folder`, whose result another run is about to replace; whether anything was.
+/// Removes the record of a finished run whose result is about to be replaced. Returns whether there was one.
 ///
 /// # Errors
 /// `Io`.

@@ -1,4 +1,4 @@
-//! `engraft selftest`: whether this machine computes what it should, told before anything is entrusted to it.
+//! `engraft selftest`: checks whether this machine computes correctly.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +20,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) model: OptionalModelOptions,
 
-    /// Threads
+    /// Number of threads
     #[arg(short, long, value_name = "N", default_value_t = threads_default(), value_parser = value_parser!(u32).range(1..=256))]
     threads: u32,
 }
@@ -44,11 +44,11 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     told?;
     if !selftest::judged_by_reference(&model, threads) {
         let needed = bytes::show(selftest::reference_bytes(&model) as u64);
-        eprintln!("left out: candle's own layers as a judge, for whose {needed} there isn't room here");
+        eprintln!("left out: the comparison with candle's layers, which needs {needed} of memory");
     }
     let failed: Vec<&Check> = checks.iter().filter(|check| !check.passed()).collect();
     json::line(&format!(
-        "{} of {} comparisons are within their bounds",
+        "{} of {} comparisons are within bounds",
         checks.len() - failed.len(),
         checks.len()
     ))?;
@@ -71,11 +71,11 @@ fn row(check: &Check) -> String {
     format!("{isa:<8} {what:<42} {found:>9.1e}  (bound {bound:.0e})  {verdict}")
 }
 
-/// The error for a machine that computes something else.
+/// The error for a machine that computes wrongly.
 fn broken(check: &Check) -> anyhow::Error {
     let message = format!(
-        "{}, {}: {:.1e} off, {:.0e} is the bound: --isa names another instruction set; report this, with \
-         `engraft --version --verbose`",
+        "{}, {}: off by {:.1e}, the bound is {:.0e}; use another instruction set (--isa), and please report this with \
+         the output of `engraft --version --verbose`",
         check.isa, check.what, check.found, check.bound
     );
     Error::new(ErrorKind::NonFinite, message).into()

@@ -1,4 +1,4 @@
-//! `engraft train`: an adapter, or the whole model, trained inside its memory plan.
+//! `engraft train`: trains an adapter, or the whole model, within its memory plan.
 
 use std::io::Stderr;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ use crate::progress::{ProgressLine, Step, Style};
 
 /// The model of a finished run.
 const MODEL_FILE: &str = "model.gguf";
-/// That of a run that was stopped: it never takes the place of a finished one.
+/// The model of a stopped run. It never replaces a finished one.
 const STOPPED_FILE: &str = "stopped.gguf";
 
 #[derive(Args, Debug)]
@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     tune.model.path()?;
     if tune.data.path()?.is_none() {
         return Err(
-            misuse("--data is missing: name a folder that holds train.jsonl, or a .jsonl file").into()
+            misuse("--data is missing; name a folder that holds train.jsonl, or a .jsonl file").into()
         );
     }
     let lock = claim_output(options)?;
@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     eprintln!("{}", prepared.wear.describe(None));
     prepared.check()?;
     create_dir_all(&Disk, &tune.adapter_path)?;
-    // Until the end.
+    // Held until the end.
     let _lock = match lock {
         Some(lock) => lock,
         None => take_lock(&tune.adapter_path)?,
@@ -82,7 +82,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     Ok(())
 }
 
-/// Locks the output folder, where there is one, before anything in it is read or changed.
+/// Locks the output folder, if it exists, before reading or changing anything in it.
 fn claim_output(options: &Options) -> Result<Option<FileLock>> {
     let folder = &options.tune.adapter_path;
     check_output(folder)?;
@@ -98,7 +98,7 @@ fn take_lock(folder: &Path) -> Result<FileLock, Error> {
     lock_folder(&Disk, folder).map_err(|e| e.at("--adapter-path"))
 }
 
-/// Refuses an output that is a file, before an hour of training finds out.
+/// Refuses an output path that is a file, before hours of training.
 fn check_output(folder: &Path) -> Result<(), Error> {
     if folder.exists() && !stat(folder, "--adapter-path")?.is_dir() {
         let message = format!("--adapter-path: {} is a file; name a folder", folder.display());
@@ -107,7 +107,7 @@ fn check_output(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// A run, its rows, and who looks on.
+/// A run, its rows, and the screen that shows it.
 struct Training<'a> {
     options: &'a Options,
     prepared: &'a Prepared,
@@ -117,7 +117,7 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// The whole run; what it prints with `--json`.
+    /// Does the whole run and returns what `--json` prints.
     fn begin(options: &Options, mut prepared: Prepared, mut screen: Screen) -> Result<serde_json::Value> {
         let tune = &options.tune;
         let base = Base {
@@ -150,9 +150,9 @@ impl Training<'_> {
         if options.resume.resume
             && let Some(result) = resume::finished(&tune.adapter_path, run.identity())
         {
-            // A run may end between its result and its checkpoints.
+            // The finished run may have been killed before it removed its checkpoints.
             run.remove_checkpoints()?;
-            eprintln!("{}: this run is finished; there is nothing left to do", tune.adapter_path.display());
+            eprintln!("{}: this run is finished; nothing is left to do", tune.adapter_path.display());
             return Ok(result);
         }
         screen.total(run.total());
@@ -168,7 +168,7 @@ impl Training<'_> {
         Ok(serde_json::to_value(training.train()?)?)
     }
 
-    /// A run that begins from nothing takes the place of what was finished.
+    /// A fresh run replaces a finished one in the same folder.
     fn replace(&mut self) -> Result<()> {
         let folder = &self.options.tune.adapter_path;
         if resume::forget_finished(folder)? {
@@ -178,7 +178,7 @@ impl Training<'_> {
         Ok(self.screen.metrics.begin(folder)?)
     }
 
-    /// What comes before the first step.
+    /// Does what comes before the first step.
     fn open(&mut self) -> Result<()> {
         match self.run.open(self.rows, &mut self.screen) {
             Err(stopped) if stopped.kind() == ErrorKind::Cancelled => Err(self.stopped()),
@@ -186,7 +186,7 @@ impl Training<'_> {
         }
     }
 
-    /// The whole run: steps, held-out loss, and the adapter's file.
+    /// Takes all steps, measures the held-out loss and writes the result.
     fn train(mut self) -> Result<json::Train> {
         let done = self.run.go(self.rows, None, &mut self.screen);
         self.screen.finish();
@@ -202,7 +202,7 @@ impl Training<'_> {
         self.finish()
     }
 
-    /// Held-out loss, and the result's file. Then nothing is left to resume.
+    /// Measures the held-out loss and writes the result's file. Afterwards there is nothing to resume.
     fn finish(mut self) -> Result<json::Train> {
         match self.run.look(self.rows, &mut self.screen) {
             Err(stopped) if stopped.kind() == ErrorKind::Cancelled => return Err(self.stopped()),
@@ -250,8 +250,8 @@ impl Training<'_> {
         Ok(result)
     }
 
-    /// Commits where the run stands, and what it has so far; `None` where there is no file for that. A model goes under
-    /// a name of its own.
+    /// Commits a checkpoint and the result so far. Returns the result's file, if there is one; a model gets a
+    /// separate name.
     fn keep(&mut self) -> Result<Option<PathBuf>> {
         self.run.checkpoint(false, &mut self.screen)?;
         if let Some(file) = self.run.save(&Disk, &self.options.tune.adapter_path)? {
@@ -263,13 +263,13 @@ impl Training<'_> {
         Ok(Some(write_model(&self.options.tune, &tuned, *dtype, STOPPED_FILE)?))
     }
 
-    /// Ctrl-C, or no time left: what is learned so far is kept, if anything is.
+    /// The error after Ctrl-C or when time is up. Keeps what was learned so far, if anything.
     fn stopped(&mut self) -> anyhow::Error {
         let (step, total) = (self.run.steps(), self.run.total().unwrap_or_default());
         let cancelled = self.screen.is_cancelled();
         let why = if cancelled { "stopped" } else { "--time-budget: out of time" };
         if step == 0 && !cancelled {
-            // With as little time again, a run that begins anew would never take a step.
+            // A checkpoint, because a run that restarts with as little time would never take a step.
             let message = match self.run.checkpoint(true, &mut self.screen) {
                 Ok(()) => {
                     format!("{why} before the first step; run the same command with --resume to continue")
@@ -279,7 +279,7 @@ impl Training<'_> {
             return common::cancelled(message).into();
         }
         if step == 0 {
-            // Nothing that another start would not do again.
+            // Nothing is lost: another start repeats it all.
             if let Err(error) = self.run.remove_checkpoints() {
                 return error.into();
             }
@@ -287,7 +287,7 @@ impl Training<'_> {
         }
         let kept = match self.keep() {
             Ok(file) => file.map_or(String::new(), |f| format!("; saved {}", f.display())),
-            Err(error) if is_nonfinite(&error) => format!("; {error:#}: the last checkpoint counts"),
+            Err(error) if is_nonfinite(&error) => format!("; {error:#}, so the last checkpoint counts"),
             Err(error) => return error,
         };
         let message = format!(
@@ -301,7 +301,7 @@ fn is_nonfinite(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::NonFinite)
 }
 
-/// The rows to replay, sampled now where they come from the base; none without `--replay`.
+/// The rows to replay, sampled now if they come from the base; empty without `--replay`.
 fn replay_rows(prepared: &mut Prepared, base: &Base, screen: &mut Screen) -> Result<Vec<Example>> {
     let sampled = match std::mem::replace(&mut prepared.replay, Replay::Rows(Vec::new())) {
         Replay::Rows(rows) => return Ok(rows),
@@ -320,10 +320,10 @@ fn write_model(tune: &TuneOptions, tuned: &TunedModel, dtype: Option<DType>, nam
     Ok(merge::tuned::write(&Disk, &tune.adapter_path, name, tuned, dtype)?.path)
 }
 
-/// What became of a gain when the model was stored.
+/// How much of the gain was left after storing the model.
 fn describe_stored(before: f64, after: f64, stored: f64, used: DType) -> String {
     let text = format!(
-        "held-out loss before {before:.4}, after {after:.4} (f32 weights), of the file written {stored:.4}"
+        "held-out loss before {before:.4}, after {after:.4} (f32 weights), in the written file {stored:.4}"
     );
     if after >= before || stored - after <= 0.5 * (before - after) {
         return text;
@@ -335,10 +335,10 @@ fn describe_stored(before: f64, after: f64, stored: f64, used: DType) -> String 
     }
 }
 
-/// Shows a run on stderr, and records it beside its adapter.
+/// Shows a run on stderr and records it next to its adapter.
 struct Screen {
     cancel: Arc<AtomicBool>,
-    /// Where the run waits for the machine, and when its time is over.
+    /// When the run must wait for the machine, and when its time is up.
     conditions: Conditions,
     deadline: Option<Instant>,
     progress: ProgressLine<Stderr>,
@@ -346,7 +346,7 @@ struct Screen {
     metrics: Metrics,
     folder: PathBuf,
     watch: Watch,
-    /// The first record that could not be written.
+    /// The first record that couldn't be written.
     failed: Result<(), Error>,
 }
 
@@ -371,7 +371,7 @@ impl Screen {
         }
     }
 
-    /// Steps of the whole run, once they are known.
+    /// Sets the run's number of steps once it is known.
     fn total(&mut self, total: Option<u64>) {
         self.progress = ProgressLine::new(std::io::stderr(), Style::for_stderr(self.every), total);
     }
@@ -385,7 +385,7 @@ impl Screen {
     }
 
     /// # Errors
-    /// Of the first record that could not be written.
+    /// That of the first record that couldn't be written.
     fn failed(&mut self) -> Result<(), Error> {
         std::mem::replace(&mut self.failed, Ok(()))
     }
