@@ -1,18 +1,18 @@
 /*
  * Engraft: adapts a quantized small language model (GGUF) on the device that uses it.
  *
- * - Every function returns a code: 0, or a negative one of ENGRAFT_*; engraft_message tells more.
- * - Handles are made by functions with a last parameter of type T **, and freed by the matching _free. They
- *   are numbers, not addresses: one that was freed is refused with ENGRAFT_MISUSE. NULL may always be freed.
+ * - Every function returns a code: 0, or a negative ENGRAFT_* code; engraft_message says more.
+ * - Functions whose last parameter is a T ** make a handle; the matching _free frees it. Handles are numbers,
+ *   not addresses: a freed one is refused with ENGRAFT_MISUSE. NULL may always be freed.
  * - Texts are a pointer and a length in bytes, UTF-8.
- * - Structs begin with struct_size. The functions *_default_params(&params, sizeof params) set it, and all
- *   else to zero, which is the default of everything. They only grow at the end.
- * - Trainers, gates and sessions serve one call at a time, and others get ENGRAFT_BUSY; all other handles may
- *   be shared by threads. What steers a call that runs may be called from anywhere: cancel, pause, resume and
- *   set_thermal.
- * - Callbacks take void *user last, are called without a lock held, and must not unwind (throw, longjmp).
+ * - Structs begin with struct_size. The functions *_default_params(&params, sizeof params) set it and zero all
+ *   other fields; zero always means the default. Structs only grow at the end.
+ * - Trainers, gates and sessions serve one call at a time; other calls get ENGRAFT_BUSY. Threads may share all
+ *   other handles. Four functions steer a running call and may be called from anywhere: cancel, pause, resume
+ *   and set_thermal.
+ * - Callbacks take void *user last, are called with no lock held, and must not unwind (throw, longjmp).
  *
- * Made of targets/capi/src by cbindgen: change that.
+ * Made from targets/capi/src by cbindgen: change the sources, not this file.
  */
 
 #ifndef ENGRAFT_H
@@ -23,8 +23,8 @@
 #include <stdint.h>
 
 /**
- * Version of this interface: its major part in the upper half, its minor part in the lower. Programs work
- * with libraries of the same major part whose minor part is not lower.
+ * Version of this interface: the major version in the upper half, the minor version in the lower. A program
+ * works with libraries of the same major version and the same or a higher minor version.
  */
 #define ENGRAFT_ABI_VERSION (1 << 16)
 
@@ -39,7 +39,7 @@
 #define ENGRAFT_KIND_FEW_SHOT 2
 
 /**
- * Nothing: the base alone.
+ * Nothing: only the base.
  */
 #define ENGRAFT_KIND_BASE 3
 
@@ -49,27 +49,27 @@
 #define ENGRAFT_THERMAL_NOMINAL 0
 
 /**
- * It is warm: a tenth of the time is spent resting.
+ * It is warm: rest a tenth of the time.
  */
 #define ENGRAFT_THERMAL_FAIR 1
 
 /**
- * It is hot: half of the time is spent resting.
+ * It is hot: rest half of the time.
  */
 #define ENGRAFT_THERMAL_SERIOUS 2
 
 /**
- * It is too hot: work waits until this changes.
+ * It is too hot: wait until this changes.
  */
 #define ENGRAFT_THERMAL_CRITICAL 3
 
 /**
- * Rows are not of a known task.
+ * The rows belong to no known task.
  */
 #define ENGRAFT_TASK_NONE 0
 
 /**
- * GSM8K: answers behind `####`.
+ * GSM8K: answers after `####`.
  */
 #define ENGRAFT_TASK_GSM8K 1
 
@@ -84,37 +84,37 @@
 #define ENGRAFT_TASK_SVAMP 3
 
 /**
- * All is well.
+ * Success.
  */
 #define ENGRAFT_OK 0
 
 /**
- * Reading or writing failed in the operating system.
+ * The operating system failed to read or write.
  */
 #define ENGRAFT_IO -1
 
 /**
- * The disk, or a quota, is full.
+ * The disk or a quota is full.
  */
 #define ENGRAFT_FULL -2
 
 /**
- * The system gave no memory.
+ * Out of memory.
  */
 #define ENGRAFT_NOMEM -3
 
 /**
- * A file is not what its format demands: cut, flipped bits, foreign.
+ * A file doesn't match its format: truncated, damaged or foreign.
  */
 #define ENGRAFT_CORRUPT -4
 
 /**
- * An argument is out of range, contradicts another, or is no live handle.
+ * An argument is out of range, contradicts another, or isn't a live handle.
  */
 #define ENGRAFT_MISUSE -5
 
 /**
- * Another call runs on the handle, or another writer holds the folder or the store.
+ * Another call runs on the handle, or another writer uses the folder or store.
  */
 #define ENGRAFT_BUSY -6
 
@@ -124,47 +124,47 @@
 #define ENGRAFT_CANCELLED -7
 
 /**
- * A struct holds what this version of the library does not know.
+ * A struct has fields set that this version of the library doesn't know.
  */
 #define ENGRAFT_UNSUPPORTED_VERSION -8
 
 /**
- * An adapter and a model do not belong together.
+ * An adapter and a model don't belong together.
  */
 #define ENGRAFT_BASE_MISMATCH -9
 
 /**
- * A NaN or infinity appeared where none may be.
+ * NaN or infinity where a finite number is needed.
  */
 #define ENGRAFT_NONFINITE -10
 
 /**
- * The memory plan exceeds the budget; the message names what would fit.
+ * The memory plan exceeds the budget. The message says what would fit.
  */
 #define ENGRAFT_DOES_NOT_FIT -11
 
 /**
- * The gate did not promote.
+ * The gate didn't promote.
  */
 #define ENGRAFT_GATE_REFUSED -12
 
 /**
- * A defect of the library: the handle can only be freed.
+ * A bug in the library. The handle can only be freed.
  */
 #define ENGRAFT_PANIC -13
 
 /**
- * Data is malformed, or leaves nothing to train on.
+ * The data is malformed or leaves nothing to train on.
  */
 #define ENGRAFT_BAD_DATA -14
 
 /**
- * The file is right, but this version can't handle what it holds.
+ * The file is good, but this version can't handle its contents.
  */
 #define ENGRAFT_UNSUPPORTED -15
 
 /**
- * The caller's buffer is too small; it holds the beginning, and the length says how much there is.
+ * The caller's buffer is too small. It holds the beginning; the length is that of the whole.
  */
 #define ENGRAFT_TOO_SMALL -16
 
@@ -184,62 +184,62 @@
 #define ENGRAFT_ARM_DORA 4
 
 /**
- * Answers are not compared, beyond what the data's task says.
+ * Don't compare answers, except as the data's task says.
  */
 #define ENGRAFT_METRIC_NONE 0
 
 /**
- * Answers are compared word for word, white space aside.
+ * Compare answers word for word, except for white space.
  */
 #define ENGRAFT_METRIC_EXACT 1
 
 /**
- * Answers are compared as JSON, all fields equal.
+ * Compare answers as JSON, all fields equal.
  */
 #define ENGRAFT_METRIC_JSON 2
 
 /**
- * Nothing was judged yet.
+ * Nothing has been judged yet.
  */
 #define ENGRAFT_DECISION_NONE 0
 
 /**
- * A trained arm is to be promoted.
+ * Promote a trained arm.
  */
 #define ENGRAFT_DECISION_PROMOTE 1
 
 /**
- * Examples in the prompt do as well without training.
+ * Keep prompting: examples in the prompt help, and no trained arm passed.
  */
 #define ENGRAFT_DECISION_KEEP_PROMPTING 2
 
 /**
- * The base alone stays.
+ * Keep the base alone.
  */
 #define ENGRAFT_DECISION_KEEP_BASE 3
 
 /**
- * Nothing.
+ * No lines.
  */
 #define ENGRAFT_LOG_NONE 0
 
 /**
- * What went wrong.
+ * Errors.
  */
 #define ENGRAFT_LOG_ERROR 1
 
 /**
- * What a user should hear of.
+ * Warnings that a user should see.
  */
 #define ENGRAFT_LOG_WARN 2
 
 /**
- * What was chosen.
+ * Choices that the library made.
  */
 #define ENGRAFT_LOG_INFO 3
 
 /**
- * What helps to find a defect.
+ * Details for finding a bug.
  */
 #define ENGRAFT_LOG_DEBUG 4
 
@@ -264,17 +264,17 @@
 #define ENGRAFT_MODULE_O 8
 
 /**
- * The MLP's gate.
+ * The MLP's gate projection.
  */
 #define ENGRAFT_MODULE_GATE 16
 
 /**
- * The MLP's way up.
+ * The MLP's up projection.
  */
 #define ENGRAFT_MODULE_UP 32
 
 /**
- * The MLP's way down.
+ * The MLP's down projection.
  */
 #define ENGRAFT_MODULE_DOWN 64
 
@@ -284,47 +284,47 @@
 #define ENGRAFT_SCHEDULE_LINEAR 0
 
 /**
- * It falls to zero as half a cosine.
+ * The learning rate falls to zero along half a cosine.
  */
 #define ENGRAFT_SCHEDULE_COSINE 1
 
 /**
- * It stays.
+ * The learning rate stays the same.
  */
 #define ENGRAFT_SCHEDULE_CONSTANT 2
 
 /**
- * A step is done: `step`, `loss` and what follows are of it.
+ * A step is done; the fields from `step` on describe it.
  */
 #define ENGRAFT_EVENT_STEP 0
 
 /**
- * The rows to validate with were looked at: `valid_loss` is their loss. Of gates alone.
+ * The validation rows were evaluated; `valid_loss` is their loss. Only from gates.
  */
 #define ENGRAFT_EVENT_VALIDATION 1
 
 /**
- * The call is paused, or it is too hot: it waits once this event's callback has returned.
+ * The call is paused, or the device is too hot: it waits once this event's callback has returned.
  */
 #define ENGRAFT_EVENT_HELD 2
 
 /**
- * `text` is something to tell.
+ * A note; see `text`.
  */
 #define ENGRAFT_EVENT_NOTE 3
 
 /**
- * Keys and values take 2 bytes an element.
+ * Keys and values take 2 bytes per element.
  */
 #define ENGRAFT_CACHE_F16 0
 
 /**
- * 4 bytes, exact.
+ * 4 bytes per element, exact.
  */
 #define ENGRAFT_CACHE_F32 1
 
 /**
- * 8 bits in blocks of 32.
+ * 8 bits per element, in blocks of 32.
  */
 #define ENGRAFT_CACHE_Q8 2
 
@@ -334,7 +334,7 @@
 #define ENGRAFT_ENDED_MODEL 0
 
 /**
- * As many tokens as were asked for.
+ * The token limit was reached.
  */
 #define ENGRAFT_ENDED_LIMIT 1
 
@@ -349,55 +349,55 @@
 #define ENGRAFT_ENDED_CANCELLED 3
 
 /**
- * What is put beside a model. Never changes; may be used by any number of threads and sessions at once.
+ * What is added to a model. Immutable; any number of threads and sessions may use it at once.
  */
 typedef struct engraft_adapter engraft_adapter;
 
 /**
- * Rows to train on and to validate with. Never changes; may be used by any number of threads at once.
+ * Rows for training and validation. Immutable; any number of threads may use it at once.
  */
 typedef struct engraft_data engraft_data;
 
 /**
- * A comparison of arms, with its verdict. One call at a time; what steers it may be called from anywhere.
+ * A comparison of arms and its verdict. One call at a time; functions that steer it may be called from anywhere.
  */
 typedef struct engraft_gate engraft_gate;
 
 /**
- * A model. Opened by `engraft_model_open`; may be used by any number of threads at once.
+ * A model, opened by `engraft_model_open`. Any number of threads may use it at once.
  */
 typedef struct engraft_model engraft_model;
 
 /**
- * A memory plan. Never changes; may be used by any number of threads at once.
+ * A memory plan. Immutable; any number of threads may use it at once.
  */
 typedef struct engraft_plan engraft_plan;
 
 /**
- * A sequence with its cache. One call at a time; `engraft_session_cancel` from anywhere.
+ * A sequence with its cache. One call at a time; `engraft_session_cancel` may be called from anywhere.
  */
 typedef struct engraft_session engraft_session;
 
 /**
  * A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
- * thread. It is for one model, which it keeps: that of the first adapter put into it, or of the first session
- * that follows it.
+ * thread. A slot belongs to one model and keeps it: that of the first adapter put into it, or of the first
+ * session that follows it.
  */
 typedef struct engraft_slot engraft_slot;
 
 /**
- * A folder of generations. May be used by any number of threads at once; of those that change it, in this
- * and all other processes, one at a time, and others get `BUSY`.
+ * A folder of generations. Any number of threads may use it at once. Only one writer, of all processes, may
+ * change it at a time; others get `BUSY`.
  */
 typedef struct engraft_store engraft_store;
 
 /**
- * A run of training. One call at a time; what steers it may be called from anywhere.
+ * A training run. One call at a time; functions that steer it may be called from anywhere.
  */
 typedef struct engraft_trainer engraft_trainer;
 
 /**
- * How an adapter is loaded. Zero is the default of everything.
+ * How to load an adapter. Zero is the default for every field.
  */
 typedef struct {
   /**
@@ -405,11 +405,11 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * 1 takes an adapter of another base, if its shapes are this one's. It can't be saved or promoted then.
+   * 1 accepts an adapter made for another base if its shapes fit. It can't be saved or promoted then.
    */
   uint32_t force_base;
   /**
-   * What its effect is multiplied by (0: 1, as trained). At any other it can't be saved or promoted.
+   * Factor on its effect (0: 1, as trained). With any other factor it can't be saved or promoted.
    */
   float scale;
   /**
@@ -419,7 +419,7 @@ typedef struct {
 } engraft_adapter_params;
 
 /**
- * What an adapter is.
+ * Facts about an adapter.
  */
 typedef struct {
   /**
@@ -427,7 +427,7 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * `ENGRAFT_KIND_ADAPTER`, `ENGRAFT_KIND_FEW_SHOT` or `ENGRAFT_KIND_BASE`; of the last two all else is 0.
+   * `ENGRAFT_KIND_ADAPTER`, `ENGRAFT_KIND_FEW_SHOT` or `ENGRAFT_KIND_BASE`; for the last two all else is 0.
    */
   uint32_t kind;
   /**
@@ -447,21 +447,21 @@ typedef struct {
    */
   uint64_t steps;
   /**
-   * Tokens that the loss was taken on.
+   * Trained tokens: those that counted in the loss.
    */
   uint64_t tokens;
   /**
-   * Held-out loss of the base in nats per token; NaN where unknown.
+   * Held-out loss of the base in nats per token; NaN if unknown.
    */
   float valid_loss_before;
   /**
-   * Held-out loss with the adapter; NaN where unknown.
+   * Held-out loss with the adapter; NaN if unknown.
    */
   float valid_loss_after;
 } engraft_adapter_info;
 
 /**
- * How rows are read. Zero is the default of everything.
+ * How to read rows. Zero is the default for every field.
  */
 typedef struct {
   /**
@@ -469,37 +469,37 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * Tokens of a row at most; longer ones are cut (0: 256). Never more than the model was trained for.
+   * Maximum tokens per row; longer rows are cut (0: 256). Limited to what the model was trained on.
    */
   uint32_t max_seq_length;
   /**
-   * 1 trains on every token, instead of on answers only.
+   * 1 trains on every token instead of only on answers.
    */
   uint32_t no_mask_prompt;
   /**
-   * 1 joins prompt and completion as they are, even for a model with a chat template.
+   * 1 joins prompt and completion without the model's chat template.
    */
   uint32_t raw;
   /**
-   * `ENGRAFT_TASK_*`: how rows are asked and answers are read.
+   * `ENGRAFT_TASK_*`: how to ask the questions and read the answers.
    */
   uint32_t task;
   /**
-   * 0.
+   * Must be 0.
    */
   uint32_t reserved;
   /**
-   * Share of the rows that is held back, where no rows are given for that (0: 0.1; below 0: none).
+   * Share of the rows to hold out if no validation rows are given (0: 0.1; negative: none).
    */
   double valid_fraction;
   /**
-   * Seed of that choice.
+   * Seed for that choice.
    */
   uint64_t split_seed;
 } engraft_data_params;
 
 /**
- * What rows there are.
+ * Facts about the rows.
  */
 typedef struct {
   /**
@@ -507,27 +507,27 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * 1 where the rows to validate with were split off by seed.
+   * 1 if the validation rows were split off by seed.
    */
   uint32_t split_by_seed;
   /**
-   * Rows to train on.
+   * Training rows.
    */
   uint64_t train_rows;
   /**
-   * Tokens in them that the loss is taken on.
+   * Tokens in the training rows that count in the loss.
    */
   uint64_t train_tokens;
   /**
-   * Rows to validate with.
+   * Validation rows.
    */
   uint64_t valid_rows;
   /**
-   * Tokens in them that the loss is taken on.
+   * Tokens in the validation rows that count in the loss.
    */
   uint64_t valid_tokens;
   /**
-   * Rows that were left out; `engraft_data_skipped` names them.
+   * Skipped rows; `engraft_data_skipped` names them.
    */
   uint64_t skipped;
   /**
@@ -535,7 +535,7 @@ typedef struct {
    */
   uint64_t truncated;
   /**
-   * Rows to validate with that are among those to train on: they flatter the result.
+   * Validation rows that are also training rows, which make the result look too good.
    */
   uint64_t duplicates;
   /**
@@ -545,7 +545,7 @@ typedef struct {
 } engraft_data_info;
 
 /**
- * What is compared. Zero is the default of everything.
+ * What to compare. Zero is the default for every field.
  */
 typedef struct {
   /**
@@ -553,7 +553,7 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * `ENGRAFT_ARM_*` beside the base alone (0: all). Without few-shot, training need not beat it.
+   * `ENGRAFT_ARM_*` to compare with the base alone (0: all). Without few-shot, training needn't beat it.
    */
   uint32_t arms;
   /**
@@ -561,11 +561,11 @@ typedef struct {
    */
   uint32_t shots;
   /**
-   * Steps of each trained arm (0: 300).
+   * Steps per trained arm (0: 300).
    */
   uint32_t steps;
   /**
-   * Sequences of a step (0: 1).
+   * Sequences per step (0: 1).
    */
   uint32_t batch_size;
   /**
@@ -573,23 +573,23 @@ typedef struct {
    */
   uint32_t rank;
   /**
-   * `ENGRAFT_METRIC_*`; data of a task is compared as the task says.
+   * `ENGRAFT_METRIC_*`; the data's task overrides it.
    */
   uint32_t metric;
   /**
-   * Tokens of an answer at most, up to 65536 (0: 256).
+   * Maximum tokens per answer, up to 65536 (0: 256).
    */
   uint32_t answer_tokens;
   /**
-   * Training rows at most (0: all).
+   * Maximum number of training rows (0: all).
    */
   uint32_t train_rows;
   /**
-   * Held-out rows at most (0: all).
+   * Maximum number of held-out rows (0: all).
    */
   uint32_t held_out_rows;
   /**
-   * Held-out rows below which nothing is decided (0: 20).
+   * Minimum number of held-out rows for a decision (0: 20).
    */
   uint32_t examples_min;
   /**
@@ -597,7 +597,7 @@ typedef struct {
    */
   uint32_t resamples;
   /**
-   * Looks at the validation rows in a run (0: 10).
+   * Evaluations on the validation rows per run (0: 10).
    */
   uint32_t evaluations;
   /**
@@ -609,31 +609,31 @@ typedef struct {
    */
   uint32_t exact;
   /**
-   * 1 lets a lower loss alone win, where answers are compared.
+   * 1 lets a lower loss win even if no more answers are right.
    */
   uint32_t loss_alone;
   /**
-   * 1 leaves out the text that is built in, which training must not harm. Then name one of your own.
+   * 1 leaves out the built-in text that training must not harm. Then supply your own.
    */
   uint32_t no_built_in_retention;
   /**
-   * 0.
+   * Must be 0.
    */
   uint32_t reserved;
   /**
-   * Minutes to train, shared by the trained arms, instead of steps (0: steps count).
+   * Minutes to train instead of steps, shared by the trained arms (0: use steps).
    */
   double minutes;
   /**
-   * Learning rate at its highest (0: found by a range test).
+   * Peak learning rate (0: found by a range test).
    */
   double learning_rate;
   /**
-   * Two-sided level of the intervals and tests (0: 0.05).
+   * Two-sided significance level of intervals and tests (0: 0.05).
    */
   double level;
   /**
-   * Seed of adapters, examples and the bootstrap.
+   * Seed for adapters, examples and the bootstrap.
    */
   uint64_t seed;
   /**
@@ -641,8 +641,8 @@ typedef struct {
    */
   uint64_t memory_budget;
   /**
-   * A text that training must not harm, beside the one that is built in: UTF-8, in passages behind lines that
-   * begin with `%% `, or as one. The library keeps a copy. NULL for none.
+   * A text that training must not harm, in addition to the built-in one: UTF-8. Lines that start with `%% `
+   * separate passages; without them it is one passage. The library keeps a copy. NULL for none.
    */
   const char *retention;
   /**
@@ -650,32 +650,32 @@ typedef struct {
    */
   size_t retention_length;
   /**
-   * Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
+   * Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: off). Adds about half the time.
    */
   double kl_weight;
   /**
-   * Rows that the model knew, mixed into every batch: those to train on of this data. NULL for none.
+   * Data whose training rows the model already knows, mixed into the batches. NULL for none.
    */
   const engraft_data *replay;
   /**
-   * Rows to sample from the base for that (0: none).
+   * Number of rows to sample from the base instead (0: none).
    */
   uint32_t replay_count;
   /**
-   * Tokens to sample for each of them at most (0: 64).
+   * Maximum tokens per sampled row (0: 64).
    */
   uint32_t replay_tokens;
   /**
-   * Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+   * Share of replayed rows, at most 0.9 (0: 0.1 if there is something to replay).
    */
   double replay_share;
   /**
-   * Rows whose answers training must not harm, beside retention texts: all of this data. NULL for none.
+   * Data whose answers training must not harm, in addition to retention texts: all its rows. NULL for none.
    */
   const engraft_data *retention_rows;
   /**
-   * A folder for what is unfinished, in UTF-8, made if it is missing: the same comparison goes on from there after
-   * the process has ended, and a run that diverges goes back. NULL for none. The library keeps a copy.
+   * A folder for unfinished work, in UTF-8, created if missing. The same comparison continues from it after the
+   * process has ended, and a diverging run returns to it. NULL for none. The library keeps a copy.
    */
   const char *unfinished;
   /**
@@ -685,11 +685,11 @@ typedef struct {
 } engraft_gate_params;
 
 /**
- * How far a run is.
+ * The progress of a run.
  */
 typedef struct {
   /**
-   * Bytes of this struct as the library knows it.
+   * The struct's size in the library's version.
    */
   uint32_t struct_size;
   /**
@@ -709,11 +709,11 @@ typedef struct {
    */
   uint64_t tokens;
   /**
-   * Mean loss of the last step, in nats per token; NaN before it.
+   * Mean loss of the last step, in nats per token; NaN before the first.
    */
   double loss;
   /**
-   * Loss on the rows to validate with, when they were looked at last; NaN before.
+   * Loss on the validation rows at their last evaluation; NaN before the first.
    */
   double valid_loss;
   /**
@@ -721,7 +721,7 @@ typedef struct {
    */
   double learning_rate;
   /**
-   * Norm of its gradient, before it was scaled down.
+   * Norm of the last step's gradient, before scaling it down.
    */
   double grad_norm;
   /**
@@ -733,7 +733,7 @@ typedef struct {
    */
   double seconds;
   /**
-   * The gate's arm, or what a note says: UTF-8 that no NUL ends, valid during the callback. NULL for none.
+   * The gate's arm, or a note's text: UTF-8, not NUL-terminated, valid during the callback. NULL for none.
    */
   const char *text;
   /**
@@ -743,18 +743,18 @@ typedef struct {
 } engraft_progress;
 
 /**
- * Is told of progress; false cancels. Called on the thread of the call that it was given to.
+ * Receives progress; returning false cancels. Called on the thread of the call that it was passed to.
  */
 typedef bool (*engraft_progress_callback)(const engraft_progress *progress, void *user);
 
 /**
- * Takes a line: its level, and its text, which no NUL ends. Called from any thread, and from several at
- * once; it must not wait for another thread that calls `engraft_log_set`.
+ * Takes a line: its level and its text, which isn't NUL-terminated. Called from any thread, also from several
+ * at once. It must not wait for another thread that calls `engraft_log_set`.
  */
 typedef void (*engraft_log_callback)(int32_t level, const char *text, size_t length, void *user);
 
 /**
- * How a model is opened. Zero is the default of everything.
+ * How to open a model. Zero is the default for every field.
  */
 typedef struct {
   /**
@@ -762,12 +762,12 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * 1 reads the file into private memory instead of mapping it: where it may be cut short meanwhile,
-   * which ends a process that has mapped it.
+   * 1 reads the file into private memory instead of mapping it. For files that may be truncated during use,
+   * which would kill a process that maps them.
    */
   uint32_t no_mmap;
   /**
-   * A folder for digests of model files, so that each file is read whole only once: UTF-8. NULL for none.
+   * A folder that caches digests of model files, so that each is fully read only once: UTF-8. NULL for none.
    */
   const char *digest_cache;
   /**
@@ -777,7 +777,7 @@ typedef struct {
 } engraft_model_params;
 
 /**
- * What a model is.
+ * Facts about a model.
  */
 typedef struct {
   /**
@@ -809,7 +809,7 @@ typedef struct {
    */
   uint32_t d_ff;
   /**
-   * Positions that it was trained for.
+   * Positions that it was trained on.
    */
   uint32_t context_length;
   /**
@@ -825,13 +825,13 @@ typedef struct {
    */
   uint64_t private_bytes;
   /**
-   * Bytes of private memory that the tokenizer takes once it is needed.
+   * Bytes of private memory that the tokenizer takes once needed.
    */
   uint64_t tokenizer_bytes;
 } engraft_model_info;
 
 /**
- * How an adapter is trained. Zero is the default of everything.
+ * How to train an adapter. Zero is the default for every field.
  */
 typedef struct {
   /**
@@ -843,19 +843,19 @@ typedef struct {
    */
   uint32_t rank;
   /**
-   * Alpha: the adapter's effect is multiplied by alpha/rank (0: twice the rank).
+   * Alpha: the adapter's effect is scaled by alpha/rank (0: twice the rank).
    */
   float alpha;
   /**
-   * Share of the adapter's inputs that is set to zero while training, below 1.
+   * Share of the adapter's inputs set to zero during training, below 1.
    */
   float dropout;
   /**
-   * `ENGRAFT_MODULE_*`: what is adapted (0: all seven).
+   * `ENGRAFT_MODULE_*`: which projections to adapt (0: all seven).
    */
   uint32_t modules;
   /**
-   * How many of the last blocks are adapted (0: all).
+   * How many of the last blocks to adapt (0: all).
    */
   uint32_t num_layers;
   /**
@@ -863,15 +863,15 @@ typedef struct {
    */
   uint32_t dora;
   /**
-   * 1 multiplies by alpha/sqrt(rank) instead.
+   * 1 scales by alpha/sqrt(rank) instead.
    */
   uint32_t rslora;
   /**
-   * Sequences of a batch (0: 1).
+   * Sequences per batch (0: 1).
    */
   uint32_t batch_size;
   /**
-   * Batches whose gradients are summed before a step (0: 1).
+   * Batches to sum gradients over before each step (0: 1).
    */
   uint32_t grad_accumulation_steps;
   /**
@@ -879,7 +879,7 @@ typedef struct {
    */
   uint32_t schedule;
   /**
-   * Steps in which the learning rate rises from zero.
+   * Steps of rising learning rate at the start.
    */
   uint32_t warmup_steps;
   /**
@@ -887,7 +887,7 @@ typedef struct {
    */
   uint64_t steps;
   /**
-   * Learning rate at its highest (0: 2e-4).
+   * Peak learning rate (0: 2e-4).
    */
   double learning_rate;
   /**
@@ -895,7 +895,7 @@ typedef struct {
    */
   double weight_decay;
   /**
-   * Gradients are scaled down to this norm (0: 1; below 0: never).
+   * Scale gradients down to this norm (0: 1; negative: never).
    */
   double max_grad_norm;
   /**
@@ -903,11 +903,11 @@ typedef struct {
    */
   double lora_plus_ratio;
   /**
-   * Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none).
+   * Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: off).
    */
   double kl_weight;
   /**
-   * Seed of the initial adapter, of dropout, and of the order of rows.
+   * Seed for the initial adapter, dropout and the row order.
    */
   uint64_t seed;
   /**
@@ -919,7 +919,7 @@ typedef struct {
    */
   uint32_t threads;
   /**
-   * 1 keeps activations in 32 bits, for comparison; by default they take 8 in products.
+   * 1 keeps activations in 32 bits, for comparison; by default products take them in 8 bits.
    */
   uint32_t exact;
   /**
@@ -927,38 +927,38 @@ typedef struct {
    */
   uint32_t half;
   /**
-   * 0.
+   * Must be 0.
    */
   uint32_t reserved;
   /**
-   * Rows that the model knew, mixed into every batch: those to train on of this data. NULL for none.
+   * Data whose training rows the model already knows, mixed into the batches. NULL for none.
    */
   const engraft_data *replay;
   /**
-   * Rows to sample from the base for that when the trainer is made, which takes a while (0: none).
+   * Number of rows to sample from the base instead, when the trainer is made; takes a while (0: none).
    */
   uint32_t replay_count;
   /**
-   * Tokens to sample for each of them at most (0: 64).
+   * Maximum tokens per sampled row (0: 64).
    */
   uint32_t replay_tokens;
   /**
-   * Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+   * Share of replayed rows, at most 0.9 (0: 0.1 if there is something to replay).
    */
   double replay_share;
   /**
-   * Batches of rows whose inputs' main directions A begins as (EVA), looked at when the trainer is made (0: A begins
-   * at random).
+   * Batches of rows to initialize A from when the trainer is made: A starts as the main directions of their inputs
+   * (EVA) (0: A starts at random).
    */
   uint32_t eva_batches;
   /**
-   * 1 takes the divergence of `kl_weight` the other way: KL(tuned‖base).
+   * 1 reverses the divergence of `kl_weight` to KL(tuned‖base).
    */
   uint32_t kl_reverse;
 } engraft_train_params;
 
 /**
- * What a plan says.
+ * A plan's figures.
  */
 typedef struct {
   /**
@@ -966,29 +966,29 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * 1 where it is within the budget, if there is one, and within what the machine leaves this process.
+   * 1 if it is within the budget, if any, and within what the machine leaves this process.
    */
   uint32_t fits;
   /**
-   * Bytes of private memory at most: the sum of the pools.
+   * Maximum bytes of private memory: the sum of the pools.
    */
   uint64_t private_bytes;
   /**
-   * Bytes of the model's file that are mapped beside them, which the system may drop.
+   * Mapped bytes of the model's file, not part of the private memory; the system may drop them.
    */
   uint64_t mapped_bytes;
   /**
-   * The budget that was asked about; 0 for none.
+   * The requested budget; 0 for none.
    */
   uint64_t budget_bytes;
   /**
-   * Pools.
+   * Number of pools.
    */
   uint64_t pools;
 } engraft_plan_info;
 
 /**
- * How a session is made. Zero is the default of everything.
+ * How to make a session. Zero is the default for every field.
  */
 typedef struct {
   /**
@@ -996,7 +996,7 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * Tokens of the context (0: what the model was trained for, at most 4096).
+   * Tokens of the context (0: what the model was trained on, up to 4096).
    */
   uint32_t ctx_size;
   /**
@@ -1004,7 +1004,7 @@ typedef struct {
    */
   uint32_t cache_type;
   /**
-   * Threads (0: as many as there are cores). Sessions that run side by side take 1 each.
+   * Threads (0: as many as there are cores). Give parallel sessions 1 each.
    */
   uint32_t threads;
   /**
@@ -1012,13 +1012,13 @@ typedef struct {
    */
   uint32_t exact;
   /**
-   * 0.
+   * Must be 0.
    */
   uint32_t reserved;
 } engraft_session_params;
 
 /**
- * How text is generated. Zero is the default of everything; a `top_p` or `min_p` below zero is off.
+ * How to generate text. Zero is the default for every field; a negative `top_p` or `min_p` is off.
  */
 typedef struct {
   /**
@@ -1026,7 +1026,7 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * Tokens at most (0: 128; `UINT32_MAX`: until the model ends or the context is full).
+   * Maximum tokens (0: 128; `UINT32_MAX`: until the model stops or the context is full).
    */
   uint32_t n_predict;
   /**
@@ -1034,15 +1034,15 @@ typedef struct {
    */
   uint32_t chat;
   /**
-   * 1 goes on from what the session has read and said, of the same kind, a chat or a text; 0 begins anew.
+   * 1 continues the session's chat or text, which must be of the same kind; 0 starts over.
    */
   uint32_t keep;
   /**
-   * 1 always takes the likeliest token.
+   * 1 always takes the most likely token.
    */
   uint32_t greedy;
   /**
-   * Draws among so many of the likeliest tokens (0: 40; below 0: all).
+   * Draw from this many of the most likely tokens (0: 40; negative: all).
    */
   int32_t top_k;
   /**
@@ -1050,23 +1050,23 @@ typedef struct {
    */
   float temp;
   /**
-   * Draws among the likeliest tokens that hold this probability together (0: 0.95).
+   * Draw from the most likely tokens that together have this probability (0: 0.95).
    */
   float top_p;
   /**
-   * Drops tokens below this share of the likeliest one's probability (0: 0.05).
+   * Drop tokens below this share of the top token's probability (0: 0.05).
    */
   float min_p;
   /**
-   * Makes recent tokens less likely (0: 1, which is off).
+   * Make recent tokens less likely (0: 1, which is off).
    */
   float repeat_penalty;
   /**
-   * Seed of the draws.
+   * Seed for the draws.
    */
   uint64_t seed;
   /**
-   * The system message that a chat begins with (where one goes on it has no effect): UTF-8; NULL for none.
+   * The system message at the start of a chat (no effect when continuing one): UTF-8; NULL for none.
    */
   const char *system;
   /**
@@ -1076,13 +1076,13 @@ typedef struct {
 } engraft_generate_params;
 
 /**
- * Takes the text as it comes: UTF-8 in whole characters, which no NUL ends; false stops. Called on the
- * thread of the call that it was given to.
+ * Receives the text as it is generated: UTF-8 in whole characters, not NUL-terminated. Returning false stops.
+ * Called on the thread of the call that it was passed to.
  */
 typedef bool (*engraft_token_callback)(const char *text, size_t length, void *user);
 
 /**
- * What was generated.
+ * Facts about what was generated.
  */
 typedef struct {
   /**
@@ -1094,11 +1094,11 @@ typedef struct {
    */
   uint32_t ended;
   /**
-   * Tokens of the prompt, with the template's and the examples'.
+   * Tokens of the prompt, including the template and the examples.
    */
   uint64_t prompt_tokens;
   /**
-   * Tokens generated.
+   * Generated tokens.
    */
   uint64_t tokens;
   /**
@@ -1110,13 +1110,13 @@ typedef struct {
    */
   double seconds;
   /**
-   * Swaps of the slot that the last token was computed after; 0 without a slot.
+   * The slot's generation when the last token was computed; 0 without a slot.
    */
   uint64_t generation;
 } engraft_generate_info;
 
 /**
- * How a store is opened. Zero is the default of everything.
+ * How to open a store. Zero is the default for every field.
  */
 typedef struct {
   /**
@@ -1124,13 +1124,13 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * 1 refuses a folder that is none of a store, instead of making it one.
+   * 1 refuses a folder that isn't a store instead of making it one.
    */
   uint32_t must_exist;
 } engraft_store_params;
 
 /**
- * A generation.
+ * Facts about a generation.
  */
 typedef struct {
   /**
@@ -1138,7 +1138,7 @@ typedef struct {
    */
   uint32_t struct_size;
   /**
-   * `ENGRAFT_KIND_*`; 0 where nothing was ever promoted, and then all else is 0 too.
+   * `ENGRAFT_KIND_*`; 0 if nothing was ever promoted, and then all else is 0, too.
    */
   uint32_t kind;
   /**
@@ -1146,7 +1146,7 @@ typedef struct {
    */
   uint64_t number;
   /**
-   * What a rollback leads to; 0 for nothing.
+   * The generation that a rollback leads to; 0 for none.
    */
   uint64_t previous;
   /**
@@ -1154,11 +1154,11 @@ typedef struct {
    */
   uint64_t bytes;
   /**
-   * Generations that should have been taken before it, and were damaged: the log says why.
+   * How many damaged generations were passed over for this one; the log says why.
    */
   uint64_t passed_over;
   /**
-   * What identifies the model that it is for.
+   * Digest of the model that it is for.
    */
   uint8_t base_digest[32];
 } engraft_generation_info;
@@ -1168,24 +1168,24 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The interface's version that the library was built with; compare it with `ENGRAFT_ABI_VERSION`.
+ * The interface version that the library was built with; compare it with `ENGRAFT_ABI_VERSION`.
  */
 uint32_t engraft_abi_version(void);
 
 /**
- * Copies the library's own version, such as "0.1.0"; see `engraft_message` for the buffer.
+ * Copies the library's version, such as "0.1.0"; see `engraft_message` for the buffer.
  */
 int32_t engraft_version(char *buffer, size_t capacity, size_t *length);
 
 /**
- * Makes all settings the default. `struct_size` is `sizeof(engraft_adapter_params)`.
+ * Sets all fields to their default. `struct_size` is `sizeof(engraft_adapter_params)`.
  */
 int32_t engraft_adapter_default_params(engraft_adapter_params *params, size_t struct_size);
 
 /**
- * Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and holds it against the
- * model: base, shapes, and what it computed when it was saved. `params` may be NULL. `*adapter` is freed
- * with `engraft_adapter_free`.
+ * Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and checks it against the
+ * model: base, shapes, and the results it gave when saved. `params` may be NULL. `*adapter` is freed with
+ * `engraft_adapter_free`.
  */
 int32_t engraft_adapter_load(const engraft_model *model,
                              const char *path,
@@ -1194,19 +1194,19 @@ int32_t engraft_adapter_load(const engraft_model *model,
                              engraft_adapter **adapter);
 
 /**
- * Frees an adapter; sessions and slots that use it keep what they need. NULL is nothing.
+ * Frees an adapter; sessions and slots that use it keep what they need. Does nothing for NULL.
  */
 int32_t engraft_adapter_free(engraft_adapter *adapter);
 
 /**
- * Tells what an adapter is. Set `struct_size` before.
+ * Gets facts about an adapter. Set `struct_size` first.
  */
 int32_t engraft_adapter_get_info(const engraft_adapter *adapter, engraft_adapter_info *info);
 
 /**
- * Commits an adapter as `adapter.engraft` in a folder, which is made if it is missing; a `half` of 1 stores
- * it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY`
- * where a trainer has its checkpoints in the folder, or another call or process writes to it.
+ * Commits an adapter as `adapter.engraft` in a folder, which is created if missing. A `half` of 1 stores it in
+ * 16 bits. When this returns 0, the file is on disk, was read back, and only its owner can read it. `BUSY` if a
+ * trainer has its checkpoints in the folder, or another call or process writes to it.
  */
 int32_t engraft_adapter_save(const engraft_adapter *adapter,
                              const char *folder,
@@ -1214,35 +1214,34 @@ int32_t engraft_adapter_save(const engraft_adapter *adapter,
                              uint32_t half);
 
 /**
- * Makes a slot that holds nothing: sessions that follow it use the base alone. `*slot` is freed with
- * `engraft_slot_free`.
+ * Makes an empty slot: sessions that follow it use the base alone. `*slot` is freed with `engraft_slot_free`.
  */
 int32_t engraft_slot_create(engraft_slot **slot);
 
 /**
- * Frees a slot; sessions that follow it keep what it held. NULL is nothing.
+ * Frees a slot; sessions that follow it keep what it held. Does nothing for NULL.
  */
 int32_t engraft_slot_free(engraft_slot *slot);
 
 /**
- * Puts an adapter into a slot, or with NULL the base alone: sessions that follow it use it from the next
- * token that each reads. Waits for nobody where adapter and slot are of one model handle; else the digests of both
- * files may be computed, which reads them whole. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH`
- * for an adapter of another model than the slot is for.
+ * Puts an adapter, or with NULL the base alone, into a slot. Each session that follows the slot uses it from
+ * its next token on. Never waits if adapter and slot share a model handle; otherwise it may read both model
+ * files to compare their digests. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH` for an adapter
+ * of another model.
  */
 int32_t engraft_slot_swap(const engraft_slot *slot,
                           const engraft_adapter *adapter,
                           uint64_t *generation);
 
 /**
- * Makes all settings the default. `struct_size` is `sizeof(engraft_data_params)`.
+ * Sets all fields to their default. `struct_size` is `sizeof(engraft_data_params)`.
  */
 int32_t engraft_data_default_params(engraft_data_params *params, size_t struct_size);
 
 /**
- * Reads rows from a file, or from a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they
- * are there. `params` may be NULL. `*data` is freed with `engraft_data_free`. A gate reads the files once more,
- * and refuses them if they have changed: leave them as they are until it was run.
+ * Reads rows from a file, or from a folder with `train.jsonl` and optionally `valid.jsonl` and `test.jsonl`.
+ * `params` may be NULL. `*data` is freed with `engraft_data_free`. A gate reads the files again and refuses
+ * them if they have changed, so leave them unchanged until it has run.
  */
 int32_t engraft_data_open(const engraft_model *model,
                           const char *path,
@@ -1251,9 +1250,9 @@ int32_t engraft_data_open(const engraft_model *model,
                           engraft_data **data);
 
 /**
- * Reads rows that are in memory: JSON, one object a line, as such files have it. `valid` and `test` may be
- * NULL; then a share of `train` takes their place. The library keeps a copy of everything. `params` may be
- * NULL. `*data` is freed with `engraft_data_free`.
+ * Reads rows from memory: JSON, one object per line, as in such files. `valid` and `test` may be NULL; then a
+ * share of `train` is split off for them. The library keeps a copy of everything. `params` may be NULL.
+ * `*data` is freed with `engraft_data_free`.
  */
 int32_t engraft_data_from_memory(const engraft_model *model,
                                  const uint8_t *train,
@@ -1266,18 +1265,18 @@ int32_t engraft_data_from_memory(const engraft_model *model,
                                  engraft_data **data);
 
 /**
- * Frees data, at once or as soon as no trainer and no gate uses it. NULL is nothing.
+ * Frees data, now or as soon as no trainer or gate uses it. Does nothing for NULL.
  */
 int32_t engraft_data_free(engraft_data *data);
 
 /**
- * Tells what rows there are. Set `struct_size` before.
+ * Gets facts about the rows. Set `struct_size` first.
  */
 int32_t engraft_data_get_info(const engraft_data *data, engraft_data_info *info);
 
 /**
- * Copies where the `index`-th row that was left out stood, and why it was: never its text. The first
- * thousand of a part are named; beyond them this is `MISUSE`. See `engraft_message` for the buffer.
+ * Copies the place of the `index`-th skipped row and why it was skipped, but never its text. Only the first
+ * thousand of a part are known; a larger index is `MISUSE`. See `engraft_message` for the buffer.
  */
 int32_t engraft_data_skipped(const engraft_data *data,
                              size_t index,
@@ -1286,29 +1285,28 @@ int32_t engraft_data_skipped(const engraft_data *data,
                              size_t *length);
 
 /**
- * Copies the message of the last call that failed on a handle; with NULL, of the last call of this thread
- * that failed, whatever it was called on (also where no handle was made). Works on handles that are busy
- * or poisoned, and leaves all messages as they are.
+ * Copies the message of the last failed call on a handle. With NULL, copies the message of this thread's last
+ * failed call on any handle, or on none. Works on busy and poisoned handles, and changes no message.
  *
- * This and every other function that copies text writes at most `capacity` bytes into `buffer`, a NUL
- * among them, and puts the whole text's length (without the NUL) into `length` unless that is NULL. A
- * `buffer` of NULL with a `capacity` of 0 asks for the length alone.
+ * Every function that copies text writes at most `capacity` bytes into `buffer`, including a NUL, and puts the
+ * length of the whole text, without the NUL, into `length` unless that is NULL. To get only the length, pass
+ * NULL as `buffer` and 0 as `capacity`.
  */
 int32_t engraft_message(const void *handle, char *buffer, size_t capacity, size_t *length);
 
 /**
- * The name of a code, such as "BUSY"; "UNKNOWN" for a number that isn't a code of this library. The text is static:
- * never freed, and valid as long as the library is loaded.
+ * The name of a code, such as "BUSY"; "UNKNOWN" for any other number. The text is static: never free it. It is
+ * valid as long as the library is loaded.
  */
 const char *engraft_code_name(int32_t code);
 
 /**
- * Makes all settings the default. `struct_size` is `sizeof(engraft_gate_params)`.
+ * Sets all fields to their default. `struct_size` is `sizeof(engraft_gate_params)`.
  */
 int32_t engraft_gate_default_params(engraft_gate_params *params, size_t struct_size);
 
 /**
- * Makes a gate for data; nothing is computed yet. `params` may be NULL. `*gate` is freed with
+ * Makes a gate for data without computing anything yet. `params` may be NULL. `*gate` is freed with
  * `engraft_gate_free`.
  */
 int32_t engraft_gate_create(const engraft_model *model,
@@ -1317,22 +1315,22 @@ int32_t engraft_gate_create(const engraft_model *model,
                             engraft_gate **gate);
 
 /**
- * Frees a gate and what it kept. `BUSY` while a call runs on it. NULL is nothing.
+ * Frees a gate and what it kept. `BUSY` while a call runs on it. Does nothing for NULL.
  */
 int32_t engraft_gate_free(engraft_gate *gate);
 
 /**
- * Trains and measures all arms, and judges them: 0 whatever the verdict is. `callback` may be NULL; false
- * from it ends the call with `CANCELLED`, and nothing is judged. What an earlier run judged is gone as soon as
- * this begins. `BAD_DATA` where the data is of files that have changed since they were opened.
+ * Trains and measures all arms and judges them; returns 0 whatever the verdict. `callback` may be NULL; if it
+ * returns false, the call ends with `CANCELLED` and nothing is judged. An earlier verdict is gone as soon as this
+ * begins. `BAD_DATA` if the data's files have changed since they were opened.
  */
 int32_t engraft_gate_run(const engraft_gate *gate,
                          engraft_progress_callback callback,
                          void *user);
 
 /**
- * Puts the decision (`ENGRAFT_DECISION_*`) into `*decision`, and copies the name of the arm that it names,
- * which may be empty; see `engraft_message` for the buffer.
+ * Puts the decision (`ENGRAFT_DECISION_*`) into `*decision` and copies the name of its arm, which may be empty;
+ * see `engraft_message` for the buffer.
  */
 int32_t engraft_gate_decision(const engraft_gate *gate,
                               uint32_t *decision,
@@ -1346,49 +1344,48 @@ int32_t engraft_gate_decision(const engraft_gate *gate,
 int32_t engraft_gate_verdict(const engraft_gate *gate, char *buffer, size_t capacity, size_t *length);
 
 /**
- * Copies the report as one HTML page, which holds sample rows and answers to them; see `engraft_message`
- * for the buffer.
+ * Copies the report as a single HTML page with sample rows and answers; see `engraft_message` for the buffer.
  */
 int32_t engraft_gate_report(const engraft_gate *gate, char *buffer, size_t capacity, size_t *length);
 
 /**
- * Copies what the verdict names: an adapter, or examples. `GATE_REFUSED` where the base alone stays.
- * `*adapter` is freed with `engraft_adapter_free`.
+ * Copies what the verdict chose: an adapter or examples. `GATE_REFUSED` if the base alone stays. `*adapter` is
+ * freed with `engraft_adapter_free`.
  */
 int32_t engraft_gate_adapter(const engraft_gate *gate, engraft_adapter **adapter);
 
 /**
- * Ends the call that runs, and those that follow, with `CANCELLED`, until `engraft_gate_resume`. From
+ * Ends the running call, and later ones, with `CANCELLED` until `engraft_gate_resume`. May be called from
  * anywhere, at any time.
  */
 int32_t engraft_gate_cancel(const engraft_gate *gate);
 
 /**
- * Lets the call that runs wait, until `engraft_gate_resume` or `engraft_gate_cancel`. From anywhere, at any
- * time.
+ * Makes the running call wait until `engraft_gate_resume` or `engraft_gate_cancel`. May be called from anywhere,
+ * at any time.
  */
 int32_t engraft_gate_pause(const engraft_gate *gate);
 
 /**
- * Takes back a pause and a cancellation. From anywhere, at any time.
+ * Undoes a pause or a cancellation. May be called from anywhere, at any time.
  */
 int32_t engraft_gate_resume(const engraft_gate *gate);
 
 /**
- * Says how hot the device is (`ENGRAFT_THERMAL_*`): the comparison rests accordingly. From anywhere, at any
- * time.
+ * Sets how hot the device is (`ENGRAFT_THERMAL_*`), so that the comparison rests accordingly. May be called from
+ * anywhere, at any time.
  */
 int32_t engraft_gate_set_thermal(const engraft_gate *gate, int32_t thermal);
 
 /**
- * Hands all lines up to `level` to `callback`, instead of to the one before; NULL ends it. When this
- * returns, the one before is not running and never will again (but for a call that this one is made from).
- * `BUSY` where the program has a logger for Rust code already, which the library's lines then go to.
+ * Passes all lines up to `level` to `callback`, which replaces the previous one; NULL ends logging. When this
+ * returns, the previous callback isn't running and never will again (except for a call that this one is made
+ * from). `BUSY` if the program already has a logger for Rust code, which then gets the library's lines.
  */
 int32_t engraft_log_set(engraft_log_callback callback, void *user, int32_t level);
 
 /**
- * Makes all settings the default. `struct_size` is `sizeof(engraft_model_params)`.
+ * Sets all fields to their default. `struct_size` is `sizeof(engraft_model_params)`.
  */
 int32_t engraft_model_default_params(engraft_model_params *params, size_t struct_size);
 
@@ -1402,40 +1399,40 @@ int32_t engraft_model_open(const char *path,
                            engraft_model **model);
 
 /**
- * Frees a model, at once or as soon as nothing that was made of it is left. NULL is nothing.
+ * Frees a model, now or as soon as nothing made from it is left. Does nothing for NULL.
  */
 int32_t engraft_model_free(engraft_model *model);
 
 /**
- * Tells what a model is. Set `struct_size` before.
+ * Gets facts about a model. Set `struct_size` first.
  */
 int32_t engraft_model_get_info(const engraft_model *model, engraft_model_info *info);
 
 /**
- * Copies the model's own name (`general.name`), which may be empty; see `engraft_message` for the buffer.
+ * Copies the name in the model's file (`general.name`), which may be empty; see `engraft_message` for the buffer.
  */
 int32_t engraft_model_name(const engraft_model *model, char *buffer, size_t capacity, size_t *length);
 
 /**
- * Puts the 32 bytes that identify the model to adapters into `digest`. The first time, this reads the whole
- * file, unless a digest cache knows it.
+ * Puts the 32 bytes that identify the model to adapters into `digest`. The first call reads the whole file
+ * unless a digest cache knows it.
  */
 int32_t engraft_model_digest(const engraft_model *model, uint8_t *digest);
 
 /**
- * Gives back memory that can be had again: the tokenizer, unless something uses it. For warnings of low
+ * Frees memory that can be rebuilt: the tokenizer, unless it is in use. Call it when the system warns of low
  * memory.
  */
 int32_t engraft_model_trim(const engraft_model *model);
 
 /**
- * Makes all settings the default. `struct_size` is `sizeof(engraft_train_params)`.
+ * Sets all fields to their default. `struct_size` is `sizeof(engraft_train_params)`.
  */
 int32_t engraft_train_default_params(engraft_train_params *params, size_t struct_size);
 
 /**
- * Plans a run; 0 also where it does not fit, which the plan tells. Without `data` (NULL), rows are taken for
- * as long as they may be by default. `params` may be NULL. `*plan` is freed with `engraft_plan_free`.
+ * Plans a run. Returns 0 even if the run doesn't fit; the plan says so. If `data` is NULL, rows are assumed to
+ * have the default maximum length. `params` may be NULL. `*plan` is freed with `engraft_plan_free`.
  */
 int32_t engraft_plan_create(const engraft_model *model,
                             const engraft_data *data,
@@ -1443,17 +1440,17 @@ int32_t engraft_plan_create(const engraft_model *model,
                             engraft_plan **plan);
 
 /**
- * Frees a plan. NULL is nothing.
+ * Frees a plan. Does nothing for NULL.
  */
 int32_t engraft_plan_free(engraft_plan *plan);
 
 /**
- * Tells what a plan says. Set `struct_size` before.
+ * Gets a plan's figures. Set `struct_size` first.
  */
 int32_t engraft_plan_get_info(const engraft_plan *plan, engraft_plan_info *info);
 
 /**
- * Copies the name of the `index`-th pool, and puts its size into `*bytes`, unless that is NULL; see
+ * Copies the name of the `index`-th pool and puts its size into `*bytes` unless that is NULL; see
  * `engraft_message` for the buffer.
  */
 int32_t engraft_plan_pool(const engraft_plan *plan,
@@ -1464,15 +1461,14 @@ int32_t engraft_plan_pool(const engraft_plan *plan,
                           uint64_t *bytes);
 
 /**
- * Copies why a plan does not fit, and what would; an empty text where it fits. See `engraft_message` for
- * the buffer.
+ * Copies why a plan doesn't fit and what would; an empty text if it fits. See `engraft_message` for the buffer.
  */
 int32_t engraft_plan_advice(const engraft_plan *plan, char *buffer, size_t capacity, size_t *length);
 
 /**
- * Puts the bytes that a session with these settings will take, with adapters up to `rank`, into `*bytes`:
- * its cache and buffers. The tokenizer comes to it once a model. `params` may be NULL. `MISUSE` for a rank above
- * 4096: adapters of 256 at most, several of them stacked.
+ * Puts the bytes that a session with these settings, and adapters up to `rank`, will take into `*bytes`: its
+ * cache and buffers. Each model adds its tokenizer once. `params` may be NULL. `MISUSE` for a rank above 4096; an
+ * adapter has at most 256, but several can be stacked.
  */
 int32_t engraft_session_bytes(const engraft_model *model,
                               const engraft_session_params *params,
@@ -1480,19 +1476,19 @@ int32_t engraft_session_bytes(const engraft_model *model,
                               uint64_t *bytes);
 
 /**
- * Makes all settings the default. `struct_size` is `sizeof(engraft_session_params)`.
+ * Sets all fields to their default. `struct_size` is `sizeof(engraft_session_params)`.
  */
 int32_t engraft_session_default_params(engraft_session_params *params, size_t struct_size);
 
 /**
- * Makes all settings the default. `struct_size` is `sizeof(engraft_generate_params)`.
+ * Sets all fields to their default. `struct_size` is `sizeof(engraft_generate_params)`.
  */
 int32_t engraft_generate_default_params(engraft_generate_params *params, size_t struct_size);
 
 /**
- * Makes a session on a model, with an adapter or (NULL) with the base alone. `params` may be NULL.
- * `*session` is freed with `engraft_session_free`. `BASE_MISMATCH` for an adapter of another model: of another
- * handle it is taken once the digests of both files are found equal.
+ * Makes a session on a model, with an adapter or, for NULL, with the base alone. `params` may be NULL.
+ * `*session` is freed with `engraft_session_free`. `BASE_MISMATCH` for an adapter of another model. An adapter of
+ * another model handle is accepted if the digests of both files are equal.
  */
 int32_t engraft_session_create(const engraft_model *model,
                                const engraft_adapter *adapter,
@@ -1500,28 +1496,28 @@ int32_t engraft_session_create(const engraft_model *model,
                                engraft_session **session);
 
 /**
- * Frees a session and ends its threads. `BUSY` while a call runs on it. NULL is nothing.
+ * Frees a session and ends its threads. `BUSY` while a call runs on it. Does nothing for NULL.
  */
 int32_t engraft_session_free(engraft_session *session);
 
 /**
- * Uses an adapter, or with NULL the base alone, from the next token on, and no slot any more. What the
- * session has read already stays as it was computed. `BASE_MISMATCH` for an adapter of another model.
+ * Uses an adapter, or with NULL the base alone, from the next token on, and no longer follows a slot. What the
+ * session has already read stays as computed. `BASE_MISMATCH` for an adapter of another model.
  */
 int32_t engraft_session_set_adapter(const engraft_session *session, const engraft_adapter *adapter);
 
 /**
- * Takes the adapter from a slot from now on, looked at before every token: see `engraft_slot_swap`.
+ * Takes the adapter from a slot from now on, checking the slot before every token; see `engraft_slot_swap`.
  * `BASE_MISMATCH` for a slot of another model.
  */
 int32_t engraft_session_follow(const engraft_session *session, const engraft_slot *slot);
 
 /**
- * Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
- * `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
- * when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too. Stopped
- * before the first token, it has none, and the session goes on as if nothing had been asked; with
- * `keep` 0 what came before is forgotten all the same. `DOES_NOT_FIT` where the cache is more than the system leaves.
+ * Continues a prompt (UTF-8), or answers it as a chat, and passes the text to `callback` as it is generated.
+ * `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` first. Returns `CANCELLED` if the
+ * callback returns false or `engraft_session_cancel` was called; `info` is filled then, too. If stopped before
+ * the first token, the session continues as if nothing had been asked, but with `keep` 0 it has forgotten what
+ * came before. `DOES_NOT_FIT` if the system hasn't enough memory for the cache.
  */
 int32_t engraft_session_generate(const engraft_session *session,
                                  const char *prompt,
@@ -1532,29 +1528,29 @@ int32_t engraft_session_generate(const engraft_session *session,
                                  engraft_generate_info *info);
 
 /**
- * Stops the call that runs before its next token; without one, nothing happens. From anywhere, at any time.
+ * Stops the running call before its next token, if there is one. May be called from anywhere, at any time.
  */
 int32_t engraft_session_cancel(const engraft_session *session);
 
 /**
- * Forgets everything that was read and said.
+ * Forgets everything that was read and generated.
  */
 int32_t engraft_session_reset(const engraft_session *session);
 
 /**
- * Gives back the memory of the cache and the buffers, and forgets what was read and said; the next call
- * takes them again. For warnings of low memory.
+ * Frees the memory of the cache and the buffers and forgets what was read and generated; the next call
+ * allocates them again. Call it when the system warns of low memory.
  */
 int32_t engraft_session_trim(const engraft_session *session);
 
 /**
- * Makes all settings the default. `struct_size` is `sizeof(engraft_store_params)`.
+ * Sets all fields to their default. `struct_size` is `sizeof(engraft_store_params)`.
  */
 int32_t engraft_store_default_params(engraft_store_params *params, size_t struct_size);
 
 /**
- * Opens the store in a folder, which is made if it is missing, readable by its owner only. `params` may be
- * NULL. `*store` is freed with `engraft_store_free`.
+ * Opens the store in a folder. A missing folder is created, accessible only to its owner. `params` may be NULL.
+ * `*store` is freed with `engraft_store_free`.
  */
 int32_t engraft_store_open(const char *folder,
                            size_t folder_length,
@@ -1562,20 +1558,20 @@ int32_t engraft_store_open(const char *folder,
                            engraft_store **store);
 
 /**
- * Frees a store; the folder stays as it is. NULL is nothing.
+ * Frees a store; the folder stays as it is. Does nothing for NULL.
  */
 int32_t engraft_store_free(engraft_store *store);
 
 /**
- * Makes what a gate's verdict names the active generation, and puts its number into `*generation` (which may
- * be NULL). `GATE_REFUSED` where the base alone stays: then nothing is changed. When this returns 0,
- * everything is on disk and was read back.
+ * Makes the winner of a gate's verdict the active generation and puts its number into `*generation`, which may
+ * be NULL. `GATE_REFUSED` if the base alone stays; nothing changes then. When this returns 0, everything is on
+ * disk and was read back.
  */
 int32_t engraft_store_promote(const engraft_store *store, const engraft_gate *gate, uint64_t *generation);
 
 /**
- * Makes an adapter the active generation on the caller's own judgement, past the gate. `verdict` is kept
- * beside it as it is: say why. `*generation` may be NULL.
+ * Makes an adapter the active generation on the caller's judgement, without the gate. `verdict` is stored with
+ * it unchanged: say why. `*generation` may be NULL.
  */
 int32_t engraft_store_promote_adapter(const engraft_store *store,
                                       const engraft_adapter *adapter,
@@ -1584,12 +1580,12 @@ int32_t engraft_store_promote_adapter(const engraft_store *store,
                                       uint64_t *generation);
 
 /**
- * Tells which generation is active, its files verified. Set `struct_size` before.
+ * Gets facts about the active generation and verifies its files. Set `struct_size` first.
  */
 int32_t engraft_store_active(const engraft_store *store, engraft_generation_info *info);
 
 /**
- * Loads the active generation, held against the model: an adapter, examples, or the base alone (also where
+ * Loads the active generation and checks it against the model: an adapter, examples, or the base alone (also if
  * nothing was ever promoted). `params` may be NULL. `*adapter` is freed with `engraft_adapter_free`.
  */
 int32_t engraft_store_load(const engraft_store *store,
@@ -1598,19 +1594,19 @@ int32_t engraft_store_load(const engraft_store *store,
                            engraft_adapter **adapter);
 
 /**
- * Makes the generation active that was active before the active one, and puts its number into `*generation`
- * (which may be NULL). `MISUSE` where there is none.
+ * Makes the previously active generation active again and puts its number into `*generation`, which may be
+ * NULL. `MISUSE` if there is none.
  */
 int32_t engraft_store_rollback(const engraft_store *store, uint64_t *generation);
 
 /**
- * Makes any generation active that verifies.
+ * Makes a generation active after verifying it.
  */
 int32_t engraft_store_activate(const engraft_store *store, uint64_t generation);
 
 /**
- * Removes all generations but the newest `keep` that are whole, the active one, and the one that a rollback
- * leads to; puts how many went into `*removed` (which may be NULL). `MISUSE` for a `keep` of 0.
+ * Removes all generations except the newest `keep` good ones, the active one, and the one that a rollback leads
+ * to. Puts the number of removed ones into `*removed`, which may be NULL. `MISUSE` for a `keep` of 0.
  */
 int32_t engraft_store_prune(const engraft_store *store, size_t keep, uint64_t *removed);
 
@@ -1621,8 +1617,8 @@ int32_t engraft_store_prune(const engraft_store *store, size_t keep, uint64_t *r
 int32_t engraft_store_list(const engraft_store *store, char *buffer, size_t capacity, size_t *length);
 
 /**
- * Makes a trainer: plans, refuses what exceeds the budget (`DOES_NOT_FIT`, before anything large is
- * allocated), and allocates everything that training takes. `params` may be NULL. `*trainer` is freed with
+ * Makes a trainer. Plans first, and returns `DOES_NOT_FIT` if the plan exceeds the budget, before allocating
+ * anything large. Then allocates all memory for training. `params` may be NULL. `*trainer` is freed with
  * `engraft_trainer_free`.
  */
 int32_t engraft_trainer_create(const engraft_model *model,
@@ -1631,23 +1627,23 @@ int32_t engraft_trainer_create(const engraft_model *model,
                                engraft_trainer **trainer);
 
 /**
- * Frees a trainer and ends its threads. `BUSY` while a call runs on it. NULL is nothing.
+ * Frees a trainer and ends its threads. `BUSY` while a call runs on it. Does nothing for NULL.
  */
 int32_t engraft_trainer_free(engraft_trainer *trainer);
 
 /**
- * One step. `progress` may be NULL; else set its `struct_size` before. `MISUSE` once all steps are done. Where a
- * step was skipped for a loss that is not finite, or the run went back to its checkpoint (see
- * `engraft_trainer_checkpoint`), `event` of `progress` is `ENGRAFT_EVENT_NOTE`, `step` has not risen or has
- * fallen, and the log says why.
+ * Takes one step. `progress` may be NULL; otherwise set its `struct_size` first. `MISUSE` once all steps are
+ * done. If a step is skipped because its loss isn't finite, or the run returns to its checkpoint (see
+ * `engraft_trainer_checkpoint`), the `event` of `progress` is `ENGRAFT_EVENT_NOTE`, `step` stays or falls, and
+ * the log says why.
  */
 int32_t engraft_trainer_step(const engraft_trainer *trainer,
                              engraft_progress *progress);
 
 /**
- * So many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step, and
- * false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on. Where the run
- * goes back to its checkpoint, `step` falls, a note says so, and the steps are done anew.
+ * Takes this many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step, and
+ * if it returns false, the call ends with `CANCELLED`. What was trained stays, and another call continues. If
+ * the run returns to its checkpoint, `step` falls, a note says so, and the steps are repeated.
  */
 int32_t engraft_trainer_run(const engraft_trainer *trainer,
                             uint64_t steps,
@@ -1655,72 +1651,73 @@ int32_t engraft_trainer_run(const engraft_trainer *trainer,
                             void *user);
 
 /**
- * Puts the loss on the rows to validate with into `*loss`: of the base before the first step, with the
- * adapter afterwards. `BAD_DATA` where there are none.
+ * Puts the loss on the validation rows into `*loss`: the base's before the first step, with the adapter
+ * afterwards. `BAD_DATA` if there are no such rows.
  */
 int32_t engraft_trainer_evaluate(const engraft_trainer *trainer, double *loss);
 
 /**
- * Tells how far a run is. Set `struct_size` before. `BUSY` while it runs: the callback is told then.
+ * Gets the progress of a run. Set `struct_size` first. `BUSY` during a call, when the callback gets it instead.
  */
 int32_t engraft_trainer_progress(const engraft_trainer *trainer, engraft_progress *progress);
 
 /**
- * Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing. When
- * this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY` where another trainer
- * has its checkpoints in the folder, or another call or process writes to it.
+ * Commits the current adapter as `adapter.engraft` in a folder, which is created if missing. When this returns
+ * 0, the file is on disk, was read back, and only its owner can read it. `BUSY` if another trainer has its
+ * checkpoints in the folder, or another call or process writes to it.
  */
 int32_t engraft_trainer_save(const engraft_trainer *trainer,
                              const char *folder,
                              size_t folder_length);
 
 /**
- * Commits everything that the run needs to go on, and beside it the adapter as `engraft_trainer_save` does, in a
- * folder, which is made if it is missing. When this returns 0, both are on disk and were read back. From then on
- * the folder is this trainer's, until it is freed or names another one: all others that write there, trainers
- * and `engraft_adapter_save` in this process, too, get `BUSY`, as this call does where there is such a writer
- * already. The newest two checkpoints stay there; those of another run are replaced. A run that diverges (three
- * steps in a row without a finite loss, or a loss that grows without end) returns to its last checkpoint at half
- * the learning rate and tells so by a note; after three returns, or without a checkpoint, its steps are
- * `NONFINITE`.
+ * Commits everything that the run needs to continue, and the adapter as `engraft_trainer_save` does, to a
+ * folder, which is created if missing. When this returns 0, both are on disk and were read back. From then on the
+ * folder belongs to this trainer, until the trainer is freed or uses another one. All other writers to it get
+ * `BUSY`, even other trainers and `engraft_adapter_save` in this process; so does this call if there is such a
+ * writer already. The two newest checkpoints are kept; those of another run are replaced.
+ *
+ * A run diverges after three steps in a row without a finite loss, or when its loss grows without end. It then
+ * returns to its last checkpoint at half the learning rate, and a note says so. After three returns, or without
+ * a checkpoint, its steps return `NONFINITE`.
  */
 int32_t engraft_trainer_checkpoint(const engraft_trainer *trainer,
                                    const char *folder,
                                    size_t folder_length);
 
 /**
- * Goes on where the newest whole checkpoint in a folder stood, to the same result as if the run had never
- * stopped. The trainer must have taken no step, and be created with the model, rows and settings of the run:
- * `BASE_MISMATCH` or `MISUSE` names what differs. `IO` where there is no checkpoint, `CORRUPT` where none is
- * whole; then the trainer is as it was.
+ * Continues from the newest good checkpoint in a folder, with the same result as if the run had never stopped.
+ * The trainer must have taken no step, and must be made with the run's model, rows and settings; `BASE_MISMATCH`
+ * or `MISUSE` names a difference. `IO` if there is no checkpoint, `CORRUPT` if none is good; the trainer is
+ * unchanged then.
  */
 int32_t engraft_trainer_restore(const engraft_trainer *trainer, const char *folder, size_t folder_length);
 
 /**
- * Copies the adapter as it is now, for sessions, slots and stores. `*adapter` is freed with
- * `engraft_adapter_free`.
+ * Copies the current adapter, for sessions, slots and stores. `*adapter` is freed with `engraft_adapter_free`.
  */
 int32_t engraft_trainer_adapter(const engraft_trainer *trainer, engraft_adapter **adapter);
 
 /**
- * Ends the call that runs, and those that follow, with `CANCELLED` before their next step, until
- * `engraft_trainer_resume`. From anywhere, at any time. Saving goes on.
+ * Ends the running call, and later ones, with `CANCELLED` before their next step, until
+ * `engraft_trainer_resume`. Saving still works. May be called from anywhere, at any time.
  */
 int32_t engraft_trainer_cancel(const engraft_trainer *trainer);
 
 /**
- * Lets the call that runs, and those that follow, wait before their next step, until
- * `engraft_trainer_resume` or `engraft_trainer_cancel`. From anywhere, at any time.
+ * Makes the running call, and later ones, wait before their next step, until `engraft_trainer_resume` or
+ * `engraft_trainer_cancel`. May be called from anywhere, at any time.
  */
 int32_t engraft_trainer_pause(const engraft_trainer *trainer);
 
 /**
- * Takes back a pause and a cancellation. From anywhere, at any time.
+ * Undoes a pause or a cancellation. May be called from anywhere, at any time.
  */
 int32_t engraft_trainer_resume(const engraft_trainer *trainer);
 
 /**
- * Says how hot the device is (`ENGRAFT_THERMAL_*`): training rests accordingly. From anywhere, at any time.
+ * Sets how hot the device is (`ENGRAFT_THERMAL_*`), so that training rests accordingly. May be called from
+ * anywhere, at any time.
  */
 int32_t engraft_trainer_set_thermal(const engraft_trainer *trainer, int32_t thermal);
 

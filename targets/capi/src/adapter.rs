@@ -1,5 +1,5 @@
-//! What is put beside a model: an adapter, examples before the prompt, or nothing; and slots that many
-//! sessions take it from.
+//! What is added to a model: an adapter, examples before the prompt, or nothing. Also slots, from which many
+//! sessions take their adapter.
 
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ use crate::model::{self, Model};
 pub const ENGRAFT_KIND_ADAPTER: u32 = 1;
 /// Examples that go before every prompt.
 pub const ENGRAFT_KIND_FEW_SHOT: u32 = 2;
-/// Nothing: the base alone.
+/// Nothing: only the base.
 pub const ENGRAFT_KIND_BASE: u32 = 3;
 
-/// What is put beside a model. Never changes; may be used by any number of threads and sessions at once.
+/// What is added to a model. Immutable; any number of threads and sessions may use it at once.
 pub struct Adapter {
     _opaque: [u8; 0],
 }
@@ -35,8 +35,8 @@ impl Kind for Adapter {
 }
 
 /// A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
-/// thread. It is for one model, which it keeps: that of the first adapter put into it, or of the first session
-/// that follows it.
+/// thread. A slot belongs to one model and keeps it: that of the first adapter put into it, or of the first
+/// session that follows it.
 pub struct Slot {
     _opaque: [u8; 0],
 }
@@ -46,15 +46,15 @@ impl Kind for Slot {
     const NAME: &'static str = "slot";
 }
 
-/// What is behind a slot handle.
+/// The value behind a slot handle.
 pub(crate) struct Place {
     pub(crate) slot: Arc<AdapterSlot>,
-    /// Of the first adapter, or of the first session.
+    /// The model of the first adapter or the first session.
     model: OnceLock<Arc<model::Inner>>,
 }
 
 impl Place {
-    /// Refuses what is of another model than all that came before.
+    /// Refuses a model other than the slot's.
     ///
     /// # Errors
     /// `BASE_MISMATCH`.
@@ -62,47 +62,47 @@ impl Place {
         match self.model.get_or_init(|| model.clone()).is_same_base(model) {
             true => Ok(()),
             false => {
-                let message = "the slot is used with another model: make another slot for this one";
+                let message = "the slot is used with another model; make another slot for this one";
                 Err(Failure::new(ENGRAFT_BASE_MISMATCH, message))
             }
         }
     }
 }
 
-/// What is behind an adapter handle.
+/// The value behind an adapter handle.
 pub(crate) struct Inner {
     pub(crate) model: Arc<model::Inner>,
-    /// As trained; none of examples and of the base.
+    /// The parameters as trained; none for examples and the base.
     pub(crate) parameters: Option<Box<Parameters>>,
-    /// The same as sessions use it.
+    /// The same in the form that sessions use.
     pub(crate) stacked: Option<Arc<StackedAdapter>>,
-    /// To be put before prompts.
+    /// Examples to put before prompts.
     pub(crate) few_shot: Vec<Message>,
-    /// Why a file of it would not be what is used here, if so.
+    /// Why a file of it would differ from what is used here, if it would.
     unlike: Option<(i32, &'static str)>,
 }
 
-/// How an adapter is loaded. Zero is the default of everything.
+/// How to load an adapter. Zero is the default for every field.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct AdapterParams {
     /// `sizeof(engraft_adapter_params)`.
     pub struct_size: u32,
-    /// 1 takes an adapter of another base, if its shapes are this one's. It can't be saved or promoted then.
+    /// 1 accepts an adapter made for another base if its shapes fit. It can't be saved or promoted then.
     pub force_base: u32,
-    /// What its effect is multiplied by (0: 1, as trained). At any other it can't be saved or promoted.
+    /// Factor on its effect (0: 1, as trained). With any other factor it can't be saved or promoted.
     pub scale: f32,
     /// Threads for loading it (0: as many as there are cores).
     pub threads: u32,
 }
 
-/// What an adapter is.
+/// Facts about an adapter.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct AdapterInfo {
     /// `sizeof(engraft_adapter_info)`.
     pub struct_size: u32,
-    /// `ENGRAFT_KIND_ADAPTER`, `ENGRAFT_KIND_FEW_SHOT` or `ENGRAFT_KIND_BASE`; of the last two all else is 0.
+    /// `ENGRAFT_KIND_ADAPTER`, `ENGRAFT_KIND_FEW_SHOT` or `ENGRAFT_KIND_BASE`; for the last two all else is 0.
     pub kind: u32,
     /// The largest rank of a projection.
     pub rank: u32,
@@ -112,23 +112,23 @@ pub struct AdapterInfo {
     pub parameters: u64,
     /// Steps that it was trained for.
     pub steps: u64,
-    /// Tokens that the loss was taken on.
+    /// Trained tokens: those that counted in the loss.
     pub tokens: u64,
-    /// Held-out loss of the base in nats per token; NaN where unknown.
+    /// Held-out loss of the base in nats per token; NaN if unknown.
     pub valid_loss_before: f32,
-    /// Held-out loss with the adapter; NaN where unknown.
+    /// Held-out loss with the adapter; NaN if unknown.
     pub valid_loss_after: f32,
 }
 
 structs!(AdapterParams = "engraft_adapter_params", AdapterInfo = "engraft_adapter_info");
 
 impl Inner {
-    /// Examples, or the base alone where there are none.
+    /// Examples, or the base alone if there are none.
     pub(crate) fn without_parameters(model: &Arc<model::Inner>, few_shot: Vec<Message>) -> Inner {
         Inner { model: model.clone(), parameters: None, stacked: None, few_shot, unlike: None }
     }
 
-    /// An adapter as trained here: there is nothing to hold it against.
+    /// An adapter that was trained here, so there is nothing to check it against.
     pub(crate) fn trusted(
         model: &Arc<model::Inner>,
         kernels: &Kernels,
@@ -142,7 +142,7 @@ impl Inner {
         Ok(Inner { model: model.clone(), parameters, stacked: Some(stacked), few_shot, unlike: None })
     }
 
-    /// An adapter from a file, held against the model.
+    /// An adapter from a file, checked against the model.
     pub(crate) fn held(
         model: &Arc<model::Inner>,
         kernels: &Arc<Kernels>,
@@ -157,11 +157,11 @@ impl Inner {
         match prober.check_found(parameters, now) {
             Ok(unrecorded) if unrecorded.is_empty() => {}
             Ok(unrecorded) => ::log::warn!(
-                "the adapter's file doesn't record {}: only the base's digest and shapes were checked",
+                "the adapter's file doesn't record {}, so only the base's digest and shapes were checked",
                 unrecorded.join(", ")
             ),
             Err(error) if params.force_base != 0 && error.kind() == ErrorKind::BaseMismatch => {
-                ::log::warn!("used nevertheless, as force_base says: {}", error.message());
+                ::log::warn!("used anyway because of force_base: {}", error.message());
                 unlike = Some((ENGRAFT_BASE_MISMATCH, FORCED));
             }
             Err(error) => return Err(error.into()),
@@ -176,7 +176,7 @@ impl Inner {
         Ok(inner)
     }
 
-    /// Refuses what was held against another model. The base alone is of every model.
+    /// Refuses what was loaded for another model. The base alone fits every model.
     ///
     /// # Errors
     /// `BASE_MISMATCH`.
@@ -185,22 +185,24 @@ impl Inner {
         match is_base || self.model.is_same_base(model) {
             true => Ok(()),
             false => {
-                let message = "the adapter was made or loaded for another model: load it for this one";
+                let message = "the adapter was made or loaded for another model; load it for this one";
                 Err(Failure::new(ENGRAFT_BASE_MISMATCH, message))
             }
         }
     }
 
-    /// What a file or a store may keep.
+    /// The parameters that a file or store may keep.
     ///
     /// # Errors
-    /// `MISUSE` for what holds no parameters, and for what is used here at another scale than its parameters say;
-    /// `BASE_MISMATCH` for what is of another base.
+    /// `MISUSE` if there are none, or if they are used here at another scale; `BASE_MISMATCH` if they are for
+    /// another base.
     pub(crate) fn parameters(&self) -> Result<&Parameters> {
         if let Some((code, why)) = self.unlike {
             return Err(Failure::new(code, why));
         }
-        self.parameters.as_deref().ok_or_else(|| Failure::misuse("there are no trained parameters in this"))
+        self.parameters
+            .as_deref()
+            .ok_or_else(|| Failure::misuse("this isn't an adapter with trained parameters"))
     }
 
     fn info(&self) -> AdapterInfo {
@@ -222,35 +224,35 @@ impl Inner {
     }
 }
 
-const FORCED: &str = "the adapter is of another base, and is used here because force_base says so: neither base would \
-                      know its file";
+const FORCED: &str = "the adapter was made for another base and is used here only because of force_base, so it \
+                      can't be saved";
 const SCALED: &str =
-    "the adapter was loaded at a scale of its own, and a file keeps it as trained: load it with scale 0";
+    "the adapter was loaded at another scale, but a file keeps it as trained; load it with scale 0";
 
 fn scale(params: &AdapterParams) -> Result<f32> {
     match params.scale {
         0.0 => Ok(1.0),
         scale if scale.is_finite() && scale.abs() <= 1e3 => Ok(scale),
-        scale => Err(Failure::misuse(format!("scale is {scale}, and must be -1000 to 1000"))),
+        scale => Err(Failure::misuse(format!("scale is {scale}, but must be -1000 to 1000"))),
     }
 }
 
-/// A folder by the one name that all its names lead to, if it is there: under another it would be locked against
-/// its own holder, and what a run keeps in it forgotten.
+/// A folder's canonical name, if it exists. Under another name its holder would lock itself out and lose track of
+/// its checkpoints.
 pub(crate) fn one_name(folder: &Path) -> PathBuf {
     folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf())
 }
 
-/// A folder that this process writes to, and no other writer until this is dropped.
+/// A folder that only this process writes to, until this is dropped.
 pub(crate) struct Held {
     folder: PathBuf,
     _lock: FileLock,
 }
 
-/// Takes the lock of a folder, which is made if it is missing; nothing where `held` is the lock of it.
+/// Locks a folder, which is created if missing; returns nothing if `held` already locks it.
 ///
 /// # Errors
-/// `BUSY` where another writer has it, and those of the system.
+/// `BUSY` if another writer has it; those of the system.
 pub(crate) fn hold(folder: &Path, held: Option<&Held>) -> Result<Option<Held>> {
     create_dir_all(&Disk, folder)?;
     let folder = one_name(folder);
@@ -271,7 +273,7 @@ pub(crate) fn hold(folder: &Path, held: Option<&Held>) -> Result<Option<Held>> {
     Ok(Some(Held { folder, _lock: lock }))
 }
 
-/// Makes all settings the default. `struct_size` is `sizeof(engraft_adapter_params)`.
+/// Sets all fields to their default. `struct_size` is `sizeof(engraft_adapter_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_adapter_default_params(
     params: *mut AdapterParams,
@@ -283,9 +285,9 @@ pub unsafe extern "C" fn engraft_adapter_default_params(
     })
 }
 
-/// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and holds it against the
-/// model: base, shapes, and what it computed when it was saved. `params` may be NULL. `*adapter` is freed
-/// with `engraft_adapter_free`.
+/// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and checks it against the
+/// model: base, shapes, and the results it gave when saved. `params` may be NULL. `*adapter` is freed with
+/// `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_adapter_load(
     model: *const Model,
@@ -309,13 +311,13 @@ pub unsafe extern "C" fn engraft_adapter_load(
     })
 }
 
-/// Frees an adapter; sessions and slots that use it keep what they need. NULL is nothing.
+/// Frees an adapter; sessions and slots that use it keep what they need. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_adapter_free(adapter: *mut Adapter) -> i32 {
     handle::free("engraft_adapter_free", adapter)
 }
 
-/// Tells what an adapter is. Set `struct_size` before.
+/// Gets facts about an adapter. Set `struct_size` first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_adapter_get_info(adapter: *const Adapter, info: *mut AdapterInfo) -> i32 {
     handle::call("engraft_adapter_get_info", adapter, |adapter| {
@@ -324,9 +326,9 @@ pub unsafe extern "C" fn engraft_adapter_get_info(adapter: *const Adapter, info:
     })
 }
 
-/// Commits an adapter as `adapter.engraft` in a folder, which is made if it is missing; a `half` of 1 stores
-/// it in 16 bits. When this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY`
-/// where a trainer has its checkpoints in the folder, or another call or process writes to it.
+/// Commits an adapter as `adapter.engraft` in a folder, which is created if missing. A `half` of 1 stores it in
+/// 16 bits. When this returns 0, the file is on disk, was read back, and only its owner can read it. `BUSY` if a
+/// trainer has its checkpoints in the folder, or another call or process writes to it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_adapter_save(
     adapter: *const Adapter,
@@ -346,8 +348,7 @@ pub unsafe extern "C" fn engraft_adapter_save(
     })
 }
 
-/// Makes a slot that holds nothing: sessions that follow it use the base alone. `*slot` is freed with
-/// `engraft_slot_free`.
+/// Makes an empty slot: sessions that follow it use the base alone. `*slot` is freed with `engraft_slot_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_slot_create(slot: *mut *mut Slot) -> i32 {
     handle::alone("engraft_slot_create", || {
@@ -357,16 +358,16 @@ pub unsafe extern "C" fn engraft_slot_create(slot: *mut *mut Slot) -> i32 {
     })
 }
 
-/// Frees a slot; sessions that follow it keep what it held. NULL is nothing.
+/// Frees a slot; sessions that follow it keep what it held. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_slot_free(slot: *mut Slot) -> i32 {
     handle::free("engraft_slot_free", slot)
 }
 
-/// Puts an adapter into a slot, or with NULL the base alone: sessions that follow it use it from the next
-/// token that each reads. Waits for nobody where adapter and slot are of one model handle; else the digests of both
-/// files may be computed, which reads them whole. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH`
-/// for an adapter of another model than the slot is for.
+/// Puts an adapter, or with NULL the base alone, into a slot. Each session that follows the slot uses it from
+/// its next token on. Never waits if adapter and slot share a model handle; otherwise it may read both model
+/// files to compare their digests. `*generation` counts the swaps; it may be NULL. `BASE_MISMATCH` for an adapter
+/// of another model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_slot_swap(
     slot: *const Slot,
@@ -378,7 +379,7 @@ pub unsafe extern "C" fn engraft_slot_swap(
         let stacked = match &adapter {
             None => None,
             Some(given) if !given.value.few_shot.is_empty() => {
-                let message = "examples can't be swapped between tokens: use engraft_session_set_adapter";
+                let message = "examples can't be swapped between tokens; use engraft_session_set_adapter";
                 return Err(Failure::misuse(message));
             }
             Some(given) => given.value.stacked.clone(),

@@ -1,4 +1,4 @@
-//! All that reads or writes the caller's memory: texts, bytes, structs, out parameters.
+//! Everything that reads or writes the caller's memory: texts, bytes, structs, out parameters.
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
@@ -10,7 +10,7 @@ use crate::handle::{Kind, publish};
 /// A struct that claims more bytes than this was never initialized.
 const STRUCT_BYTES_MAX: usize = 1 << 16;
 
-/// Bytes of the caller.
+/// The caller's bytes.
 ///
 /// # Safety
 /// `data` is NULL or readable for `length` bytes as long as the result is used.
@@ -19,40 +19,40 @@ pub(crate) unsafe fn bytes<'a>(data: *const u8, length: usize, what: &str) -> Re
         return Ok(&[]);
     }
     if data.is_null() {
-        return Err(Failure::misuse(format!("{what} is NULL, and {length} bytes long")));
+        return Err(Failure::misuse(format!("{what} is NULL, but its length is {length}")));
     }
     if isize::try_from(length).is_err() {
-        return Err(Failure::misuse(format!("{what} is said to be {length} bytes long")));
+        return Err(Failure::misuse(format!("{what} can't be {length} bytes long")));
     }
     // SAFETY: it is not NULL, not longer than memory, and readable as the caller of this says.
     Ok(unsafe { std::slice::from_raw_parts(data, length) })
 }
 
-/// A text of the caller; empty where it is NULL and of no length.
+/// The caller's text; empty if it is NULL with length 0.
 ///
 /// # Safety
 /// As [`bytes`].
 pub(crate) unsafe fn text<'a>(text: *const c_char, length: usize, what: &str) -> Result<&'a str> {
-    // SAFETY: handed on.
+    // SAFETY: the same contract as this function's.
     let bytes = unsafe { bytes(text.cast(), length, what) }?;
     std::str::from_utf8(bytes)
-        .map_err(|e| Failure::misuse(format!("{what} is no UTF-8 at byte {}", e.valid_up_to())))
+        .map_err(|e| Failure::misuse(format!("{what} isn't UTF-8 at byte {}", e.valid_up_to())))
 }
 
-/// A path of the caller, which must not be empty.
+/// The caller's path, which must not be empty.
 ///
 /// # Safety
 /// As [`bytes`].
 pub(crate) unsafe fn path(path: *const c_char, length: usize, what: &str) -> Result<PathBuf> {
-    // SAFETY: handed on.
+    // SAFETY: the same contract as this function's.
     let path = unsafe { text(path, length, what) }?;
     if path.is_empty() || path.contains('\0') {
-        return Err(Failure::misuse(format!("{what} is empty, or holds a NUL")));
+        return Err(Failure::misuse(format!("{what} is empty or contains a NUL")));
     }
     Ok(PathBuf::from(path))
 }
 
-/// A copy of the caller's bytes, where there is memory for it.
+/// A copy of the caller's bytes, if there is memory for it.
 pub(crate) fn copied(bytes: &[u8], what: &str) -> Result<Vec<u8>> {
     let mut copy = Vec::new();
     copy.try_reserve_exact(bytes.len()).map_err(|_| {
@@ -62,7 +62,7 @@ pub(crate) fn copied(bytes: &[u8], what: &str) -> Result<Vec<u8>> {
     Ok(copy)
 }
 
-/// Copies a text into the caller's buffer, as `engraft_message` says it.
+/// Copies a text into the caller's buffer, as documented at `engraft_message`.
 ///
 /// # Safety
 /// `buffer` is NULL or writable for `capacity` bytes, `length` NULL or writable.
@@ -80,9 +80,9 @@ pub(crate) unsafe fn copy_text(
         return Ok(());
     }
     if buffer.is_null() {
-        return Err(Failure::misuse(format!("the buffer of {capacity} bytes is NULL")));
+        return Err(Failure::misuse(format!("buffer is NULL, but capacity is {capacity}")));
     }
-    // Never half a character.
+    // Never cut a character in half.
     let end = (0..=text.len().min(capacity - 1)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     // SAFETY: end + 1 ≤ capacity bytes are written, all of which are writable as the caller of this says; a
     // text of ours does not overlap with the caller's buffer.
@@ -93,11 +93,11 @@ pub(crate) unsafe fn copy_text(
     if end == text.len() {
         return Ok(());
     }
-    let message = format!("the text of {} bytes and its NUL do not fit {capacity}", text.len());
+    let message = format!("the text of {} bytes and its NUL don't fit into {capacity}", text.len());
     Err(Failure::new(ENGRAFT_TOO_SMALL, message))
 }
 
-/// Writes a value that the caller may not care for.
+/// Writes a value that the caller may not want.
 ///
 /// # Safety
 /// `out` is NULL or writable, and aligned.
@@ -108,33 +108,33 @@ pub(crate) unsafe fn put<T>(out: *mut T, value: T) {
     }
 }
 
-/// Clears the place of a new handle before anything can fail: a caller who frees what is there frees nothing.
+/// Clears the place of a new handle before anything can fail, so that a caller who frees it anyway frees NULL.
 ///
 /// # Safety
 /// `out` is NULL or writable, and aligned.
 pub(crate) unsafe fn clear<K>(out: *mut *mut K) {
-    // SAFETY: handed on.
+    // SAFETY: the same contract as this function's.
     unsafe { put(out, std::ptr::null_mut()) };
 }
 
-/// Where a new handle is put; NULL until then.
+/// The place for a new handle; NULL until it is published.
 pub(crate) struct Out<K>(*mut *mut K);
 
 impl<K: Kind> Out<K> {
-    /// Takes the place, and clears it.
+    /// Takes the place and clears it.
     ///
     /// # Safety
     /// `out` is NULL, or writable and aligned as long as the result is used.
     pub(crate) unsafe fn new(out: *mut *mut K) -> Result<Out<K>> {
         if out.is_null() {
-            return Err(Failure::misuse(format!("there is no place for the {} handle: it is NULL", K::NAME)));
+            return Err(Failure::misuse(format!("the place for the {} handle is NULL", K::NAME)));
         }
         // SAFETY: it is not NULL, and writable as the caller of this says.
         unsafe { out.write(std::ptr::null_mut()) };
         Ok(Out(out))
     }
 
-    /// Publishes a value, and puts its handle there.
+    /// Publishes a value and stores its handle.
     pub(crate) fn publish(self, value: K::Value) -> Result<()> {
         let handle = publish(value)?;
         // SAFETY: checked in `new`, whose caller said that it stays writable.
@@ -146,22 +146,22 @@ impl<K: Kind> Out<K> {
 // ---------------------------------------------------------------------------------------------------
 // Structs that grow
 
-/// A struct that the caller allocates, and that later versions may lengthen.
+/// A struct that the caller allocates and that later versions may extend.
 ///
 /// # Safety
-/// `repr(C)`, begins with a `u32` that is its size in bytes, and any bytes at all are a valid value: numbers
-/// and pointers only. The last field ends where the struct ends, or fields to come would hide in its padding.
+/// It is `repr(C)` and begins with a `u32`, its size in bytes. Any bytes are a valid value, so it has only
+/// numbers and pointers. The last field ends where the struct ends; otherwise later fields would hide in padding.
 pub(crate) unsafe trait Struct: Copy {
-    /// What messages call it.
+    /// Its name in messages.
     const NAME: &'static str;
-    /// Bytes that it had in version 1: callers have at least these.
+    /// Its bytes in version 1. Every caller has at least these.
     const BYTES_MIN: usize;
 }
 
-/// Declares [`Struct`]s, of the first version all.
+/// Declares [`Struct`]s that all exist since version 1.
 macro_rules! structs {
     ($($name:ident = $text:literal),+ $(,)?) => {$(
-        // SAFETY: numbers and pointers in `repr(C)`, the size first, ordered so that nothing is padded.
+        // SAFETY: numbers and pointers in `repr(C)`, size first, ordered so that nothing is padded.
         unsafe impl $crate::caller::Struct for $name {
             const NAME: &'static str = $text;
             const BYTES_MIN: usize = size_of::<$name>();
@@ -170,7 +170,7 @@ macro_rules! structs {
 }
 pub(crate) use structs;
 
-/// All zeros: every default.
+/// All zeros, which means all defaults.
 pub(crate) fn zeroed<S: Struct>() -> S {
     // SAFETY: any bytes are a valid value, as the trait says.
     unsafe { MaybeUninit::zeroed().assume_init() }
@@ -186,15 +186,14 @@ unsafe fn size_of_given<S: Struct>(given: *const S) -> Result<usize> {
     match (S::BYTES_MIN..=STRUCT_BYTES_MAX).contains(&size) {
         true => Ok(size),
         false => Err(Failure::misuse(format!(
-            "struct_size of {} is {size}, and must be at least {}: set it by its default function",
+            "struct_size of {} is {size}, but must be at least {}; set it with its default function",
             S::NAME,
             S::BYTES_MIN
         ))),
     }
 }
 
-/// The caller's settings; all defaults where there are none. What the caller's version has and this one has
-/// not must be zero.
+/// The caller's settings, or all defaults for NULL. Fields that only the caller's version knows must be zero.
 ///
 /// # Safety
 /// `given` is NULL, or readable for as many bytes as its first field says.
@@ -208,10 +207,7 @@ pub(crate) unsafe fn settings<S: Struct>(given: *const S) -> Result<S> {
     let all = unsafe { bytes(given.cast::<u8>(), size, S::NAME) }?;
     let known = size.min(size_of::<S>());
     if all[known..].iter().any(|byte| *byte != 0) {
-        let message = format!(
-            "{} has settings that this version does not know, and they are not zero: update the library",
-            S::NAME
-        );
+        let message = format!("{} sets fields that this version doesn't know; update the library", S::NAME);
         return Err(Failure::new(ENGRAFT_UNSUPPORTED_VERSION, message));
     }
     let mut own = MaybeUninit::<S>::zeroed();
@@ -222,24 +218,27 @@ pub(crate) unsafe fn settings<S: Struct>(given: *const S) -> Result<S> {
     }
 }
 
-/// Refuses what a field holds that this version has no use for.
+/// Refuses a nonzero reserved field.
 pub(crate) fn unused(reserved: u32) -> Result<()> {
     match reserved {
         0 => Ok(()),
-        _ => Err(Failure::new(ENGRAFT_UNSUPPORTED_VERSION, "reserved is not 0: update the library")),
+        _ => Err(Failure::new(
+            ENGRAFT_UNSUPPORTED_VERSION,
+            "reserved isn't 0; set it to 0, or update the library",
+        )),
     }
 }
 
-/// Refuses a struct for an answer whose size was never set, before the work that the answer is of.
+/// Refuses a result struct whose size was never set, before the work begins.
 ///
 /// # Safety
 /// `out` is NULL, or readable for as many bytes as its first field says, and for that field.
 pub(crate) unsafe fn check_answer<S: Struct>(out: *const S) -> Result<()> {
-    // SAFETY: handed on, where it is not NULL.
+    // SAFETY: the same contract as this function's, if it isn't NULL.
     if out.is_null() { Ok(()) } else { unsafe { size_of_given(out) }.map(drop) }
 }
 
-/// Answers in the caller's struct, as far as its version goes; what this version does not know becomes zero.
+/// Fills the caller's struct with as many fields as its version has. Fields unknown to this version become zero.
 ///
 /// # Safety
 /// `out` is NULL, or readable and writable for as many bytes as its first field says.
@@ -261,7 +260,7 @@ pub(crate) unsafe fn answer<S: Struct>(out: *mut S, value: S) -> Result<()> {
     Ok(())
 }
 
-/// Makes all settings of the caller's struct of `size` bytes the default, which is zero, and sets its size.
+/// Sets all fields of the caller's struct of `size` bytes to their default, zero, and sets its size.
 ///
 /// # Safety
 /// `out` is NULL or writable for `size` bytes.
@@ -271,7 +270,7 @@ pub(crate) unsafe fn default_settings<S: Struct>(out: *mut S, size: usize) -> Re
     }
     if !(S::BYTES_MIN..=STRUCT_BYTES_MAX).contains(&size) {
         return Err(Failure::misuse(format!(
-            "the size of {} is {size}, and must be at least {}: give sizeof",
+            "the size of {} is {size}, but must be at least {}; pass sizeof",
             S::NAME,
             S::BYTES_MIN
         )));
@@ -288,12 +287,12 @@ pub(crate) unsafe fn default_settings<S: Struct>(out: *mut S, size: usize) -> Re
 // ---------------------------------------------------------------------------------------------------
 // Numbers whose zero is the default
 
-/// The number, or its default where it is zero.
+/// The number, or its default if it is zero.
 pub(crate) fn or(value: u32, default: u32) -> usize {
     if value == 0 { default as usize } else { value as usize }
 }
 
-/// A number of a range, or its default where it is zero. Where `off` is given, below zero means that.
+/// A number in a range, or its default if it is zero. If `off` is given, a negative number means that.
 pub(crate) fn number(
     value: f64,
     (default, off): (f64, Option<f64>),
@@ -307,7 +306,7 @@ pub(crate) fn number(
         Some(off) if value < 0.0 => Ok(off),
         _ if range.contains(&value) => Ok(value),
         _ => {
-            let message = format!("{name} is {value}, and must be {} to {}", range.start(), range.end());
+            let message = format!("{name} is {value}, but must be {} to {}", range.start(), range.end());
             Err(Failure::misuse(message))
         }
     }
@@ -327,7 +326,7 @@ mod tests {
 
     structs!(Sample = "sample");
 
-    /// The same of a later version.
+    /// A later version of it.
     #[repr(C)]
     struct Later {
         now: Sample,

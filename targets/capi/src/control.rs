@@ -1,4 +1,4 @@
-//! How hot a device is, as its system says it. The rest of what steers a call that runs is [`Control`].
+//! How hot the device is, as reported by its system. [`Control`] has the rest of what steers a running call.
 
 use engraft_runtime::run::{Control, Heat};
 
@@ -6,11 +6,11 @@ use crate::error::{Failure, Result};
 
 /// The device is cool: work at full speed. As `ProcessInfo.ThermalState.nominal`.
 pub const ENGRAFT_THERMAL_NOMINAL: i32 = 0;
-/// It is warm: a tenth of the time is spent resting.
+/// It is warm: rest a tenth of the time.
 pub const ENGRAFT_THERMAL_FAIR: i32 = 1;
-/// It is hot: half of the time is spent resting.
+/// It is hot: rest half of the time.
 pub const ENGRAFT_THERMAL_SERIOUS: i32 = 2;
-/// It is too hot: work waits until this changes.
+/// It is too hot: wait until this changes.
 pub const ENGRAFT_THERMAL_CRITICAL: i32 = 3;
 
 /// # Errors

@@ -1,4 +1,4 @@
-//! Data: rows of JSON as token ids, from files or from memory.
+//! Data: JSON rows as token ids, from files or from memory.
 
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
@@ -17,19 +17,19 @@ use crate::error::{ENGRAFT_BAD_DATA, Failure, Result};
 use crate::handle::{self, Kind};
 use crate::model::{self, Model};
 
-/// Rows are not of a known task.
+/// The rows belong to no known task.
 pub const ENGRAFT_TASK_NONE: u32 = 0;
-/// GSM8K: answers behind `####`.
+/// GSM8K: answers after `####`.
 pub const ENGRAFT_TASK_GSM8K: u32 = 1;
 /// Orca-Math: answers in prose.
 pub const ENGRAFT_TASK_ORCA_MATH: u32 = 2;
 /// SVAMP: one-step word problems.
 pub const ENGRAFT_TASK_SVAMP: u32 = 3;
 
-/// Tokens of a row at most.
+/// Maximum tokens per row.
 const ROW_TOKENS_MAX: u32 = 1 << 20;
 
-/// Rows to train on and to validate with. Never changes; may be used by any number of threads at once.
+/// Rows for training and validation. Immutable; any number of threads may use it at once.
 pub struct Data {
     _opaque: [u8; 0],
 }
@@ -39,66 +39,66 @@ impl Kind for Data {
     const NAME: &'static str = "data";
 }
 
-/// What is behind a data handle.
+/// The value behind a data handle.
 pub(crate) struct Inner {
     pub(crate) model: Arc<model::Inner>,
     pub(crate) rows: TrainValid,
     pub(crate) options: DataOptions,
     pub(crate) task: Option<Task>,
     source: Given,
-    /// The source's files before they were read; without a stamp where the system does not number files.
+    /// The source's files before reading; without a stamp if the system doesn't number files.
     stamps: Vec<(PathBuf, Option<Stamp>)>,
 }
 
-/// Where rows came from, to be read once more by the gate.
+/// Where rows came from, so that the gate can read them again.
 enum Given {
     Files { train: PathBuf, valid: Option<PathBuf>, test: Option<PathBuf> },
     Memory { train: Vec<u8>, valid: Option<Vec<u8>>, test: Option<Vec<u8>> },
 }
 
-/// How rows are read. Zero is the default of everything.
+/// How to read rows. Zero is the default for every field.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct DataParams {
     /// `sizeof(engraft_data_params)`.
     pub struct_size: u32,
-    /// Tokens of a row at most; longer ones are cut (0: 256). Never more than the model was trained for.
+    /// Maximum tokens per row; longer rows are cut (0: 256). Limited to what the model was trained on.
     pub max_seq_length: u32,
-    /// 1 trains on every token, instead of on answers only.
+    /// 1 trains on every token instead of only on answers.
     pub no_mask_prompt: u32,
-    /// 1 joins prompt and completion as they are, even for a model with a chat template.
+    /// 1 joins prompt and completion without the model's chat template.
     pub raw: u32,
-    /// `ENGRAFT_TASK_*`: how rows are asked and answers are read.
+    /// `ENGRAFT_TASK_*`: how to ask the questions and read the answers.
     pub task: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
-    /// Share of the rows that is held back, where no rows are given for that (0: 0.1; below 0: none).
+    /// Share of the rows to hold out if no validation rows are given (0: 0.1; negative: none).
     pub valid_fraction: f64,
-    /// Seed of that choice.
+    /// Seed for that choice.
     pub split_seed: u64,
 }
 
-/// What rows there are.
+/// Facts about the rows.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct DataInfo {
     /// `sizeof(engraft_data_info)`.
     pub struct_size: u32,
-    /// 1 where the rows to validate with were split off by seed.
+    /// 1 if the validation rows were split off by seed.
     pub split_by_seed: u32,
-    /// Rows to train on.
+    /// Training rows.
     pub train_rows: u64,
-    /// Tokens in them that the loss is taken on.
+    /// Tokens in the training rows that count in the loss.
     pub train_tokens: u64,
-    /// Rows to validate with.
+    /// Validation rows.
     pub valid_rows: u64,
-    /// Tokens in them that the loss is taken on.
+    /// Tokens in the validation rows that count in the loss.
     pub valid_tokens: u64,
-    /// Rows that were left out; `engraft_data_skipped` names them.
+    /// Skipped rows; `engraft_data_skipped` names them.
     pub skipped: u64,
     /// Rows that were cut.
     pub truncated: u64,
-    /// Rows to validate with that are among those to train on: they flatter the result.
+    /// Validation rows that are also training rows, which make the result look too good.
     pub duplicates: u64,
     /// Positions of the longest row.
     pub rows_max: u64,
@@ -125,7 +125,7 @@ impl Given {
         }
     }
 
-    /// What tells the present state of each of its files from another.
+    /// Stamps that change when one of its files changes.
     ///
     /// # Errors
     /// `IO`.
@@ -156,11 +156,11 @@ impl Inner {
             ENGRAFT_TASK_GSM8K => Some(Task::Gsm8k),
             ENGRAFT_TASK_ORCA_MATH => Some(Task::OrcaMath),
             ENGRAFT_TASK_SVAMP => Some(Task::Svamp),
-            other => return Err(Failure::misuse(format!("task is {other}: name one of ENGRAFT_TASK_*"))),
+            other => return Err(Failure::misuse(format!("task is {other}; use one of ENGRAFT_TASK_*"))),
         };
         if params.max_seq_length > ROW_TOKENS_MAX {
             let message =
-                format!("max_seq_length is {}, and must be at most {ROW_TOKENS_MAX}", params.max_seq_length);
+                format!("max_seq_length is {}, but must be at most {ROW_TOKENS_MAX}", params.max_seq_length);
             return Err(Failure::misuse(message));
         }
         let rows_max =
@@ -187,7 +187,7 @@ impl Inner {
         self.source.parts()
     }
 
-    /// Refuses files that are not what they were when they were opened. To be asked after they were read again.
+    /// Refuses files that have changed since they were opened. Call it after reading them again.
     ///
     /// # Errors
     /// `BAD_DATA`, `IO`.
@@ -197,11 +197,11 @@ impl Inner {
             then.zip(*now).is_some_and(|(then, now)| !then.same_content(&now))
         };
         let Some((_, (path, _))) = self.stamps.iter().zip(&now).find(changed) else { return Ok(()) };
-        let message = format!("{}: changed since it was opened: open the data again", path.display());
+        let message = format!("{}: changed since it was opened; open the data again", path.display());
         Err(Failure::new(ENGRAFT_BAD_DATA, message))
     }
 
-    /// Private memory beside the ids.
+    /// Private memory in addition to the ids.
     pub(crate) fn text_bytes(&self) -> usize {
         self.source.bytes()
     }
@@ -216,7 +216,7 @@ impl Inner {
     pub(crate) fn check_of(&self, model: &Arc<model::Inner>) -> Result<()> {
         match Arc::ptr_eq(&self.model, model) {
             true => Ok(()),
-            false => Err(Failure::misuse("the data was read for another model handle: read it for this one")),
+            false => Err(Failure::misuse("the data was read for another model handle; read it for this one")),
         }
     }
 
@@ -236,13 +236,13 @@ impl Inner {
         }
     }
 
-    /// A split leaves what was skipped with the rows to train on.
+    /// After a split, the training rows hold the count of skipped rows.
     fn skipped_count(&self) -> u64 {
         (self.rows.train.skipped_count + self.rows.valid.skipped_count) as u64
     }
 }
 
-/// Makes all settings the default. `struct_size` is `sizeof(engraft_data_params)`.
+/// Sets all fields to their default. `struct_size` is `sizeof(engraft_data_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_data_default_params(params: *mut DataParams, struct_size: usize) -> i32 {
     handle::alone("engraft_data_default_params", || {
@@ -251,9 +251,9 @@ pub unsafe extern "C" fn engraft_data_default_params(params: *mut DataParams, st
     })
 }
 
-/// Reads rows from a file, or from a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they
-/// are there. `params` may be NULL. `*data` is freed with `engraft_data_free`. A gate reads the files once more,
-/// and refuses them if they have changed: leave them as they are until it was run.
+/// Reads rows from a file, or from a folder with `train.jsonl` and optionally `valid.jsonl` and `test.jsonl`.
+/// `params` may be NULL. `*data` is freed with `engraft_data_free`. A gate reads the files again and refuses
+/// them if they have changed, so leave them unchanged until it has run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_data_open(
     model: *const Model,
@@ -274,9 +274,9 @@ pub unsafe extern "C" fn engraft_data_open(
     })
 }
 
-/// Reads rows that are in memory: JSON, one object a line, as such files have it. `valid` and `test` may be
-/// NULL; then a share of `train` takes their place. The library keeps a copy of everything. `params` may be
-/// NULL. `*data` is freed with `engraft_data_free`.
+/// Reads rows from memory: JSON, one object per line, as in such files. `valid` and `test` may be NULL; then a
+/// share of `train` is split off for them. The library keeps a copy of everything. `params` may be NULL.
+/// `*data` is freed with `engraft_data_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_data_from_memory(
     model: *const Model,
@@ -315,13 +315,13 @@ pub unsafe extern "C" fn engraft_data_from_memory(
     })
 }
 
-/// Frees data, at once or as soon as no trainer and no gate uses it. NULL is nothing.
+/// Frees data, now or as soon as no trainer or gate uses it. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_data_free(data: *mut Data) -> i32 {
     handle::free("engraft_data_free", data)
 }
 
-/// Tells what rows there are. Set `struct_size` before.
+/// Gets facts about the rows. Set `struct_size` first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_data_get_info(data: *const Data, info: *mut DataInfo) -> i32 {
     handle::call("engraft_data_get_info", data, |data| {
@@ -330,8 +330,8 @@ pub unsafe extern "C" fn engraft_data_get_info(data: *const Data, info: *mut Dat
     })
 }
 
-/// Copies where the `index`-th row that was left out stood, and why it was: never its text. The first
-/// thousand of a part are named; beyond them this is `MISUSE`. See `engraft_message` for the buffer.
+/// Copies the place of the `index`-th skipped row and why it was skipped, but never its text. Only the first
+/// thousand of a part are known; a larger index is `MISUSE`. See `engraft_message` for the buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_data_skipped(
     data: *const Data,
@@ -342,7 +342,7 @@ pub unsafe extern "C" fn engraft_data_skipped(
 ) -> i32 {
     handle::call("engraft_data_skipped", data, |data| {
         let mut named = data.rows.train.skipped.iter().chain(&data.rows.valid.skipped);
-        let unknown = || Failure::misuse(format!("no skipped row {index} is named"));
+        let unknown = || Failure::misuse(format!("skipped row {index} isn't known"));
         let row = named.nth(index).ok_or_else(unknown)?;
         // SAFETY: the crate's contract, for the caller's buffer.
         unsafe { caller::copy_text(&row.to_string(), buffer, capacity, length) }

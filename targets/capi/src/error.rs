@@ -1,7 +1,7 @@
 //! Codes and messages.
 //!
-//! A code is for programs and never changes its meaning. A message is for people: it names file, place and
-//! remedy. The message of a call that failed is kept by the handle it was made on, and by the thread.
+//! A code is for programs and never changes its meaning. A message is for people: it names the file, the place
+//! and the remedy. The handle and the thread of a failed call keep its message.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
@@ -10,39 +10,39 @@ use engraft_runtime::{Error, ErrorKind};
 
 use crate::{caller, handle};
 
-/// All is well.
+/// Success.
 pub const ENGRAFT_OK: i32 = 0;
-/// Reading or writing failed in the operating system.
+/// The operating system failed to read or write.
 pub const ENGRAFT_IO: i32 = -1;
-/// The disk, or a quota, is full.
+/// The disk or a quota is full.
 pub const ENGRAFT_FULL: i32 = -2;
-/// The system gave no memory.
+/// Out of memory.
 pub const ENGRAFT_NOMEM: i32 = -3;
-/// A file is not what its format demands: cut, flipped bits, foreign.
+/// A file doesn't match its format: truncated, damaged or foreign.
 pub const ENGRAFT_CORRUPT: i32 = -4;
-/// An argument is out of range, contradicts another, or is no live handle.
+/// An argument is out of range, contradicts another, or isn't a live handle.
 pub const ENGRAFT_MISUSE: i32 = -5;
-/// Another call runs on the handle, or another writer holds the folder or the store.
+/// Another call runs on the handle, or another writer uses the folder or store.
 pub const ENGRAFT_BUSY: i32 = -6;
 /// The caller asked to stop.
 pub const ENGRAFT_CANCELLED: i32 = -7;
-/// A struct holds what this version of the library does not know.
+/// A struct has fields set that this version of the library doesn't know.
 pub const ENGRAFT_UNSUPPORTED_VERSION: i32 = -8;
-/// An adapter and a model do not belong together.
+/// An adapter and a model don't belong together.
 pub const ENGRAFT_BASE_MISMATCH: i32 = -9;
-/// A NaN or infinity appeared where none may be.
+/// NaN or infinity where a finite number is needed.
 pub const ENGRAFT_NONFINITE: i32 = -10;
-/// The memory plan exceeds the budget; the message names what would fit.
+/// The memory plan exceeds the budget. The message says what would fit.
 pub const ENGRAFT_DOES_NOT_FIT: i32 = -11;
-/// The gate did not promote.
+/// The gate didn't promote.
 pub const ENGRAFT_GATE_REFUSED: i32 = -12;
-/// A defect of the library: the handle can only be freed.
+/// A bug in the library. The handle can only be freed.
 pub const ENGRAFT_PANIC: i32 = -13;
-/// Data is malformed, or leaves nothing to train on.
+/// The data is malformed or leaves nothing to train on.
 pub const ENGRAFT_BAD_DATA: i32 = -14;
-/// The file is right, but this version can't handle what it holds.
+/// The file is good, but this version can't handle its contents.
 pub const ENGRAFT_UNSUPPORTED: i32 = -15;
-/// The caller's buffer is too small; it holds the beginning, and the length says how much there is.
+/// The caller's buffer is too small. It holds the beginning; the length is that of the whole.
 pub const ENGRAFT_TOO_SMALL: i32 = -16;
 
 /// All codes by name.
@@ -66,7 +66,7 @@ const NAMES: [(i32, &CStr); 17] = [
     (ENGRAFT_TOO_SMALL, c"TOO_SMALL"),
 ];
 
-/// What a failed call tells.
+/// What a failed call reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) code: i32,
@@ -89,7 +89,7 @@ impl Failure {
         Failure::new(ENGRAFT_CANCELLED, message)
     }
 
-    /// For code of the runtime that is to hand it on.
+    /// For runtime code that passes it on.
     pub(crate) fn into_error(self) -> Error {
         let kind =
             KINDS.iter().find(|(_, code)| *code == self.code).map_or(ErrorKind::Misuse, |(kind, _)| *kind);
@@ -119,7 +119,7 @@ const KINDS: [(ErrorKind, i32); 12] = [
     (ErrorKind::Unsupported, ENGRAFT_UNSUPPORTED),
 ];
 
-/// The code of a kind of error; of kinds that a later runtime may add, that of what this version can't handle.
+/// The code for a kind of error. Kinds that a later runtime may add count as unsupported.
 fn code_of(kind: ErrorKind) -> i32 {
     KINDS.iter().find(|(known, _)| *known == kind).map_or(ENGRAFT_UNSUPPORTED, |(_, code)| *code)
 }
@@ -131,7 +131,7 @@ thread_local! {
 
 /// Keeps the message of a failed call, for this thread.
 pub(crate) fn remember(failure: &Failure) {
-    // A thread that is ending has no place for it, and nobody left to ask.
+    // A thread that is ending has no place for it and will never ask.
     let _ = LAST.try_with(|last| {
         if let Ok(mut last) = last.try_borrow_mut() {
             last.clone_from(&failure.message);
@@ -143,13 +143,12 @@ fn remembered() -> String {
     LAST.try_with(|last| last.try_borrow().map(|text| text.clone()).unwrap_or_default()).unwrap_or_default()
 }
 
-/// Copies the message of the last call that failed on a handle; with NULL, of the last call of this thread
-/// that failed, whatever it was called on (also where no handle was made). Works on handles that are busy
-/// or poisoned, and leaves all messages as they are.
+/// Copies the message of the last failed call on a handle. With NULL, copies the message of this thread's last
+/// failed call on any handle, or on none. Works on busy and poisoned handles, and changes no message.
 ///
-/// This and every other function that copies text writes at most `capacity` bytes into `buffer`, a NUL
-/// among them, and puts the whole text's length (without the NUL) into `length` unless that is NULL. A
-/// `buffer` of NULL with a `capacity` of 0 asks for the length alone.
+/// Every function that copies text writes at most `capacity` bytes into `buffer`, including a NUL, and puts the
+/// length of the whole text, without the NUL, into `length` unless that is NULL. To get only the length, pass
+/// NULL as `buffer` and 0 as `capacity`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_message(
     handle: *const c_void,
@@ -164,8 +163,8 @@ pub unsafe extern "C" fn engraft_message(
     })
 }
 
-/// The name of a code, such as "BUSY"; "UNKNOWN" for a number that isn't a code of this library. The text is static:
-/// never freed, and valid as long as the library is loaded.
+/// The name of a code, such as "BUSY"; "UNKNOWN" for any other number. The text is static: never free it. It is
+/// valid as long as the library is loaded.
 #[unsafe(no_mangle)]
 pub extern "C" fn engraft_code_name(code: i32) -> *const c_char {
     NAMES.iter().find(|(known, _)| *known == code).map_or(c"UNKNOWN", |(_, name)| name).as_ptr()

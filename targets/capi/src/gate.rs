@@ -1,5 +1,5 @@
-//! The gate: arms are trained and compared on held-out rows, and only what is better than doing nothing, and
-//! than a better prompt, may be promoted.
+//! The gate trains arms and compares them on held-out rows. Only what beats both the unchanged model and a
+//! better prompt may be promoted.
 
 use std::ffi::{c_char, c_void};
 use std::path::PathBuf;
@@ -40,28 +40,28 @@ pub const ENGRAFT_ARM_LORA: u32 = 2;
 /// A DoRA adapter.
 pub const ENGRAFT_ARM_DORA: u32 = 4;
 
-/// Answers are not compared, beyond what the data's task says.
+/// Don't compare answers, except as the data's task says.
 pub const ENGRAFT_METRIC_NONE: u32 = 0;
-/// Answers are compared word for word, white space aside.
+/// Compare answers word for word, except for white space.
 pub const ENGRAFT_METRIC_EXACT: u32 = 1;
-/// Answers are compared as JSON, all fields equal.
+/// Compare answers as JSON, all fields equal.
 pub const ENGRAFT_METRIC_JSON: u32 = 2;
 
-/// Nothing was judged yet.
+/// Nothing has been judged yet.
 pub const ENGRAFT_DECISION_NONE: u32 = 0;
-/// A trained arm is to be promoted.
+/// Promote a trained arm.
 pub const ENGRAFT_DECISION_PROMOTE: u32 = 1;
-/// Examples in the prompt do as well without training.
+/// Keep prompting: examples in the prompt help, and no trained arm passed.
 pub const ENGRAFT_DECISION_KEEP_PROMPTING: u32 = 2;
-/// The base alone stays.
+/// Keep the base alone.
 pub const ENGRAFT_DECISION_KEEP_BASE: u32 = 3;
 
-/// What reports call the caller's own text.
+/// The name of the caller's text in reports.
 const OWN_RETENTION: &str = "own";
-/// What they call the caller's own rows.
+/// The name of the caller's rows in reports.
 const OWN_ROWS: &str = "own rows";
 
-/// A comparison of arms, with its verdict. One call at a time; what steers it may be called from anywhere.
+/// A comparison of arms and its verdict. One call at a time; functions that steer it may be called from anywhere.
 pub struct Gate {
     _opaque: [u8; 0],
 }
@@ -75,7 +75,7 @@ impl Kind for Gate {
     }
 }
 
-/// What is behind a gate handle.
+/// The value behind a gate handle.
 pub(crate) struct Value {
     control: Control,
     pub(crate) trial: Exclusive<Trial>,
@@ -93,90 +93,90 @@ pub(crate) struct Trial {
     kl: Option<KlPenalty>,
     replay: Replayed,
     replay_share: f64,
-    /// The caller's own text that must not be forgotten; may be empty.
+    /// The caller's text that must not be forgotten; may be empty.
     retention: String,
-    /// The caller's own rows.
+    /// The caller's rows that must not be forgotten.
     retention_rows: Option<Arc<data::Inner>>,
-    /// Where checkpoints of unfinished arms are.
+    /// The folder for checkpoints of unfinished arms.
     unfinished: Option<PathBuf>,
     outcome: Option<Outcome>,
 }
 
-/// What is compared. Zero is the default of everything.
+/// What to compare. Zero is the default for every field.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct GateParams {
     /// `sizeof(engraft_gate_params)`.
     pub struct_size: u32,
-    /// `ENGRAFT_ARM_*` beside the base alone (0: all). Without few-shot, training need not beat it.
+    /// `ENGRAFT_ARM_*` to compare with the base alone (0: all). Without few-shot, training needn't beat it.
     pub arms: u32,
     /// Examples in a few-shot prompt, at most 64 (0: 5).
     pub shots: u32,
-    /// Steps of each trained arm (0: 300).
+    /// Steps per trained arm (0: 300).
     pub steps: u32,
-    /// Sequences of a step (0: 1).
+    /// Sequences per step (0: 1).
     pub batch_size: u32,
     /// Rank of the adapters (0: the largest that memory and rows allow, up to 16).
     pub rank: u32,
-    /// `ENGRAFT_METRIC_*`; data of a task is compared as the task says.
+    /// `ENGRAFT_METRIC_*`; the data's task overrides it.
     pub metric: u32,
-    /// Tokens of an answer at most, up to 65536 (0: 256).
+    /// Maximum tokens per answer, up to 65536 (0: 256).
     pub answer_tokens: u32,
-    /// Training rows at most (0: all).
+    /// Maximum number of training rows (0: all).
     pub train_rows: u32,
-    /// Held-out rows at most (0: all).
+    /// Maximum number of held-out rows (0: all).
     pub held_out_rows: u32,
-    /// Held-out rows below which nothing is decided (0: 20).
+    /// Minimum number of held-out rows for a decision (0: 20).
     pub examples_min: u32,
     /// Bootstrap resamples (0: 10000).
     pub resamples: u32,
-    /// Looks at the validation rows in a run (0: 10).
+    /// Evaluations on the validation rows per run (0: 10).
     pub evaluations: u32,
     /// Threads (0: as many as there are cores).
     pub threads: u32,
     /// 1 keeps activations in 32 bits.
     pub exact: u32,
-    /// 1 lets a lower loss alone win, where answers are compared.
+    /// 1 lets a lower loss win even if no more answers are right.
     pub loss_alone: u32,
-    /// 1 leaves out the text that is built in, which training must not harm. Then name one of your own.
+    /// 1 leaves out the built-in text that training must not harm. Then supply your own.
     pub no_built_in_retention: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
-    /// Minutes to train, shared by the trained arms, instead of steps (0: steps count).
+    /// Minutes to train instead of steps, shared by the trained arms (0: use steps).
     pub minutes: f64,
-    /// Learning rate at its highest (0: found by a range test).
+    /// Peak learning rate (0: found by a range test).
     pub learning_rate: f64,
-    /// Two-sided level of the intervals and tests (0: 0.05).
+    /// Two-sided significance level of intervals and tests (0: 0.05).
     pub level: f64,
-    /// Seed of adapters, examples and the bootstrap.
+    /// Seed for adapters, examples and the bootstrap.
     pub seed: u64,
     /// Bytes of private memory that training and scoring may take (0: what the machine leaves this process).
     pub memory_budget: u64,
-    /// A text that training must not harm, beside the one that is built in: UTF-8, in passages behind lines that
-    /// begin with `%% `, or as one. The library keeps a copy. NULL for none.
+    /// A text that training must not harm, in addition to the built-in one: UTF-8. Lines that start with `%% `
+    /// separate passages; without them it is one passage. The library keeps a copy. NULL for none.
     pub retention: *const c_char,
     /// Bytes of `retention`.
     pub retention_length: usize,
-    /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
+    /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: off). Adds about half the time.
     pub kl_weight: f64,
-    /// Rows that the model knew, mixed into every batch: those to train on of this data. NULL for none.
+    /// Data whose training rows the model already knows, mixed into the batches. NULL for none.
     pub replay: *const Data,
-    /// Rows to sample from the base for that (0: none).
+    /// Number of rows to sample from the base instead (0: none).
     pub replay_count: u32,
-    /// Tokens to sample for each of them at most (0: 64).
+    /// Maximum tokens per sampled row (0: 64).
     pub replay_tokens: u32,
-    /// Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+    /// Share of replayed rows, at most 0.9 (0: 0.1 if there is something to replay).
     pub replay_share: f64,
-    /// Rows whose answers training must not harm, beside retention texts: all of this data. NULL for none.
+    /// Data whose answers training must not harm, in addition to retention texts: all its rows. NULL for none.
     pub retention_rows: *const Data,
-    /// A folder for what is unfinished, in UTF-8, made if it is missing: the same comparison goes on from there after
-    /// the process has ended, and a run that diverges goes back. NULL for none. The library keeps a copy.
+    /// A folder for unfinished work, in UTF-8, created if missing. The same comparison continues from it after the
+    /// process has ended, and a diverging run returns to it. NULL for none. The library keeps a copy.
     pub unfinished: *const c_char,
     /// Bytes of `unfinished`.
     pub unfinished_length: usize,
 }
 
-// SAFETY: numbers, and a text that is copied in the call that it is given to and never read afterwards.
+// SAFETY: numbers, and a text that is copied during the call and never read afterwards.
 unsafe impl Send for GateParams {}
 // SAFETY: the same.
 unsafe impl Sync for GateParams {}
@@ -184,18 +184,20 @@ unsafe impl Sync for GateParams {}
 structs!(GateParams = "engraft_gate_params");
 
 impl Trial {
-    /// What came of it.
+    /// Its outcome.
     ///
     /// # Errors
-    /// `MISUSE` before the comparison was run.
+    /// `MISUSE` before the comparison has run.
     pub(crate) fn outcome(&self) -> Result<&Outcome> {
-        self.outcome.as_ref().ok_or_else(|| Failure::misuse("nothing was judged yet: call engraft_gate_run"))
+        self.outcome
+            .as_ref()
+            .ok_or_else(|| Failure::misuse("nothing has been judged yet; call engraft_gate_run"))
     }
 
-    /// What the verdict names.
+    /// What the verdict chose.
     ///
     /// # Errors
-    /// `GATE_REFUSED` where the base alone stays, or where each question has examples of its own.
+    /// `GATE_REFUSED` if the base alone stays, or if the examples differ for each question.
     pub(crate) fn winner(&self) -> Result<&Product> {
         let outcome = self.outcome()?;
         let kept = match &outcome.verdict.decision {
@@ -209,12 +211,12 @@ impl Trial {
         }
     }
 
-    /// Reads everything, and takes all arms through.
+    /// Reads everything, trains and measures all arms, and judges them.
     fn run(&mut self, control: &Control, listener: &Listener) -> Result<()> {
         self.outcome = None;
         let mut looker = Looker::new(control, listener, Progress::of(ENGRAFT_EVENT_STEP), Duration::ZERO);
         let judged = self.judged(&mut looker);
-        // Behind the last question whether to go on.
+        // After the last check whether to continue.
         let judged = looker.end(judged)?;
         control.check()?;
         self.outcome = Some(judged);
@@ -241,7 +243,7 @@ impl Trial {
         compare(&base, &material, (&text, options), &contest, looker)
     }
 
-    /// What is compared: each trained arm that memory allows; the others are told of.
+    /// The contest: every trained arm that fits into memory; the others are reported.
     fn contest(
         &self,
         base: &Base,
@@ -265,7 +267,7 @@ impl Trial {
         let recipes = self.recipes(base.model.config())?;
         let how = (p.rank == 0, true, false);
         let recipes = match fitting(recipes, base, material, (&replay, &limit), how, looker) {
-            // Examples are something to compare the base with all the same.
+            // If no arm fits, examples in the prompt can still be compared with the base.
             Err(error) if few_shot && error.kind() == ErrorKind::DoesNotFit => Vec::new(),
             recipes => recipes?,
         };
@@ -348,10 +350,10 @@ impl Trial {
 }
 
 impl Trial {
-    /// Refuses what no comparison could be made with, before anything is read.
+    /// Refuses settings that allow no comparison, before reading anything.
     ///
     /// # Errors
-    /// `MISUSE` that names the field.
+    /// `MISUSE`, naming the field.
     fn new(
         model: &Arc<model::Inner>,
         data: Arc<data::Inner>,
@@ -414,7 +416,7 @@ impl GateParams {
             ("evaluations", self.evaluations, 1_000_000),
         ] {
             if value > max {
-                return Err(Failure::misuse(format!("{name} is {value}, and must be at most {max}")));
+                return Err(Failure::misuse(format!("{name} is {value}, but must be at most {max}")));
             }
         }
         model::threads(self.threads).map(drop)
@@ -425,7 +427,7 @@ impl GateParams {
         match self.arms {
             0 => Ok(all),
             arms if arms & !all == 0 => Ok(arms),
-            arms => Err(Failure::misuse(format!("arms is {arms:#x}: no such arms"))),
+            arms => Err(Failure::misuse(format!("arms is {arms:#x}; use ENGRAFT_ARM_*"))),
         }
     }
 
@@ -435,12 +437,12 @@ impl GateParams {
             (None, ENGRAFT_METRIC_NONE) => Ok(None),
             (None, ENGRAFT_METRIC_EXACT) => Ok(Some(Metric::Exact)),
             (None, ENGRAFT_METRIC_JSON) => Ok(Some(Metric::Json)),
-            (None, other) => Err(Failure::misuse(format!("metric is {other}: name one of ENGRAFT_METRIC_*"))),
+            (None, other) => Err(Failure::misuse(format!("metric is {other}; use one of ENGRAFT_METRIC_*"))),
         }
     }
 }
 
-/// Makes all settings the default. `struct_size` is `sizeof(engraft_gate_params)`.
+/// Sets all fields to their default. `struct_size` is `sizeof(engraft_gate_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_default_params(params: *mut GateParams, struct_size: usize) -> i32 {
     handle::alone("engraft_gate_default_params", || {
@@ -449,7 +451,7 @@ pub unsafe extern "C" fn engraft_gate_default_params(params: *mut GateParams, st
     })
 }
 
-/// Makes a gate for data; nothing is computed yet. `params` may be NULL. `*gate` is freed with
+/// Makes a gate for data without computing anything yet. `params` may be NULL. `*gate` is freed with
 /// `engraft_gate_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_create(
@@ -478,15 +480,15 @@ pub unsafe extern "C" fn engraft_gate_create(
     })
 }
 
-/// Frees a gate and what it kept. `BUSY` while a call runs on it. NULL is nothing.
+/// Frees a gate and what it kept. `BUSY` while a call runs on it. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_free(gate: *mut Gate) -> i32 {
     handle::free("engraft_gate_free", gate)
 }
 
-/// Trains and measures all arms, and judges them: 0 whatever the verdict is. `callback` may be NULL; false
-/// from it ends the call with `CANCELLED`, and nothing is judged. What an earlier run judged is gone as soon as
-/// this begins. `BAD_DATA` where the data is of files that have changed since they were opened.
+/// Trains and measures all arms and judges them; returns 0 whatever the verdict. `callback` may be NULL; if it
+/// returns false, the call ends with `CANCELLED` and nothing is judged. An earlier verdict is gone as soon as this
+/// begins. `BAD_DATA` if the data's files have changed since they were opened.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_run(
     gate: *const Gate,
@@ -500,8 +502,8 @@ pub unsafe extern "C" fn engraft_gate_run(
     })
 }
 
-/// Puts the decision (`ENGRAFT_DECISION_*`) into `*decision`, and copies the name of the arm that it names,
-/// which may be empty; see `engraft_message` for the buffer.
+/// Puts the decision (`ENGRAFT_DECISION_*`) into `*decision` and copies the name of its arm, which may be empty;
+/// see `engraft_message` for the buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_decision(
     gate: *const Gate,
@@ -536,8 +538,7 @@ pub unsafe extern "C" fn engraft_gate_verdict(
     })
 }
 
-/// Copies the report as one HTML page, which holds sample rows and answers to them; see `engraft_message`
-/// for the buffer.
+/// Copies the report as a single HTML page with sample rows and answers; see `engraft_message` for the buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_report(
     gate: *const Gate,
@@ -552,8 +553,8 @@ pub unsafe extern "C" fn engraft_gate_report(
     })
 }
 
-/// Copies what the verdict names: an adapter, or examples. `GATE_REFUSED` where the base alone stays.
-/// `*adapter` is freed with `engraft_adapter_free`.
+/// Copies what the verdict chose: an adapter or examples. `GATE_REFUSED` if the base alone stays. `*adapter` is
+/// freed with `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_adapter(gate: *const Gate, adapter: *mut *mut Adapter) -> i32 {
     // SAFETY: the crate's contract, for the caller's place.
@@ -568,13 +569,13 @@ pub unsafe extern "C" fn engraft_gate_adapter(gate: *const Gate, adapter: *mut *
                 let kernels = model::kernels(trial.params.threads)?;
                 adapter::Inner::trusted(&trial.model, &kernels, (**parameters).clone())?
             }
-            Product::File(_) | Product::Model(_) => return Err(Failure::misuse("what won is a file")),
+            Product::File(_) | Product::Model(_) => return Err(Failure::misuse("the winner is a file")),
         };
         out.publish(found)
     })
 }
 
-/// Ends the call that runs, and those that follow, with `CANCELLED`, until `engraft_gate_resume`. From
+/// Ends the running call, and later ones, with `CANCELLED` until `engraft_gate_resume`. May be called from
 /// anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_cancel(gate: *const Gate) -> i32 {
@@ -584,8 +585,8 @@ pub unsafe extern "C" fn engraft_gate_cancel(gate: *const Gate) -> i32 {
     })
 }
 
-/// Lets the call that runs wait, until `engraft_gate_resume` or `engraft_gate_cancel`. From anywhere, at any
-/// time.
+/// Makes the running call wait until `engraft_gate_resume` or `engraft_gate_cancel`. May be called from anywhere,
+/// at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_pause(gate: *const Gate) -> i32 {
     handle::call("engraft_gate_pause", gate, |gate| {
@@ -594,7 +595,7 @@ pub unsafe extern "C" fn engraft_gate_pause(gate: *const Gate) -> i32 {
     })
 }
 
-/// Takes back a pause and a cancellation. From anywhere, at any time.
+/// Undoes a pause or a cancellation. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_resume(gate: *const Gate) -> i32 {
     handle::call("engraft_gate_resume", gate, |gate| {
@@ -603,8 +604,8 @@ pub unsafe extern "C" fn engraft_gate_resume(gate: *const Gate) -> i32 {
     })
 }
 
-/// Says how hot the device is (`ENGRAFT_THERMAL_*`): the comparison rests accordingly. From anywhere, at any
-/// time.
+/// Sets how hot the device is (`ENGRAFT_THERMAL_*`), so that the comparison rests accordingly. May be called from
+/// anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_set_thermal(gate: *const Gate, thermal: i32) -> i32 {
     handle::call("engraft_gate_set_thermal", gate, |gate| control::set_thermal(&gate.control, thermal))

@@ -1,8 +1,8 @@
-//! What callers hold, and what stands between them and a panic.
+//! The handles that callers hold, and the barrier that keeps panics from them.
 //!
-//! A handle is a key into one table, dressed as a pointer that nobody follows. Keys are not given twice, so
-//! a handle that was freed finds nothing, in whatever thread and however late. A call takes its share of
-//! the value from the table first: freeing it meanwhile takes nothing away from under the call.
+//! A handle is a key into one table, in the form of a pointer that nobody follows. Keys are never reused, so a
+//! freed handle finds nothing, in any thread and however late. A call first takes a share of the value from
+//! the table, so freeing the handle meanwhile doesn't affect it.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -14,33 +14,33 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, RwLock, TryLockError}
 
 use crate::error::{ENGRAFT_BUSY, ENGRAFT_NOMEM, ENGRAFT_OK, ENGRAFT_PANIC, Failure, Result, remember};
 
-/// Between two keys: keys look aligned, for tools that expect it of pointers.
+/// Distance between keys. It makes keys look aligned, for tools that expect this of pointers.
 const STEP: usize = 16;
 
-/// A kind of handle: the type that C sees only the name of.
+/// A kind of handle: a type of which C sees only the name.
 pub(crate) trait Kind: 'static {
-    /// What is behind it.
+    /// The value behind it.
     type Value: Send + Sync + 'static;
-    /// What messages call it.
+    /// Its name in messages.
     const NAME: &'static str;
 
-    /// Turns away the calls that have found it and not begun yet, for it is to be freed; false where one runs.
+    /// Before freeing, turns away calls that have found it but not begun yet. False if one is running.
     fn close(_: &Self::Value) -> bool {
         true
     }
 }
 
-/// What a handle stands for.
+/// The value behind a handle, with its state.
 pub(crate) struct Handle<V> {
     pub(crate) value: V,
     state: Arc<State>,
 }
 
-/// What handles of all kinds have.
+/// The state that handles of all kinds have.
 #[derive(Default)]
 struct State {
     poisoned: AtomicBool,
-    /// Of the last call that failed.
+    /// The message of the last failed call.
     message: Mutex<String>,
 }
 
@@ -59,9 +59,9 @@ pub(crate) fn publish<K: Kind>(value: K::Value) -> Result<*mut K> {
     let state = Arc::new(State::default());
     let handle = Arc::new(Handle { value, state: state.clone() });
     let mut table = HANDLES.write().unwrap_or_else(PoisonError::into_inner);
-    // Keys have gone round: in 32 bits, after some hundred million handles.
+    // Keys have wrapped around: with 32 bits, after some hundred million handles.
     if key == 0 || table.contains_key(&key) {
-        return Err(Failure::new(ENGRAFT_NOMEM, "no handle is left: restart the program"));
+        return Err(Failure::new(ENGRAFT_NOMEM, "no handles are left; restart the program"));
     }
     table.insert(key, Entry { handle, state });
     Ok(std::ptr::without_provenance_mut(key))
@@ -72,31 +72,31 @@ fn entry(key: usize) -> Option<Entry> {
 }
 
 fn no_handle(key: usize, name: &str) -> Failure {
-    let what = if key == 0 { "is NULL" } else { "was freed, or never was one" };
+    let what = if key == 0 { "is NULL" } else { "was freed or never existed" };
     Failure::misuse(format!("the {name} handle {what}"))
 }
 
-/// What a handle stands for, if it is a live one of this kind and unharmed.
+/// The value behind a handle, if it is live, of this kind and not poisoned.
 pub(crate) fn find<K: Kind>(handle: *const K) -> Result<Arc<Handle<K::Value>>> {
     let key = handle.addr();
     let found = entry(key).ok_or_else(|| no_handle(key, K::NAME))?;
     let of_kind = found.handle.downcast::<Handle<K::Value>>();
-    let found = of_kind.map_err(|_| Failure::misuse(format!("a handle that is no {}", K::NAME)))?;
+    let found = of_kind.map_err(|_| Failure::misuse(format!("the handle isn't a {} handle", K::NAME)))?;
     match found.state.poisoned.load(Ordering::Acquire) {
         false => Ok(found),
         true => Err(Failure::new(
             ENGRAFT_PANIC,
-            format!("an earlier call on this {} met a defect of the library: free it", K::NAME),
+            format!("an earlier call on this {} hit a bug in the library; free it", K::NAME),
         )),
     }
 }
 
-/// The same of a handle that may be NULL.
+/// The same for a handle that may be NULL.
 pub(crate) fn find_if_given<K: Kind>(handle: *const K) -> Result<Option<Arc<Handle<K::Value>>>> {
     if handle.is_null() { Ok(None) } else { find(handle).map(Some) }
 }
 
-/// The message that a handle of any kind keeps.
+/// The message kept by a handle of any kind.
 pub(crate) fn message_of(key: usize) -> Result<String> {
     let found = entry(key).ok_or_else(|| no_handle(key, "given"))?;
     Ok(found.state.message.lock().unwrap_or_else(PoisonError::into_inner).clone())
@@ -108,8 +108,8 @@ impl State {
     }
 }
 
-/// An export on a handle: `f` with what it stands for. A failure's message stays with the handle; a panic
-/// poisons it. `name` is the export's own.
+/// Runs an export on a handle: calls `f` with the value behind it. The handle keeps a failure's message; a panic
+/// poisons it. `name` is the export's name.
 pub(crate) fn call<K: Kind>(
     name: &'static str,
     handle: *const K,
@@ -129,7 +129,7 @@ pub(crate) fn call<K: Kind>(
     })
 }
 
-/// An export without a handle.
+/// Runs an export without a handle.
 pub(crate) fn alone(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32 {
     quiet(|| {
         inject(name);
@@ -137,7 +137,7 @@ pub(crate) fn alone(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32 {
     })
 }
 
-/// Frees a handle. NULL is nothing; a handle on which a call runs stays.
+/// Frees a handle. Does nothing for NULL, and refuses while a call runs on it.
 pub(crate) fn free<K: Kind>(name: &'static str, handle: *mut K) -> i32 {
     alone(name, || {
         let key = handle.addr();
@@ -146,7 +146,7 @@ pub(crate) fn free<K: Kind>(name: &'static str, handle: *mut K) -> i32 {
         }
         let found = entry(key).ok_or_else(|| no_handle(key, K::NAME))?;
         let of_kind = found.handle.downcast::<Handle<K::Value>>();
-        let found = of_kind.map_err(|_| Failure::misuse(format!("a handle that is no {}", K::NAME)))?;
+        let found = of_kind.map_err(|_| Failure::misuse(format!("the handle isn't a {} handle", K::NAME)))?;
         if !K::close(&found.value) {
             let message = format!("a call runs on this {}: cancel it, and free it afterwards", K::NAME);
             return Err(Failure::new(ENGRAFT_BUSY, message));
@@ -160,7 +160,7 @@ pub(crate) fn free<K: Kind>(name: &'static str, handle: *mut K) -> i32 {
     })
 }
 
-/// Turns what comes of `f`, a panic too, into a code; a failure's message stays with the thread.
+/// Turns the result of `f`, including a panic, into a code. The thread keeps a failure's message.
 fn quiet(f: impl FnOnce() -> Result<()>) -> i32 {
     match caught(f).unwrap_or_else(told) {
         Ok(()) => ENGRAFT_OK,
@@ -171,7 +171,7 @@ fn quiet(f: impl FnOnce() -> Result<()>) -> i32 {
     }
 }
 
-/// An export that asks about messages: a failure leaves none.
+/// Runs an export that reads messages. A failure leaves no message.
 pub(crate) fn unheard(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32 {
     let done = caught(|| {
         inject(name);
@@ -183,9 +183,9 @@ pub(crate) fn unheard(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32
 // ---------------------------------------------------------------------------------------------------
 // One call at a time
 
-/// A value that one call at a time may use; another one is turned away, and nobody ever waits.
+/// A value that one call at a time may use. Another call is turned away, so nobody ever waits.
 pub(crate) struct Exclusive<T> {
-    /// None once it was closed.
+    /// None once closed.
     value: Mutex<Option<T>>,
 }
 
@@ -196,13 +196,13 @@ impl<T> Deref for Entered<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0.as_ref().unwrap_or_else(|| unreachable!("whoever enters has looked"))
+        self.0.as_ref().unwrap_or_else(|| unreachable!("entering checked this"))
     }
 }
 
 impl<T> DerefMut for Entered<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.0.as_mut().unwrap_or_else(|| unreachable!("whoever enters has looked"))
+        self.0.as_mut().unwrap_or_else(|| unreachable!("entering checked this"))
     }
 }
 
@@ -216,7 +216,7 @@ impl<T> Exclusive<T> {
         let guard = self.value.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => Failure::new(ENGRAFT_BUSY, "another call runs on this handle"),
             TryLockError::Poisoned(_) => {
-                Failure::new(ENGRAFT_PANIC, "an earlier call met a defect of the library: free the handle")
+                Failure::new(ENGRAFT_PANIC, "an earlier call hit a bug in the library; free the handle")
             }
         })?;
         match guard.is_some() {
@@ -225,8 +225,8 @@ impl<T> Exclusive<T> {
         }
     }
 
-    /// Lets no call in from now on, and ends the value here, threads and locks with it: what steers may hold the
-    /// handle a little longer. False where a call is in.
+    /// Lets no more calls in, and drops the value now, with its threads and locks: functions that steer may hold the
+    /// handle a little longer. False if a call is inside.
     pub(crate) fn close(&self) -> bool {
         let ended = match self.value.try_lock() {
             Ok(mut guard) => guard.take(),
@@ -242,13 +242,13 @@ impl<T> Exclusive<T> {
 // Panics
 
 thread_local! {
-    /// Calls of ours that this thread is in, one within another where a callback calls back.
+    /// How many of our calls this thread is in; they nest if a callback calls back.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
-    /// Where the last panic of this thread was.
+    /// Where this thread last panicked.
     static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Counts a call of ours.
+/// Counts one of our calls.
 struct Inside;
 
 impl Inside {
@@ -264,25 +264,28 @@ impl Drop for Inside {
     }
 }
 
-/// What comes of `f`; a panic is the outer failure.
+/// The result of `f`; a panic becomes the outer failure.
 fn caught<T>(f: impl FnOnce() -> Result<T>) -> std::result::Result<Result<T>, Failure> {
     listen();
     let _inside = Inside::enter();
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
-        // What is thrown could throw when it is dropped.
+        // The payload could panic when it is dropped.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
         let place = PLACE.try_with(|place| place.take()).unwrap_or_default();
-        Failure::new(ENGRAFT_PANIC, format!("a defect of the library ended the call ({place}): report it"))
+        Failure::new(
+            ENGRAFT_PANIC,
+            format!("a bug in the library ended the call ({place}); please report it"),
+        )
     })
 }
 
-/// Logs what was caught: not from within the panic, when what it unwinds may be locked still.
+/// Logs a caught panic. Not done during the panic, when what it unwinds may still be locked.
 fn told<T>(panic: Failure) -> Result<T> {
     ::log::error!("{}", panic.message);
     Err(panic)
 }
 
-/// Lets panics of ours be told by code and log instead of on stderr. Others go where they went before.
+/// Reports our panics by code and log instead of on stderr. Other panics go to the previous hook.
 fn listen() {
     static ONCE: Once = Once::new();
     if ONCE.is_completed() || std::thread::panicking() {
@@ -295,11 +298,11 @@ fn listen() {
             if !is_worker && DEPTH.try_with(Cell::get).unwrap_or(0) == 0 {
                 return before(info);
             }
-            // The place alone: what a panic says may hold what it worked on.
+            // Only the place: a panic's message may contain user data.
             let place =
-                info.location().map_or("nowhere known".into(), |l| format!("{}:{}", l.file(), l.line()));
+                info.location().map_or("unknown place".into(), |l| format!("{}:{}", l.file(), l.line()));
             if is_worker {
-                // Whoever waits for it learns of a panic, not of its place.
+                // Those who wait for this thread learn of the panic, but not of its place.
                 ::log::error!("a panic at {place}");
             }
             let _ = PLACE.try_with(|last| last.replace(place));
@@ -310,7 +313,7 @@ fn listen() {
 #[cfg(debug_assertions)]
 static INJECTED: Mutex<String> = Mutex::new(String::new());
 
-/// Panics where the name is the one that was asked for, once.
+/// Panics once if the name was requested.
 fn inject(name: &'static str) {
     #[cfg(debug_assertions)]
     {
@@ -325,8 +328,8 @@ fn inject(name: &'static str) {
     let _ = name;
 }
 
-/// For tests: the next call of the function with this name panics behind its door. In no header, and only in
-/// libraries with debug assertions.
+/// For tests: makes the next call of the function with this name panic. Not in the header, and only in libraries
+/// with debug assertions.
 #[cfg(debug_assertions)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_inject_panic(name: *const std::ffi::c_char, length: usize) -> i32 {
@@ -402,8 +405,8 @@ mod tests {
         assert_eq!(free("test", a), ENGRAFT_OK);
     }
 
-    /// A call that has found its value when another thread frees the handle, and begins afterwards. What the
-    /// value held has ended by then.
+    /// A call finds its value, another thread frees the handle, and only then the call begins. By then the value
+    /// has been dropped.
     #[test]
     fn what_was_freed_lets_no_late_call_in() {
         struct Holding;

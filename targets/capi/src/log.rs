@@ -1,7 +1,7 @@
-//! Warnings and notes of the library, handed to a callback: by default they go nowhere.
+//! The library's warnings and notes, passed to a callback. By default they go nowhere.
 //!
-//! Only what our own crates say is handed on: a dependency might log the text that it works on, and a
-//! user's text belongs in no log.
+//! Only our crates may log: a dependency might log the text that it works on, and a user's text must never
+//! appear in a log.
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_void};
@@ -13,19 +13,19 @@ use ::log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::error::{ENGRAFT_BUSY, Failure};
 use crate::handle;
 
-/// Nothing.
+/// No lines.
 pub const ENGRAFT_LOG_NONE: i32 = 0;
-/// What went wrong.
+/// Errors.
 pub const ENGRAFT_LOG_ERROR: i32 = 1;
-/// What a user should hear of.
+/// Warnings that a user should see.
 pub const ENGRAFT_LOG_WARN: i32 = 2;
-/// What was chosen.
+/// Choices that the library made.
 pub const ENGRAFT_LOG_INFO: i32 = 3;
-/// What helps to find a defect.
+/// Details for finding a bug.
 pub const ENGRAFT_LOG_DEBUG: i32 = 4;
 
-/// Takes a line: its level, and its text, which no NUL ends. Called from any thread, and from several at
-/// once; it must not wait for another thread that calls `engraft_log_set`.
+/// Takes a line: its level and its text, which isn't NUL-terminated. Called from any thread, also from several
+/// at once. It must not wait for another thread that calls `engraft_log_set`.
 pub type LogCallback =
     Option<unsafe extern "C" fn(level: i32, text: *const c_char, length: usize, user: *mut c_void)>;
 
@@ -35,7 +35,7 @@ struct Sink {
     user: *mut c_void,
 }
 
-// SAFETY: the callback may be called from any thread with its `user`, as the header demands of it.
+// SAFETY: the header demands that the callback may be called from any thread with its `user`.
 unsafe impl Send for Sink {}
 // SAFETY: from several at once, too.
 unsafe impl Sync for Sink {}
@@ -43,15 +43,15 @@ unsafe impl Sync for Sink {}
 static SINK: RwLock<Option<Arc<Sink>>> = RwLock::new(None);
 
 thread_local! {
-    /// The sinks whose callbacks this thread is in, one within another.
+    /// The sinks whose callbacks this thread is in, nested.
     static WITHIN: RefCell<Vec<*const Sink>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Logger;
 
-/// Hands all lines up to `level` to `callback`, instead of to the one before; NULL ends it. When this
-/// returns, the one before is not running and never will again (but for a call that this one is made from).
-/// `BUSY` where the program has a logger for Rust code already, which the library's lines then go to.
+/// Passes all lines up to `level` to `callback`, which replaces the previous one; NULL ends logging. When this
+/// returns, the previous callback isn't running and never will again (except for a call that this one is made
+/// from). `BUSY` if the program already has a logger for Rust code, which then gets the library's lines.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_log_set(callback: LogCallback, user: *mut c_void, level: i32) -> i32 {
     handle::alone("engraft_log_set", || {
@@ -61,10 +61,10 @@ pub unsafe extern "C" fn engraft_log_set(callback: LogCallback, user: *mut c_voi
             ENGRAFT_LOG_WARN => LevelFilter::Warn,
             ENGRAFT_LOG_INFO => LevelFilter::Info,
             ENGRAFT_LOG_DEBUG => LevelFilter::Debug,
-            _ => return Err(Failure::misuse(format!("{level} is no level"))),
+            _ => return Err(Failure::misuse(format!("{level} isn't a log level"))),
         };
         if !installed() {
-            return Err(Failure::new(ENGRAFT_BUSY, "the program has a logger for Rust code already"));
+            return Err(Failure::new(ENGRAFT_BUSY, "the program already has a logger for Rust code"));
         }
         let next = callback.map(|callback| Arc::new(Sink { callback, user }));
         ::log::set_max_level(if next.is_some() { filter } else { LevelFilter::Off });
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn engraft_log_set(callback: LogCallback, user: *mut c_voi
             std::mem::replace(&mut *sink, next)
         };
         if let Some(before) = before {
-            // Each line that is being handed over has a share; new ones find the next sink.
+            // Each line in progress has a share; new lines find the next sink.
             let of_it = |within: &RefCell<Vec<_>>| count(&within.borrow(), Arc::as_ptr(&before));
             let own = WITHIN.try_with(of_it).unwrap_or(0);
             while Arc::strong_count(&before) > 1 + own {
@@ -88,13 +88,13 @@ fn count(within: &[*const Sink], sink: *const Sink) -> usize {
     within.iter().filter(|one| **one == sink).count()
 }
 
-/// Whether the process's logger is ours; makes it so where there is none.
+/// Whether the process's logger is ours. Installs ours if there is none.
 fn installed() -> bool {
     static OURS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *OURS.get_or_init(|| ::log::set_logger(&Logger).is_ok())
 }
 
-/// Whether records of a module are ours to hand on.
+/// Whether a module belongs to one of our crates.
 fn is_ours(target: &str) -> bool {
     let root = target.split("::").next().unwrap_or_default();
     root == "engraft" || root.starts_with("engraft_")
@@ -119,8 +119,8 @@ impl Log for Logger {
         };
         let text = record.args().to_string();
         let _ = WITHIN.try_with(|within| within.borrow_mut().push(Arc::as_ptr(&sink)));
-        // SAFETY: the crate's contract, for callbacks: this one may be called until engraft_log_set has
-        // returned that replaces it, which waits for the share that is held here.
+        // SAFETY: the crate's contract, for callbacks: this one may be called until the engraft_log_set that
+        // replaces it returns, which waits for the share held here.
         unsafe { (sink.callback)(level, text.as_ptr().cast(), text.len(), sink.user) };
         let _ = WITHIN.try_with(|within| within.borrow_mut().pop());
     }

@@ -1,4 +1,4 @@
-//! Models: a GGUF file opened for use. Immutable, and shared by everything that is made of it.
+//! Models: GGUF files opened for use. Immutable, and shared by everything made from them.
 
 use std::ffi::c_char;
 use std::num::NonZero;
@@ -18,10 +18,10 @@ use crate::caller::{self, Out, structs};
 use crate::error::{Failure, Result};
 use crate::handle::{self, Kind};
 
-/// Threads at most.
+/// Maximum number of threads.
 const THREADS_MAX: u32 = 256;
 
-/// A model. Opened by `engraft_model_open`; may be used by any number of threads at once.
+/// A model, opened by `engraft_model_open`. Any number of threads may use it at once.
 pub struct Model {
     _opaque: [u8; 0],
 }
@@ -31,29 +31,29 @@ impl Kind for Model {
     const NAME: &'static str = "model";
 }
 
-/// What models, and all that is made of them, share.
+/// What a model shares with everything made from it.
 pub(crate) struct Inner {
     pub(crate) file: Arc<ModelFile>,
-    /// Built when it is first needed, since many an app only plans.
+    /// Built when first needed, because many apps only plan.
     text: Mutex<Option<Arc<Text>>>,
 }
 
-/// How a model is opened. Zero is the default of everything.
+/// How to open a model. Zero is the default for every field.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct ModelParams {
     /// `sizeof(engraft_model_params)`.
     pub struct_size: u32,
-    /// 1 reads the file into private memory instead of mapping it: where it may be cut short meanwhile,
-    /// which ends a process that has mapped it.
+    /// 1 reads the file into private memory instead of mapping it. For files that may be truncated during use,
+    /// which would kill a process that maps them.
     pub no_mmap: u32,
-    /// A folder for digests of model files, so that each file is read whole only once: UTF-8. NULL for none.
+    /// A folder that caches digests of model files, so that each is fully read only once: UTF-8. NULL for none.
     pub digest_cache: *const c_char,
     /// Bytes of `digest_cache`.
     pub digest_cache_length: usize,
 }
 
-/// What a model is.
+/// Facts about a model.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct ModelInfo {
@@ -71,7 +71,7 @@ pub struct ModelInfo {
     pub n_kv_heads: u32,
     /// Width of the MLP.
     pub d_ff: u32,
-    /// Positions that it was trained for.
+    /// Positions that it was trained on.
     pub context_length: u32,
     /// Weights.
     pub parameters: u64,
@@ -79,7 +79,7 @@ pub struct ModelInfo {
     pub mapped_bytes: u64,
     /// Bytes of private memory, without the tokenizer.
     pub private_bytes: u64,
-    /// Bytes of private memory that the tokenizer takes once it is needed.
+    /// Bytes of private memory that the tokenizer takes once needed.
     pub tokenizer_bytes: u64,
 }
 
@@ -98,35 +98,35 @@ impl Inner {
         Ok(text.insert(Arc::new(Text::of(&self.file)?)).clone())
     }
 
-    /// Private memory of the tokenizer, whether or not it was built.
+    /// Private memory of the tokenizer, whether or not it is built.
     pub(crate) fn text_bytes(&self) -> Result<usize> {
         Ok(Text::heap_bytes(&self.file)?)
     }
 
-    /// Whether adapters of one are of the other, too. The files are read whole for that unless there is one
-    /// handle, their digests are known, or their shapes differ.
+    /// Whether both are the same base for adapters. Reads both files unless it is the same handle, their digests
+    /// are known, or their shapes differ.
     pub(crate) fn is_same_base(self: &Arc<Inner>, other: &Arc<Inner>) -> bool {
         let (a, b) = (&self.file, &other.file);
         Arc::ptr_eq(self, other) || (a.config() == b.config() && a.digest() == b.digest())
     }
 
-    /// What fingerprints of adapters up to a rank are taken with.
+    /// The prober that takes fingerprints of adapters up to a rank.
     pub(crate) fn prober(&self, kernels: &Arc<Kernels>, rank: usize) -> Prober {
         Prober::new(&self.file, kernels, rank)
     }
 }
 
-/// Kernels on so many threads; 0 for as many as there are cores.
+/// Kernels with this many threads; 0 for as many as there are cores.
 pub(crate) fn kernels(threads: u32) -> Result<Arc<Kernels>> {
     Ok(Arc::new(Kernels::detect(self::threads(threads)?)))
 }
 
-/// The number of threads that is meant.
+/// The number of threads asked for; 0 means as many as there are cores.
 pub(crate) fn threads(asked: u32) -> Result<usize> {
     match asked {
         0 => Ok(std::thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX as usize)),
         1..=THREADS_MAX => Ok(asked as usize),
-        _ => Err(Failure::misuse(format!("threads is {asked}, and must be at most {THREADS_MAX}"))),
+        _ => Err(Failure::misuse(format!("threads is {asked}, but must be at most {THREADS_MAX}"))),
     }
 }
 
@@ -135,7 +135,7 @@ pub(crate) fn precision(exact: u32) -> Precision {
     if exact == 0 { Precision::Int8 } else { Precision::F32 }
 }
 
-/// Makes all settings the default. `struct_size` is `sizeof(engraft_model_params)`.
+/// Sets all fields to their default. `struct_size` is `sizeof(engraft_model_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_model_default_params(params: *mut ModelParams, struct_size: usize) -> i32 {
     handle::alone("engraft_model_default_params", || {
@@ -170,13 +170,13 @@ pub unsafe extern "C" fn engraft_model_open(
     })
 }
 
-/// Frees a model, at once or as soon as nothing that was made of it is left. NULL is nothing.
+/// Frees a model, now or as soon as nothing made from it is left. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_model_free(model: *mut Model) -> i32 {
     handle::free("engraft_model_free", model)
 }
 
-/// Tells what a model is. Set `struct_size` before.
+/// Gets facts about a model. Set `struct_size` first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_model_get_info(model: *const Model, info: *mut ModelInfo) -> i32 {
     handle::call("engraft_model_get_info", model, |model| {
@@ -201,7 +201,7 @@ pub unsafe extern "C" fn engraft_model_get_info(model: *const Model, info: *mut 
     })
 }
 
-/// Copies the model's own name (`general.name`), which may be empty; see `engraft_message` for the buffer.
+/// Copies the name in the model's file (`general.name`), which may be empty; see `engraft_message` for the buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_model_name(
     model: *const Model,
@@ -216,8 +216,8 @@ pub unsafe extern "C" fn engraft_model_name(
     })
 }
 
-/// Puts the 32 bytes that identify the model to adapters into `digest`. The first time, this reads the whole
-/// file, unless a digest cache knows it.
+/// Puts the 32 bytes that identify the model to adapters into `digest`. The first call reads the whole file
+/// unless a digest cache knows it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_model_digest(model: *const Model, digest: *mut u8) -> i32 {
     handle::call("engraft_model_digest", model, |model| {
@@ -231,7 +231,7 @@ pub unsafe extern "C" fn engraft_model_digest(model: *const Model, digest: *mut 
     })
 }
 
-/// Gives back memory that can be had again: the tokenizer, unless something uses it. For warnings of low
+/// Frees memory that can be rebuilt: the tokenizer, unless it is in use. Call it when the system warns of low
 /// memory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_model_trim(model: *const Model) -> i32 {

@@ -1,4 +1,4 @@
-//! Plans: how much memory a run will take, before any of it is allocated.
+//! Plans: how much memory a run will take, before allocating any of it.
 
 use std::ffi::c_char;
 use std::ops::RangeInclusive;
@@ -33,18 +33,18 @@ pub const ENGRAFT_MODULE_K: u32 = 2;
 pub const ENGRAFT_MODULE_V: u32 = 4;
 /// The output projection.
 pub const ENGRAFT_MODULE_O: u32 = 8;
-/// The MLP's gate.
+/// The MLP's gate projection.
 pub const ENGRAFT_MODULE_GATE: u32 = 16;
-/// The MLP's way up.
+/// The MLP's up projection.
 pub const ENGRAFT_MODULE_UP: u32 = 32;
-/// The MLP's way down.
+/// The MLP's down projection.
 pub const ENGRAFT_MODULE_DOWN: u32 = 64;
 
 /// The learning rate falls linearly to zero.
 pub const ENGRAFT_SCHEDULE_LINEAR: u32 = 0;
-/// It falls to zero as half a cosine.
+/// The learning rate falls to zero along half a cosine.
 pub const ENGRAFT_SCHEDULE_COSINE: u32 = 1;
-/// It stays.
+/// The learning rate stays the same.
 pub const ENGRAFT_SCHEDULE_CONSTANT: u32 = 2;
 
 const RANK_MAX: u32 = 4096;
@@ -53,7 +53,7 @@ const ACCUMULATION_MAX: u32 = 65_536;
 const EVA_BATCHES_MAX: u32 = 4096;
 const REPLAY_COUNT_MAX: u32 = 1_000_000;
 
-/// A memory plan. Never changes; may be used by any number of threads at once.
+/// A memory plan. Immutable; any number of threads may use it at once.
 pub struct Plan {
     _opaque: [u8; 0],
 }
@@ -63,15 +63,15 @@ impl Kind for Plan {
     const NAME: &'static str = "plan";
 }
 
-/// What is behind a plan handle.
+/// The value behind a plan handle.
 pub(crate) struct Inner {
     plan: MemoryPlan,
     budget: u64,
-    /// Why it does not fit, and what would.
+    /// Why it doesn't fit, and what would.
     advice: Option<String>,
 }
 
-/// How an adapter is trained. Zero is the default of everything.
+/// How to train an adapter. Zero is the default for every field.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct TrainParams {
@@ -79,94 +79,94 @@ pub struct TrainParams {
     pub struct_size: u32,
     /// Rank of the adapter, at most 256 (0: 8).
     pub rank: u32,
-    /// Alpha: the adapter's effect is multiplied by alpha/rank (0: twice the rank).
+    /// Alpha: the adapter's effect is scaled by alpha/rank (0: twice the rank).
     pub alpha: f32,
-    /// Share of the adapter's inputs that is set to zero while training, below 1.
+    /// Share of the adapter's inputs set to zero during training, below 1.
     pub dropout: f32,
-    /// `ENGRAFT_MODULE_*`: what is adapted (0: all seven).
+    /// `ENGRAFT_MODULE_*`: which projections to adapt (0: all seven).
     pub modules: u32,
-    /// How many of the last blocks are adapted (0: all).
+    /// How many of the last blocks to adapt (0: all).
     pub num_layers: u32,
     /// 1 for DoRA.
     pub dora: u32,
-    /// 1 multiplies by alpha/sqrt(rank) instead.
+    /// 1 scales by alpha/sqrt(rank) instead.
     pub rslora: u32,
-    /// Sequences of a batch (0: 1).
+    /// Sequences per batch (0: 1).
     pub batch_size: u32,
-    /// Batches whose gradients are summed before a step (0: 1).
+    /// Batches to sum gradients over before each step (0: 1).
     pub grad_accumulation_steps: u32,
     /// `ENGRAFT_SCHEDULE_*`.
     pub schedule: u32,
-    /// Steps in which the learning rate rises from zero.
+    /// Steps of rising learning rate at the start.
     pub warmup_steps: u32,
     /// Optimizer steps of the whole run (0: 300).
     pub steps: u64,
-    /// Learning rate at its highest (0: 2e-4).
+    /// Peak learning rate (0: 2e-4).
     pub learning_rate: f64,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this norm (0: 1; below 0: never).
+    /// Scale gradients down to this norm (0: 1; negative: never).
     pub max_grad_norm: f64,
     /// LoRA+: the learning rate of B as a multiple of A's (0: 1).
     pub lora_plus_ratio: f64,
-    /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none).
+    /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: off).
     pub kl_weight: f64,
-    /// Seed of the initial adapter, of dropout, and of the order of rows.
+    /// Seed for the initial adapter, dropout and the row order.
     pub seed: u64,
     /// Bytes of private memory that the run may take (0: no limit).
     pub memory_budget: u64,
     /// Threads (0: as many as there are cores).
     pub threads: u32,
-    /// 1 keeps activations in 32 bits, for comparison; by default they take 8 in products.
+    /// 1 keeps activations in 32 bits, for comparison; by default products take them in 8 bits.
     pub exact: u32,
     /// 1 saves the adapter in 16 bits.
     pub half: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
-    /// Rows that the model knew, mixed into every batch: those to train on of this data. NULL for none.
+    /// Data whose training rows the model already knows, mixed into the batches. NULL for none.
     pub replay: *const Data,
-    /// Rows to sample from the base for that when the trainer is made, which takes a while (0: none).
+    /// Number of rows to sample from the base instead, when the trainer is made; takes a while (0: none).
     pub replay_count: u32,
-    /// Tokens to sample for each of them at most (0: 64).
+    /// Maximum tokens per sampled row (0: 64).
     pub replay_tokens: u32,
-    /// Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+    /// Share of replayed rows, at most 0.9 (0: 0.1 if there is something to replay).
     pub replay_share: f64,
-    /// Batches of rows whose inputs' main directions A begins as (EVA), looked at when the trainer is made (0: A begins
-    /// at random).
+    /// Batches of rows to initialize A from when the trainer is made: A starts as the main directions of their inputs
+    /// (EVA) (0: A starts at random).
     pub eva_batches: u32,
-    /// 1 takes the divergence of `kl_weight` the other way: KL(tuned‖base).
+    /// 1 reverses the divergence of `kl_weight` to KL(tuned‖base).
     pub kl_reverse: u32,
 }
 
-/// What a plan says.
+/// A plan's figures.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct PlanInfo {
     /// `sizeof(engraft_plan_info)`.
     pub struct_size: u32,
-    /// 1 where it is within the budget, if there is one, and within what the machine leaves this process.
+    /// 1 if it is within the budget, if any, and within what the machine leaves this process.
     pub fits: u32,
-    /// Bytes of private memory at most: the sum of the pools.
+    /// Maximum bytes of private memory: the sum of the pools.
     pub private_bytes: u64,
-    /// Bytes of the model's file that are mapped beside them, which the system may drop.
+    /// Mapped bytes of the model's file, not part of the private memory; the system may drop them.
     pub mapped_bytes: u64,
-    /// The budget that was asked about; 0 for none.
+    /// The requested budget; 0 for none.
     pub budget_bytes: u64,
-    /// Pools.
+    /// Number of pools.
     pub pools: u64,
 }
 
 structs!(TrainParams = "engraft_train_params", PlanInfo = "engraft_plan_info");
 
-/// What is asked of a run, checked.
+/// A run's checked settings.
 pub(crate) struct Request {
     pub(crate) settings: Settings,
     pub(crate) limit: Limit,
     exact: u32,
     threads: usize,
-    /// Rows to be replayed that another handle has.
+    /// Rows to replay from another handle.
     replay: Option<Arc<data::Inner>>,
-    /// Rows to be replayed that the base is still to write.
+    /// Rows to replay that are still to be sampled from the base.
     sampled: Option<SampledReplay>,
 }
 
@@ -198,7 +198,7 @@ impl Request {
         })
     }
 
-    /// The run's memory; without data, as if all rows were as long as they may be.
+    /// The run's memory; without data, as if all rows had the maximum length.
     pub(crate) fn planned(&self, model: &model::Inner, data: Option<&data::Inner>) -> Result<Planned> {
         let c = model.file.config();
         let rows = self.rows(data);
@@ -244,7 +244,7 @@ impl Request {
         })
     }
 
-    /// The rows to be replayed; those of the base it writes now.
+    /// The rows to replay; those from the base are sampled now.
     pub(crate) fn replay(&self, base: &Base) -> Result<Vec<Example>> {
         match &self.sampled {
             Some(sampled) => Ok(sampled.rows(base, &mut Nobody)?),
@@ -253,12 +253,12 @@ impl Request {
     }
 }
 
-/// Private bytes beside the model's own: its tokenizer, and what the rows were read from.
+/// Private bytes besides the model's: its tokenizer, and the memory that the rows were read from.
 fn held_bytes(model: &model::Inner, data: Option<&data::Inner>) -> Result<usize> {
     Ok(model.text_bytes()? + data.map_or(0, data::Inner::text_bytes))
 }
 
-/// Rows to be replayed, as a struct of the caller's names them.
+/// Rows to replay, from a caller's struct.
 pub(crate) struct Replayed {
     pub(crate) rows: Option<Arc<data::Inner>>,
     pub(crate) sampled: Option<SampledReplay>,
@@ -266,7 +266,7 @@ pub(crate) struct Replayed {
 
 impl Replayed {
     /// # Errors
-    /// `MISUSE` for both kinds at once, and for rows of another model.
+    /// `MISUSE` for both kinds at once, and for rows read for another model.
     pub(crate) fn new(
         (rows, count, tokens): (*const Data, u32, u32),
         model: &Arc<model::Inner>,
@@ -278,9 +278,9 @@ impl Replayed {
         let (max, tokens) = (REPLAY_COUNT_MAX, or(tokens, settings::REPLAY_TOKENS as u32));
         let sampled = match (&rows, count) {
             (_, 0) => None,
-            (Some(_), _) => return Err(Failure::misuse("replay and replay_count are given: choose one")),
+            (Some(_), _) => return Err(Failure::misuse("replay and replay_count are both set; choose one")),
             (None, count) if count > max => {
-                return Err(Failure::misuse(format!("replay_count is {count}, and must be at most {max}")));
+                return Err(Failure::misuse(format!("replay_count is {count}, but must be at most {max}")));
             }
             (None, count) => {
                 let starts = Starts::of(&*model.text()?, rows_max)?;
@@ -290,15 +290,15 @@ impl Replayed {
         Ok(Replayed { rows, sampled })
     }
 
-    /// The share of replayed rows, 0 without any.
+    /// The share of replayed rows; 0 without replay.
     ///
     /// # Errors
-    /// `MISUSE` for a share of nothing, or of more than nine tenths.
+    /// `MISUSE` for a share without replay, or of more than nine tenths.
     pub(crate) fn share(&self, asked: f64) -> Result<f64> {
         let usual = match self.rows.is_some() || self.sampled.is_some() {
             true => settings::REPLAY_SHARE,
             false if asked == 0.0 => return Ok(0.0),
-            false => return Err(Failure::misuse("replay_share needs replay, or replay_count")),
+            false => return Err(Failure::misuse("replay_share needs replay or replay_count")),
         };
         number(asked, (usual, None), 0.0..=0.9, "replay_share")
     }
@@ -309,7 +309,7 @@ fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
     const POSITIVE: RangeInclusive<f64> = 0.0..=1e6;
     let within = |value: u32, (usual, max): (usize, u32), name: &str| match value <= max {
         true => Ok(or(value, usual as u32)),
-        false => Err(Failure::misuse(format!("{name} is {value}, and must be at most {max}"))),
+        false => Err(Failure::misuse(format!("{name} is {value}, but must be at most {max}"))),
     };
     let plain = Settings::new(Method::Adapter(lora(p, c)?));
     let eva = within(p.eva_batches, (0, EVA_BATCHES_MAX), "eva_batches")?;
@@ -332,7 +332,7 @@ fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
         kl: penalty(p.kl_weight, p.kl_reverse)?,
         seed: p.seed,
         stored: if p.half != 0 { StoredAs::F16 } else { StoredAs::F32 },
-        // The caller says when, and hears of every step.
+        // The caller decides when, and hears of every step.
         checkpoint_every: 0,
         save_every: 0,
         report_every: 0,
@@ -340,19 +340,19 @@ fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
     })
 }
 
-/// What is adapted.
+/// The adapter's settings.
 fn lora(p: &TrainParams, c: &ModelConfig) -> Result<LoraConfig> {
     let rank = or(p.rank, settings::RANK as u32);
     let alpha = if p.alpha == 0.0 { settings::SCALE * rank as f32 } else { p.alpha };
     if p.modules >= 1 << Proj::ALL.len() {
-        return Err(Failure::misuse(format!("modules is {:#x}: no such projections", p.modules)));
+        return Err(Failure::misuse(format!("modules is {:#x}; use ENGRAFT_MODULE_*", p.modules)));
     }
     let is_adapted = |i: &usize| p.modules == 0 || p.modules >> i & 1 == 1;
     let targets: Vec<Proj> = (0..Proj::ALL.len()).filter(is_adapted).map(|i| Proj::ALL[i]).collect();
     let first = match p.num_layers as usize {
         0 => 0,
         n if n <= c.n_layers => c.n_layers - n,
-        n => return Err(Failure::misuse(format!("num_layers is {n}, the model has {}", c.n_layers))),
+        n => return Err(Failure::misuse(format!("num_layers is {n}, but the model has {}", c.n_layers))),
     };
     let layers: Vec<usize> = (first..c.n_layers).collect();
     let plain = LoraConfig::new(c, rank, alpha, p.dropout, &targets, &layers)?;
@@ -364,18 +364,18 @@ fn shape(schedule: u32) -> Result<Shape> {
         ENGRAFT_SCHEDULE_LINEAR => Ok(Shape::Linear),
         ENGRAFT_SCHEDULE_COSINE => Ok(Shape::Cosine),
         ENGRAFT_SCHEDULE_CONSTANT => Ok(Shape::Constant),
-        other => Err(Failure::misuse(format!("schedule is {other}: name one of ENGRAFT_SCHEDULE_*"))),
+        other => Err(Failure::misuse(format!("schedule is {other}; use one of ENGRAFT_SCHEDULE_*"))),
     }
 }
 
-/// The penalty on leaving the base.
+/// The penalty on moving away from the base.
 pub(crate) fn penalty(weight: f64, reverse: u32) -> Result<Option<KlPenalty>> {
     let weight = number(weight, (0.0, None), 0.0..=1e6, "kl_weight")? as f32;
     let direction = if reverse != 0 { Direction::Reverse } else { Direction::Forward };
     Ok((weight > 0.0).then_some(KlPenalty { weight, direction }))
 }
 
-/// Makes all settings the default. `struct_size` is `sizeof(engraft_train_params)`.
+/// Sets all fields to their default. `struct_size` is `sizeof(engraft_train_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_train_default_params(params: *mut TrainParams, struct_size: usize) -> i32 {
     handle::alone("engraft_train_default_params", || {
@@ -384,8 +384,8 @@ pub unsafe extern "C" fn engraft_train_default_params(params: *mut TrainParams, 
     })
 }
 
-/// Plans a run; 0 also where it does not fit, which the plan tells. Without `data` (NULL), rows are taken for
-/// as long as they may be by default. `params` may be NULL. `*plan` is freed with `engraft_plan_free`.
+/// Plans a run. Returns 0 even if the run doesn't fit; the plan says so. If `data` is NULL, rows are assumed to
+/// have the default maximum length. `params` may be NULL. `*plan` is freed with `engraft_plan_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_plan_create(
     model: *const Model,
@@ -410,13 +410,13 @@ pub unsafe extern "C" fn engraft_plan_create(
     })
 }
 
-/// Frees a plan. NULL is nothing.
+/// Frees a plan. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_plan_free(plan: *mut Plan) -> i32 {
     handle::free("engraft_plan_free", plan)
 }
 
-/// Tells what a plan says. Set `struct_size` before.
+/// Gets a plan's figures. Set `struct_size` first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_plan_get_info(plan: *const Plan, info: *mut PlanInfo) -> i32 {
     handle::call("engraft_plan_get_info", plan, |inner| {
@@ -433,7 +433,7 @@ pub unsafe extern "C" fn engraft_plan_get_info(plan: *const Plan, info: *mut Pla
     })
 }
 
-/// Copies the name of the `index`-th pool, and puts its size into `*bytes`, unless that is NULL; see
+/// Copies the name of the `index`-th pool and puts its size into `*bytes` unless that is NULL; see
 /// `engraft_message` for the buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_plan_pool(
@@ -446,7 +446,7 @@ pub unsafe extern "C" fn engraft_plan_pool(
 ) -> i32 {
     handle::call("engraft_plan_pool", plan, |inner| {
         let pools = &inner.plan.pools;
-        let unknown = || Failure::misuse(format!("there is no pool {index}, but {} of them", pools.len()));
+        let unknown = || Failure::misuse(format!("there is no pool {index}; there are {}", pools.len()));
         let pool = pools.get(index).ok_or_else(unknown)?;
         // SAFETY: the crate's contract, for the caller's number and buffer.
         unsafe {
@@ -456,8 +456,7 @@ pub unsafe extern "C" fn engraft_plan_pool(
     })
 }
 
-/// Copies why a plan does not fit, and what would; an empty text where it fits. See `engraft_message` for
-/// the buffer.
+/// Copies why a plan doesn't fit and what would; an empty text if it fits. See `engraft_message` for the buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_plan_advice(
     plan: *const Plan,
@@ -472,9 +471,9 @@ pub unsafe extern "C" fn engraft_plan_advice(
     })
 }
 
-/// Puts the bytes that a session with these settings will take, with adapters up to `rank`, into `*bytes`:
-/// its cache and buffers. The tokenizer comes to it once a model. `params` may be NULL. `MISUSE` for a rank above
-/// 4096: adapters of 256 at most, several of them stacked.
+/// Puts the bytes that a session with these settings, and adapters up to `rank`, will take into `*bytes`: its
+/// cache and buffers. Each model adds its tokenizer once. `params` may be NULL. `MISUSE` for a rank above 4096; an
+/// adapter has at most 256, but several can be stacked.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_bytes(
     model: *const Model,
@@ -487,7 +486,7 @@ pub unsafe extern "C" fn engraft_session_bytes(
         let params: SessionParams = unsafe { caller::settings(params) }?;
         caller::unused(params.reserved)?;
         if rank > RANK_MAX {
-            return Err(Failure::misuse(format!("rank is {rank}, and must be at most {RANK_MAX}")));
+            return Err(Failure::misuse(format!("rank is {rank}, but must be at most {RANK_MAX}")));
         }
         let c = model.file.config();
         let (capacity, cache): (usize, KvType) = (params.capacity(c)?, params.cache()?);

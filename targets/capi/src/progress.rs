@@ -1,4 +1,4 @@
-//! Progress: what callers are told while a call runs, and how they hold or stop it.
+//! Progress: what callers learn while a call runs, and how they pause or stop it.
 
 use std::ffi::{c_char, c_void};
 use std::ptr::{null, null_mut};
@@ -10,20 +10,20 @@ use engraft_runtime::run::{Control, Event, Observer, Run};
 use crate::caller::structs;
 use crate::error::{Failure, Result};
 
-/// A step is done: `step`, `loss` and what follows are of it.
+/// A step is done; the fields from `step` on describe it.
 pub const ENGRAFT_EVENT_STEP: u32 = 0;
-/// The rows to validate with were looked at: `valid_loss` is their loss. Of gates alone.
+/// The validation rows were evaluated; `valid_loss` is their loss. Only from gates.
 pub const ENGRAFT_EVENT_VALIDATION: u32 = 1;
-/// The call is paused, or it is too hot: it waits once this event's callback has returned.
+/// The call is paused, or the device is too hot: it waits once this event's callback has returned.
 pub const ENGRAFT_EVENT_HELD: u32 = 2;
-/// `text` is something to tell.
+/// A note; see `text`.
 pub const ENGRAFT_EVENT_NOTE: u32 = 3;
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Progress {
-    /// Bytes of this struct as the library knows it.
+    /// The struct's size in the library's version.
     pub struct_size: u32,
     /// `ENGRAFT_EVENT_*`.
     pub event: u32,
@@ -33,19 +33,19 @@ pub struct Progress {
     pub steps: u64,
     /// Tokens that went through the model.
     pub tokens: u64,
-    /// Mean loss of the last step, in nats per token; NaN before it.
+    /// Mean loss of the last step, in nats per token; NaN before the first.
     pub loss: f64,
-    /// Loss on the rows to validate with, when they were looked at last; NaN before.
+    /// Loss on the validation rows at their last evaluation; NaN before the first.
     pub valid_loss: f64,
     /// Learning rate of the last step.
     pub learning_rate: f64,
-    /// Norm of its gradient, before it was scaled down.
+    /// Norm of the last step's gradient, before scaling it down.
     pub grad_norm: f64,
     /// Tokens per second of work.
     pub tokens_per_s: f64,
     /// Seconds of work.
     pub seconds: f64,
-    /// The gate's arm, or what a note says: UTF-8 that no NUL ends, valid during the callback. NULL for none.
+    /// The gate's arm, or a note's text: UTF-8, not NUL-terminated, valid during the callback. NULL for none.
     pub text: *const c_char,
     /// Bytes of `text`.
     pub text_length: usize,
@@ -53,11 +53,11 @@ pub struct Progress {
 
 structs!(Progress = "engraft_progress");
 
-/// Is told of progress; false cancels. Called on the thread of the call that it was given to.
+/// Receives progress; returning false cancels. Called on the thread of the call that it was passed to.
 pub type ProgressCallback =
     Option<unsafe extern "C" fn(progress: *const Progress, user: *mut c_void) -> bool>;
 
-/// Who is told of progress.
+/// The receiver of progress.
 pub(crate) struct Listener {
     callback: ProgressCallback,
     user: *mut c_void,
@@ -70,13 +70,13 @@ impl Listener {
         Listener { callback, user }
     }
 
-    /// Nobody is told.
+    /// Tells nobody.
     pub(crate) fn nobody() -> Listener {
         Listener { callback: None, user: null_mut() }
     }
 
     /// # Errors
-    /// `CANCELLED` where the answer is false.
+    /// `CANCELLED` if the callback returns false.
     pub(crate) fn tell(&self, progress: &Progress) -> Result<()> {
         let Some(callback) = self.callback else { return Ok(()) };
         // SAFETY: the crate's contract, for callbacks, as `new` demands.
@@ -88,7 +88,7 @@ impl Listener {
 }
 
 impl Progress {
-    /// An event that says nothing yet.
+    /// An event without figures yet.
     pub(crate) fn of(event: u32) -> Progress {
         Progress {
             struct_size: size_of::<Progress>() as u32,
@@ -107,7 +107,7 @@ impl Progress {
         }
     }
 
-    /// Where a run stands.
+    /// The progress of a run, now.
     pub(crate) fn of_run(event: u32, run: &Run) -> Progress {
         let tally = &run.progress().tally;
         let (before, after) = run.valid_losses();
@@ -131,7 +131,7 @@ impl Progress {
     }
 }
 
-/// Looks on, tells the caller, and stops, holds and cools what runs.
+/// Watches a running call: tells the caller, and stops, pauses and cools it.
 pub(crate) struct Looker<'a> {
     control: &'a Control,
     listener: &'a Listener,

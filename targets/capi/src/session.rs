@@ -1,4 +1,4 @@
-//! Sessions: one sequence being read and continued, token by token.
+//! Sessions: each reads and continues one sequence, token by token.
 
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -23,28 +23,28 @@ use crate::error::{Failure, Result};
 use crate::handle::{self, Exclusive, Kind};
 use crate::model::{self, Model};
 
-/// Keys and values take 2 bytes an element.
+/// Keys and values take 2 bytes per element.
 pub const ENGRAFT_CACHE_F16: u32 = 0;
-/// 4 bytes, exact.
+/// 4 bytes per element, exact.
 pub const ENGRAFT_CACHE_F32: u32 = 1;
-/// 8 bits in blocks of 32.
+/// 8 bits per element, in blocks of 32.
 pub const ENGRAFT_CACHE_Q8: u32 = 2;
 
 /// The model ended its text.
 pub const ENGRAFT_ENDED_MODEL: u32 = 0;
-/// As many tokens as were asked for.
+/// The token limit was reached.
 pub const ENGRAFT_ENDED_LIMIT: u32 = 1;
 /// The context is full.
 pub const ENGRAFT_ENDED_CONTEXT: u32 = 2;
 /// The caller stopped it.
 pub const ENGRAFT_ENDED_CANCELLED: u32 = 3;
 
-/// Tokens of a context where nothing is said, unless the model has fewer.
+/// Default tokens of a context, unless the model has fewer.
 const CONTEXT: u32 = 4096;
-/// Tokens to generate where nothing is said.
+/// Default tokens to generate.
 const PREDICT: u32 = 128;
 
-/// A sequence with its cache. One call at a time; `engraft_session_cancel` from anywhere.
+/// A sequence with its cache. One call at a time; `engraft_session_cancel` may be called from anywhere.
 pub struct Session {
     _opaque: [u8; 0],
 }
@@ -58,7 +58,7 @@ impl Kind for Session {
     }
 }
 
-/// What is behind a session handle.
+/// The value behind a session handle.
 pub(crate) struct Value {
     control: Control,
     state: Exclusive<State>,
@@ -71,7 +71,7 @@ struct State {
     precision: Precision,
     capacity: usize,
     cache: KvType,
-    /// Given back by a trim, and made again when it is needed.
+    /// Freed by a trim and made again when needed.
     sequence: Option<Sequence>,
     adapters: Option<Arc<StackedAdapter>>,
     slot: Option<Arc<AdapterSlot>>,
@@ -79,66 +79,66 @@ struct State {
     talk: Talk,
 }
 
-/// What was read and said, so that a call may go on from it.
+/// What was read and generated, so that a call can continue from it.
 #[derive(Default)]
 struct Talk {
     /// A chat's turns, without examples.
     turns: Vec<Message>,
-    /// A running text, with what was generated last and not read yet.
+    /// A running text, including generated tokens that haven't been read yet.
     ids: Vec<u32>,
 }
 
-/// How a session is made. Zero is the default of everything.
+/// How to make a session. Zero is the default for every field.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct SessionParams {
     /// `sizeof(engraft_session_params)`.
     pub struct_size: u32,
-    /// Tokens of the context (0: what the model was trained for, at most 4096).
+    /// Tokens of the context (0: what the model was trained on, up to 4096).
     pub ctx_size: u32,
     /// `ENGRAFT_CACHE_*`.
     pub cache_type: u32,
-    /// Threads (0: as many as there are cores). Sessions that run side by side take 1 each.
+    /// Threads (0: as many as there are cores). Give parallel sessions 1 each.
     pub threads: u32,
     /// 1 keeps activations in 32 bits.
     pub exact: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
 }
 
-/// How text is generated. Zero is the default of everything; a `top_p` or `min_p` below zero is off.
+/// How to generate text. Zero is the default for every field; a negative `top_p` or `min_p` is off.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct GenerateParams {
     /// `sizeof(engraft_generate_params)`.
     pub struct_size: u32,
-    /// Tokens at most (0: 128; `UINT32_MAX`: until the model ends or the context is full).
+    /// Maximum tokens (0: 128; `UINT32_MAX`: until the model stops or the context is full).
     pub n_predict: u32,
     /// 1 puts the prompt into the model's chat template, as the user's message.
     pub chat: u32,
-    /// 1 goes on from what the session has read and said, of the same kind, a chat or a text; 0 begins anew.
+    /// 1 continues the session's chat or text, which must be of the same kind; 0 starts over.
     pub keep: u32,
-    /// 1 always takes the likeliest token.
+    /// 1 always takes the most likely token.
     pub greedy: u32,
-    /// Draws among so many of the likeliest tokens (0: 40; below 0: all).
+    /// Draw from this many of the most likely tokens (0: 40; negative: all).
     pub top_k: i32,
     /// Temperature (0: 0.8).
     pub temp: f32,
-    /// Draws among the likeliest tokens that hold this probability together (0: 0.95).
+    /// Draw from the most likely tokens that together have this probability (0: 0.95).
     pub top_p: f32,
-    /// Drops tokens below this share of the likeliest one's probability (0: 0.05).
+    /// Drop tokens below this share of the top token's probability (0: 0.05).
     pub min_p: f32,
-    /// Makes recent tokens less likely (0: 1, which is off).
+    /// Make recent tokens less likely (0: 1, which is off).
     pub repeat_penalty: f32,
-    /// Seed of the draws.
+    /// Seed for the draws.
     pub seed: u64,
-    /// The system message that a chat begins with (where one goes on it has no effect): UTF-8; NULL for none.
+    /// The system message at the start of a chat (no effect when continuing one): UTF-8; NULL for none.
     pub system: *const c_char,
     /// Bytes of `system`.
     pub system_length: usize,
 }
 
-/// What was generated.
+/// Facts about what was generated.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct GenerateInfo {
@@ -146,15 +146,15 @@ pub struct GenerateInfo {
     pub struct_size: u32,
     /// `ENGRAFT_ENDED_*`.
     pub ended: u32,
-    /// Tokens of the prompt, with the template's and the examples'.
+    /// Tokens of the prompt, including the template and the examples.
     pub prompt_tokens: u64,
-    /// Tokens generated.
+    /// Generated tokens.
     pub tokens: u64,
     /// Seconds to read the prompt.
     pub prompt_seconds: f64,
     /// Seconds to generate.
     pub seconds: f64,
-    /// Swaps of the slot that the last token was computed after; 0 without a slot.
+    /// The slot's generation when the last token was computed; 0 without a slot.
     pub generation: u64,
 }
 
@@ -164,8 +164,8 @@ structs!(
     GenerateInfo = "engraft_generate_info",
 );
 
-/// Takes the text as it comes: UTF-8 in whole characters, which no NUL ends; false stops. Called on the
-/// thread of the call that it was given to.
+/// Receives the text as it is generated: UTF-8 in whole characters, not NUL-terminated. Returning false stops.
+/// Called on the thread of the call that it was passed to.
 pub type TokenCallback =
     Option<unsafe extern "C" fn(text: *const c_char, length: usize, user: *mut c_void) -> bool>;
 
@@ -173,14 +173,14 @@ impl SessionParams {
     /// Tokens of the context.
     ///
     /// # Errors
-    /// `MISUSE` beyond what the model was trained for.
+    /// `MISUSE` for more than the model was trained on.
     pub(crate) fn capacity(&self, c: &ModelConfig) -> Result<usize> {
         match self.ctx_size as usize {
             0 => Ok(c.context_len.min(CONTEXT as usize)),
             n if (2..=c.context_len).contains(&n) => Ok(n),
             n => {
                 let message =
-                    format!("ctx_size is {n}: the model was trained for {} positions", c.context_len);
+                    format!("ctx_size is {n}, but the model was trained on {} positions", c.context_len);
                 Err(Failure::misuse(message))
             }
         }
@@ -193,7 +193,7 @@ impl SessionParams {
             ENGRAFT_CACHE_F16 => Ok(KvType::F16),
             ENGRAFT_CACHE_F32 => Ok(KvType::F32),
             ENGRAFT_CACHE_Q8 => Ok(KvType::Q8),
-            other => Err(Failure::misuse(format!("{other} is no type of a cache"))),
+            other => Err(Failure::misuse(format!("cache_type is {other}; use one of ENGRAFT_CACHE_*"))),
         }
     }
 }
@@ -226,18 +226,18 @@ impl GenerateParams {
     }
 }
 
-/// Who is given the text.
+/// The receiver of the text.
 pub(crate) struct Reader {
     callback: TokenCallback,
     user: *mut c_void,
 }
 
 impl Reader {
-    /// Whether to go on.
+    /// Passes the text on; returns whether to continue.
     pub(crate) fn take(&self, text: &str) -> bool {
         match self.callback {
             Some(callback) if !text.is_empty() => {
-                // SAFETY: the crate's contract, for callbacks: this lives as long as the call that was given
+                // SAFETY: the crate's contract, for callbacks: this lives only during the call that received
                 // the callback.
                 unsafe { callback(text.as_ptr().cast(), text.len(), self.user) }
             }
@@ -247,7 +247,7 @@ impl Reader {
 }
 
 impl State {
-    /// The sequence, with the adapters of now.
+    /// The sequence with the current adapters.
     fn sequence(&mut self) -> Result<&mut Sequence> {
         if self.sequence.is_none() {
             let (file, kernels) = (self.model.file.clone(), self.kernels.clone());
@@ -264,22 +264,22 @@ impl State {
         self.sequence.as_mut().ok_or_else(|| Failure::misuse("the session has no sequence"))
     }
 
-    /// Refuses examples of the other kind: texts before a chat, or a chat's before a text.
+    /// Refuses examples of the wrong kind: texts before a chat, or a chat before a text.
     fn check_examples(&self, chat: bool) -> Result<()> {
         let texts = self.few_shot.iter().all(|message| message.role == TEXT_ROLE);
         if self.few_shot.is_empty() || texts != chat {
             return Ok(());
         }
-        let what = if texts { "texts to be continued: set chat to 0" } else { "a chat's: set chat to 1" };
-        Err(Failure::misuse(format!("the examples of this session are {what}")))
+        let what = if texts { "texts; set chat to 0" } else { "a chat; set chat to 1" };
+        Err(Failure::misuse(format!("this session's examples are {what}")))
     }
 
-    /// The ids of everything up to where the answer begins; the prompt never becomes a control token.
+    /// The token ids of everything before the answer. No text in the prompt becomes a control token.
     fn whole_ids(&self, text: &Text, chat: bool, prompt: &str) -> Result<Vec<u32>> {
         if chat {
             let before = self.talk.turns.iter().take_while(|turn| turn.role == "system").count();
             let (before, turns) = self.talk.turns.split_at(before);
-            // The caller's instruction stands for the one that the examples were chosen with.
+            // The caller's instruction replaces the one that the examples were chosen with.
             let system = before.first().map(|turn| turn.content.as_str());
             return Ok(text.chat_prompt(&[opening(system, &self.few_shot), turns.to_vec()].concat())?);
         }
@@ -289,11 +289,14 @@ impl State {
         };
         match ids.is_empty() {
             false => Ok(ids),
-            true => Err(Failure::misuse("the prompt is empty, and this model's texts begin with no token")),
+            true => {
+                Err(Failure::misuse("the prompt is empty, and this model has no token that begins a text"))
+            }
         }
     }
 
-    /// Reads the prompt, and goes on until something ends it. A prompt that was stopped in counts as not asked.
+    /// Reads the prompt and generates until something ends it. If it is stopped while reading the prompt, the
+    /// prompt counts as not asked.
     fn generate(
         &mut self,
         (prompt, system): (&str, &str),
@@ -306,14 +309,13 @@ impl State {
         self.check_examples(chat)?;
         if p.keep == 0 {
             self.talk = Talk::default();
-            // What was read before may have been read with other adapters.
+            // Earlier text may have been read with other adapters.
             if let Some(sequence) = &mut self.sequence {
                 sequence.truncate(0);
             }
         }
         if if chat { !self.talk.ids.is_empty() } else { !self.talk.turns.is_empty() } {
-            let message =
-                "keep is 1, and a chat does not go on from a text, nor a text from a chat: set keep to 0";
+            let message = "keep is 1, but a chat can't continue a text, or a text a chat; set keep to 0";
             return Err(Failure::misuse(message));
         }
         let turns = self.talk.turns.len();
@@ -324,7 +326,7 @@ impl State {
         }
         let done = self.whole_ids(&text, chat, prompt).and_then(|ids| {
             let tokenizer = &text.tokenizer;
-            // A chat's answer is a text of its own; a continuation keeps the blank that it begins with.
+            // A chat's answer starts a new text; a continuation keeps its leading blank.
             let decoder = if chat { tokenizer.decoder() } else { tokenizer.decoder_continuing() };
             let (sequence, by) = (self.sequence()?, (tokenizer, decoder));
             let heard = &mut Heard { control, reader };
@@ -334,7 +336,7 @@ impl State {
         let (told, ids) = match done {
             Ok(done) => done,
             Err(failure) => {
-                // What could not be answered was not asked.
+                // A prompt that couldn't be answered counts as not asked.
                 self.talk.turns.truncate(turns);
                 return Err(failure);
             }
@@ -354,7 +356,7 @@ impl State {
             ..caller::zeroed()
         };
         match (told.ended, chat) {
-            // Not one token was drawn: nothing was answered.
+            // No token was drawn, so nothing was answered.
             (Ended::Stopped, _) if told.ids.is_empty() => self.talk.turns.truncate(turns),
             (_, true) => self.talk.turns.push(Message::new("assistant", told.text)),
             (_, false) => self.talk.ids = [ids, told.ids].concat(),
@@ -363,7 +365,7 @@ impl State {
     }
 }
 
-/// The caller, who hears of every token.
+/// Passes every token to the caller.
 struct Heard<'a> {
     control: &'a Control,
     reader: &'a Reader,
@@ -379,7 +381,7 @@ impl Listener for Heard<'_> {
     }
 }
 
-/// Makes all settings the default. `struct_size` is `sizeof(engraft_session_params)`.
+/// Sets all fields to their default. `struct_size` is `sizeof(engraft_session_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_default_params(
     params: *mut SessionParams,
@@ -391,7 +393,7 @@ pub unsafe extern "C" fn engraft_session_default_params(
     })
 }
 
-/// Makes all settings the default. `struct_size` is `sizeof(engraft_generate_params)`.
+/// Sets all fields to their default. `struct_size` is `sizeof(engraft_generate_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_generate_default_params(
     params: *mut GenerateParams,
@@ -403,9 +405,9 @@ pub unsafe extern "C" fn engraft_generate_default_params(
     })
 }
 
-/// Makes a session on a model, with an adapter or (NULL) with the base alone. `params` may be NULL.
-/// `*session` is freed with `engraft_session_free`. `BASE_MISMATCH` for an adapter of another model: of another
-/// handle it is taken once the digests of both files are found equal.
+/// Makes a session on a model, with an adapter or, for NULL, with the base alone. `params` may be NULL.
+/// `*session` is freed with `engraft_session_free`. `BASE_MISMATCH` for an adapter of another model. An adapter of
+/// another model handle is accepted if the digests of both files are equal.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_create(
     model: *const Model,
@@ -439,14 +441,14 @@ pub unsafe extern "C" fn engraft_session_create(
     })
 }
 
-/// Frees a session and ends its threads. `BUSY` while a call runs on it. NULL is nothing.
+/// Frees a session and ends its threads. `BUSY` while a call runs on it. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_free(session: *mut Session) -> i32 {
     handle::free("engraft_session_free", session)
 }
 
-/// Uses an adapter, or with NULL the base alone, from the next token on, and no slot any more. What the
-/// session has read already stays as it was computed. `BASE_MISMATCH` for an adapter of another model.
+/// Uses an adapter, or with NULL the base alone, from the next token on, and no longer follows a slot. What the
+/// session has already read stays as computed. `BASE_MISMATCH` for an adapter of another model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_set_adapter(
     session: *const Session,
@@ -470,7 +472,7 @@ pub unsafe extern "C" fn engraft_session_set_adapter(
     })
 }
 
-/// Takes the adapter from a slot from now on, looked at before every token: see `engraft_slot_swap`.
+/// Takes the adapter from a slot from now on, checking the slot before every token; see `engraft_slot_swap`.
 /// `BASE_MISMATCH` for a slot of another model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_follow(session: *const Session, slot: *const Slot) -> i32 {
@@ -488,11 +490,11 @@ pub unsafe extern "C" fn engraft_session_follow(session: *const Session, slot: *
     })
 }
 
-/// Continues a prompt (UTF-8), or answers it as a chat, and hands the text to `callback` as it comes.
-/// `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` before. Returns `CANCELLED`
-/// when the callback answers false or `engraft_session_cancel` was called; `info` is filled then, too. Stopped
-/// before the first token, it has none, and the session goes on as if nothing had been asked; with
-/// `keep` 0 what came before is forgotten all the same. `DOES_NOT_FIT` where the cache is more than the system leaves.
+/// Continues a prompt (UTF-8), or answers it as a chat, and passes the text to `callback` as it is generated.
+/// `params`, `callback` and `info` may be NULL; set the `struct_size` of `info` first. Returns `CANCELLED` if the
+/// callback returns false or `engraft_session_cancel` was called; `info` is filled then, too. If stopped before
+/// the first token, the session continues as if nothing had been asked, but with `keep` 0 it has forgotten what
+/// came before. `DOES_NOT_FIT` if the system hasn't enough memory for the cache.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_generate(
     session: *const Session,
@@ -512,7 +514,7 @@ pub unsafe extern "C" fn engraft_session_generate(
         // SAFETY: the crate's contract, for the caller's struct.
         unsafe { caller::check_answer(info) }?;
         let mut state = session.state.enter()?;
-        // A cancellation is of the call that runs when it is asked for.
+        // A cancellation affects only the call that runs when it comes.
         session.control.resume();
         let reader = Reader { callback, user };
         let found = state.generate((prompt, system), &params, &session.control, &reader)?;
@@ -527,7 +529,7 @@ pub unsafe extern "C" fn engraft_session_generate(
     })
 }
 
-/// Stops the call that runs before its next token; without one, nothing happens. From anywhere, at any time.
+/// Stops the running call before its next token, if there is one. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_cancel(session: *const Session) -> i32 {
     handle::call("engraft_session_cancel", session, |session| {
@@ -536,18 +538,18 @@ pub unsafe extern "C" fn engraft_session_cancel(session: *const Session) -> i32 
     })
 }
 
-/// Forgets everything that was read and said.
+/// Forgets everything that was read and generated.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_reset(session: *const Session) -> i32 {
     handle::call("engraft_session_reset", session, |session| {
-        // The cache is emptied when it is next read into.
+        // The next read empties the cache.
         session.state.enter()?.talk = Talk::default();
         Ok(())
     })
 }
 
-/// Gives back the memory of the cache and the buffers, and forgets what was read and said; the next call
-/// takes them again. For warnings of low memory.
+/// Frees the memory of the cache and the buffers and forgets what was read and generated; the next call
+/// allocates them again. Call it when the system warns of low memory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_trim(session: *const Session) -> i32 {
     handle::call("engraft_session_trim", session, |session| {

@@ -1,4 +1,4 @@
-//! Stores: what was promoted, generation by generation, and which one is active.
+//! Stores: the promoted generations, and which one is active.
 
 use std::ffi::c_char;
 use std::path::PathBuf;
@@ -19,8 +19,8 @@ use crate::gate::Gate;
 use crate::handle::{self, Kind};
 use crate::model::{self, Model};
 
-/// A folder of generations. May be used by any number of threads at once; of those that change it, in this
-/// and all other processes, one at a time, and others get `BUSY`.
+/// A folder of generations. Any number of threads may use it at once. Only one writer, of all processes, may
+/// change it at a time; others get `BUSY`.
 pub struct Store {
     _opaque: [u8; 0],
 }
@@ -30,38 +30,38 @@ impl Kind for Store {
     const NAME: &'static str = "store";
 }
 
-/// What is behind a store handle.
+/// The value behind a store handle.
 pub(crate) struct Inner {
     folder: PathBuf,
 }
 
-/// How a store is opened. Zero is the default of everything.
+/// How to open a store. Zero is the default for every field.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct StoreParams {
     /// `sizeof(engraft_store_params)`.
     pub struct_size: u32,
-    /// 1 refuses a folder that is none of a store, instead of making it one.
+    /// 1 refuses a folder that isn't a store instead of making it one.
     pub must_exist: u32,
 }
 
-/// A generation.
+/// Facts about a generation.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct GenerationInfo {
     /// `sizeof(engraft_generation_info)`.
     pub struct_size: u32,
-    /// `ENGRAFT_KIND_*`; 0 where nothing was ever promoted, and then all else is 0 too.
+    /// `ENGRAFT_KIND_*`; 0 if nothing was ever promoted, and then all else is 0, too.
     pub kind: u32,
     /// Its number, from 1.
     pub number: u64,
-    /// What a rollback leads to; 0 for nothing.
+    /// The generation that a rollback leads to; 0 for none.
     pub previous: u64,
     /// Bytes of its files.
     pub bytes: u64,
-    /// Generations that should have been taken before it, and were damaged: the log says why.
+    /// How many damaged generations were passed over for this one; the log says why.
     pub passed_over: u64,
-    /// What identifies the model that it is for.
+    /// Digest of the model that it is for.
     pub base_digest: [u8; 32],
 }
 
@@ -109,7 +109,7 @@ fn describe(listing: &Listing) -> String {
     serde_json::json!({ "active": active, "generations": generations }).to_string()
 }
 
-/// Makes all settings the default. `struct_size` is `sizeof(engraft_store_params)`.
+/// Sets all fields to their default. `struct_size` is `sizeof(engraft_store_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_default_params(params: *mut StoreParams, struct_size: usize) -> i32 {
     handle::alone("engraft_store_default_params", || {
@@ -118,8 +118,8 @@ pub unsafe extern "C" fn engraft_store_default_params(params: *mut StoreParams, 
     })
 }
 
-/// Opens the store in a folder, which is made if it is missing, readable by its owner only. `params` may be
-/// NULL. `*store` is freed with `engraft_store_free`.
+/// Opens the store in a folder. A missing folder is created, accessible only to its owner. `params` may be NULL.
+/// `*store` is freed with `engraft_store_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_open(
     folder: *const c_char,
@@ -140,15 +140,15 @@ pub unsafe extern "C" fn engraft_store_open(
     })
 }
 
-/// Frees a store; the folder stays as it is. NULL is nothing.
+/// Frees a store; the folder stays as it is. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_free(store: *mut Store) -> i32 {
     handle::free("engraft_store_free", store)
 }
 
-/// Makes what a gate's verdict names the active generation, and puts its number into `*generation` (which may
-/// be NULL). `GATE_REFUSED` where the base alone stays: then nothing is changed. When this returns 0,
-/// everything is on disk and was read back.
+/// Makes the winner of a gate's verdict the active generation and puts its number into `*generation`, which may
+/// be NULL. `GATE_REFUSED` if the base alone stays; nothing changes then. When this returns 0, everything is on
+/// disk and was read back.
 #[cfg(feature = "gate")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_promote(
@@ -162,7 +162,7 @@ pub unsafe extern "C" fn engraft_store_promote(
         let candidate = match trial.winner()? {
             Product::Adapter(parameters) => Candidate::Adapter(parameters),
             Product::FewShot(messages) => Candidate::FewShot(messages),
-            Product::File(_) | Product::Model(_) => return Err(Failure::misuse("what won is a file")),
+            Product::File(_) | Product::Model(_) => return Err(Failure::misuse("the winner is a file")),
         };
         let verdict = trial.outcome()?.verdict.to_json()?;
         let number = store.promote(&candidate, verdict.as_bytes(), &trial.model)?;
@@ -172,8 +172,8 @@ pub unsafe extern "C" fn engraft_store_promote(
     })
 }
 
-/// Makes an adapter the active generation on the caller's own judgement, past the gate. `verdict` is kept
-/// beside it as it is: say why. `*generation` may be NULL.
+/// Makes an adapter the active generation on the caller's judgement, without the gate. `verdict` is stored with
+/// it unchanged: say why. `*generation` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_promote_adapter(
     store: *const Store,
@@ -187,7 +187,7 @@ pub unsafe extern "C" fn engraft_store_promote_adapter(
         // SAFETY: the crate's contract, for the caller's text.
         let verdict = unsafe { caller::text(verdict, verdict_length, "verdict") }?;
         if verdict.trim().is_empty() {
-            return Err(Failure::misuse("verdict is empty: say why this adapter is promoted"));
+            return Err(Failure::misuse("verdict is empty; say why this adapter is promoted"));
         }
         let model = &adapter.value.model;
         let bound;
@@ -208,7 +208,7 @@ pub unsafe extern "C" fn engraft_store_promote_adapter(
     })
 }
 
-/// Tells which generation is active, its files verified. Set `struct_size` before.
+/// Gets facts about the active generation and verifies its files. Set `struct_size` first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_active(store: *const Store, info: *mut GenerationInfo) -> i32 {
     handle::call("engraft_store_active", store, |store| {
@@ -231,7 +231,7 @@ pub unsafe extern "C" fn engraft_store_active(store: *const Store, info: *mut Ge
     })
 }
 
-/// Loads the active generation, held against the model: an adapter, examples, or the base alone (also where
+/// Loads the active generation and checks it against the model: an adapter, examples, or the base alone (also if
 /// nothing was ever promoted). `params` may be NULL. `*adapter` is freed with `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_load(
@@ -268,8 +268,8 @@ pub unsafe extern "C" fn engraft_store_load(
     })
 }
 
-/// Makes the generation active that was active before the active one, and puts its number into `*generation`
-/// (which may be NULL). `MISUSE` where there is none.
+/// Makes the previously active generation active again and puts its number into `*generation`, which may be
+/// NULL. `MISUSE` if there is none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_rollback(store: *const Store, generation: *mut u64) -> i32 {
     handle::call("engraft_store_rollback", store, |store| {
@@ -281,7 +281,7 @@ pub unsafe extern "C" fn engraft_store_rollback(store: *const Store, generation:
     })
 }
 
-/// Makes any generation active that verifies.
+/// Makes a generation active after verifying it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_activate(store: *const Store, generation: u64) -> i32 {
     handle::call("engraft_store_activate", store, |store| {
@@ -291,8 +291,8 @@ pub unsafe extern "C" fn engraft_store_activate(store: *const Store, generation:
     })
 }
 
-/// Removes all generations but the newest `keep` that are whole, the active one, and the one that a rollback
-/// leads to; puts how many went into `*removed` (which may be NULL). `MISUSE` for a `keep` of 0.
+/// Removes all generations except the newest `keep` good ones, the active one, and the one that a rollback leads
+/// to. Puts the number of removed ones into `*removed`, which may be NULL. `MISUSE` for a `keep` of 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_prune(store: *const Store, keep: usize, removed: *mut u64) -> i32 {
     handle::call("engraft_store_prune", store, |store| {

@@ -1,4 +1,4 @@
-//! The header that is checked in is cbindgen's, made of the sources as they are.
+//! The checked-in header must equal what cbindgen makes from the current sources.
 //!
 //! After a change of the interface: `ENGRAFT_WRITE_HEADER=1 cargo test --workspace --test header`.
 
@@ -10,8 +10,8 @@ fn folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What cbindgen makes of these files and their modules. Not of the crate: then cargo would be asked for what it
-/// depends on.
+/// What cbindgen makes from these files and their modules. Passing the crate instead would run cargo to find its
+/// dependencies.
 fn made_of(sources: &[PathBuf]) -> String {
     let config = Config::from_file(folder().join("cbindgen.toml")).expect("cbindgen.toml is sound");
     let builder = sources.iter().fold(Builder::new().with_config(config), |b, file| b.with_src(file));
@@ -34,7 +34,7 @@ fn the_header_is_made_of_the_sources() {
     let told = std::fs::read_to_string(&file).expect("reading the header");
     let differs = told.lines().zip(made.lines()).position(|(a, b)| a != b);
     let at = differs.map_or_else(|| told.lines().count().min(made.lines().count()), |line| line + 1);
-    assert!(told == made, "line {at}: write include/engraft.h anew, as this file's head says");
+    assert!(told == made, "line {at}: regenerate include/engraft.h as this file's head says");
     assert!(made.matches("\nint32_t engraft_").count() > 60, "the functions were not found");
 }
 

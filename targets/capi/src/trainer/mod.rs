@@ -1,4 +1,4 @@
-//! Trainers: an adapter, trained step by step inside its plan.
+//! Trainers: each trains an adapter step by step within its memory plan.
 
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::model::{self, Model};
 use crate::plan::{Request, TrainParams};
 use crate::progress::{ENGRAFT_EVENT_NOTE, ENGRAFT_EVENT_STEP, Listener, Looker, Progress, ProgressCallback};
 
-/// A run of training. One call at a time; what steers it may be called from anywhere.
+/// A training run. One call at a time; functions that steer it may be called from anywhere.
 pub struct Trainer {
     _opaque: [u8; 0],
 }
@@ -34,28 +34,28 @@ impl Kind for Trainer {
     }
 }
 
-/// What is behind a trainer handle.
+/// The value behind a trainer handle.
 pub(crate) struct Value {
     control: Control,
     run: Exclusive<Run>,
 }
 
-/// A run, its rows, and what it rests from.
+/// A run, its rows, and the work it still has to rest from.
 struct Run {
     run: run::Run,
     model: Arc<model::Inner>,
     kernels: Arc<Kernels>,
     data: Arc<data::Inner>,
-    /// Rows that the model knew.
+    /// Rows that the model already knows.
     replay: Vec<Example>,
-    /// Where its checkpoints are, so that nobody else writes there.
+    /// The lock on the folder with its checkpoints.
     held: Option<Held>,
-    /// What the last call took and was not rested from.
+    /// The time of the last call that it hasn't rested from.
     took: Duration,
 }
 
 impl Run {
-    /// Plans, and allocates what the plan says.
+    /// Plans and allocates what the plan says.
     fn new(model: &Arc<model::Inner>, data: &Arc<data::Inner>, params: &TrainParams) -> Result<Run> {
         let request = Request::new(params, model, Some(data))?;
         let planned = request.planned(model, Some(data))?;
@@ -77,7 +77,7 @@ impl Run {
         })
     }
 
-    /// A call that takes time, looked on.
+    /// Runs a long call under observation.
     fn watched<T>(
         &mut self,
         control: &Control,
@@ -93,23 +93,23 @@ impl Run {
         looker.end(done)
     }
 
-    /// So many steps, or all that are left; what a return to a checkpoint undoes is done again.
+    /// Takes this many steps, or all that are left. Repeats steps that a return to a checkpoint undid.
     fn go(&mut self, count: Option<u64>, control: &Control, listener: &Listener) -> Result<()> {
         let until = count.map(|n| self.run.steps().saturating_add(n));
         self.watched(control, listener, |run, rows, looker| run.go(rows, until, looker))
     }
 
-    /// One step; gives the event that it was.
+    /// Takes one step and returns its event.
     fn step(&mut self, control: &Control) -> Result<u32> {
         let done =
             self.watched(control, &Listener::nobody(), |run, rows, looker| run.advance(rows, looker))?;
         Ok(if done { ENGRAFT_EVENT_STEP } else { ENGRAFT_EVENT_NOTE })
     }
 
-    /// Loss on the rows to validate with: of the base before the first step.
+    /// Loss on the validation rows: the base's before the first step.
     fn evaluate(&mut self, control: &Control) -> Result<f64> {
         let found = self.watched(control, &Listener::nobody(), |run, rows, looker| run.look(rows, looker))?;
-        found.ok_or_else(|| Failure::new(ENGRAFT_BAD_DATA, "there are no rows to validate with"))
+        found.ok_or_else(|| Failure::new(ENGRAFT_BAD_DATA, "there are no validation rows"))
     }
 
     fn progress(&self, event: u32) -> Progress {
@@ -122,7 +122,7 @@ impl Run {
         Ok(())
     }
 
-    /// Commits everything that the run needs to go on, and the adapter. The folder is this run's from then on.
+    /// Commits everything that the run needs to continue, and the adapter. From then on the folder is this run's.
     fn checkpoint(&mut self, folder: &Path) -> Result<()> {
         let held = adapter::hold(folder, self.held.as_ref())?;
         self.run.keep_in(&adapter::one_name(folder))?;
@@ -131,7 +131,7 @@ impl Run {
         self.save(folder)
     }
 
-    /// Goes on where a checkpoint stood. Reading takes no lock.
+    /// Continues from a checkpoint. Reading takes no lock.
     fn restore(&mut self, folder: &Path) -> Result<()> {
         let nobody = Control::default();
         let own = adapter::one_name(folder);
@@ -146,15 +146,15 @@ impl Run {
         }
     }
 
-    /// The adapter as it is now, for use.
+    /// The adapter in its current state, for use.
     fn snapshot(&mut self) -> Result<adapter::Inner> {
         let parameters = self.run.snapshot()?.ok_or_else(|| Failure::misuse("there is no adapter"))?;
         adapter::Inner::trusted(&self.model, &self.kernels, parameters)
     }
 }
 
-/// Makes a trainer: plans, refuses what exceeds the budget (`DOES_NOT_FIT`, before anything large is
-/// allocated), and allocates everything that training takes. `params` may be NULL. `*trainer` is freed with
+/// Makes a trainer. Plans first, and returns `DOES_NOT_FIT` if the plan exceeds the budget, before allocating
+/// anything large. Then allocates all memory for training. `params` may be NULL. `*trainer` is freed with
 /// `engraft_trainer_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_create(
@@ -175,16 +175,16 @@ pub unsafe extern "C" fn engraft_trainer_create(
     })
 }
 
-/// Frees a trainer and ends its threads. `BUSY` while a call runs on it. NULL is nothing.
+/// Frees a trainer and ends its threads. `BUSY` while a call runs on it. Does nothing for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_free(trainer: *mut Trainer) -> i32 {
     handle::free("engraft_trainer_free", trainer)
 }
 
-/// One step. `progress` may be NULL; else set its `struct_size` before. `MISUSE` once all steps are done. Where a
-/// step was skipped for a loss that is not finite, or the run went back to its checkpoint (see
-/// `engraft_trainer_checkpoint`), `event` of `progress` is `ENGRAFT_EVENT_NOTE`, `step` has not risen or has
-/// fallen, and the log says why.
+/// Takes one step. `progress` may be NULL; otherwise set its `struct_size` first. `MISUSE` once all steps are
+/// done. If a step is skipped because its loss isn't finite, or the run returns to its checkpoint (see
+/// `engraft_trainer_checkpoint`), the `event` of `progress` is `ENGRAFT_EVENT_NOTE`, `step` stays or falls, and
+/// the log says why.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress: *mut Progress) -> i32 {
     handle::call("engraft_trainer_step", trainer, |trainer| {
@@ -203,9 +203,9 @@ pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress:
     })
 }
 
-/// So many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step, and
-/// false from it ends the call with `CANCELLED`. What was trained stays, and another call goes on. Where the run
-/// goes back to its checkpoint, `step` falls, a note says so, and the steps are done anew.
+/// Takes this many steps, or with 0 all that are left. `callback` may be NULL; it is called after each step, and
+/// if it returns false, the call ends with `CANCELLED`. What was trained stays, and another call continues. If
+/// the run returns to its checkpoint, `step` falls, a note says so, and the steps are repeated.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_run(
     trainer: *const Trainer,
@@ -221,8 +221,8 @@ pub unsafe extern "C" fn engraft_trainer_run(
     })
 }
 
-/// Puts the loss on the rows to validate with into `*loss`: of the base before the first step, with the
-/// adapter afterwards. `BAD_DATA` where there are none.
+/// Puts the loss on the validation rows into `*loss`: the base's before the first step, with the adapter
+/// afterwards. `BAD_DATA` if there are no such rows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_evaluate(trainer: *const Trainer, loss: *mut f64) -> i32 {
     handle::call("engraft_trainer_evaluate", trainer, |trainer| {
@@ -233,7 +233,7 @@ pub unsafe extern "C" fn engraft_trainer_evaluate(trainer: *const Trainer, loss:
     })
 }
 
-/// Tells how far a run is. Set `struct_size` before. `BUSY` while it runs: the callback is told then.
+/// Gets the progress of a run. Set `struct_size` first. `BUSY` during a call, when the callback gets it instead.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_progress(trainer: *const Trainer, progress: *mut Progress) -> i32 {
     handle::call("engraft_trainer_progress", trainer, |trainer| {
@@ -243,9 +243,9 @@ pub unsafe extern "C" fn engraft_trainer_progress(trainer: *const Trainer, progr
     })
 }
 
-/// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing. When
-/// this returns 0, the file is on disk and was read back; readable by its owner only. `BUSY` where another trainer
-/// has its checkpoints in the folder, or another call or process writes to it.
+/// Commits the current adapter as `adapter.engraft` in a folder, which is created if missing. When this returns
+/// 0, the file is on disk, was read back, and only its owner can read it. `BUSY` if another trainer has its
+/// checkpoints in the folder, or another call or process writes to it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_save(
     trainer: *const Trainer,
@@ -259,14 +259,15 @@ pub unsafe extern "C" fn engraft_trainer_save(
     })
 }
 
-/// Commits everything that the run needs to go on, and beside it the adapter as `engraft_trainer_save` does, in a
-/// folder, which is made if it is missing. When this returns 0, both are on disk and were read back. From then on
-/// the folder is this trainer's, until it is freed or names another one: all others that write there, trainers
-/// and `engraft_adapter_save` in this process, too, get `BUSY`, as this call does where there is such a writer
-/// already. The newest two checkpoints stay there; those of another run are replaced. A run that diverges (three
-/// steps in a row without a finite loss, or a loss that grows without end) returns to its last checkpoint at half
-/// the learning rate and tells so by a note; after three returns, or without a checkpoint, its steps are
-/// `NONFINITE`.
+/// Commits everything that the run needs to continue, and the adapter as `engraft_trainer_save` does, to a
+/// folder, which is created if missing. When this returns 0, both are on disk and were read back. From then on the
+/// folder belongs to this trainer, until the trainer is freed or uses another one. All other writers to it get
+/// `BUSY`, even other trainers and `engraft_adapter_save` in this process; so does this call if there is such a
+/// writer already. The two newest checkpoints are kept; those of another run are replaced.
+///
+/// A run diverges after three steps in a row without a finite loss, or when its loss grows without end. It then
+/// returns to its last checkpoint at half the learning rate, and a note says so. After three returns, or without
+/// a checkpoint, its steps return `NONFINITE`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_checkpoint(
     trainer: *const Trainer,
@@ -280,10 +281,10 @@ pub unsafe extern "C" fn engraft_trainer_checkpoint(
     })
 }
 
-/// Goes on where the newest whole checkpoint in a folder stood, to the same result as if the run had never
-/// stopped. The trainer must have taken no step, and be created with the model, rows and settings of the run:
-/// `BASE_MISMATCH` or `MISUSE` names what differs. `IO` where there is no checkpoint, `CORRUPT` where none is
-/// whole; then the trainer is as it was.
+/// Continues from the newest good checkpoint in a folder, with the same result as if the run had never stopped.
+/// The trainer must have taken no step, and must be made with the run's model, rows and settings; `BASE_MISMATCH`
+/// or `MISUSE` names a difference. `IO` if there is no checkpoint, `CORRUPT` if none is good; the trainer is
+/// unchanged then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_restore(
     trainer: *const Trainer,
@@ -297,8 +298,7 @@ pub unsafe extern "C" fn engraft_trainer_restore(
     })
 }
 
-/// Copies the adapter as it is now, for sessions, slots and stores. `*adapter` is freed with
-/// `engraft_adapter_free`.
+/// Copies the current adapter, for sessions, slots and stores. `*adapter` is freed with `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_adapter(trainer: *const Trainer, adapter: *mut *mut Adapter) -> i32 {
     // SAFETY: the crate's contract, for the caller's place.
@@ -311,8 +311,8 @@ pub unsafe extern "C" fn engraft_trainer_adapter(trainer: *const Trainer, adapte
     })
 }
 
-/// Ends the call that runs, and those that follow, with `CANCELLED` before their next step, until
-/// `engraft_trainer_resume`. From anywhere, at any time. Saving goes on.
+/// Ends the running call, and later ones, with `CANCELLED` before their next step, until
+/// `engraft_trainer_resume`. Saving still works. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_cancel(trainer: *const Trainer) -> i32 {
     handle::call("engraft_trainer_cancel", trainer, |trainer| {
@@ -321,8 +321,8 @@ pub unsafe extern "C" fn engraft_trainer_cancel(trainer: *const Trainer) -> i32 
     })
 }
 
-/// Lets the call that runs, and those that follow, wait before their next step, until
-/// `engraft_trainer_resume` or `engraft_trainer_cancel`. From anywhere, at any time.
+/// Makes the running call, and later ones, wait before their next step, until `engraft_trainer_resume` or
+/// `engraft_trainer_cancel`. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_pause(trainer: *const Trainer) -> i32 {
     handle::call("engraft_trainer_pause", trainer, |trainer| {
@@ -331,7 +331,7 @@ pub unsafe extern "C" fn engraft_trainer_pause(trainer: *const Trainer) -> i32 {
     })
 }
 
-/// Takes back a pause and a cancellation. From anywhere, at any time.
+/// Undoes a pause or a cancellation. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_resume(trainer: *const Trainer) -> i32 {
     handle::call("engraft_trainer_resume", trainer, |trainer| {
@@ -340,7 +340,8 @@ pub unsafe extern "C" fn engraft_trainer_resume(trainer: *const Trainer) -> i32 
     })
 }
 
-/// Says how hot the device is (`ENGRAFT_THERMAL_*`): training rests accordingly. From anywhere, at any time.
+/// Sets how hot the device is (`ENGRAFT_THERMAL_*`), so that training rests accordingly. May be called from
+/// anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_set_thermal(trainer: *const Trainer, thermal: i32) -> i32 {
     handle::call("engraft_trainer_set_thermal", trainer, |trainer| {
