@@ -1,7 +1,7 @@
 import CEngraft
 import Foundation
 
-/// What is put beside a model. Never changes; may be used by any number of threads and sessions at once.
+/// What is added to a model. Immutable; any number of threads and sessions may use it at once.
 public final class Adapter: Sendable {
     let handle: Handle
 
@@ -10,12 +10,12 @@ public final class Adapter: Sendable {
         case adapter
         /// Examples that go before every prompt.
         case fewShot
-        /// Nothing: the base alone.
+        /// Nothing: only the base.
         case base
-        /// What a later version of the library knows.
+        /// A value from a later version of the library.
         case other(UInt32)
 
-        /// Nil where the library says 0, for nothing at all.
+        /// Nil if the library returns 0, which means nothing at all.
         init?(code: UInt32) {
             switch code {
             case 0: return nil
@@ -27,11 +27,11 @@ public final class Adapter: Sendable {
         }
     }
 
-    /// How an adapter is loaded. Zero is the default of every number.
+    /// How to load an adapter. Zero is the default for every number.
     public struct Options: Sendable {
-        /// Takes an adapter of another base, if its shapes are this one's.
+        /// Accepts an adapter made for another base if its shapes fit.
         public var forceBase = false
-        /// What its effect is multiplied by (0: 1, as trained).
+        /// Factor on its effect (0: 1, as trained).
         public var scale: Float = 0
         /// Threads for loading it (0: as many as there are cores).
         public var threads: UInt32 = 0
@@ -46,7 +46,7 @@ public final class Adapter: Sendable {
         }
     }
 
-    /// What an adapter is. Of examples and of the base alone, all figures are 0.
+    /// Facts about an adapter. For examples and the base alone, all figures are 0.
     public struct Info: Sendable {
         public let kind: Kind
         /// The largest rank of a projection.
@@ -55,11 +55,11 @@ public final class Adapter: Sendable {
         public let parameters: UInt64
         /// Steps that it was trained for.
         public let steps: UInt64
-        /// Tokens that the loss was taken on.
+        /// Trained tokens: those that counted in the loss.
         public let tokens: UInt64
-        /// Held-out loss of the base in nats per token; NaN where unknown.
+        /// Held-out loss of the base in nats per token; NaN if unknown.
         public let validLossBefore: Float
-        /// Held-out loss with the adapter; NaN where unknown.
+        /// Held-out loss with the adapter; NaN if unknown.
         public let validLossAfter: Float
     }
 
@@ -68,7 +68,7 @@ public final class Adapter: Sendable {
     }
 
     /// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and holds it against
-    /// the model. Blocks: not for the main thread.
+    /// the model. Blocks, so don't call it on the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
         var params: engraft_adapter_params = try options.params()
         handle = try Handle(free: { engraft_adapter_free($0) }) { made in
@@ -78,7 +78,7 @@ public final class Adapter: Sendable {
         }
     }
 
-    /// What the adapter is.
+    /// Facts about the adapter.
     public func info() throws -> Info {
         var info = engraft_adapter_info()
         info.struct_size = size(of: info)
@@ -105,7 +105,7 @@ public final class Adapter: Sendable {
 public final class AdapterSlot: Sendable {
     let handle: Handle
 
-    /// A slot that holds nothing: sessions that follow it use the base alone.
+    /// An empty slot: sessions that follow it use the base alone.
     public init() throws {
         try checkVersion()
         handle = try Handle(free: { engraft_slot_free($0) }) { engraft_slot_create($0) }

@@ -1,46 +1,46 @@
 import CEngraft
 
-/// What went wrong in the library.
+/// An error from the library.
 public struct EngraftError: Error, Sendable, Equatable, CustomStringConvertible {
     /// A code of the C interface. Later versions may have more than those that are named here.
     public struct Code: RawRepresentable, Sendable, Hashable {
         public let rawValue: Int32
         public init(rawValue: Int32) { self.rawValue = rawValue }
 
-        /// Reading or writing failed in the operating system.
+        /// The operating system failed to read or write.
         public static let io = Code(rawValue: ENGRAFT_IO)
-        /// The disk, or a quota, is full.
+        /// The disk or a quota is full.
         public static let full = Code(rawValue: ENGRAFT_FULL)
-        /// The system gave no memory.
+        /// Out of memory.
         public static let noMemory = Code(rawValue: ENGRAFT_NOMEM)
-        /// A file is not what its format demands.
+        /// A file doesn't match its format.
         public static let corrupt = Code(rawValue: ENGRAFT_CORRUPT)
-        /// An argument is out of range, or contradicts another.
+        /// An argument is out of range or contradicts another.
         public static let misuse = Code(rawValue: ENGRAFT_MISUSE)
-        /// Another call runs on the object, or another writer holds the folder or the store.
+        /// Another call runs on the object, or another writer uses the folder or store.
         public static let busy = Code(rawValue: ENGRAFT_BUSY)
         /// The caller asked to stop.
         public static let cancelled = Code(rawValue: ENGRAFT_CANCELLED)
-        /// The library and this wrapper are not of one version.
+        /// The library and this wrapper have different versions.
         public static let unsupportedVersion = Code(rawValue: ENGRAFT_UNSUPPORTED_VERSION)
-        /// An adapter and a model do not belong together.
+        /// An adapter and a model don't belong together.
         public static let baseMismatch = Code(rawValue: ENGRAFT_BASE_MISMATCH)
-        /// A NaN or infinity appeared where none may be.
+        /// NaN or infinity where a finite number is needed.
         public static let nonFinite = Code(rawValue: ENGRAFT_NONFINITE)
-        /// The memory plan exceeds the budget; the message names what would fit.
+        /// The memory plan exceeds the budget. The message says what would fit.
         public static let doesNotFit = Code(rawValue: ENGRAFT_DOES_NOT_FIT)
-        /// The gate did not promote.
+        /// The gate didn't promote.
         public static let gateRefused = Code(rawValue: ENGRAFT_GATE_REFUSED)
-        /// A defect of the library: the object is of no more use.
+        /// A bug in the library. The object can't be used any more.
         public static let panic = Code(rawValue: ENGRAFT_PANIC)
-        /// Data is malformed, or leaves nothing to train on.
+        /// The data is malformed or leaves nothing to train on.
         public static let badData = Code(rawValue: ENGRAFT_BAD_DATA)
-        /// The file is right, but this version can't handle what it holds.
+        /// The file is good, but this version can't handle its contents.
         public static let unsupported = Code(rawValue: ENGRAFT_UNSUPPORTED)
     }
 
     public let code: Code
-    /// Names the file or setting, and the remedy.
+    /// Names the file or setting and the remedy.
     public let message: String
 
     public var description: String { message.isEmpty ? "Engraft error \(code.rawValue)" : message }
@@ -126,7 +126,7 @@ func withText<R>(_ text: String?, _ body: (UnsafePointer<CChar>?, Int) throws ->
     return try text.utf8CString.withUnsafeBufferPointer { try body($0.baseAddress, $0.count - 1) }
 }
 
-/// A text of the library, which no NUL ends; nil for NULL.
+/// A text from the library, not NUL-terminated; nil for NULL.
 func string(_ text: UnsafePointer<CChar>?, _ length: Int) -> String? {
     guard let text else { return nil }
     return String(decoding: UnsafeRawBufferPointer(start: text, count: length), as: UTF8.self)
@@ -160,7 +160,7 @@ func text(_ copy: CopyText) throws -> String {
 
 // MARK: - Structs
 
-/// Settings with their size and the default of everything.
+/// Settings with their size, everything else at its default.
 func defaults<P>(_ zero: P, _ fill: (UnsafeMutablePointer<P>, Int) -> Int32) throws -> P {
     var params = zero
     try check(fill(&params, MemoryLayout<P>.stride))
@@ -177,7 +177,7 @@ extension Bool {
     var flag: UInt32 { self ? 1 : 0 }
 }
 
-/// The library's own version, such as "0.1.0".
+/// The library's version, such as "0.1.0".
 public func engraftVersion() throws -> String {
     try text { engraft_version($0, $1, $2) }
 }

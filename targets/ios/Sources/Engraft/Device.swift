@@ -6,11 +6,11 @@ import Foundation
 public enum Thermal: Sendable {
     /// Cool: work at full speed.
     case nominal
-    /// Warm: a tenth of the time is spent resting.
+    /// Warm: rest a tenth of the time.
     case fair
-    /// Hot: half of the time is spent resting.
+    /// Hot: rest half of the time.
     case serious
-    /// Too hot: work waits until this changes.
+    /// Too hot: wait until this changes.
     case critical
 
     public init(_ state: ProcessInfo.ThermalState) {

@@ -7,7 +7,7 @@ public final class Gate: ThermalSteered {
     let handle: Handle
     private let queue = DispatchQueue(label: "engraft.gate", qos: .utility)
 
-    /// What is compared, beside the base alone.
+    /// The arms to compare with the base alone.
     public struct Arms: OptionSet, Sendable {
         public let rawValue: UInt32
         public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -18,11 +18,11 @@ public final class Gate: ThermalSteered {
         public static let dora = Arms(rawValue: UInt32(ENGRAFT_ARM_DORA))
     }
 
-    /// How answers are compared.
+    /// How to compare answers.
     public enum Metric: Sendable {
-        /// Not at all, beyond what the data's task says.
+        /// Not at all, except as the data's task says.
         case none
-        /// Word for word, white space aside.
+        /// Word for word, except for white space.
         case exact
         /// As JSON, all fields equal.
         case json
@@ -37,80 +37,80 @@ public final class Gate: ThermalSteered {
     }
 
     public enum Decision: Sendable, Equatable {
-        /// Nothing was judged yet.
+        /// Nothing has been judged yet.
         case undecided
-        /// The arm of this name is to be promoted.
+        /// Promote the arm of this name.
         case promote(arm: String)
-        /// Examples in the prompt do as well without training.
+        /// Keep prompting: examples in the prompt help, and no trained arm passed.
         case keepPrompting
         case keepBase
-        /// What a later version of the library decides.
+        /// A decision from a later version of the library.
         case other(UInt32)
     }
 
-    /// What is compared, and how. Zero is the default of every number.
+    /// What to compare, and how. Zero is the default for every number.
     public struct Options: Sendable {
-        /// Beside the base alone (empty: all). Without few-shot, training need not beat it.
+        /// Arms to compare with the base alone (empty: all). Without few-shot, training needn't beat it.
         public var arms: Arms = []
         /// Examples in a few-shot prompt (0: 5).
         public var shots: UInt32 = 0
-        /// Steps of each trained arm (0: 300).
+        /// Steps per trained arm (0: 300).
         public var steps: UInt32 = 0
-        /// Sequences of a step (0: 1).
+        /// Sequences per step (0: 1).
         public var batchSize: UInt32 = 0
         /// Rank of the adapters (0: the largest that memory and rows allow, up to 16).
         public var rank: UInt32 = 0
         public var metric = Metric.none
-        /// Tokens of an answer at most (0: 256).
+        /// Maximum tokens per answer (0: 256).
         public var answerTokens: UInt32 = 0
-        /// Training rows at most (0: all).
+        /// Maximum number of training rows (0: all).
         public var trainRows: UInt32 = 0
-        /// Held-out rows at most (0: all).
+        /// Maximum number of held-out rows (0: all).
         public var heldOutRows: UInt32 = 0
-        /// Held-out rows below which nothing is decided (0: 20).
+        /// Minimum number of held-out rows for a decision (0: 20).
         public var examplesMin: UInt32 = 0
         /// Bootstrap resamples (0: 10000).
         public var resamples: UInt32 = 0
-        /// Looks at the validation rows in a run (0: 10).
+        /// Evaluations on the validation rows per run (0: 10).
         public var evaluations: UInt32 = 0
         /// Threads (0: as many as there are cores).
         public var threads: UInt32 = 0
         /// Keeps activations in 32 bits.
         public var exact = false
-        /// Lets a lower loss alone win, where answers are compared.
+        /// Lets a lower loss win even if no more answers are right.
         public var lossAlone = false
-        /// Whether training must not harm the text that is built in. Where not, name one of your own.
+        /// Whether to use the built-in text that training must not harm. If not, supply your own.
         public var builtInRetention = true
-        /// Minutes to train, shared by the trained arms, instead of steps (0: steps count).
+        /// Minutes to train instead of steps, shared by the trained arms (0: use steps).
         public var minutes = 0.0
-        /// Learning rate at its highest (0: found by a range test).
+        /// Peak learning rate (0: found by a range test).
         public var learningRate = 0.0
-        /// Two-sided level of the intervals and tests (0: 0.05).
+        /// Two-sided significance level of intervals and tests (0: 0.05).
         public var level = 0.0
-        /// Seed of adapters, examples and the bootstrap.
+        /// Seed for adapters, examples and the bootstrap.
         public var seed: UInt64 = 0
         /// Bytes of private memory that training and scoring may take (0: no limit).
         public var memoryBudget: UInt64 = 0
-        /// A text that training must not harm, in passages behind lines that begin with `%% `, or as one.
+        /// A text that training must not harm. Lines that start with `%% ` separate passages.
         public var retention: String?
-        /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: none); half as much time again.
+        /// Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: off). Adds about half the time.
         public var klWeight = 0.0
-        /// Rows that the model knew, mixed into every batch: those to train on of this data.
+        /// Data whose training rows the model already knows, mixed into the batches.
         public var replay: TrainingData?
-        /// Rows to sample from the base for that (0: none).
+        /// Number of rows to sample from the base instead (0: none).
         public var replayCount: UInt32 = 0
-        /// Tokens to sample for each of them at most (0: 64).
+        /// Maximum tokens per sampled row (0: 64).
         public var replayTokens: UInt32 = 0
-        /// Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+        /// Share of replayed rows, at most 0.9 (0: 0.1 if there is something to replay).
         public var replayShare = 0.0
-        /// Rows whose answers training must not harm, beside retention texts: all of this data.
+        /// Data whose answers training must not harm, in addition to retention texts.
         public var retentionRows: TrainingData?
         /// A folder for what is unfinished, made if it is missing: the same comparison goes on from there after the
         /// process has ended.
         public var unfinished: String?
         public init() {}
 
-        /// All but texts and data, whose addresses are valid within a call only.
+        /// All but texts and data, whose addresses are valid only during a call.
         func params() throws -> engraft_gate_params {
             var params = try defaults(engraft_gate_params()) { engraft_gate_default_params($0, $1) }
             params.arms = arms.rawValue
@@ -142,7 +142,7 @@ public final class Gate: ThermalSteered {
         }
     }
 
-    /// Makes a gate for data; nothing is computed yet.
+    /// Makes a gate for data without computing anything yet.
     public init(model: Model, data: TrainingData, options: Options = Options()) throws {
         var params: engraft_gate_params = try options.params()
         handle = try Handle(free: { engraft_gate_free($0) }) { made in
@@ -179,7 +179,7 @@ public final class Gate: ThermalSteered {
         )
     }
 
-    /// What was decided.
+    /// The decision.
     public func decision() throws -> Decision {
         var decision: UInt32 = 0
         let arm = try handle.use { gate in
@@ -199,34 +199,34 @@ public final class Gate: ThermalSteered {
         try handle.use { gate in try text { engraft_gate_verdict(gate, $0, $1, $2) } }
     }
 
-    /// The report as one HTML page, which holds sample rows and answers to them.
+    /// The report as a single HTML page with sample rows and answers.
     public func report() throws -> String {
         try handle.use { gate in try text { engraft_gate_report(gate, $0, $1, $2) } }
     }
 
-    /// A copy of what the verdict names: an adapter, or examples. Throws `gateRefused` where the base stays.
+    /// A copy of what the verdict chose: an adapter or examples. Throws `gateRefused` if the base stays.
     public func adapter() throws -> Adapter {
         Adapter(try Handle(free: { engraft_adapter_free($0) }) { made in
             handle.use { engraft_gate_adapter($0, made) }
         })
     }
 
-    /// Ends the run, and those that follow, with `cancelled`, until `resume`.
+    /// Ends the run, and later ones, with `cancelled` until `resume`.
     public func cancel() throws {
         try handle.call { engraft_gate_cancel($0) }
     }
 
-    /// Lets the run wait.
+    /// Makes the run wait.
     public func pause() throws {
         try handle.call { engraft_gate_pause($0) }
     }
 
-    /// Takes back a pause and a cancellation.
+    /// Undoes a pause or a cancellation.
     public func resume() throws {
         try handle.call { engraft_gate_resume($0) }
     }
 
-    /// Says how hot the device is: the comparison rests accordingly.
+    /// Sets how hot the device is, so that the comparison rests accordingly.
     public func setThermal(_ thermal: Thermal) throws {
         try handle.call { engraft_gate_set_thermal($0, thermal.code) }
     }

@@ -4,13 +4,13 @@ import Foundation
 /// The library's lines.
 public enum Log {
     public enum Level: Sendable {
-        /// What went wrong.
+        /// Errors.
         case error
-        /// What a user should hear of.
+        /// Warnings that a user should see.
         case warn
-        /// What was chosen.
+        /// Choices that the library made.
         case info
-        /// What helps to find a defect.
+        /// Details for finding a bug.
         case debug
 
         var code: Int32 {

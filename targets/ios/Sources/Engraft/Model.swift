@@ -1,11 +1,11 @@
 import CEngraft
 import Foundation
 
-/// A model file, opened and checked. May be used by any number of threads at once.
+/// A model file, opened and checked. Any number of threads may use it at once.
 public final class Model: Sendable {
     let handle: Handle
 
-    /// What a model is.
+    /// Facts about a model.
     public struct Info: Sendable {
         public let vocabulary: Int
         public let width: Int
@@ -16,7 +16,7 @@ public final class Model: Sendable {
         public let mappedBytes: UInt64
         /// Bytes of private memory, without the tokenizer.
         public let privateBytes: UInt64
-        /// Bytes of private memory that the tokenizer takes once it is needed.
+        /// Bytes of private memory that the tokenizer takes once needed.
         public let tokenizerBytes: UInt64
     }
 
@@ -39,7 +39,7 @@ public final class Model: Sendable {
         }
     }
 
-    /// What the model is.
+    /// Facts about the model.
     public func info() throws -> Info {
         var info = engraft_model_info()
         info.struct_size = size(of: info)
@@ -52,12 +52,12 @@ public final class Model: Sendable {
         )
     }
 
-    /// The model's own name, which may be empty.
+    /// The name in the model's file, which may be empty.
     public func name() throws -> String {
         try handle.use { model in try text { engraft_model_name(model, $0, $1, $2) } }
     }
 
-    /// The 32 bytes that identify the model to adapters. The first time, this reads the whole file.
+    /// The 32 bytes that identify the model to adapters. The first call reads the whole file.
     public func digest() throws -> Data {
         var digest = Data(count: 32)
         try handle.call { model in
@@ -68,7 +68,7 @@ public final class Model: Sendable {
         return digest
     }
 
-    /// Gives back the tokenizer's memory, unless something uses it.
+    /// Frees the tokenizer's memory unless it is in use.
     public func trim() throws {
         try handle.call { engraft_model_trim($0) }
     }

@@ -1,6 +1,6 @@
 import CEngraft
 
-/// What a run of training will take, before any of it is taken. Never changes.
+/// The memory that a training run will take, known before allocating any. Immutable.
 public final class Plan: Sendable {
     let handle: Handle
 
@@ -10,15 +10,15 @@ public final class Plan: Sendable {
         public let bytes: UInt64
     }
 
-    /// What a plan says.
+    /// A plan's figures.
     public struct Info: Sendable {
-        /// Within the budget, if there is one, and within what the machine leaves this process.
+        /// Whether it is within the budget, if any, and within what the machine leaves this process.
         public let fits: Bool
-        /// Bytes of private memory at most: the sum of the pools.
+        /// Maximum bytes of private memory: the sum of the pools.
         public let privateBytes: UInt64
-        /// Bytes of the model's file that are mapped beside them.
+        /// Mapped bytes of the model's file, not part of the private memory.
         public let mappedBytes: UInt64
-        /// The budget that was asked about; 0 for none.
+        /// The requested budget; 0 for none.
         public let budgetBytes: UInt64
         public let pools: [Pool]
     }
@@ -37,7 +37,7 @@ public final class Plan: Sendable {
         }
     }
 
-    /// What the plan says.
+    /// The plan's figures.
     public func info() throws -> Info {
         var info = engraft_plan_info()
         info.struct_size = size(of: info)
@@ -48,7 +48,7 @@ public final class Plan: Sendable {
         )
     }
 
-    /// Why the plan does not fit, and what would; empty where it fits.
+    /// Why the plan doesn't fit, and what would; empty if it fits.
     public func advice() throws -> String {
         try handle.use { plan in try text { engraft_plan_advice(plan, $0, $1, $2) } }
     }

@@ -1,18 +1,18 @@
 import CEngraft
 import Foundation
 
-/// How far a run is. Not called Progress, which is Foundation's.
+/// The progress of a run. Not called Progress, because Foundation has that name.
 public struct RunProgress: Sendable {
     public enum Event: Sendable, Equatable {
-        /// A step is done: `step`, `loss` and what follows are of it.
+        /// A step is done: `step`, `loss` and what follows describe it.
         case step
-        /// The rows to validate with were looked at: `validLoss` is their loss.
+        /// The validation rows were evaluated; `validLoss` is their loss.
         case validation
-        /// The run is paused, or it is too hot: it waits.
+        /// The run is paused, or the device is too hot: it waits.
         case held
-        /// `text` is something to tell.
+        /// A note; see `text`.
         case note
-        /// What a later version of the library tells.
+        /// A value from a later version of the library.
         case other(UInt32)
     }
 
@@ -23,18 +23,18 @@ public struct RunProgress: Sendable {
     public let steps: UInt64
     /// Tokens that went through the model.
     public let tokens: UInt64
-    /// Mean loss of the last step, in nats per token; NaN before it.
+    /// Mean loss of the last step, in nats per token; NaN before the first.
     public let loss: Double
-    /// Loss on the rows to validate with, when they were looked at last; NaN before.
+    /// Loss on the validation rows at their last evaluation; NaN before the first.
     public let validLoss: Double
     public let learningRate: Double
-    /// Norm of the gradient, before it was scaled down.
+    /// Norm of the gradient, before scaling it down.
     public let gradientNorm: Double
     /// Tokens per second of work.
     public let tokensPerSecond: Double
     /// Seconds of work.
     public let seconds: Double
-    /// The gate's arm, or what a note says.
+    /// The gate's arm, or a note's text.
     public let text: String?
 
     init(_ progress: engraft_progress) {
@@ -89,7 +89,7 @@ final class Turn: @unchecked Sendable {
         state = .over
     }
 
-    /// The stream is given up.
+    /// The consumer has given up the stream.
     func stop() {
         lock.lock()
         defer { lock.unlock() }
@@ -106,7 +106,7 @@ final class Outlet<Element: Sendable>: Sendable {
         self.continuation = continuation
     }
 
-    /// False where nobody listens any more.
+    /// False if nobody listens any more.
     func take(_ element: Element) -> Bool {
         if case .terminated = continuation.yield(element) { return false }
         return true

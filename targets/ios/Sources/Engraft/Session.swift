@@ -7,7 +7,7 @@ public final class Session: Trimmable {
     let handle: Handle
     private let queue = DispatchQueue(label: "engraft.session", qos: .userInitiated)
 
-    /// How keys and values are kept.
+    /// How to store keys and values.
     public enum Cache: Sendable {
         case f16, f32, q8
 
@@ -20,12 +20,12 @@ public final class Session: Trimmable {
         }
     }
 
-    /// How a session is made. Zero is the default of every number.
+    /// How to make a session. Zero is the default for every number.
     public struct Options: Sendable {
-        /// Tokens of the context (0: what the model was trained for, at most 4096).
+        /// Tokens of the context (0: what the model was trained on, up to 4096).
         public var contextSize: UInt32 = 0
         public var cache = Cache.f16
-        /// Threads (0: as many as there are cores). Sessions that run side by side take 1 each.
+        /// Threads (0: as many as there are cores). Give parallel sessions 1 each.
         public var threads: UInt32 = 0
         /// Keeps activations in 32 bits.
         public var exact = false
@@ -41,33 +41,33 @@ public final class Session: Trimmable {
         }
     }
 
-    /// How text is generated. Zero is the default of every number; a `topP` or `minP` below zero is off.
+    /// How to generate text. Zero is the default for every number; a negative `topP` or `minP` is off.
     public struct Generation: Sendable {
-        /// Tokens at most (0: 128; `UInt32.max`: until the model ends or the context is full).
+        /// Maximum tokens (0: 128; `UInt32.max`: until the model stops or the context is full).
         public var tokensMax: UInt32 = 0
         /// Puts the prompt into the model's chat template, as the user's message.
         public var chat = false
-        /// Goes on from what the session has read and said, instead of beginning anew.
+        /// Continues the session's chat or text instead of starting over.
         public var keep = false
-        /// Always takes the likeliest token.
+        /// Always takes the most likely token.
         public var greedy = false
-        /// Draws among so many of the likeliest tokens (0: 40; below 0: all).
+        /// Draws from this many of the most likely tokens (0: 40; negative: all).
         public var topK: Int32 = 0
         /// Temperature (0: 0.8).
         public var temperature: Float = 0
-        /// Draws among the likeliest tokens that hold this probability together (0: 0.95).
+        /// Draws from the most likely tokens that together have this probability (0: 0.95).
         public var topP: Float = 0
-        /// Drops tokens below this share of the likeliest one's probability (0: 0.05).
+        /// Drops tokens below this share of the top token's probability (0: 0.05).
         public var minP: Float = 0
         /// Makes recent tokens less likely (0: 1, which is off).
         public var repeatPenalty: Float = 0
-        /// Seed of the draws.
+        /// Seed for the draws.
         public var seed: UInt64 = 0
         /// The system message of the chat.
         public var system: String?
         public init() {}
 
-        /// All but the system message, whose address is valid within a call only.
+        /// All but the system message, whose address is valid only during a call.
         func params() throws -> engraft_generate_params {
             var params = try defaults(engraft_generate_params()) { engraft_generate_default_params($0, $1) }
             params.n_predict = tokensMax
@@ -87,13 +87,13 @@ public final class Session: Trimmable {
     public enum Ending: Sendable, Equatable {
         /// The model ended its text.
         case model
-        /// As many tokens as were asked for.
+        /// The token limit was reached.
         case limit
         /// The context is full.
         case context
         /// The caller stopped it.
         case cancelled
-        /// What a later version of the library knows.
+        /// A value from a later version of the library.
         case other(UInt32)
 
         init(code: UInt32) {
@@ -107,17 +107,17 @@ public final class Session: Trimmable {
         }
     }
 
-    /// What was generated.
+    /// Facts about what was generated.
     public struct Summary: Sendable {
         public let ending: Ending
-        /// Tokens of the prompt, with the template's and the examples'.
+        /// Tokens of the prompt, including the template and the examples.
         public let promptTokens: UInt64
         public let tokens: UInt64
         /// Seconds to read the prompt.
         public let promptSeconds: Double
         /// Seconds to generate.
         public let seconds: Double
-        /// Swaps of the slot that the last token was computed after; 0 without a slot.
+        /// The slot's generation when the last token was computed; 0 without a slot.
         public let generation: UInt64
     }
 
@@ -156,7 +156,7 @@ public final class Session: Trimmable {
         )
     }
 
-    /// Stops the call that runs before its next token; without one, nothing happens.
+    /// Stops the running call before its next token, if there is one.
     public func cancel() throws {
         try handle.call { engraft_session_cancel($0) }
     }
@@ -168,14 +168,14 @@ public final class Session: Trimmable {
         }
     }
 
-    /// Takes the adapter from a slot, which is for this model, from now on: looked at before every token.
+    /// Takes the adapter from a slot of this model from now on, checking the slot before every token.
     public func follow(_ slot: AdapterSlot) throws {
         try handle.call { session in
             slot.handle.use { engraft_session_follow(session, $0) }
         }
     }
 
-    /// Forgets everything that was read and said.
+    /// Forgets everything that was read and generated.
     public func reset() throws {
         try handle.call { engraft_session_reset($0) }
     }

@@ -11,17 +11,17 @@ public final class Store: Sendable {
         public let kind: Adapter.Kind
         /// Its number, from 1.
         public let number: UInt64
-        /// What a rollback leads to; 0 for nothing.
+        /// The generation that a rollback leads to; 0 for none.
         public let previous: UInt64
         /// Bytes of its files.
         public let bytes: UInt64
-        /// Generations that should have been taken before it, and were damaged: the log says why.
+        /// How many damaged generations were passed over for this one; the log says why.
         public let passedOver: UInt64
-        /// What identifies the model that it is for.
+        /// Digest of the model that it is for.
         public let baseDigest: Data
     }
 
-    /// Opens the store in a folder, which is made if it is missing, unless it `mustExist`.
+    /// Opens the store in a folder, which is created if missing, unless it `mustExist`.
     public init(folder: URL, mustExist: Bool = false) throws {
         try checkVersion()
         var params = try defaults(engraft_store_params()) { engraft_store_default_params($0, $1) }
@@ -55,7 +55,7 @@ public final class Store: Sendable {
         return number
     }
 
-    /// Which generation is active, its files verified; nil where nothing was ever promoted.
+    /// The active generation, with its files verified; nil if nothing was ever promoted.
     public func active() throws -> Generation? {
         var info = engraft_generation_info()
         info.struct_size = size(of: info)
@@ -68,7 +68,7 @@ public final class Store: Sendable {
     }
 
     /// Loads the active generation, held against the model: an adapter, examples, or the base alone, also
-    /// where nothing was ever promoted. Blocks: not for the main thread.
+    /// where nothing was ever promoted. Blocks, so don't call it on the main thread.
     public func load(for model: Model, options: Adapter.Options = Adapter.Options()) throws -> Adapter {
         var params: engraft_adapter_params = try options.params()
         return Adapter(try Handle(free: { engraft_adapter_free($0) }) { made in
@@ -78,7 +78,7 @@ public final class Store: Sendable {
         })
     }
 
-    /// Makes the generation active that was active before, and returns its number.
+    /// Makes the previously active generation active again and returns its number.
     @discardableResult
     public func rollback() throws -> UInt64 {
         var number: UInt64 = 0
@@ -86,7 +86,7 @@ public final class Store: Sendable {
         return number
     }
 
-    /// Makes any generation active that verifies.
+    /// Makes a generation active after verifying it.
     public func activate(_ number: UInt64) throws {
         try handle.call { engraft_store_activate($0, number) }
     }

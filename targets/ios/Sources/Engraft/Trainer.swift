@@ -7,7 +7,7 @@ public final class Trainer: ThermalSteered {
     let handle: Handle
     private let queue = DispatchQueue(label: "engraft.trainer", qos: .utility)
 
-    /// What of each block is adapted.
+    /// Projections of each block.
     public struct Modules: OptionSet, Sendable {
         public let rawValue: UInt32
         public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -34,41 +34,41 @@ public final class Trainer: ThermalSteered {
         }
     }
 
-    /// How an adapter is trained. Zero is the default of every number.
+    /// How to train an adapter. Zero is the default for every number.
     public struct Options: Sendable {
         /// Rank of the adapter, at most 256 (0: 8).
         public var rank: UInt32 = 0
-        /// The adapter's effect is multiplied by alpha/rank (0: twice the rank).
+        /// The adapter's effect is scaled by alpha/rank (0: twice the rank).
         public var alpha: Float = 0
-        /// Share of the adapter's inputs that is set to zero while training, below 1.
+        /// Share of the adapter's inputs set to zero during training, below 1.
         public var dropout: Float = 0
-        /// What is adapted (empty: all seven).
+        /// Which projections to adapt (empty: all seven).
         public var modules: Modules = []
-        /// How many of the last blocks are adapted (0: all).
+        /// How many of the last blocks to adapt (0: all).
         public var lastLayers: UInt32 = 0
         public var dora = false
-        /// Multiplies by alpha/sqrt(rank) instead.
+        /// Scales by alpha/sqrt(rank) instead.
         public var rankStabilized = false
-        /// Sequences of a batch (0: 1).
+        /// Sequences per batch (0: 1).
         public var batchSize: UInt32 = 0
-        /// Batches whose gradients are summed before a step (0: 1).
+        /// Batches to sum gradients over before each step (0: 1).
         public var gradientAccumulation: UInt32 = 0
         public var schedule = Schedule.linear
-        /// Steps in which the learning rate rises from zero.
+        /// Steps of rising learning rate at the start.
         public var warmupSteps: UInt32 = 0
         /// Optimizer steps of the whole run (0: 300).
         public var steps: UInt64 = 0
-        /// Learning rate at its highest (0: 2e-4).
+        /// Peak learning rate (0: 2e-4).
         public var learningRate = 0.0
         /// AdamW's decoupled weight decay.
         public var weightDecay = 0.0
-        /// Gradients are scaled down to this norm (0: 1; below 0: never).
+        /// Scale gradients down to this norm (0: 1; negative: never).
         public var maxGradientNorm = 0.0
         /// The learning rate of B as a multiple of A's (0: 1).
         public var loraPlusRatio = 0.0
-        /// Weight of the divergence from the base in each token's loss (0: none).
+        /// Weight of the divergence from the base in each token's loss (0: off).
         public var klWeight = 0.0
-        /// Seed of the initial adapter, of dropout, and of the order of rows.
+        /// Seed for the initial adapter, dropout and the row order.
         public var seed: UInt64 = 0
         /// Bytes of private memory that the run may take (0: no limit).
         public var memoryBudget: UInt64 = 0
@@ -78,21 +78,21 @@ public final class Trainer: ThermalSteered {
         public var exact = false
         /// Saves the adapter in 16 bits.
         public var half = false
-        /// Rows that the model knew, mixed into every batch: those to train on of this data.
+        /// Data whose training rows the model already knows, mixed into the batches.
         public var replay: TrainingData?
-        /// Rows to sample from the base for that when the trainer is made, which takes a while (0: none).
+        /// Number of rows to sample from the base instead, when the trainer is made; takes a while (0: none).
         public var replayCount: UInt32 = 0
-        /// Tokens to sample for each of them at most (0: 64).
+        /// Maximum tokens per sampled row (0: 64).
         public var replayTokens: UInt32 = 0
-        /// Share of the rows that is replayed, at most 0.9 (0: 0.1 where there is something to replay).
+        /// Share of replayed rows, at most 0.9 (0: 0.1 if there is something to replay).
         public var replayShare = 0.0
-        /// Batches of rows whose inputs' main directions A begins as (EVA) (0: A begins at random).
+        /// Batches of rows to initialize A from their inputs' main directions (EVA) (0: A starts at random).
         public var evaBatches: UInt32 = 0
-        /// Takes the divergence of `klWeight` the other way: KL(tuned‖base).
+        /// Reverses the divergence of `klWeight` to KL(tuned‖base).
         public var klReverse = false
         public init() {}
 
-        /// All but the data, whose handle is valid within a call only.
+        /// All but the data, whose handle is valid only during a call.
         func params() throws -> engraft_train_params {
             var params = try defaults(engraft_train_params()) { engraft_train_default_params($0, $1) }
             params.rank = rank
@@ -155,7 +155,7 @@ public final class Trainer: ThermalSteered {
         )
     }
 
-    /// One step. Blocks: not for the main thread. Its event is `note` where it was skipped, or where the run went
+    /// One step. Blocks, so don't call it on the main thread. Its event is `note` where it was skipped, or where the run went
     /// back to its checkpoint: the log says why.
     public func step() throws -> RunProgress {
         try filled { engraft_trainer_step($0, $1) }
@@ -175,8 +175,8 @@ public final class Trainer: ThermalSteered {
         return RunProgress(progress)
     }
 
-    /// The loss on the rows to validate with: of the base before the first step, with the adapter afterwards.
-    /// Blocks: not for the main thread.
+    /// The loss on the validation rows: the base's before the first step, with the adapter afterwards.
+    /// Blocks, so don't call it on the main thread.
     public func evaluate() throws -> Double {
         var loss = 0.0
         try handle.call { engraft_trainer_evaluate($0, &loss) }
@@ -208,29 +208,29 @@ public final class Trainer: ThermalSteered {
         }
     }
 
-    /// A copy of the adapter as it is now.
+    /// A copy of the current adapter.
     public func adapter() throws -> Adapter {
         Adapter(try Handle(free: { engraft_adapter_free($0) }) { made in
             handle.use { engraft_trainer_adapter($0, made) }
         })
     }
 
-    /// Ends the run, and those that follow, with `cancelled`, until `resume`.
+    /// Ends the run, and later ones, with `cancelled` until `resume`.
     public func cancel() throws {
         try handle.call { engraft_trainer_cancel($0) }
     }
 
-    /// Lets the run wait before its next step.
+    /// Makes the run wait before its next step.
     public func pause() throws {
         try handle.call { engraft_trainer_pause($0) }
     }
 
-    /// Takes back a pause and a cancellation.
+    /// Undoes a pause or a cancellation.
     public func resume() throws {
         try handle.call { engraft_trainer_resume($0) }
     }
 
-    /// Says how hot the device is: training rests accordingly.
+    /// Sets how hot the device is, so that training rests accordingly.
     public func setThermal(_ thermal: Thermal) throws {
         try handle.call { engraft_trainer_set_thermal($0, thermal.code) }
     }

@@ -1,11 +1,11 @@
 import CEngraft
 import Foundation
 
-/// Rows to train on and to validate with. Never changes; may be used by any number of threads at once.
+/// Rows for training and validation. Immutable; any number of threads may use them at once.
 public final class TrainingData: Sendable {
     let handle: Handle
 
-    /// How rows are asked and answers are read.
+    /// How to ask the questions and read the answers.
     public enum Task: Sendable {
         case none, gsm8k, orcaMath, svamp
 
@@ -19,18 +19,18 @@ public final class TrainingData: Sendable {
         }
     }
 
-    /// How rows are read. Zero is the default of every number.
+    /// How to read rows. Zero is the default for every number.
     public struct Options: Sendable {
-        /// Tokens of a row at most; longer ones are cut (0: 256).
+        /// Maximum tokens per row; longer rows are cut (0: 256).
         public var maxSequenceLength: UInt32 = 0
-        /// Trains on answers only.
+        /// Trains only on answers.
         public var maskPrompt = true
-        /// Joins prompt and completion as they are, even for a model with a chat template.
+        /// Joins prompt and completion without the model's chat template.
         public var raw = false
         public var task = Task.none
-        /// Share of the rows that is held back, where no rows are given for that (0: 0.1; below 0: none).
+        /// Share of the rows to hold out if no validation rows are given (0: 0.1; negative: none).
         public var validFraction = 0.0
-        /// Seed of that choice.
+        /// Seed for that choice.
         public var splitSeed: UInt64 = 0
         public init() {}
 
@@ -46,24 +46,24 @@ public final class TrainingData: Sendable {
         }
     }
 
-    /// What rows there are.
+    /// Facts about the rows.
     public struct Info: Sendable {
         public let trainRows: UInt64
         public let trainTokens: UInt64
         public let validRows: UInt64
         public let validTokens: UInt64
-        /// Rows that were left out; `skipped` names them.
+        /// Skipped rows; `skipped` names them.
         public let skipped: UInt64
         /// Rows that were cut.
         public let truncated: UInt64
-        /// Rows to validate with that are among those to train on: they flatter the result.
+        /// Validation rows that are also training rows, which make the result look too good.
         public let duplicates: UInt64
         /// Tokens of the longest row.
         public let longestRow: UInt64
     }
 
     /// Rows of a file, or of a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they are
-    /// there. A `Gate` reads the files again: leave them as they are. Blocks: not for the main thread.
+    /// there. A `Gate` reads the files again: leave them as they are. Blocks, so don't call it on the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
         var params: engraft_data_params = try options.params()
         handle = try Handle(free: { engraft_data_free($0) }) { made in
@@ -74,7 +74,7 @@ public final class TrainingData: Sendable {
     }
 
     /// Rows in memory: JSON, one object a line. Without `valid` and `test`, a share of `train` takes their
-    /// place. The library keeps a copy. Blocks: not for the main thread.
+    /// place. The library keeps a copy. Blocks, so don't call it on the main thread.
     public init(
         train: Data, valid: Data? = nil, test: Data? = nil, for model: Model, options: Options = Options()
     ) throws {
@@ -94,7 +94,7 @@ public final class TrainingData: Sendable {
         }
     }
 
-    /// What rows there are.
+    /// Facts about the rows.
     public func info() throws -> Info {
         var info = engraft_data_info()
         info.struct_size = size(of: info)
@@ -114,7 +114,7 @@ public final class TrainingData: Sendable {
     }
 }
 
-/// Rows as the library takes them, valid within `body`.
+/// Rows in the form that the library takes, valid within `body`.
 private func withRows<R>(_ rows: Data?, _ body: (UnsafePointer<UInt8>?, Int) throws -> R) rethrows -> R {
     guard let rows else { return try body(nil, 0) }
     return try rows.withUnsafeBytes { try body($0.bindMemory(to: UInt8.self).baseAddress, $0.count) }

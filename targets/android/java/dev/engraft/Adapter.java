@@ -1,6 +1,6 @@
 package dev.engraft;
 
-/** What is put beside a model. Never changes; may be used by any number of threads and sessions at once. */
+/** What is added to a model. Immutable; any number of threads and sessions may use it at once. */
 public final class Adapter extends Handle {
     Adapter(long handle) {
         super(handle);

@@ -1,6 +1,6 @@
 package dev.engraft;
 
-/** What an adapter is. */
+/** Facts about an adapter. */
 public final class AdapterInfo {
     /**
      * {@code Engraft.KIND_ADAPTER}, {@code Engraft.KIND_FEW_SHOT} or {@code Engraft.KIND_BASE}; of the last two
@@ -15,11 +15,11 @@ public final class AdapterInfo {
     public long parameters;
     /** Steps that it was trained for. */
     public long steps;
-    /** Tokens that the loss was taken on. */
+    /** Trained tokens: those that counted in the loss. */
     public long tokens;
-    /** Held-out loss of the base in nats per token; NaN where unknown. */
+    /** Held-out loss of the base in nats per token; NaN if unknown. */
     public float validLossBefore;
-    /** Held-out loss with the adapter; NaN where unknown. */
+    /** Held-out loss with the adapter; NaN if unknown. */
     public float validLossAfter;
 
     AdapterInfo() {}

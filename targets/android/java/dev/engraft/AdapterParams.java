@@ -1,10 +1,10 @@
 package dev.engraft;
 
-/** How an adapter is loaded. Zero is the default of everything. */
+/** How to load an adapter. Zero is the default for every field. */
 public final class AdapterParams {
-    /** True takes an adapter of another base, if its shapes are this one's. */
+    /** True accepts an adapter made for another base if its shapes fit. */
     public boolean forceBase;
-    /** What its effect is multiplied by (0: 1, as trained). */
+    /** Factor on its effect (0: 1, as trained). */
     public float scale;
     /** Threads for loading it (0: as many as there are cores). */
     public int threads;

@@ -1,6 +1,6 @@
 package dev.engraft;
 
-/** Rows to train on and to validate with. May be used by any number of threads at once. */
+/** Rows for training and validation. Any number of threads may use them at once. */
 public final class Data extends Handle {
     private Data(long handle) {
         super(handle);
@@ -14,7 +14,7 @@ public final class Data extends Handle {
         return new Data(Native.dataOpen(model.handle(), Native.utf8(path), params));
     }
 
-    /** Takes rows as JSON, one object a line; a share of them is held back to validate with. */
+    /** Takes rows as JSON, one object per line; holds out a share of them for validation. */
     public static Data of(Model model, String rows, DataParams params) {
         return of(model, Native.utf8(rows), null, null, params);
     }
@@ -24,14 +24,14 @@ public final class Data extends Handle {
         return new Data(Native.dataFromMemory(model.handle(), train, valid, test, params));
     }
 
-    /** What rows there are. */
+    /** Facts about the rows. */
     public DataInfo info() {
         DataInfo info = new DataInfo();
         Native.dataInfo(handle(), info);
         return info;
     }
 
-    /** Where the index-th row that was left out stood, and why it was; the first thousand are named. */
+    /** The place of the index-th skipped row, and why it was skipped; the first thousand are known. */
     public String skipped(long index) {
         return Native.text(Native.dataSkipped(handle(), index));
     }

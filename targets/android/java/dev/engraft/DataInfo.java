@@ -1,22 +1,22 @@
 package dev.engraft;
 
-/** What rows there are. */
+/** Facts about the rows. */
 public final class DataInfo {
-    /** True where the rows to validate with were split off by seed. */
+    /** True if the validation rows were split off by seed. */
     public boolean splitBySeed;
-    /** Rows to train on. */
+    /** Training rows. */
     public long trainRows;
-    /** Tokens in them that the loss is taken on. */
+    /** Tokens in these rows that count in the loss. */
     public long trainTokens;
-    /** Rows to validate with. */
+    /** Validation rows. */
     public long validRows;
-    /** Tokens in them that the loss is taken on. */
+    /** Tokens in these rows that count in the loss. */
     public long validTokens;
-    /** Rows that were left out; {@code engraft_data_skipped} names them. */
+    /** Skipped rows; {@link Data#skipped} names them. */
     public long skipped;
     /** Rows that were cut. */
     public long truncated;
-    /** Rows to validate with that are among those to train on: they flatter the result. */
+    /** Validation rows that are also training rows, which make the result look too good. */
     public long duplicates;
     /** Positions of the longest row. */
     public long rowsMax;

@@ -1,17 +1,17 @@
 package dev.engraft;
 
-/** How rows are read. Zero is the default of everything. */
+/** How to read rows. Zero is the default for every field. */
 public final class DataParams {
-    /** Tokens of a row at most; longer ones are cut (0: 256). Never more than the model was trained for. */
+    /** Maximum tokens per row; longer rows are cut (0: 256). Limited to what the model was trained on. */
     public int maxSeqLength;
-    /** True trains on every token, instead of on answers only. */
+    /** True trains on every token instead of only on answers. */
     public boolean noMaskPrompt;
-    /** True joins prompt and completion as they are, even for a model with a chat template. */
+    /** True joins prompt and completion without the model's chat template. */
     public boolean raw;
-    /** {@code Engraft.TASK_*}: how rows are asked and answers are read. */
+    /** {@code Engraft.TASK_*}: how to ask the questions and read the answers. */
     public int task;
-    /** Share of the rows that is held back, where no rows are given for that (0: 0.1; below 0: none). */
+    /** Share of the rows to hold out if no validation rows are given (0: 0.1; negative: none). */
     public double validFraction;
-    /** Seed of that choice. */
+    /** Seed for that choice. */
     public long splitSeed;
 }

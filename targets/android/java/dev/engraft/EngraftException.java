@@ -1,6 +1,6 @@
 package dev.engraft;
 
-/** What the library answered instead of doing what it was asked for. */
+/** An error from the library. */
 public final class EngraftException extends RuntimeException {
     private static final long serialVersionUID = 1;
 

@@ -9,7 +9,7 @@ public final class Gate extends Handle {
         super(handle);
     }
 
-    /** A gate for data; nothing is computed yet. {@code params} may be null. */
+    /** A gate for data that hasn't computed anything yet. {@code params} may be null. */
     public static Gate create(Model model, Data data, GateParams params) {
         GateParams p = params == null ? new GateParams() : params;
         byte[] retention = Native.utf8OrNull(p.retention);
@@ -34,7 +34,7 @@ public final class Gate extends Handle {
         return Native.gateDecision(handle());
     }
 
-    /** The name of the arm that the decision names, which may be empty. */
+    /** The name of the decision's arm, which may be empty. */
     public String arm() {
         return Native.text(Native.gateArm(handle()));
     }
@@ -44,32 +44,32 @@ public final class Gate extends Handle {
         return Native.text(Native.gateVerdict(handle()));
     }
 
-    /** The report as one HTML page, which holds sample rows and answers to them. */
+    /** The report as a single HTML page with sample rows and answers. */
     public String report() {
         return Native.text(Native.gateReport(handle()));
     }
 
-    /** Copies what the verdict names; throws {@link Engraft#GATE_REFUSED} where the base alone stays. */
+    /** Copies what the verdict chose; throws {@link Engraft#GATE_REFUSED} if the base alone stays. */
     public Adapter adapter() {
         return new Adapter(Native.gateAdapter(handle()));
     }
 
-    /** Ends the call that runs, and those that follow, until {@link #resume}. */
+    /** Ends the running call, and later ones, until {@link #resume}. */
     public void cancel() {
         Native.gateCancel(handle());
     }
 
-    /** Lets the call that runs wait, until {@link #resume} or {@link #cancel}. */
+    /** Makes the running call wait until {@link #resume} or {@link #cancel}. */
     public void pause() {
         Native.gatePause(handle());
     }
 
-    /** Takes back a pause and a cancellation. */
+    /** Undoes a pause or a cancellation. */
     public void resume() {
         Native.gateResume(handle());
     }
 
-    /** Says how hot the device is, {@code Engraft.THERMAL_*}: the comparison rests accordingly. */
+    /** Sets how hot the device is ({@code Engraft.THERMAL_*}), so that the comparison rests accordingly. */
     public void setThermal(int thermal) {
         Native.gateSetThermal(handle(), thermal);
     }

@@ -1,18 +1,18 @@
 package dev.engraft;
 
-/** A generation. */
+/** Facts about a generation. */
 public final class GenerationInfo {
-    /** {@code Engraft.KIND_*}; 0 where nothing was ever promoted, and then all else is 0 too. */
+    /** {@code Engraft.KIND_*}; 0 if nothing was ever promoted, and then all else is 0, too. */
     public int kind;
     /** Its number, from 1. */
     public long number;
-    /** What a rollback leads to; 0 for nothing. */
+    /** The generation that a rollback leads to; 0 for none. */
     public long previous;
     /** Bytes of its files. */
     public long bytes;
-    /** Generations that should have been taken before it, and were damaged: the log says why. */
+    /** How many damaged generations were passed over for this one; the log says why. */
     public long passedOver;
-    /** The 32 bytes that identify the model that it is for. */
+    /** Digest (32 bytes) of the model that it is for. */
     public byte[] baseDigest;
 
     GenerationInfo() {}

@@ -1,6 +1,6 @@
 package dev.engraft;
 
-/** What a model is. */
+/** Facts about a model. */
 public final class ModelInfo {
     /** Tokens of the vocabulary. */
     public int vocab;
@@ -14,7 +14,7 @@ public final class ModelInfo {
     public int nKvHeads;
     /** Width of the MLP. */
     public int dFf;
-    /** Positions that it was trained for. */
+    /** Positions that it was trained on. */
     public int contextLength;
     /** Weights. */
     public long parameters;
@@ -22,7 +22,7 @@ public final class ModelInfo {
     public long mappedBytes;
     /** Bytes of private memory, without the tokenizer. */
     public long privateBytes;
-    /** Bytes of private memory that the tokenizer takes once it is needed. */
+    /** Bytes of private memory that the tokenizer takes once needed. */
     public long tokenizerBytes;
 
     ModelInfo() {}

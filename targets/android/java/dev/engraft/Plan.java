@@ -3,13 +3,13 @@ package dev.engraft;
 import java.util.LinkedHashMap;
 import java.util.Map;
 
-/** The memory that a run of training will take, told before any is taken. */
+/** The memory that a training run will take, known before allocating any. */
 public final class Plan extends Handle {
     private Plan(long handle) {
         super(handle);
     }
 
-    /** Plans a run, also one that does not fit. {@code data} and {@code params} may be null. */
+    /** Plans a run, even one that doesn't fit. {@code data} and {@code params} may be null. */
     public static Plan create(Model model, Data data, TrainParams params) {
         return new Plan(Native.planCreate(model.handle(), orNone(data), params, TrainParams.replayOf(params)));
     }
@@ -36,7 +36,7 @@ public final class Plan extends Handle {
         return pools;
     }
 
-    /** Why it does not fit, and what would; empty where it fits. */
+    /** Why it doesn't fit, and what would; empty if it fits. */
     public String advice() {
         return Native.text(Native.planAdvice(handle()));
     }

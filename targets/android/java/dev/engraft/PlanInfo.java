@@ -1,16 +1,16 @@
 package dev.engraft;
 
-/** What a plan says. */
+/** A plan's figures. */
 public final class PlanInfo {
-    /** True where it is within the budget, if there is one, and within what the machine leaves this process. */
+    /** True if it is within the budget, if any, and within what the machine leaves this process. */
     public boolean fits;
-    /** Bytes of private memory at most: the sum of the pools. */
+    /** Maximum bytes of private memory: the sum of the pools. */
     public long privateBytes;
-    /** Bytes of the model's file that are mapped beside them, which the system may drop. */
+    /** Mapped bytes of the model's file, not part of the private memory; the system may drop them. */
     public long mappedBytes;
-    /** The budget that was asked about; 0 for none. */
+    /** The requested budget; 0 for none. */
     public long budgetBytes;
-    /** Pools. */
+    /** Number of pools. */
     public long pools;
 
     PlanInfo() {}

@@ -1,6 +1,6 @@
 package dev.engraft;
 
-/** How far a run is. */
+/** The progress of a run. */
 public final class Progress {
     /** {@code Engraft.EVENT_*}. */
     public final int event;
@@ -10,19 +10,19 @@ public final class Progress {
     public final long steps;
     /** Tokens that went through the model. */
     public final long tokens;
-    /** Mean loss of the last step, in nats per token; NaN before it. */
+    /** Mean loss of the last step, in nats per token; NaN before the first. */
     public final double loss;
-    /** Loss on the rows to validate with, when they were looked at last; NaN before. */
+    /** Loss on the validation rows at their last evaluation; NaN before the first. */
     public final double validLoss;
     /** Learning rate of the last step. */
     public final double learningRate;
-    /** Norm of its gradient, before it was scaled down. */
+    /** Norm of the last step's gradient, before scaling it down. */
     public final double gradNorm;
     /** Tokens per second of work. */
     public final double tokensPerS;
     /** Seconds of work. */
     public final double seconds;
-    /** The gate's arm, or what a note says; null for none. */
+    /** The gate's arm, or a note's text; null for none. */
     public final String text;
 
     /** Called by engraft_jni.c. */

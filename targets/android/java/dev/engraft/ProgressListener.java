@@ -1,6 +1,6 @@
 package dev.engraft;
 
-/** Is told of progress. */
+/** Receives progress. */
 public interface ProgressListener {
     /**
      * Called on the thread of the call that it was given to; false cancels that call. What this throws cancels it,

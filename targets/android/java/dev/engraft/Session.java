@@ -1,6 +1,6 @@
 package dev.engraft;
 
-/** A sequence with its cache. One call at a time, others get {@link Engraft#BUSY}; {@link #cancel} from anywhere. */
+/** A sequence with its cache. One call at a time; others get {@link Engraft#BUSY}. {@link #cancel} works from anywhere. */
 public final class Session extends Handle {
     private Session(long handle) {
         super(handle);
@@ -21,7 +21,7 @@ public final class Session extends Handle {
         Native.sessionSetAdapter(handle(), orNone(adapter));
     }
 
-    /** Takes the adapter from a slot, which is for this model, from now on: looked at before every token. */
+    /** Takes the adapter from a slot of this model from now on, checking the slot before every token. */
     public void follow(Slot slot) {
         Native.sessionFollow(handle(), slot.handle());
     }
@@ -45,7 +45,7 @@ public final class Session extends Handle {
         return info;
     }
 
-    /** As {@link #generate}, all of the text at once. */
+    /** Like {@link #generate}, but returns all of the text at once. */
     public String answer(String prompt, GenerateParams params) {
         StringBuilder all = new StringBuilder();
         generate(prompt, params, text -> {
@@ -55,17 +55,17 @@ public final class Session extends Handle {
         return all.toString();
     }
 
-    /** Stops the call that runs before its next token; without one, nothing happens. */
+    /** Stops the running call before its next token, if there is one. */
     public void cancel() {
         Native.sessionCancel(handle());
     }
 
-    /** Forgets everything that was read and said. */
+    /** Forgets everything that was read and generated. */
     public void reset() {
         Native.sessionReset(handle());
     }
 
-    /** Gives back the memory of cache and buffers, and forgets: for {@code onTrimMemory}. */
+    /** Frees the memory of cache and buffers and forgets everything: for {@code onTrimMemory}. */
     public void trim() {
         Native.sessionTrim(handle());
     }

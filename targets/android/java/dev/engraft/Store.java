@@ -1,17 +1,17 @@
 package dev.engraft;
 
-/** A folder of generations, one of which is active. May be used by any number of threads and processes at once. */
+/** A folder of generations, one of them active. Any number of threads and processes may use it at once. */
 public final class Store extends Handle {
     private Store(long handle) {
         super(handle);
     }
 
-    /** Opens the store in a folder, which is made if it is missing, readable by its owner only. */
+    /** Opens the store in a folder. A missing folder is created, accessible only to its owner. */
     public static Store open(String folder) {
         return open(folder, false);
     }
 
-    /** As {@link #open(String)}; {@code mustExist} refuses a folder that is none of a store. */
+    /** As {@link #open(String)}; {@code mustExist} refuses a folder that isn't a store. */
     public static Store open(String folder, boolean mustExist) {
         return new Store(Native.storeOpen(Native.utf8(folder), mustExist));
     }
@@ -24,29 +24,29 @@ public final class Store extends Handle {
         return Native.storePromote(handle(), gate.handle());
     }
 
-    /** Makes an adapter the active generation on the app's own judgement: the verdict is kept beside it. */
+    /** Makes an adapter the active generation on the app's judgement; the verdict is stored with it. */
     public long promote(Adapter adapter, String verdict) {
         return Native.storePromoteAdapter(handle(), adapter.handle(), Native.utf8(verdict));
     }
 
-    /** Which generation is active; its {@link GenerationInfo#kind} is 0 where nothing was ever promoted. */
+    /** The active generation; its {@link GenerationInfo#kind} is 0 if nothing was ever promoted. */
     public GenerationInfo active() {
         GenerationInfo info = new GenerationInfo();
         info.baseDigest = Native.storeActive(handle(), info);
         return info;
     }
 
-    /** Loads the active generation, held against the model. {@code params} may be null. */
+    /** Loads the active generation and checks it against the model. {@code params} may be null. */
     public Adapter load(Model model, AdapterParams params) {
         return new Adapter(Native.storeLoad(handle(), model.handle(), params));
     }
 
-    /** Makes the generation active that was active before, and gives its number. */
+    /** Makes the previously active generation active again and returns its number. */
     public long rollback() {
         return Native.storeRollback(handle());
     }
 
-    /** Makes any generation active that verifies. */
+    /** Makes a generation active after verifying it. */
     public void activate(long generation) {
         Native.storeActivate(handle(), generation);
     }

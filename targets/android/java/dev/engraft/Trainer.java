@@ -33,12 +33,12 @@ public final class Trainer extends Handle {
         Native.trainerRun(handle(), steps, listener);
     }
 
-    /** The loss on the rows to validate with: of the base before the first step, with the adapter afterwards. */
+    /** The loss on the validation rows: the base's before the first step, with the adapter afterwards. */
     public double evaluate() {
         return Native.trainerEvaluate(handle());
     }
 
-    /** How far it is. */
+    /** Its progress. */
     public Progress now() {
         return Native.trainerProgress(handle());
     }
@@ -67,27 +67,27 @@ public final class Trainer extends Handle {
         Native.trainerRestore(handle(), Native.utf8(folder));
     }
 
-    /** Copies the adapter as it is now. */
+    /** Copies the current adapter. */
     public Adapter adapter() {
         return new Adapter(Native.trainerAdapter(handle()));
     }
 
-    /** Ends the call that runs, and those that follow, before their next step, until {@link #resume}. */
+    /** Ends the running call, and later ones, before their next step, until {@link #resume}. */
     public void cancel() {
         Native.trainerCancel(handle());
     }
 
-    /** Lets the call that runs wait before its next step, until {@link #resume} or {@link #cancel}. */
+    /** Makes the running call wait before its next step, until {@link #resume} or {@link #cancel}. */
     public void pause() {
         Native.trainerPause(handle());
     }
 
-    /** Takes back a pause and a cancellation. */
+    /** Undoes a pause or a cancellation. */
     public void resume() {
         Native.trainerResume(handle());
     }
 
-    /** Says how hot the device is, {@code Engraft.THERMAL_*}: training rests accordingly. */
+    /** Sets how hot the device is ({@code Engraft.THERMAL_*}), so that training rests accordingly. */
     public void setThermal(int thermal) {
         Native.trainerSetThermal(handle(), thermal);
     }
