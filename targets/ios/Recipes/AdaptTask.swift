@@ -1,9 +1,8 @@
-// A recipe to copy into an app, no part of the package: adapts overnight, while the phone is charged and
-// idle.
+// A recipe to copy into an app, not part of the package: adapts overnight, while the phone charges and is idle.
 //
 // Info.plist needs the identifier in BGTaskSchedulerPermittedIdentifiers, and `processing` among
 // UIBackgroundModes. Call `register()` before the app has finished launching, and `schedule()` whenever there
-// is something new to learn. In Xcode's debugger, the system's own way to try it is
+// is something new to learn. To try it, type in Xcode's debugger
 //   e -l objc -- (void)[[BGTaskScheduler sharedScheduler] _simulateLaunchForTaskWithIdentifier:@"…"]
 import BackgroundTasks
 import Engraft
@@ -14,20 +13,20 @@ struct AdaptTask: Sendable {
     /// As in Info.plist.
     let identifier: String
     let model: URL
-    /// The rows to learn from: JSON, one object a line.
+    /// The rows to learn from: JSON, one object per line.
     let rows: @Sendable () throws -> Data
     /// The folder of the adapters, such as Application Support/Adapters.
     let adapters: URL
-    /// The least time from one night's work to the next, in seconds, where nobody calls `schedule()` meanwhile.
+    /// Minimum time in seconds from one night's work to the next, if nobody calls `schedule()` meanwhile.
     var interval: TimeInterval = 20 * 3600
-    /// Minutes to train, shared by the trained arms. Measuring comes on top of them, and is bounded by the three
-    /// that follow: the system grants a few minutes, and a comparison that is cut off has decided nothing.
+    /// Minutes to train, shared by the trained arms. Measuring takes additional time, limited by the next three
+    /// settings. The system grants only a few minutes, and a comparison that is cut off decides nothing.
     var minutes = 2.0
-    /// Looks at the validation rows in each run of training.
+    /// Evaluations on the validation rows per training run.
     var evaluations: UInt32 = 4
-    /// Held-out rows at most that the arms are compared on.
+    /// Maximum number of held-out rows to compare the arms on.
     var heldOutRows: UInt32 = 100
-    /// Tokens of an answer at most, where answers are compared: each arm answers every held-out row.
+    /// Maximum tokens per answer, if answers are compared: each arm answers every held-out row.
     var answerTokens: UInt32 = 64
 
     /// Must be called once, before the app has finished launching.
@@ -40,8 +39,8 @@ struct AdaptTask: Sendable {
         }
     }
 
-    /// Asks for a turn: for the next that the system has, or for none before `wait` seconds are over. A request
-    /// that is there already is replaced, and its wait with it.
+    /// Asks the system for a turn, as soon as possible or after `wait` seconds. Replaces an earlier request and its
+    /// wait.
     func schedule(after wait: TimeInterval = 0) throws {
         let request = BGProcessingTaskRequest(identifier: identifier)
         request.requiresExternalPower = true
@@ -53,8 +52,7 @@ struct AdaptTask: Sendable {
     }
 
     private func begin(_ task: BGProcessingTask) {
-        // Before the work, which may not live to the end. Without a next turn, this one is still worth its
-        // while.
+        // Ask before the work, which the system may end early. If it fails, this turn is still worthwhile.
         do {
             try schedule(after: interval)
         } catch {
@@ -70,17 +68,16 @@ struct AdaptTask: Sendable {
                 turn.complete(success: false)
             }
         }
-        // The system grants a few seconds. Cancelling the task ends the gate's stream at once, and with it
-        // the gate before its next step; nothing of a generation shows in the store before it is whole. Opening
-        // a model or reading rows can't be cancelled, so the turn is given back without waiting for the work:
-        // an app that holds on to it is ended.
+        // The system grants a few seconds. Cancelling the task ends the gate's stream at once and the gate before
+        // its next step; the store shows no unfinished generation. Opening a model or reading rows can't be
+        // cancelled, so return the turn without waiting for the work: the system kills apps that hold on to it.
         task.expirationHandler = {
             work.cancel()
             turn.complete(success: false)
         }
     }
 
-    /// Trains, compares, and promotes what is worth it. That nothing is, is no failure.
+    /// Trains, compares, and promotes the winner. It isn't a failure if there is none.
     func adapt() async throws {
         try prepare(adapters)
         let digests = adapters.appendingPathComponent("digests")
@@ -116,8 +113,8 @@ struct AdaptTask: Sendable {
         }
     }
 
-    /// Waits for whoever else changes the store, such as a rollback by the user: that takes moments, and the
-    /// comparison a night.
+    /// Waits while another writer changes the store, such as a rollback by the user. That takes moments; failing
+    /// would waste the night's comparison.
     private func promote(_ gate: Gate, into store: Store) async throws {
         for _ in 0..<20 {
             do {
@@ -130,7 +127,7 @@ struct AdaptTask: Sendable {
         _ = try await blocking { try store.promote(gate) }
     }
 
-    /// What was promoted stands, whatever becomes of the older ones: the next night prunes them, too.
+    /// The promotion stands even if this fails; the next night prunes older generations, too.
     private func prune(_ store: Store) async {
         do {
             _ = try await blocking { try store.prune(keeping: 3) }
@@ -139,9 +136,9 @@ struct AdaptTask: Sendable {
         }
     }
 
-    /// The folder of the adapters: readable once the phone was unlocked after its start, since the work is
-    /// done while it is locked; and in no backup, since adapters hold traces of what they learnt from, and
-    /// can be trained again. What is made in the folder takes its protection class from it.
+    /// The folder of the adapters. It is readable after the first unlock, because the work is done while the phone is
+    /// locked. It is excluded from backups, because adapters contain traces of the rows and can be trained again. New
+    /// files inherit its protection class.
     private func prepare(_ folder: URL) throws {
         let unlockedOnce = FileProtectionType.completeUntilFirstUserAuthentication
         let protection: [FileAttributeKey: Any] = [.protectionKey: unlockedOnce]
@@ -154,11 +151,11 @@ struct AdaptTask: Sendable {
         try marked.setResourceValues(values)
     }
 
-    /// Half of what this process may take now: the app itself may come to need the rest. Never 0, which would be
-    /// no limit: with nothing left, the gate is to refuse.
+    /// Half of what this process may take now, because the app may need the rest. Never 0, which would mean no limit:
+    /// with nothing left, the gate must refuse.
     private static func memoryBudget() -> UInt64 {
         #if targetEnvironment(simulator)
-        // There the system tells 0, whatever is left.
+        // The simulator always reports 0.
         return 1 << 30
         #else
         return max(UInt64(os_proc_available_memory()) / 2, 1)
@@ -168,8 +165,8 @@ struct AdaptTask: Sendable {
     private static let log = Logger(subsystem: "engraft", category: "adapt")
 }
 
-/// A call that blocks, on a thread that may be blocked: of Swift's own there are as few as cores, and who blocks
-/// one may keep the rest of the app waiting.
+/// Runs a blocking call on a thread that may block. Swift has only as many threads as cores, and blocking one could
+/// keep the rest of the app waiting.
 private func blocking<T: Sendable>(_ call: @escaping @Sendable () throws -> T) async throws -> T {
     try await withCheckedThrowingContinuation { continuation in
         DispatchQueue.global(qos: .utility).async {
@@ -178,8 +175,8 @@ private func blocking<T: Sendable>(_ call: @escaping @Sendable () throws -> T) a
     }
 }
 
-/// The system's task, which may be completed by any thread, and is once. Unchecked, since BGTask is not
-/// marked as safe to share; all that is done with it here is done with the lock held.
+/// The system's task, completed once, by any thread. Unchecked, because BGTask isn't marked as safe to share; a lock
+/// is held whenever it is used here.
 private final class BackgroundTurn: @unchecked Sendable {
     private let lock = NSLock()
     private var task: BGProcessingTask?

@@ -67,8 +67,8 @@ public final class Adapter: Sendable {
         self.handle = handle
     }
 
-    /// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and holds it against
-    /// the model. Blocks, so don't call it on the main thread.
+    /// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and checks it against the
+    /// model. Blocks, so don't call it on the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
         var params: engraft_adapter_params = try options.params()
         handle = try Handle(free: { engraft_adapter_free($0) }) { made in
@@ -90,9 +90,9 @@ public final class Adapter: Sendable {
         )
     }
 
-    /// Commits the adapter as `adapter.engraft` in a folder, which is made if it is missing; `half` stores it
-    /// in 16 bits. When this returns, it is on disk and was read back. Throws `busy` where a trainer has its
-    /// checkpoints there, or another call or process writes to it.
+    /// Commits the adapter as `adapter.engraft` in a folder, which is created if missing; `half` stores it in 16
+    /// bits. When this returns, it is on disk and was read back. Throws `busy` if a trainer has its checkpoints
+    /// there, or another call or process writes to it.
     public func save(to folder: URL, half: Bool = false) throws {
         try handle.call { adapter in
             withText(folder.path) { engraft_adapter_save(adapter, $0, $1, half.flag) }
@@ -100,8 +100,8 @@ public final class Adapter: Sendable {
     }
 }
 
-/// A place that sessions take their adapter from; may be swapped at any time, from any thread. It is for one model:
-/// that of the first adapter put into it, or of the first session that follows it.
+/// A place that sessions take their adapter from. It may be swapped at any time, from any thread, and belongs to one
+/// model: that of the first adapter put into it, or of the first session that follows it.
 public final class AdapterSlot: Sendable {
     let handle: Handle
 
@@ -111,9 +111,8 @@ public final class AdapterSlot: Sendable {
         handle = try Handle(free: { engraft_slot_free($0) }) { engraft_slot_create($0) }
     }
 
-    /// Puts an adapter into the slot, or the base alone, and returns how many swaps there were. Sessions that
-    /// follow it use it from the next token that each reads. Waits for nobody where all are of one `Model`,
-    /// else both files may be read whole.
+    /// Puts an adapter or the base alone into the slot and returns the number of swaps. Sessions that follow it use
+    /// that from their next token on. Never waits if all share one `Model`; otherwise it may read both model files.
     @discardableResult
     public func swap(_ adapter: Adapter?) throws -> UInt64 {
         var generation: UInt64 = 0

@@ -2,7 +2,7 @@ import CEngraft
 
 /// An error from the library.
 public struct EngraftError: Error, Sendable, Equatable, CustomStringConvertible {
-    /// A code of the C interface. Later versions may have more than those that are named here.
+    /// A code of the C interface. Later versions may have more than those named here.
     public struct Code: RawRepresentable, Sendable, Hashable {
         public let rawValue: Int32
         public init(rawValue: Int32) { self.rawValue = rawValue }
@@ -50,20 +50,20 @@ public struct EngraftError: Error, Sendable, Equatable, CustomStringConvertible 
         self.message = message
     }
 
-    /// Of the call that just failed on this thread: nothing may come between the two.
+    /// The error of the call that just failed on this thread. No other call may come in between.
     init(ofThisThread code: Int32) {
-        // The message's own failure is left out: asking for its message would never end.
+        // If getting the message fails, don't ask for that failure's message: it would never end.
         let (_, message) = copied { engraft_message(nil, $0, $1, $2) }
         self.init(code: Code(rawValue: code), message: message)
     }
 }
 
-/// Throws what a call returned, unless it was 0. On the thread of the call, right behind it.
+/// Throws what a call returned, unless it was 0. Use it on the thread of the call, right after it.
 func check(_ code: Int32) throws {
     if code != ENGRAFT_OK { throw EngraftError(ofThisThread: code) }
 }
 
-/// Refuses a library of another interface than this file was written for.
+/// Refuses a library with another interface version than this file was written for.
 func checkVersion() throws {
     let (library, header) = (engraft_abi_version(), UInt32(ENGRAFT_ABI_VERSION))
     guard library >> 16 == header >> 16, library & 0xffff >= header & 0xffff else {
@@ -73,10 +73,10 @@ func checkVersion() throws {
     }
 }
 
-/// Owns a handle of the library, and frees it when nobody needs it any more.
+/// Owns a handle of the library and frees it when nobody needs it any more.
 ///
-/// Unchecked, since the compiler can't know that handles are numbers which the library looks up: it answers
-/// calls from several threads at once, with `busy` where one has to wait.
+/// Unchecked, because the compiler can't know that the library looks up handles as numbers and accepts calls from
+/// several threads at once, with `busy` if one would have to wait.
 final class Handle: @unchecked Sendable {
     private let pointer: OpaquePointer
     private let free: @Sendable (OpaquePointer) -> Int32
@@ -95,12 +95,12 @@ final class Handle: @unchecked Sendable {
     }
 
     deinit {
-        // Calls keep their handle alive by `use`, so that none can be running.
+        // Calls keep their handle alive with `use`, so none can be running here.
         _ = free(pointer)
     }
 
-    /// The pointer, valid within `body`. Without this, a handle might be freed at its last mention, which is
-    /// before the call that it was passed to returns.
+    /// The pointer, valid within `body`. Without this, Swift might free a handle after its last mention, before the
+    /// call that it was passed to returns.
     func use<R>(_ body: (OpaquePointer) throws -> R) rethrows -> R {
         try withExtendedLifetime(self) { try body(pointer) }
     }
@@ -111,7 +111,7 @@ final class Handle: @unchecked Sendable {
     }
 }
 
-/// As `Handle.use`, where NULL stands for nothing.
+/// Like `Handle.use`, with NULL for nil.
 func use<R>(_ handle: Handle?, _ body: (OpaquePointer?) throws -> R) rethrows -> R {
     guard let handle else { return try body(nil) }
     return try handle.use { try body($0) }
@@ -119,10 +119,10 @@ func use<R>(_ handle: Handle?, _ body: (OpaquePointer?) throws -> R) rethrows ->
 
 // MARK: - Texts
 
-/// A text as the library takes it, valid within `body`; nothing where there is none.
+/// A text in the form that the library takes, valid within `body`; NULL for nil.
 func withText<R>(_ text: String?, _ body: (UnsafePointer<CChar>?, Int) throws -> R) rethrows -> R {
     guard let text else { return try body(nil, 0) }
-    // With a NUL at the end, which isn't counted, so that an empty text has an address, too.
+    // The uncounted NUL at the end gives an empty text an address, too.
     return try text.utf8CString.withUnsafeBufferPointer { try body($0.baseAddress, $0.count - 1) }
 }
 
@@ -135,11 +135,11 @@ func string(_ text: UnsafePointer<CChar>?, _ length: Int) -> String? {
 /// A call that copies a text: buffer, capacity, length.
 typealias CopyText = (UnsafeMutablePointer<CChar>?, Int, UnsafeMutablePointer<Int>?) -> Int32
 
-/// The text that a call copies; the code is that of the last try.
+/// The text that a call copies, with the code of the last try.
 func copied(_ copy: CopyText) -> (Int32, String) {
     var length = 0
     var code = copy(nil, 0, &length)
-    // A message may be replaced by a longer one meanwhile; each turn has more room than the one before.
+    // A longer message may arrive meanwhile, so each try has more room than the one before.
     while code == ENGRAFT_OK && length > 0 {
         var buffer = [CChar](repeating: 0, count: length + 1)
         code = copy(&buffer, buffer.count, &length)
@@ -167,13 +167,13 @@ func defaults<P>(_ zero: P, _ fill: (UnsafeMutablePointer<P>, Int) -> Int32) thr
     return params
 }
 
-/// What C calls `sizeof`: Swift's stride, padding at the end included.
+/// C's `sizeof`: Swift's stride, which includes padding at the end.
 func size<T>(of value: T) -> UInt32 {
     UInt32(MemoryLayout<T>.stride)
 }
 
 extension Bool {
-    /// As C takes it: 1 or 0.
+    /// 1 or 0, for C.
     var flag: UInt32 { self ? 1 : 0 }
 }
 

@@ -19,7 +19,7 @@ public enum Thermal: Sendable {
         case .fair: self = .fair
         case .serious: self = .serious
         case .critical: self = .critical
-        // A state that is not known yet is no reason to work at full speed.
+        // An unknown state of a later system may be hot, so don't work at full speed.
         @unknown default: self = .serious
         }
     }
@@ -39,26 +39,26 @@ public protocol ThermalSteered: AnyObject, Sendable {
     func setThermal(_ thermal: Thermal) throws
 }
 
-/// Gives back memory when it is scarce: models and sessions.
+/// Frees memory when it is scarce: models and sessions.
 public protocol Trimmable: AnyObject, Sendable {
     func trim() throws
 }
 
 extension Model: Trimmable {}
 
-/// Tells a trainer or gate how hot the device is, now and whenever that changes, for as long as this lives.
-/// It keeps neither alive.
+/// Tells a trainer or gate how hot the device is, now and at every change, as long as this lives. It doesn't keep
+/// them alive.
 ///
-/// Unchecked, since the compiler can't know that the notification centre's token may be used by any thread.
+/// Unchecked, because the compiler can't know that any thread may use the notification centre's token.
 public final class ThermalObserver: @unchecked Sendable {
     private let token: NSObjectProtocol
 
     public init(_ steered: any ThermalSteered) {
         let tell: @Sendable () -> Void = { [weak steered] in
-            // The only failure is of an object that is of no more use.
+            // This fails only for an object that can't be used any more.
             try? steered?.setThermal(Thermal(ProcessInfo.processInfo.thermalState))
         }
-        // States are notified of only once one was read, and one that changes in between must not be missed.
+        // The system notifies of changes only after the state was read once, and no change may be missed.
         _ = ProcessInfo.processInfo.thermalState
         token = NotificationCenter.default.addObserver(
             forName: ProcessInfo.thermalStateDidChangeNotification, object: nil, queue: nil
@@ -71,11 +71,11 @@ public final class ThermalObserver: @unchecked Sendable {
     }
 }
 
-/// Trims models and sessions when the system warns of low memory, for as long as this lives. It keeps none of
-/// them alive. A session that generates throws `busy`, and keeps its cache; a trainer holds what its plan
-/// says, so that saving its adapter and letting it go is the app's decision.
+/// Trims models and sessions when the system warns of low memory, as long as this lives. It doesn't keep them
+/// alive. A generating session throws `busy` and keeps its cache. A trainer can't be trimmed: the app must decide
+/// whether to save its adapter and release it.
 ///
-/// Unchecked, since Dispatch's sources are not marked as safe to share, and are.
+/// Unchecked, because Dispatch's sources aren't marked as safe to share although they are.
 public final class MemoryObserver: @unchecked Sendable {
     private let source: DispatchSourceMemoryPressure
 

@@ -1,8 +1,8 @@
 import CEngraft
 import Foundation
 
-/// Compares training with prompting and with doing nothing, on rows that were held back, and says what is
-/// worth keeping. One call at a time; `cancel`, `pause`, `resume` and `setThermal` from anywhere.
+/// Compares training with prompting and with doing nothing, on held-out rows, and decides what is worth keeping.
+/// One call at a time; `cancel`, `pause`, `resume` and `setThermal` may be called from anywhere.
 public final class Gate: ThermalSteered {
     let handle: Handle
     private let queue = DispatchQueue(label: "engraft.gate", qos: .utility)
@@ -105,8 +105,8 @@ public final class Gate: ThermalSteered {
         public var replayShare = 0.0
         /// Data whose answers training must not harm, in addition to retention texts.
         public var retentionRows: TrainingData?
-        /// A folder for what is unfinished, made if it is missing: the same comparison goes on from there after the
-        /// process has ended.
+        /// A folder for unfinished work, created if missing. The same comparison continues from it after the process
+        /// has ended.
         public var unfinished: String?
         public init() {}
 
@@ -166,10 +166,9 @@ public final class Gate: ThermalSteered {
         }
     }
 
-    /// Trains and measures all arms, and judges them; begins at once, on a thread of its own. `decision`
-    /// tells the outcome once the stream has ended; an earlier one is gone. What is given up ends as
-    /// `Trainer.run` does, and judges nothing. Throws `badData` where a file of the rows was changed since they
-    /// were opened.
+    /// Trains and measures all arms and judges them. Begins at once, on a separate thread. `decision` has the outcome
+    /// once the stream has ended; an earlier outcome is gone. If the stream is given up, the run ends like
+    /// `Trainer.run` and judges nothing. Throws `badData` if a file of the rows has changed since it was opened.
     public func run() -> AsyncThrowingStream<RunProgress, Error> {
         let handle = self.handle
         return stream(

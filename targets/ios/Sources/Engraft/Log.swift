@@ -34,28 +34,28 @@ public enum Log {
 
     public typealias Handler = @Sendable (Level, String) -> Void
 
-    /// Hands all lines up to `level` to `handler`, instead of to the one before; nil ends it. When this
-    /// returns, the one before never runs again. The handler is called by any thread, by several at once, and
-    /// must not set a handler, nor wait for a thread that does.
+    /// Passes all lines up to `level` to `handler`, which replaces the previous one; nil ends logging. When this
+    /// returns, the previous handler never runs again. Any thread may call the handler, even several at once. It must
+    /// neither set a handler nor wait for a thread that does.
     public static func set(_ handler: Handler?, upTo level: Level = .info) throws {
         try LogHandlers.shared.set(handler.map { LogHandler($0) }, level)
     }
 }
 
-/// What the callback is given as `user`.
+/// The callback's `user`.
 private final class LogHandler: Sendable {
     let handler: Log.Handler
     init(_ handler: @escaping Log.Handler) { self.handler = handler }
 }
 
-/// Holds what the library was given last. Unchecked, since a lock guards what changes.
+/// Holds the handler that the library has. Unchecked, because a lock guards what changes.
 private final class LogHandlers: @unchecked Sendable {
     static let shared = LogHandlers()
 
     private let lock = NSLock()
     private var current: Unmanaged<LogHandler>?
 
-    /// The box is released once: here if the library refuses it, else when the next one has taken its place.
+    /// Releases each box once: here if the library refuses it, otherwise when the next one replaces it.
     func set(_ handler: LogHandler?, _ level: Log.Level) throws {
         lock.lock()
         defer { lock.unlock() }

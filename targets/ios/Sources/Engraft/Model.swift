@@ -20,12 +20,12 @@ public final class Model: Sendable {
         public let tokenizerBytes: UInt64
     }
 
-    /// Opens a GGUF file. Blocks while it is read: not for the main thread.
+    /// Opens a GGUF file. Blocks while reading it, so don't call it on the main thread.
     ///
     /// - Parameters:
     ///   - mapped: false reads the file into private memory. A mapped file must stay readable: see the README
     ///     on the protection class.
-    ///   - digestCache: a folder in which digests are kept, so that each file is read whole only once.
+    ///   - digestCache: a folder that caches digests, so that each file is fully read only once.
     public init(contentsOf file: URL, mapped: Bool = true, digestCache: URL? = nil) throws {
         try checkVersion()
         var params = try defaults(engraft_model_params()) { engraft_model_default_params($0, $1) }

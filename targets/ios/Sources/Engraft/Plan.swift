@@ -23,8 +23,8 @@ public final class Plan: Sendable {
         public let pools: [Pool]
     }
 
-    /// Plans a run. What does not fit is no error: `info` tells. Without data, rows are taken for as long as
-    /// they may be by default.
+    /// Plans a run. A run that doesn't fit isn't an error; see `info`. Without data, rows are assumed to have the
+    /// default maximum length.
     public init(model: Model, data: TrainingData? = nil, options: Trainer.Options = .init()) throws {
         var params: engraft_train_params = try options.params()
         handle = try Handle(free: { engraft_plan_free($0) }) { made in

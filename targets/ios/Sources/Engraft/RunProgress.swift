@@ -58,10 +58,10 @@ public struct RunProgress: Sendable {
     }
 }
 
-/// Ties the end of a stream to the one call that feeds it: what stops the stream must not stop the call of
-/// the stream behind it, and a call that has not begun need not begin.
+/// Ties the end of a stream to the call that feeds it. Stopping the stream mustn't stop the call of the next
+/// stream, and a call that hasn't begun needn't begin.
 ///
-/// Unchecked, since a lock guards what changes.
+/// Unchecked, because a lock guards what changes.
 final class Turn: @unchecked Sendable {
     private enum State { case waiting, running, over }
 
@@ -69,7 +69,7 @@ final class Turn: @unchecked Sendable {
     private var state = State.waiting
     private let cancel: @Sendable () -> Void
 
-    /// `cancel` ends the call; it is called with the lock held, and must not wait.
+    /// `cancel` ends the call. It is called with the lock held and must not wait.
     init(cancel: @escaping @Sendable () -> Void) {
         self.cancel = cancel
     }
@@ -98,7 +98,7 @@ final class Turn: @unchecked Sendable {
     }
 }
 
-/// What a callback hands to a stream.
+/// Passes a callback's values to a stream.
 final class Outlet<Element: Sendable>: Sendable {
     private let continuation: AsyncThrowingStream<Element, Error>.Continuation
 
@@ -113,10 +113,10 @@ final class Outlet<Element: Sendable>: Sendable {
     }
 }
 
-/// A call that blocks, as a stream of what its callback is given. The call begins on `queue` at once, and not
-/// on one of Swift's own threads, which must not be blocked. It keeps what it captures until it returns.
+/// Turns a blocking call into a stream of what its callback receives. The call begins at once on `queue`, because
+/// Swift's own threads must not block. It keeps what it captures until it returns.
 ///
-/// `call` gets the callback's `user`: an `Outlet<Element>`, retained for as long as the call takes.
+/// `call` gets the callback's `user`: an `Outlet<Element>`, retained until the call returns.
 func stream<Element: Sendable>(
     of _: Element.Type,
     on queue: DispatchQueue,
@@ -149,8 +149,8 @@ func onProgress(_ progress: UnsafePointer<engraft_progress>?, _ user: UnsafeMuta
     return outlet.take(RunProgress(progress.pointee))
 }
 
-/// The callback of sessions; `user` is an `Outlet<String>`. The library hands over whole characters of UTF-8,
-/// so that each piece can be decoded by itself.
+/// The callback of sessions; `user` is an `Outlet<String>`. The library passes whole UTF-8 characters, so each
+/// piece can be decoded separately.
 func onText(_ piece: UnsafePointer<CChar>?, _ length: Int, _ user: UnsafeMutableRawPointer?) -> Bool {
     guard let user, let piece = string(piece, length) else { return false }
     return Unmanaged<Outlet<String>>.fromOpaque(user).takeUnretainedValue().take(piece)

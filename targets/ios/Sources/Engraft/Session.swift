@@ -1,8 +1,8 @@
 import CEngraft
 import Foundation
 
-/// A sequence with its cache. One call at a time, and others throw `busy`; streams wait for each other.
-/// `cancel` from anywhere.
+/// A sequence with its cache. One call at a time; others throw `busy`, but streams wait for each other. `cancel`
+/// may be called from anywhere.
 public final class Session: Trimmable {
     let handle: Handle
     private let queue = DispatchQueue(label: "engraft.session", qos: .userInitiated)
@@ -121,7 +121,7 @@ public final class Session: Trimmable {
         public let generation: UInt64
     }
 
-    /// A session on a model, with an adapter of that model (`baseMismatch` else) or with the base alone.
+    /// A session on a model, with an adapter of that model (otherwise `baseMismatch`) or with the base alone.
     public init(model: Model, adapter: Adapter? = nil, options: Options = Options()) throws {
         var params: engraft_session_params = try options.params()
         handle = try Handle(free: { engraft_session_free($0) }) { made in
@@ -139,10 +139,10 @@ public final class Session: Trimmable {
         return bytes
     }
 
-    /// Continues a prompt, or answers it as a chat, piece by piece; begins at once, on a thread of its own.
-    /// When the stream is given up, the call ends before its next token, and the session can be used again.
+    /// Continues a prompt, or answers it as a chat, piece by piece. Begins at once, on a separate thread. When the
+    /// stream is given up, the call ends before its next token, and the session can be used again.
     ///
-    /// `ended` is told what it took, on that thread, before the stream ends; nothing where the call failed.
+    /// `ended` receives the figures on that thread before the stream ends, unless the call failed.
     public func generate(
         _ prompt: String,
         _ generation: Generation = Generation(),
@@ -161,7 +161,7 @@ public final class Session: Trimmable {
         try handle.call { engraft_session_cancel($0) }
     }
 
-    /// Uses an adapter of this model, or the base alone, from the next token on, and no slot any more.
+    /// Uses an adapter of this model, or the base alone, from the next token on. Stops following a slot.
     public func setAdapter(_ adapter: Adapter?) throws {
         try handle.call { session in
             use(adapter?.handle) { engraft_session_set_adapter(session, $0) }
@@ -180,8 +180,8 @@ public final class Session: Trimmable {
         try handle.call { engraft_session_reset($0) }
     }
 
-    /// Gives back the memory of the cache and the buffers, and forgets what was read and said; the next call
-    /// takes them again. Throws `busy` while something is generated.
+    /// Frees the memory of the cache and the buffers and forgets what was read and generated; the next call
+    /// allocates them again. Throws `busy` while generating.
     public func trim() throws {
         try handle.call { engraft_session_trim($0) }
     }
@@ -205,7 +205,7 @@ private func generated(
             handle.use { engraft_session_generate($0, prompt, promptLength, &params, onText, user, &info) }
         }
     }
-    // Before `ended`, which may fail at something else on this thread and so replace the message.
+    // Read it before calling `ended`, which may fail on this thread and so replace the message.
     let outcome = Result { try check(code) }
     if code == ENGRAFT_OK || code == ENGRAFT_CANCELLED {
         ended?(Session.Summary(

@@ -1,8 +1,8 @@
 import CEngraft
 import Foundation
 
-/// A folder of generations. May be used by any number of threads at once; of those that change it, in all
-/// processes, one at a time, and others throw `busy`.
+/// A folder of generations. Any number of threads may use it at once. Only one writer, of all processes, may change
+/// it at a time; others throw `busy`.
 public final class Store: Sendable {
     let handle: Handle
 
@@ -31,8 +31,8 @@ public final class Store: Sendable {
         }
     }
 
-    /// Makes what a gate's verdict names the active generation, and returns its number. Throws `gateRefused`
-    /// where the base stays. When this returns, everything is on disk and was read back.
+    /// Makes the winner of a gate's verdict the active generation and returns its number. Throws `gateRefused` if the
+    /// base stays. When this returns, everything is on disk and was read back.
     @discardableResult
     public func promote(_ gate: Gate) throws -> UInt64 {
         var number: UInt64 = 0
@@ -42,8 +42,8 @@ public final class Store: Sendable {
         return number
     }
 
-    /// Makes an adapter the active generation on the caller's own judgement, past the gate. `verdict` is kept
-    /// beside it: say why.
+    /// Makes an adapter the active generation on the caller's judgement, without the gate. `verdict` is stored with
+    /// it: say why.
     @discardableResult
     public func promote(_ adapter: Adapter, verdict: String) throws -> UInt64 {
         var number: UInt64 = 0
@@ -91,8 +91,8 @@ public final class Store: Sendable {
         try handle.call { engraft_store_activate($0, number) }
     }
 
-    /// Removes all generations but the newest that are whole, the active one, and the one that a rollback
-    /// leads to; returns how many went. Throws `misuse` for a count of 0.
+    /// Removes all generations except the newest good ones, the active one, and the one that a rollback leads to.
+    /// Returns how many were removed. Throws `misuse` for a count of 0.
     @discardableResult
     public func prune(keeping count: Int) throws -> UInt64 {
         guard count >= 0 else { throw EngraftError(code: .misuse, message: "count is \(count)") }

@@ -1,8 +1,8 @@
 import CEngraft
 import Foundation
 
-/// A run of training. One call at a time, and others throw `busy`; `cancel`, `pause`, `resume` and
-/// `setThermal` may be called from anywhere, at any time, and never wait.
+/// A training run. One call at a time; others throw `busy`. `cancel`, `pause`, `resume` and `setThermal` may be
+/// called from anywhere, at any time, and never wait.
 public final class Trainer: ThermalSteered {
     let handle: Handle
     private let queue = DispatchQueue(label: "engraft.trainer", qos: .utility)
@@ -126,8 +126,7 @@ public final class Trainer: ThermalSteered {
         }
     }
 
-    /// Plans, refuses what exceeds the budget with `doesNotFit`, and allocates everything that training
-    /// takes.
+    /// Plans and allocates everything that training takes. Throws `doesNotFit` if that exceeds the budget.
     public init(model: Model, data: TrainingData, options: Options = Options()) throws {
         var params: engraft_train_params = try options.params()
         handle = try Handle(free: { engraft_trainer_free($0) }) { made in
@@ -140,12 +139,12 @@ public final class Trainer: ThermalSteered {
         }
     }
 
-    /// Trains so many steps, or with 0 all that are left; begins at once, on a thread of its own. A second
-    /// run waits for the first.
+    /// Trains this many steps, or with 0 all that are left. Begins at once, on a separate thread. A second run waits
+    /// for the first.
     ///
-    /// When the stream is given up (a `break`, a cancelled task), the trainer is cancelled before its next
-    /// step, and stays so until `resume`; what was trained stays. A cancelled task sees its loop end without
-    /// an error, as of all such streams: `Task.checkCancellation()` behind it tells.
+    /// When the stream is given up (by `break` or a cancelled task), the trainer is cancelled before its next step
+    /// and stays so until `resume`; what was trained stays. In a cancelled task the loop ends without an error, as
+    /// with all such streams; call `Task.checkCancellation()` after it.
     public func run(steps: UInt64 = 0) -> AsyncThrowingStream<RunProgress, Error> {
         let handle = self.handle
         return stream(
@@ -155,13 +154,13 @@ public final class Trainer: ThermalSteered {
         )
     }
 
-    /// One step. Blocks, so don't call it on the main thread. Its event is `note` where it was skipped, or where the run went
-    /// back to its checkpoint: the log says why.
+    /// Takes one step. Blocks, so don't call it on the main thread. Its event is `note` if the step was skipped or
+    /// the run returned to its checkpoint; the log says why.
     public func step() throws -> RunProgress {
         try filled { engraft_trainer_step($0, $1) }
     }
 
-    /// How far the run is. While it runs, that is told by its stream, and this throws `busy`.
+    /// The progress of the run. While it runs, this throws `busy`; use the stream then.
     public func progress() throws -> RunProgress {
         try filled { engraft_trainer_progress($0, $1) }
     }
@@ -183,25 +182,25 @@ public final class Trainer: ThermalSteered {
         return loss
     }
 
-    /// Commits the adapter as it is now as `adapter.engraft` in a folder, which is made if it is missing.
-    /// When this returns, it is on disk and was read back. Throws `busy` where another trainer has its
-    /// checkpoints there, or another call or process writes to it.
+    /// Commits the current adapter as `adapter.engraft` in a folder, which is created if missing. When this returns,
+    /// it is on disk and was read back. Throws `busy` if another trainer has its checkpoints there, or another call
+    /// or process writes to it.
     public func save(to folder: URL) throws {
         try handle.call { trainer in
             withText(folder.path) { engraft_trainer_save(trainer, $0, $1) }
         }
     }
 
-    /// Commits everything that the run needs to go on, and beside it the adapter as `save` does. From then on
-    /// the folder is this trainer's, until it goes or has its checkpoints elsewhere; the newest two stay.
+    /// Commits everything that the run needs to continue, and the adapter as `save` does. From then on the folder
+    /// belongs to this trainer, until it is released or uses another folder. The two newest checkpoints are kept.
     public func checkpoint(to folder: URL) throws {
         try handle.call { trainer in
             withText(folder.path) { engraft_trainer_checkpoint(trainer, $0, $1) }
         }
     }
 
-    /// Goes on where the newest whole checkpoint in a folder stood. The trainer must have taken no step, and be
-    /// made with the model, rows and settings of the run.
+    /// Continues from the newest good checkpoint in a folder. The trainer must have taken no step, and must be made
+    /// with the run's model, rows and settings.
     public func restore(from folder: URL) throws {
         try handle.call { trainer in
             withText(folder.path) { engraft_trainer_restore(trainer, $0, $1) }

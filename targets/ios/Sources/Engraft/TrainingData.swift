@@ -62,8 +62,8 @@ public final class TrainingData: Sendable {
         public let longestRow: UInt64
     }
 
-    /// Rows of a file, or of a folder with `train.jsonl`, and `valid.jsonl` and `test.jsonl` if they are
-    /// there. A `Gate` reads the files again: leave them as they are. Blocks, so don't call it on the main thread.
+    /// Rows of a file, or of a folder with `train.jsonl` and optionally `valid.jsonl` and `test.jsonl`. A `Gate`
+    /// reads the files again, so leave them unchanged until then. Blocks, so don't call it on the main thread.
     public init(contentsOf location: URL, for model: Model, options: Options = Options()) throws {
         var params: engraft_data_params = try options.params()
         handle = try Handle(free: { engraft_data_free($0) }) { made in
@@ -73,8 +73,8 @@ public final class TrainingData: Sendable {
         }
     }
 
-    /// Rows in memory: JSON, one object a line. Without `valid` and `test`, a share of `train` takes their
-    /// place. The library keeps a copy. Blocks, so don't call it on the main thread.
+    /// Rows in memory: JSON, one object per line. Without `valid` and `test`, a share of `train` is split off for
+    /// them. The library keeps a copy. Blocks, so don't call it on the main thread.
     public init(
         train: Data, valid: Data? = nil, test: Data? = nil, for model: Model, options: Options = Options()
     ) throws {
@@ -106,8 +106,8 @@ public final class TrainingData: Sendable {
         )
     }
 
-    /// Where the row stood that was left out, and why: never its text. The first thousand of a part are
-    /// named.
+    /// The place of a skipped row and why it was skipped, but never its text. Only the first thousand of a part are
+    /// known.
     public func skipped(at index: Int) throws -> String {
         guard index >= 0 else { throw EngraftError(code: .misuse, message: "index is \(index)") }
         return try handle.use { data in try text { engraft_data_skipped(data, index, $0, $1, $2) } }

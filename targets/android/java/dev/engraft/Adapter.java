@@ -7,8 +7,8 @@ public final class Adapter extends Handle {
     }
 
     /**
-     * Loads an adapter.engraft, or the one in a folder, and holds it against the model; what belongs to another is
-     * refused with {@link Engraft#BASE_MISMATCH}. {@code params} may be null.
+     * Loads an adapter.engraft, or the one in a folder, and checks it against the model. An adapter of another model
+     * is refused with {@link Engraft#BASE_MISMATCH}. {@code params} may be null.
      */
     public static Adapter load(Model model, String path, AdapterParams params) {
         return new Adapter(Native.adapterLoad(model.handle(), Native.utf8(path), params));
@@ -22,8 +22,8 @@ public final class Adapter extends Handle {
     }
 
     /**
-     * Commits it as adapter.engraft in a folder, which is made if it is missing; {@code half} stores 16 bits. Throws
-     * {@link Engraft#BUSY} where a trainer has its checkpoints there, or another call or process writes to it.
+     * Commits it as adapter.engraft in a folder, which is created if missing; {@code half} stores 16 bits. Throws
+     * {@link Engraft#BUSY} if a trainer has its checkpoints there, or another call or process writes to it.
      */
     public void save(String folder, boolean half) {
         Native.adapterSave(handle(), Native.utf8(folder), half);

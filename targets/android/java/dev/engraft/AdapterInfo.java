@@ -3,7 +3,7 @@ package dev.engraft;
 /** Facts about an adapter. */
 public final class AdapterInfo {
     /**
-     * {@code Engraft.KIND_ADAPTER}, {@code Engraft.KIND_FEW_SHOT} or {@code Engraft.KIND_BASE}; of the last two
+     * {@code Engraft.KIND_ADAPTER}, {@code Engraft.KIND_FEW_SHOT} or {@code Engraft.KIND_BASE}; for the last two
      * all else is 0.
      */
     public int kind;

@@ -7,8 +7,8 @@ public final class Data extends Handle {
     }
 
     /**
-     * Reads a file of JSON lines, or a folder with train.jsonl and, if they are there, valid.jsonl and test.jsonl. A
-     * {@link Gate} reads the files again: leave them as they are.
+     * Reads a file of JSON lines, or a folder with train.jsonl and optionally valid.jsonl and test.jsonl. A
+     * {@link Gate} reads the files again, so leave them unchanged until then.
      */
     public static Data open(Model model, String path, DataParams params) {
         return new Data(Native.dataOpen(model.handle(), Native.utf8(path), params));

@@ -17,9 +17,9 @@ public final class Engraft {
     }
 
     /**
-     * Hands all lines up to a level to a listener, instead of to the one before; null ends it. It is called from any
-     * thread. What it throws on the thread of a call ends that call where it has a listener too, and is thrown when
-     * the call returns; on threads of the library it is printed.
+     * Passes all lines up to a level to a listener, which replaces the previous one; null ends logging. It is called
+     * from any thread. An exception that it throws on the thread of a call ends the call if that has a listener, too,
+     * and is rethrown when the call returns. On the library's threads it is printed.
      */
     public static void setLog(LogListener listener, int level) {
         logListener = listener;

@@ -1,8 +1,8 @@
 package dev.engraft;
 
 /**
- * A comparison of trained adapters with examples in the prompt and with nothing at all. One call at a time, others
- * get {@link Engraft#BUSY}; what steers it may be called from any thread and from the listener.
+ * A comparison of trained adapters with examples in the prompt and with the model alone. One call at a time; others
+ * get {@link Engraft#BUSY}. The methods that steer it may be called from any thread and from the listener.
  */
 public final class Gate extends Handle {
     private Gate(long handle) {
@@ -21,9 +21,9 @@ public final class Gate extends Handle {
     }
 
     /**
-     * Trains, measures and judges, whatever the verdict is; an earlier verdict is gone. {@code listener} may be null.
-     * Throws {@link Engraft#CANCELLED} where it was cancelled, then nothing is judged; {@link Engraft#BAD_DATA} where
-     * a file of the rows was changed since they were opened.
+     * Trains, measures and judges. Returns normally whatever the verdict; an earlier verdict is gone. {@code
+     * listener} may be null. Throws {@link Engraft#CANCELLED} if cancelled, and then nothing is judged; {@link
+     * Engraft#BAD_DATA} if a file of the rows has changed since it was opened.
      */
     public void run(ProgressListener listener) {
         Native.gateRun(handle(), listener);

@@ -45,8 +45,8 @@ public final class GateParams {
     /** Bytes of private memory that training and scoring may take (0: no limit). */
     public long memoryBudget;
     /**
-     * A text that training must not harm, beside the one that is built in: in passages behind lines that begin
-     * with {@code %% }, or as one; null for none.
+     * A text that training must not harm, in addition to the built-in one. Lines that start with {@code %% }
+     * separate passages. Null for none.
      */
     public String retention;
     /** Weight of the divergence from the base in each token's loss, 0 to 1e6 (0: off). Adds about half the time. */
@@ -62,8 +62,8 @@ public final class GateParams {
     /** Data whose answers training must not harm, in addition to retention texts; null for none. */
     public Data retentionRows;
     /**
-     * A folder for what is unfinished, made if it is missing: the same comparison goes on from there after the
-     * process has ended. Null for none.
+     * A folder for unfinished work, created if missing. The same comparison continues from it after the process has
+     * ended. Null for none.
      */
     public String unfinished;
 }

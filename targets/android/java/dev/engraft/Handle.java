@@ -3,8 +3,8 @@ package dev.engraft;
 import java.io.Closeable;
 
 /**
- * What the library holds for the app until it is closed. Nothing is freed by the garbage collector: close each one,
- * best with try-with-resources or Kotlin's {@code use}.
+ * A handle of the library. The garbage collector doesn't free it: close each one, best with try-with-resources or
+ * Kotlin's {@code use}.
  */
 public abstract class Handle implements Closeable {
     private volatile long handle;
@@ -13,7 +13,7 @@ public abstract class Handle implements Closeable {
         this.handle = handle;
     }
 
-    /** The library's number. Throws {@link IllegalStateException} once this is closed. */
+    /** The library's number for it. Throws {@link IllegalStateException} once this is closed. */
     final long handle() {
         long number = handle;
         if (number == 0) {
@@ -22,7 +22,7 @@ public abstract class Handle implements Closeable {
         return number;
     }
 
-    /** The number of a handle that may be left out: 0 for null. */
+    /** The number of an optional handle: 0 for null. */
     static long orNone(Handle handle) {
         return handle == null ? 0 : handle.handle();
     }
@@ -35,8 +35,8 @@ public abstract class Handle implements Closeable {
     }
 
     /**
-     * Frees it; a second time is nothing. While a call runs on a trainer, gate or session this throws
-     * {@link Engraft#BUSY}, and it stays open: cancel the call, and close once it has returned.
+     * Frees it; closing again does nothing. While a call runs on a trainer, gate or session, this throws
+     * {@link Engraft#BUSY} and it stays open: cancel the call, and close once it has returned.
      */
     @Override
     public final synchronized void close() {

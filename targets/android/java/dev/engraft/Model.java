@@ -12,8 +12,8 @@ public final class Model extends Handle {
     }
 
     /**
-     * As {@link #open(String)}. A {@code digestCache} is a folder for digests of model files, so that each is read
-     * whole only once, or null; {@code noMmap} reads the file into private memory.
+     * Like {@link #open(String)}. {@code digestCache} is a folder that caches digests of model files, so that each is
+     * fully read only once, or null. {@code noMmap} reads the file into private memory.
      */
     public static Model open(String path, String digestCache, boolean noMmap) {
         return new Model(Native.modelOpen(Native.utf8(path), noMmap, Native.utf8OrNull(digestCache)));

@@ -3,8 +3,8 @@ package dev.engraft;
 import java.nio.charset.StandardCharsets;
 
 /**
- * The functions of engraft_jni.c. Handles are numbers of the library, 0 is none; texts are UTF-8. Each throws
- * {@link EngraftException} for a code below zero.
+ * The functions of engraft_jni.c. Handles are the library's numbers, 0 for none; texts are UTF-8. Each throws
+ * {@link EngraftException} for a negative code.
  */
 final class Native {
     static {
@@ -13,7 +13,7 @@ final class Native {
 
     private Native() {}
 
-    /** Takes text as it comes, in whole characters; false stops. */
+    /** Receives text as it is generated, in whole characters; returning false stops. */
     interface TextSink {
         boolean onText(byte[] utf8);
     }

@@ -3,8 +3,8 @@ package dev.engraft;
 /** Receives progress. */
 public interface ProgressListener {
     /**
-     * Called on the thread of the call that it was given to; false cancels that call. What this throws cancels it,
-     * too, and is thrown again by it.
+     * Called on the thread of the call that it was passed to; returning false cancels that call. An exception cancels
+     * it, too, and the call rethrows it.
      */
     boolean onProgress(Progress progress);
 }

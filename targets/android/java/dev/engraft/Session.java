@@ -1,6 +1,9 @@
 package dev.engraft;
 
-/** A sequence with its cache. One call at a time; others get {@link Engraft#BUSY}. {@link #cancel} works from anywhere. */
+/**
+ * A sequence with its cache. One call at a time; others get {@link Engraft#BUSY}. {@link #cancel} works from
+ * anywhere.
+ */
 public final class Session extends Handle {
     private Session(long handle) {
         super(handle);
@@ -15,7 +18,7 @@ public final class Session extends Handle {
     }
 
     /**
-     * Uses an adapter of this model, or with null the base alone, from the next token on, and no slot any more.
+     * Uses an adapter of this model, or with null the base alone, from the next token on. Stops following a slot.
      */
     public void setAdapter(Adapter adapter) {
         Native.sessionSetAdapter(handle(), orNone(adapter));
@@ -27,8 +30,8 @@ public final class Session extends Handle {
     }
 
     /**
-     * Continues a prompt, or answers it as a chat. {@code params} and {@code listener} may be null. A generation
-     * that was stopped has a result as well: {@link GenerateInfo#ended} tells.
+     * Continues a prompt, or answers it as a chat. {@code params} and {@code listener} may be null. A stopped
+     * generation also has a result: see {@link GenerateInfo#ended}.
      */
     public GenerateInfo generate(String prompt, GenerateParams params, TextListener listener) {
         GenerateInfo info = new GenerateInfo();

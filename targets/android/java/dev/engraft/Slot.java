@@ -1,7 +1,7 @@
 package dev.engraft;
 
 /**
- * A place that sessions take their adapter from. May be used by any number of threads at once. It is for one model:
+ * A place that sessions take their adapter from. Any number of threads may use it at once. It belongs to one model:
  * that of the first adapter put into it, or of the first session that follows it.
  */
 public final class Slot extends Handle {
@@ -11,8 +11,8 @@ public final class Slot extends Handle {
     }
 
     /**
-     * Puts an adapter into it, or with null the base alone: sessions that follow it use it from their next token
-     * on. Waits for nobody where all are of one {@link Model}, else both files may be read whole. Gives the number of
+     * Puts an adapter, or with null the base alone, into it. Sessions that follow it use that from their next token
+     * on. Never waits if all share one {@link Model}; otherwise it may read both model files. Returns the number of
      * swaps.
      */
     public long swap(Adapter adapter) {

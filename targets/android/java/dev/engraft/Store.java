@@ -17,8 +17,8 @@ public final class Store extends Handle {
     }
 
     /**
-     * Makes what a gate's verdict names the active generation, and gives its number. Throws
-     * {@link Engraft#GATE_REFUSED} where the base alone stays; then nothing is changed.
+     * Makes the winner of a gate's verdict the active generation and returns its number. Throws
+     * {@link Engraft#GATE_REFUSED} if the base alone stays; nothing changes then.
      */
     public long promote(Gate gate) {
         return Native.storePromote(handle(), gate.handle());
@@ -52,8 +52,8 @@ public final class Store extends Handle {
     }
 
     /**
-     * Removes all but the newest {@code keep} that are whole, the active one and the one that a rollback leads to;
-     * gives how many went. Throws {@link Engraft#MISUSE} for a {@code keep} below 1.
+     * Removes all but the newest {@code keep} good ones, the active one and the one that a rollback leads to. Returns
+     * how many were removed. Throws {@link Engraft#MISUSE} for a {@code keep} below 1.
      */
     public long prune(long keep) {
         return Native.storePrune(handle(), keep);

@@ -1,10 +1,10 @@
 package dev.engraft;
 
-/** Takes text as it is generated. */
+/** Receives text as it is generated. */
 public interface TextListener {
     /**
-     * Called on the thread of the call that it was given to, with whole characters; false stops that call. What
-     * this throws stops it, too, and is thrown again by it.
+     * Called on the thread of the call that it was passed to, with whole characters; returning false stops that call.
+     * An exception stops it, too, and the call rethrows it.
      */
     boolean onText(String text);
 }

@@ -1,7 +1,7 @@
 package dev.engraft;
 
 /**
- * A run of training. One call at a time, others get {@link Engraft#BUSY}; {@link #cancel}, {@link #pause},
+ * A training run. One call at a time; others get {@link Engraft#BUSY}. {@link #cancel}, {@link #pause},
  * {@link #resume} and {@link #setThermal} may be called from any thread and from the listener.
  */
 public final class Trainer extends Handle {
@@ -10,24 +10,24 @@ public final class Trainer extends Handle {
     }
 
     /**
-     * Plans and allocates everything that training takes; what exceeds the budget is refused with
-     * {@link Engraft#DOES_NOT_FIT}. {@code params} may be null.
+     * Plans and allocates everything that training takes. Throws {@link Engraft#DOES_NOT_FIT} if that exceeds the
+     * budget. {@code params} may be null.
      */
     public static Trainer create(Model model, Data data, TrainParams params) {
         return new Trainer(Native.trainerCreate(model.handle(), data.handle(), params, TrainParams.replayOf(params)));
     }
 
     /**
-     * One step. Its event is {@link Engraft#EVENT_NOTE} where it was skipped, or where the run went back to its
-     * checkpoint: the log says why.
+     * Takes one step. Its event is {@link Engraft#EVENT_NOTE} if the step was skipped or the run returned to its
+     * checkpoint; the log says why.
      */
     public Progress step() {
         return Native.trainerStep(handle());
     }
 
     /**
-     * So many steps, or with 0 all that are left. {@code listener} may be null. Throws {@link Engraft#CANCELLED}
-     * where it was cancelled; what was trained stays, and another call goes on.
+     * Takes this many steps, or with 0 all that are left. {@code listener} may be null. Throws
+     * {@link Engraft#CANCELLED} if cancelled; what was trained stays, and another call continues.
      */
     public void run(long steps, ProgressListener listener) {
         Native.trainerRun(handle(), steps, listener);
@@ -44,24 +44,24 @@ public final class Trainer extends Handle {
     }
 
     /**
-     * Commits the adapter as adapter.engraft in a folder, which is made if it is missing. Throws
-     * {@link Engraft#BUSY} where another trainer has its checkpoints there, or another call or process writes to it.
+     * Commits the adapter as adapter.engraft in a folder, which is created if missing. Throws {@link Engraft#BUSY} if
+     * another trainer has its checkpoints there, or another call or process writes to it.
      */
     public void save(String folder) {
         Native.trainerSave(handle(), Native.utf8(folder));
     }
 
     /**
-     * Commits everything that the run needs to go on, and beside it the adapter, as {@link #save}. From then on the
-     * folder is this trainer's, until it is closed or has its checkpoints elsewhere; the newest two stay.
+     * Commits everything that the run needs to continue, and the adapter as {@link #save} does. From then on the
+     * folder belongs to this trainer, until it is closed or uses another folder. The two newest checkpoints are kept.
      */
     public void checkpoint(String folder) {
         Native.trainerCheckpoint(handle(), Native.utf8(folder));
     }
 
     /**
-     * Goes on where the newest whole checkpoint in a folder stood. The trainer must have taken no step, and be
-     * made with the model, rows and settings of the run.
+     * Continues from the newest good checkpoint in a folder. The trainer must have taken no step, and must be made
+     * with the run's model, rows and settings.
      */
     public void restore(String folder) {
         Native.trainerRestore(handle(), Native.utf8(folder));

@@ -17,25 +17,25 @@ import kotlinx.coroutines.flow.filter
 import kotlinx.coroutines.withContext
 
 /**
- * A recipe: once a day, while the device charges, is idle and cool, the gate compares what training on the app's rows
- * brings, and the store keeps what won, and two generations before it. WorkManager stops workers after about ten
- * minutes unless they are in the foreground (see [foreground]), and nothing is kept of a comparison that was stopped:
- * [settings] is to keep it shorter. One that was stopped twice is left until the next day.
+ * A recipe: once a day, while the device charges and is idle and cool, the gate judges training on the app's rows.
+ * The store keeps the winner and two generations before it. WorkManager stops workers after about ten minutes unless
+ * they are in the foreground (see [foreground]). A stopped comparison is lost, so [settings] must keep it shorter;
+ * after two stops it waits until the next day.
  *
  *     WorkManager.getInstance(context).enqueueUniquePeriodicWork(
  *         "adapt", ExistingPeriodicWorkPolicy.KEEP, AdaptWorker.daily(AdaptWorker::class.java, model, rows, store))
  */
 open class AdaptWorker(context: Context, parameters: WorkerParameters) : CoroutineWorker(context, parameters) {
     /**
-     * Calls `setForeground` with the app's own notification, where the work is to last longer. From the background,
-     * where this worker runs, that works up to Android 11 only: later versions throw unless the app is exempt, and
-     * the work then goes on within its ten minutes.
+     * Override this to call `setForeground` with the app's notification if the work must last longer. From the
+     * background, where this worker runs, that works only up to Android 11. Later versions throw unless the app is
+     * exempt, and the work then has its ten minutes.
      */
     protected open suspend fun foreground() = Unit
 
     /**
-     * What is compared. The minutes bound training only; measuring comes on top of them, and takes its time by the
-     * three that follow. How long that is depends on model and device.
+     * What to compare. The minutes limit only training. Measuring takes additional time, which the next three
+     * settings limit and which depends on the model and the device.
      */
     protected open fun settings(): GateParams = GateParams().apply {
         minutes = 2.0
@@ -47,9 +47,9 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
     }
 
     /**
-     * Is told what came of it, on a thread that may be blocked: `Engraft.DECISION_*`, or what went wrong. It is not
-     * called where the system stopped the work. WorkManager keeps no output of periodic work: what the app is to know
-     * later, it must write down here.
+     * Receives the result, on a thread that may block: `Engraft.DECISION_*`, or the error. It isn't called if the
+     * system stopped the work. WorkManager keeps no output of periodic work, so the app must record here what it
+     * needs later.
      */
     protected open suspend fun ended(decision: Int?, failure: EngraftException?) = Unit
 
@@ -65,7 +65,7 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
                 failure = e
             }
             ended(decision, failure)
-            // Not retry, since the same would only happen again.
+            // Don't retry: the same would happen again.
             if (failure == null) Result.success() else Result.failure()
         }
     }
@@ -74,10 +74,10 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         try {
             foreground()
         } catch (e: CancellationException) {
-            // It is an IllegalStateException, too.
+            // A subclass of IllegalStateException, so it comes first.
             throw e
         } catch (e: IllegalStateException) {
-            // ForegroundServiceStartNotAllowedException, which older versions of Android do not know by name.
+            // ForegroundServiceStartNotAllowedException, a class that older versions of Android lack.
         }
     }
 
@@ -92,8 +92,8 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         val power = applicationContext.getSystemService(Context.POWER_SERVICE) as PowerManager
         val heat = if (Build.VERSION.SDK_INT >= 29) Heat(power, gate) else null
         try {
-            // When the work is stopped, this cancels the gate, and returns once it has stopped. WorkManager writes
-            // progress to its database: training must not wait for that at each step.
+            // When the work is stopped, this cancels the gate and returns once it has stopped. WorkManager writes
+            // progress to its database; training mustn't wait for that at every step.
             gate.progress().filter { it.event == Engraft.EVENT_STEP }.conflate().collect {
                 setProgress(workDataOf(STEP to it.step, STEPS to it.steps, ARM to it.text))
             }
@@ -104,14 +104,14 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         if (decision != Engraft.DECISION_KEEP_BASE) {
             Store.open(argument(STORE)).use {
                 promote(gate, it)
-                // What was promoted stands, whatever becomes of the older ones.
+                // The promotion stands, whatever happens to older generations.
                 try { it.prune(3) } catch (e: EngraftException) { }
             }
         }
         return decision
     }
 
-    /** Waits for who else changes the store: that takes moments, and all that was compared would be done anew. */
+    /** Waits while another writer changes the store. That takes moments; failing would waste the whole comparison. */
     private suspend fun promote(gate: Gate, store: Store) {
         for (attempt in 1..BUSY_ATTEMPTS) {
             try {
@@ -135,17 +135,17 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
         const val STEPS = "steps"
         const val ARM = "arm"
 
-        /** Runs of a day's work: WorkManager begins anew what it stopped, and would all night. */
+        /** Attempts per day: WorkManager restarts work that it stopped, and would do so all night. */
         private const val ATTEMPTS = 2
 
-        /** A store that is busy is asked so often, and so long apart. */
+        /** How often to retry a busy store, and how long to wait in between. */
         private const val BUSY_ATTEMPTS = 21
         private const val BUSY_MILLIS = 500L
 
-        /** Paths of the model, of the rows (JSON lines) and of the store's folder, all in the app's own storage. */
+        /** Paths of the model, the rows (JSON lines) and the store's folder, all in the app's private storage. */
         fun daily(worker: Class<out AdaptWorker>, model: String, rows: String, store: String): PeriodicWorkRequest =
             PeriodicWorkRequest.Builder(worker, 1, TimeUnit.DAYS)
-                // Work that waits for an idle device can't have a backoff policy of its own.
+                // Work that waits for an idle device can't set a backoff policy.
                 .setConstraints(
                     Constraints.Builder()
                         .setRequiresCharging(true)
@@ -158,14 +158,14 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
     }
 }
 
-/** Tells a gate how hot the device is, until it is closed. Needs Android 10. */
+/** Tells a gate how hot the device is, until closed. Needs Android 10. */
 @androidx.annotation.RequiresApi(29)
 private class Heat(private val power: PowerManager, private val gate: Gate) : AutoCloseable {
     private val listener = PowerManager.OnThermalStatusChangedListener { status ->
         try {
             gate.setThermal(thermal(status))
         } catch (closed: RuntimeException) {
-            // A change that was on its way to the main thread when the work ended.
+            // A change can still arrive on the main thread after the work has ended.
         }
     }
 
@@ -175,7 +175,7 @@ private class Heat(private val power: PowerManager, private val gate: Gate) : Au
 
     override fun close() = power.removeThermalStatusListener(listener)
 
-    /** Work in the background gives way sooner than what the user waits for. */
+    /** Background work slows down earlier than work that the user waits for. */
     private fun thermal(status: Int): Int = when (status) {
         PowerManager.THERMAL_STATUS_NONE -> Engraft.THERMAL_NOMINAL
         PowerManager.THERMAL_STATUS_LIGHT -> Engraft.THERMAL_FAIR

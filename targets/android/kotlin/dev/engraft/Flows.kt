@@ -12,28 +12,28 @@ import kotlinx.coroutines.flow.flowOn
 import kotlinx.coroutines.launch
 
 /**
- * Trains when it is collected: so many steps, or with 0 all that are left. Cancelling the collection cancels the
- * trainer, and ends once its step is done, so that the trainer may be closed then; it stays cancelled until
- * [Trainer.resume]. A slow collector slows training down: add `conflate()` where the latest value is enough.
+ * Trains when collected: this many steps, or with 0 all that are left. Cancelling the collection cancels the trainer
+ * and ends once its step is done; then the trainer may be closed. It stays cancelled until [Trainer.resume]. A slow
+ * collector slows down training; add `conflate()` if the latest value is enough.
  */
 fun Trainer.progress(steps: Long = 0): Flow<Progress> =
     listening(cancel = { cancel() }) { tell -> run(steps, ProgressListener { tell(it) }) }
 
-/** Trains, measures and judges when it is collected. As [Trainer.progress]; [Gate.decision] tells afterwards. */
+/** Trains, measures and judges when collected, like [Trainer.progress]. Afterwards see [Gate.decision]. */
 fun Gate.progress(): Flow<Progress> =
     listening(cancel = { cancel() }) { tell -> run(ProgressListener { tell(it) }) }
 
-/** Generates when it is collected, text as it comes. Cancelling the collection stops it before its next token. */
+/** Generates text when collected. Cancelling the collection stops it before its next token. */
 fun Session.generate(prompt: String, params: GenerateParams? = null): Flow<String> =
     listening(cancel = { cancel() }) { tell -> generate(prompt, params, TextListener { tell(it) }) }
 
-/** How far a flow's one call is. Whoever moves it on from [WAITING] decides whether the call begins at all. */
+/** The state of a flow's single call. Whoever moves it on from [WAITING] decides whether the call begins at all. */
 private enum class Turn { WAITING, RUNNING, OVER }
 
 /**
- * A flow of what [call] tells, which blocks a thread of [Dispatchers.IO] until it returns: those of Default are as few
- * as cores, and whoever would collect or cancel may need one. The flow ends after
- * the call has returned, also when it is cancelled: only then may what it works on be closed.
+ * A flow of what [call] emits. The call blocks a thread of [Dispatchers.IO] until it returns; [Dispatchers.Default]
+ * has only as many threads as cores, and collecting or cancelling may need one. The flow ends after the call has
+ * returned, even if cancelled: only then may its objects be closed.
  */
 private fun <T> listening(cancel: () -> Unit, call: (tell: (T) -> Boolean) -> Unit): Flow<T> =
     callbackFlow<T> {
