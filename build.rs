@@ -1,5 +1,5 @@
-//! Turns the device profiles of `targets/profiles` into a checked static table, and stamps where the
-//! binary comes from: commit, target and build profile. Compiles no C and probes no CPU.
+//! Turns the device profiles in `targets/profiles` into a checked static table, and records the commit, target and
+//! build profile in the binary. Compiles no C and probes no CPU.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -36,7 +36,7 @@ fn variable(name: &str) -> Result<String, String> {
     std::env::var(name).map_err(|_| format!("{name} is not set: this program is run by cargo"))
 }
 
-/// One device, as its file states it.
+/// One device, as described in its file.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Profile {
@@ -56,10 +56,10 @@ struct Thermal {
     stop_c: u32,
 }
 
-/// The instruction sets that the kernels have a path for.
+/// The instruction sets that the kernels support.
 const ISAS: [&str; 7] = ["scalar", "portable", "avx2", "avx512", "neon", "dotprod", "i8mm"];
 
-/// All profiles of a folder, by file name; the first problem names its file and key.
+/// All profiles in a folder, sorted by file name. An error names the file and key.
 pub(crate) fn read_profiles(folder: &Path) -> Result<Vec<Profile>, String> {
     let listing = std::fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut files: Vec<PathBuf> = listing.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
@@ -78,12 +78,12 @@ pub(crate) fn read_profiles(folder: &Path) -> Result<Vec<Profile>, String> {
         profiles.push(profile);
     }
     if profiles.is_empty() {
-        return Err(format!("{}: holds no profile (*.toml)", folder.display()));
+        return Err(format!("{}: there is no profile (*.toml)", folder.display()));
     }
     Ok(profiles)
 }
 
-/// One profile from a file's text; `stem` is the file's name without `.toml`.
+/// Parses a profile from a file's text; `stem` is the file's name without `.toml`.
 pub(crate) fn parse_profile(text: &str, stem: &str) -> Result<Profile, String> {
     let p: Profile = toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(1, |s| text[..s.start.min(text.len())].lines().count().max(1));
@@ -117,8 +117,8 @@ fn render(profiles: &[Profile]) -> String {
     code
 }
 
-/// The commit that the sources are at, or "unknown" outside a clone of this repository (a tarball
-/// unpacked within some other repository must not claim that one's commit).
+/// The commit of the sources, or "unknown" outside a clone of this repository. A tarball unpacked inside another
+/// repository must not claim that repository's commit.
 fn commit(root: &Path) -> String {
     let ours = git(root, &["rev-parse", "--show-toplevel"])
         .and_then(|top| Some(Path::new(&top).canonicalize().ok()? == root.canonicalize().ok()?));

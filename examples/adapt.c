@@ -1,10 +1,10 @@
 /*
- * A whole life of an adapter in C: plan, train, save, and one answer with it.
+ * An adapter's whole life in C: plan, train, save, and answer one question with it.
  *
  *   cc -Itargets/capi/include examples/adapt.c libengraft.a -lpthread -lm -ldl -o adapt
  *   ./adapt MODEL.gguf ROWS.jsonl FOLDER "a question"
  *
- * The adapter is committed to FOLDER/adapter.engraft. targets/capi/README.md says how libengraft.a is built.
+ * The adapter is saved as FOLDER/adapter.engraft. targets/capi/README.md says how to build libengraft.a.
  */
 #include <engraft.h>
 
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Ends the program with what the library says of a call that failed on a handle. */
+/* If a call failed, prints the library's message for the handle and exits. */
 static void need(int32_t code, const void *handle)
 {
   if (code == ENGRAFT_OK)

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Builds the binary for 64-bit ARM (or what ENGRAFT_ARM_TARGET names) in the profile dist and packs it with its
-# systemd units: a tarball, and a .deb where dpkg-deb is there. Both are the same to the byte for the same commit and
-# compiler.
+# Builds the binary for 64-bit ARM (or ENGRAFT_ARM_TARGET) with the profile dist and packs it with its systemd units:
+# a tarball and, if dpkg-deb is available, a .deb. The same commit and compiler give the same bytes.
 #
 #   targets/raspberry-pi/package.sh [FOLDER]     (default: cargo's target folder)
 set -euo pipefail
@@ -30,7 +29,7 @@ tar -C "$root" --sort=name --owner=0 --group=0 --numeric-owner -cf - . | gzip -9
 printf '%s: %s bytes; the binary alone: %s\n' "$tarball" "$(stat -c %s "$tarball")" "$(stat -c %s "$root/usr/bin/engraft")"
 
 if ! command -v dpkg-deb >/dev/null; then
-  echo 'SKIPPED: the .deb, for want of dpkg-deb'
+  echo 'SKIPPED: no .deb, because dpkg-deb is missing'
   exit
 fi
 architecture=arm64

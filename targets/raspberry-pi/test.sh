@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Builds the workspace's tests for 64-bit ARM once and runs them on emulated cores: the Pi 4's
-# (cortex-a72: NEON alone), the Pi 5's (cortex-a76: dot products), and one with everything (max: int8
-# matrix products).
+# Builds the workspace's tests for 64-bit ARM once and runs them on emulated cores: the Pi 4's (cortex-a72: only
+# NEON), the Pi 5's (cortex-a76: dot products), and one with everything (max: int8 matrix products).
 #
 #   targets/raspberry-pi/test.sh [--whole] [CPU ...]
 #
-# ENGRAFT_ARM_TARGET names another target: aarch64-unknown-linux-musl, on the same cores, or
-# armv7-unknown-linux-gnueabihf, on the Pi 2's (cortex-a7).
-# With --whole every test of the workspace runs on every core, trainings and the command line's included: hours.
+# ENGRAFT_ARM_TARGET selects another target: aarch64-unknown-linux-musl, on the same cores, or
+# armv7-unknown-linux-gnueabihf, on the Pi 2's (cortex-a7). With --whole, every test of the workspace runs on every
+# core, including trainings and the command line. That takes hours.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$(git -C "$here" rev-parse --show-toplevel)"
@@ -24,7 +23,7 @@ if [[ ${#cpus[@]} -eq 0 ]]; then
   [[ $target != armv7-* ]] || cpus=(cortex-a7)
 fi
 export "CARGO_TARGET_${upper}_RUNNER=$emulator"
-# For tests that start the command line, or themselves: the host's kernel need not know ARM.
+# For tests that start the command line, or themselves: the host's kernel can't start ARM programs.
 export ENGRAFT_TEST_EMULATOR=$emulator ENGRAFT_TEST_CC=$cc
 # Files beside the repository are the host's tests' affair: a whole text through an emulated model takes
 # an hour. Any folder can be named to do it nevertheless.
@@ -60,11 +59,11 @@ loss() {
     --lora "$2/adapter.engraft" | sed -n 's/.*"nll":\([0-9.]*\).*/\1/p'
 }
 
-# An adapter serves the other machine as well as its own. Sums are taken in another order there, and where
-# a rounding flips, int8 activations differ by a step: a thousandth of the loss is the bound.
+# An adapter works on the other machine, too. Sums have another order there, and where a rounding flips, int8
+# activations differ by a step, so the losses may differ by a thousandth.
 losses_agree() {
   if [[ ! -x $host ]]; then
-    echo "SKIPPED: the host's side of adapters of both: no $host" >&2
+    echo "SKIPPED: adapters on the host: $host is missing" >&2
     return
   fi
   printf '\n== losses of %s: ' "$1"
@@ -75,7 +74,7 @@ losses_agree() {
   }'
 }
 
-# The C program against the archive that the tests were built with: a whole life, and misuse at each turn.
+# The C program with the archive that the tests were built with: a whole life, with misuse at every step.
 c_program() {
   step "$cc" -std=c11 -Wall -Wextra -Wpedantic -Werror -static -DBRIEF -DPANIC_INJECTION \
     -Itargets/capi/include targets/capi/tests/smoke.c "$CARGO_TARGET_DIR/$target/debug/deps/libengraft.a" \
@@ -84,9 +83,9 @@ c_program() {
   step "$emulator" "$folder/smoke" "$model" targets/cli/demo/private_train.jsonl "$folder/files"
 }
 
-# The test programs that run under emulation, which is slow: not whole trainings, and on all cores but the
-# first only what an instruction set touches. Always the whole workspace, since another choice of packages
-# is another choice of features, for which everything would be built anew.
+# The test programs to run under emulation, which is slow: no whole trainings, and on all cores but the first only
+# what depends on the instruction set. Always build the whole workspace: selecting packages changes features, which
+# would rebuild everything.
 touched=(--lib --test decode --test isas)
 programs=("${touched[@]}" --bins --test frame)
 parts=(forward:: adapter_file:: data:: gguf:: exchange::)

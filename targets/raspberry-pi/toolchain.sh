@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A cross toolchain for ARM Linux on a Debian 12 (x86-64) machine where rustup can't fetch a target: Debian's own
-# newer Rust, with std for 64-bit ARM and the sources of it, unpacked into a folder and never installed; for musl,
-# Debian's musl beside it. Prints the path of a file to source. Running it again does nothing that is already done.
+# A cross toolchain for ARM Linux on a Debian 12 (x86-64) machine where rustup can't fetch a target. It unpacks
+# Debian's newer Rust, with std for 64-bit ARM and its sources, into a folder without installing it; for musl, also
+# Debian's musl. Prints the path of a file to source. Running it again repeats nothing that is done.
 #
 #   targets/raspberry-pi/toolchain.sh [TARGET]     (default: aarch64-unknown-linux-gnu)
 #
-#   ENGRAFT_ARM_TOOLCHAIN   where to (default: arm-toolchain in cargo's target folder)
+#   ENGRAFT_ARM_TOOLCHAIN   the folder (default: arm-toolchain in cargo's target folder)
 set -euo pipefail
 repository=$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)
 target=${1:-aarch64-unknown-linux-gnu}
@@ -19,7 +19,7 @@ packages=(
 
 say() { printf '%s\n' "$*" >&2; }
 
-# The C compiler links, and QEMU runs what was built; both are ordinary packages of the host.
+# The C compiler links and QEMU runs the result; both are ordinary packages of the host.
 install_host_tools() {
   local missing=() system=aarch64-linux-gnu libc=arm64
   [[ $target != armv7-* ]] || system=arm-linux-gnueabihf libc=armhf
@@ -35,8 +35,8 @@ install_host_tools() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
-# An apt view of its own with both architectures, over the machine's own sources: adding a foreign
-# architecture to the host would bring a second libc in the linker's way.
+# A separate apt configuration with both architectures and the machine's package sources. Adding a foreign
+# architecture to the host would put a second libc in the linker's way.
 private_apt() {
   local apt=$folder/apt
   mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
@@ -51,7 +51,7 @@ CONF
   APT_CONFIG=$apt/apt.conf apt-get "$@"
 }
 
-# unpack INTO PACKAGE... fetches packages and unpacks them into a folder made anew.
+# unpack INTO PACKAGE... fetches packages and unpacks them into a new folder.
 unpack() {
   local into=$1 debs=$folder/debs
   shift
@@ -65,8 +65,8 @@ unpack() {
   rm -rf "$debs" "$folder/apt"
 }
 
-# musl's own specs for gcc, in the place where it lies here, and LLVM's unwinder: gcc's takes functions of glibc. What
-# it prints before it aborts goes nowhere, since that was compiled against glibc, too.
+# musl's specs for gcc, with the paths used here, and LLVM's unwinder, because gcc's needs functions of glibc. LLVM's
+# was compiled against glibc, too, so what it prints before aborting is dropped.
 write_musl_compiler() {
   local lib=$folder/musl/usr/lib/aarch64-linux-musl unwinder=$folder/musl/usr/lib/llvm-14/lib/libunwind.a
   sed -i "s#/usr/\(lib\|include\)/aarch64-linux-musl#$folder/musl&#g" "$lib/musl-gcc.specs"
@@ -79,7 +79,7 @@ write_musl_compiler() {
   chmod +x "$compiler"
 }
 
-# The unpacked programs need their libraries named; nothing else about them changes.
+# The unpacked programs only need to be told where their libraries are.
 write_wrappers() {
   mkdir -p "$folder/bin"
   for tool in cargo rustc rustdoc; do

@@ -1,14 +1,14 @@
 /*
- * The native side of dev.engraft: each function hands its arguments to the function of engraft.h that it is named
- * after, and what comes back to Java. It decides nothing.
+ * The native side of dev.engraft. Each function passes its arguments to the engraft.h function of the same name, and
+ * the result back to Java. It decides nothing.
  *
- * - Handles are numbers of the library (never addresses), and travel as jlong.
- * - Texts travel as byte arrays of UTF-8: JNI's own strings are of another encoding.
- * - A code below zero becomes an EngraftException. What a listener throws ends the call that it was called from,
- *   and is thrown again once that call has returned; it is never pending while the library runs.
+ * - Handles are the library's numbers (never addresses), passed as jlong.
+ * - Texts are passed as UTF-8 byte arrays, because JNI's strings use another encoding.
+ * - A negative code becomes an EngraftException. An exception from a listener ends the call and is rethrown once the
+ *   call has returned; it is never pending while the library runs.
  *
- * engraft_native.h is made by `javac -h` from Native.java (see build-jni.sh), so that the compiler holds the two
- * sides against each other.
+ * `javac -h` makes engraft_native.h from Native.java (see build-jni.sh), so that the compiler checks the two sides
+ * against each other.
  */
 #include "engraft.h"
 #include "engraft_native.h"
@@ -21,7 +21,7 @@
 /* A handle of the library's type TYPE. */
 #define HANDLE(type, number) ((engraft_##type *)(intptr_t)(number))
 
-/* ---- What is looked up once ------------------------------------------------------------------- */
+/* ---- Looked up once --------------------------------------------------------------------------- */
 
 static JavaVM *machine;
 static struct {
@@ -38,7 +38,7 @@ static jclass find_class(JNIEnv *env, const char *name)
   return global;
 }
 
-/* A method of an interface: its number outlives the reference to its class, which never is unloaded before us. */
+/* A method of an interface. Its id outlives the reference to its class, which is never unloaded before us. */
 static jmethodID find_method(JNIEnv *env, const char *name, const char *method, const char *signature)
 {
   jclass local = (*env)->FindClass(env, name);
@@ -112,10 +112,10 @@ static void give_back(JNIEnv *env, const borrowed *text)
     (*env)->ReleaseByteArrayElements(env, text->array, text->bytes, JNI_ABORT);
 }
 
-/* What a listener threw during the call that this thread is in: a global reference, or NULL. */
+/* The exception that a listener threw during this thread's current call: a global reference, or NULL. */
 static _Thread_local jthrowable thrown;
 
-/* Keeps the exception that is pending, the first one if there are several. */
+/* Keeps the pending exception; the first one if there are several. */
 static void keep_exception(JNIEnv *env)
 {
   jthrowable pending = (*env)->ExceptionOccurred(env);
@@ -135,7 +135,7 @@ static void throw_code(JNIEnv *env, int32_t code, const char *message, size_t le
     (*env)->Throw(env, exception);
 }
 
-/* What a call came to: true for OK, and else an exception is pending. */
+/* Ends a call: true for OK; otherwise an exception is pending. */
 static bool finish(JNIEnv *env, int32_t code)
 {
   if (thrown) {
@@ -159,8 +159,8 @@ static bool finish(JNIEnv *env, int32_t code)
   return false;
 }
 
-/* Java has no unsigned numbers, and of those that it has, a size_t of 32 bits would drop the upper half: what the
- * library can't be asked for is refused here, by its own code. False with an exception pending. */
+/* Java has no unsigned numbers, and a 32-bit size_t would drop the upper half of a long. Values that the library
+ * can't take are refused here with its code. False with an exception pending. */
 #define FITS(env, number, most) \
   fits(env, number, most, #number " is negative, or more than the library counts on this machine")
 
@@ -172,7 +172,7 @@ static bool fits(JNIEnv *env, jlong number, uint64_t most, const char *message)
   return false;
 }
 
-/* Ends a function that made a handle: what nobody will get is freed. */
+/* Ends a function that made a handle; frees the handle if nobody will get it. */
 #define MADE(env, code, type, handle)                  \
   do {                                                 \
     if (!finish(env, code)) {                          \
@@ -211,21 +211,21 @@ static jbyteArray copied(JNIEnv *env, int32_t code, char *buffer, size_t length)
 
 typedef enum { INT, LONG, FLOAT, DOUBLE, FLAG } kind;
 
-/* A member of a struct and the field of a Java object that stands for it. */
+/* A struct's member and the corresponding field of a Java object. */
 typedef struct {
   const char *name;
   kind kind;
   size_t offset;
 } field;
 
-/* Whether a member of the library's is of a kind: a wrong one reads beside the value or beyond the struct. */
+/* Whether a struct's member is of a kind; a wrong kind would read past the value or the struct. */
 #define IS_INT(member) _Generic((member), uint32_t: 1, int32_t: 1, default: 0)
 #define IS_FLAG(member) _Generic((member), uint32_t: 1, default: 0)
 #define IS_LONG(member) _Generic((member), uint64_t: 1, default: 0)
 #define IS_FLOAT(member) _Generic((member), float: 1, default: 0)
 #define IS_DOUBLE(member) _Generic((member), double: 1, default: 0)
 
-/* 0, and no program where the condition does not hold: an initializer has no place for a declaration of its own. */
+/* 0, or a compile error if the condition doesn't hold. An initializer has no place for a separate assertion. */
 #define ZERO_IF(condition, message)           \
   (0 * sizeof(struct {                        \
      _Static_assert(condition, message);      \
@@ -273,8 +273,8 @@ static void write_field(JNIEnv *env, jobject object, jfieldID id, kind kind, con
   }
 }
 
-/* Reads the fields into a struct of defaults, or with `into` NULL writes them from `from`. NULL for an object is
- * nothing. False with an exception pending. */
+/* Reads the fields into a struct of defaults, or with `into` NULL writes them from `from`. Does nothing for a NULL
+ * object. False with an exception pending. */
 static bool exchange(JNIEnv *env, jobject object, const field *fields, void *into, const void *from)
 {
   if (!object)
@@ -294,7 +294,7 @@ static bool exchange(JNIEnv *env, jobject object, const field *fields, void *int
   return found;
 }
 
-/* Makes `params` the default of its type, and reads the object's fields over it. */
+/* Sets `params` to its type's defaults and reads the object's fields into it. */
 #define READ(env, type, fields, object, params)                                   \
   (finish(env, engraft_##type##_default_params(&(params), sizeof(params))) &&     \
    exchange(env, object, fields, &(params), NULL))
@@ -303,10 +303,10 @@ static bool exchange(JNIEnv *env, jobject object, const field *fields, void *int
 
 /* ---- Listeners -------------------------------------------------------------------------------- */
 
-/* Local references of one call of a listener: its arguments, and what making them takes. */
+/* Local references for one call of a listener: its arguments, and those for making them. */
 #define LISTENER_REFERENCES 8
 
-/* A call that has a listener: both are the calling thread's own. */
+/* A call with a listener; both belong to the calling thread. */
 typedef struct {
   JNIEnv *env;
   jobject listener;
@@ -322,12 +322,12 @@ static jobject new_progress(JNIEnv *env, const engraft_progress *p)
                            p->tokens_per_s, p->seconds, text);
 }
 
-/* Calls a listener's method with one argument, in a frame that takes its references away again. */
+/* Calls a listener's method with one argument, in a frame that frees its references afterwards. */
 static bool tell(call *to, jmethodID method, jobject (*argument)(JNIEnv *, const void *), const void *of)
 {
   JNIEnv *env = to->env;
   jboolean go_on = JNI_FALSE;
-  /* A log listener may have thrown meanwhile: nothing could cancel then, and here it can be. */
+  /* A log listener may have thrown meanwhile. It couldn't cancel the call then, but here we can. */
   if (thrown)
     return false;
 #ifndef LEAKY
@@ -376,8 +376,8 @@ static bool on_text(const char *text, size_t length, void *user)
   return tell(user, java.on_text, text_argument, &all);
 }
 
-/* Threads of the library know nothing of Java: they are attached for the line. On them nobody could catch what
- * the listener throws, so it is printed. */
+/* The library's threads know nothing of Java, so they are attached for the line. Nobody could catch an exception on
+ * them, so it is printed. */
 static void on_log(int32_t level, const char *text, size_t length, void *user)
 {
   (void)user;
