@@ -1,5 +1,5 @@
-//! The command line as its users meet it: exit codes, messages that name flag and remedy, and the
-//! JSON object that ends stdout; and the device profiles that build.rs checks.
+//! The command line as users see it: exit codes, messages that name the flag and the remedy, and the JSON object at
+//! the end of stdout. Also the device profiles that build.rs checks.
 
 #[path = "../build.rs"]
 #[allow(dead_code, reason = "cargo calls its main, the tests its parser")]
@@ -36,10 +36,10 @@ use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
 
-/// Where these tests run under an emulator, the variable names it: the kernel can't start their program itself.
+/// Names the emulator if these tests run under one, because the kernel can't start their program itself.
 const EMULATOR: &str = "ENGRAFT_TEST_EMULATOR";
 
-/// The built program, or another for the same machine.
+/// The built program, or another one for the same machine.
 fn program() -> Command {
     runnable(Path::new(env!("CARGO_BIN_EXE_engraft")))
 }
@@ -51,7 +51,7 @@ fn runnable(path: &Path) -> Command {
     command
 }
 
-/// Memory is counted by process, and an emulator takes more than the program in it.
+/// Whether memory can be measured: it is counted per process, and an emulator takes more than the program in it.
 fn memory_is_the_programs() -> bool {
     let alone = std::env::var_os(EMULATOR).is_none();
     if !alone {
@@ -60,7 +60,7 @@ fn memory_is_the_programs() -> bool {
     alone
 }
 
-/// What a training says it held, where the system tells.
+/// The peak memory that a training reports, if the system reports it.
 #[track_caller]
 fn assert_within_plan(trained: &serde_json::Value) {
     let (peak, planned) = (&trained["peak_private_bytes"], &trained["planned_private_bytes"]);
@@ -83,8 +83,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Runs with `--json` and asserts a refusal: its exit code, words of its message, both on stderr and
-/// in the object on stdout's last line.
+/// Runs with `--json` and asserts a refusal: its exit code, and words of its message both on stderr and in the object
+/// on stdout's last line.
 #[track_caller]
 fn assert_refused(arguments: &[&str], code: i32, kind: &str, words: &[&str]) {
     let output = engraft(&[arguments, &["--json"]].concat());
@@ -101,7 +101,7 @@ fn assert_refused(arguments: &[&str], code: i32, kind: &str, words: &[&str]) {
     assert!(!err.contains("panicked"), "{err}");
 }
 
-/// A file that passes for a model until it is read.
+/// A file that looks like a model until it is read.
 fn model_like(folder: &Path) -> String {
     let file = folder.join("model.gguf");
     std::fs::write(&file, b"GGUF").expect("writing");
@@ -214,7 +214,7 @@ fn missing_files_are_named() {
     assert_refused(&["generate", "-m", &model, "-p", "x", "--lora", &gone], 1, "io", &["--lora", &gone]);
     assert_refused(&["generate", "-m", &model, "-f", &gone], 1, "io", &["--file", &gone]);
     assert_refused(&["eval", "-m", &model, "--perplexity", &gone], 1, "io", &["--perplexity", &gone]);
-    // A folder stands for the adapter within, which is missing here.
+    // A folder means the adapter inside, which is missing here.
     let here = folder.path().display().to_string();
     assert_refused(&["generate", "-m", &model, "-p", "x", "--lora", &here], 1, "io", &["adapter.engraft"]);
 }
@@ -264,7 +264,7 @@ fn bad_profiles_stop_the_build() {
     assert!(build_script::read_profiles(tempfile::tempdir().expect("a folder").path()).is_err());
 }
 
-/// The small model that the repository holds.
+/// The small model in the repository.
 fn seedling() -> String {
     shipped("seedling.gguf")
 }
@@ -273,7 +273,7 @@ fn shipped(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("targets/cli").join(name).display().to_string()
 }
 
-/// Runs with `--json`, asserts success, and gives the object on stdout's last line.
+/// Runs with `--json`, asserts success, and returns the object on stdout's last line.
 #[track_caller]
 fn result_of(arguments: &[&str]) -> serde_json::Value {
     let output = engraft(&[arguments, &["--json"]].concat());
@@ -351,7 +351,7 @@ fn training_changes_what_eval_and_generate_see() {
     assert_eq!(&plain["nll"], before);
     assert!((adapted["nll"].as_f64().expect("nll") - after.as_f64().expect("loss")).abs() < 1e-4);
 
-    // At scale 0 an adapter does nothing; two halves make a whole.
+    // At scale 0 an adapter has no effect; two halves make a whole.
     let scaled = |scale: &str| format!("{adapter}/adapter.engraft:{scale}");
     let off = result_of(&[&eval[..], &["--lora-scaled", &scaled("0")]].concat());
     assert_eq!(off["nll"], plain["nll"]);
@@ -432,7 +432,7 @@ fn eva_begins_as_the_base_and_is_kept_in_the_file() {
     result_of(&["export", "-m", &model, "--lora", &adapter, "--format", "peft", "-o", &peft]);
     let settings = std::fs::read_to_string(Path::new(&peft).join("adapter_config.json")).expect("settings");
     assert!(settings.contains("\"init_lora_weights\": \"eva\""), "{settings}");
-    // Many batches need more than training itself: the plan says so.
+    // Many batches need more memory than training itself; the plan says so.
     let plan = ["plan", "-m", &model, "--no-calibration", "--keep", "inputs", "--init"];
     let bytes = |flags: &[&str]| {
         let plan = result_of(&[&plan[..], flags].concat());
@@ -481,7 +481,7 @@ fn dora_with_patterns_trains_tells_its_multipliers_and_infers_as_trained() {
 fn an_adapter_in_f16_is_small_and_scores_as_in_f32() {
     let folder = tempfile::tempdir().expect("a folder");
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
-    // Without int8 activations, which may round either way where the adapter is a little off.
+    // Without int8 activations, which may round either way if the adapter is slightly off.
     let eval = ["eval", "-m", &model, "--data", &data, "-c", "200", "--precision", "f32"];
     let [(exact, exactly), (small, rounded)] = ["f32", "f16"].map(|precision| {
         let adapter = folder.path().join(precision).display().to_string();
@@ -500,7 +500,7 @@ fn an_adapter_in_f16_is_small_and_scores_as_in_f32() {
     assert_refused(&[&full[..], &flag].concat(), 2, "usage", &["--adapter-precision"]);
 }
 
-/// Another base, a damaged adapter, and a file that is none: each is refused with 6.
+/// Another base, a damaged adapter, and a file that isn't an adapter: each is refused with 6.
 fn assert_adapters_are_checked(folder: &Path, adapter: &str, generate: &[&str]) {
     let mut other = std::fs::read(seedling()).expect("reading");
     let last = other.len() - 1;
@@ -528,7 +528,7 @@ fn assert_adapters_are_checked(folder: &Path, adapter: &str, generate: &[&str]) 
     with(generate, &seedling(), "corrupt", "seedling.gguf");
 }
 
-/// A file of the goldens that PEFT wrote.
+/// A golden file that PEFT wrote.
 fn golden(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peft/golden").join(name).display().to_string()
 }
@@ -600,12 +600,12 @@ fn merging_is_measured_and_refused_where_it_erases() {
     let of = |key: &str| figures[key].as_f64().expect(key);
     assert!(of("nll_base") - of("nll_adapter") > 0.05, "{figures}");
     assert!(of("delta_nll").abs() < 0.01 && of("mean_kl") < 0.1 * of("mean_kl_base"), "{figures}");
-    // Alone, the merged model scores as the base with its adapter did.
+    // On its own, the merged model scores like the base with its adapter.
     let eval = ["eval", "--data", &data, "-c", "512", "-m"];
     let alone = result_of(&[&eval[..], &[&out]].concat());
     assert!((alone["nll"].as_f64().expect("nll") - of("nll_merged")).abs() < 2e-3, "{alone} {figures}");
 
-    // One step at a tiny rate is less than what four bits round away: refused, and the older file stays.
+    // Four bits round away one step at a tiny rate: refused, and the older file stays.
     let faint = path("faint");
     let train = ["train", "-m", &model, "--data", &data, "--adapter-path", &faint, "--iters", "1"];
     result_of(&[&train[..], &["-lr", "1e-5", "-t", "2"]].concat());
@@ -631,7 +631,7 @@ fn merging_is_measured_and_refused_where_it_erases() {
     assert!(unmeasured["measured"].is_null());
 }
 
-/// Promotes into a store of the built-in model, for which `engraft adapt` is not needed here.
+/// Promotes into a store for the built-in model, without `engraft adapt`.
 fn promote(dir: &Path, candidate: &Candidate<'_>) -> u64 {
     let model = ModelFile::open(Path::new(&seedling())).expect("the model");
     let store = Store::create(&Disk, dir).expect("a store");
@@ -639,7 +639,7 @@ fn promote(dir: &Path, candidate: &Candidate<'_>) -> u64 {
     store.promote(candidate, b"{\"verdict\":\"PROMOTE\"}", base, false).expect("promoting").number
 }
 
-/// Trains a little on the built-in model, and gives the adapter.
+/// Trains a little on the built-in model and returns the adapter.
 fn trained(folder: &Path, name: &str, more: &[&str]) -> Adapter {
     let out = folder.join(name).display().to_string();
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
@@ -662,7 +662,7 @@ fn a_store_is_used_rolled_back_and_pruned() {
     assert_eq!(adapter(&["show"])["adapter"]["steps"], 9);
     assert_eq!(adapter(&["show", "1"])["adapter"]["steps"], 3);
 
-    // What is active is what eval and generate use, as --lora would.
+    // eval and generate use what is active, like --lora.
     let eval = ["eval", "-m", &model, "--data", &data, "-c", "200", "-t", "2"];
     let nll = |more: &[&str]| result_of(&[&eval[..], more].concat())["nll"].as_f64().expect("nll");
     let path = |name: &str| folder.path().join(name).display().to_string();
@@ -676,7 +676,7 @@ fn a_store_is_used_rolled_back_and_pruned() {
     assert_refused(&[&twice[..], &["--to", "9"]].concat(), 2, "usage", &["no generation 9"]);
     assert_eq!(adapter(&["verify", "-m", &model])["good"], serde_json::json!([1, 2]));
 
-    // What a killed promotion leaves is told, is no damage, and is gone with the next.
+    // What a killed promotion leaves is reported, isn't damage, and goes with the next one.
     let killed = dir.join("generations/000003");
     std::fs::create_dir(&killed).expect("a folder");
     std::fs::write(killed.join("adapter.engraft"), "half of it").expect("writing");
@@ -704,7 +704,7 @@ fn a_store_is_used_rolled_back_and_pruned() {
     assert_stores_are_checked(folder.path(), &dir, &eval);
 }
 
-/// Another base, a damaged file, a damaged pointer: 6, or the generation before with a word on stderr.
+/// Another base, a damaged file, a damaged pointer: 6, or the previous generation with a note on stderr.
 fn assert_stores_are_checked(folder: &Path, dir: &Path, eval: &[&str]) {
     let store = dir.display().to_string();
     result_of(&["adapter", "rollback", "--store", &store]);
@@ -791,7 +791,7 @@ fn full_fine_tuning_writes_a_model_that_scores_as_told() {
     let said = result_of(&["generate", "-m", file, "-p", "turn on the light", "--chat", "-n", "8"]);
     assert!(!said["text"].as_str().expect("text").is_empty());
 
-    // Block by block, less memory; in the base's own types by default.
+    // Block by block takes less memory; the base's types are the default.
     let small = result_of(&[&run[..], &[&path("small"), "--max-grad-norm", "0"]].concat());
     assert!(small["planned_private_bytes"].as_u64() < tuned["planned_private_bytes"].as_u64());
     let size =
@@ -802,7 +802,7 @@ fn full_fine_tuning_writes_a_model_that_scores_as_told() {
     assert_full_is_planned_and_checked(&train, &path("none"));
 }
 
-/// A budget that is too small is refused with what fits; flags of adapters are refused by name.
+/// Too small a budget is refused with what fits; flags for adapters are refused by name.
 fn assert_full_is_planned_and_checked(train: &[&str], out: &str) {
     let plan = [&["plan"], &train[1..]].concat();
     let shown = result_of(&plan);
@@ -890,7 +890,7 @@ fn a_budget_is_kept_and_its_hint_fits() {
     let folder = tempfile::tempdir().expect("a folder");
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
     let out = folder.path().join("out").display().to_string();
-    // Inputs alone: the least that the model needs.
+    // Only inputs: the least that the model needs.
     let run = ["-m", &model, "--data", &data, "-b", "8", "-t", "2", "--keep", "inputs"];
     let plan = result_of(&[&["plan"], &run[..]].concat());
     let pools = plan["pools"].as_object().expect("pools");
@@ -951,7 +951,7 @@ fn the_ladder_leads_from_inputs_to_all() {
     let bytes = |rung: &serde_json::Value| rung["planned_private_bytes"].as_u64().expect("bytes");
     let rate = |rung: &serde_json::Value| rung["predicted_tokens_per_s"].as_f64().expect("a rate");
     assert!(rungs.is_sorted_by_key(bytes), "{rungs:?}");
-    // More kept in f32 is never slower; the model is so small that all fits unasked.
+    // Keeping more in f32 is never slower; the model is so small that everything fits by default.
     let exact: Vec<_> = rungs.iter().filter(|r| r["precision"] == "f32").collect();
     assert!(exact.is_sorted_by(|a, b| rate(a) <= rate(b)), "{exact:?}");
     assert_eq!((&exact[0]["keep"], &exact[exact.len() - 1]["keep"]), (&"inputs".into(), &"all".into()));
@@ -959,7 +959,7 @@ fn the_ladder_leads_from_inputs_to_all() {
     assert!(chosen.len() == 1 && chosen[0]["keep"] == "all", "{chosen:?}");
     assert_eq!(chosen[0]["planned_private_bytes"], shown["planned_private_bytes"]);
 
-    // A budget between the ends chooses what fits; a level that does not fit is refused, with a remedy.
+    // A budget in between chooses what fits; a level that doesn't fit is refused with a remedy.
     let (least, most) = (bytes(exact[0]), bytes(exact[exact.len() - 1]));
     let budget = ((least + most) / 2).to_string();
     let bounded = [&plan[..], &["--memory-budget", &budget, "--no-calibration"]].concat();
@@ -993,7 +993,7 @@ fn the_bench_measures_the_built_in_model() {
 fn an_interrupted_run_saves_and_exits_with_130() {
     let folder = tempfile::tempdir().expect("a folder");
     interrupted(folder.path(), "lora", "adapter.engraft");
-    // A finished model stays, whatever becomes of the next run.
+    // A finished model stays, whatever happens to the next run.
     let valid = folder.path().join("out/model.gguf");
     std::fs::write(&valid, "a finished one").expect("writing");
     let out = interrupted(folder.path(), "full", "stopped.gguf");
@@ -1002,7 +1002,7 @@ fn an_interrupted_run_saves_and_exits_with_130() {
     result_of(&["generate", "-m", &stopped, "-p", "a", "-n", "1"]);
 }
 
-/// Runs a training that is stopped once it has begun, and gives its folder, where `file` then is.
+/// Runs a training that is stopped once it has begun; returns its folder, which then has `file`.
 #[cfg(unix)]
 fn interrupted(folder: &Path, kind: &str, file: &str) -> std::path::PathBuf {
     let out = folder.join("out");

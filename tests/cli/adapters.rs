@@ -1,5 +1,5 @@
-//! Adapters as their users meet them: every broken or foreign file is refused by name with 6, what binds
-//! an adapter is re-checked, and a DoRA leaves as the nearest LoRA.
+//! Adapters as users see them: every broken or foreign file is refused by name with 6, an adapter's binding is
+//! checked again, and a DoRA is exported as the nearest LoRA.
 
 use std::path::{Path, PathBuf};
 
@@ -22,15 +22,15 @@ struct Pair {
     a: (usize, usize),
     /// Outputs and rank.
     b: (usize, usize),
-    /// What A and B hold.
+    /// The values of A and B.
     values: [f32; 2],
-    /// What the first element of B holds.
+    /// The first element of B.
     first: f32,
 }
 
 const GOOD: Pair = Pair { a: (2, 64), b: (32, 2), values: [0.1, 0.2], first: 0.2 };
 
-/// A file of PEFT, MLX, llama.cpp, or of Engraft itself.
+/// A file of PEFT, MLX, llama.cpp or Engraft.
 type Write = fn(&Path, &Pair) -> PathBuf;
 
 impl Pair {
@@ -103,7 +103,7 @@ fn write_gguf(folder: &Path, pair: &Pair) -> PathBuf {
     path
 }
 
-/// A frame with right checksums, whatever it holds: A, then Bᵀ.
+/// A frame with correct checksums and any contents: A, then Bᵀ.
 fn write_engraft(folder: &Path, pair: &Pair) -> PathBuf {
     let model = ModelFile::open(golden("base.gguf")).expect("the golden base");
     let meta = Meta { kind: Kind::ADAPTER, schema: 4, generation: 0, base_digest: model.digest() };
@@ -122,7 +122,7 @@ fn write_engraft(folder: &Path, pair: &Pair) -> PathBuf {
     path
 }
 
-/// Runs what reads an adapter of this format: `import`, or for our own `export`.
+/// Runs the verb that reads an adapter of this format: `import`, or `export` for our own.
 fn reading<'a>(own: bool, base: &'a str, adapter: &'a str, out: &'a str) -> Vec<&'a str> {
     match own {
         true => vec!["export", "-m", base, "--lora", adapter, "--format", "peft", "-o", out],
@@ -158,7 +158,7 @@ fn broken_and_foreign_adapters_of_every_format_are_refused_with_6() {
         };
         faulty(Pair { first: f32::NAN, ..GOOD }, "corrupt", &["NaN"]);
         faulty(Pair { first: f32::INFINITY, ..GOOD }, "corrupt", &["inf"]);
-        // A of one rank, B of another; and what our own file says once, its parameters must have.
+        // A and B have different ranks; in our own format the parameters must match the stated rank.
         faulty(Pair { b: (32, 3), ..GOOD }, "corrupt", if own { &["parameters"] } else { &["rank"] });
         faulty(Pair { a: (2, 96), ..GOOD }, "base_mismatch", &["own base"]);
         faulty(Pair { b: (48, 2), ..GOOD }, "base_mismatch", &["own base"]);
@@ -167,7 +167,7 @@ fn broken_and_foreign_adapters_of_every_format_are_refused_with_6() {
         let file = write(&home, &GOOD);
         let whole = std::fs::read(&file).expect("reading");
         for cut in [whole.len() - 1, whole.len() / 2, 9] {
-            // The padding behind a GGUF's last tensor is not needed.
+            // The padding after a GGUF's last tensor isn't needed.
             let cut = if format == "gguf" { cut.min(whole.len() - 33) } else { cut };
             std::fs::write(&file, &whole[..cut]).expect("writing");
             refused(&single(file.clone()), "corrupt", &[]);
@@ -311,7 +311,7 @@ fn a_dora_leaves_as_the_nearest_lora_and_its_error_is_told() {
     assert_keys(figures, &keys);
     let of = |key: &str| figures[key].as_f64().expect(key);
     assert!(of("mean_kl") < 0.5 * of("mean_kl_base"), "{figures}");
-    // The written file does what was measured.
+    // The written file behaves as measured.
     let back = path("back");
     result_of(&["import", "-m", &model, "--adapter-path", &back, "--from", &file]);
     let loaded = Adapter::load(Path::new(&back)).expect("an adapter");

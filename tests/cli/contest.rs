@@ -1,5 +1,4 @@
-//! `compare` and `adapt` as their users meet them: what they write, what they refuse, and what a store holds
-//! afterwards.
+//! `compare` and `adapt` as users see them: what they write, what they refuse, and what the store contains afterwards.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,10 +9,10 @@ use engraft_runtime::storage::Disk;
 
 use super::{assert_keys, assert_refused, engraft, last_line, program, result_of, seedling, shipped, stderr};
 
-/// What `compare --json` tells, whatever was decided.
+/// The keys of `compare --json`, whatever the decision.
 const COMPARED: [&str; 6] = ["decision", "sentence", "losses", "accuracies", "folder", "seconds"];
 
-/// The demo's private commands as a folder: forty to train with, fifty to decide by.
+/// The demo's private commands as a folder: forty for training, fifty for the decision.
 fn commands(folder: &Path) -> String {
     let data = folder.join("data");
     std::fs::create_dir(&data).expect("a folder");
@@ -24,7 +23,7 @@ fn commands(folder: &Path) -> String {
     data.display().to_string()
 }
 
-/// A verb on the built-in model, with figures for its size, and everyday commands for what it must keep.
+/// A verb on the built-in model, with settings for its size, and everyday commands as what it must not forget.
 fn contest<'a>(
     verb: &'a str,
     model: &'a str,
@@ -36,7 +35,7 @@ fn contest<'a>(
     [&usual[..], &["--no-built-in-retention", "--retention", everyday, "--samples", "1"], more].concat()
 }
 
-/// Trains enough to win.
+/// Enough training to win.
 const WINNING: [&str; 4] = ["--iters", "30", "-lr", "2e-3"];
 
 fn loss_of(result: &serde_json::Value, arm: &str) -> f64 {
@@ -72,7 +71,7 @@ fn a_comparison_writes_its_verdict_its_report_and_its_arms() {
     let report: serde_json::Value = serde_json::from_str(&read("report.json")).expect("JSON");
     assert_eq!((&report["title"], &report["verdict"]["arm"]), (&"compare".into(), &"lora".into()));
 
-    // What each arm became gives the losses that were told.
+    // Each arm's files give the reported losses.
     let test = format!("{data}/test.jsonl");
     let eval = |more: &[&str]| {
         let words = ["eval", "--data", &test, "--valid-fraction", "0", "-c", "200", "-t", "2"];
@@ -173,7 +172,7 @@ fn what_wins_is_active_and_what_loses_changes_nothing() {
     let nll = result_of(&[&eval[..], &["--store", &store]].concat())["nll"].as_f64().expect("a loss");
     assert!((nll - loss_of(&result, "lora")).abs() < 0.01, "{nll}: {result}");
 
-    // Rows that were trained on decide nothing: 4, and what was active stays.
+    // Held-out rows that are also training rows decide nothing: 4, and the active generation stays.
     let leaky = folder.path().join("leaky");
     std::fs::create_dir(&leaky).expect("a folder");
     for part in ["train", "test"] {
@@ -194,7 +193,7 @@ fn what_wins_is_active_and_what_loses_changes_nothing() {
     );
     assert_eq!(last.expect("a verdict").leak_count, 40);
 
-    // A second writer finds out at once, and not after its training.
+    // A second writer fails at once and not after its training.
     let opened = Store::open(&Disk, Path::new(&store)).expect("the store");
     let held = opened.writer().expect("the lock");
     let output = adapt(&data, &["--iters", "1000000"]);
@@ -207,7 +206,7 @@ fn examples_that_win_go_before_every_prompt() {
     let folder = tempfile::tempdir().expect("a folder");
     let (model, data, everyday) = (seedling(), commands(folder.path()), shipped("demo/generic_test.jsonl"));
     let store = folder.path().join("store").display().to_string();
-    // Enough to score in, and not to train: the arms are left out, and prompting is what remains.
+    // Enough memory to score but not to train: the arms are left out, and prompting remains.
     let words = ["--store", &store, "--memory-budget", "6M", "--valid-fraction", "0.1"];
     let output = engraft(&[&contest("adapt", &model, &data, &everyday, &words)[..], &["--json"]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -219,7 +218,7 @@ fn examples_that_win_go_before_every_prompt() {
     assert_eq!((&result["generation"], active(&store)), (&1.into(), 1.into()));
     let shown = result_of(&["adapter", "show", "--store", &store]);
     assert_eq!(shown["few_shot"].as_array().map(Vec::len), Some(6), "{shown}");
-    // In less, not even that can be measured; what is active stays.
+    // With less, not even that can be measured; the active generation stays.
     let less = contest("adapt", &model, &data, &everyday, &["--store", &store, "--memory-budget", "100K"]);
     assert_refused(&less, 3, "does_not_fit", &["zero-shot", "--memory-budget"]);
     assert_eq!(active(&store), 1);

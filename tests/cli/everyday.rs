@@ -1,11 +1,11 @@
-//! The verbs beside training: a conversation, a look at rows, and the machine's own test.
+//! The everyday verbs: chat, checking rows, and the self-test.
 
 use std::io::Write as _;
 use std::process::Stdio;
 
 use super::{assert_refused, program, result_of, seedling, stderr, stdout};
 
-/// Talks line by line; gives what was said of each answer, and stderr.
+/// Chats line by line; returns the JSON of each answer, and stderr.
 fn talk(arguments: &[&str], lines: &str) -> (Vec<serde_json::Value>, String) {
     let mut child = program()
         .args([
@@ -43,11 +43,11 @@ fn a_conversation_goes_on_from_what_was_said_and_can_be_forgotten() {
     let texts: Vec<&str> = answers.iter().filter_map(|a| a["text"].as_str()).collect();
     assert_eq!(texts.len(), 4, "{answers:?}");
     assert!(!texts[0].is_empty());
-    // The same again, though the cache holds what the first conversation left there.
+    // The same again, although the cache still holds the first conversation.
     assert_eq!(texts[..2], texts[2..]);
     let prompts: Vec<u64> = answers.iter().filter_map(|a| a["prompt_tokens"].as_u64()).collect();
     assert!(prompts[1] > prompts[0] && prompts[2] == prompts[0], "{prompts:?}");
-    // What `generate` says to the same message.
+    // The answer of `generate` to the same message.
     let model = seedling();
     let alone = result_of(&[
         "generate",
@@ -102,7 +102,7 @@ fn rows_are_looked_at_as_training_reads_them() {
     assert!(count("shortest") <= count("median") && count("median") <= count("longest"), "{found}");
     assert!(count("longest") <= 24, "{found}");
 
-    // Nothing but prompts: the one token that a row keeps is no target.
+    // Only prompts: the single token that a row keeps isn't a target.
     let bare = folder.path().join("bare.jsonl");
     std::fs::write(&bare, "{\"prompt\": 1}\n").expect("room");
     let bare = bare.display().to_string();

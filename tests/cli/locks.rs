@@ -1,4 +1,4 @@
-//! One writer to a folder: processes that race for it, and a holder that is killed.
+//! One writer per folder: processes that race for it, and a holder that is killed.
 #![cfg(unix)]
 
 use std::io::Read;
@@ -11,7 +11,7 @@ use super::{engraft, program, seedling, shipped, stderr, stdout};
 /// Processes that race.
 const RACERS: usize = 8;
 
-/// A process that ends with its test, however that ends.
+/// A process that ends with its test, however the test ends.
 #[derive(Debug)]
 struct Running(Child);
 
@@ -22,7 +22,7 @@ impl Drop for Running {
     }
 }
 
-/// A verb that writes to `folder` for as long as nobody ends it.
+/// A verb that writes to `folder` until it is killed.
 fn begin(verb: &[&str], folder: &Path) -> Running {
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
     let mut command = program();
@@ -31,7 +31,7 @@ fn begin(verb: &[&str], folder: &Path) -> Running {
     Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting engraft"))
 }
 
-/// Waits until all but one have ended; gives those that are left, and what the others said.
+/// Waits until all but one have ended; returns the remaining one and the output of the others.
 fn settle(mut racers: Vec<Running>) -> (Vec<Running>, Vec<(Option<i32>, String)>) {
     let (begun, mut losers) = (Instant::now(), Vec::new());
     while racers.len() > 1 && begun.elapsed() < Duration::from_secs(60) {
@@ -64,7 +64,7 @@ fn race(verb: &[&str], folder: &Path) {
     }
     let mut holder = holders.pop().expect("a holder");
     assert!(holder.0.try_wait().expect("waiting").is_none(), "{verb:?}: the holder has ended");
-    // SIGKILL: nothing of its own cleans up.
+    // SIGKILL: the process can't clean up.
     holder.0.kill().expect("killing");
     holder.0.wait().expect("waiting");
     let (mut next, freed) = (begin(verb, folder), Instant::now());
@@ -99,7 +99,7 @@ fn a_refused_writer_changes_nothing() {
     while !out.join("metrics.jsonl").exists() && begun.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(10));
     }
-    // But for checkpoints, which the holder goes on writing.
+    // Except checkpoints, which the holder keeps writing.
     let names = || {
         let listing = std::fs::read_dir(&out).expect("listing");
         let names = listing.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
@@ -117,7 +117,7 @@ fn a_refused_writer_changes_nothing() {
     drop(holder);
 }
 
-/// What a killed writer left unfinished goes with the next one; other files stay.
+/// The next writer removes a killed writer's unfinished files; other files stay.
 #[test]
 fn unfinished_files_go() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -8,7 +8,7 @@ use engraft_runtime::adapter::Adapter;
 
 use super::{EMULATOR, engraft, seedling, shipped, stderr};
 
-/// A shell script with the program as `$ENGRAFT`, and further names for it.
+/// Runs a shell script with the program as `$ENGRAFT` and more variables.
 fn shell(wrapper: &[&str], script: &str, names: &[(&str, &str)]) -> Output {
     let line = [wrapper, &["sh", "-c", script]].concat();
     let mut command = Command::new(line[0]);
@@ -26,7 +26,7 @@ fn texts(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(output))
 }
 
-/// What an error of a full device must tell: where, and what helps.
+/// An error about a full device must say where it happened and what helps.
 #[track_caller]
 fn assert_told(output: &Output, words: &[&str]) {
     let told = texts(output);
@@ -37,7 +37,7 @@ fn assert_told(output: &Output, words: &[&str]) {
     }
 }
 
-/// A file that may grow no further, as a quota would have it; no privilege is needed.
+/// A limit on file size, as with a quota; it needs no privileges.
 #[test]
 fn a_limit_on_files_keeps_the_earlier_adapter() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -59,7 +59,7 @@ fn a_limit_on_files_keeps_the_earlier_adapter() {
     assert_ne!(Adapter::load(&out).expect("the second adapter"), before);
 }
 
-/// A disk of its own, in a namespace of its own, with less and less room.
+/// A separate disk in a separate namespace, with less and less room.
 #[test]
 fn a_full_disk_keeps_the_earlier_adapter() {
     let alone = ["unshare", "--user", "--map-root-user", "--mount"];
@@ -77,7 +77,7 @@ fn a_full_disk_keeps_the_earlier_adapter() {
     }
     let train = format!("$ENGRAFT {TRAIN} $DISK/out");
     for free_kib in [0, 8, 40] {
-        // Filled but for what is to stay free; then freed again.
+        // Fill all but the room that must stay free, then free it again.
         let script = format!(
             "{mount} && {train} && cp -r $DISK/out $SEEN.before && head -c {free_kib}K /dev/zero >$DISK/room && \
              {{ cat /dev/zero >$DISK/filler 2>&-; rm $DISK/room; {train} --seed 9; code=$?; cp -r $DISK/out $SEEN; \
@@ -93,7 +93,7 @@ fn a_full_disk_keeps_the_earlier_adapter() {
     }
 }
 
-/// Every file for its owner alone, and every folder, under a umask that forbids nothing: how many there are.
+/// Asserts that only the owner can access every file and folder, under a umask that forbids nothing; counts them.
 fn assert_private(root: &Path) -> usize {
     let (mut waiting, mut seen) = (vec![root.to_path_buf()], 0);
     while let Some(path) = waiting.pop() {
@@ -148,12 +148,12 @@ fn what_is_written_is_for_its_owner_only() {
     let seen = assert_private(&out);
     eprintln!("{seen} files and folders");
     assert!(seen >= 25, "{seen}");
-    // The control: what is open to others is found.
+    // The control: a file open to others is found.
     std::fs::set_permissions(out.join("merged"), PermissionsExt::from_mode(0o755)).expect("opening");
     assert!(std::panic::catch_unwind(|| assert_private(&out)).is_err());
 }
 
-/// A link in an output folder is replaced or refused; what it leads to stays as it was.
+/// A link in an output folder is replaced or refused; its target doesn't change.
 #[test]
 fn links_lead_nowhere() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,5 +1,5 @@
-//! A user's text stays where the user put it: not in messages, logs, records or reports, and in an adapter or a
-//! checkpoint only as what was learned from it.
+//! A user's text stays where the user put it. It never appears in messages, logs, records or reports, and adapters and
+//! checkpoints contain only what was learned from it.
 #![cfg(unix)]
 
 use std::os::unix::fs::PermissionsExt;
@@ -8,10 +8,10 @@ use std::process::Output;
 
 use super::{engraft, seedling, stderr, stdout};
 
-/// A word that no message of ours holds, in rows that are good and rows that are not.
+/// A word that none of our messages contains, put into good and bad rows.
 const MARKER: &str = "zyxwvsecret";
 
-/// Rows to train on that hold the marker in every value.
+/// Training rows with the marker in every value.
 fn good_rows() -> String {
     let rows = (0..40).map(|i| {
         format!("{{\"prompt\":\"the {MARKER} code {i}\",\"completion\":\"{MARKER} answers {}\"}}\n", i * 7)
@@ -19,7 +19,7 @@ fn good_rows() -> String {
     rows.collect()
 }
 
-/// Rows with every kind of fault, the marker near it.
+/// Rows with every kind of fault, with the marker close to it.
 fn bad_rows() -> String {
     let rows = [
         format!("{{\"prompt\":\"{MARKER}\",\"completion\":7}}"),
@@ -38,7 +38,7 @@ fn bad_rows() -> String {
     rows.join("\n") + "\n"
 }
 
-/// The places where the marker stands in the clear, as UTF-8 or UTF-16.
+/// The places with the marker as plain UTF-8 or UTF-16.
 fn places(folder: &Path, found: &mut Vec<PathBuf>, looked: &mut usize) {
     let wide: Vec<u8> = MARKER.bytes().flat_map(|b| [b, 0]).collect();
     for entry in std::fs::read_dir(folder).expect("listing") {
@@ -84,7 +84,7 @@ fn no_message_log_or_file_holds_a_users_text() {
     let trained = engraft(&[&train[..], &["--adapter-path", &at("adapter")]].concat());
     assert_eq!(trained.status.code(), Some(0), "{}", stderr(&trained));
     assert_silent(&trained, "train");
-    // Line and key are told, so that the row can be found.
+    // The message has the line and the key, so that the user can find the row.
     let err = stderr(&trained);
     assert!(err.contains("skipped") && err.contains("train.jsonl:41") && err.contains("completion"), "{err}");
 
@@ -96,7 +96,7 @@ fn no_message_log_or_file_holds_a_users_text() {
     let short = [&train[..], &["--adapter-path", &cut, "--max-seq-length", "4"]].concat();
     assert_silent(&engraft(&short), "rows cut to nothing");
 
-    // No samples: what a report is asked to show, it shows.
+    // Without samples, because a report shows those on purpose.
     let compare = ["compare", "-m", &model, "--data", &path, "--arms", "few-shot,lora", "--iters", "4"];
     let compare =
         [&compare[..], &["--samples", "0", "--shots", "1", "--answer-tokens", "4", "--metric", "exact"]];

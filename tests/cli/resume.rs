@@ -1,4 +1,4 @@
-//! Runs that are stopped, killed and out of time, and what goes on from them.
+//! Runs that are stopped, killed or out of time, and resuming them.
 #![cfg(unix)]
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use super::{assert_refused, engraft, last_line, program, result_of, seedling, sh
 
 const STEPS: u64 = 40;
 
-/// A short run with everything random in it.
+/// A short run that uses every source of randomness.
 fn command(out: &Path, more: &[&str]) -> Vec<String> {
     let (model, data, out) = (seedling(), shipped("demo/private_train.jsonl"), out.display().to_string());
     let steps = STEPS.to_string();
@@ -43,14 +43,14 @@ fn read(file: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
 }
 
-/// The number after these words, at their last occurrence in a line that is whole.
+/// The number after these words, at their last occurrence in a complete line.
 fn last_number(text: &str, words: &str) -> Option<u64> {
     let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
     let digits = |at: &str| at.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok();
     whole.rsplit(words).next().filter(|_| whole.contains(words)).and_then(digits)
 }
 
-/// The adapter of a run that nothing interrupts, and its metrics without times.
+/// The adapter of an uninterrupted run, and its metrics without times.
 fn uncut(folder: &Path) -> (Vec<u8>, Vec<String>) {
     let out = folder.join("uncut");
     let output = run(&out, &["-t", "2", "--checkpoint-every", "0"]);
@@ -98,7 +98,7 @@ fn an_interrupted_run_resumes_to_the_same_adapter() {
     let stopped = last_number(&read(&told), "checkpoint saved at step ").expect("a step");
     assert_eq!(checkpoints(&out).len(), 2);
 
-    // Forgetting the flag, or another setting, loses nothing.
+    // Forgetting the flag or changing a setting loses nothing.
     let plain = command(&out, &[]);
     let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
     assert_refused(&plain, 2, "usage", &["checkpoint-", "--resume", "--overwrite-checkpoints"]);
@@ -111,7 +111,7 @@ fn an_interrupted_run_resumes_to_the_same_adapter() {
     let newest = checkpoints(&out).pop().expect("a checkpoint");
     let good = std::fs::read(&newest).expect("reading");
 
-    // The newest one is damaged: the other is taken, and it is said.
+    // The newest one is damaged: the other is used, with a message.
     std::fs::write(&newest, &good[..good.len() / 2]).expect("writing");
     let short = run(&out, &["--resume", "--time-budget", "0s"]);
     assert_eq!(short.status.code(), Some(130), "{}", stderr(&short));
@@ -131,7 +131,7 @@ fn an_interrupted_run_resumes_to_the_same_adapter() {
     assert_eq!(losses(&out), recorded);
     assert!(checkpoints(&out).is_empty());
 
-    // Finished is finished: seen from another folder, and where the end was cut short.
+    // A finished run stays finished: from another folder, and if its end was cut short.
     std::fs::write(&newest, &good).expect("writing");
     let (above, name) = (out.parent().expect("a folder"), out.file_name().expect("a name"));
     let words = command(Path::new(name), &["-t", "2", "--resume", "--json"]);
@@ -140,7 +140,7 @@ fn an_interrupted_run_resumes_to_the_same_adapter() {
     assert!(stderr(&again).contains("this run is finished"), "{}", stderr(&again));
     assert_eq!(last_line(&again)["steps"], STEPS);
     assert!(checkpoints(&out).is_empty());
-    // Another run may begin where one is finished.
+    // A new run may start where another is finished.
     let other = run(&out, &["-t", "2", "--resume", "--rank", "4", "--json"]);
     assert!(stderr(&other).contains("starting from the beginning"), "{}", stderr(&other));
     assert_eq!(
@@ -166,13 +166,13 @@ fn a_run_out_of_time_is_unfinished_and_goes_on() {
         let uncut = words(&whole);
         result_of(&uncut.iter().map(String::as_str).collect::<Vec<_>>());
         let mut rounds = 0;
-        // Nothing was done, and what was prepared is not done twice.
+        // No step was taken, and preparation isn't repeated.
         let mut first = words(&cut);
         first.extend(["--checkpoint-every", "1", "--time-budget", "0s"].map(str::to_string));
         let first = engraft(&first.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(first.status.code(), Some(130), "{}", stderr(&first));
         assert!(stderr(&first).contains("checkpoint saved at step 0"), "{}", stderr(&first));
-        // An unfinished run that is always told to go on, as a timer would.
+        // An unfinished run that is resumed over and over, as by a timer.
         loop {
             let mut words = words(&cut);
             let more = [
@@ -216,7 +216,7 @@ fn a_run_that_can_only_diverge_stops_and_says_why() {
     assert_eq!(checkpoints(&out).len(), 1);
 }
 
-/// Kills runs at random moments until there were so many kills; each run goes on until it is done.
+/// Kills runs at random moments until there were enough kills; each run is resumed until it is done.
 fn kills(count: u64) {
     let seed = std::env::var("ENGRAFT_KILL_SEED").ok().and_then(|s| s.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
@@ -227,7 +227,7 @@ fn kills(count: u64) {
     let (out, told) = (folder.path().join("out"), folder.path().join("told"));
     let flags = ["-t", "1", "--resume", "--checkpoint-every", "2"];
     let (mut killed, mut finished, mut lost, mut corrupt, mut acknowledged) = (0, 0, 0, 0, None);
-    // Grows and shrinks to about what a run takes on this machine, so that kills fall anywhere in it.
+    // Adjusts to about the time of a run on this machine, so that kills fall anywhere in it.
     let mut whole = Duration::from_millis(400);
     while killed < count {
         let begun = Instant::now();
@@ -244,7 +244,7 @@ fn kills(count: u64) {
         });
         let text = read(&told);
         corrupt += u64::from(text.contains("passed over: "));
-        // What an earlier process acknowledged is where this one begins, or beyond.
+        // This process starts at or after what an earlier one acknowledged.
         if text.contains("resumed: ") || text.contains("starting from the beginning") {
             let from = last_number(&text, ", step ").filter(|_| text.contains("resumed: "));
             lost += u64::from(from < acknowledged);
@@ -267,7 +267,7 @@ fn kills(count: u64) {
             code => panic!("{code:?}: {text}"),
         }
         if text.contains(&format!("saved {}", out.join("adapter.engraft").display())) {
-            // Killed when all was done: what follows may find no checkpoint any more.
+            // Killed after the last step: the next process may find no checkpoint any more.
             acknowledged = None;
         }
     }

@@ -1,5 +1,5 @@
-//! Limits of the system: a plan that is within them runs to its end, one that is not is refused before
-//! anything large is allocated, and nothing is ever killed or aborted.
+//! System limits: a plan within them runs to its end, and one beyond them is refused before anything large is
+//! allocated. Nothing is ever killed or aborted.
 #![cfg(target_os = "linux")]
 
 use std::os::unix::process::ExitStatusExt;
@@ -16,7 +16,7 @@ use super::{
 #[allow(dead_code, reason = "the model's own tests use the rest")]
 mod writer;
 
-/// Runs under limits of the shell's `ulimit`, in KiB.
+/// Runs under limits set with the shell's `ulimit`, in KiB.
 fn limited(limits: &[(&str, u64)], arguments: &[&str]) -> Output {
     let limits: String = limits.iter().map(|(flag, kib)| format!("ulimit -S {flag} {kib} && ")).collect();
     let mut command = Command::new("sh");
@@ -64,7 +64,7 @@ fn a_tenth_more_than_planned_is_enough_and_less_is_refused() {
         assert!(!Path::new(&out).exists(), "{kib} KiB: something was written");
         refusals += 1;
     }
-    // What would fit is named, and does fit.
+    // The message says what would fit, and it does.
     let refused = limited(&[("-d", too_little)], &train);
     assert!(stderr(&refused).contains("--batch-size"), "{}", stderr(&refused));
     eprintln!(
@@ -80,8 +80,7 @@ fn what_is_refused_allocates_little() {
     let folder = tempfile::tempdir().expect("a folder");
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
     let out = folder.path().join("adapter").display().to_string();
-    // Full fine-tuning takes some 80 MiB. Under limits that the process could not exceed if it would, a refusal
-    // that came late would be an abort.
+    // Full fine-tuning takes some 80 MiB. Under hard limits, a late refusal would be an abort.
     let big = ["--batch-size", "256", "--adapter-path", &out, "--fine-tune-type", "full"];
     let arguments = [&["train", "-m", &model, "--data", &data, "-t", "1"][..], &big].concat();
     for limit in [("-d", 16 << 10), ("-v", 192 << 10)] {
@@ -114,7 +113,7 @@ fn a_small_file_whose_cache_is_huge_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = folder.path().join("wide.gguf").display().to_string();
     std::fs::write(&model, w.bytes()).expect("a file");
-    // Whatever this machine has, a GiB is less than it takes.
+    // It takes more than a GiB, whatever this machine has.
     let generate = ["generate", "-m", &model, "-p", "a", "-c", "1048576", "--json"];
     let refused = limited(&[("-d", 1 << 20)], &generate);
     let err = stderr(&refused);
@@ -128,7 +127,7 @@ fn a_device_can_be_asked_about() {
     let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
     let small = engraft(&arguments("plan", &model, &data, &["--no-calibration", "--device", "pi-zero-2w"]));
     assert_eq!(small.status.code(), Some(0), "{}", stderr(&small));
-    // The built-in model is small; full fine-tuning of rows by the thousand is not.
+    // The built-in model is small, but full fine-tuning on thousands of rows isn't.
     let more = ["--no-calibration", "--device", "pi-zero-2w"];
     let rows = ["--batch-size", "4096", "--keep", "all", "--kl-weight", "1"];
     let big = [&["plan", "-m", &model][..], &more, &rows].concat();

@@ -1,5 +1,5 @@
-//! A model file that is cut while a process has it mapped: an error that names it, in every verb and at every
-//! place; a run that read the file into memory goes on.
+//! A model file that is truncated while mapped: every verb reports an error that names it, wherever the cut is. A run
+//! that has read the file into memory continues.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
 use std::fs::OpenOptions;
@@ -14,7 +14,7 @@ use engraft_runtime::model::map::Map;
 
 use super::{EMULATOR, program, runnable, seedling, shipped, stderr, stdout};
 
-/// Set for the child that has no handler: the file that it maps.
+/// Set for the child without a handler: the file that it maps.
 const CONTROL: &str = "ENGRAFT_TEST_TRUNCATED";
 
 fn start(arguments: &[&str]) -> Child {
@@ -23,7 +23,7 @@ fn start(arguments: &[&str]) -> Child {
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starting engraft")
 }
 
-/// A copy of the model to cut.
+/// A copy of the model to truncate.
 fn copy(folder: &Path) -> PathBuf {
     let model = folder.join("model.gguf");
     std::fs::copy(seedling(), &model).expect("copying the model");
@@ -35,12 +35,12 @@ fn cut(model: &Path, bytes: u64) {
     file.set_len(bytes).expect("cutting the model");
 }
 
-/// Lengths to cut to: from nothing to one byte less than all, on pages and beside them.
+/// Lengths to truncate to: from nothing to one byte less than all, on page boundaries and next to them.
 fn lengths(n: u64) -> [u64; 8] {
     [0, 1, 4096, (n / 7) | 1, n / 2, n - n / 5, n - 4096, n - 1]
 }
 
-/// Says how a process ended whose model was cut to `bytes`; true where it was told as an error.
+/// How a process ended whose model was truncated to `bytes`; true if it reported an error.
 #[track_caller]
 fn assert_told(output: &Output, place: &str) -> bool {
     let (out, err) = (stdout(output), stderr(output));
@@ -48,7 +48,7 @@ fn assert_told(output: &Output, place: &str) -> bool {
     assert!(!err.contains("panicked"), "{place}: {err}");
     match output.status.code() {
         Some(0) => false,
-        // Cut before it was opened: what is left is no model.
+        // Truncated before it was opened, so the rest isn't a model.
         Some(6) => {
             assert!(err.contains("model.gguf"), "{place}: {err}");
             true
@@ -116,7 +116,7 @@ fn training_names_the_file_and_leaves_what_was_saved() {
         let output = Output { status, stdout, stderr: text.into_bytes() };
         assert!(assert_told(&output, &format!("cut to {bytes}")), "it went on: cut to {bytes}");
         assert_eq!(output.status.code(), Some(1));
-        // What was saved before is whole, and of the base as it was.
+        // What was saved before is whole and belongs to the original base.
         let whole = super::engraft(&["adapter", "show", &adapter]);
         let used = super::engraft(&["generate", "-m", &seedling(), "-p", "x", "-n", "1", "--lora", &adapter]);
         assert_eq!(used.status.code(), Some(0), "{}{}", stderr(&used), stderr(&whole));
@@ -163,7 +163,7 @@ fn loading_evaluating_and_generating_name_the_file_or_are_right() {
     assert!(told >= 20, "only {told} cuts were told");
 }
 
-/// What a verb answered, without the times.
+/// A verb's answer, without the times.
 fn answer(output: &Output) -> String {
     let last: serde_json::Value = serde_json::from_str(stdout(output).lines().last().unwrap_or_default())
         .unwrap_or_else(|e| panic!("{e}: {}", stderr(output)));
@@ -207,7 +207,7 @@ fn a_library_says_what_it_can() {
     let n = std::fs::metadata(&model).expect("the model").len();
     let map = Map::open(&model).expect("a map");
     map.check_whole().expect("whole");
-    // Within the last page: no signal, zeros instead.
+    // A cut within the last page gives zeros instead of a signal.
     cut(&model, n - 1);
     let error = map.check_whole().expect_err("cut");
     assert_eq!(error.kind(), ErrorKind::Io);
@@ -215,7 +215,7 @@ fn a_library_says_what_it_can() {
     cut(&model, n);
     let error = map.check_whole().expect_err("put back with a zero at its end");
     assert!(error.message().contains("changed while it was in use"), "{error}");
-    // Replacing by renaming harms nobody.
+    // Replacing the file by renaming does no harm.
     let model = copy(folder.path());
     let map = Map::open(&model).expect("a map");
     std::fs::write(folder.path().join("other"), "x").expect("writing");
@@ -223,7 +223,7 @@ fn a_library_says_what_it_can() {
     map.check_whole().expect("still the old file");
 }
 
-/// Without the command line's handler the same read is the end of the process.
+/// Without the command line's handler the same read kills the process.
 #[test]
 fn without_the_handler_the_process_dies_of_it() {
     if let Some(file) = std::env::var_os(CONTROL) {

@@ -1,5 +1,5 @@
-//! What is held against Rust's text: short functions, and reasons beside unsafe code. Comments and strings are blanked out
-//! first, as far as these checks need it.
+//! Checks of Rust's text: short functions, and reasons next to unsafe code. Comments and strings are blanked out first,
+//! as far as these checks need it.
 
 /// Lines of a function, signature and closing brace included.
 const FUNCTION_LINES_MAX: usize = 70;
@@ -93,7 +93,7 @@ fn end_of_char(s: &[u8], start: usize) -> usize {
     if s.get(start + 1 + first) == Some(&b'\'') { start + first + 2 } else { start + 1 }
 }
 
-/// Where a keyword stands as a word of its own.
+/// The places of a keyword as a whole word.
 pub(crate) fn keyword_places(code: &[u8], keyword: &str) -> Vec<usize> {
     let k = keyword.as_bytes();
     let is_place = |i: &usize| {

@@ -1,6 +1,6 @@
-//! What no compiler checks: short functions, reasons beside unsafe code, the direction of
-//! dependencies, files that nothing reaches, and a repository that stands alone. Every checker is
-//! also fed something bad, which it must find.
+//! Checks that no compiler makes: short functions, reasons next to unsafe code, the direction of dependencies,
+//! unreachable files, and a repository that stands alone. Every checker is also fed something bad, which it must
+//! find.
 
 mod code;
 mod rooms;
@@ -69,8 +69,8 @@ fn read(file: &Path) -> String {
     std::fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }
 
-/// The repository's files relative to its root: what git tracks or would track, or in a tarball what
-/// lies there beside build products.
+/// The repository's files relative to its root: those that git tracks or would track, or in a tarball all files
+/// except build products.
 fn files() -> BTreeSet<PathBuf> {
     if root().join(".git").exists() {
         let listing = Command::new("git")
@@ -100,7 +100,7 @@ fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// Applies a checker to every Rust file; it gives lines and messages.
+/// Applies a checker to every Rust file; returns its findings with file and line.
 fn over_sources(check: fn(&str) -> Vec<(usize, String)>) -> Vec<String> {
     let sources: Vec<_> = files().into_iter().filter(|f| f.extension().is_some_and(|e| e == "rs")).collect();
     assert!(sources.len() >= 10, "the sources were not found");
@@ -114,13 +114,13 @@ fn over_sources(check: fn(&str) -> Vec<(usize, String)>) -> Vec<String> {
 // ---------------------------------------------------------------------------------------------------
 // The direction of dependencies
 
-/// What a crate of ours may depend on among ours, and which other crates it must do without.
+/// Which of our crates a crate may depend on, and which foreign crates it must not.
 fn law(package: &str) -> Option<(&'static [&'static str], &'static [&'static str])> {
     Some(match package {
         "engraft-kernels" => (&[], &["candle", "tokenizers", "memmap2", "anyhow", "clap", "serde"]),
         "engraft-codec" => (&[], &["candle", "tokenizers", "memmap2", "anyhow", "clap"]),
         "engraft-runtime" => (&["engraft-kernels", "engraft-codec"], &["anyhow", "clap"]),
-        // What ships may use everything below it, but never another product.
+        // A product may use everything below it, but never another product.
         _ if package.starts_with("engraft") => {
             (&["engraft-kernels", "engraft-codec", "engraft-runtime"], &[])
         }
@@ -128,7 +128,7 @@ fn law(package: &str) -> Option<(&'static [&'static str], &'static [&'static str
     })
 }
 
-/// Breaches in manifests given as (path, text). Tests may use any foreign crate, but ours only as the
+/// Violations in manifests given as (path, text). Tests may use any foreign crate, but only those of ours that the
 /// law allows.
 fn wrong_dependencies(manifests: &[(String, String)]) -> Vec<String> {
     let mut findings = Vec::new();
@@ -196,8 +196,7 @@ fn wrong_dependencies_are_found() {
 // ---------------------------------------------------------------------------------------------------
 // Files that nothing reaches
 
-/// The Rust files that neither a target of a manifest nor a `mod` or `include!` of a reached file
-/// leads to.
+/// The Rust files that no target of a manifest and no `mod` or `include!` of a reached file leads to.
 fn dead_files(
     files: &BTreeSet<PathBuf>,
     exists: impl Fn(&Path) -> bool,
@@ -305,8 +304,8 @@ fn dead_files_are_found() {
 // ---------------------------------------------------------------------------------------------------
 // A repository that stands alone
 
-/// Lines that name a folder of one machine. The patterns are put together here, so that this file is
-/// no finding itself.
+/// Lines that name a folder of one machine. The patterns are assembled at run time, so that this file isn't a finding
+/// itself.
 fn foreign_words(file: &Path, text: &str) -> Vec<String> {
     let slash = "/";
     let patterns = [
@@ -362,7 +361,7 @@ fn unknown_top_levels_are_found() {
     assert_eq!(unknown_top_level(&files.into()), ["notes", "x.rs"]);
 }
 
-/// Parsers of untrusted files rely on overflow checks; the kernels alone, which see checked shapes, do without.
+/// Parsers of untrusted files rely on overflow checks. Only the kernels, which see checked shapes, do without.
 #[test]
 fn release_builds_check_overflow() {
     let manifest = read(Path::new("Cargo.toml"));

@@ -1,4 +1,4 @@
-//! The rooms of the runtime, and the arrows between them: what its `use` lines say, held against ARCHITECTURE.md.
+//! The runtime's rooms and the arrows between them: compares its `use` lines with ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ fn wrong_arrows_are_found() {
     assert_eq!(compare(&found(&rooms), "# Architecture\n").len(), 1, "a list that is gone");
 }
 
-/// A module's file is `mod.rs` in its folder: never beside it.
+/// A module's file is `mod.rs` inside its folder, never next to it.
 #[test]
 fn module_files_stand_in_their_folders() {
     let all = files();
@@ -56,7 +56,7 @@ fn module_files_stand_in_their_folders() {
 
 fn beside_their_folders(files: &BTreeSet<PathBuf>) -> Vec<String> {
     let is_beside = |file: &&PathBuf| {
-        // Cargo's own convention for test programs is the other one.
+        // Cargo expects the other convention for test programs.
         let is_source = file.extension().is_some_and(|e| e == "rs") && !file.starts_with("tests");
         is_source && files.iter().any(|other| other.starts_with(file.with_extension("")))
     };
@@ -94,7 +94,8 @@ fn found(sources: &[(PathBuf, String)]) -> Arrows {
     arrows
 }
 
-/// What the list of ARCHITECTURE.md has wrong. A line is a room and those that it uses, which all stand below it.
+/// What is wrong with the list in ARCHITECTURE.md. A line is a room and the rooms that it uses, which must all stand
+/// below it.
 fn compare(found: &Arrows, architecture: &str) -> Vec<String> {
     let Some((_, rest)) = architecture.split_once(MARKER) else {
         return vec![format!("ARCHITECTURE.md has no `{MARKER}`")];
