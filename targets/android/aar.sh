@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Checks the shared libraries of each ABI, and lays them out with the Java classes as an AAR.
+# Checks the shared libraries of each ABI and packs them with the Java classes as an AAR.
 #
 #   targets/android/aar.sh OUT.aar CLASSES ABI=FOLDER...
 #
-# CLASSES is what build-jni.sh made (OUT/classes); each FOLDER holds libengraft.so and libengraft_jni.so of an ABI,
-# arm64-v8a or x86_64:
+# CLASSES is OUT/classes from build-jni.sh. Each FOLDER has libengraft.so and libengraft_jni.so for an ABI, arm64-v8a
+# or x86_64:
 #
 #   targets/android/aar.sh engraft.aar build/classes arm64-v8a=build/arm64 x86_64=build/x86_64
 #
-# Of each library: machine, pages of 16 KiB, no text relocations, what it needs from others (listed), and its
-# exports, which must be the functions of engraft.h, or the native methods of Native.java, all of them and no other.
+# For each library it checks the machine, pages of 16 KiB, no text relocations, the libraries it needs (listed), and
+# its exports, which must be exactly the functions of engraft.h or the native methods of Native.java.
 set -euo pipefail
 usage='usage: aar.sh OUT.aar CLASSES ABI=FOLDER...'
 out=$(realpath -m "${1:?$usage}")
@@ -21,7 +21,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export LC_ALL=C
 
-# What Android gives to every app.
+# The libraries that Android offers to every app.
 system='libc.so libm.so libdl.so liblog.so'
 page=16384
 
@@ -52,7 +52,7 @@ check() {
   ! grep -q 'TEXTREL' "$work/dynamic" || fail "$file: text relocations"
   sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' "$work/dynamic" >"$work/needed"
   while read -r name; do
-    [[ " $system libengraft.so " == *" $name "* ]] || fail "$file: needs $name, which no Android device has for apps"
+    [[ " $system libengraft.so " == *" $name "* ]] || fail "$file: needs $name, which Android doesn't offer to apps"
   done <"$work/needed"
   symbols "$file" defined >"$work/defined"
   comm -13 "$exports" "$work/defined" >"$work/extra"

@@ -3,9 +3,9 @@
 #
 #   targets/android/build-jni.sh LIBFOLDER OUT [CFLAGS...]
 #
-# LIBFOLDER holds libengraft.so; OUT receives classes/ and libengraft_jni.so. CC names the compiler: for Android the
-# NDK's, such as $NDK/toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android24-clang. With a JDK's own
-# jni.h (JAVA_HOME) for the host, with the NDK's for Android.
+# LIBFOLDER has libengraft.so; OUT receives classes/ and libengraft_jni.so. CC names the compiler: for Android the
+# NDK's, such as $NDK/toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android24-clang. jni.h comes from the
+# JDK (JAVA_HOME) for the host and from the NDK for Android.
 set -euo pipefail
 libraries=$(cd "$1" && pwd)
 mkdir -p "$2"

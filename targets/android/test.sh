@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The Java classes on the host's JVM against the host's libengraft.so: a whole adaptation and misuse of everything
-# (test/AdaptTest.java), under -Xcheck:jni; then aar.sh on stand-ins, and Kotlin where there is a compiler. Each
+# Tests the Java classes on the host's JVM with the host's libengraft.so: a whole adaptation and every misuse
+# (test/AdaptTest.java), under -Xcheck:jni. Then tests aar.sh on stand-ins, and Kotlin if there is a compiler. Each
 # checker is also given something broken, which it must find.
 #
 #   targets/android/test.sh [FOLDER]
 #
-# FOLDER holds libengraft.so (default: cargo's debug/deps, after `cargo build -p engraft-capi`). Without a JDK or a
-# C compiler it says SKIPPED, which is no failure; a missing library is one.
+# FOLDER has libengraft.so (default: cargo's debug/deps, after `cargo build -p engraft-capi`). Without a JDK or a C
+# compiler it prints SKIPPED, which isn't a failure; a missing library is.
 set -euo pipefail
 given=${1:+$(realpath -m "$1")}
 cd "$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)"
@@ -129,8 +129,8 @@ if [[ -d $work/x86_64 ]]; then
 fi
 say 'Kotlin'
 if command -v kotlinc >/dev/null; then
-  # Against declarations of ours: this finds what does not fit the Java classes, and nothing that is not true of
-  # the real kotlinx.coroutines and androidx.work.
+  # Compiled against our own declarations: this finds mismatches with the Java classes, but none with the real
+  # kotlinx.coroutines and androidx.work.
   mapfile -t declared < <(find $here/test/stand-ins -name '*.java')
   javac -J-XX:TieredStopAtLevel=1 --release 8 -Xlint:-options -d "$work/android" "${declared[@]}"
   JAVA_OPTS=-XX:TieredStopAtLevel=1 kotlinc -jvm-target 1.8 -cp "$work/build/classes:$work/android" -d "$work/kotlin" \

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Builds the C interface for a phone, in the profile `dist`: an archive, and for Android a shared library, which
-# needs a linker. Uses rustup's target where it is installed; elsewhere Debian's Rust (see
-# targets/raspberry-pi/toolchain.sh), which brings the sources of std, to build that too.
+# Builds the C interface for a phone with the profile `dist`: an archive, and for Android a shared library, which needs
+# a linker. Uses rustup's target if it is installed, otherwise Debian's Rust (see
+# targets/raspberry-pi/toolchain.sh), which has the sources of std, to build that, too.
 #
 #   targets/capi/build.sh TARGET [FOLDER]
 #
 # TARGET is aarch64-linux-android, x86_64-linux-android, aarch64-apple-ios, aarch64-apple-ios-sim, or any other that
 # Rust knows; FOLDER (default: cargo's target folder) receives libengraft.a and, for Android, libengraft.so.
-# CARGO_TARGET_<TARGET>_LINKER names the NDK's clang; without it the shared library is left out, unless
-# ENGRAFT_STAND_IN_LINKER names any compiler that links for the machine: then the system's libraries are stand-ins
-# without a symbol, which shows exports, pages and what is left undefined, and gives nothing to ship.
+# CARGO_TARGET_<TARGET>_LINKER names the NDK's clang. Without it the shared library is left out, unless
+# ENGRAFT_STAND_IN_LINKER names a compiler that links for the machine. Then the system's libraries are stand-ins
+# without symbols: the result shows exports, pages and undefined symbols, but can't be shipped.
 set -euo pipefail
 cd "$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)"
 phone=${1:?usage: build.sh TARGET [FOLDER]}
@@ -22,7 +22,7 @@ types=staticlib
 if [[ ! -d $(rustc --print target-libdir --target "$phone" 2>/dev/null) ]]; then
   # shellcheck source=/dev/null
   . "$(ENGRAFT_ARM_TOOLCHAIN=${ENGRAFT_ARM_TOOLCHAIN:-$base/arm-toolchain} targets/raspberry-pi/toolchain.sh)"
-  # A folder of its own: another compiler's products would be rebuilt at every change between the two.
+  # A separate folder: otherwise everything would be rebuilt whenever the compiler changes.
   export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$base/phones
   # With unwinding: each export catches panics.
   [[ -d $(rustc --print target-libdir --target "$phone") ]] || cargo+=(-Zbuild-std=std,panic_unwind)

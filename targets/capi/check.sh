@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The C program of tests/smoke.c against the static library, twice: instrumented for addresses and undefined
-# behaviour, with leaks counted; and, with fewer rows and tokens, under valgrind, whose errors and lost blocks
-# end it with 9. What the host has no tool for is said and left out; a skipped run is no failure.
+# Runs tests/smoke.c with the static library twice: instrumented for addresses, undefined behaviour and leaks; and,
+# with fewer rows and tokens, under valgrind, where errors and lost blocks end it with 9. If the host lacks a tool, the
+# run is skipped with a message, which isn't a failure.
 #
 #   targets/capi/check.sh
 #
@@ -17,7 +17,7 @@ step() {
   "$@"
 }
 
-# smoke NAME PREFIX... runs the program NAME in a folder of its own.
+# smoke NAME PREFIX... runs the program NAME in a separate folder.
 smoke() {
   local name=$1
   shift
@@ -32,7 +32,7 @@ compile() {
     targets/capi/tests/smoke.c "$library" -lgcc_s -lutil -lpthread -lm -ldl -o "$work/$name"
 }
 
-# must_fail NAME PREFIX... is smoke of a program that is broken: a tool that lets it pass proves nothing.
+# must_fail NAME PREFIX... is smoke for a broken program: a tool that lets it pass proves nothing.
 must_fail() {
   if smoke "$@" &>"$work/$1.log"; then
     echo "$1: a write past a block was not seen" >&2
@@ -45,14 +45,14 @@ if ! command -v "$cc" >/dev/null; then
   echo "SKIPPED: there is no C compiler ($cc)"
   exit 0
 fi
-# The whole workspace: with another choice of packages everything would be built anew.
+# The whole workspace: another selection of packages would rebuild everything.
 step cargo test --quiet --workspace --no-run
 library=${CARGO_TARGET_DIR:-target}/debug/deps/libengraft.a
 
 sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 compile sanitized "${sanitizers[@]}"
 compile sanitized-broken "${sanitizers[@]}" -DBROKEN
-# Instrumented is the program; of the library, what its allocations and calls of libc show.
+# The program is instrumented; of the library only its allocations and libc calls are checked.
 export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1
 smoke sanitized env
 must_fail sanitized-broken env

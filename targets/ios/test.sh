@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# What can be tried of this folder without a Mac: the Swift code against the header, the module map under
-# clang, and the layout of the framework with archives that hold nothing but the header's names, compiled for
-# iOS.
-# Needs python3, clang (any platform's), llvm-ar and llvm-nm. Ends with how many checks passed.
+# The tests of this folder that run without a Mac: the Swift code against the header, the module map under clang, and
+# the framework's layout with archives of empty functions compiled for iOS.
+# Needs python3, clang (for any platform), llvm-ar and llvm-nm. Ends with the number of checks that passed.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=$(mktemp -d)

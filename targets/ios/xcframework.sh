@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Lays out an XCFramework of static libraries, as `xcodebuild -create-xcframework` does, on any machine;
-# refuses archives that are not of their platform, or lack a function of the header.
+# Lays out an XCFramework of static libraries on any machine, as `xcodebuild -create-xcframework` does. Refuses
+# archives for the wrong platform, and those that lack a function of the header.
 #
 #   targets/ios/xcframework.sh [--any-format] DEVICE.a SIMULATOR.a [OUT.xcframework]
 #
-# OUT is targets/ios/CEngraft.xcframework by default, where Package.swift looks for it. --any-format takes
-# archives of any platform, to try the layout; Xcode can use none of that.
-# Keeps to what a Mac has without further installation: bash 3.2, Python 3.9, and BSD's tools.
+# OUT is targets/ios/CEngraft.xcframework by default, where Package.swift looks for it. --any-format accepts archives
+# for any platform, to try the layout; Xcode can't use the result.
+# Needs only what a stock Mac has: bash 3.2, Python 3.9, and BSD's tools.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -27,11 +27,11 @@ refuse() {
   exit 1
 }
 
-# Every function of the header is defined in an archive. Symbols have an underscore in front in Mach-O.
+# Checks that an archive defines every function of the header. In Mach-O, symbols start with an underscore.
 check_symbols() {
   local archive=$1 defined missing
   [[ -f $archive ]] || refuse "$archive" 'is no file'
-  # nm complains of members that hold no symbols, and of what it can't read; what it lists is what counts.
+  # nm complains about members without symbols and about what it can't read; only what it lists counts.
   defined=$({ "$nm" -g "$archive" 2>/dev/null || true; } |
     awk 'NF == 3 && $2 ~ /[TW]/ { sub(/^_/, "", $3); print $3 }' | sort -u)
   missing=$(comm -23 <(printf '%s\n' "$functions") <(printf '%s\n' "$defined") | paste -sd, -)
@@ -50,14 +50,14 @@ if [[ -z $any_format ]]; then
   "$here/xcframework.py" platform "$simulator" ios-simulator
 fi
 
-# Whole or not at all: an app's build must not find half of it.
+# All or nothing: an app's build mustn't find a half-written framework.
 parent=$(dirname "$out")
 mkdir -p "$parent"
 new=$(mktemp -d "$parent/.xcframework.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 chmod 755 "$new"
 lay_out() {
-  # A folder of the module's own, since Xcode copies the headers of all frameworks into one.
+  # A separate folder for the module, because Xcode copies the headers of all frameworks into one.
   install -d -m 755 "$new/$2/Headers/CEngraft"
   install -m 644 "$here/../capi/include/engraft.h" "$here/module.modulemap" "$new/$2/Headers/CEngraft"
   install -m 644 "$1" "$new/$2/libengraft.a"

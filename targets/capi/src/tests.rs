@@ -1,4 +1,4 @@
-//! What the header promises of more than one call, through the exports.
+//! What the header promises for several calls, tested through the exports.
 
 use std::ffi::{c_char, c_void};
 use std::path::{Path, PathBuf};
@@ -38,14 +38,14 @@ pub(crate) fn ok(code: i32) {
     assert_eq!(code, ENGRAFT_OK, "{}", String::from_utf8_lossy(&buffer[..length.min(buffer.len())]));
 }
 
-/// What a constructor puts into its place.
+/// The handle that a constructor makes.
 pub(crate) fn made<T>(make: impl FnOnce(*mut *mut T) -> i32) -> *mut T {
     let mut place = null_mut();
     ok(make(&mut place));
     place
 }
 
-/// All defaults, or an answer to be filled.
+/// All defaults, or a result to be filled.
 fn with_size<S: Struct>(mut empty: S) -> S {
     // SAFETY: a struct of this trait begins with a `u32`, its size.
     unsafe { (&raw mut empty).cast::<u32>().write(size_of::<S>() as u32) };
@@ -98,7 +98,7 @@ fn session(model: *mut Model, adapter: *mut Adapter) -> (i32, *mut Session) {
     (code, session)
 }
 
-/// The same model with another weight: of the same shapes, and whole.
+/// The same model with one weight changed: the same shapes, and undamaged.
 fn twin(folder: &Path) -> *mut Model {
     let mut bytes = std::fs::read(shipped("seedling.gguf")).expect("the model");
     let at = bytes.len() / 4 * 3;
@@ -158,7 +158,7 @@ fn a_prompt_that_is_stopped_in_has_its_figures_and_counts_as_not_asked() {
         (code, info)
     };
     let (done, key) = (AtomicBool::new(false), session.addr());
-    // Cancelled all the time: sooner or later while the prompt is read, and never before.
+    // Cancel all the time, so that sooner or later it hits while the prompt is read.
     let info = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
@@ -187,7 +187,7 @@ fn a_prompt_that_is_stopped_in_has_its_figures_and_counts_as_not_asked() {
 
 /// Counts down; false at nothing.
 unsafe extern "C" fn countdown(_: *const Progress, user: *mut c_void) -> bool {
-    // SAFETY: whoever hands this over hands over a number with it.
+    // SAFETY: this is always passed together with a number.
     let left = unsafe { &mut *user.cast::<i64>() };
     *left -= 1;
     *left != 0
@@ -231,7 +231,7 @@ fn a_comparison_that_is_stopped_or_whose_rows_changed_leaves_no_verdict() {
     assert_eq!(run(&mut left), (ENGRAFT_OK, true, ENGRAFT_OK));
     let events = -left;
     assert!(events > 2, "{events}");
-    // At the first event, and at the last, behind which nobody asks whether to go on.
+    // At the first event, and at the last, after which nothing checks whether to continue.
     assert_eq!(run(&mut 1), nothing(ENGRAFT_CANCELLED));
     assert_eq!(run(&mut events.clone()), nothing(ENGRAFT_CANCELLED));
     assert_eq!(run(&mut (events + 1)), (ENGRAFT_OK, true, ENGRAFT_OK));
@@ -245,7 +245,7 @@ fn a_comparison_that_is_stopped_or_whose_rows_changed_leaves_no_verdict() {
     }
 }
 
-/// Numbers that no comparison could be made with are refused before any row is read.
+/// Settings that allow no comparison are refused before any row is read.
 #[test]
 fn a_gate_s_settings_are_checked_when_it_is_made() {
     let model = model();
@@ -271,7 +271,7 @@ fn a_gate_s_settings_are_checked_when_it_is_made() {
         GateParams { minutes: f64::NAN, ..plain() },
         GateParams { learning_rate: 2.0, ..plain() },
         GateParams { kl_weight: -1.0, ..plain() },
-        // Nothing would say what training forgets.
+        // Nothing would measure what training forgets.
         GateParams { no_built_in_retention: 1, ..plain() },
     ] {
         assert_eq!(of(params), ENGRAFT_MISUSE);
@@ -282,7 +282,7 @@ fn a_gate_s_settings_are_checked_when_it_is_made() {
         ENGRAFT_OK
     );
 
-    // An arm that no memory is left for, and nothing else to compare the base with.
+    // No memory for the arm, and nothing else to compare the base with.
     let params = GateParams {
         arms: ENGRAFT_ARM_LORA,
         memory_budget: 1 << 20,
@@ -300,7 +300,7 @@ fn a_gate_s_settings_are_checked_when_it_is_made() {
     }
 }
 
-/// A file keeps an adapter as trained, for its own base: what is used otherwise here can't be put into one.
+/// A file keeps an adapter as trained, for its base, so an adapter in different use can't be saved.
 #[test]
 fn what_a_file_would_not_tell_is_not_saved() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,12 +1,11 @@
-//! The library as C programs meet it: smoke.c, compiled by the system's compiler against the header and the
-//! archive, goes through a whole life and every misuse; the shared library exports what the header says,
-//! and nothing else.
+//! The library as C programs see it. The system's compiler builds smoke.c with the header and the archive; it goes
+//! through a whole life and every misuse. The shared library exports exactly what the header declares.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// musl has no unwinder of gcc's beside it.
+/// With musl there is no unwinder from gcc.
 const UNWINDER: &str = if cfg!(target_env = "musl") { "-lunwind" } else { "-lgcc_eh" };
 
 /// What a Rust archive needs of a Linux system, as `rustc --print native-static-libs` says. Linked statically, the
@@ -21,7 +20,7 @@ fn folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A library that was built with this test: beside it.
+/// A library that was built with this test, next to it.
 fn library(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this test's path");
     let beside = test.parent().expect("a folder").join(name);
@@ -29,12 +28,12 @@ fn library(name: &str) -> PathBuf {
     beside
 }
 
-/// The compiler for the machine that this test was built for: not the host's, where the test is emulated.
+/// The compiler for the machine that this test was built for, which isn't the host if the test is emulated.
 fn compiler() -> String {
     std::env::var("ENGRAFT_TEST_CC").unwrap_or_else(|_| "cc".to_string())
 }
 
-/// A program that the compiler made, behind the emulator that runs this test, if one does.
+/// A compiled program, run under this test's emulator if there is one.
 fn runnable(path: &Path) -> Command {
     let Some(emulator) = std::env::var_os("ENGRAFT_TEST_EMULATOR") else { return Command::new(path) };
     let mut command = Command::new(emulator);
@@ -42,7 +41,7 @@ fn runnable(path: &Path) -> Command {
     command
 }
 
-/// Whether a tool is there and is for the machine that this test was built for; says so where it is not.
+/// Whether a tool is available for the machine that this test was built for; says so if it isn't.
 fn is_here(tool: &str, probe: &str) -> bool {
     match Command::new(tool).arg(probe).output() {
         Ok(answer) if probe != "-dumpmachine" || text(&answer.stdout).starts_with(std::env::consts::ARCH) => {
@@ -63,7 +62,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Fails with all that the program said.
+/// Fails with the program's whole output.
 fn passed(what: &str, output: &Output) -> String {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{what}: {}\n{out}{err}", output.status);
@@ -101,7 +100,7 @@ fn a_c_program_goes_through_a_whole_life() {
     assert_eq!(failed.status.code(), Some(1), "{failed:?}");
 }
 
-/// The example that newcomers begin with does what it says.
+/// The example for newcomers works.
 #[test]
 fn the_example_adapts_and_answers() {
     if !is_here(&compiler(), "-dumpmachine") {
@@ -126,7 +125,7 @@ fn the_example_adapts_and_answers() {
     assert!(made.path().join("out/adapter.engraft").is_file());
 }
 
-/// C++ takes the header as well; its own names must not stand in the way.
+/// C++ compiles the header, too: no name may clash with C++ keywords.
 #[test]
 fn the_header_is_c_plus_plus_too() {
     if !is_here("c++", "--version") {

@@ -1,5 +1,5 @@
-//! Every export, alike: it turns a panic into its code, refuses NULL and what was freed, and never dies of
-//! arguments that are all zero. The table is held against the header, so that none is left out.
+//! Every export turns a panic into its code, refuses NULL and freed handles, and survives arguments that are all
+//! zero. The table is compared with the header, so that none is left out.
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, c_char};
@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use engraft::error::{ENGRAFT_MISUSE, ENGRAFT_OK, ENGRAFT_PANIC};
 use engraft::{adapter, data, error, gate, handle, log, model, plan, session, store, trainer};
 
-/// What an export takes first.
+/// An export's first argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum First {
     NoHandle,
@@ -25,14 +25,14 @@ enum First {
     Store,
 }
 
-/// An export: its name, what it takes first, and a call with that handle and zeros for all the rest.
+/// An export: its name, its first argument, and a call with that handle and zeros for the rest.
 struct Export {
     name: &'static str,
     first: First,
     call: fn(usize) -> i32,
 }
 
-/// An argument: a handle's key, where it comes first, and else zero.
+/// An argument: a handle's key if it comes first, otherwise zero.
 trait Argument {
     fn of(key: usize) -> Self;
 }
@@ -86,7 +86,7 @@ macro_rules! callables {
 }
 callables!((A)(A B)(A B C)(A B C D)(A B C D E)(A B C D E F)(A B C D E F G)(A B C D E F G H)(A B C D E F G H I));
 
-/// The function as a pointer, by which its arguments are known.
+/// The function as a pointer, whose type has its arguments.
 macro_rules! exports {
     ($($first:ident: $($module:ident::$name:ident($($any:tt),+))+;)+) => {
         const EXPORTS: &[Export] = &[$($(Export {
@@ -188,7 +188,7 @@ exports! {
         store::engraft_store_list(_, _, _, _);
 }
 
-/// Those that have nothing to object to where everything is zero: a text of no room, no callback.
+/// Exports that accept all zeros: a text without room, no callback.
 const CONTENT: [&str; 3] = ["engraft_version", "engraft_message", "engraft_log_set"];
 
 impl Export {
@@ -200,7 +200,7 @@ impl Export {
 // ---------------------------------------------------------------------------------------------------
 // Handles to call them on
 
-/// What handles are made of.
+/// Inputs for making handles.
 struct World {
     _alone: MutexGuard<'static, ()>,
     folder: tempfile::TempDir,
@@ -220,7 +220,7 @@ fn ok(code: i32) {
     assert_eq!(code, ENGRAFT_OK, "{}", message(0));
 }
 
-/// The message of a handle, or with 0 of this thread.
+/// The message of a handle, or for 0 of this thread.
 fn message(key: usize) -> String {
     let (mut buffer, mut length) = ([0u8; 1024], 0);
     // SAFETY: the buffer has as many bytes as is said.
@@ -275,7 +275,7 @@ impl World {
         made.addr()
     }
 
-    /// A trainer of a few steps, or a plan of the same.
+    /// A trainer of a few steps, or its plan.
     fn train_params(&self) -> plan::TrainParams {
         let mut params = std::mem::MaybeUninit::<plan::TrainParams>::uninit();
         let size = size_of::<plan::TrainParams>();
@@ -323,7 +323,7 @@ impl Drop for World {
     }
 }
 
-/// The number of the handle that `make` puts into its place.
+/// The number of the handle made by `make`.
 fn made<T>(make: impl FnOnce(*mut *mut T) -> i32) -> usize {
     let mut place = null_mut();
     ok(make(&mut place));
@@ -397,7 +397,7 @@ fn null_and_freed_handles_are_refused_by_every_export() {
     }
 }
 
-/// A handle of every other kind in the place of the first.
+/// Passes a handle of every other kind as the first argument.
 #[test]
 fn handles_of_other_kinds_are_refused_by_every_export() {
     let world = World::new();
@@ -423,7 +423,7 @@ fn handles_of_other_kinds_are_refused_by_every_export() {
     }
 }
 
-/// A handle of another kind where a second one is taken: a plan, which none of them takes.
+/// Passes a handle of the wrong kind as the second one: a plan, which no function takes there.
 #[test]
 fn handles_of_other_kinds_are_refused_in_the_second_place() {
     let world = World::new();
@@ -468,7 +468,7 @@ fn handles_of_other_kinds_are_refused_in_the_second_place() {
     }
 }
 
-/// Whatever comes of it is a code, and never the one of a panic.
+/// The result is always a code, and never that of a panic.
 #[test]
 fn nothing_but_a_handle_makes_no_export_panic() {
     let world = World::new();

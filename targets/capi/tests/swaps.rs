@@ -1,5 +1,5 @@
-//! Adapters change under sessions that generate: ten thousand swaps of a slot that four threads follow, with
-//! adapters made and freed meanwhile.
+//! Adapters change while sessions generate: ten thousand swaps of a slot that four threads follow, while adapters are
+//! made and freed.
 
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
@@ -16,13 +16,13 @@ use engraft::{data, trainer};
 
 const SWAPS: u64 = 10_000;
 const THREADS: usize = 4;
-/// Swaps between which somebody must have come to an end: else they would all be over before the first token.
+/// After this many swaps some session must have finished; otherwise all swaps would be over before the first token.
 const SWAPS_OF_AN_ANSWER: u64 = 20;
-/// Far longer than an answer takes on any machine.
+/// Much longer than an answer takes on any machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PROMPT: &str = "Turn on the lights in the cave.";
 
-/// A handle that goes to another thread: a number.
+/// A handle to send to another thread: a number.
 struct Shared<T>(*mut T);
 
 // Whatever T is: derived, these would ask it to be copied, too.
@@ -45,7 +45,7 @@ fn ok(code: i32) {
     assert_eq!(code, ENGRAFT_OK, "{}", String::from_utf8_lossy(&buffer[..length.min(512)]));
 }
 
-/// What a constructor puts into its place.
+/// The handle that a constructor makes.
 fn made<T>(make: impl FnOnce(*mut *mut T) -> i32) -> Shared<T> {
     let mut place = null_mut();
     ok(make(&mut place));
@@ -69,7 +69,7 @@ fn open_model() -> Shared<Model> {
     made(|out| unsafe { model::engraft_model_open(path.as_ptr(), path.count_bytes(), null(), out) })
 }
 
-/// An adapter that changes what is said, the more the higher the rate.
+/// An adapter that changes answers; the higher the rate, the more.
 fn train(model: Shared<Model>, learning_rate: f64) -> Shared<Adapter> {
     let rows = include_bytes!("../../cli/demo/private_train.jsonl");
     // SAFETY: the rows have the length that is said.
@@ -105,7 +105,7 @@ unsafe extern "C" fn hear(text: *const c_char, length: usize, user: *mut c_void)
     true
 }
 
-/// What a session answers, its tokens, and the swaps that the last of them was computed after.
+/// A session's answer, its tokens, and the number of swaps before the last token was computed.
 fn generate(session: Shared<Session>) -> (Vec<u8>, u64, u64) {
     let mut params: GenerateParams = defaults(session::engraft_generate_default_params);
     (params.n_predict, params.greedy, params.chat) = (16, 1, 1);
@@ -121,7 +121,7 @@ fn generate(session: Shared<Session>) -> (Vec<u8>, u64, u64) {
     (heard, info.tokens, info.generation)
 }
 
-/// What a session with an adapter of its own answers.
+/// The answer of a session with a fixed adapter.
 fn answer_with(model: Shared<Model>, adapter: Option<Shared<Adapter>>) -> Vec<u8> {
     let own = session(model);
     // SAFETY: handles alone.
@@ -133,8 +133,8 @@ fn answer_with(model: Shared<Model>, adapter: Option<Shared<Adapter>>) -> Vec<u8
     }
 }
 
-/// Swaps two adapters and the base in turns. Now and then comes a new adapter instead, whose handle is freed
-/// at once: the sessions have their share of it.
+/// Swaps two adapters and the base in turn. Sometimes it uses a new adapter whose handle is freed at once: the sessions
+/// keep their share of it.
 fn swap(slot: Shared<Slot>, adapters: [Shared<Adapter>; 2], model: Shared<Model>, tokens: &AtomicU64) {
     for i in 0..SWAPS {
         let new = (i % (SWAPS / 4) == 0).then(|| train(model, 2e-2).0);

@@ -13,7 +13,7 @@ use crate::model::engraft_model_free;
 use crate::tests::{data, made, model, ok, settings, trainer};
 
 impl Run {
-    /// Makes every step that follows fail.
+    /// Makes all further steps fail.
     fn break_parameters(&mut self) {
         let numbers = self.run.trainer_mut().numbers_mut().expect("an adapter's");
         numbers.theta.fill(f32::NAN);
@@ -35,7 +35,7 @@ impl World {
         World { model, data, trainers: (0..trainers).map(|_| trainer(model, data)).collect() }
     }
 
-    /// What is behind a handle.
+    /// The value behind a handle.
     fn found(&self, i: usize) -> Arc<Handle<Value>> {
         handle::find(self.trainers[i]).expect("a live handle")
     }
@@ -97,7 +97,7 @@ fn one_trainer_at_a_time_has_its_checkpoints_in_a_folder() {
     let mut world = World::new(2);
     world.step(0);
     ok(world.checkpoint(0, &own));
-    // The other one may read, and writes nothing.
+    // The other trainer may read but not write.
     ok(world.restore(1, &own));
     assert_eq!((world.checkpoint(1, &own), world.save(1, &own)), (ENGRAFT_BUSY, ENGRAFT_BUSY));
     // SAFETY: handles, and a text of the length that is said.
@@ -107,7 +107,7 @@ fn one_trainer_at_a_time_has_its_checkpoints_in_a_folder() {
         assert_eq!(engraft_adapter_save(adapter, text, length, 0), ENGRAFT_BUSY);
         ok(crate::adapter::engraft_adapter_free(adapter));
     }
-    // To its holder the folder is open, by whatever name.
+    // The folder is open to its holder, under any name.
     ok(world.save(0, &own.join("../own")));
     world.step(0);
     ok(world.checkpoint(0, &own));
@@ -115,7 +115,7 @@ fn one_trainer_at_a_time_has_its_checkpoints_in_a_folder() {
     assert!(names(&own).contains(&newest), "{:?}", names(&own));
     let stray = own.join(".adapter.engraft-1-1.engraft-tmp");
     std::fs::write(&stray, "cut").expect("room");
-    // Another folder in its place leaves the first to others, who see what was numbered since they looked.
+    // Using another folder frees the first for others, who see what was numbered meanwhile.
     ok(world.checkpoint(0, &other));
     world.step(1);
     ok(world.checkpoint(1, &own));
@@ -155,11 +155,11 @@ fn an_adapter_tells_the_held_out_loss_of_its_own_step_only() {
     assert_eq!(told(), Some(loss as f32));
     let progress = world.step(0);
     assert_eq!(told(), None);
-    // What was seen last is still told.
+    // The last result is still reported.
     assert_eq!(progress.valid_loss, loss);
 }
 
-/// Three steps without a finite loss lead back to the checkpoint: each call is one of them, and says so.
+/// After three steps without a finite loss the run returns to the checkpoint; each call reports its step.
 #[test]
 fn a_step_that_is_none_ends_the_call_and_says_so() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -188,7 +188,7 @@ fn an_answer_that_was_not_prepared_costs_no_step() {
     assert_eq!(world.step(0).step, 1);
 }
 
-/// A run that is driven step by step rests from the step before.
+/// A run that is driven step by step rests from the previous step.
 #[test]
 fn heat_is_obeyed_by_single_steps() {
     let world = World::new(1);
@@ -201,7 +201,7 @@ fn heat_is_obeyed_by_single_steps() {
     assert!(!took.is_zero() && began.elapsed() >= took, "{took:?}, {:?}", began.elapsed());
 }
 
-/// A folder without checkpoints takes nothing away from a run that has its own.
+/// A failed restore from a folder without checkpoints leaves a run its own.
 #[test]
 fn a_restore_that_fails_leaves_the_run_its_checkpoints() {
     let folder = tempfile::tempdir().expect("a folder");
