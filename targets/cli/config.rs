@@ -263,7 +263,7 @@ mod tests {
             ("a value that is a flag".into(), "rank = \"--help\"".into(), "`rank`"),
             ("control characters in a key".into(), format!("\"{long}\" = 1"), "unknown key"),
             ("control characters in a value".into(), format!("rank = \"{long}\""), "`rank`"),
-            ("control characters that are no TOML".into(), "\u{1b}[2J".repeat(20_000), "line 1"),
+            ("control characters that aren't TOML".into(), "\u{1b}[2J".repeat(20_000), "line 1"),
             ("a line without end".into(), "x".repeat(1 << 20), "line 1"),
             ("a list without end".into(), format!("rank = [{}1]", "1,".repeat(400_000)), "`rank`"),
             (

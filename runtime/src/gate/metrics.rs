@@ -1,4 +1,4 @@
-//! Metrics for answers that are no numbers.
+//! Metrics for answers that aren't numbers.
 
 use std::collections::BTreeMap;
 
@@ -43,9 +43,9 @@ impl JsonMatch {
 /// object's keys is free.
 ///
 /// # Errors
-/// `BadData` when the reference is no JSON.
+/// `BadData` when the reference isn't JSON.
 pub fn json_match(output: &str, reference: &str) -> Result<JsonMatch> {
-    let wrong = |e| Error::new(ErrorKind::BadData, format!("the reference answer is no JSON: {e}"));
+    let wrong = |e| Error::new(ErrorKind::BadData, format!("the reference answer isn't JSON: {e}"));
     let reference: Value = serde_json::from_str(reference).map_err(wrong)?;
     let mut expected = BTreeMap::new();
     leaves("", &reference, &mut expected);

@@ -82,7 +82,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
 }
 
 /// What to type next to use the active generation.
-pub(super) fn use_it(model: &Path, store: &Path, chat: bool) -> String {
+fn use_it(model: &Path, store: &Path, chat: bool) -> String {
     let (model, store) = (model.display(), store.display());
     let (chat, prompt) = if chat { ("--chat ", "a question") } else { ("", "the beginning of a text") };
     format!("Use it: engraft generate -m {model} --store {store} {chat}-p \"{prompt}\"")

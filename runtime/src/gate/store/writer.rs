@@ -303,7 +303,7 @@ impl<'s> Writer<'s> {
     }
 }
 
-/// Refuses an adapter that nothing could be held against when it is used: a broken one would go unnoticed.
+/// Refuses an adapter that couldn't be checked against a model later: a broken one would go unnoticed.
 fn check_bound(adapter: &Adapter) -> Result<()> {
     if adapter.binding.is_some() {
         return Ok(());
