@@ -5,6 +5,7 @@ use super::material::Rows;
 use crate::data::masks::encode_sample;
 use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
+use crate::gate::retention;
 use crate::model::text::Text;
 
 /// One of the things to be retained.
@@ -19,6 +20,23 @@ pub struct RetentionSet {
 }
 
 impl RetentionSet {
+    /// The text that is compiled in ([`gate::retention`](crate::gate::retention)).
+    ///
+    /// # Errors
+    /// Those of [`RetentionSet::of_text`].
+    pub fn built_in(text: &Text, rows_max: usize) -> Result<RetentionSet> {
+        RetentionSet::of_passages(retention::NAME, retention::TEXT, text, rows_max)
+    }
+
+    /// A text in passages, one behind each line that begins with `%% `.
+    ///
+    /// # Errors
+    /// Those of [`RetentionSet::of_text`].
+    pub fn of_passages(name: &str, whole: &str, text: &Text, rows_max: usize) -> Result<RetentionSet> {
+        let passages: Vec<&str> = retention::split(whole).iter().map(|passage| passage.text).collect();
+        RetentionSet::of_text(name, &passages, text, rows_max)
+    }
+
     /// A text: one row for each passage, all of whose tokens count.
     ///
     /// # Errors
