@@ -275,7 +275,10 @@ fn foreign_settings(object: &Object<String, Value>) -> Result<()> {
         Value::Null => {}
         Value::String(task) if task == "CAUSAL_LM" => {}
         other => {
-            return Err(unsupported(format!("task_type {} is not supported; only CAUSAL_LM is", told(other))));
+            return Err(unsupported(format!(
+                "task_type {} is not supported; only CAUSAL_LM is",
+                told(other)
+            )));
         }
     }
     match of("bias") {

@@ -181,7 +181,10 @@ fn size(t: &Described) -> Result<u64> {
         "F32" => 4,
         "F16" | "BF16" => 2,
         other => {
-            return Err(unsupported(format!("type {} is not supported; F32, F16 and BF16 are", quote(other))));
+            return Err(unsupported(format!(
+                "type {} is not supported; F32, F16 and BF16 are",
+                quote(other)
+            )));
         }
     };
     if t.shape.len() > EXTENTS_MAX {
