@@ -1,4 +1,4 @@
-//! The two register tiles every matrix product is made of: f32 × f32, and int8 × codes.
+//! The two register tiles all matrix products are built from: f32 × f32 and int8 × codes.
 
 use super::simd::{Int8, Simd};
 

@@ -1,4 +1,4 @@
-//! The operations on rows as their formulas read.
+//! The operations on rows, written as their formulas.
 
 use crate::acts::{RowTarget, quantize_row};
 use crate::items::{AdamWStep, SoftmaxState};
