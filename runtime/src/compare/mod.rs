@@ -32,10 +32,12 @@ use crate::adapter::Adapter;
 use crate::data::{DataOptions, Example};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::Report;
-use crate::gate::verdict::{Thresholds, Verdict, check_thresholds};
+use crate::gate::store::{Candidate, Generation, Writer};
+use crate::gate::verdict::{Decision, Thresholds, Verdict, check_thresholds};
 use crate::merge;
 use crate::model::chat::Message;
 use crate::model::text::Text;
+use crate::model::weights::ModelFile;
 use crate::run::{Base, Limit, Method, Observer, settings};
 
 /// The name of the base's own arm.
@@ -122,10 +124,55 @@ pub struct Outcome {
     pub kept: Vec<(String, Product)>,
 }
 
+/// The outcome of promoting a verdict in a store.
+#[derive(Debug)]
+pub enum Promotion {
+    /// The winner is now the active generation.
+    Active(Generation),
+    /// The verdict keeps the base; the store is unchanged.
+    BaseStays,
+    /// A store can't hold the winning arm, for this reason; the store is unchanged.
+    CannotHold(&'static str),
+}
+
 impl Outcome {
     /// What this arm left.
     pub fn kept(&self, arm: &str) -> Option<&Product> {
         self.kept.iter().find(|(name, _)| name == arm).map(|(_, kept)| kept)
+    }
+
+    /// The product of the winning arm; `None` if the base stays.
+    pub fn winner(&self) -> Option<&Product> {
+        match &self.verdict.decision {
+            Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => self.kept(arm),
+            Decision::KeepBase => None,
+        }
+    }
+
+    /// Makes the winner a store's active generation.
+    ///
+    /// # Errors
+    /// Those of [`Writer::promote`], and of loading an adapter from its file.
+    pub fn promote(&self, writer: &Writer<'_>, model: &ModelFile) -> Result<Promotion> {
+        let loaded;
+        let candidate = match self.winner() {
+            None => return Ok(Promotion::BaseStays),
+            Some(Product::Adapter(adapter)) => Candidate::Adapter(adapter),
+            Some(Product::File(file)) => {
+                loaded = Adapter::load(file)?;
+                Candidate::Adapter(&loaded)
+            }
+            Some(Product::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
+            Some(Product::FewShot(_)) => {
+                return Ok(Promotion::CannotHold("each question has examples of its own"));
+            }
+            Some(Product::Model(_)) => {
+                return Ok(Promotion::CannotHold("a store keeps adapters and examples, not whole models"));
+            }
+        };
+        let (verdict, digest) = (self.verdict.to_json()?, model.digest());
+        let base = (&digest, model.config());
+        writer.promote(&candidate, verdict.as_bytes(), base, false).map(Promotion::Active)
     }
 }
 

@@ -20,6 +20,11 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// An arm trained on the material's rows alone.
+    pub fn new(name: &str, settings: Settings) -> Recipe {
+        Recipe { name: name.to_string(), settings, extra: Vec::new() }
+    }
+
     /// The rows to train on: the material's, and the extra ones.
     pub fn rows<'r>(&'r self, material: &'r Material) -> Cow<'r, [Example]> {
         let own = &material.train.data.examples;

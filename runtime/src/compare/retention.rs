@@ -5,6 +5,7 @@ use super::material::Rows;
 use crate::data::masks::encode_sample;
 use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
+use crate::gate::retention;
 use crate::model::text::Text;
 
 /// One thing to retain.
@@ -19,6 +20,23 @@ pub struct RetentionSet {
 }
 
 impl RetentionSet {
+    /// The built-in text ([`gate::retention`](crate::gate::retention)).
+    ///
+    /// # Errors
+    /// Those of [`RetentionSet::of_text`].
+    pub fn built_in(text: &Text, rows_max: usize) -> Result<RetentionSet> {
+        RetentionSet::of_passages(retention::NAME, retention::TEXT, text, rows_max)
+    }
+
+    /// A text in passages; each follows a line that starts with `%% `.
+    ///
+    /// # Errors
+    /// Those of [`RetentionSet::of_text`].
+    pub fn of_passages(name: &str, whole: &str, text: &Text, rows_max: usize) -> Result<RetentionSet> {
+        let passages: Vec<&str> = retention::split(whole).iter().map(|passage| passage.text).collect();
+        RetentionSet::of_text(name, &passages, text, rows_max)
+    }
+
     /// A text: one row per passage, in which every token counts.
     ///
     /// # Errors

@@ -1,23 +1,26 @@
 //! Plans the memory a run takes, from its settings, its rows and what the machine has left, before allocating
 //! any.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 
 use super::settings::{Begin, KeepChoice, Method, Settings};
-use crate::adapter::Layout;
+use crate::adapter::{Adapter, Layout};
 use crate::bytes;
 use crate::data::Example;
 use crate::data::batches::max_tokens;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::generate::replay::{Sampling, Starts};
+use crate::generate::{KvType, Sequence, StackedAdapter};
 use crate::model::ModelConfig;
+use crate::model::text::Text;
 use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::nn::keep::KeepPrecision;
 use crate::nn::{GradientPrecision, Precision};
-use crate::plan::room::Room;
+use crate::plan::room::{self, Room};
 use crate::plan::{KeepPlan, MemoryPlan, Request, keep, process_bytes};
 use crate::rng::Rng;
 use crate::train::calibrate::Pieces;
@@ -52,6 +55,60 @@ pub struct Base {
 }
 
 impl Base {
+    /// Opens a model file with the usual choices: the CPU's strongest instruction set on all threads,
+    /// activations and gradients in int8, and memory for a tokenizer.
+    ///
+    /// # Errors
+    /// Those of [`ModelFile::open`] and [`Text::heap_bytes`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Base> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let model = Arc::new(ModelFile::open(path)?);
+        Ok(Base {
+            held_bytes: Text::heap_bytes(&model)?,
+            kernels: Arc::new(Kernels::detect(threads)),
+            precision: Precision::Int8,
+            gradient: GradientPrecision::Int8,
+            model,
+        })
+    }
+
+    /// A sequence of at most `capacity` tokens on this model with these adapters; keys and values in f16.
+    ///
+    /// # Errors
+    /// Those of [`Sequence::new`].
+    pub fn sequence(&self, adapters: Option<Arc<StackedAdapter>>, capacity: usize) -> Result<Sequence> {
+        let (model, kernels) = (self.model.clone(), self.kernels.clone());
+        Sequence::new(model, kernels, adapters, self.precision, capacity, KvType::F16)
+    }
+
+    /// Plans a run on these rows and checks the plan against a limit.
+    ///
+    /// # Errors
+    /// `DoesNotFit`, saying what is needed and what fits.
+    pub fn plan(&self, settings: &Settings, rows: RunRows<'_>, limit: &Limit) -> Result<Planned> {
+        let extent = Extent::of(rows, std::iter::empty());
+        let setting = Setting {
+            model: &self.model,
+            threads: self.kernels.threads(),
+            extent,
+            sampled: None,
+            eva_positions: eva_positions(settings, &extent, rows.train),
+            tokenizer_bytes: 0,
+            held_bytes: self.held_bytes,
+        };
+        let planned = Planned::new(settings, &setting, limit);
+        limit.hold(&planned.plan, self.model.config(), &planned.request)?;
+        Ok(planned)
+    }
+
+    /// Stacks adapters, each with a scale, for sequences on this model.
+    ///
+    /// # Errors
+    /// Those of [`StackedAdapter::new`].
+    pub fn stack(&self, adapters: &[(Adapter, f32)]) -> Result<Arc<StackedAdapter>> {
+        StackedAdapter::new(&self.model, &self.kernels, adapters).map(Arc::new)
+    }
+
     /// The same with `bytes` more held throughout.
     pub fn beside(&self, bytes: usize) -> Base {
         Base { held_bytes: self.held_bytes + bytes, ..self.clone() }
@@ -184,6 +241,11 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// The memory the system leaves this process.
+    pub fn here(base: &Base) -> Limit {
+        Limit { budget: None, room: room::here(base.kernels.threads()) }
+    }
+
     /// The effective limit in bytes; `None` if there is none.
     pub fn bytes(&self) -> Option<u64> {
         let room = self.room.as_ref().map(|room| room.bytes);

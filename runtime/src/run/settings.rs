@@ -5,6 +5,7 @@ use engraft_kernels::DType;
 
 use crate::adapter::{Layout, LoraConfig, StoredAs};
 use crate::data::Mixed;
+use crate::error::Result;
 use crate::model::tuned::TunedLayout;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::divergence::KlPenalty;
@@ -78,6 +79,15 @@ pub enum Method {
 }
 
 impl Method {
+    /// A LoRA of rank [`RANK`] and alpha [`ALPHA`] on all projections of all blocks.
+    ///
+    /// # Errors
+    /// `Misuse` if the model is too narrow for it.
+    pub fn usual(c: &ModelConfig) -> Result<Method> {
+        let layers: Vec<usize> = (0..c.n_layers).collect();
+        LoraConfig::new(c, RANK, ALPHA, 0.0, &Proj::ALL, &layers).map(Method::Adapter)
+    }
+
     /// In words: "LoRA, rank 8, alpha 16, on q, v of 30 blocks".
     pub fn describe(&self) -> String {
         let lora = match self {

@@ -5,11 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::adapter::Adapter;
-use engraft_runtime::compare::{Outcome, Product};
+use engraft_runtime::compare::{Outcome, Promotion};
 use engraft_runtime::error::Error;
-use engraft_runtime::gate::store::{Candidate, Generation, LAST_DIR, Store, Writer};
-use engraft_runtime::gate::verdict::Decision;
+use engraft_runtime::gate::store::{Generation, LAST_DIR, Store, Writer};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, check_dir_within};
 
@@ -79,34 +77,19 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     }
 }
 
-/// Makes what the verdict names a generation; nothing where the base stays, where each question has examples of
-/// its own, which no prefix can hold, or for a model of its own.
+/// Makes what the verdict names a generation; nothing where the base stays, and with a word why not where no store can
+/// hold what is best.
 pub(super) fn promote(
     writer: &Writer<'_>,
     outcome: &Outcome,
     model: &ModelFile,
 ) -> Result<Option<Generation>, Error> {
-    let arm = match &outcome.verdict.decision {
-        Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
-        Decision::KeepBase => return Ok(None),
-    };
-    let loaded;
-    let candidate = match outcome.kept(arm) {
-        Some(Product::Adapter(adapter)) => Candidate::Adapter(adapter),
-        Some(Product::File(file)) => {
-            loaded = Adapter::load(file)?;
-            Candidate::Adapter(&loaded)
+    match outcome.promote(writer, model)? {
+        Promotion::Active(generation) => Ok(Some(generation)),
+        Promotion::BaseStays => Ok(None),
+        Promotion::CannotHold(why) => {
+            eprintln!("what is best can't be promoted: {why}");
+            Ok(None)
         }
-        Some(Product::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
-        Some(Product::Model(_)) => {
-            eprintln!("{arm} is best, but a store keeps adapters and examples, not whole models");
-            return Ok(None);
-        }
-        _ => {
-            eprintln!("{arm} is best, but a store can't hold its examples: each question has its own");
-            return Ok(None);
-        }
-    };
-    let (verdict, digest) = (outcome.verdict.to_json()?, model.digest());
-    writer.promote(&candidate, verdict.as_bytes(), (&digest, model.config()), false).map(Some)
+    }
 }
