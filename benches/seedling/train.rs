@@ -206,7 +206,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// The mean of the parts' losses and its gradient, each part on a thread of its own.
+/// The mean of the parts' losses and its gradient, each part on its own thread.
 fn gradient(
     parts: &[Batch],
     vars: &[Var],

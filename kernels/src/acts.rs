@@ -35,7 +35,7 @@ pub struct QuantActs<'a> {
     pub scale: &'a [f32],
     /// scale·Σcodes per 32, `[m/tile, k/32, tile]`.
     pub bias_sum32: &'a [f32],
-    /// scale·Σcodes per 16, `[m/tile, k/16, tile]`; filled only if `halves`.
+    /// scale·Σcodes per 16, `[m/tile, k/16, tile]`; filled only if `halves`, as is `start16`.
     pub bias_sum16: &'a [f32],
     /// −128·Σcodes per 32, `[m/tile, k/32, tile]`.
     pub start32: &'a [i32],

@@ -292,7 +292,7 @@ fn element(dtype: DType, b: &[u8], k: usize) -> f32 {
             let level = IQ4_LEVELS[nibble(8 + k / 32 * 16) as usize];
             f16_at(b, 0) * ((low | high << 4) as i32 - 32) as f32 * level as f32
         }
-        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are no blocks"),
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no blocks"),
     }
 }
 

@@ -164,7 +164,7 @@ impl Outcome {
             }
             Some(Product::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
             Some(Product::FewShot(_)) => {
-                return Ok(Promotion::CannotHold("each question has examples of its own"));
+                return Ok(Promotion::CannotHold("each question has its own examples"));
             }
             Some(Product::Model(_)) => {
                 return Ok(Promotion::CannotHold("a store keeps adapters and examples, not whole models"));

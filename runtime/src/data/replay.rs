@@ -17,8 +17,8 @@ pub struct MixedCursor {
 }
 
 /// Endless batches in which a share of the rows is replayed: ⌊n·share⌋ of the first n rows, so the share holds
-/// over any stretch, whatever the batch size. New and replayed rows are each shuffled anew for every pass.
-/// Without replay it yields the same batches as [`Batches`].
+/// over any stretch, whatever the batch size. New and replayed rows are each reshuffled for every pass. Without
+/// replay it yields the same batches as [`Batches`].
 pub struct Mixed<'d> {
     data: Batches<'d>,
     replay: Option<Batches<'d>>,

@@ -194,7 +194,7 @@ pub struct KvLayer<'a> {
     pub prefix: KvRows<'a>,
     /// Keys, rotated, `[capacity, kv·hd]`.
     pub k: KvMut<'a>,
-    /// Values, likewise.
+    /// Values, `[capacity, kv·hd]`.
     pub v: KvMut<'a>,
     /// Own positions filled before this call.
     pub past: usize,
@@ -206,7 +206,7 @@ pub struct KvBatch<'a> {
     pub prefix: KvRows<'a>,
     /// Own keys, rotated, `[sequences, capacity, kv·hd]`.
     pub k: KvMut<'a>,
-    /// Own values, likewise.
+    /// Own values, `[sequences, capacity, kv·hd]`.
     pub v: KvMut<'a>,
     /// Own positions of each sequence.
     pub capacity: usize,

@@ -2,7 +2,7 @@
 //! and the one way to commit a file.
 //!
 //! The trait covers exactly the steps at which a device can fail (create, write, sync, rename, directory sync,
-//! read, remove, list) plus the writer's lock, so tests can inject faults beneath the code that must survive
+//! read, remove, list), plus the writer's lock. Tests can inject faults beneath the code that must survive
 //! them.
 
 mod lock;

@@ -11,7 +11,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Error as JinjaError, ErrorKind as JinjaKind, State, Value};
 
-/// The filter behind every assignment.
+/// The filter appended to every assignment.
 pub(super) const FILTER: &str = "engraft_assigned";
 
 /// Most tokens of one tag that may each nest the next. Real templates have about 60.

@@ -142,7 +142,7 @@ impl ChatTemplate {
     /// Renders a conversation; with `add_generation_prompt`, up to where the assistant's turn starts.
     ///
     /// Errors: `BadData` for roles, keys or sizes that aren't allowed, and for what the template itself refuses
-    /// (say, two user turns in a row), `Unsupported` for a template that takes too long or grows too large, or
+    /// (say, two user turns in a row); `Unsupported` for a template that takes too long or grows too large, or
     /// that cuts a message's content apart.
     pub fn render_messages(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<Piece>> {
         self.render_with_tools(messages, None, add_generation_prompt)

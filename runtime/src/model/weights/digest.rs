@@ -7,7 +7,7 @@ use crate::model::digest_cache::DIGEST_DOMAIN;
 use crate::model::gguf::Gguf;
 
 /// SHA-256 over tensors in the order of the file, hyperparameters, and tokenizer metadata in the order
-/// of its keys. Every variable part is preceded by its length, so no two models encode alike.
+/// of its keys. Every variable part is preceded by its length, so no two models share an encoding.
 pub(super) fn compute(gguf: &Gguf, config: &ModelConfig, bytes: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(DIGEST_DOMAIN.as_bytes());

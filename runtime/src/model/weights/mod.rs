@@ -92,8 +92,8 @@ impl ModelFile {
     /// Validates the model in `map`.
     ///
     /// # Errors
-    /// `Corrupt` if the file breaks the format or contradicts itself, `Unsupported` for a model (or part of
-    /// one) that can't run here, `NonFinite` for a NaN or infinity in a norm.
+    /// `Corrupt` if the file breaks the format or contradicts itself; `Unsupported` for a model (or part of
+    /// one) that can't run here; `NonFinite` for a NaN or infinity in a norm.
     pub fn from_map(map: Map) -> Result<ModelFile> {
         let gguf = Gguf::parse(map.as_bytes(), map.label())?;
         let config = hparams::read(&gguf, map.as_bytes())?;
