@@ -590,7 +590,7 @@ fn adapters_travel_in_and_out() {
     let as_lora = ["export", "-m", &base, "--lora", &dora, "--format", "gguf", "-o", &path("dora.gguf")];
     assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge", "--dora-svd-rank"]);
     into(&base, "unsupported", &["base.gguf", "a model"]);
-    into(&path("ours/adapter.engraft"), "unsupported", &["no GGUF"]);
+    into(&path("ours/adapter.engraft"), "unsupported", &["not a GGUF"]);
     let tensors = folder.path().join("peft/adapter_model.safetensors");
     let good = std::fs::read(&tensors).expect("reading");
     std::fs::write(&tensors, &good[..good.len() - 1]).expect("writing");

@@ -2,8 +2,8 @@
 //! normalization, rotary embedding, attention, SwiGLU, cross-entropy and AdamW.
 //!
 //! [`Kernels`] is the safe entry: it asserts every shape once, splits the work over its thread pool
-//! by outputs, and runs the kernels of the instruction set it was made for. Kernels know no layers,
-//! files or errors; wrong shapes are bugs of the caller and panic.
+//! by outputs, and runs the kernels of the instruction set it was made for. Kernels know nothing of layers,
+//! files or errors; wrong shapes are bugs in the caller and panic.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

@@ -1,4 +1,4 @@
-//! Held-out figures: chains that score, and the perplexity of a text.
+//! Held-out evaluation: chains for scoring, and the perplexity of a text.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
 use crate::train::chain::{Chain, Evaluated};
 
-/// A chain for scoring alone: one sequence at a time, nothing kept for a backward.
+/// A chain for scoring only: one sequence at a time, with nothing kept for a backward.
 pub fn scoring_chain(
     model: impl Into<Weights>,
     kernels: Arc<Kernels>,
@@ -25,12 +25,11 @@ pub fn scoring_chain(
     Chain::new(model, kernels, precision, words)
 }
 
-/// Perplexity in llama-perplexity's convention: windows of `ctx` tokens without overlap, each begun by
-/// BOS (replacing its first token) where the tokenizer adds one, and only the second half of each
-/// window scored.
+/// Perplexity in llama-perplexity's convention: windows of `ctx` tokens without overlap, each starting with BOS
+/// (replacing its first token) if the tokenizer adds one. Only the second half of each window is scored.
 ///
 /// # Errors
-/// `BadData` when the text has less than two windows; `progress` may return false to cancel.
+/// `BadData` if the text is shorter than two windows; `progress` may return false to cancel.
 pub fn perplexity(
     chain: &mut Chain,
     adapter: Option<&dyn Adapted>,
@@ -40,7 +39,8 @@ pub fn perplexity(
     mut progress: impl FnMut(usize, usize, Evaluated) -> bool,
 ) -> Result<Evaluated> {
     if ids.len() < 2 * ctx {
-        let message = format!("the text has {} tokens; {} are needed for -c {ctx}", ids.len(), 2 * ctx);
+        let message =
+            format!("the text has {} tokens; {} are needed for a context of {ctx}", ids.len(), 2 * ctx);
         return Err(Error::new(ErrorKind::BadData, message));
     }
     let windows = ids.len() / ctx;

@@ -1,5 +1,5 @@
-//! From a GGUF file to validated views: the file map, the parser, the hyperparameters, the weights,
-//! the tokenizer and the chat template.
+//! Turns a GGUF file into validated views: the file map, the parser, the hyperparameters, the weights, the
+//! tokenizer and the chat template.
 
 pub mod chat;
 pub mod config;

@@ -1,9 +1,9 @@
-//! One home for a run of training: what it is told ([`settings`]), the memory that it takes ([`prepare`]), how it goes
-//! from its first step to its last ([`run`]), and who looks on ([`observer`]).
+//! A training run: its settings ([`settings`]), the memory it needs ([`prepare`]), its course from first step
+//! to last ([`run`]), and who watches it ([`observer`]).
 //!
-//! Below that, [`course`] is a run between two looks: steps, what becomes of those that fail ([`guard`]), and
-//! [`checkpoint`]s, from which it goes on or to which it goes back. [`control`] is an observer's part that other threads
-//! steer: pause, cancel, heat.
+//! Below that, [`course`] is a run between two looks: its steps, how failed ones are handled ([`guard`]), and
+//! the [`checkpoint`]s it resumes from or rolls back to. [`control`] is the part of an observer that other
+//! threads steer: pause, cancel, heat.
 
 pub mod checkpoint;
 pub mod control;
@@ -11,7 +11,7 @@ pub mod course;
 pub mod guard;
 pub mod observer;
 pub mod prepare;
-#[allow(clippy::module_inception, reason = "the run itself, beside what it is made of")]
+#[allow(clippy::module_inception, reason = "the run itself, next to its parts")]
 pub mod run;
 pub mod settings;
 
