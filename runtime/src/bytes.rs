@@ -1,4 +1,8 @@
 //! Sizes in memory, for people.
+//!
+//! ```
+//! assert_eq!(engraft_runtime::bytes::show(97 << 20), "97.0 MiB");
+//! ```
 
 /// A size for people, by 1024: `97.3 MiB`.
 pub fn show(bytes: u64) -> String {

@@ -1,4 +1,12 @@
 //! One error type for the whole runtime. The kind is the stable part: exit codes and the C ABI map it.
+//!
+//! ```
+//! use engraft_runtime::{Base, ErrorKind};
+//!
+//! let error = Base::open("no such file.gguf").err().unwrap();
+//! assert_eq!(error.kind(), ErrorKind::Io);
+//! println!("{error}");
+//! ```
 
 use std::fmt;
 

@@ -1,4 +1,21 @@
 //! Held-out evaluation: chains for scoring, and the perplexity of a text.
+//!
+//! ```
+//! use engraft_runtime::eval::{perplexity, scoring_chain};
+//! use engraft_runtime::model::tokenizer::Special;
+//! use engraft_runtime::{Base, Text};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let text = Text::of(&base.model)?;
+//! let ids = text.tokenizer.encode(&"turn on the light in the hall. ".repeat(8), Special::Plain);
+//! let window = 32;
+//! let mut chain = scoring_chain(base.model.clone(), base.kernels.clone(), base.precision, 0, window);
+//! let scored = perplexity(&mut chain, None, &ids, window, text.tokenizer.bos(), |_, _, _| true)?;
+//! println!("perplexity {:.2}", (scored.loss_sum / scored.targets as f64).exp());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::sync::Arc;
 

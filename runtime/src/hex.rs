@@ -1,4 +1,11 @@
 //! Digests as lowercase hexadecimal text.
+//!
+//! ```
+//! use engraft_runtime::hex;
+//!
+//! assert_eq!(hex::encode(&[0xde, 0xad]), "dead");
+//! assert_eq!(hex::decode(&hex::encode(&[7; 32])), Some([7; 32]));
+//! ```
 
 use std::fmt::Write as _;
 

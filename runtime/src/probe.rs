@@ -4,6 +4,19 @@
 //! This catches what a digest can't: an adapter that loads but does nothing, or does something different than
 //! before. Fingerprints use f32 throughout, where instruction sets differ only by rounding; quantized
 //! activations would amplify rounding into different probabilities.
+//!
+//! ```
+//! use engraft_runtime::Base;
+//! use engraft_runtime::probe::Prober;
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let mut prober = Prober::new(&base.model, &base.kernels, 1);
+//! let (one, other) = (prober.base(), prober.base());
+//! assert!(one.agrees(&other));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::borrow::Cow;
 use std::path::Path;

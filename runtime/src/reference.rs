@@ -4,6 +4,19 @@
 //! Clarity over speed. Every operation carries a gradient, which rules out candle's fused `rms_norm`, `softmax_last_dim` and
 //! `rope` (they have no backward) and its quantized matmul (no gradient to its input, and illegal instructions on
 //! ARMv8.0). So weights must be dequantized first.
+//!
+//! ```
+//! use engraft_runtime::Base;
+//! use engraft_runtime::reference::{Reference, loss};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let reference = Reference::of(&base.model, &base.kernels)?;
+//! let logits = reference.logits(None, &[1, 2, 3])?;
+//! println!("{} nats per token", loss(&logits, &[2, 3, 4])?.to_scalar::<f32>()?);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::HashMap;
 

@@ -4,6 +4,15 @@
 //! The output is SplitMix64's finalizer (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
 //! Generators", OOPSLA 2014) applied to a Weyl sequence whose start and odd increment derive from
 //! (seed, stream). Not for secrets.
+//!
+//! ```
+//! use engraft_runtime::rng::Rng;
+//!
+//! let mut random = Rng::new(0, 1);
+//! let first = random.next_u64();
+//! // Any draw can be found again.
+//! assert_eq!(Rng::at(0, 1, 0).next_u64(), first);
+//! ```
 
 pub(crate) use engraft_kernels::mix;
 use serde::{Deserialize, Serialize};

@@ -4,6 +4,16 @@
 //! Difference quotients of the loss, along each kind of adapter matrix, check the gradients. A second run with
 //! another number of threads must give the same bits. An adapter is committed and read back. If memory allows,
 //! the same model in candle's layers and autograd ([`crate::reference`]) checks everything at once.
+//!
+//! ```
+//! use engraft_runtime::Base;
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! println!("{} bytes of private memory", engraft_runtime::selftest::private_bytes(&base.model, 2));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::path::Path;
 use std::sync::Arc;

@@ -61,17 +61,17 @@ fn blocks(page: &str) -> Result<Vec<Block>, String> {
 
 /// The same commands with trainings of a few seconds.
 fn cut_short(commands: &str) -> String {
-    let (mut words, mut flag) = (Vec::new(), "");
-    for word in commands.split(' ') {
-        let value = word.trim_end();
-        words.push(match (flag, value.parse::<u32>()) {
-            ("--minutes", Ok(_)) => word.replace(value, MINUTES),
-            ("--iters" | "--epochs", Ok(steps)) => word.replace(value, &steps.min(STEPS).to_string()),
-            _ => word.to_string(),
-        });
-        flag = value;
+    let (mut short, mut flag) = (String::new(), "");
+    for part in commands.split_inclusive(char::is_whitespace) {
+        let word = part.trim_end();
+        short += &match (flag, word.parse::<u32>()) {
+            ("--minutes", Ok(_)) => part.replace(word, MINUTES),
+            ("--iters" | "--epochs", Ok(steps)) => part.replace(word, &steps.min(STEPS).to_string()),
+            _ => part.to_string(),
+        };
+        flag = word;
     }
-    words.join(" ")
+    short
 }
 
 fn pages() -> Vec<PathBuf> {

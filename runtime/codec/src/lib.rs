@@ -24,6 +24,24 @@
 //! ([`Error::Version`]) from a damaged one ([`Error::Damaged`]). The frame version counts changes of
 //! this layout; a reader accepts the versions it knows and refuses all others. The schema counts changes of a
 //! kind's header and sections and belongs to the crate that defines the kind.
+//!
+//! # Example
+//! ```
+//! use engraft_codec::{Element, Frame, Kind, Meta, Section, Writer};
+//!
+//! let meta = Meta { kind: Kind::ADAPTER, schema: 1, generation: 1, base_digest: [0; 32] };
+//! let sections = [Section::new("theta", Element::F32, 2).unwrap()];
+//! let mut file = [0_u8; 512];
+//! let mut writer = Writer::begin(&mut file[..], &meta, "header", &sections).unwrap();
+//! let length = writer.file_bytes() as usize;
+//! writer.f32(&[1.0, 2.0]).unwrap();
+//! writer.finish().unwrap();
+//!
+//! let whole = |file: &[u8]| Frame::verify(&file[..length], length as u64).is_ok();
+//! assert!(whole(&file));
+//! file[100] ^= 1;
+//! assert!(!whole(&file));
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -6,6 +6,23 @@
 //! none is given, and [`train`] trains. [`score`] and [`answers`] measure on held-out rows and on what must be
 //! retained ([`retention`]). `panel` takes the arms through these steps, one in memory at a time. `facts`
 //! assembles the figures for the gate and its report.
+//!
+//! ```
+//! use engraft_runtime::*;
+//!
+//! # fn main() -> Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let text = Text::of(&base.model)?;
+//! let reading = DataOptions { max_seq_length: 128, ..DataOptions::default() };
+//! let rows = "../targets/cli/demo/private_train.jsonl".as_ref();
+//! let material = Material::read(rows, &text, &reading, Limits::default())?;
+//! // The base alone, and behind two examples; the crate's first page trains an arm, too.
+//! let contest = Contest { shots: vec![(2, Choice::Seeded(0))], ..Contest::new("example") };
+//! let outcome = compare(&base, &material, (&text, &reading), &contest, &mut Nobody)?;
+//! assert_eq!(outcome.verdict.arms.len(), 2);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod answers;
 mod facts;

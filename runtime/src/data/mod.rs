@@ -2,6 +2,22 @@
 //!
 //! Unusable rows are skipped, counted and named; data that leaves nothing to train on is an error. Masks follow
 //! from who wrote each piece of a rendered row, never from searching the text.
+//!
+//! ```
+//! use engraft_runtime::data::{Origin, load_from};
+//! use engraft_runtime::{Base, DataOptions, Text};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let text = Text::of(&base.model)?;
+//! let lines = br#"{"prompt": "dim the lamp", "completion": "{\"lamp\": 30}"}"#;
+//! let origin = Origin::Memory { name: "rows".as_ref(), lines };
+//! let data = load_from(origin, &text.tokenizer, &text.chat, &DataOptions::default())?;
+//! let row = &data.examples[0];
+//! assert!(row.trained_tokens() < row.ids.len(), "the loss is of the answer alone");
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod batches;
 pub mod formats;

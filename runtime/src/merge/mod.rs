@@ -2,6 +2,24 @@
 //!
 //! Tensors are computed one at a time, a few rows at once, so memory is bounded by a row's length. Storing can
 //! round a small update away, so a merged file is [measured](judge) before it is trusted.
+//!
+//! ```
+//! use engraft_runtime::adapter::Adapter;
+//! use engraft_runtime::{Base, Disk, Method, merge};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let Method::Adapter(config) = Method::usual(base.model.config())? else { unreachable!() };
+//! let adapter = Adapter::init_on(&base.model, &base.kernels, &config, &mut || 0.5)?;
+//!
+//! let folder = std::env::temp_dir().join(format!("engraft-merge-{}", std::process::id()));
+//! engraft_runtime::storage::create_dir_all(&Disk, &folder)?;
+//! let written = merge::write(&Disk, &folder, "merged.gguf", &base.model, &adapter.to_exchange(), None)?;
+//! println!("{} bytes", written.bytes);
+//! # std::fs::remove_dir_all(folder).unwrap();
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod judge;
 pub mod quantize;

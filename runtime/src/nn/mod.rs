@@ -2,6 +2,20 @@
 //!
 //! Nothing here allocates, logs or fails. Shapes were validated earlier, buffers come from the arena, and every
 //! gradient overwrites its value's buffer after the value's last use.
+//!
+//! ```
+//! use engraft_runtime::ModelFile;
+//! use engraft_runtime::nn::rope;
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let model = ModelFile::open("../targets/cli/seedling.gguf")?;
+//! let mut table = vec![0.0; rope::table_words(model.config(), 16)];
+//! rope::table(model.config(), model.rope_freqs(), &mut table);
+//! // Position 0 turns nothing: cosine 1, sine 0.
+//! assert!(table[0] == 1.0);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod block;
 pub mod divergence;

@@ -2,6 +2,20 @@
 //!
 //! This module works on integers only, except `room`, which reads the system's limits. A plan over the limit is
 //! refused, with a setting that fits.
+//!
+//! ```
+//! use engraft_runtime::ModelFile;
+//! use engraft_runtime::plan::{MemoryPlan, Request};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let model = ModelFile::open("../targets/cli/seedling.gguf")?;
+//! let request = Request { seq: 64, ..Request::default() };
+//! let longer = Request { seq: 128, ..request };
+//! let bytes = |r: &Request| MemoryPlan::new(model.config(), r).private_bytes;
+//! assert!(bytes(&request) < bytes(&longer));
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod keep;
 pub mod room;

@@ -4,6 +4,19 @@
 //! The trait covers exactly the steps at which a device can fail (create, write, sync, rename, directory sync,
 //! read, remove, list), plus the writer's lock. Tests can inject faults beneath the code that must survive
 //! them.
+//!
+//! ```
+//! use engraft_runtime::storage::{Disk, commit};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let written = commit(&Disk, &std::env::temp_dir(), "engraft-doc.txt", |out| {
+//!     out.write_all(b"whole, or not at all").map_err(|e| engraft_runtime::Error::io("writing", e))
+//! })?;
+//! assert_eq!(written.bytes, 20);
+//! # std::fs::remove_file(written.path).unwrap();
+//! # Ok(())
+//! # }
+//! ```
 
 mod lock;
 
