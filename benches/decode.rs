@@ -5,8 +5,8 @@
 //! run's rates and their medians, as benches/peers/llama_cpp.py prints llama.cpp's. Before anything is timed,
 //! the logits after a prompt read at once are checked against those after the same prompt read token by token.
 //!
-//! With `--batched` the line has instead the tokens per second of several sequences at once, by their number
-//! and that of the tokens which they begin with; with `--tuned` of all weights as f32.
+//! With `--batched` the line instead holds the tokens per second of several simultaneous sequences, by their
+//! number and the length of their common prefix. With `--tuned`, all weights are f32.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -109,7 +109,7 @@ fn run(a: &Args, path: &str, kernels: &Arc<Kernels>) -> Result<()> {
     let off = disagreement(&mut session, &ids[..32])?;
     ensure!(
         off < 0.05,
-        "{path}: a prompt read at once and read by tokens differ by {off} of the logits' spread"
+        "{path}: reading a prompt at once or token by token changes logits by {off} of their spread"
     );
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for i in 0..=a.repetitions {
@@ -139,10 +139,10 @@ fn run(a: &Args, path: &str, kernels: &Arc<Kernels>) -> Result<()> {
 
 /// Sequences at once.
 const SLOTS: [usize; 7] = [1, 4, 8, 16, 32, 48, 64];
-/// Tokens that they begin with.
+/// Tokens of the common prefix.
 const PREFIXES: [usize; 2] = [0, 1000];
 
-/// Rates of several sequences at once, prompts of one token and no reading of the prefix in them.
+/// Rates of several simultaneous sequences with one-token prompts, not counting the reading of the prefix.
 fn batched(a: &Args, path: &str, model: &Weights, kernels: &Arc<Kernels>) -> Result<()> {
     let mut rng = Rng::new(2, 2);
     let vocab = model.config().vocab as u64;
@@ -159,7 +159,8 @@ fn batched(a: &Args, path: &str, model: &Weights, kernels: &Arc<Kernels>) -> Res
             let mut rates = Vec::new();
             for i in 0..=a.repetitions {
                 let (start, mut steps) = (Instant::now(), 0);
-                // From the last prompt on: every step is one of all sequences, as far as none is a cycle.
+                // Timed from the last prompt on, when every step advances all sequences, unless one ends in a
+                // cycle.
                 let mut read = start;
                 let answers = batch.complete(
                     &prompts,

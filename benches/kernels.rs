@@ -2,9 +2,9 @@
 //! QMatMul and what the machine can do at best.
 //!
 //! `cargo bench --bench kernels -- [--threads 1] [--isa NAME] [--type Q4_1] [--m 256]` prints one JSON
-//! line per product on SmolLM2's gate projection (1536 × 576); decoding and packing of the weights is in
-//! every figure, quantization of the activations is an operation of its own. Outputs are checked against
-//! the scalar specification before anything is timed.
+//! line per product on SmolLM2's gate projection (1536 × 576); every figure includes decoding and packing the
+//! weights; quantizing the activations is a separate operation. Outputs are checked against the scalar
+//! specification before anything is timed.
 
 mod machine;
 
@@ -70,13 +70,13 @@ fn random_bytes(dtype: DType, rng: &mut Rng) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Median seconds of several runs, after one that is not counted.
+/// Median seconds of several runs, after one uncounted run.
 fn median(f: impl FnMut()) -> f64 {
     beside_peak(f, None).0
 }
 
-/// Median seconds of several runs, and the median of the peak's rate, probed before each of them: on a
-/// shared machine both vary together.
+/// Median seconds of several runs, and the median peak rate, probed before each run: on a shared machine both
+/// vary together.
 fn beside_peak(mut f: impl FnMut(), probe: Option<Probe>) -> (f64, Option<f64>) {
     f();
     let (mut seconds, mut peaks) = (Vec::new(), Vec::new());
@@ -180,7 +180,7 @@ fn run(k: &Kernels, spec: &Kernels, c: &Case<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The tiles alone: what `m` more rows cost a forward product whose panels are there already.
+/// The tiles alone: the cost of `m` more rows in a forward product whose panels are already packed.
 fn tiles(k: &Kernels, w: QMatrix<'_>, m: usize) {
     let mut rng = Rng::new(4, 0);
     let x: Vec<f32> = (0..2 * m * K).map(|_| rng.f32() - 0.5).collect();
@@ -283,7 +283,7 @@ fn peer(m: usize) -> Result<()> {
     };
     let t = median(&mut run);
     let dot: f32 = (0..K).map(|i| x[i] * w[i]).sum();
-    ensure!((y[0] - dot).abs() < 1e-3, "gemm gives {} where {dot} is right", y[0]);
+    ensure!((y[0] - dot).abs() < 1e-3, "gemm gives {}; {dot} is right", y[0]);
     let rate = 2.0 * (m * N * K) as f64 / t / 1e9;
     println!("{}", serde_json::json!({ "op": "gemm_crate_f32", "threads": 1, "m": m, "gflop_per_s": rate }));
     Ok(())
@@ -313,7 +313,7 @@ fn main() -> Result<()> {
                 if *m > 64 {
                     tiles(&k, w, *m);
                 }
-                // On ARM candle's product runs instructions that old cores lack.
+                // On ARM, candle's product uses instructions that old cores lack.
                 if cfg!(target_arch = "x86_64") {
                     candle(&w, *m)?;
                 }

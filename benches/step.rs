@@ -86,7 +86,7 @@ fn args() -> Result<Args> {
     Ok(a)
 }
 
-/// The pattern that `--keep` names.
+/// The pattern given by `--keep`.
 fn pattern(a: &Args, c: &ModelConfig, r: &Request) -> Result<KeepPlan> {
     let uniform = |level| KeepPlan::uniform(level, a.keep_precision, r.kept_blocks);
     Ok(match a.keep.as_str() {
@@ -175,7 +175,7 @@ fn trainer(a: &Args, kernels: &Arc<Kernels>) -> Result<(Arm, usize, String, u64)
     Ok((Arm::Adapter(Box::new(trainer)), planned, kept, ids))
 }
 
-/// The largest resident size of this process, mapped files included; `None` where the system does not tell.
+/// The largest resident size of this process, mapped files included; `None` if the system can't tell.
 fn peak_rss_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

@@ -13,6 +13,8 @@ mod contest;
 mod demo;
 #[path = "cli/everyday.rs"]
 mod everyday;
+#[path = "cli/examples.rs"]
+mod examples;
 #[path = "cli/locks.rs"]
 mod locks;
 #[cfg(unix)]
@@ -20,6 +22,9 @@ mod locks;
 mod places;
 #[path = "cli/privacy.rs"]
 mod privacy;
+#[cfg(unix)]
+#[path = "cli/prose.rs"]
+mod prose;
 #[path = "cli/resume.rs"]
 mod resume;
 #[path = "cli/room.rs"]
@@ -128,13 +133,28 @@ fn the_verbs_are_listed() {
         "demo",
         "bench",
         "selftest",
+        "completions",
         "Exit codes",
     ] {
         assert!(stdout(&output).contains(word), "{word}");
     }
     let verbs = [
-        "plan", "train", "compare", "adapt", "generate", "chat", "eval", "data", "import", "export", "merge",
-        "adapter", "demo", "bench", "selftest",
+        "plan",
+        "train",
+        "compare",
+        "adapt",
+        "generate",
+        "chat",
+        "eval",
+        "data",
+        "import",
+        "export",
+        "merge",
+        "adapter",
+        "demo",
+        "bench",
+        "selftest",
+        "completions",
     ];
     for verb in verbs {
         assert_eq!(engraft(&[verb, "--help"]).status.code(), Some(0), "{verb}");
@@ -570,7 +590,7 @@ fn adapters_travel_in_and_out() {
     let as_lora = ["export", "-m", &base, "--lora", &dora, "--format", "gguf", "-o", &path("dora.gguf")];
     assert_refused(&as_lora, 6, "unsupported", &["DoRA", "merge", "--dora-svd-rank"]);
     into(&base, "unsupported", &["base.gguf", "a model"]);
-    into(&path("ours/adapter.engraft"), "unsupported", &["no GGUF"]);
+    into(&path("ours/adapter.engraft"), "unsupported", &["not a GGUF"]);
     let tensors = folder.path().join("peft/adapter_model.safetensors");
     let good = std::fs::read(&tensors).expect("reading");
     std::fs::write(&tensors, &good[..good.len() - 1]).expect("writing");

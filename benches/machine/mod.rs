@@ -1,11 +1,11 @@
-//! What this machine can do at best: the yardsticks of the kernels' figures, on one thread.
+//! This machine's peak rates on one thread, as yardsticks for the kernels' figures.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use engraft_kernels::Isa;
 
-/// A loop of vector instructions without memory, and the operations of one run of it.
+/// A loop of vector instructions without memory access, and its operations per run.
 #[derive(Clone, Copy)]
 pub struct Probe {
     run: fn(),
@@ -32,7 +32,7 @@ pub fn memory_gb_s() -> f64 {
     (0..10).map(|_| read()).fold(0.0, f64::max)
 }
 
-/// Fused multiply-adds of f32 (two operations each); none where this file has no loop for the ISA.
+/// Fused multiply-adds of f32 (two operations each); `None` if this file has no loop for the ISA.
 pub fn fma(isa: Isa) -> Option<Probe> {
     #[cfg(target_arch = "x86_64")]
     return match isa.name() {
@@ -80,7 +80,7 @@ mod x86_64 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    /// Chains that run side by side: more than latency times throughput of any of these instructions.
+    /// Independent chains: more than latency times throughput of any of these instructions.
     const CHAINS: usize = 12;
     const STEPS: usize = 100_000;
     /// Vector instructions of one call.

@@ -77,7 +77,7 @@ pub(crate) fn check(model: &Path, demo: &Path, recipe: &Recipe, verbose: bool) -
     train::run(&batches, &vars, &schedule, |batch| batch.loss(&reference, Some(&lora)))?;
     let seconds = started.elapsed().as_secs_f64();
     let after = report(&format!("after {} steps in {seconds:.0} s", recipe.steps), Some(&lora))?;
-    ensure!(before.0 <= 0.05, "the private words are no news to the model: {:.3} before", before.0);
+    ensure!(before.0 <= 0.05, "the model already knows the private words: {:.3} before", before.0);
     ensure!(after.0 >= 0.9, "the private words were not learned: {:.3}", after.0);
     ensure!(before.1 >= 0.97 && after.1 >= 0.97, "generic commands: {:.3}, then {:.3}", before.1, after.1);
     Ok(())

@@ -1,4 +1,4 @@
-//! The model's file: Q8_0 matrices, f32 gains, and the metadata that a llama loader asks for.
+//! The model's file: Q8_0 matrices, f32 gains, and the metadata a llama loader needs.
 
 use crate::tokens::{CHAT_TEMPLATE, CONTROL, END_OF_TEXT, IM_END, Tokens};
 use crate::train;
@@ -84,7 +84,7 @@ fn metadata(config: &ModelConfig, tokens: &Tokens) -> Vec<(&'static str, Value)>
     ]
 }
 
-/// Reads a file that [`write`] wrote, dequantized: what users of the file will compute with.
+/// Reads a file written by [`write`], dequantized: the values its users will compute with.
 pub(crate) fn read(path: &Path) -> Result<(ModelConfig, HashMap<String, Tensor>, Tokens)> {
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let gguf = gguf_file::Content::read(&mut file)?;

@@ -45,22 +45,22 @@ const EVERYDAY: usize = 160;
 /// Threads that share a batch.
 const LANES: usize = 2;
 
-/// Once through a corpus of its own.
+/// One pass over its own corpus.
 struct Pass {
     examples: usize,
     /// The fraction of examples that are two commands.
     composites: f64,
-    /// Peak learning rate, and what is left of it at the end.
+    /// Peak learning rate, and the fraction left at the end.
     rate: f64,
     floor: f64,
 }
 
 /// What people say.
 const FIRST: Pass = Pass { examples: 130_000, composites: corpus::COMPOSITES, rate: 3e-3, floor: 0.05 };
-/// What is hard in it: two commands in one sentence, each to be kept apart from the other.
+/// The hard part: two commands in one sentence, which must be kept apart.
 const SECOND: Pass = Pass { examples: 96_000, composites: 0.5, rate: 2e-3, floor: 0.0 };
 
-/// What the command line may change.
+/// Command-line options.
 struct Options {
     check: bool,
     everyday: bool,
@@ -154,7 +154,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {
     Ok(o)
 }
 
-/// Two passes: the second starts from the file that the first wrote.
+/// Two passes: the second starts from the file the first wrote.
 fn pretrain(o: &Options) -> Result<()> {
     let generic_test = generic_test(&o.demo)?;
     let (everyday, private) = development(&o.demo)?;
@@ -198,7 +198,7 @@ fn pass(
     gguf::write(&o.model, &config, &model.tensors, tokens)
 }
 
-/// Prints what the model answers wrongly, and how much it answers exactly.
+/// Prints the model's wrong answers, and the share it answers exactly.
 fn evaluate(model: &Path, commands: &[Example]) -> Result<()> {
     let (config, tensors, tokens) = gguf::read(model)?;
     let reference = Reference::new(&config, tensors, None)?;
@@ -215,7 +215,7 @@ fn length(sequence: &Encoded) -> usize {
     sequence.ids.len()
 }
 
-/// The demo's sentences with answers, which neither the corpus nor the replay may hold.
+/// The demo's sentences with answers; neither the corpus nor the replay may contain them.
 fn held_out(demo: &Path) -> Result<HashSet<String>> {
     let mut held_out = HashSet::new();
     for name in ["generic_test.jsonl", "private_train.jsonl", "private_test.jsonl"] {
@@ -225,8 +225,8 @@ fn held_out(demo: &Path) -> Result<HashSet<String>> {
     Ok(held_out)
 }
 
-/// Writes the everyday commands whose answers by the base the demo replays: no test sentence is among
-/// them, and no answer is given.
+/// Writes the everyday commands, without answers, whose answers by the base the demo replays. No test sentence
+/// is among them.
 fn write_everyday(demo: &Path) -> Result<()> {
     let examples = everyday(&held_out(demo)?);
     let prompts: String = examples.iter().flat_map(|e| [e.prompt.as_str(), "\n"]).collect();
@@ -241,8 +241,8 @@ fn everyday(held_out: &HashSet<String>) -> Vec<Example> {
     examples
 }
 
-/// Writes tests of the same form as the demo's to `dir`, to choose its recipe by. A build with them in
-/// the place of the demo's measures the recipe on them.
+/// Writes tests in the same form as the demo's to `dir`, for choosing its recipe. A build that uses them
+/// instead of the demo's measures the recipe on them.
 fn write_development(demo: &Path, dir: &Path) -> Result<()> {
     let (everyday, private) = development(demo)?;
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
@@ -250,9 +250,9 @@ fn write_development(demo: &Path, dir: &Path) -> Result<()> {
     write_jsonl(&dir.join("private_test.jsonl"), &private)
 }
 
-/// A thousand everyday commands and three hundred private ones, none of which is in the corpus, the
-/// replay or the tests. Short commands come up again and again: to be harder than a plain draw, these
-/// are none of a large sample either.
+/// A thousand everyday commands and three hundred private ones, none of them in the corpus, the replay or the
+/// tests. Short commands recur often; to be harder than a plain draw, these also avoid everything in a large
+/// sample.
 fn development(demo: &Path) -> Result<(Vec<Example>, Vec<Example>)> {
     let mut known = held_out(demo)?;
     let replay = std::fs::read_to_string(demo.join("everyday.txt")).context("reading everyday.txt")?;
@@ -273,7 +273,7 @@ fn write_jsonl(path: &Path, examples: &[Example]) -> Result<()> {
     std::fs::write(path, lines.join("\n") + "\n").with_context(|| format!("writing {}", path.display()))
 }
 
-/// The held-out generic commands: read where they exist, else drawn with a seed of their own.
+/// The held-out generic commands: read if they exist, else drawn with their own seed.
 fn generic_test(demo: &Path) -> Result<Vec<Example>> {
     let path = demo.join("generic_test.jsonl");
     if !path.exists() {

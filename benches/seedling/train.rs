@@ -32,7 +32,7 @@ pub(crate) fn config(vocab: usize) -> ModelConfig {
     }
 }
 
-/// Normal initialization; what writes to the residual stream starts smaller, by the depth.
+/// Normal initialization; matrices that write to the residual stream start smaller, scaled by depth.
 pub(crate) fn fresh(config: &ModelConfig, rng: &mut Rng) -> Result<HashMap<String, Tensor>> {
     let d = config.d_model;
     let mut tensors = HashMap::new();
@@ -56,13 +56,13 @@ pub(crate) fn fresh(config: &ModelConfig, rng: &mut Rng) -> Result<HashMap<Strin
     Ok(tensors)
 }
 
-/// A model all of which learns.
+/// A fully trainable model.
 pub(crate) struct Trainable {
     /// As the reference computes it.
     pub(crate) reference: Reference,
     /// Its tensors by name, those of `vars`.
     pub(crate) tensors: HashMap<String, Tensor>,
-    /// Everything that learns, in an order that is always the same.
+    /// All trainable tensors, in a fixed order.
     pub(crate) vars: Vec<Var>,
 }
 
@@ -110,8 +110,8 @@ impl Batch {
     }
 
     /// For each sequence, the likeliest token at each place of its answer, given the true answer so
-    /// far. Where all of them are the true ones, greedy decoding gives exactly the answer, so counting
-    /// exact answers needs no decoding loop.
+    /// far. If all of them are right, greedy decoding gives exactly the answer, so counting exact answers needs
+    /// no decoding loop.
     pub(crate) fn likeliest(&self, model: &Reference, lora: Option<&Lora>) -> Result<Vec<Vec<u32>>> {
         let best = model.logits_batch(lora, &self.ids)?.argmax(D::Minus1)?;
         let best: Vec<u32> = best.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?;
@@ -123,8 +123,8 @@ impl Batch {
     }
 }
 
-/// The fraction of `sequences` answered exactly, and what was answered (as [`Batch::likeliest`] has it)
-/// to those that were not.
+/// The fraction of `sequences` answered exactly, and the answers (as in [`Batch::likeliest`]) to those that
+/// weren't.
 pub(crate) fn exact_match(
     model: &Reference,
     lora: Option<&Lora>,
@@ -206,7 +206,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// The mean of the parts' losses and its gradient, each part on a thread of its own.
+/// The mean of the parts' losses and its gradient, each part on its own thread.
 fn gradient(
     parts: &[Batch],
     vars: &[Var],

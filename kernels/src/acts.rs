@@ -3,14 +3,14 @@
 /// Rows of the tallest integer tile of any instruction set.
 pub(crate) const TILE_ROWS_MAX: usize = 8;
 
-/// A smaller largest element of a block counts as this one, so that 127 over it stays finite.
+/// Lower bound on a block's largest element, so that 127 over it stays finite.
 pub(crate) const AMAX_LEAST: f32 = 1e-30;
 
 /// Quantizes one row to int8 in blocks of 32 (scale = max|x| / 127).
 pub(crate) fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
     for (b, block) in x.chunks_exact(32).enumerate() {
         let amax = block.iter().fold(AMAX_LEAST, |a, v| a.max(v.abs()));
-        // Codes can't hold NaN or infinity: the scale does.
+        // Codes can't hold NaN or infinity, so the scale carries it.
         scale[b] = if block.iter().all(|v| v.is_finite()) { amax / 127.0 } else { f32::NAN };
         let inv = 127.0 / amax;
         for (i, v) in block.iter().enumerate() {
@@ -21,11 +21,11 @@ pub(crate) fn quantize_row(x: &[f32], codes: &mut [i8], scale: &mut [f32]) {
 
 /// Rows of quantized activations: `x[i] ≈ scale[i/32] · codes[i]`.
 ///
-/// They lie as the integer tile reads them: `tile` rows together, block by block of 32 columns, and in
-/// each block row by row; the last rows are padded to a tile. With a `tile` of 1 they are plain rows.
+/// Stored in the order the integer tile reads: `tile` rows together, in blocks of 32 columns, row by row within
+/// each block. The last rows are padded to a full tile. With a `tile` of 1 they are plain rows.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantActs<'a> {
-    /// Rows that lie together.
+    /// Rows stored together.
     pub tile: usize,
     /// Whether the sums of 16 are filled.
     pub halves: bool,
@@ -35,7 +35,7 @@ pub struct QuantActs<'a> {
     pub scale: &'a [f32],
     /// scale·Σcodes per 32, `[m/tile, k/32, tile]`.
     pub bias_sum32: &'a [f32],
-    /// scale·Σcodes per 16, `[m/tile, k/16, tile]`; filled only where asked for, as the next.
+    /// scale·Σcodes per 16, `[m/tile, k/16, tile]`; filled only if `halves`, as is `start16`.
     pub bias_sum16: &'a [f32],
     /// −128·Σcodes per 32, `[m/tile, k/32, tile]`.
     pub start32: &'a [i32],
@@ -55,7 +55,7 @@ pub struct QuantActsMut<'a> {
     pub(crate) start16: &'a mut [i32],
 }
 
-/// f32 words that m × k quantized activations take, whatever the tile, and as many bf16.
+/// f32 words for m × k quantized activations with any tile, or for as many bf16.
 pub const fn acts_words(m: usize, k: usize) -> usize {
     let words = row_words(k);
     (m + TILE_ROWS_MAX - 1) * if words > k / 2 { words } else { k / 2 }
@@ -70,7 +70,7 @@ impl<'a> QuantActsMut<'a> {
     /// multiple of 32).
     ///
     /// # Panics
-    /// If the buffer is short or k no multiple of 32.
+    /// If the buffer is too short or k isn't a multiple of 32.
     pub fn new(words: &'a mut [f32], m: usize, k: usize, tile: usize, halves: bool) -> Self {
         let m = m.next_multiple_of(tile);
         assert!(k.is_multiple_of(32) && words.len() >= m * row_words(k));
@@ -111,7 +111,7 @@ impl<'a> QuantActsMut<'a> {
     }
 }
 
-/// Raw row targets of one quantized row, so that rows can be filled by several threads.
+/// Raw targets for one quantized row, so several threads can fill rows.
 #[derive(Clone, Copy)]
 pub(crate) struct RowTarget {
     /// Rows that lie together: a row's blocks are this many blocks apart.

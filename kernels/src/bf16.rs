@@ -1,4 +1,4 @@
-//! Rounding to bf16, two values a word: what a block keeps of its forward takes half the room so.
+//! Rounding to bf16, two values per word, which halves what a block keeps of its forward.
 
 use crate::Kernels;
 
@@ -6,8 +6,8 @@ use crate::Kernels;
 const RUN: usize = 4096;
 
 impl Kernels {
-    /// Rounds x to bf16, two values a word: of each run of 8,192, the first half in the low halves. An odd number's last
-    /// word holds one.
+    /// Rounds x to bf16, two values per word: in each run of 8,192, the first half goes to the low halves. With
+    /// an odd count, the last word holds one value.
     ///
     /// # Panics
     /// If `words` hasn't half as many words as x has values.
@@ -20,7 +20,7 @@ impl Kernels {
             words.iter_mut().zip(pairs).for_each(|(w, (l, h))| {
                 *w = f32::from_bits(round_bf16(*l) >> 16 | round_bf16(*h) & 0xffff_0000);
             });
-            // Of an odd number of values the last word holds one.
+            // With an odd count, the last word holds one value.
             if high.len() < low.len() {
                 words[high.len()] = f32::from_bits(round_bf16(low[high.len()]) >> 16);
             }
@@ -42,8 +42,7 @@ impl Kernels {
     }
 }
 
-/// The bits of x rounded to bf16, ties to even, in the upper half; the lower half is left over. NaN
-/// stays NaN.
+/// The bits of x rounded to bf16, ties to even, in the upper half; the lower half is garbage. NaN stays NaN.
 fn round_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
@@ -79,7 +78,7 @@ mod tests {
         assert!(f32::from_bits(round_bf16(f32::from_bits(0xff80_0001)) & 0xffff_0000).is_nan());
     }
 
-    /// The nearer of the two neighbours, by their distances; of equals the even one.
+    /// The nearer of the two neighbours; on a tie, the even one.
     fn nearest(x: f32) -> f32 {
         let down = x.to_bits() & 0xffff_0000;
         if f32::from_bits(down) == x {

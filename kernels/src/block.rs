@@ -1,7 +1,7 @@
-//! The element types a GGUF tensor may have here, and the size and layout of their blocks.
+//! The supported element types of GGUF tensors, and the size and layout of their blocks.
 //!
-//! Layouts are those of ggml's `ggml-common.h`; every block is a plain run of little-endian bytes
-//! without alignment needs, so matrices are addressed as bytes and decoded by offset.
+//! Layouts are those of ggml's `ggml-common.h`; every block is a plain run of unaligned little-endian bytes, so
+//! matrices are addressed as bytes and decoded by offset.
 
 /// Element type of a stored matrix, named as in ggml.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,8 +156,8 @@ impl DType {
         matches!(self, DType::Q4_1 | DType::Q5_1 | DType::Q2_K | DType::Q4_K | DType::Q5_K)
     }
 
-    /// Bytes of one row of `cols` elements; `None` when `cols` is no multiple of the block length
-    /// or the product overflows.
+    /// Bytes of one row of `cols` elements; `None` if `cols` isn't a multiple of the block length or the
+    /// product overflows.
     pub const fn row_bytes(self, cols: usize) -> Option<usize> {
         if !cols.is_multiple_of(self.block_len()) {
             return None;

@@ -1,7 +1,7 @@
 //! Instruction sets as tokens, and the table of kernels compiled for each.
 //!
-//! An [`Isa`] other than the scalar and the portable one can only be had from [`Isa::detect`] or [`Isa::available`],
-//! which ask the CPU, so holding one proves that its table may run.
+//! Apart from the scalar and portable ones, an [`Isa`] can only come from [`Isa::detect`] or
+//! [`Isa::available`], which query the CPU. So holding one proves that its table may run.
 
 use crate::acts::RowTarget;
 use crate::block::DType;
@@ -18,7 +18,7 @@ pub(crate) struct Table {
     pub nt_strip: usize,
     /// Rows of the integer tile; with 1, rows are plain.
     pub act_tile: usize,
-    /// Whether products with int8 activations are made for speed here.
+    /// Whether products with int8 activations are faster here.
     pub int8_products: bool,
     /// Whether input gradients are faster with int8 gradients.
     pub int8_gradient: bool,
@@ -92,7 +92,7 @@ unsafe fn scalar_bf16_nn_item(it: &NnItem<'_>, _: &[u16], c0: usize, scratch: &m
     unsafe { scalar::products::nn_item(it, c0, scratch) }
 }
 
-/// The input gradient in bf16, beside a table whose instruction set multiplies bf16 on some CPUs.
+/// The input gradient in bf16, for instruction sets that multiply bf16 only on some CPUs.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16Table {
     pub nn_item: unsafe fn(&NnItem<'_>, &[u16], usize, &mut [f32]),
@@ -140,8 +140,8 @@ macro_rules! compiled {
     };
 }
 
-/// Compiles the generic algorithms for one ISA: functions with its target features, and their table; `products` are
-/// the fields that this ISA fills in its own way.
+/// Compiles the generic algorithms for one ISA: functions with its target features, and their table; `products`
+/// are the fields specific to this ISA.
 macro_rules! isa_table {
     ($table:ident, $simd:ty, $features:tt, functions { $($functions:tt)* }, fields { $($fields:tt)* }) => {
         mod $table {
@@ -394,7 +394,7 @@ impl Isa {
     /// The specification: plain Rust, everywhere.
     pub const SCALAR: Isa = Isa(Kind::Scalar);
 
-    /// What runs where no kernels were written for the CPU: plain vectors, and products by the gemm crate.
+    /// The fallback for CPUs without their own kernels: plain vectors, and products by the gemm crate.
     pub const PORTABLE: Isa = Isa(Kind::Portable);
 
     const ALL: &'static [Isa] = &[
@@ -431,12 +431,12 @@ impl Isa {
         Isa::available().next_back().unwrap_or(Isa::SCALAR)
     }
 
-    /// The available instruction set of that name.
+    /// The available instruction set with this name.
     pub fn from_name(name: &str) -> Option<Isa> {
         Isa::available().find(|i| i.name() == name)
     }
 
-    /// Its name, as `--isa` takes it.
+    /// Its name, as [`Isa::from_name`] takes it.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => "scalar",
@@ -456,7 +456,7 @@ impl Isa {
         }
     }
 
-    /// The bf16 part of its kernels, where this CPU has the instructions.
+    /// The bf16 part of its kernels, if this CPU has the instructions.
     pub(crate) fn bf16(self) -> Option<&'static Bf16Table> {
         #[cfg(target_arch = "x86_64")]
         let found = x86::bf16(self);

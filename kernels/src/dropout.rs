@@ -1,4 +1,5 @@
-//! Dropout whose every choice follows from a key and a place: any part of a mask can be found again, in the backward too.
+//! Dropout in which every choice follows from a key and a position, so the backward can recompute any part of a
+//! mask.
 
 use crate::Kernels;
 
@@ -26,7 +27,7 @@ pub fn drop_elements(x: &mut [f32], first: usize, p: f32, key: u64) {
 }
 
 impl Kernels {
-    /// [`drop_elements`] of the whole of x, on all threads.
+    /// [`drop_elements`] over all of x, on all threads.
     pub fn drop_elements(&self, x: &mut [f32], p: f32, key: u64) {
         self.rows(RUN, x, |r, run| drop_elements(run, r * RUN, p, key));
     }

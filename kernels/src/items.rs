@@ -1,5 +1,5 @@
-//! Work items: what one call of a kernel is given, and what it may rely on. One item owns its part of the output,
-//! so results do not depend on how items meet threads.
+//! Work items: the arguments of one kernel call, and what it may rely on. Each item owns its part of the
+//! output, so results don't depend on which thread runs it.
 
 use core::slice::{from_raw_parts, from_raw_parts_mut};
 
@@ -159,9 +159,9 @@ pub(crate) struct CachedHead {
     /// 1/√hd.
     pub scale: f32,
     pub q: *const f32,
-    /// Positions that come first; other queries may read them too.
+    /// The first positions; other queries may read them too.
     pub prefix: CachedRows,
-    /// Positions behind them, the query's own at the end.
+    /// The positions after them, ending with the query's own.
     pub own: CachedRows,
     pub o: *mut f32,
 }
@@ -173,7 +173,7 @@ pub struct SoftmaxState {
     pub max: f32,
     /// Σ e^(logit − max) so far.
     pub sum: f32,
-    /// The target's logit, once its chunk came.
+    /// The target's logit, once its chunk has been seen.
     pub target: f32,
 }
 

@@ -32,7 +32,7 @@ pub enum Kv<'a> {
     Q8(&'a [i8], &'a [f32]),
 }
 
-/// Rows of a cache, to be filled.
+/// Rows of a cache, for writing.
 #[derive(Debug)]
 pub enum KvMut<'a> {
     /// f32.
@@ -47,7 +47,7 @@ impl KvMut<'_> {
     /// Stores x from element `at` on.
     ///
     /// # Panics
-    /// If x does not fit, or `at` and x are not whole blocks of a `Q8` cache.
+    /// If x doesn't fit, or `at` and x aren't whole blocks of a `Q8` cache.
     pub fn store(&mut self, at: usize, x: &[f32]) {
         match self {
             KvMut::F32(d) => d[at..at + x.len()].copy_from_slice(x),
@@ -63,12 +63,12 @@ impl KvMut<'_> {
         }
     }
 
-    /// The first `elements` elements, to be read.
+    /// The first `elements` elements, for reading.
     pub fn first(&self, elements: usize) -> Kv<'_> {
         self.range(0..elements)
     }
 
-    /// Some elements, to be read; of a `Q8` cache whole blocks.
+    /// A range of elements, for reading; whole blocks of a `Q8` cache.
     pub fn range(&self, at: Range<usize>) -> Kv<'_> {
         match self {
             KvMut::F32(d) => Kv::F32(&d[at]),
@@ -90,7 +90,7 @@ pub struct KvRows<'a> {
 }
 
 impl KvRows<'_> {
-    /// Of no position.
+    /// No positions.
     pub const NONE: KvRows<'static> = KvRows { k: Kv::F32(&[]), v: Kv::F32(&[]) };
 
     /// How the elements are stored.
@@ -101,7 +101,7 @@ impl KvRows<'_> {
     /// Positions of `row` elements.
     ///
     /// # Panics
-    /// If keys and values differ in number or type, or are no whole rows.
+    /// If keys and values differ in number or type, or aren't whole rows.
     pub(crate) fn positions(&self, row: usize) -> usize {
         assert!(self.k.len() == self.v.len() && self.k.ty() == self.v.ty());
         assert!(self.k.len().is_multiple_of(row));
@@ -111,7 +111,7 @@ impl KvRows<'_> {
     /// One head of the rows: elements from `first` of each row of `row` elements.
     pub(crate) fn head(&self, first: usize, row: usize) -> CachedRows {
         let rows = self.positions(row);
-        // Of no row there is no first element, but then it is not read either.
+        // Without rows there is no first element, but then it isn't read either.
         let first = if rows == 0 { 0 } else { first };
         CachedRows { k: self.k.head(first, row), v: self.v.head(first, row), rows }
     }
@@ -169,7 +169,7 @@ pub(crate) struct KvHead {
     pub(crate) ty: KvType,
     /// The head's first element of the first row.
     pub(crate) data: *const u8,
-    /// Its scale, where the type has one.
+    /// Its scale, if the type has one.
     pub(crate) scale: *const f32,
     /// Elements per row.
     pub(crate) row: usize,

@@ -2,8 +2,20 @@
 //! normalization, rotary embedding, attention, SwiGLU, cross-entropy and AdamW.
 //!
 //! [`Kernels`] is the safe entry: it asserts every shape once, splits the work over its thread pool
-//! by outputs, and runs the kernels of the instruction set it was made for. Kernels know no layers,
-//! files or errors; wrong shapes are bugs of the caller and panic.
+//! by outputs, and runs the kernels of the instruction set it was made for. Kernels know nothing of layers,
+//! files or errors; wrong shapes are bugs in the caller and panic.
+//!
+//! ```
+//! use engraft_kernels::{Kernels, QMatrix};
+//!
+//! // One row of f32 "blocks" read back through the safe entry.
+//! let weights = [0.5_f32, -1.0, 2.0, 0.25];
+//! let matrix = QMatrix::of_f32(2, 2, &weights).unwrap();
+//! let kernels = Kernels::detect(1);
+//! let mut row = [0.0; 2];
+//! kernels.dequantize_row(&matrix, 1, &mut row);
+//! assert_eq!(row, [2.0, 0.25]);
+//! ```
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

@@ -1,16 +1,16 @@
 //! A fixed pool of threads. Work is a number of independent items; each item computes its own
-//! outputs in a fixed order, so results do not depend on how many threads share the items.
+//! outputs in a fixed order, so results don't depend on how many threads share the items.
 //!
-//! Each thread begins with its own contiguous share, so that the rows of one operation are where the
-//! same rows of the last one were, in that core's cache; who is done early takes from the others' shares.
+//! Each thread starts with its own contiguous share, so an operation finds its rows in the cache of the core
+//! that handled the same rows before. Threads that finish early take items from the others' shares.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-/// How often an idle worker looks for work before it sleeps: about 50 µs, longer than the serial
-/// stretches between two products of a training step.
+/// How often an idle worker polls for work before it sleeps: about 50 µs, longer than the serial code between
+/// two products of a training step.
 const SPINS: usize = 20_000;
 
 type Job = &'static (dyn Fn(usize, usize) + Sync);
@@ -24,10 +24,10 @@ const INSIDE: u64 = OPEN - 1;
 const NUMBER: u64 = 1 << 32;
 
 struct Shared {
-    /// A worker may join the job while it is open. The caller closes it and then waits only for those
-    /// inside: a worker that the system has not scheduled delays nothing.
+    /// A worker may join the job while it is open. The caller closes it and then waits only for those inside,
+    /// so a worker the system hasn't scheduled delays nothing.
     state: AtomicU64,
-    /// Written by the caller while the job is closed and nobody is inside, read by those inside.
+    /// Written by the caller while the job is closed and no worker is inside; read by workers inside.
     job: UnsafeCell<Option<(Job, usize)>>,
     /// The next item of each thread's share.
     next: Vec<Share>,
@@ -38,7 +38,7 @@ struct Shared {
     panicked: AtomicBool,
 }
 
-/// Alone on its cache line, since its thread counts on it without pause.
+/// Alone on its cache line, since its thread updates it constantly.
 #[repr(align(64))]
 #[derive(Default)]
 struct Share(AtomicUsize);
@@ -56,7 +56,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` workers, the caller included (at least 1); of fewer where the system refuses some.
+    /// A pool of `threads` workers, including the caller (at least 1); fewer if the system refuses threads.
     pub fn new(threads: usize) -> Pool {
         Pool::started_by(threads, &mut |id, work| {
             let thread = std::thread::Builder::new().name(format!("engraft-{id}")).stack_size(512 * 1024);
@@ -64,7 +64,7 @@ impl Pool {
         })
     }
 
-    /// The same with workers started by `start`, which is given a worker's number and its work, and may refuse.
+    /// The same with workers started by `start`, which receives a worker's number and its work, and may refuse.
     pub(crate) fn started_by(threads: usize, start: &mut Start<'_>) -> Pool {
         let threads = threads.clamp(1, INSIDE as usize);
         let shared = Arc::new(Shared {
@@ -79,7 +79,7 @@ impl Pool {
         });
         let mut workers = Vec::with_capacity(threads - 1);
         for _ in 1..threads {
-            // Numbered by who is there, so that numbers stay below `threads()` whichever start fails.
+            // Numbered by actual workers, so numbers stay below `threads()` whichever start fails.
             let (shared, id) = (shared.clone(), workers.len() + 1);
             // A system that refuses a thread leaves a smaller pool, not a failure.
             workers.extend(start(id, Box::new(move || worker(&shared, id))));
@@ -143,7 +143,7 @@ impl Drop for Pool {
     }
 }
 
-/// A mutex that guards no data has nothing that a panic could have broken.
+/// A mutex without data can't be left inconsistent by a panic.
 fn lock(m: &Mutex<()>) -> MutexGuard<'_, ()> {
     m.lock().unwrap_or_else(|e| e.into_inner())
 }
@@ -153,7 +153,7 @@ fn first_of(share: usize, items: usize, shares: usize) -> usize {
     share * items / shares
 }
 
-/// Runs the items of the worker's own share, then what is left of the others'.
+/// Runs the items of the worker's own share, then whatever is left of the others'.
 fn take_items(s: &Shared, f: &(dyn Fn(usize, usize) + Sync), items: usize, worker: usize) {
     let shares = s.next.len();
     for share in (worker..shares).chain(0..worker) {
@@ -194,8 +194,8 @@ fn next_job(s: &Shared, last: u64) -> Option<u64> {
         }
         let bed = lock(&s.bed);
         s.sleepers.fetch_add(1, Ordering::SeqCst);
-        // Looked at again under the lock: a job opened before this is seen here, one opened after it
-        // finds the sleeper counted and wakes it.
+        // Check again under the lock: a job opened earlier is seen here, and one opened later sees the sleeper
+        // counted and wakes it.
         let job = join(s, last);
         if job.is_none() && !s.stop.load(Ordering::SeqCst) {
             drop(s.wake.wait(bed).unwrap_or_else(|e| e.into_inner()));

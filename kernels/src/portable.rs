@@ -1,5 +1,5 @@
-//! For CPUs that no kernels were written for: vectors of four floats, which the compiler maps to whatever the CPU
-//! has, and matrix products in f32 through the gemm crate.
+//! The fallback for CPUs without their own kernels: vectors of four floats, which the compiler maps to whatever
+//! the CPU has, and f32 matrix products through the gemm crate.
 
 use gemm::Parallelism;
 
@@ -10,10 +10,10 @@ use crate::items::{LowRank, NnItem, NtItem, Rows, TnItem};
 use crate::scalar::decode::CHUNK;
 use crate::scalar::{decode, products};
 
-/// Columns of a strip of the output: those of the scalar products, which take what is not f32.
+/// Columns of an output strip, the same as the scalar products, which handle everything that isn't f32.
 pub(crate) const STRIP: usize = products::STRIP;
 
-/// Rows that are multiplied at once, so that what gemm packs stays small.
+/// Rows multiplied at once, which keeps gemm's packing small.
 const ROWS: usize = 128;
 
 /// Four floats at a time.
@@ -22,7 +22,7 @@ pub(crate) struct Portable;
 
 type F = [f32; 4];
 
-/// `$body` of each lane; closures would leave the loop to the optimizer's mood.
+/// `$body` for each lane; with closures, unrolling would depend on the optimizer.
 macro_rules! lanes {
     ($i:ident => $body:expr) => {{
         let mut out = [0.0f32; 4];
@@ -84,7 +84,7 @@ impl Simd for Portable {
     unsafe fn div(a: F, b: F) -> F {
         lanes!(i => a[i] / b[i])
     }
-    /// In two roundings: where there is no instruction for one, a function call would take its place.
+    /// Rounds twice: without an FMA instruction, a single rounding would cost a function call.
     #[inline(always)]
     unsafe fn fma(a: F, b: F, c: F) -> F {
         lanes!(i => a[i] * b[i] + c[i])
@@ -105,7 +105,7 @@ impl Simd for Portable {
     unsafe fn sqrt(a: F) -> F {
         lanes!(i => a[i].sqrt())
     }
-    /// Of numbers below 2^22: adding 1.5 · 2^23 leaves no bits behind the point. NaN stays.
+    /// For numbers below 2^22: adding 1.5 · 2^23 leaves no fractional bits. NaN stays.
     #[inline(always)]
     unsafe fn round(a: F) -> F {
         const MAGIC: f32 = 12_582_912.0;

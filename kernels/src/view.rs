@@ -13,16 +13,16 @@ pub struct QMatrix<'a> {
     bytes: &'a [u8],
 }
 
-/// Why bytes are no matrix of the shape asked for.
+/// Why bytes can't be a matrix of the given shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ViewError {
-    /// `cols` is no multiple of the type's block length, or a size overflows.
+    /// `cols` isn't a multiple of the type's block length, or a size overflows.
     Shape,
     /// The byte count differs from what the shape needs.
     Length {
-        /// Bytes that the shape needs.
+        /// Bytes the shape needs.
         needed: usize,
-        /// Bytes that were given.
+        /// Bytes given.
         given: usize,
     },
 }
@@ -78,7 +78,7 @@ impl<'a> QMatrix<'a> {
         self.bytes
     }
 
-    /// Rows `from..to` as a matrix of their own.
+    /// Rows `from..to` as a matrix.
     ///
     /// # Panics
     /// If the range is out of order or out of range.

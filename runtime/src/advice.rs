@@ -1,23 +1,23 @@
-//! What would help after a refusal, as data: each target words it in the terms that its callers know, a flag, a field,
-//! a keyword. What is displayed here names none of them.
+//! Advice after a refusal, as data. Each target words it in its callers' terms: a flag, a field, a keyword. The
+//! `Display` text here names none of them.
 
 use std::fmt;
 
 use crate::bytes::mib;
 
-/// What would help.
+/// What the caller can do about an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Advice {
-    /// Let blocks keep what the memory allows: that fits.
+    /// It fits if blocks keep only what the memory allows.
     KeepLess,
-    /// Another shape of the batches fits.
+    /// Smaller batches fit.
     Batches {
-        /// Sequences of a batch.
+        /// Sequences per batch.
         batch: usize,
-        /// Tokens of a row at most; `None` where they may stay.
+        /// Most tokens per row; `None` to leave them as they are.
         tokens: Option<usize>,
-        /// What they were.
+        /// The refused batch and tokens.
         was: (usize, usize),
         /// Whether blocks must also keep what the memory allows.
         keep_less: bool,
@@ -26,25 +26,25 @@ pub enum Advice {
     SmallerAdapter {
         /// Its rank.
         rank: usize,
-        /// Tokens of a row at most, with one row a batch.
+        /// Most tokens per row, with one row per batch.
         tokens: usize,
         /// Whether blocks must also keep what the memory allows.
         keep_less: bool,
     },
-    /// Without a largest gradient norm and without accumulation each block's gradients are used at once, which fits.
+    /// It fits without clipping and without accumulation: each block's gradients are then used at once.
     UpdateAtOnce,
     /// An adapter instead of every weight.
     AdapterInstead {
         /// Its rank.
         rank: usize,
-        /// What that takes.
+        /// Bytes that takes.
         bytes: usize,
         /// Whether it fits.
         fits: bool,
-        /// The least that every weight takes.
+        /// The fewest bytes full fine-tuning takes.
         full_bytes: usize,
     },
-    /// No setting fits: the smallest takes so many bytes.
+    /// No setting fits; the smallest takes this many bytes.
     NothingFits {
         /// Bytes.
         least: usize,
@@ -55,15 +55,15 @@ pub enum Advice {
     LowerRate,
     /// A lower learning rate, or checkpoints more often.
     LowerRateOrCheckpoints,
-    /// Activations as they are, or the file fetched again.
+    /// Exact activations; if that fails too, fetch the file again.
     ExactActivations,
     /// A lower rank.
     LowerRank,
-    /// The adapter's own base; or to use it on this one nevertheless.
+    /// The adapter's own base, or using it on this one anyway.
     OwnBase,
     /// The file is an adapter: it goes beside its model.
     UseAsAdapter,
-    /// All parts of a split model are joined first.
+    /// Join all parts of a split model first.
     JoinParts,
     /// Reading a model into memory instead of mapping it, which takes its size.
     ReadInstead,
@@ -73,9 +73,9 @@ pub enum Advice {
     FewerExamplesOrMoreRows,
     /// Fewer examples in the prompt, or shorter rows.
     FewerExamplesOrShorterRows,
-    /// Prompts are masked where examples stand before them.
+    /// Score only the answers: prompts after examples must be masked.
     MaskPrompts,
-    /// More rows, another share that is held out, or files of their own.
+    /// More rows, another held-out share, or separate files.
     AnotherSplit,
     /// A shorter context.
     ShorterContext,
@@ -85,9 +85,9 @@ pub enum Advice {
     LongerContext,
     /// Longer rows.
     LongerRows,
-    /// Another type for what is stored.
+    /// Another storage type.
     AnotherType,
-    /// A merge, another format, or the nearest LoRA of a rank.
+    /// Merging, another format, or the nearest LoRA of a given rank.
     WithoutMagnitudes,
     /// Another generation, by its number.
     AnotherGeneration,
@@ -135,10 +135,10 @@ impl fmt::Display for Advice {
             }
             Advice::LowerRank => f.write_str("lower the rank"),
             Advice::OwnBase => f.write_str(
-                "use the GGUF file that it was made for, make it anew on this one, or use it on this base anyway, \
-                 with no promise that the result makes sense",
+                "use the GGUF file it was made for, make it again on this one, or use it on this base anyway, \
+                 with no guarantee that the result makes sense",
             ),
-            Advice::UseAsAdapter => f.write_str("give it as an adapter, beside its model"),
+            Advice::UseAsAdapter => f.write_str("use it as an adapter, together with its model"),
             Advice::JoinParts => f.write_str("join the parts with `llama-gguf-split --merge`"),
             Advice::ReadInstead => f.write_str("reading the model into memory instead of mapping it may help"),
             Advice::MapInstead => f.write_str("map the file instead of reading it"),
@@ -150,7 +150,7 @@ impl fmt::Display for Advice {
             }
             Advice::MaskPrompts => f.write_str("score the answers only"),
             Advice::AnotherSplit => {
-                f.write_str("give more rows, hold out another share, or give the parts as files of their own")
+                f.write_str("give more rows, hold out another share, or give the parts as separate files")
             }
             Advice::ShorterContext => f.write_str("a shorter context takes less"),
             Advice::SmallerModel => f.write_str("a smaller model takes less"),

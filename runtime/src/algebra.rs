@@ -1,7 +1,7 @@
-//! The little linear algebra that several rooms need: an inner product, and eigenvectors of small symmetric
-//! matrices. Every sum is formed in one fixed order.
+//! Linear algebra shared by several modules: an inner product, and eigenvectors of small symmetric matrices.
+//! Every sum is formed in a fixed order.
 
-/// Σ a∘b, in sixteen sums that one vector or several hold.
+/// Σ a∘b, in sixteen partial sums that fit one or more vector registers.
 #[inline]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
@@ -16,16 +16,15 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// What Jacobi's method starts from: no rotation yet, `[k, k]`.
+/// The identity `[k, k]`, the start of Jacobi's method.
 pub(crate) fn set_identity(vectors: &mut [f64], k: usize) {
     vectors.iter_mut().enumerate().for_each(|(at, v)| *v = f64::from(u8::from(at / k == at % k)));
 }
 
-/// One sweep of Jacobi's method over a symmetric a `[k, k]`: rotations make each element a_pq beside the
-/// diagonal zero in turn, but for those of which `is_nothing(a_pp, a_qq, a_pq)`. From sweep to sweep the
-/// eigenvalues come to the diagonal, and their vectors to the rows of `vectors`, which begins as
-/// [`set_identity`] says. Gives the size of the largest element that a rotation met; 0 where none was left
-/// (Golub & Van Loan, Matrix Computations, section 8.5).
+/// One sweep of Jacobi's method over a symmetric a `[k, k]`. Rotations zero each off-diagonal element a_pq in
+/// turn, except where `is_nothing(a_pp, a_qq, a_pq)`. Over the sweeps, eigenvalues move to the diagonal and
+/// their vectors to the rows of `vectors`, which starts as [`set_identity`]. Returns the size of the largest
+/// rotated element, 0 if there was none (Golub & Van Loan, Matrix Computations, section 8.5).
 pub(crate) fn jacobi_sweep(
     a: &mut [f64],
     vectors: &mut [f64],
@@ -90,7 +89,7 @@ mod tests {
             let length: f64 = v.iter().map(|v| v * v).sum();
             assert!((length - 1.0).abs() < 1e-12);
         }
-        // What is nothing is left as it is.
+        // Negligible elements stay.
         assert_eq!(jacobi_sweep(&mut whole.clone(), &mut vectors, k, |_, _, _| true), 0.0);
     }
 

@@ -1,4 +1,8 @@
 //! Sizes in memory, for people.
+//!
+//! ```
+//! assert_eq!(engraft_runtime::bytes::show(97 << 20), "97.0 MiB");
+//! ```
 
 /// A size for people, by 1024: `97.3 MiB`.
 pub fn show(bytes: u64) -> String {
@@ -12,12 +16,12 @@ pub fn show(bytes: u64) -> String {
     if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
 }
 
-/// Sizes that are shown in MiB at all: those that are no 0.0 of them.
+/// Smallest size shown in MiB; a smaller one would read as 0.0.
 const MIB_SHOWN_MIN: usize = (1 << 20) / 20 + 1;
 
 /// Bytes as MiB for people.
 pub fn mib(bytes: usize) -> String {
-    // Below a tenth a rounded figure would read as nothing: a budget whose unit was forgotten.
+    // Below a tenth, a rounded figure would read as zero, say for a budget given without its unit.
     match bytes < MIB_SHOWN_MIN {
         true => format!("{bytes} bytes"),
         false => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),

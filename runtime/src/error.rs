@@ -1,18 +1,26 @@
 //! One error type for the whole runtime. The kind is the stable part: exit codes and the C ABI map it.
+//!
+//! ```
+//! use engraft_runtime::{Base, ErrorKind};
+//!
+//! let error = Base::open("no such file.gguf").err().unwrap();
+//! assert_eq!(error.kind(), ErrorKind::Io);
+//! println!("{error}");
+//! ```
 
 use std::fmt;
 
 pub use crate::advice::Advice;
 
-/// What went wrong, in the classes a caller can act on.
+/// What went wrong, in classes a caller can act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// Reading or writing failed in the operating system.
     Io,
-    /// The disk is full, or a quota or a limit on the size of files is reached.
+    /// The disk is full, or a quota or file size limit is reached.
     Full,
-    /// A file is not what its format demands (cut, flipped bits, foreign, lying about sizes).
+    /// A file breaks its format (truncated, flipped bits, foreign, wrong sizes).
     Corrupt,
     /// The format is right, but this version can't handle what it holds.
     Unsupported,
@@ -22,7 +30,7 @@ pub enum ErrorKind {
     DoesNotFit,
     /// Training or evaluation data is malformed, or leaves nothing to train on.
     BadData,
-    /// An adapter and a model (or tokenizer) do not belong together.
+    /// An adapter and a model (or tokenizer) don't belong together.
     BaseMismatch,
     /// A NaN or infinity appeared where none may be.
     NonFinite,
@@ -34,8 +42,7 @@ pub enum ErrorKind {
     GateRefused,
 }
 
-/// An error: its kind, a message that names file and place, and what would help where the caller's own terms are needed
-/// to say it.
+/// An error: its kind, a message that names file and place, and advice where its wording depends on the caller.
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -63,30 +70,30 @@ impl Error {
         self.kind
     }
 
-    /// What happened, and where, for people; without the advice.
+    /// What happened and where, for people, without the advice.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What would help, for the caller to put in its own terms.
+    /// The advice, for the caller to word.
     pub fn advice(&self) -> Option<&Advice> {
         self.advice.as_ref()
     }
 
-    /// The same error with what would help.
+    /// The same error with advice.
     #[must_use]
     pub fn advise(self, advice: Advice) -> Self {
         Error { advice: Some(advice), ..self }
     }
 
-    /// The same error with the place it happened in put before it.
+    /// The same error, prefixed with the place where it happened.
     #[must_use]
     pub fn at(self, place: impl fmt::Display) -> Self {
         Error { message: format!("{place}: {}", self.message), ..self }
     }
 }
 
-/// The class of an operating system's error: what making room would mend, and all else.
+/// The class of an operating system error: `Full` if making room would help, else `Io`.
 pub(crate) fn kind_of(source: &std::io::Error) -> ErrorKind {
     match source.kind() {
         std::io::ErrorKind::StorageFull
@@ -96,20 +103,20 @@ pub(crate) fn kind_of(source: &std::io::Error) -> ErrorKind {
     }
 }
 
-/// What helps, where the system's own words leave it open.
+/// A remedy, if the system's message doesn't suggest one.
 pub(crate) fn remedy_of(source: &std::io::Error) -> &'static str {
     match source.kind() {
-        std::io::ErrorKind::StorageFull => "; make room there, or name another place",
-        std::io::ErrorKind::QuotaExceeded => "; make room within the quota, or name another place",
+        std::io::ErrorKind::StorageFull => "; free some space there, or use another place",
+        std::io::ErrorKind::QuotaExceeded => "; free some of the quota, or use another place",
         std::io::ErrorKind::FileTooLarge => {
-            "; raise the limit on the size of files (ulimit -f), or name a place that takes larger ones"
+            "; raise the file size limit (ulimit -f), or use a place that allows larger files"
         }
         _ => "",
     }
 }
 
-/// Words of a file or of a library in a message: of bounded length, and without control characters, which a
-/// terminal would obey.
+/// Sanitizes text from a file or library for a message: bounds its length, and removes control characters,
+/// which a terminal would obey.
 pub(crate) fn told(words: impl fmt::Display) -> String {
     const SHOWN: usize = 300;
     let words = words.to_string();

@@ -1,4 +1,21 @@
-//! Held-out figures: chains that score, and the perplexity of a text.
+//! Held-out evaluation: chains for scoring, and the perplexity of a text.
+//!
+//! ```
+//! use engraft_runtime::eval::{perplexity, scoring_chain};
+//! use engraft_runtime::model::tokenizer::Special;
+//! use engraft_runtime::{Base, Text};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let text = Text::of(&base.model)?;
+//! let ids = text.tokenizer.encode(&"turn on the light in the hall. ".repeat(8), Special::Plain);
+//! let window = 32;
+//! let mut chain = scoring_chain(base.model.clone(), base.kernels.clone(), base.precision, 0, window);
+//! let scored = perplexity(&mut chain, None, &ids, window, text.tokenizer.bos(), |_, _, _| true)?;
+//! println!("perplexity {:.2}", (scored.loss_sum / scored.targets as f64).exp());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::sync::Arc;
 
@@ -11,7 +28,7 @@ use crate::nn::{Adapted, Precision};
 use crate::plan::{ArenaWords, Request};
 use crate::train::chain::{Chain, Evaluated};
 
-/// A chain for scoring alone: one sequence at a time, nothing kept for a backward.
+/// A chain for scoring only: one sequence at a time, with nothing kept for a backward.
 pub fn scoring_chain(
     model: impl Into<Weights>,
     kernels: Arc<Kernels>,
@@ -25,12 +42,11 @@ pub fn scoring_chain(
     Chain::new(model, kernels, precision, words)
 }
 
-/// Perplexity in llama-perplexity's convention: windows of `ctx` tokens without overlap, each begun by
-/// BOS (replacing its first token) where the tokenizer adds one, and only the second half of each
-/// window scored.
+/// Perplexity in llama-perplexity's convention: windows of `ctx` tokens without overlap, each starting with BOS
+/// (replacing its first token) if the tokenizer adds one. Only the second half of each window is scored.
 ///
 /// # Errors
-/// `BadData` when the text has less than two windows; `progress` may return false to cancel.
+/// `BadData` if the text is shorter than two windows; `progress` may return false to cancel.
 pub fn perplexity(
     chain: &mut Chain,
     adapter: Option<&dyn Adapted>,
@@ -40,7 +56,8 @@ pub fn perplexity(
     mut progress: impl FnMut(usize, usize, Evaluated) -> bool,
 ) -> Result<Evaluated> {
     if ids.len() < 2 * ctx {
-        let message = format!("the text has {} tokens; {} are needed for -c {ctx}", ids.len(), 2 * ctx);
+        let message =
+            format!("the text has {} tokens; {} are needed for a context of {ctx}", ids.len(), 2 * ctx);
         return Err(Error::new(ErrorKind::BadData, message));
     }
     let windows = ids.len() / ctx;

@@ -1,4 +1,11 @@
-//! Digests as people and text files hold them: lowercase hexadecimal.
+//! Digests as lowercase hexadecimal text.
+//!
+//! ```
+//! use engraft_runtime::hex;
+//!
+//! assert_eq!(hex::encode(&[0xde, 0xad]), "dead");
+//! assert_eq!(hex::decode(&hex::encode(&[7; 32])), Some([7; 32]));
+//! ```
 
 use std::fmt::Write as _;
 
@@ -6,7 +13,7 @@ use std::fmt::Write as _;
 pub fn encode(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        // Writing to a String does not fail.
+        // Writing to a String can't fail.
         let _ = write!(out, "{byte:02x}");
     }
     out
@@ -17,7 +24,7 @@ pub fn short(digest: &[u8; 32]) -> String {
     encode(&digest[..6])
 }
 
-/// The digest that exactly 64 digits say, in either case; `None` for any other text.
+/// Parses exactly 64 digits of either case into a digest; `None` for any other text.
 pub fn decode(text: &str) -> Option<[u8; 32]> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     let mut digest = [0; 32];

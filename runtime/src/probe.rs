@@ -1,9 +1,22 @@
-//! Whether an adapter and a model belong together: fingerprints of what both compute, taken when an adapter is saved and again
-//! when it is loaded.
+//! Checks whether an adapter and a model belong together, by fingerprints of what both compute, taken when an
+//! adapter is saved and again when it is loaded.
 //!
-//! It catches what no digest can: an adapter that loads and does nothing, or something else than it did. It is taken in f32
-//! throughout, where instruction sets differ by rounding alone: quantized activations would carry a rounding to other
-//! tokens' odds.
+//! This catches what a digest can't: an adapter that loads but does nothing, or does something different than
+//! before. Fingerprints use f32 throughout, where instruction sets differ only by rounding; quantized
+//! activations would amplify rounding into different probabilities.
+//!
+//! ```
+//! use engraft_runtime::Base;
+//! use engraft_runtime::probe::Prober;
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let mut prober = Prober::new(&base.model, &base.kernels, 1);
+//! let (one, other) = (prober.base(), prober.base());
+//! assert!(one.agrees(&other));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -34,7 +47,7 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// For adapters whose ranks together are at most `rank`.
+    /// For adapters whose ranks add up to at most `rank`.
     pub fn new(model: &Arc<ModelFile>, kernels: &Arc<Kernels>, rank: usize) -> Prober {
         let words = ArenaWords::new(model.config(), &plan::probing(rank, kernels.threads()));
         let vocab = model.config().vocab as u64;
@@ -48,7 +61,7 @@ impl Prober {
         Prober { model: model.clone(), kernels: kernels.clone(), chain, batch, base: None }
     }
 
-    /// The fingerprint of the base alone; computed once.
+    /// The base's own fingerprint, computed once.
     pub fn base(&mut self) -> Fingerprint {
         match self.base {
             Some(found) => found,
@@ -56,12 +69,12 @@ impl Prober {
         }
     }
 
-    /// The fingerprint with adapters that are in use already.
+    /// The fingerprint with adapters already in use.
     pub fn with(&mut self, adapted: &dyn Adapted) -> Fingerprint {
         take(&mut self.chain, Some(adapted), &self.batch)
     }
 
-    /// The fingerprint with an adapter as it is stored. A DoRA costs two readings of what it adapts.
+    /// The fingerprint with a stored adapter. A DoRA costs two passes over the weights it adapts.
     pub fn of(&mut self, adapter: &Adapter) -> Fingerprint {
         let Adapter { layout, config, theta, .. } = adapter;
         let needed = if config.dora { gains::kernel_words(layout, self.kernels.threads()) } else { 0 };
@@ -72,8 +85,8 @@ impl Prober {
         self.with(&AdapterView { layout, config, theta, gains: gains.c() })
     }
 
-    /// Commits an adapter in a folder, bound to its base by what both compute. Whatever is rounded in the file, the
-    /// adapter stays as it is.
+    /// Commits an adapter in a folder, bound to its base by what both compute. The file may round; the adapter
+    /// in memory doesn't change.
     ///
     /// # Errors
     /// Those of [`Prober::bind`] and [`Adapter::save_bound`].
@@ -85,24 +98,24 @@ impl Prober {
     ) -> Result<Committed> {
         let mut adapter = Cow::Borrowed(adapter);
         if stored == StoredAs::F16 {
-            // The fingerprint is of what will be loaded.
+            // Take the fingerprint of what will be loaded.
             adapter.to_mut().round_to(stored)?;
         }
         let binding = self.bind(&adapter)?;
         adapter.save_bound(storage, folder, stored, &binding)
     }
 
-    /// The binding of an adapter to its base, as both are now.
+    /// The binding of an adapter to its base in their current state.
     ///
     /// # Errors
-    /// `BaseMismatch` where the shapes are not the model's; `NonFinite` where the outputs aren't finite;
-    /// those of [`ModelFile::template_digest`].
+    /// `BaseMismatch` if the shapes don't match the model's; `NonFinite` if the outputs aren't finite; those of
+    /// [`ModelFile::template_digest`].
     pub fn bind(&mut self, adapter: &Adapter) -> Result<Binding> {
         adapter.check_shapes(self.model.config())?;
         let (base, adapted) = (self.base(), self.of(adapter));
         for (found, what) in [(&base, "the base"), (&adapted, "the base with the adapter")] {
             if !found.is_finite() {
-                let message = format!("{what} gives no finite numbers on fixed tokens");
+                let message = format!("{what} produces non-finite outputs on fixed tokens");
                 return Err(Error::new(ErrorKind::NonFinite, message));
             }
         }
@@ -111,22 +124,22 @@ impl Prober {
         Ok(Binding { template: self.model.template_digest()?, matched, base, adapted })
     }
 
-    /// Holds an adapter against the model: base digest, shapes, and what its [`Binding`] says. Gives the
-    /// names of what its file doesn't record, and so could not be checked.
+    /// Checks an adapter against the model: base digest, shapes and its [`Binding`]. Returns the names of what
+    /// its file doesn't record and so couldn't be checked.
     ///
     /// Costs one pass of [`PROBES`] tokens, and the model's digest (see [`ModelFile::with_digest_cache`]).
     ///
     /// # Errors
-    /// `BaseMismatch` that names everything that differs; of another kind where nothing could override it:
-    /// `Corrupt` for an adapter that does nothing or whose outputs aren't finite.
+    /// `BaseMismatch`, naming everything that differs, which a caller may override. `Corrupt`, which must not
+    /// be overridden, for an adapter that does nothing or whose outputs aren't finite.
     pub fn check(&mut self, adapter: &Adapter) -> Result<Vec<&'static str>> {
         adapter.check_shapes(self.model.config())?;
         let now = self.of(adapter);
         self.check_found(adapter, now)
     }
 
-    /// [`Prober::check`] with a fingerprint that was [taken](Prober::with) of this adapter alone, as it is in
-    /// use: what a DoRA needs to be used is then not computed twice.
+    /// [`Prober::check`] with a fingerprint [taken](Prober::with) of this adapter alone, already in use, so a
+    /// DoRA's gains aren't computed twice.
     ///
     /// # Errors
     /// As [`Prober::check`].
@@ -141,11 +154,14 @@ impl Prober {
         let mut differs = Vec::new();
         if let Some(then) = &adapter.binding {
             if then.template != model.template_digest()? {
-                differs.push("the chat template is another".to_string());
+                differs.push("the chat template differs".to_string());
             }
             let found = matched(&model, &adapter.layout);
             if then.matched != found {
-                differs.push(format!("{found} projections find their tensor, where {} did", then.matched));
+                differs.push(format!(
+                    "{found} projections match a tensor, but {} did when it was saved",
+                    then.matched
+                ));
             }
             if !now.agrees(&then.adapted) {
                 differs.push(other_outputs(then, now, self.base()));
@@ -161,7 +177,7 @@ impl Prober {
         }
     }
 
-    /// The base's own fingerprint costs a pass, so it is taken where it may be equal only.
+    /// The base's own fingerprint costs a pass, so take it only if the two may be equal.
     fn check_does_something(&mut self, adapter: &Adapter, now: Fingerprint) -> Result<()> {
         if adapter.binding.is_some_and(|then| !now.agrees(&then.base)) {
             return Ok(());
@@ -177,7 +193,7 @@ fn take(chain: &mut Chain, adapted: Option<&dyn Adapted>, batch: &Batch) -> Fing
     found
 }
 
-/// Adapted projections whose tensor the model has, in the shape that the adapter takes it for.
+/// Adapted projections whose tensor the model has, in the shape the adapter expects.
 fn matched(model: &ModelFile, layout: &Layout) -> usize {
     let finds = |layer: usize, proj, shape: (usize, usize)| {
         layer < model.config().n_layers && {
@@ -188,25 +204,25 @@ fn matched(model: &ModelFile, layout: &Layout) -> usize {
     layout.slots().filter(|(layer, proj, s)| finds(*layer, *proj, (s.outputs, s.inputs))).count()
 }
 
-/// Refuses an adapter that has something to do and does nothing.
+/// Refuses an adapter that should have an effect but has none.
 ///
 /// # Errors
 /// `Corrupt`.
 pub fn check_effect(binding: &Binding, adapter: &Adapter) -> Result<()> {
     if binding.matched == 0 {
-        return Err(corrupt("none of its projections is in the model: it would do nothing"));
+        return Err(corrupt("none of its projections is in the model, so it would do nothing"));
     }
-    // To the bit: an effect that rounding hides entirely is none.
+    // Compared to the bit: an effect fully hidden by rounding is no effect.
     match binding.adapted == binding.base && has_effect(adapter) {
         true => Err(corrupt(
-            "the adapter loads and does nothing: its B is not zero, and yet no output of the base changes; \
+            "the adapter loads but does nothing: its B isn't zero, yet no output of the base changes; \
              it is broken or was made for another base",
         )),
         false => Ok(()),
     }
 }
 
-/// Whether an adapter has anything that should change outputs.
+/// Whether an adapter should change outputs.
 fn has_effect(adapter: &Adapter) -> bool {
     adapter.layout.slots().any(|(_, _, s)| adapter.theta[s.b].iter().any(|b| *b != 0.0))
 }
@@ -214,31 +230,31 @@ fn has_effect(adapter: &Adapter) -> bool {
 fn another_base(model: &ModelFile, adapter: &Adapter, differs: &[String]) -> Error {
     let what = match (differs.is_empty(), adapter.binding.is_some()) {
         (false, _) => format!(" ({})", differs.join("; ")),
-        // Weights that the fixed tokens reach would have shown.
+        // A difference in weights the fixed tokens use would have shown.
         (true, true) => {
-            " (it computes the same on fixed tokens: its tokenizer, or weights for other tokens differ)"
+            " (it computes the same on fixed tokens, so its tokenizer or its weights for other tokens differ)"
                 .into()
         }
         (true, false) => String::new(),
     };
     mismatch(format!(
-        "the adapter was trained on another base: {} ({}), and this model is {}{what}",
+        "the adapter was trained on another base: {} ({}); this model is {}{what}",
         hex::short(&adapter.base.digest),
         adapter.base_name(),
         hex::short(&model.digest()),
     ))
 }
 
-/// Which of the two computes otherwise than when the adapter was saved.
+/// Says which of the two computes something different than when the adapter was saved.
 fn other_outputs(then: &Binding, adapted: Fingerprint, base: Fingerprint) -> String {
     match base.agrees(&then.base) {
         false => format!(
-            "the base's weights compute something else: up to {:.3} nats on fixed tokens",
+            "the base's outputs differ by up to {:.3} nats on fixed tokens",
             base.distance(&then.base)
         ),
         true => format!(
             "the base computes as before, but with the adapter the outputs differ by up to {:.3} nats: the adapter \
-             is not read as it was saved",
+             was not read back as it was saved",
             adapted.distance(&then.adapted)
         ),
     }

@@ -1,9 +1,22 @@
-//! The llama architecture in candle's own layers and autograd, f32 on the CPU: the referee of the hand-written forward and
-//! backward passes, in the tests and on a user's own device ([`crate::selftest`]).
+//! The llama architecture in candle's own layers and autograd, f32 on the CPU. It checks the hand-written
+//! forward and backward passes, in the tests and on a user's device ([`crate::selftest`]).
 //!
 //! Clarity over speed. Every operation carries a gradient, which rules out candle's fused `rms_norm`, `softmax_last_dim` and
 //! `rope` (they have no backward) and its quantized matmul (no gradient to its input, and illegal instructions on
-//! ARMv8.0). So weights are dequantized before they come here.
+//! ARMv8.0). So weights must be dequantized first.
+//!
+//! ```
+//! use engraft_runtime::Base;
+//! use engraft_runtime::reference::{Reference, loss};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let reference = Reference::of(&base.model, &base.kernels)?;
+//! let logits = reference.logits(None, &[1, 2, 3])?;
+//! println!("{} nats per token", loss(&logits, &[2, 3, 4])?.to_scalar::<f32>()?);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::HashMap;
 
@@ -17,18 +30,18 @@ use engraft_kernels::{Kernels, QMatrix};
 use crate::model::config::{ModelConfig, Proj};
 use crate::model::weights::ModelFile;
 
-/// A target that counts for nothing: the position has no next token to learn.
+/// Marks a position without a target: there is no next token to learn.
 pub const NO_TARGET: u32 = u32::MAX;
 
 /// A LoRA or DoRA adapter: each adapted projection adds `scale · (x·Aᵀ)·Bᵀ` to its output, which DoRA
 /// then multiplies by `m/‖W + scale·B·A‖`, row by row of W.
 #[derive(Default)]
 pub struct Lora {
-    /// alpha/r, or alpha/√r with rsLoRA, where `scales` names no other.
+    /// alpha/r, or alpha/√r with rsLoRA, unless `scales` overrides it.
     pub scale: f32,
     /// (block, projection) to (A `[r, in]`, B `[out, r]`).
     pub pairs: HashMap<(usize, Proj), (Tensor, Tensor)>,
-    /// Multipliers of single projections.
+    /// Multipliers of individual projections.
     pub scales: HashMap<(usize, Proj), f32>,
     /// DoRA's magnitudes m `[out]`.
     pub magnitudes: HashMap<(usize, Proj), Tensor>,
@@ -53,10 +66,11 @@ struct Block {
 }
 
 impl Reference {
-    /// A model of f32 tensors by their GGUF names, `token_embd.weight` and so on; a `Var`'s tensor is trained with it.
+    /// A model of f32 tensors by their GGUF names, `token_embd.weight` and so on; pass a `Var`'s tensor to
+    /// train it.
     ///
     /// # Errors
-    /// A tensor that is missing, or of another shape than `config` implies.
+    /// A tensor that is missing or doesn't have the shape `config` implies.
     pub fn new(
         config: &ModelConfig,
         tensors: HashMap<String, Tensor>,
@@ -95,7 +109,7 @@ impl Reference {
     /// A model's file, dequantized.
     ///
     /// # Errors
-    /// Those of candle, where memory is short.
+    /// Those of candle, if memory runs short.
     pub fn of(model: &ModelFile, kernels: &Kernels) -> Result<Reference> {
         let view = model.view();
         let matrix = |w: &QMatrix<'_>| {
@@ -135,7 +149,7 @@ impl Reference {
     /// Next-token logits of a batch: `ids` is `[B, T]` u32, the result `[B, T, V]`.
     ///
     /// Attention is causal, so sequences shorter than T are padded on the right with any valid id, and the
-    /// logits of the padding ignored.
+    /// padding's logits ignored.
     ///
     /// # Errors
     /// As [`Reference::logits`].
@@ -178,7 +192,7 @@ pub fn loss(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     cross_entropy(&logits, &Tensor::from_vec(ids, n, &Device::Cpu)?)
 }
 
-/// One block's projections, each with its adapter where there is one.
+/// One block's projections, each with its adapter, if any.
 struct Adapted<'a> {
     layer: usize,
     block: &'a Block,
@@ -196,7 +210,7 @@ impl Adapted<'_> {
         let scale = f64::from(*lora.scales.get(&place).unwrap_or(&lora.scale));
         let y = (y + (x.matmul(&a.t()?)?.matmul(&b.t()?)? * scale)?)?;
         let Some(m) = lora.magnitudes.get(&place) else { return Ok(y) };
-        // The whole of W + s·B·A, which only a referee can afford; its norm is a constant to the gradient.
+        // The full W + s·B·A, which only a reference can afford; the gradient treats its norm as a constant.
         let v = (frozen.weight() + (b.matmul(a)? * scale)?)?;
         let norm = v.sqr()?.sum(1)?.sqrt()?.detach();
         y.broadcast_mul(&(m / norm)?)

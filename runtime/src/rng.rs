@@ -1,9 +1,18 @@
-//! The one random generator of the runtime: counter-based, so that its whole state is three integers,
-//! a checkpoint can hold it, and any draw can be found again without replaying those before it.
+//! The one random generator of the runtime: counter-based, so its whole state is three integers. A checkpoint
+//! can hold it, and any draw can be reproduced without replaying earlier ones.
 //!
 //! The output is SplitMix64's finalizer (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
 //! Generators", OOPSLA 2014) applied to a Weyl sequence whose start and odd increment derive from
 //! (seed, stream). Not for secrets.
+//!
+//! ```
+//! use engraft_runtime::rng::Rng;
+//!
+//! let mut random = Rng::new(0, 1);
+//! let first = random.next_u64();
+//! // Any draw can be found again.
+//! assert_eq!(Rng::at(0, 1, 0).next_u64(), first);
+//! ```
 
 pub(crate) use engraft_kernels::mix;
 use serde::{Deserialize, Serialize};
@@ -20,13 +29,13 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// The beginning of a stream. Rooms take different stream numbers (init, dropout, shuffle, sampler),
-    /// so that more draws in one never move another.
+    /// The start of a stream. Each use (init, dropout, shuffle, sampler) has its own stream number, so extra
+    /// draws in one never shift another.
     pub fn new(seed: u64, stream: u64) -> Self {
         Rng { seed, stream, counter: 0 }
     }
 
-    /// The same stream at a draw: `counter` draws of 64 bits have been made.
+    /// A stream after `counter` draws of 64 bits.
     pub fn at(seed: u64, stream: u64, counter: u64) -> Self {
         Rng { seed, stream, counter }
     }
@@ -70,8 +79,8 @@ impl Rng {
         }
     }
 
-    /// A standard normal value by Box and Muller, the second of the pair discarded, so that the state
-    /// stays a counter. Two draws.
+    /// A standard normal value by Box–Muller, discarding the pair's second value so the state stays a counter.
+    /// Two draws.
     pub fn normal(&mut self) -> f32 {
         // 1 − u is in (0, 1]: the logarithm is finite.
         let radius = (-2.0 * (1.0 - self.f64()).ln()).sqrt();
@@ -79,7 +88,7 @@ impl Rng {
         (radius * angle.cos()) as f32
     }
 
-    /// A uniformly random order (Fisher and Yates), in place.
+    /// A uniformly random order (Fisher–Yates), in place.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             let other = self.below(last as u64 + 1) as usize;

@@ -1,10 +1,19 @@
-//! What this device computes, held against what it should: for whoever stands before a machine that the tests
-//! never ran on.
+//! Checks what this device computes, for machines the tests never ran on.
 //!
-//! The scalar specification judges every instruction set that the CPU has, by a training step of a few tokens; the
-//! loss itself judges the gradients, by its differences along each kind of adapter matrix; a second run with other
-//! threads judges that the work is split without a trace; an adapter is committed, and read back; and the same model in
-//! candle's own layers and autograd ([`crate::reference`]) judges all of it at once, where memory holds it.
+//! A training step of a few tokens compares every instruction set of the CPU with the scalar specification.
+//! Difference quotients of the loss, along each kind of adapter matrix, check the gradients. A second run with
+//! another number of threads must give the same bits. An adapter is committed and read back. If memory allows,
+//! the same model in candle's layers and autograd ([`crate::reference`]) checks everything at once.
+//!
+//! ```
+//! use engraft_runtime::Base;
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! println!("{} bytes of private memory", engraft_runtime::selftest::private_bytes(&base.model, 2));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::path::Path;
 use std::sync::Arc;
@@ -30,17 +39,18 @@ use crate::train::{TrainOptions, Trainer};
 const TOKENS: usize = 8;
 /// Rank of its adapter.
 const RANK: usize = 4;
-/// Bounds, several times what thirty blocks of a real model make of rounding, and far below what a wrong kernel does:
-/// of f32, |loss − specified| / specified, and of each gradient tensor max|g − specified| / max|specified|;
+/// Bounds several times the rounding of thirty blocks of a real model, and far below the error of a wrong
+/// kernel. For f32: |loss − specified| / specified, and for each gradient tensor max|g − specified| /
+/// max|specified|.
 const F32_LOSS: f64 = 1e-4;
 const F32_GRADIENT: f64 = 5e-3;
-/// of int8, the loss's, and 1 − cosine between all gradients.
+/// For int8: the same for the loss, and 1 − cosine between all gradients.
 const INT8_LOSS: f64 = 4e-2;
 const INT8_TURN: f64 = 3e-2;
 /// |difference quotient − |g|| / |g|, along the gradient of one kind of matrix.
 const DIFFERENCE: f64 = 1e-2;
-/// How much the loss is to change between the two ends of a difference, in nats: far above its rounding, and so
-/// little that it is nearly straight between them.
+/// Change in loss between the two ends of a difference, in nats: far above its rounding, but small enough to be
+/// nearly linear.
 const CHANGE: f64 = 2e-2;
 
 /// One comparison.
@@ -57,24 +67,24 @@ pub struct Check {
 }
 
 impl Check {
-    /// Whether it is within its bound; what is no number is not.
+    /// Whether it is within its bound; NaN is not.
     pub fn passed(&self) -> bool {
         self.found <= self.bound
     }
 }
 
-/// Bytes of private memory that the test takes of `model`, whose plan must fit before it runs.
+/// Bytes of private memory the test needs for `model`; check that this fits before running it.
 pub fn private_bytes(model: &ModelFile, threads: usize) -> usize {
-    // Two trainers at once, and the gradients that both are compared with.
+    // Two trainers at once, and the gradients both are compared with.
     2 * MemoryPlan::new(model.config(), &request(model, threads)).private_bytes
 }
 
-/// Makes all comparisons, and hands each to `tell`, which says whether to go on. `folder` is where an adapter is
-/// written; it exists, and nothing stays in it but that file.
+/// Makes all comparisons and passes each to `tell`, which returns whether to continue. `folder` must exist; an
+/// adapter is written there, and only that file remains.
 ///
 /// # Errors
-/// `Cancelled` where `tell` answers false; `Io` where the adapter can't be written or read back; `NonFinite` where
-/// a loss is no number.
+/// `Cancelled` if `tell` returns false; `Io` if the adapter can't be written or read back; `NonFinite` if a
+/// loss isn't finite.
 pub fn run(
     model: &Arc<ModelFile>,
     threads: usize,
@@ -99,7 +109,12 @@ pub fn run(
         tell(isa, "gradients in f32", found.gradients_apart(&specified, &adapter), F32_GRADIENT)?;
         let found = step(isa, threads, Precision::Int8)?;
         tell(isa, "loss of a step in int8", found.loss_apart(&specified), INT8_LOSS)?;
-        tell(isa, "turn of its gradients", 1.0 - cosine(&found.gradients, &specified.gradients), INT8_TURN)?;
+        tell(
+            isa,
+            "direction of gradients in int8",
+            1.0 - cosine(&found.gradients, &specified.gradients),
+            INT8_TURN,
+        )?;
     }
     let isa = Isa::detect();
     let gradients = step(isa, threads, Precision::F32)?.gradients;
@@ -108,7 +123,7 @@ pub fn run(
     })?;
     for precision in [Precision::F32, Precision::Int8] {
         let (one, more) = (step(isa, 1, precision)?, step(isa, threads.max(2), precision)?);
-        let what = format!("bits that threads change, {precision:?}");
+        let what = format!("bits changed by threads, {precision:?}");
         tell(isa, &what, one.bits_apart(&more) as f64, 0.0)?;
     }
     tell(isa, "parameters changed on disk", changed_on_disk(&adapter, folder)? as f64, 0.0)?;
@@ -116,28 +131,28 @@ pub fn run(
     if judged_by_reference(model, threads) {
         let found = step(isa, threads, Precision::F32)?;
         let judged = referee::judge(model, &adapter, (isa, threads))?;
-        tell(isa, "loss beside candle's", found.loss_apart(&judged), F32_LOSS)?;
-        tell(isa, "gradients beside candle's", found.gradients_apart(&judged, &adapter), F32_GRADIENT)?;
+        tell(isa, "loss against candle's", found.loss_apart(&judged), F32_LOSS)?;
+        tell(isa, "gradients against candle's", found.gradients_apart(&judged, &adapter), F32_GRADIENT)?;
     }
     Ok(())
 }
 
-/// What the reference takes beside the rest: every weight in f32, and the gradients' way back.
+/// Extra bytes for the reference: every weight in f32, and the activations for its backward.
 pub fn reference_bytes(model: &ModelFile) -> usize {
     let c = model.config();
     let weights = size_of::<f32>() * TunedLayout::new(c).len();
-    // Of the few tokens, activations of all blocks and the head's logits several times over.
+    // Per token: activations of all blocks, and the head's logits several times over.
     let row = c.n_layers * (12 * c.d_model + 6 * c.d_ff) + 8 * c.vocab;
     weights + size_of::<f32>() * rows(model) * row
 }
 
-/// Whether [`run`] ends with the reference: where it is part of this build, and fits what the machine leaves.
+/// Whether [`run`] ends with the reference: if it is part of this build and fits the available memory.
 pub fn judged_by_reference(model: &ModelFile, threads: usize) -> bool {
     let needed = (private_bytes(model, threads) + reference_bytes(model)) as u64;
     cfg!(feature = "candle") && room::here(threads).is_none_or(|room| needed <= room.bytes)
 }
 
-/// The model in candle's layers, with the adapter beside them.
+/// The model in candle's layers, with the adapter.
 #[cfg(feature = "candle")]
 mod referee {
     use candle_core::{Device, Result as Candle, Tensor, Var};
@@ -147,7 +162,7 @@ mod referee {
 
     /// Loss and gradients of the step, by candle's autograd.
     pub(super) fn judge(model: &ModelFile, adapter: &Adapter, (isa, threads): (Isa, usize)) -> Result<Step> {
-        // Candle has no answer of its own to memory that runs short.
+        // Candle has no separate error for running out of memory.
         step(model, adapter, &Kernels::with_isa(isa, threads))
             .map_err(|e| Error::new(ErrorKind::NonFinite, format!("the reference model failed: {e}")))
     }
@@ -178,7 +193,7 @@ mod referee {
     }
 }
 
-/// An adapter of every projection whose B is noise, so that all its gradients are alive.
+/// An adapter of every projection whose B is noise, so none of its gradients vanish.
 fn adapter(model: &ModelFile) -> Result<Adapter> {
     let c = model.config();
     let layers: Vec<usize> = (0..c.n_layers).collect();
@@ -241,7 +256,7 @@ fn trainer(
     Trainer::new(model.clone(), kernels, words, adapter.clone(), options)
 }
 
-/// What a step computed.
+/// The result of a step.
 struct Step {
     loss: f64,
     /// Sums over the targets, in the order of θ.
@@ -265,7 +280,7 @@ impl Step {
         (self.loss - specified.loss).abs() / specified.loss
     }
 
-    /// Of the tensor that is farthest off.
+    /// The deviation of the worst tensor.
     fn gradients_apart(&self, specified: &Step, adapter: &Adapter) -> f64 {
         let of =
             |at: std::ops::Range<usize>| largest_apart(&self.gradients[at.clone()], &specified.gradients[at]);
@@ -280,8 +295,8 @@ impl Step {
     }
 }
 
-/// Holds the gradient of each kind of matrix, in all blocks together, against the loss: along the gradient g its
-/// difference quotient is |g|.
+/// Checks the gradient of each kind of matrix, over all blocks together, against the loss: along the gradient g
+/// its difference quotient must be |g|.
 fn differences(
     model: &Arc<ModelFile>,
     adapter: &Adapter,
@@ -296,7 +311,7 @@ fn differences(
             let slots = adapter.layout.slots().filter(|(_, p, _)| *p == proj);
             let places: Vec<_> = slots.map(|(_, _, s)| if name == "A" { s.a } else { s.b }).collect();
             let squares = places.iter().flat_map(|at| &gradients[at.clone()]).map(|g| f64::from(*g).powi(2));
-            // The mean's, where the gradients are sums.
+            // The loss is a mean, while the gradients are sums.
             let norm = squares.sum::<f64>().sqrt() / targets;
             let length = CHANGE / 2.0 / norm;
             let mut loss_at = |sign: f64| {
@@ -320,7 +335,7 @@ fn differences(
     Ok(())
 }
 
-/// max|a − b| / max|b|; no number where either holds one that is none.
+/// max|a − b| / max|b|; NaN if either contains one.
 fn largest_apart(a: &[f32], b: &[f32]) -> f64 {
     let largest = |values: &mut dyn Iterator<Item = f64>| {
         values.fold(0.0f64, |m, v| if v.is_nan() || v.abs() > m { v.abs() } else { m })
@@ -329,13 +344,13 @@ fn largest_apart(a: &[f32], b: &[f32]) -> f64 {
     if apart == 0.0 { 0.0 } else { apart / largest(&mut b.iter().map(|b| f64::from(*b))) }
 }
 
-/// Of the angle between two vectors.
+/// The cosine of the angle between two vectors.
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// Parameters that are not what they were, once they were committed and read back.
+/// The number of parameters that changed when committed and read back.
 fn changed_on_disk(adapter: &Adapter, folder: &Path) -> Result<usize> {
     adapter.save(&Disk, folder, Stored::F32)?;
     let loaded = Adapter::load(folder)?;
@@ -377,8 +392,8 @@ mod tests {
         assert_eq!((stopped.unwrap_err().kind(), told), (ErrorKind::Cancelled, 1));
     }
 
-    /// What the comparisons are for: a multiplier that is 2 per cent off, gradients that are 5 per cent off in one
-    /// kind of matrix, and a lost number.
+    /// The errors the comparisons must find: a multiplier 2% off, gradients 5% off in one kind of matrix, and a
+    /// NaN.
     #[test]
     fn what_is_wrong_is_found() {
         let model = seedling();

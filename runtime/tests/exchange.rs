@@ -306,7 +306,7 @@ fn foreign_settings_are_refused_by_name() {
         ("rank_pattern", "{\".*q_proj\": 4}", Unsupported, "rank_pattern"),
         ("rank_pattern", "{\"q_proj\": 4}", Corrupt, "rank 2"),
         ("r", "4", Corrupt, "say 4"),
-        ("r", "\"two\"", Corrupt, "r is no number"),
+        ("r", "\"two\"", Corrupt, "r is not a number"),
         ("lora_alpha", "0", Corrupt, "alpha 0"),
         ("lora_alpha", "-1e300", Corrupt, "alpha"),
         ("lora_dropout", "1.0", Corrupt, "dropout"),
@@ -329,14 +329,14 @@ fn broken_tensors_are_refused_by_name() {
         ("NaN", |t| t[3].2[5] = f32::NAN, Corrupt, "NaN"),
         ("infinity", |t| t[2].2[0] = f32::INFINITY, Corrupt, "inf"),
         ("half a pair", |t| drop(t.remove(1)), Corrupt, "B is missing"),
-        ("a cut", |t| t.truncate(26), Corrupt, "no tensors of"),
+        ("a cut", |t| t.truncate(26), Corrupt, "no tensors for"),
         (
             "two ranks",
             |t| {
                 t[0].1 = vec![1, 2 * t[0].1[1]];
             },
             Corrupt,
-            "A is of rank 1, B of rank 2",
+            "A has rank 1, B has rank 2",
         ),
         ("another base", |t| (t[0].1[1], t[0].2) = (70, vec![0.0; 140]), BaseMismatch, "own base"),
         (
@@ -380,7 +380,7 @@ fn foreign_and_corrupt_files_are_told_apart() -> TestResult {
     assert!(detect(folder.path()).contains("adapter_config.json"));
     let text = folder.path().join("x.txt");
     fs::write(&text, "hello")?;
-    assert!(detect(&text).contains("no GGUF"));
+    assert!(detect(&text).contains("not a GGUF"));
     let error = Format::Gguf.import(&golden("base.gguf"), model.config()).expect_err("a model");
     assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("a model"), "{error}");
 
@@ -402,7 +402,7 @@ fn foreign_and_corrupt_files_are_told_apart() -> TestResult {
         import(&bytes).expect_err(to)
     };
     assert_eq!(swapped("llama", "qwen2").kind(), ErrorKind::BaseMismatch);
-    assert!(swapped("lora_a", "lora_c").message().contains("no part"));
+    assert!(swapped("lora_a", "lora_c").message().contains("part of a LoRA pair"));
     assert!(swapped("adapter.type", "adapter.kind").message().contains("adapter.type"));
     assert!(swapped("attn_q", "attn_v").kind() == ErrorKind::Corrupt);
     let mut nan = whole.clone();

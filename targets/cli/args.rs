@@ -6,8 +6,8 @@ use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
 use crate::verbs::{
-    adapt, adapter, bench, chat, compare, data, demo, eval, export, generate, import, merge, plan, selftest,
-    train,
+    adapt, adapter, bench, chat, compare, completions, data, demo, eval, export, generate, import, merge,
+    plan, selftest, train,
 };
 
 /// Heading of the options that every verb takes.
@@ -94,6 +94,8 @@ pub(crate) enum Verb {
     /// Check that this machine computes correctly: instruction sets, gradients, threads, adapter files
     #[command(after_help = "Example:\n  engraft selftest")]
     Selftest(selftest::Options),
+    /// Print completions for a shell, or write man pages
+    Completions(completions::Options),
 }
 
 impl Verb {
@@ -110,7 +112,11 @@ impl Verb {
 /// A `clap::Error` for a wrong command line (and for `--help`); the runtime's error for the file.
 pub(crate) fn parse(words: Vec<OsString>) -> anyhow::Result<Cli> {
     let mut words = spell_out_lr(words);
-    let given = without_required().try_get_matches_from(&words)?;
+    let Ok(given) = without_required().try_get_matches_from(&words) else {
+        // The help and every refusal show what is required.
+        let matches = command().try_get_matches_from(&words)?;
+        return Ok(Cli::from_arg_matches(&matches)?);
+    };
     if let Some((verb, given)) = given.subcommand()
         && let Ok(Some(file)) = given.try_get_one::<std::path::PathBuf>("config")
     {
@@ -147,8 +153,10 @@ pub(crate) fn without_required() -> Command {
 
 /// The usage error for a command line with global flags only.
 pub(crate) fn missing_verb() -> anyhow::Error {
-    let message = "a verb is missing: plan, train, compare, adapt, generate, chat, eval, data, import, export, merge, adapter, demo, bench or selftest (see `engraft --help`)";
-    command().error(clap::error::ErrorKind::MissingSubcommand, message).into()
+    let mut command = command();
+    let verbs: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
+    let message = format!("name a verb: {} (see `engraft --help`)", verbs.join(", "));
+    command.error(clap::error::ErrorKind::MissingSubcommand, message).into()
 }
 
 /// mlx_lm writes the learning rate's short flag with two letters (`-lr 1e-4`), which clap would read as
@@ -198,8 +206,9 @@ mod tests {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             let (_, example) =
                 help.split_once("Example:\n  ").unwrap_or_else(|| panic!("{}", verb.get_name()));
+            let typed = example.split(" > ").next().unwrap_or_default();
             let mut words = Vec::new();
-            for (i, part) in example.split('"').enumerate() {
+            for (i, part) in typed.split('"').enumerate() {
                 match i % 2 {
                     0 => words.extend(part.split_whitespace()),
                     _ => words.push(part),

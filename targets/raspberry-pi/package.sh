@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the binary for 64-bit ARM (or ENGRAFT_ARM_TARGET) with the profile dist and packs it with its systemd units:
-# a tarball and, if dpkg-deb is available, a .deb. The same commit and compiler give the same bytes.
+# Builds the binary for 64-bit ARM (or what ENGRAFT_ARM_TARGET names) in the profile dist and packs it with systemd
+# units, man pages and completions: a tarball, and a .deb where dpkg-deb is there. Both are the same to the byte for
+# the same commit and compiler.
 #
 #   targets/raspberry-pi/package.sh [FOLDER]     (default: cargo's target folder)
 set -euo pipefail
@@ -20,6 +21,16 @@ trap 'rm -rf "$root"' EXIT
 install -D -m 755 "$CARGO_TARGET_DIR/$target/dist/engraft" "$root/usr/bin/engraft"
 install -D -m 644 -t "$root/lib/systemd/system" "$here"/systemd/engraft-adapt@.*
 install -D -m 644 -t "$root/usr/share/doc/engraft" README.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$here/example.toml"
+# The binary writes its own pages and completions, on this machine through the emulator.
+made() { "$emulator" "$root/usr/bin/engraft" completions "$@"; }
+made --man "$root/usr/share/man/man1"
+gzip -9n "$root"/usr/share/man/man1/*.1
+completions=(bash bash-completion/completions/engraft zsh zsh/vendor-completions/_engraft fish fish/vendor_completions.d/engraft.fish)
+for ((i = 0; i < ${#completions[@]}; i += 2)); do
+  install -D -m 644 /dev/null "$root/usr/share/${completions[i + 1]}"
+  made "${completions[i]}" >"$root/usr/share/${completions[i + 1]}"
+done
+chmod 644 "$root"/usr/share/man/man1/*
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 mkdir -p "$out"
@@ -29,7 +40,7 @@ tar -C "$root" --sort=name --owner=0 --group=0 --numeric-owner -cf - . | gzip -9
 printf '%s: %s bytes; the binary alone: %s\n' "$tarball" "$(stat -c %s "$tarball")" "$(stat -c %s "$root/usr/bin/engraft")"
 
 if ! command -v dpkg-deb >/dev/null; then
-  echo 'SKIPPED: no .deb, because dpkg-deb is missing'
+  echo 'SKIPPED: the .deb, for want of dpkg-deb'
   exit
 fi
 architecture=arm64

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use super::{assert_refused, program, result_of, seedling, stderr, stdout};
+use super::{assert_refused, engraft, program, result_of, seedling, stderr, stdout};
 
 /// Chats line by line; returns the JSON of each answer, and stderr.
 fn talk(arguments: &[&str], lines: &str) -> (Vec<serde_json::Value>, String) {
@@ -119,4 +119,22 @@ fn the_machine_tests_itself() {
     let folder = tempfile::tempdir().expect("a folder");
     let broken = super::model_like(folder.path());
     assert_refused(&["selftest", "-m", &broken], 6, "corrupt", &["model.gguf"]);
+}
+
+#[test]
+fn shells_and_man_get_every_verb() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = engraft(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let text = stdout(&output);
+        assert!(text.contains("selftest") && text.contains("memory-budget"), "{shell}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let pages = folder.path().join("man1");
+    let output = engraft(&["completions", "--man", &pages.display().to_string()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let page = |name: &str| std::fs::read_to_string(pages.join(name)).expect("a page");
+    assert!(page("engraft.1").contains("engraft\\-train(1)"));
+    assert!(page("engraft-train.1").contains("memory\\-budget"));
+    assert_eq!(engraft(&["completions"]).status.code(), Some(2));
 }

@@ -59,7 +59,7 @@ fn race(verb: &[&str], folder: &Path) {
     assert_eq!(losers.len(), RACERS - 1, "{verb:?}: {losers:?}");
     for (code, message) in &losers {
         assert_eq!(*code, Some(1), "{verb:?}: {message}");
-        let words = ["another process writes to", "lock"];
+        let words = ["another process is writing to", "lock"];
         assert!(words.iter().all(|word| message.contains(word)), "{verb:?}: {message}");
     }
     let mut holder = holders.pop().expect("a holder");

@@ -83,7 +83,7 @@ fn a_full_disk_keeps_the_earlier_adapter() {
              {{ cat /dev/zero >$DISK/filler 2>&-; rm $DISK/room; {train} --seed 9; code=$?; cp -r $DISK/out $SEEN; \
              rm $DISK/filler; {train} --seed 9 --overwrite-checkpoints 2>&- && cp -r $DISK/out $SEEN.after; exit $code; }}"
         );
-        assert_told(&shell(&alone, &script, &names), &["disk/out/", "No space left", "make room"]);
+        assert_told(&shell(&alone, &script, &names), &["disk/out/", "No space left", "free some"]);
         let loaded = |suffix: &str| Adapter::load(Path::new(&format!("{seen}{suffix}"))).expect("an adapter");
         assert_eq!(loaded(""), loaded(".before"), "{free_kib} KiB free");
         assert_ne!(loaded(""), loaded(".after"), "{free_kib} KiB free");

@@ -103,8 +103,7 @@ fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
     crate::scalar::decode::dequantize(dtype, row, start + 4 * wide.len(), rest);
 }
 
-/// What [`shifted`] codes are too large by: subtracting it from a sum of products once is cheaper
-/// than from every code.
+/// The offset in [`shifted`] codes: subtracting it once from a sum of products is cheaper than from every code.
 pub(crate) const fn offset(t: u32) -> i8 {
     match of(t) {
         DType::Q4_0 => 8,

@@ -9,7 +9,7 @@ use crate::generic::simd::{CodeClass, Int8, Simd};
 #[derive(Clone, Copy)]
 pub struct Neon;
 
-/// Everything but the integer tile, which the steps differ in.
+/// Everything except the integer tile, which differs between the steps.
 macro_rules! simd_f32_neon {
     () => {
         type F = float32x4_t;
@@ -184,8 +184,8 @@ macro_rules! simd_i32_neon {
 }
 pub(crate) use simd_i32_neon;
 
-/// [`Simd::fma_steps`] by products with an element: a row's next four values are one load, and no
-/// instruction spreads them.
+/// [`Simd::fma_steps`] using products by element: a row's next four values take one load and no broadcast
+/// instructions.
 #[inline(always)]
 pub(crate) unsafe fn fma_four_steps<const MR: usize, const NV: usize>(
     acc: &mut [[float32x4_t; NV]; MR],
@@ -231,15 +231,15 @@ pub(crate) unsafe fn fma_four_steps<const MR: usize, const NV: usize>(
 /// The bits of 1.5 · 2^23 as f32: added to an integer below 2^22, they are the bits of their sum.
 pub(crate) const MAGIC: i32 = 0x4b40_0000;
 
-/// An integer that [`MAGIC`] was added to, as f32: a subtraction, which every vector pipe has, where
-/// a conversion would wait for the one that converts.
+/// An integer that [`MAGIC`] was added to, as f32: a subtraction runs on every vector pipe, while a conversion
+/// would wait for the single pipe that converts.
 #[inline(always)]
 pub(crate) unsafe fn less_magic(a: int32x4_t) -> float32x4_t {
     // SAFETY: every 64-bit ARM core has NEON.
     unsafe { vsubq_f32(vreinterpretq_f32_s32(a), vdupq_n_f32(f32::from_bits(MAGIC as u32))) }
 }
 
-/// Four rows of codes as quads of bytes, a quad a column.
+/// Four rows of codes as quads of bytes, one quad per column.
 #[inline(always)]
 pub(crate) unsafe fn quads(rows: [float32x4_t; 4]) -> uint32x4_t {
     // SAFETY: every 64-bit ARM core has NEON.

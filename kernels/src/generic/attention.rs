@@ -16,8 +16,8 @@ const fn round_up(n: usize, to: usize) -> usize {
     n.div_ceil(to) * to
 }
 
-/// Words from one row of scores to the next: a cache line past whole strips, since rows a power of two
-/// apart would all fall into the same set of the first cache.
+/// Words from one row of scores to the next: whole strips plus a cache line, since rows a power of two apart
+/// would all map to the same set of the L1 cache.
 const fn score_row(keys: usize) -> usize {
     round_up(keys, 32) + 16
 }
@@ -267,10 +267,10 @@ unsafe fn softmax_bwd<S: Simd>(p: &[f32], d: f32, scale: f32, ds: &mut [f32]) {
     }
 }
 
-/// Queries that read the rows they share at once.
+/// Queries that read shared rows together.
 pub const QUERIES: usize = 4;
 
-/// Element types as constants, so that each gets its own loops.
+/// Element types as constants, so each gets its own loops.
 const F32: u8 = 0;
 const F16: u8 = 1;
 const Q8: u8 = 2;
@@ -294,12 +294,11 @@ unsafe fn load_kv<S: Simd, const T: u8>(kv: &KvHead, row: usize, i: usize) -> S:
 
 /// Attention of single query rows, without packing. All of them have the first one's prefix.
 ///
-/// Each query's sums are formed in the order of the positions, wherever these are parted and however many
-/// queries there are.
+/// Each query's sums run in order of position, wherever the cache is split and however many queries there are.
 ///
 /// # Safety
-/// Pointers cover the shapes, keys and values are of one type; there are [`QUERIES`] queries at most, and
-/// the scratch has a word for each key of each; S's features are present.
+/// Pointers cover the shapes, keys and values are of one type; there are at most [`QUERIES`] queries, and the
+/// scratch has a word for each key of each; S's features are present.
 #[inline(always)]
 pub unsafe fn decode<S: Simd>(queries: &[CachedHead], scratch: &mut [f32]) {
     let Some(first) = queries.first() else { return };

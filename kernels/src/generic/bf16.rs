@@ -1,15 +1,15 @@
-//! The input gradient in bf16 with f32 sums, over the instruction sets that multiply bf16: half of f32's
-//! bytes and twice its products or more an instruction, at f32's range.
+//! The input gradient in bf16 with f32 sums, over the instruction sets that multiply bf16: half of f32's bytes
+//! and at least twice its products per instruction, with f32's range.
 
 use super::gemm::{NN_CHUNK, NN_STRIP, add_strip_low, decode_strip, pack_strip_low, take};
 use super::simd::Simd;
 use super::tile::{row_pointers, store_tile};
 use crate::items::NnItem;
 
-/// What an instruction set offers for bf16 beside its vectors of f32. As in [`Simd`], every method may
-/// only run where the CPU has the features.
+/// An instruction set's bf16 operations, in addition to its f32 vectors. As in [`Simd`], every method may only
+/// run where the CPU has the features.
 pub trait Bf16: Simd {
-    /// Successive elements of a sum that one instruction multiplies: they lie together in panels.
+    /// Successive elements of a sum that one instruction multiplies; panels store them together.
     const TOGETHER: usize;
     /// Rows of the tile.
     const MR: usize;

@@ -1,5 +1,5 @@
 //! The loops around an instruction set's decoding of stored blocks: which blocks a range of a row touches, and
-//! where what comes out of them goes. Semantics and panics are those of [`crate::scalar::decode`].
+//! where their output goes. Semantics and panics are those of [`crate::scalar::decode`].
 //!
 //! Per-type functions take the type as a constant (`T`, ggml's id), so each type becomes its own machine code and
 //! the `match` in it disappears. A *chunk* is 32 elements; every type's chunks can be decoded on their own.
@@ -16,7 +16,7 @@ pub(crate) trait Decode {
 
     /// All scales (and biases) of one block.
     unsafe fn scales<const T: u32, const B: usize>(block: &[u8; B]) -> Self::Scales;
-    /// The same as values: of types with biases, these behind the scales; else zeros.
+    /// The same as values, with biases after the scales; zeros for types without biases.
     unsafe fn values(scales: &Self::Scales) -> ([f32; 16], [f32; 16]);
     /// Exact codes of chunk `j` of a block.
     unsafe fn codes<const T: u32, const B: usize>(block: &[u8; B], j: usize, out: &mut [i8; CHUNK]);
@@ -61,8 +61,8 @@ macro_rules! with_block_type {
 }
 pub(crate) use with_block_type;
 
-/// `$body` for each chunk of 256 elements, with `$j` a constant in each: shifts become immediate and registers are
-/// chosen statically, which the compiler does not achieve by unrolling a loop this long.
+/// `$body` for each chunk of 256 elements, with `$j` a constant in each: shifts become immediate and registers
+/// are assigned statically, which the compiler doesn't achieve by unrolling a loop this long.
 macro_rules! for_each_chunk {
     ($j:ident, $body:block) => {
         $crate::generic::decode::for_each_chunk!($j, $body, 0 1 2 3 4 5 6 7)
@@ -178,8 +178,8 @@ pub(crate) const fn chunks_per_block(t: u32) -> usize {
     of(t).block_len() / CHUNK
 }
 
-/// The block that holds chunk `at` of the row, the chunk's place in it, and how many of the `left` chunks it
-/// holds from there.
+/// The block that holds chunk `at` of the row, the chunk's index in it, and how many of the `left` chunks it
+/// holds from there on.
 #[inline(always)]
 fn block_part<const T: u32, const B: usize>(
     blocks: &[[u8; B]],

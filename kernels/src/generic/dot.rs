@@ -1,11 +1,12 @@
-//! Dot products of stored rows with one vector of int8 activations: decoding by one token is a read of every
-//! weight once, so codes are expanded in registers and never written.
+//! Dot products of stored rows with one vector of int8 activations: decoding one token reads every weight once,
+//! so codes are expanded in registers and never written.
 //!
 //! Semantics and panics are those of [`crate::scalar::decode::dot_rows`]. Sums of products are exact integers per
-//! group; only the order of the float additions differs between versions. A row's result does not depend on which
-//! rows are computed beside it.
+//! group; only the order of the float additions differs between versions. A row's result doesn't depend on
+//! which other rows are computed with it.
 //!
-//! A *tile* is what an instruction set reads scales for at once: one block of 256 elements, or several of 32.
+//! A *tile* is the unit for which an instruction set reads scales at once: one block of 256 elements, or
+//! several of 32.
 
 use super::decode::{chunks_per_block, for_each_chunk, of};
 use crate::scalar::decode::CHUNK;
@@ -20,19 +21,19 @@ pub(crate) trait RowDot {
     type Factors: Copy;
     /// Activations of one step.
     type X: Copy;
-    /// Where the integer sums of a step begin.
+    /// The initial integer sums of a step.
     type Start: Copy;
-    /// Chunks that one step takes.
+    /// Chunks per step.
     const STEP: usize;
 
     /// Chunks in a tile of type `T`, a multiple of [`RowDot::STEP`] and of the type's own block.
     fn chunks_per_tile(t: u32) -> usize;
-    /// Sums of nothing.
+    /// Zero sums.
     unsafe fn zero() -> Self::Sums;
-    /// Factors that are about to be overwritten.
+    /// Placeholder factors, about to be overwritten.
     unsafe fn no_factors() -> Self::Factors;
-    /// Begins tile `t` of a row: fetches what lies `ahead` bytes further, adds the tile's biases times `xs` to
-    /// the sums, and gives its scales times those of the activations from the tile on, `xd`.
+    /// Begins tile `t` of a row: prefetches `ahead` bytes further, adds the tile's biases times `xs` to the
+    /// sums, and returns its scales times `xd`, the activations' scales from this tile on.
     unsafe fn begin<const T: u32, const B: usize>(
         tile: &[[u8; B]],
         ahead: usize,
@@ -53,8 +54,8 @@ pub(crate) trait RowDot {
         x: Self::X,
         factors: Self::Factors,
     ) -> Self::Sums;
-    /// Adds the products of a block of one chunk behind the last whole tile, whose activations have the scale
-    /// `xd` and the sum `xs`.
+    /// Adds the products of a one-chunk block after the last whole tile; its activations have scale `xd` and
+    /// sum `xs`.
     unsafe fn rest<const T: u32, const B: usize>(
         sums: Self::Sums,
         block: &[u8; B],
@@ -107,7 +108,7 @@ pub(crate) unsafe fn rows<D: RowDot, const T: u32, const B: usize, const R: usiz
                 }
             });
         }
-        // What is left of a row of 32-element blocks.
+        // The rest of a row of 32-element blocks.
         for (i, x) in x_rest.iter().enumerate() {
             if chunks_per_block(T) != 1 {
                 break;
@@ -143,8 +144,8 @@ macro_rules! dot_rows {
             xs: &[f32],
             out: &mut [f32],
         ) {
-            // A function of its own per type: in one body with all others the compiler keeps fewer of its values
-            // in registers, and no report on it could be read.
+            // A separate function per type: in a shared body the compiler keeps fewer values in registers, and
+            // profiles would be unreadable.
             #[inline(never)]
             #[target_feature(enable = $features)]
             fn kernel<const T: u32, const B: usize, const R: usize>(
@@ -176,8 +177,8 @@ macro_rules! dot_rows {
 }
 pub(crate) use dot_rows;
 
-/// How far ahead of its use a weight is fetched, in bytes: whole groups of rows, so that every line is fetched
-/// once, and far enough for the latency of memory.
+/// How far ahead of its use a weight is prefetched, in bytes: whole groups of rows, so every line is fetched
+/// once, and far enough to cover memory latency.
 pub(crate) fn prefetch_distance(group_bytes: usize) -> usize {
     const LEAST_BYTES: usize = 4096;
     group_bytes * LEAST_BYTES.div_ceil(group_bytes.max(1))

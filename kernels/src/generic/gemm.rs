@@ -7,25 +7,25 @@ use crate::block::DType;
 use crate::items::{DequantFn, LowRank, NnItem, NtItem, Rows, StripFn, TnItem};
 use crate::view::QMatrix;
 
-/// Columns of the strips that the input gradient decodes at once: one block of 32.
+/// Columns the input gradient decodes at once: one block of 32.
 pub const NN_STRIP: usize = 32;
-/// Weight rows that the input gradient decodes at once.
+/// Weight rows the input gradient decodes at once.
 pub const NN_CHUNK: usize = 256;
 
-/// Rows of x and dy that the weight gradient sums at once: their panel stays in the first cache.
+/// Rows of x and dy the weight gradient sums at once: their panel stays in the L1 cache.
 const TN_CHUNK: usize = 256;
 
-/// f32 words of scratch that a weight gradient's item needs.
+/// f32 words of scratch per weight gradient item.
 pub const TN_SCRATCH_WORDS: usize = TN_CHUNK * 32;
 
-/// f32 words of scratch that a forward item needs: W has rows of `k` elements, the adapter rank r.
+/// f32 words of scratch per forward item: W has rows of `k` elements, the adapter rank r.
 pub fn nt_scratch_words(k: usize, rank: usize) -> usize {
-    // The widest panel has 32 columns and is largest in f32; what is decoded before it is transposed
-    // (16 rows of codes, scales and biases) fits in what an integer panel leaves of that.
+    // The widest panel has 32 columns and is largest in f32. The rows decoded before transposing (16 rows of
+    // codes, scales and biases) fit in the part an integer panel leaves free.
     32 * k + 16 * NN_STRIP + 32 * rank + 64
 }
 
-/// f32 words of scratch that an input gradient's item needs: W has `n` rows.
+/// f32 words of scratch per input gradient item: W has `n` rows.
 pub fn nn_scratch_words(n: usize, rank: usize) -> usize {
     let int8 = NN_STRIP * 32 + NN_STRIP * n / 4 + NN_STRIP * (n / 32 + 1);
     int8.max(NN_CHUNK * NN_STRIP) + NN_STRIP * rank + 64
@@ -59,7 +59,7 @@ pub unsafe fn nt_item<S: Int8, const F_MR: usize, const I_MR: usize, const NV: u
     }
 }
 
-/// The integer tile of the class that the ISA gives W's type.
+/// The integer tile for the class this ISA assigns to W's type.
 #[inline(always)]
 unsafe fn nt_class<S: Int8, const MR: usize, const NV: usize>(
     it: &NtItem<'_>,
@@ -369,7 +369,7 @@ pub unsafe fn nn_item<S: Int8, const F_MR: usize, const I_MR: usize, const NV: u
                     (false, _) => nn_int8::<S, I_MR, NV, false, 1>(it, dy, c0, low, scratch),
                 }
             }
-            Rows::Bf16(_) => unreachable!("bf16 has an item of its own"),
+            Rows::Bf16(_) => unreachable!("bf16 has its own item"),
         }
     }
 }
@@ -517,8 +517,8 @@ pub unsafe fn tn_item<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// The integer form: W's columns are quantized anew along its rows, in groups of 32 rows, so that the
-/// tile of the forward serves the sum over rows too.
+/// The integer form: W's columns are requantized in groups of 32 rows, so the forward's tile can also sum over
+/// rows.
 #[inline(always)]
 unsafe fn nn_int8<S: Int8, const MR: usize, const NV: usize, const START: bool, const ACC16: usize>(
     it: &NnItem<'_>,

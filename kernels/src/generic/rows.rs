@@ -16,7 +16,7 @@ macro_rules! vectors {
     }};
 }
 
-/// Σ x², accumulated in f64 as ggml does: every activation of the layer hangs on it.
+/// Σ x², accumulated in f64 like ggml: every activation of the layer depends on it.
 #[inline(always)]
 fn sum_squares(x: &[f32]) -> f32 {
     const LANES: usize = 16;
@@ -94,7 +94,7 @@ pub unsafe fn quantize_row<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
     }
 }
 
-/// Up to LANES blocks, so that what is computed once a block fills a vector.
+/// Up to LANES blocks, so values computed once per block fill a vector.
 #[inline(always)]
 unsafe fn quantize_blocks<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
     let (n, lanes) = (x.len() / 32, S::LANES);
@@ -139,8 +139,8 @@ unsafe fn quantize_blocks<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
         }
         for i in 0..n {
             let (at, sum) = (i * t.tile, sums[0][i] + sums[1][i]);
-            // Neither the largest element nor the codes show a NaN: without this, what reads them would give
-            // numbers for it.
+            // Neither the largest element nor the codes show a NaN. Without this, NaN inputs would yield
+            // ordinary numbers.
             let scale = if sum.is_nan() { sum } else { scale[i] };
             *t.scale.add(at) = scale;
             *t.bias_sum32.add(at) = scale * sum;
@@ -154,7 +154,7 @@ unsafe fn quantize_blocks<S: Simd>(x: &[f32], halves: bool, t: RowTarget) {
     }
 }
 
-/// What a sum of codes begins at. Codes of what is no number have no sum; their scale tells.
+/// The start value for a sum of codes. Codes from NaN have no sum; their scale marks them.
 #[inline(always)]
 fn start(sum: f32) -> i32 {
     (sum as i32).wrapping_mul(-128)
@@ -284,8 +284,8 @@ pub unsafe fn swiglu_bwd<S: Simd>(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
     }
 }
 
-/// [`swiglu_bwd`] of a stretch of a row whose g and u were multiplied by gains c: adds dg·g and du·u to
-/// `sums`, and leaves dg·c and du·c.
+/// [`swiglu_bwd`] for part of a row whose g and u were multiplied by gains c: adds dg·g and du·u to `sums`, and
+/// leaves dg·c and du·c.
 ///
 /// # Safety
 /// Equal lengths; S's features are present.

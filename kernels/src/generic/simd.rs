@@ -1,8 +1,8 @@
-//! The vector operations an ISA provides; every algorithm in this folder is written once over them.
+//! The vector operations an ISA provides; every algorithm in this folder is written once, on top of them.
 //!
 //! All methods are `unsafe` for one shared reason: they may only run on a CPU that has the ISA's
 //! features, inside a function compiled for them (the wrappers in `x86_64` and `aarch64`). They are
-//! `inline(always)` so that this context is the caller's.
+//! `inline(always)` so that they take on the caller's context.
 
 use crate::block::DType;
 
@@ -29,7 +29,7 @@ pub trait Simd: Copy {
     const F32_MR: usize;
     /// Vectors per row of a tile.
     const NV: usize;
-    /// Rank rows that the skinny dot kernel holds at once.
+    /// Rank rows the skinny dot kernel holds at once.
     const DOT_TR: usize;
 
     /// All lanes zero.
@@ -54,8 +54,8 @@ pub trait Simd: Copy {
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
     /// a · b + c, rounded once where the instruction set can.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// acc[m][v] += Σ a[m][i] · b[i·b_row + v·LANES ..] over as many leading steps i < k as the ISA
-    /// takes several at once; gives their number.
+    /// acc[m][v] += Σ a[m][i] · b[i·b_row + v·LANES ..] over the leading steps i < k that the ISA can take
+    /// several at a time; returns their number.
     #[inline(always)]
     unsafe fn fma_steps<const MR: usize, const NV: usize>(
         _acc: &mut [[Self::F; NV]; MR],
@@ -99,15 +99,15 @@ pub trait Simd: Copy {
     unsafe fn store_i8(p: *mut i8, v: Self::F);
 }
 
-/// What the integer tile takes beside that.
+/// The additional operations of the integer tile.
 pub trait Int8: Simd {
     /// Vector of `LANES` i32.
     type I: Copy;
     /// Rows of the integer tile.
     const I8_MR: usize;
-    /// Whether the integer tile beats f32 for 8-bit codes, so that int8 input gradients pay.
+    /// Whether the integer tile beats f32 for 8-bit codes, which makes int8 input gradients worthwhile.
     const INT8_GRADIENT: bool;
-    /// Successive codes of one column that lie together in a panel: 4, or 8 for a matrix instruction.
+    /// Successive codes of one column stored together in a panel: 4, or 8 for a matrix instruction.
     const CODES_TOGETHER: usize = 4;
     /// Where integer sums start.
     const SUMS_START: i32 = 0;

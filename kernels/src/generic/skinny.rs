@@ -1,4 +1,4 @@
-//! Products whose one side is the adapter's rank r.
+//! Products in which one dimension is the adapter's rank r.
 
 use super::simd::Simd;
 use super::tile::{f32_tile, row_pointers};

@@ -1,11 +1,11 @@
-//! The two register tiles every matrix product is made of: f32 × f32, and int8 × codes.
+//! The two register tiles all matrix products are built from: f32 × f32 and int8 × codes.
 
 use super::simd::{Int8, Simd};
 
 /// The first elements of MR rows of stride `row`; rows past `rows` repeat the last.
 ///
 /// # Safety
-/// `rows` rows lie behind `first`.
+/// `rows` rows start at `first`.
 #[inline(always)]
 pub unsafe fn row_pointers<T, const MR: usize>(first: *const T, row: usize, rows: usize) -> [*const T; MR] {
     let mut pointers = [first; MR];

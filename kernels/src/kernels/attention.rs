@@ -33,9 +33,10 @@ pub fn cached_attention_scratch_words(keys: usize, head_dim: usize) -> usize {
 }
 
 impl Kernels {
-    /// Causal attention of one sequence: o `[t, heads·hd]` from q alike and k, v `[past + t, kv·hd]`.
+    /// Causal attention of one sequence: o `[t, heads·hd]` from q of the same shape and k, v `[past + t,
+    /// kv·hd]`.
     ///
-    /// `lse` `[heads, t]`, if any, receives the log-sum-exp that the backward needs.
+    /// `lse` `[heads, t]`, if any, receives the log-sum-exp for the backward.
     pub fn attention(
         &self,
         s: AttnShape,
@@ -69,8 +70,8 @@ impl Kernels {
         });
     }
 
-    /// Causal attention of the `t` newest rows over a cache in two parts, which holds them too at its end:
-    /// o `[t, heads·hd]` from q alike and `past + t` keys and values in all.
+    /// Causal attention of the `t` newest rows over a cache in two parts, which already ends with those rows: o
+    /// `[t, heads·hd]` from q of the same shape and `past + t` keys and values.
     pub fn attention_cached(
         &self,
         s: AttnShape,
@@ -111,10 +112,10 @@ impl Kernels {
         });
     }
 
-    /// Attention of `t` sequences that begin with the same positions: row r of q `[t, heads·hd]` sees the
-    /// `past` keys of `prefix` and those of `own(r)`, at whose end its own are; o is shaped as q.
+    /// Attention of `t` sequences with a common prefix: row r of q `[t, heads·hd]` sees the `past` keys of
+    /// `prefix` and those of `own(r)`, which end with its own; o has q's shape.
     ///
-    /// A row's result does not depend on the other rows, nor on where its positions are parted.
+    /// A row's result doesn't depend on the other rows, nor on where its positions are split.
     pub fn attention_batched<'a>(
         &self,
         s: AttnShape,
@@ -137,8 +138,8 @@ impl Kernels {
         let _timed = self.timed(Op::Attention);
         let scratch = Scratch::new(scratch, self.threads(), QUERIES * (s.past + longest));
         let o = Shared(o.as_mut_ptr());
-        // An item is a few queries of one kv head, which read the prefix together, and those of one head lie
-        // side by side: its rows of the prefix stay in the cache of the thread that reads them.
+        // An item is a few queries of one kv head, which read the prefix together. Items of one head are
+        // adjacent, so its prefix rows stay in the cache of the thread that reads them.
         let group = s.n_heads / s.n_kv_heads;
         let (queries, scale) = (s.t * group, 1.0 / libm::sqrtf(hd as f32));
         let per = if s.past > 0 && queries >= QUERIES { QUERIES } else { 1 };

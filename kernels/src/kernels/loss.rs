@@ -8,8 +8,7 @@ use super::{Kernels, Op};
 impl Kernels {
     /// Folds the logits `[m, chunk]` of vocabulary rows `first_id..` into each row's running softmax.
     ///
-    /// Logits become e^(logit − max). Where the running maximum grew, row r of `dx` (if any) is
-    /// rescaled to it.
+    /// Logits become e^(logit − max). If the running maximum grew, row r of `dx` (if any) is rescaled to it.
     pub fn ce_chunk(
         &self,
         logits: &mut [f32],

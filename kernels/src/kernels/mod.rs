@@ -1,4 +1,4 @@
-//! The safe entry points, a file for each kind of operation. Shapes are asserted here, once; then the work is split
+//! The safe entry points, one file per kind of operation. Shapes are asserted here once; then the work is split
 //! over the pool by outputs.
 
 mod attention;
@@ -62,7 +62,7 @@ impl Kernels {
         self.profile.all()
     }
 
-    /// Starts the profile anew.
+    /// Resets the profile.
     pub fn reset_profile(&self) {
         self.profile.reset();
     }
@@ -79,7 +79,7 @@ impl Kernels {
         if total <= 4096 {
             return data.chunks_mut(len).enumerate().for_each(|(i, run)| f(i, run));
         }
-        // Several rows an item, so that taking an item costs little beside it.
+        // Several rows per item, so the cost of taking an item is negligible.
         let per = (4096 / len).clamp(1, 64);
         let data = Shared(data.as_mut_ptr());
         self.pool.run(items.div_ceil(per), |item, _| {
@@ -96,7 +96,8 @@ mod tests {
     use super::*;
     use crate::{DType, NtOp, QMatrix, Rows, gemm_scratch_words};
 
-    /// Products with a pool that lacks threads: each worker must stay in its own stretch of the scratch.
+    /// Products on a pool with fewer threads than requested: each worker must stay in its own part of the
+    /// scratch.
     #[test]
     fn products_under_refused_threads_stay_in_their_scratch() {
         let (m, n, k) = (9, 200, 64);

@@ -18,7 +18,7 @@ impl Kernels {
         });
     }
 
-    /// Σ x², in f64, of parts that do not depend on the number of threads.
+    /// Σ x², in f64, over parts that don't depend on the number of threads.
     pub fn sum_squares(&self, x: &[f32]) -> f64 {
         const PARTS: usize = 64;
         const LANES: usize = 8;

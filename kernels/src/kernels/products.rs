@@ -15,7 +15,7 @@ use crate::view::QMatrix;
 use super::share::{Scratch, Shared};
 use super::{Kernels, Op};
 
-/// Rows up to which stored blocks are read anew for each row: packing them would cost more.
+/// Up to this many rows, stored blocks are reread for each row: packing them would cost more.
 const GEMV_ROWS: usize = 8;
 
 /// One forward product: y[m, n] (+)= c∘(x · Wᵀ (+ h·b)).
@@ -53,7 +53,7 @@ pub fn gemm_scratch_words(n: usize, k: usize, rank: usize) -> usize {
 
 impl Kernels {
     /// Quantizes x `[m, k]` to int8 into `words` (at least `acts_words(m, k)`), for [`Kernels::qgemm_nt`].
-    /// `halves` where any of the weights has groups of 16 (see [`DType::group_len`]).
+    /// `halves` if any of the weights has groups of 16 (see [`DType::group_len`]).
     pub fn quantize<'a>(
         &self,
         x: &[f32],
@@ -66,8 +66,8 @@ impl Kernels {
         self.quantize_tiles(x, m, k, tile, halves, words)
     }
 
-    /// The same of a gradient, for [`Kernels::qgemm_nn`]; or of a few rows x, for one [`Kernels::qgemm_nt`]
-    /// with weights of groups of 32 that is to go through the tiles all the same.
+    /// The same for a gradient, for [`Kernels::qgemm_nn`]. Also for a few rows x, to force a
+    /// [`Kernels::qgemm_nt`] with weights of groups of 32 through the tiles.
     pub fn quantize_gradient<'a>(
         &self,
         x: &[f32],
@@ -92,7 +92,7 @@ impl Kernels {
         let mut acts = QuantActsMut::new(words, m, k, tile, halves);
         let mut target = acts.target();
         let target = Shared(&mut target);
-        // Several rows an item, so that taking an item costs little beside it.
+        // Several rows per item, so the cost of taking an item is negligible.
         let per = (4096 / k).clamp(1, 64);
         self.pool.run(m.div_ceil(per), |item, _| {
             let target = &target;
@@ -166,7 +166,7 @@ impl Kernels {
             let mut first = 0;
             for (op, y) in ops.iter().zip(&ys) {
                 let n = rows(op);
-                // Cut at whole vectors, so that no row's rounding depends on the number of threads.
+                // Split at whole vectors, so rounding doesn't depend on the number of threads.
                 let cut = |at: usize| at.saturating_sub(first).next_multiple_of(16).min(n);
                 let (from, to) = (cut(item * part), cut((item + 1) * part));
                 // SAFETY: shapes were checked by the caller; items own disjoint columns of each y.
@@ -176,12 +176,12 @@ impl Kernels {
         });
     }
 
-    /// Whether w can be multiplied with int8 activations, and is faster so.
+    /// Whether w can be multiplied with int8 activations, and that is faster.
     pub fn int8_product(&self, w: &QMatrix<'_>) -> bool {
         self.table.int8_products && !w.dtype().is_float()
     }
 
-    /// Whether the input gradient through w can be computed with int8 dy, and is faster so.
+    /// Whether the input gradient through w can be computed with int8 dy, and that is faster.
     pub fn int8_gradient(&self, w: &QMatrix<'_>) -> bool {
         self.table.int8_gradient && w.rows().is_multiple_of(32) && w.cols().is_multiple_of(32)
     }
@@ -332,7 +332,7 @@ impl Kernels {
     }
 }
 
-/// The values of F32 weights, where they are aligned as such.
+/// The values of F32 weights, if they are aligned.
 fn f32_values<'a>(w: &QMatrix<'a>) -> Option<&'a [f32]> {
     // SAFETY: any bits are an f32.
     let (before, values, after) = unsafe { w.bytes().align_to::<f32>() };
@@ -348,7 +348,7 @@ fn reads_stored(op: &NtOp<'_>) -> bool {
     }
 }
 
-/// Rows of W that stay in the first cache for all rows of x.
+/// Rows of W that stay in the L1 cache for all rows of x.
 const GEMV_W_ROWS: usize = 64;
 
 /// y's columns `rows` of a product of a few rows, some of W's rows at a time.
@@ -359,7 +359,7 @@ const GEMV_W_ROWS: usize = 64;
 unsafe fn gemv_rows(t: &Table, m: usize, op: &NtOp<'_>, y: &Shared<f32>, rows: Range<usize>) {
     let mut all = [0.0f32; GEMV_ROWS * GEMV_W_ROWS];
     let (n, k) = (op.w.rows(), op.w.cols());
-    // Of f32 fewer rows, which then stay there too.
+    // Fewer rows for f32, so they stay there too.
     let step = if matches!(op.x, Rows::Int8(_)) { GEMV_W_ROWS } else { GEMV_W_ROWS / 4 };
     for from in rows.clone().step_by(step) {
         let to = rows.end.min(from + step);
@@ -443,9 +443,9 @@ fn check_rows(x: &Rows<'_>, m: usize, k: usize) {
     }
 }
 
-/// Activations must lie as the kernel at hand reads them.
+/// Asserts that activations have the layout this kernel reads.
 fn assert_tile(x: &Rows<'_>, tile: usize) {
     if let Rows::Int8(a) = x {
-        assert_eq!(a.tile, tile, "activations quantized for another product");
+        assert_eq!(a.tile, tile, "activations were quantized for another product");
     }
 }

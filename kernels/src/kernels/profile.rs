@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// The classes of work that are timed apart.
+/// The classes of work that are timed separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Forward products of several rows, the adapter's last product in them.
+    /// Forward products of several rows, including the adapter's last product.
     Forward,
     /// Products of a few rows.
     Gemv,
-    /// Input gradients, the adapter's part in them.
+    /// Input gradients, including the adapter's part.
     InputGradient,
     /// Weight gradients, in full fine-tuning.
     WeightGradient,
@@ -49,7 +49,7 @@ impl Op {
 pub(super) struct Profile([AtomicU64; Op::ALL.len()]);
 
 impl Profile {
-    /// Adds to a class what passes until the result is dropped.
+    /// Adds the time until the result is dropped to a class.
     pub(super) fn timed(&self, op: Op) -> Timed<'_> {
         Timed(&self.0[op as usize], Instant::now())
     }
@@ -59,13 +59,13 @@ impl Profile {
         Op::ALL.into_iter().map(|op| (op, self.0[op as usize].load(Ordering::Relaxed)))
     }
 
-    /// Starts anew.
+    /// Resets all classes.
     pub(super) fn reset(&self) {
         self.0.iter().for_each(|t| t.store(0, Ordering::Relaxed));
     }
 }
 
-/// Adds the time it lives to a class.
+/// Adds its lifetime to a class.
 pub(super) struct Timed<'a>(&'a AtomicU64, Instant);
 
 impl Drop for Timed<'_> {

@@ -8,14 +8,14 @@ use crate::view::QMatrix;
 use super::share::{Scratch, Shared};
 use super::{Kernels, Op, RUN};
 
-/// Columns that one item of a sum over rows takes.
+/// Columns per item of a sum over rows.
 const COLUMNS: usize = 128;
 
-/// Where the gradient that [`Kernels::gain_bwd`] takes lies, and where it goes.
+/// Where [`Kernels::gain_bwd`] reads its gradient and writes the result.
 pub enum GainGradient<'a> {
-    /// dy, over which dz is written.
+    /// dy, overwritten with dz.
     InPlace(&'a mut [f32]),
-    /// Both apart.
+    /// Separate buffers.
     Apart {
         /// `[m, n]`.
         dy: &'a [f32],
@@ -28,7 +28,7 @@ pub enum GainGradient<'a> {
 pub struct ColumnSum<'a> {
     /// `[n]`, added to.
     pub out: &'a mut [f32],
-    /// `[n]`: what the sums are divided by; where it is zero, nothing is added. Absent, it is one.
+    /// `[n]`: divisors of the sums; where one is zero, nothing is added. `None` divides by one.
     pub by: Option<&'a [f32]>,
 }
 
@@ -39,7 +39,7 @@ impl<'a> ColumnSum<'a> {
     }
 }
 
-/// A [`ColumnSum`] that items of one job share; each adds to its own columns.
+/// A [`ColumnSum`] shared by the items of one job; each adds to its own columns.
 struct SharedSum<'a>(Shared<f32>, Option<&'a [f32]>);
 
 impl SharedSum<'_> {
@@ -152,7 +152,7 @@ impl Kernels {
         });
     }
 
-    /// [`Kernels::swiglu_bwd`] of `[m, n]` where g and u were multiplied by gains: adds Σ_t dg·g and Σ_t du·u
+    /// [`Kernels::swiglu_bwd`] for `[m, n]` when g and u were multiplied by gains: adds Σ_t dg·g and Σ_t du·u
     /// of each column to the sums, and leaves dg and du multiplied by the gains. Without a gain c is 1.
     pub fn swiglu_bwd_gains(
         &self,
@@ -217,8 +217,8 @@ impl Kernels {
         });
     }
 
-    /// Backward through y = before + c∘z `[m, n]` (`before` absent: zero): dz = dy∘c, written to `dz` or, where
-    /// that is absent, over dy; adds Σ_t dy·(y − before) of each column to `sum`.
+    /// Backward through y = before + c∘z `[m, n]` (`before` absent: zero): dz = dy∘c, written to `dz` or,
+    /// without one, over dy; adds Σ_t dy·(y − before) of each column to `sum`.
     pub fn gain_bwd(
         &self,
         dy: GainGradient<'_>,

@@ -1,9 +1,9 @@
-//! How the items of one job share what they write.
+//! How the items of one job share their output.
 
 use core::ops::Range;
 use core::slice::from_raw_parts_mut;
 
-/// A pointer that items of one job share; each writes its own part.
+/// A pointer shared by the items of one job; each writes its own part.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<T>(pub(super) *mut T);
 // SAFETY: only handed to items that write disjoint parts, as each use below states.
@@ -23,7 +23,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// Each worker's own stretch of the caller's scratch.
+/// Each worker's own part of the caller's scratch.
 pub(super) struct Scratch(Shared<f32>, usize);
 
 impl Scratch {
@@ -33,7 +33,7 @@ impl Scratch {
         Scratch(Shared(words.as_mut_ptr()), each)
     }
 
-    #[allow(clippy::mut_from_ref, reason = "each worker asks for its own stretch only")]
+    #[allow(clippy::mut_from_ref, reason = "each worker asks only for its own part")]
     pub(super) fn of(&self, worker: usize) -> &mut [f32] {
         // SAFETY: `new` split the exclusive borrow evenly over the pool's threads, a worker runs one
         // item at a time, and each item asks once.

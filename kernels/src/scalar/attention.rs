@@ -1,4 +1,4 @@
-//! Attention of one head as its formulas read.
+//! Attention of one head, written as its formulas.
 
 use crate::items::{CachedHead, Head, HeadGrad};
 use crate::kv::KvHead;

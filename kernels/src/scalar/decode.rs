@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 use crate::block::DType;
 
-/// Elements that are decoded together: the greatest common block length.
+/// Elements decoded together: the greatest common block length.
 pub const CHUNK: usize = 32;
 
 /// The sixteen levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl` in ggml-common.h).
@@ -218,7 +218,7 @@ fn unpack_iq4_xs(block: &[u8], j: usize, codes: &mut [i8; CHUNK], scale: &mut [f
 /// For block types `start` and `out.len()` are multiples of 32; for float types they are free.
 ///
 /// # Panics
-/// If `row` is no whole number of blocks, or the range breaks these rules or exceeds the row.
+/// If `row` isn't a whole number of blocks, or the range breaks these rules or exceeds the row.
 pub fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
     assert_range(dtype, row, start, out.len());
     match dtype {
@@ -249,7 +249,7 @@ pub fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
 
 /// Element `k` of a block: ggml's formula, element by element.
 ///
-/// Shares no step with [`unpack`] on purpose: tests hold each against the other.
+/// Deliberately shares no step with [`unpack`]: tests check each against the other.
 fn element(dtype: DType, b: &[u8], k: usize) -> f32 {
     // Bit field helpers over the element's position: `nibble` of the split-halves layout of 32.
     let nibble = |qs: usize| (b[qs + k % 16] >> if k % 32 < 16 { 0 } else { 4 } & 15) as i32;
@@ -292,7 +292,7 @@ fn element(dtype: DType, b: &[u8], k: usize) -> f32 {
             let level = IQ4_LEVELS[nibble(8 + k / 32 * 16) as usize];
             f16_at(b, 0) * ((low | high << 4) as i32 - 32) as f32 * level as f32
         }
-        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are no blocks"),
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no blocks"),
     }
 }
 
@@ -344,7 +344,7 @@ pub fn dot_row(dtype: DType, row: &[u8], xq: &[i8], xd: &[f32], xs: &[f32]) -> f
     sum
 }
 
-/// [`dot_row`] of `out.len()` rows that lie one after the other in `rows`.
+/// [`dot_row`] for `out.len()` consecutive rows in `rows`.
 ///
 /// # Panics
 /// If `dtype` is a float type or a length differs from this.

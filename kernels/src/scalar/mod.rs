@@ -1,4 +1,4 @@
-//! Every operation, plainly: the specification that all other versions are tested against.
+//! Every operation in plain code: the specification all other versions are tested against.
 
 pub(crate) mod attention;
 pub mod decode;

@@ -1,4 +1,4 @@
-//! The operations on rows as their formulas read.
+//! The operations on rows, written as their formulas.
 
 use crate::acts::{RowTarget, quantize_row};
 use crate::items::{AdamWStep, SoftmaxState};
@@ -117,7 +117,7 @@ pub(crate) fn swiglu_bwd(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
     }
 }
 
-/// The same behind gains; see `generic::rows::swiglu_bwd_gains`.
+/// The same with gains; see `generic::rows::swiglu_bwd_gains`.
 pub(crate) fn swiglu_bwd_gains(
     g: &mut [f32],
     u: &mut [f32],

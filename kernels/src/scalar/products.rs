@@ -1,4 +1,4 @@
-//! The matrix products as their formulas read, strip by strip.
+//! The matrix products, written as their formulas, strip by strip.
 
 use half::bf16;
 
@@ -44,8 +44,8 @@ fn low_rank(low: Option<LowRank<'_>>, t: usize, i: usize, n: usize) -> f32 {
 }
 
 /// dx[t, c] (+)= Σ_i dy[t, i]·W[i, c] (+ Σ_j h[t, j]·b[j, c]) for the strip of c from `c0`. With dy in int8 or bf16,
-/// W's columns are rounded likewise: to int8 anew in groups of 32 rows, each group's scale its largest magnitude /
-/// 127.
+/// W's columns are rounded the same way. For int8 they are requantized in groups of 32 rows, with each group's
+/// largest magnitude / 127 as its scale.
 ///
 /// # Safety
 /// As for [`nt_item`]; the strip is dx's.

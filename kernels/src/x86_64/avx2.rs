@@ -1,4 +1,4 @@
-//! AVX2 + FMA + F16C, and the same with AVX-VNNI's integer dot product.
+//! AVX2 + FMA + F16C, and a variant with AVX-VNNI's integer dot product.
 
 use core::arch::x86_64::*;
 

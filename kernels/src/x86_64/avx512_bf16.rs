@@ -1,4 +1,4 @@
-//! AVX-512 BF16: two products of bf16 a lane, summed in f32 (`vdpbf16ps`).
+//! AVX-512 BF16: two bf16 products per lane, summed in f32 (`vdpbf16ps`).
 
 use core::arch::x86_64::*;
 

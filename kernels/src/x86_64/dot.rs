@@ -67,7 +67,7 @@ impl<const VNNI: bool> RowDot for Dot256<VNNI> {
         unsafe { load_codes(&x[j]) }
     }
 
-    /// The offset's products are the compiler's to share: [`chunk_dot_avx2`] does not always need them.
+    /// Leaves sharing the offset's products to the compiler: [`chunk_dot_avx2`] doesn't always need them.
     #[inline(always)]
     unsafe fn start<const T: u32>(_: __m256i) {}
 

@@ -1,4 +1,4 @@
-//! [`crate::generic::dot`] with 512-bit registers: two chunks, 64 codes, a step.
+//! [`crate::generic::dot`] with 512-bit registers: two chunks (64 codes) per step.
 
 use core::arch::x86_64::*;
 

@@ -23,15 +23,15 @@ pub enum Part {
 pub enum Error<E> {
     /// Reading or writing failed.
     Io(E),
-    /// The output takes no more bytes.
+    /// The output accepts no more bytes.
     WriteZero,
     /// The file does not begin with the magic.
     Foreign,
-    /// The file has another length than it declares, or ends early.
+    /// The file's length differs from the one it declares, or the file ends early.
     Length,
     /// A part's checksum or content is wrong.
     Damaged(Part),
-    /// The frame is whole, of a version that this reader does not know.
+    /// The frame is intact, but this reader doesn't know its version.
     Version {
         /// The version found.
         found: u16,
@@ -58,15 +58,15 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Io(source) => write!(f, "{source}"),
-            Error::WriteZero => f.write_str("the output takes no more bytes"),
+            Error::WriteZero => f.write_str("the output accepts no more bytes"),
             Error::Foreign => f.write_str("not an Engraft file (it does not begin with ENGRAFT)"),
-            Error::Length => f.write_str("cut or extended (its length differs from the one it declares)"),
+            Error::Length => {
+                f.write_str("truncated or extended (its length differs from the one it declares)")
+            }
             Error::Damaged(part) => write!(f, "damaged in its {part} (checksum or content is wrong)"),
-            Error::Version { found } => write!(
-                f,
-                "of frame version {found}, where this reader knows version {}",
-                crate::FRAME_VERSION
-            ),
+            Error::Version { found } => {
+                write!(f, "frame version {found}; this reader knows version {}", crate::FRAME_VERSION)
+            }
             Error::Limit(part) => write!(f, "the {part} is larger than the format allows"),
             Error::Misuse(what) => f.write_str(what),
         }

@@ -33,16 +33,16 @@ impl Kind {
     pub const CHECKPOINT: Kind = Kind(*b"CKPT");
 }
 
-/// What a frame says of itself before its header.
+/// What a frame says about itself ahead of its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meta {
     /// What the frame holds.
     pub kind: Kind,
     /// Version of the kind's header and sections.
     pub schema: u16,
-    /// Counts the successive files under one name; it decides which is newer, never a clock.
+    /// Numbers the successive files under one name. The higher number is the newer file; no clock is consulted.
     pub generation: u64,
-    /// Digest of the base model that the content belongs to.
+    /// Digest of the base model the content belongs to.
     pub base_digest: [u8; DIGEST_BYTES],
 }
 
@@ -94,8 +94,8 @@ pub struct Section {
 }
 
 impl Section {
-    /// A section called `name` (1 to 20 printable ASCII bytes) of `count` elements; `None` for
-    /// another name or a size beyond u64.
+    /// A section called `name` (1 to 20 printable ASCII bytes) of `count` elements; `None` for any other name,
+    /// or if the size overflows u64.
     pub fn new(name: &str, element: Element, count: u64) -> Option<Section> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(|b| b.is_ascii_graphic()) {
             return None;

@@ -1,4 +1,4 @@
-//! Reading a frame: all of it is verified first, then the sections are read into given memory.
+//! Reading a frame: verify all of it first, then read the sections into the caller's memory.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -14,21 +14,21 @@ use crate::layout::{
     prefix_bytes, u32_at,
 };
 
-/// A frame whose every byte was checked. It holds header and section table, not the sections.
+/// A frame whose every byte was checked. It holds the header and the section table, not the sections.
 #[derive(Clone, Debug)]
 pub struct Frame {
     meta: Meta,
     header: Vec<u8>,
     sections: Vec<Section>,
-    /// Checksum of each section, which a second reading must meet.
+    /// Checksum of each section; the second reading must match it.
     section_crcs: Vec<u32>,
     /// Checksum of all bytes before the first section, for the same reason.
     prefix_crc: u32,
 }
 
 impl Frame {
-    /// Reads the `file_bytes` bytes of a frame and checks all of them. Allocates at most the header
-    /// (1 MiB) and the table (4096 entries), each only after `file_bytes` was seen to hold it.
+    /// Reads the `file_bytes` bytes of a frame and checks all of them. Allocates at most the header (1 MiB) and
+    /// the table (4096 entries), and each only once `file_bytes` is known to be large enough.
     ///
     /// # Errors
     /// [`Error::Foreign`], [`Error::Length`], [`Error::Damaged`], [`Error::Version`], [`Error::Io`].
@@ -77,7 +77,7 @@ impl Frame {
     /// The header, decoded as the kind's own type.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when the bytes are no such header, or hold more than it.
+    /// [`Error::Damaged`] when the bytes aren't such a header, or hold more than one.
     pub fn header<'a, H: Deserialize<'a>, E>(&'a self) -> Result<H, Error<E>> {
         match postcard::take_from_bytes(&self.header) {
             Ok((header, [])) => Ok(header),
@@ -95,7 +95,7 @@ impl Frame {
         self.sections.iter().find(|section| section.name() == name)
     }
 
-    /// Begins a second reading, from the first byte of the same file, that hands out the sections.
+    /// Starts the second reading, from the first byte of the same file, which hands out the sections.
     ///
     /// # Errors
     /// [`Error::Damaged`] when the file is no longer the verified one, [`Error::Length`],
@@ -119,12 +119,12 @@ pub struct Sections<'f, R> {
 }
 
 impl<R: Read> Sections<'_, R> {
-    /// Fills `out` with the section `name`, passing over those before it.
+    /// Fills `out` with the section `name`, skipping those before it.
     ///
     /// # Errors
-    /// [`Error::Misuse`] when there is no such section ahead, or of another type or length;
-    /// [`Error::Damaged`] when the file is no longer the verified one (what `out` then holds is not
-    /// to be used); [`Error::Length`], [`Error::Io`].
+    /// [`Error::Misuse`] when no such section lies ahead, or its type or length differs; [`Error::Damaged`]
+    /// when the file is no longer the verified one (don't use what `out` then holds); [`Error::Length`],
+    /// [`Error::Io`].
     pub fn f32(&mut self, name: &str, out: &mut [f32]) -> Result<(), Error<R::Error>> {
         let mut rest = out.iter_mut();
         self.read(name, Element::F32, rest.len(), |bytes| {
@@ -135,8 +135,8 @@ impl<R: Read> Sections<'_, R> {
         })
     }
 
-    /// Hands the section `name` of `count` binary16 elements to `each`, one bit pattern after the
-    /// other, so that the caller converts without a second buffer.
+    /// Passes the section `name` of `count` binary16 elements to `each`, one bit pattern at a time, so the
+    /// caller can convert without a second buffer.
     ///
     /// # Errors
     /// As [`Sections::f32`].
@@ -153,7 +153,7 @@ impl<R: Read> Sections<'_, R> {
         })
     }
 
-    /// Fills `out` with the section `name` of bytes.
+    /// Fills `out` with the byte section `name`.
     ///
     /// # Errors
     /// As [`Sections::f32`].
@@ -165,7 +165,7 @@ impl<R: Read> Sections<'_, R> {
         })
     }
 
-    /// Passes over sections up to `name`, then streams it through `give` in whole elements.
+    /// Skips sections up to `name`, then streams it through `give` in whole elements.
     fn read(
         &mut self,
         name: &str,
@@ -174,10 +174,10 @@ impl<R: Read> Sections<'_, R> {
         mut give: impl FnMut(&[u8]),
     ) -> Result<(), Error<R::Error>> {
         let ahead = self.frame.sections[self.index..].iter().position(|s| s.name() == name);
-        let wanted = self.index + ahead.ok_or(Error::Misuse("no section of this name ahead"))?;
+        let wanted = self.index + ahead.ok_or(Error::Misuse("no section with this name lies ahead"))?;
         let section = self.frame.sections[wanted];
         if section.element() != element || section.count() != count as u64 {
-            return Err(Error::Misuse("the section is of another type or length"));
+            return Err(Error::Misuse("the section has a different type or length"));
         }
         while self.index < wanted {
             self.one(|_| ())?;
@@ -202,7 +202,7 @@ fn decode_table(table: &[u8]) -> Option<Vec<Section>> {
     (!has_duplicate_names(&sections)).then_some(sections)
 }
 
-/// The input, with the checksums that run along.
+/// The input, with its running checksums.
 struct Input<R> {
     input: R,
     /// Of every byte before the first section.
@@ -229,7 +229,7 @@ impl<R: Read> Input<R> {
 
     fn preamble(&mut self, file_bytes: u64) -> Result<Preamble, Error<R::Error>> {
         let mut bytes = [0; PREAMBLE_BYTES];
-        // A short file is still told apart: foreign, or ours and cut.
+        // Even a short file can be classified: foreign, or ours but truncated.
         let there = usize::try_from(file_bytes).map_or(PREAMBLE_BYTES, |n| n.min(PREAMBLE_BYTES));
         self.exact(&mut bytes[..there])?;
         let magic = crate::layout::MAGIC;

@@ -16,7 +16,7 @@ pub struct Writer<'s, W> {
     out: W,
     sections: &'s [Section],
     index: usize,
-    /// Bytes that the section at `index` still lacks.
+    /// Bytes still missing from the section at `index`.
     left: u64,
     crc: Crc32c,
     seal: Crc32c,
@@ -73,7 +73,7 @@ impl<'s, W: Write> Writer<'s, W> {
         self.file_bytes
     }
 
-    /// Appends elements to the current section, which must be of [`Element::F32`].
+    /// Appends elements to the current section, which must be [`Element::F32`].
     ///
     /// # Errors
     /// [`Error::Misuse`] for another element type or more elements than declared, [`Error::Io`].
@@ -89,7 +89,7 @@ impl<'s, W: Write> Writer<'s, W> {
         self.end_if_full()
     }
 
-    /// Appends elements, given as bit patterns, to the current section, of [`Element::F16`].
+    /// Appends elements, as bit patterns, to the current section, which must be [`Element::F16`].
     ///
     /// # Errors
     /// As [`Writer::f32`].
@@ -105,7 +105,7 @@ impl<'s, W: Write> Writer<'s, W> {
         self.end_if_full()
     }
 
-    /// Appends bytes to the current section, of [`Element::Bytes`].
+    /// Appends bytes to the current section, which must be [`Element::Bytes`].
     ///
     /// # Errors
     /// As [`Writer::f32`].
@@ -136,14 +136,14 @@ impl<'s, W: Write> Writer<'s, W> {
         write_all(&mut self.out, &bytes)
     }
 
-    /// Takes the room of `count` elements from the current section.
+    /// Claims room for `count` elements in the current section.
     fn claim(&mut self, element: Element, count: usize) -> Result<(), Error<W::Error>> {
         if count == 0 {
             return Ok(());
         }
         let section = self.sections.get(self.index).ok_or(Error::Misuse("every section is already full"))?;
         if section.element() != element {
-            return Err(Error::Misuse("the section is of another element type"));
+            return Err(Error::Misuse("the section has a different element type"));
         }
         let bytes = (count as u64).checked_mul(element.size() as u64);
         let left = bytes.and_then(|bytes| self.left.checked_sub(bytes));
@@ -160,7 +160,7 @@ impl<'s, W: Write> Writer<'s, W> {
         Ok(())
     }
 
-    /// Sets `left` for the section at `index`, closing empty ones on the way.
+    /// Sets `left` for the section at `index`, closing empty sections on the way.
     fn open_section(&mut self) -> Result<(), Error<W::Error>> {
         while let Some(section) = self.sections.get(self.index) {
             self.left = section.bytes();

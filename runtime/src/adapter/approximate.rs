@@ -1,10 +1,10 @@
-//! A DoRA as the plain LoRA of a rank that comes nearest to it.
+//! Approximates a DoRA by the nearest plain LoRA of a given rank.
 //!
-//! What a DoRA changes in a projection, ΔW = c∘(W + s·B·A) − W, is of full rank wherever a gain c is not 1.
-//! Its truncated singular value decomposition is the nearest matrix of a rank (Eckart and Young), found here
-//! by randomized subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061): ΔW is only ever
-//! multiplied by a few rows at a time, so W stays in its blocks but for the kernels' panels. The error is
-//! then taken row by row against the numbers that will be written, not estimated.
+//! A DoRA's change to a projection, ΔW = c∘(W + s·B·A) − W, has full rank wherever a gain c isn't 1. The
+//! nearest matrix of a given rank is its truncated singular value decomposition (Eckart and Young), found here
+//! by randomized subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061): ΔW is only ever multiplied
+//! by a few rows at a time, so W stays in its blocks except for the kernels' panels. The error is then measured
+//! row by row against the numbers that will be written, not estimated.
 
 use engraft_kernels::{Kernels, LowRank, NnOp, NtOp, QMatrix, Rows, gemm_scratch_words};
 
@@ -18,16 +18,15 @@ use crate::model::Proj;
 use crate::model::weights::ModelFile;
 use crate::rng::Rng;
 
-/// Directions that are followed beside those kept: they take up what the kept ones would mix with.
+/// Extra directions to track beyond those kept: they absorb what would otherwise mix into the kept ones.
 const BESIDE: usize = 8;
-/// Times that the directions go through ΔWᵀ·ΔW: the singular values of such a change fall slowly.
+/// Passes of the directions through ΔWᵀ·ΔW: the singular values of such a change decay slowly.
 const ROUNDS: usize = 4;
-/// Random stream of the first directions.
+/// Random stream of the initial directions.
 const STREAM: u64 = 0x5356_445f;
-/// Rows whose error one item of work takes.
+/// Rows per work item when measuring the error.
 const ERROR_ROWS: usize = 16;
-/// Share of its length that a direction keeps after others were taken from it, below which it is nothing
-/// but rounding.
+/// A direction that keeps less than this share of its length once the others are subtracted is mere rounding.
 const NOTHING: f64 = 1e-5;
 
 /// How far a projection's approximation is from its change, in Frobenius norms.
@@ -72,12 +71,12 @@ fn share(error: f64, norm: f64) -> f64 {
     if norm == 0.0 { 0.0 } else { error / norm }
 }
 
-/// The LoRA of rank `rank` (less where a projection is narrower) nearest to a DoRA on its base. `seed` gives
-/// the first directions; `progress` is told how many projections are done, and may return false to stop.
+/// The LoRA of rank `rank` (less where a projection is narrower) nearest to a DoRA on its base. `seed` sets the
+/// initial directions. `progress` receives the number of projections done and the total; return false to stop.
 ///
 /// # Errors
-/// `Misuse` for an adapter that is no DoRA, or a rank outside 1 to [`RANK_MAX`]; `BaseMismatch` for a model
-/// of other shapes; `Cancelled`.
+/// `Misuse` if the adapter isn't a DoRA or the rank is outside 1 to [`RANK_MAX`]; `BaseMismatch` if the model's
+/// shapes differ; `Cancelled`.
 pub fn low_rank(
     model: &ModelFile,
     kernels: &Kernels,
@@ -122,7 +121,7 @@ pub fn low_rank(
     Ok(Approximation { exchange, errors })
 }
 
-/// The change of one projection, as something to multiply by.
+/// One projection's change, as an operator to multiply by.
 struct Delta<'a> {
     kernels: &'a Kernels,
     w: QMatrix<'a>,
@@ -159,7 +158,7 @@ impl<'a> Delta<'a> {
         }
     }
 
-    /// x·ΔWᵀ `[m, out]` of x `[m, in]`, by c∘(W + s·B·A) − W = (c − 1)∘W + c∘s·B·A, which does not cancel.
+    /// x·ΔWᵀ `[m, out]` of x `[m, in]`, by c∘(W + s·B·A) − W = (c − 1)∘W + c∘s·B·A, which avoids cancellation.
     fn rows(&mut self, x: &[f32]) -> Vec<f32> {
         let (n, k, r) = (self.w.rows(), self.w.cols(), self.rank);
         let m = x.len() / k;
@@ -264,8 +263,7 @@ fn combine(turn: &[f64], rows: &[f32], factor: f64, out: &mut [f32]) {
     }
 }
 
-/// Makes rows of `n` orthonormal, by Gram and Schmidt twice over; rows that depend on those before become
-/// zero.
+/// Orthonormalizes rows of `n` by Gram–Schmidt, run twice. Rows that depend on earlier ones become zero.
 fn orthonormalize(rows: &mut [f32], n: usize) {
     for i in 0..rows.len() / n {
         let (before, rest) = rows.split_at_mut(i * n);
@@ -285,7 +283,7 @@ fn orthonormalize(rows: &mut [f32], n: usize) {
     }
 }
 
-/// Products of all pairs of rows of `n`.
+/// Dot products of all pairs of rows of `n`.
 fn gram(rows: &[f32], n: usize) -> Vec<f64> {
     let row = |i: usize| &rows[i * n..(i + 1) * n];
     let m = rows.len() / n;

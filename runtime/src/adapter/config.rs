@@ -1,11 +1,11 @@
-//! Which projections of which layers are adapted, at what rank, and where their parameters lie.
+//! Which projections of which layers are adapted, at what rank, and where their parameters are stored.
 
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelConfig, Proj};
 
-/// Largest rank: beyond it an adapter is no longer small, and kernels size their tiles by it.
+/// Largest rank. Kernels size their tiles by it, and an adapter beyond it is no longer small.
 pub const RANK_MAX: usize = 256;
 
 /// The settings of an adapter: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ on each adapted projection, where s is alpha/r, or
@@ -13,9 +13,9 @@ pub const RANK_MAX: usize = 256;
 /// output is then multiplied by m/‖W + s·B·A‖, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
-    /// Rank r, 1 to [`RANK_MAX`], where no override names another.
+    /// Rank r, 1 to [`RANK_MAX`], unless overridden.
     pub rank: usize,
-    /// Alpha, finite and above 0, where no override names another.
+    /// Alpha, finite and above 0, unless overridden.
     pub alpha: f32,
     /// Probability that an input element of the LoRA branch is dropped in training, in [0, 1).
     pub dropout: f32,
@@ -25,26 +25,27 @@ pub struct LoraConfig {
     pub layers: Vec<usize>,
     /// Whether s is alpha/√r.
     pub rslora: bool,
-    /// Whether each output row has a magnitude of its own (DoRA).
+    /// Whether each output row has its own magnitude (DoRA).
     pub dora: bool,
-    /// Ranks and alphas of single projections: by layer (those of all layers first), then projection.
+    /// Ranks and alphas of individual projections, sorted by layer (all-layer overrides first), then
+    /// projection.
     pub overrides: Vec<Override>,
 }
 
-/// Rank or alpha of a projection, in one layer or in all. What names a layer wins over what names none.
+/// Rank or alpha of a projection, in one layer or in all. An override for one layer beats one for all layers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Override {
     /// The layer; all of them where `None`.
     pub layer: Option<usize>,
     /// The projection.
     pub proj: Proj,
-    /// Its rank, if it is another.
+    /// Its rank, if overridden.
     pub rank: Option<usize>,
-    /// Its alpha, if it is another.
+    /// Its alpha, if overridden.
     pub alpha: Option<f32>,
 }
 
-/// Projections that share rank and alpha, in the order of θ: what to tell people of the multiplier.
+/// Projections that share rank and alpha, in the order of θ: how the multiplier is reported to people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
     /// Rank r.
@@ -58,12 +59,11 @@ pub struct Case {
 }
 
 impl LoraConfig {
-    /// Settings of a plain LoRA checked against a model. Targets and layers may come in any order and
-    /// repeat. Further fields may be set on the result, which [`LoraConfig::checked`] then holds against
-    /// the model.
+    /// Settings of a plain LoRA, checked against a model. Targets and layers may come in any order and repeat.
+    /// After setting further fields on the result, call [`LoraConfig::checked`].
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] that names the setting and its range.
+    /// [`ErrorKind::Misuse`], naming the setting and its range.
     pub fn new(
         model: &ModelConfig,
         rank: usize,
@@ -86,11 +86,11 @@ impl LoraConfig {
         config.checked(model)
     }
 
-    /// The same settings in their one order, overrides of one place merged, checked against a model.
+    /// The same settings in canonical order, with overrides of the same place merged, checked against a model.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] that names the setting and its range; an override of what is not adapted,
-    /// or two that contradict each other.
+    /// [`ErrorKind::Misuse`], naming the setting and its range; also for an override of something not adapted,
+    /// or two overrides that contradict each other.
     pub fn checked(mut self, model: &ModelConfig) -> Result<LoraConfig> {
         let misuse = |problem: String| Error::new(ErrorKind::Misuse, problem);
         self.targets.sort_unstable();
@@ -106,7 +106,7 @@ impl LoraConfig {
         Ok(self)
     }
 
-    /// Sorts the overrides, and makes one of those that name the same place.
+    /// Sorts the overrides and merges those for the same place.
     fn merge_overrides(&mut self) -> std::result::Result<(), String> {
         self.overrides.sort_by_key(|o| (o.layer, o.proj));
         let mut merged: Vec<Override> = Vec::with_capacity(self.overrides.len());
@@ -123,7 +123,7 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The multiplier of the LoRA branch where nothing is overridden: alpha/rank, or alpha/√rank.
+    /// The LoRA branch's multiplier where nothing is overridden: alpha/rank, or alpha/√rank.
     pub fn scale(&self) -> f32 {
         self.multiplier(self.rank, self.alpha)
     }
@@ -169,9 +169,9 @@ impl LoraConfig {
         if self.rslora { alpha / (rank as f32).sqrt() } else { alpha / rank as f32 }
     }
 
-    /// The value of the override that is meant for this place, if any is.
+    /// The value of the override that applies to this place, if any.
     fn overridden<T>(&self, layer: usize, proj: Proj, value: impl Fn(&Override) -> Option<T>) -> Option<T> {
-        // They are in order, each place once: a file may hold many of them, and many layers.
+        // Overrides are sorted and unique, so search: a file may hold many of them, and many layers.
         let at = |wanted: Option<usize>| {
             let found = self.overrides.binary_search_by_key(&(wanted, proj), |o| (o.layer, o.proj));
             value(&self.overrides[found.ok()?])
@@ -185,7 +185,7 @@ impl LoraConfig {
         check_rank(*rank)?;
         check_alpha(*alpha)?;
         if !(0.0..1.0).contains(dropout) {
-            return Err(format!("dropout {dropout} is not within 0 to 1 (1 excluded)"));
+            return Err(format!("dropout {dropout} must be at least 0 and below 1"));
         }
         if targets.is_empty() || !targets.is_sorted_by(|a, b| a < b) {
             return Err(
@@ -202,12 +202,12 @@ impl LoraConfig {
             ));
         }
         if !overrides.is_sorted_by(|a, b| (a.layer, a.proj) < (b.layer, b.proj)) {
-            return Err("ranks and alphas of single projections: each place once, in order".into());
+            return Err("ranks and alphas of individual projections: give each place once, in order".into());
         }
         overrides.iter().try_for_each(|o| self.check_override(o).map_err(|e| format!("{}: {e}", o.place())))
     }
 
-    /// An override that reaches nothing would be a setting that silently does nothing.
+    /// An override that reaches nothing would silently have no effect.
     fn check_override(&self, o: &Override) -> std::result::Result<(), String> {
         if o.rank.is_none() && o.alpha.is_none() {
             return Err("neither rank nor alpha is given".into());
@@ -230,7 +230,7 @@ impl Override {
         format!("{}{rank}{alpha}", self.place())
     }
 
-    /// The place for people.
+    /// The place, for messages.
     fn place(&self) -> String {
         let proj = self.proj.hf_name();
         self.layer.map_or_else(|| proj.to_string(), |l| format!("layers.{l}.{proj}"))
@@ -240,7 +240,7 @@ impl Override {
 fn check_rank(rank: usize) -> std::result::Result<(), String> {
     match (1..=RANK_MAX).contains(&rank) {
         true => Ok(()),
-        false => Err(format!("rank {rank} is not within 1 to {RANK_MAX}")),
+        false => Err(format!("rank {rank} is not in 1 to {RANK_MAX}")),
     }
 }
 
@@ -251,7 +251,7 @@ fn check_alpha(alpha: f32) -> std::result::Result<(), String> {
     }
 }
 
-/// Where the parameters of one projection lie in θ.
+/// Where one projection's parameters lie in θ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// A, [rank, inputs] row-major.
@@ -266,20 +266,20 @@ pub struct Slot {
     pub inputs: usize,
     /// Output features of the projection.
     pub outputs: usize,
-    /// Output features of all slots before this one: where its rows lie among those of all slots.
+    /// Output features of all slots before this one: the offset of its rows among all rows.
     pub rows_before: usize,
 }
 
 impl Slot {
-    /// Its rows among the output rows of all slots, as norms and gains are stored.
+    /// Its rows among the output rows of all slots, the order norms and gains are stored in.
     pub fn rows(&self) -> Range<usize> {
         self.rows_before..self.rows_before + self.outputs
     }
 }
 
-/// The order of all parameters in one flat vector θ: for each adapted layer ascending, for each
-/// adapted projection in storage order, A, then Bᵀ, then with DoRA m. A layer's parameters are one
-/// contiguous block; blocks differ in length where ranks do.
+/// The order of all parameters in one flat vector θ: for each adapted layer, ascending, and each adapted
+/// projection, in storage order: A, then Bᵀ, then (with DoRA) m. A layer's parameters form one contiguous
+/// block; blocks differ in length where ranks do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     layers: Vec<usize>,

@@ -1,9 +1,8 @@
-//! An adapter between formats: every module with its own rank and alpha, whatever wrote it.
+//! An adapter in a neutral form: every module with its own rank and alpha, whichever tool wrote it.
 //!
-//! RowOrder of B and of magnitudes stand in the order of the *base file's* rows. Readers and writers of
-//! formats in Hugging Face's order go through [`RowOrder`], which knows the one difference: a GGUF of
-//! architecture `llama` stores the rows of q and k permuted within each head, so that rotary pairs lie
-//! side by side.
+//! The rows of B and of the magnitudes follow the *base file's* order. Readers and writers of formats in
+//! Hugging Face's order go through [`RowOrder`], which knows the one difference: a GGUF of architecture `llama`
+//! permutes the rows of q and k within each head so that rotary pairs are adjacent.
 
 use super::config::{Layout, LoraConfig, Override, RANK_MAX};
 use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
@@ -30,18 +29,18 @@ pub struct Module {
     pub magnitude: Option<Vec<f32>>,
 }
 
-/// A whole adapter, in no format's shape.
+/// A whole adapter, independent of any file format.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Exchange {
     /// Whether the multiplier is alpha/√r instead of alpha/r.
     pub rslora: bool,
     /// Whether modules carry magnitudes.
     pub dora: bool,
-    /// How A began.
+    /// How A was initialized.
     pub init: Init,
     /// Dropout it was trained with.
     pub dropout: f32,
-    /// The base's name as the adapter gives it; empty where it gives none.
+    /// The base's name as the adapter gives it; empty if it gives none.
     pub base_name: String,
     /// The modules, in the order of layers, then of [`Proj::ALL`], each once.
     pub modules: Vec<Module>,
@@ -55,21 +54,21 @@ impl Exchange {
     }
 
     /// Puts the modules into their order and checks them against a model: at least one, each once,
-    /// ranks within 1 to [`RANK_MAX`], shapes the model's, every number finite, magnitudes exactly
-    /// where `dora` says so.
+    /// ranks in 1 to [`RANK_MAX`], shapes that match the model, every number finite, and magnitudes exactly if
+    /// `dora` is set.
     ///
     /// # Errors
-    /// `BaseMismatch` for layers or shapes that the model has not, `Corrupt` for the rest.
+    /// `BaseMismatch` for layers or shapes the model doesn't have, `Corrupt` for the rest.
     pub fn check(&mut self, model: &ModelConfig) -> Result<()> {
         self.modules.sort_by_key(|m| (m.layer, m.proj));
         if self.modules.is_empty() {
-            return Err(corrupt("it adapts nothing: no pair of A and B is in it"));
+            return Err(corrupt("it adapts nothing: it holds no pair of A and B"));
         }
         if let Some([m, _]) = self.modules.array_windows().find(|[a, b]| at(a) == at(b)) {
             return Err(corrupt(format!("{} is adapted twice", name(m))));
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return Err(corrupt(format!("dropout {} is not within 0 to 1 (1 excluded)", self.dropout)));
+            return Err(corrupt(format!("dropout {} must be at least 0 and below 1", self.dropout)));
         }
         for m in &self.modules {
             check_module(m, model, self.dora).map_err(|e| e.at(name(m)))?;
@@ -96,7 +95,7 @@ fn check_module(m: &Module, model: &ModelConfig, dora: bool) -> Result<()> {
         ));
     }
     if !(1..=RANK_MAX).contains(&m.rank) {
-        return Err(corrupt(format!("rank {} is not within 1 to {RANK_MAX}", m.rank)));
+        return Err(corrupt(format!("rank {} is not in 1 to {RANK_MAX}", m.rank)));
     }
     if !(m.alpha.is_finite() && m.alpha > 0.0) {
         return Err(corrupt(format!("alpha {} is not a finite number above 0", m.alpha)));
@@ -117,7 +116,7 @@ fn check_module(m: &Module, model: &ModelConfig, dora: bool) -> Result<()> {
         return Err(corrupt(problem));
     }
     if magnitude.is_some_and(|m| m.len() != outputs) {
-        return mismatch(format!("magnitudes of another length than {outputs}"));
+        return mismatch(format!("the magnitudes' length is not {outputs}"));
     }
     for (part, values) in [("A", &m.a[..]), ("B", &m.b), ("its magnitudes", magnitude.unwrap_or_default())] {
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
@@ -127,17 +126,17 @@ fn check_module(m: &Module, model: &ModelConfig, dora: bool) -> Result<()> {
     Ok(())
 }
 
-/// An error of what a foreign file holds.
+/// An error in a foreign file's content.
 pub(super) fn corrupt(problem: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, problem)
 }
 
-/// An error of what a foreign file asks for.
+/// An error for a foreign file's unsupported request.
 pub(super) fn unsupported(problem: impl Into<String>) -> Error {
     Error::new(ErrorKind::Unsupported, problem)
 }
 
-/// The settings that describe an exchange's modules: those of the first for all, and an override for each
+/// The settings that describe an exchange's modules: the first module's for all, plus an override for each one
 /// that differs.
 fn settings(exchange: &Exchange) -> Result<LoraConfig> {
     let modules = &exchange.modules;
@@ -148,7 +147,7 @@ fn settings(exchange: &Exchange) -> Result<LoraConfig> {
     for layer in &layers {
         if !modules.iter().filter(|m| m.layer == *layer).map(|m| &m.proj).eq(&targets) {
             return Err(unsupported(format!(
-                "layers {} and {layer} adapt different projections: only the same ones can be held",
+                "layers {} and {layer} adapt different projections; every adapted layer must adapt the same ones",
                 first.layer
             )));
         }
@@ -173,8 +172,8 @@ fn settings(exchange: &Exchange) -> Result<LoraConfig> {
 }
 
 impl Adapter {
-    /// The adapter that an exchange describes, bound to the base with this digest: foreign formats name
-    /// no base that could be checked, so importing binds it.
+    /// The adapter an exchange describes, bound to the base with this digest. Foreign formats name no base that
+    /// could be checked, so importing binds it.
     ///
     /// # Errors
     /// Those of [`Exchange::check`]; `Unsupported` for what an adapter can't hold.
@@ -198,7 +197,7 @@ impl Adapter {
         Ok(Adapter { config, layout, theta, base, meta, binding: None })
     }
 
-    /// The adapter in no format's shape.
+    /// The adapter in neutral form.
     pub fn to_exchange(&self) -> Exchange {
         let module = |(layer, proj, slot): (usize, Proj, super::Slot)| {
             let mut b = vec![0.0; slot.b.len()];
@@ -231,37 +230,37 @@ pub(super) fn transpose(from: &[f32], cols: usize, to: &mut [f32]) {
 /// The order of a projection's rows: Hugging Face's against the base file's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowOrder {
-    /// RowOrder of a head where they are permuted.
+    /// Rows of a head, if they are permuted.
     head: Option<usize>,
 }
 
 impl RowOrder {
-    /// The order for a projection of a model. Of the architectures that the world's converters write,
-    /// only `llama` permutes (Qwen2, Qwen3 and Gemma do not).
+    /// The order for a projection of a model. Of the architectures common converters write, only `llama`
+    /// permutes (Qwen2, Qwen3 and Gemma don't).
     pub fn of(model: &ModelConfig, proj: Proj) -> RowOrder {
         let permuted = model.architecture == "llama" && matches!(proj, Proj::Q | Proj::K);
         RowOrder { head: permuted.then_some(model.head_dim) }
     }
 
-    /// The Hugging Face row that is row `row` of the base file.
+    /// The Hugging Face row that corresponds to row `row` of the base file.
     pub fn hf_row(self, row: usize) -> usize {
         let Some(n) = self.head else { return row };
         let k = row % n;
         row - k + (k % 2) * (n / 2) + k / 2
     }
 
-    /// RowOrder of `width` in Hugging Face's order to the base file's.
+    /// Reorders rows of `width` from Hugging Face's order to the base file's.
     pub fn from_hf(self, hf: &[f32], width: usize) -> Vec<f32> {
         self.reorder(hf, width, |out, row| (out, row))
     }
 
-    /// RowOrder of `width` in the base file's order to Hugging Face's.
+    /// Reorders rows of `width` from the base file's order to Hugging Face's.
     pub fn to_hf(self, base: &[f32], width: usize) -> Vec<f32> {
         self.reorder(base, width, |out, row| (row, out))
     }
 
-    /// Copies row by row; `way` puts (base row, its Hugging Face row) as (to, from). RowOrder that end within a
-    /// head are of another model: they stay as they are, and [`Exchange::check`] refuses them.
+    /// Copies row by row; `way` maps (base row, its Hugging Face row) to (to, from). Rows that end within a
+    /// head belong to another model: they stay as they are, and [`Exchange::check`] refuses them.
     fn reorder(self, from: &[f32], width: usize, way: impl Fn(usize, usize) -> (usize, usize)) -> Vec<f32> {
         let rows = from.len() / width;
         if self.head.is_some_and(|head| !rows.is_multiple_of(head)) {
@@ -276,7 +275,7 @@ impl RowOrder {
     }
 }
 
-/// A module under construction: the parts of a file, gathered by name.
+/// Modules under construction: the parts of a file, gathered by name.
 #[derive(Default)]
 pub(super) struct Parts {
     found: std::collections::BTreeMap<(usize, Proj), [Option<Matrix>; 3]>,
@@ -301,13 +300,13 @@ impl Parts {
     /// Takes a tensor in.
     ///
     /// # Errors
-    /// `Corrupt` where another tensor has taken its place.
+    /// `Corrupt` if another tensor already took its place.
     pub(super) fn put(&mut self, module: (usize, Proj), part: Part, matrix: Matrix) -> Result<()> {
         let slot = &mut self.found.entry(module).or_default()[part as usize];
         match slot.replace(matrix) {
             None => Ok(()),
             Some(_) => {
-                Err(corrupt(format!("{part:?} of layers.{}.{} is in it twice", module.0, module.1.hf_name())))
+                Err(corrupt(format!("{part:?} of layers.{}.{} occurs twice", module.0, module.1.hf_name())))
             }
         }
     }
@@ -322,11 +321,11 @@ impl Parts {
         self.found.contains_key(&module)
     }
 
-    /// Pairs A with B. Matrices are `[r, in]`, `[out, r]` and `[out]` or `[1, out]`; `alpha` gives each
-    /// module's by its rank; `rows` tells the file's order of rows where it is not the base's.
+    /// Pairs A with B. Matrices are `[r, in]`, `[out, r]` and `[out]` or `[1, out]`; `alpha` gives a module's
+    /// alpha from its rank; `rows` gives the file's row order where it differs from the base's.
     ///
     /// # Errors
-    /// `Corrupt` for half a pair, or two ranks in one; those of `alpha`.
+    /// `Corrupt` for half a pair, or a pair whose ranks differ; those of `alpha`.
     pub(super) fn modules(
         self,
         rows: impl Fn(Proj) -> Option<RowOrder>,
@@ -341,11 +340,11 @@ impl Parts {
                 (_, None) => return Err(corrupt(format!("{place}: B is missing"))),
             };
             if a.rows != b.cols {
-                let problem = format!("{place}: A is of rank {}, B of rank {}", a.rows, b.cols);
+                let problem = format!("{place}: A has rank {}, B has rank {}", a.rows, b.cols);
                 return Err(corrupt(problem));
             }
             if !(1..=RANK_MAX).contains(&a.rows) {
-                return Err(corrupt(format!("{place}: rank {} is not within 1 to {RANK_MAX}", a.rows)));
+                return Err(corrupt(format!("{place}: rank {} is not in 1 to {RANK_MAX}", a.rows)));
             }
             let reorder = |values: Vec<f32>, width| {
                 rows(proj).map_or_else(|| values.clone(), |r| r.from_hf(&values, width))
@@ -384,7 +383,8 @@ pub(super) fn hf_path(layer: usize, proj: Proj) -> String {
 /// The error for a tensor that has no place in an adapter here.
 pub(super) fn unknown_tensor(tensor: &str) -> Error {
     unsupported(format!(
-        "tensor {} is no part of a LoRA pair on q, k, v, o, gate, up or down: ignoring it would load another adapter",
+        "tensor {} isn't part of a LoRA pair on q, k, v, o, gate, up or down; \
+             ignoring it would load a different adapter",
         quote(tensor)
     ))
 }

@@ -1,10 +1,9 @@
-//! `adapter.engraft`: one file that holds an adapter, binds it to its base, and is believed only
-//! whole.
+//! `adapter.engraft`: one file that holds an adapter, binds it to its base, and is trusted only if intact.
 //!
-//! A frame of kind ADAPTER (see engraft-codec): the three headers below, and the parameters: a section `theta`, every A and
-//! Bᵀ in the order of [`Layout`], as f32 or as f16. With DoRA a section `magnitude` follows, every m in the layout's order,
-//! always f32: f16 would round away what training changed in it. The header repeats the shapes of the adapted projections,
-//! so that the file can be checked without its base.
+//! A frame of kind ADAPTER (see engraft-codec): the three headers below, then the parameters. Section `theta`
+//! holds every A and Bᵀ in the order of [`Layout`], as f32 or f16. With DoRA, section `magnitude` follows:
+//! every m in the layout's order, always f32, since f16 would round away what training changed. The header
+//! repeats the shapes of the adapted projections so the file can be checked without its base.
 
 use std::io::{Seek, Write};
 use std::ops::Range;
@@ -30,7 +29,7 @@ pub const ADAPTER_FILE: &str = "adapter.engraft";
 const SCHEMA: u16 = 4;
 const THETA: &str = "theta";
 const MAGNITUDE: &str = "magnitude";
-/// Bounds on what a header may claim: far above any model this runtime takes.
+/// Bounds on what a header may claim, far above any model this runtime accepts.
 const LAYERS_MAX: u32 = 1 << 16;
 const FEATURES_MAX: u32 = 1 << 24;
 /// Numbers rounded and written at once.
@@ -58,7 +57,7 @@ impl StoredAs {
     }
 }
 
-/// What reading and writing a frame gives.
+/// The result of reading or writing a frame.
 type FrameResult<T> = std::result::Result<T, engraft_codec::Error<StdIoError>>;
 
 #[derive(Serialize, Deserialize)]
@@ -88,7 +87,7 @@ struct Target {
     inputs: u32,
 }
 
-/// What tells an adapter from a plain LoRA of one rank; follows [`Header`].
+/// What distinguishes an adapter from a plain LoRA of a single rank; follows [`Header`].
 #[derive(Serialize, Deserialize)]
 struct Variant {
     /// Of [`RSLORA`] and [`EVA`].
@@ -110,7 +109,7 @@ struct OverrideRecord {
     alpha: Option<f32>,
 }
 
-/// What the adapter and its base computed when it was saved; follows [`Variant`], where it is known.
+/// What the adapter and its base computed at save time; follows [`Variant`], if known.
 #[derive(Serialize, Deserialize)]
 struct BindingRecord {
     template: [u8; 32],
@@ -120,17 +119,17 @@ struct BindingRecord {
 }
 
 impl Adapter {
-    /// Commits the adapter as `dir/adapter.engraft`, creating `dir` if need be.
+    /// Commits the adapter as `dir/adapter.engraft`, creating `dir` if needed.
     ///
     /// # Errors
     /// [`ErrorKind::NonFinite`] when a parameter is NaN or infinite, or too large for f16;
     /// [`ErrorKind::Misuse`] when the parts of the adapter contradict each other;
-    /// [`ErrorKind::Io`]. An older file stays whole.
+    /// [`ErrorKind::Io`]. An older file stays intact.
     pub fn save(&self, storage: &dyn Storage, dir: &Path, precision: StoredAs) -> Result<Committed> {
         self.save_as_bound(storage, dir, precision, self.binding.as_ref())
     }
 
-    /// [`Adapter::save`] with a binding taken of this adapter as it is now.
+    /// [`Adapter::save`], with a binding taken of this adapter in its current state.
     ///
     /// # Errors
     /// As [`Adapter::save`].
@@ -198,11 +197,11 @@ impl Adapter {
         }
     }
 
-    /// Rounds the parameters to what a file of this precision holds, so that a binding taken afterwards is
-    /// of what will be loaded. Magnitudes are stored exactly.
+    /// Rounds the parameters to the file's precision, so a binding taken afterwards describes what will be
+    /// loaded. Magnitudes are stored exactly.
     ///
     /// # Errors
-    /// What keeps [`Adapter::save`] from storing them so.
+    /// Whatever would make [`Adapter::save`] refuse that precision.
     pub fn round_to(&mut self, precision: StoredAs) -> Result<()> {
         self.check_storable(precision)?;
         if precision == StoredAs::F16 {
@@ -255,7 +254,7 @@ impl Adapter {
         if self.config.dora {
             sections.push(section(MAGNITUDE, Element::F32, magnitudes(layout).flatten().count())?);
         }
-        // One file under one name, without successors: it has no generations.
+        // A single file with no successors needs no generations.
         let meta = Meta { kind: Kind::ADAPTER, schema: SCHEMA, generation: 0, base_digest: self.base.digest };
         let header = (self.header(), self.variant(), binding.map(to_bound));
         let mut writer = Writer::begin(StdIo(out), &meta, &header, &sections)?;
@@ -277,7 +276,7 @@ impl Adapter {
     }
 
     fn header(&self) -> Header {
-        // Shapes come from a validated model: they are far below 2^32.
+        // Shapes come from a validated model, so they are far below 2^32.
         let target = |(proj, outputs, inputs): (Proj, usize, usize)| Target {
             proj: index(proj),
             outputs: outputs as u32,
@@ -338,8 +337,7 @@ fn check_kind(frame: &Frame) -> Result<()> {
         (Kind::ADAPTER, SCHEMA) => Ok(()),
         (Kind::ADAPTER, other) => {
             let remedy = if other > SCHEMA { "update Engraft" } else { "train or import it again" };
-            let message =
-                format!("an adapter of schema {other}, where this version knows {SCHEMA}; {remedy}");
+            let message = format!("adapter schema {other}; this version knows schema {SCHEMA}; {remedy}");
             Err(Error::new(ErrorKind::Unsupported, message))
         }
         (Kind::CHECKPOINT, _) => Err(corrupt("a training checkpoint, not an adapter")),
@@ -347,7 +345,7 @@ fn check_kind(frame: &Frame) -> Result<()> {
     }
 }
 
-/// The adapter that a header describes, still without parameters.
+/// The adapter a header describes, without its parameters yet.
 fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::result::Result<Adapter, String> {
     if digest == [0; 32] {
         return Err("it names no base".into());
@@ -377,7 +375,7 @@ fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::resul
         overrides: variant.overrides.iter().map(from_record).collect::<std::result::Result<_, _>>()?,
     };
     config.check(header.n_layers as usize)?;
-    let layout = Layout::from_shapes(&config, &shapes).ok_or("more parameters than memory")?;
+    let layout = Layout::from_shapes(&config, &shapes).ok_or("more parameters than memory can hold")?;
     let base = BaseIdentity {
         digest,
         architecture: header.architecture,
@@ -420,7 +418,7 @@ fn from_bound(record: &BindingRecord, layout: &Layout) -> std::result::Result<Bi
     let BindingRecord { template, matched, base, adapted } = record;
     let (matched, projections) = (*matched as usize, layout.slots().count());
     if !(1..=projections).contains(&matched) {
-        return Err(format!("{matched} of its {projections} projections are said to find their tensor"));
+        return Err(format!("it claims that {matched} of its {projections} projections matched a tensor"));
     }
     let (base, adapted) = (Fingerprint(*base), Fingerprint(*adapted));
     match base.is_finite() && adapted.is_finite() {
@@ -429,32 +427,32 @@ fn from_bound(record: &BindingRecord, layout: &Layout) -> std::result::Result<Bi
     }
 }
 
-/// The file must hold exactly the parameters that its header's shapes imply; how it holds A and Bᵀ.
+/// Checks that the file holds exactly the parameters its header's shapes imply; returns how it stores A and Bᵀ.
 fn check_table(frame: &Frame, layout: &Layout) -> Result<Element> {
     let (theta, magnitude) = match frame.table() {
         [theta] => (theta, None),
         [theta, magnitude] if magnitude.name() == MAGNITUDE => (theta, Some(magnitude)),
-        _ => return Err(corrupt("its sections are not theta, and with DoRA magnitude")),
+        _ => return Err(corrupt("its sections are not theta (and, with DoRA, magnitude)")),
     };
     if theta.name() != THETA || theta.element() == Element::Bytes {
-        return Err(corrupt("it has no theta of f32 or f16"));
+        return Err(corrupt("its theta is neither f32 nor f16"));
     }
     if magnitude.is_some_and(|m| m.element() != Element::F32) {
-        return Err(corrupt("its magnitude is not of f32"));
+        return Err(corrupt("its magnitude is not f32"));
     }
     let count = |ranges: &mut dyn Iterator<Item = Range<usize>>| ranges.map(|r| r.len() as u64).sum::<u64>();
     let (found, implied) = (theta.count(), count(&mut weights(layout)));
     if found != implied {
-        return Err(corrupt(&format!("{found} parameters, where its shapes imply {implied}")));
+        return Err(corrupt(&format!("it holds {found} parameters, but its shapes imply {implied}")));
     }
     let (found, implied) = (magnitude.map_or(0, Section::count), count(&mut magnitudes(layout)));
     if found != implied {
-        return Err(corrupt(&format!("{found} magnitudes, where its shapes imply {implied}")));
+        return Err(corrupt(&format!("it holds {found} magnitudes, but its shapes imply {implied}")));
     }
     Ok(theta.element())
 }
 
-/// Reads θ, all of which the file was seen to hold.
+/// Reads θ; the file is known to hold all of it.
 fn read_theta(
     frame: &Frame,
     source: &mut dyn ReadSeek,
@@ -489,7 +487,8 @@ fn read_weights(
     if count == theta.len() {
         return sections.f32(THETA, theta);
     }
-    // Sections are read whole: the parameters first lie as in the file, then between the magnitudes.
+    // Sections are read whole: parameters first land in file order, then move apart to make room for the
+    // magnitudes.
     let mut dense = vec![0.0; count];
     sections.f32(THETA, &mut dense)?;
     weights(layout).flatten().zip(dense).for_each(|(i, value)| theta[i] = value);
@@ -501,5 +500,5 @@ fn first_nonfinite(theta: &[f32]) -> Option<usize> {
 }
 
 fn corrupt(problem: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("{problem}: not a whole adapter; restore it or train again"))
+    Error::new(ErrorKind::Corrupt, format!("{problem}: the adapter is incomplete; restore it or train again"))
 }

@@ -1,4 +1,4 @@
-//! Adapters of other tools: found out by what they hold, and read into an [`Exchange`].
+//! Adapters of other tools: recognized by their content and read into an [`Exchange`].
 
 use std::fs::File;
 use std::io::Read;
@@ -10,7 +10,7 @@ use super::{ADAPTER_FILE, gguf_file, mlx, peft};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 
-/// The formats that are read.
+/// The formats that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A folder with `adapter_config.json` and `adapter_model.safetensors`.
@@ -31,10 +31,10 @@ impl Format {
         }
     }
 
-    /// The format of what lies at `path`.
+    /// The format of the adapter at `path`.
     ///
     /// # Errors
-    /// `Io`; `Unsupported` or `Misuse` for anything else, with what it seems to be.
+    /// `Io`; `Unsupported` or `Misuse` for anything else, saying what it appears to be.
     pub fn detect(path: &Path) -> Result<Format> {
         let place = path.display();
         if !path.is_dir() {
@@ -44,7 +44,7 @@ impl Format {
             return match &magic {
                 b"GGUF" => Ok(Format::Gguf),
                 _ => Err(unsupported(format!(
-                    "{place}: no GGUF file; name a GGUF adapter, or the folder of a PEFT or MLX adapter"
+                    "{place}: not a GGUF file; give a GGUF adapter, or the folder of a PEFT or MLX adapter"
                 ))),
             };
         }
@@ -52,9 +52,9 @@ impl Format {
         if !config.exists() {
             let misuse = |message| Error::new(ErrorKind::Misuse, message);
             return Err(match path.join(ADAPTER_FILE).exists() {
-                true => misuse(format!("{place}: this is one of Engraft's own adapters already"))
+                true => misuse(format!("{place}: this is already one of Engraft's own adapters"))
                     .advise(Advice::UseAsAdapter),
-                false => misuse(format!("{place}: no {} in it: not an adapter's folder", peft::CONFIG_FILE)),
+                false => misuse(format!("{place}: not an adapter folder: it has no {}", peft::CONFIG_FILE)),
             });
         }
         let settings = read_json(&config)?;
@@ -64,7 +64,7 @@ impl Format {
         } else if has("lora_parameters") || has("fine_tune_type") || path.join(mlx::TENSORS_FILE).exists() {
             Ok(Format::Mlx)
         } else {
-            Err(unsupported(format!("{}: settings of neither PEFT nor MLX", config.display())))
+            Err(unsupported(format!("{}: neither PEFT nor MLX settings", config.display())))
         }
     }
 

@@ -1,5 +1,5 @@
-//! DoRA's gains of a whole adapter: the norms of its base's rows, taken once, and for each new θ the
-//! factors that its forward multiplies outputs by.
+//! DoRA's gains for a whole adapter: the norms of the base's rows, computed once, and for each new θ the
+//! factors that scale the forward's outputs.
 
 use engraft_kernels::Kernels;
 
@@ -18,7 +18,7 @@ pub struct Gains {
 }
 
 impl Layout {
-    /// f32 words that [`Gains`] take for this layout; 0 without DoRA.
+    /// f32 words [`Gains`] needs for this layout; 0 without DoRA.
     pub fn gain_words(&self) -> usize {
         if !self.has_magnitudes() {
             return 0;
@@ -43,14 +43,14 @@ pub fn base_norms(model: &ModelFile, kernels: &Kernels, layout: &Layout, kernel:
     norms
 }
 
-/// f32 words of the kernels' scratch that norms and gains of a layout need.
+/// f32 words of kernel scratch needed for a layout's norms and gains.
 pub fn kernel_words(layout: &Layout, threads: usize) -> usize {
     let words = |(_, _, s): (_, _, Slot)| dora::kernel_words(s.outputs, s.inputs, s.rank, threads);
     layout.slots().map(words).max().unwrap_or(0)
 }
 
 impl Gains {
-    /// The base's norms, and gains of 1 until [`Gains::refresh`].
+    /// The base's norms, with gains of 1 until [`Gains::refresh`].
     pub fn new(model: &ModelFile, kernels: &Kernels, layout: &Layout, kernel: &mut [f32]) -> Gains {
         if !layout.has_magnitudes() {
             return Gains::default();
@@ -59,8 +59,8 @@ impl Gains {
         Gains { base: base_norms(model, kernels, layout, kernel), c: vec![1.0; layout.rows()], scratch }
     }
 
-    /// The gains of θ as it is now: one product of r rows through every adapted matrix, with `kernel` as
-    /// scratch, and A's rows in int8 where there is room for them in `acts` (see [`dora::gains`]).
+    /// Computes the gains of the current θ: one product of r rows with every adapted matrix. `kernel` is
+    /// scratch; A's rows are in int8 where `acts` has room for them (see [`dora::gains`]).
     pub fn refresh(
         &mut self,
         model: &ModelFile,

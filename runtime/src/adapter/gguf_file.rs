@@ -1,7 +1,7 @@
 //! llama.cpp's adapters: a GGUF file of type `adapter`, with the pairs as `….lora_a` and `….lora_b`.
 //!
-//! Its loader multiplies by alpha/r (by 1 where alpha is 0), one alpha for all; it knows neither rsLoRA
-//! nor DoRA. Rows are in the base file's own order.
+//! llama.cpp's loader multiplies by alpha/r (by 1 if alpha is 0), with a single alpha for the file; it knows
+//! neither rsLoRA nor DoRA. Rows follow the base file's order.
 
 use std::path::Path;
 
@@ -26,8 +26,8 @@ const ALIGNMENT: usize = 32;
 /// Reads a file.
 ///
 /// # Errors
-/// `Io`; `Corrupt` where it breaks the format or holds no finite numbers; `Unsupported` for anything
-/// but LoRA on the seven projections; `BaseMismatch` for another architecture or other shapes.
+/// `Io`; `Corrupt` if it breaks the format or holds non-finite numbers; `Unsupported` for anything but LoRA on
+/// the seven projections; `BaseMismatch` if architecture or shapes differ.
 pub fn import(path: &Path, model: &ModelConfig) -> Result<Imported> {
     let map = Map::open(path)?;
     let gguf = Gguf::parse(map.as_bytes(), map.label())?;
@@ -51,39 +51,45 @@ fn read(gguf: &Gguf, bytes: &[u8], model: &ModelConfig) -> Result<Imported> {
         Exchange { rslora: false, dora: false, init: Init::default(), dropout: 0.0, base_name, modules };
     exchange.check(model)?;
     let prompt = gguf.string("adapter.lora.prompt_prefix")?;
-    let warning =
-        |p: &str| format!("the adapter expects prompts to begin with {}: write it yourself", quote(p));
+    let warning = |p: &str| {
+        format!("the adapter expects prompts to begin with {}; add it to your prompts yourself", quote(p))
+    };
     Ok(Imported { exchange, warnings: prompt.map(warning).into_iter().collect() })
 }
 
-/// Refuses files that hold no LoRA adapter of this architecture, each by what it is.
+/// Refuses anything that isn't a LoRA adapter of this architecture, saying what it is.
 fn kind_of_file(gguf: &Gguf, model: &ModelConfig) -> Result<()> {
     match gguf.string("general.type")? {
         Some("adapter") => {}
-        None | Some("model") => return Err(unsupported("this is a model, not an adapter; pass it with -m")),
+        None | Some("model") => {
+            return Err(unsupported("this is a model, not an adapter; use it as the base"));
+        }
         Some(other) => return Err(unsupported(format!("general.type is {}, not \"adapter\"", quote(other)))),
     }
     match gguf.string("adapter.type")? {
         Some("lora") => {}
         other => {
             let other = quote(other.unwrap_or_default());
-            return Err(unsupported(format!("adapter.type is {other}: \"lora\" can be used")));
+            return Err(unsupported(format!("adapter.type is {other}; only \"lora\" is supported")));
         }
     }
     if gguf.get(ALORA).is_some() {
-        return Err(unsupported("an activated LoRA, which works behind its own tokens only, can't be used"));
+        return Err(unsupported(
+            "an activated LoRA, which only takes effect after its own tokens, is not supported",
+        ));
     }
     let architecture = gguf.string("general.architecture")?.unwrap_or_default();
     if architecture != model.architecture {
         let (theirs, ours) = (quote(architecture), quote(&model.architecture));
-        let message =
-            format!("an adapter of architecture {theirs}, and the model's is {ours}; use its own base");
+        let message = format!(
+            "the adapter's architecture is {theirs}, the model's is {ours}; use the adapter's own base"
+        );
         return Err(Error::new(ErrorKind::BaseMismatch, message));
     }
     Ok(())
 }
 
-/// The module and part that a tensor's name stands for.
+/// The module and part a tensor's name stands for.
 fn place(tensor: &str) -> Option<((usize, Proj), Part)> {
     let (layer, rest) = tensor.strip_prefix("blk.")?.split_once('.')?;
     let (proj, part) = rest.split_once(".weight.")?;
@@ -97,7 +103,7 @@ fn place(tensor: &str) -> Option<((usize, Proj), Part)> {
     plain.then_some(((layer.parse().ok()?, proj), part))
 }
 
-/// A tensor's elements. Sizes were checked with the file; a block type's rows are whole blocks.
+/// A tensor's elements. Sizes were checked when the file was parsed; rows of block types are whole blocks.
 fn floats(tensor: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
     let mut out = vec![0.0; tensor.rows() * tensor.cols()];
     let stored = &bytes[tensor.range.clone()];
@@ -111,8 +117,8 @@ fn floats(tensor: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
 /// Writes a file.
 ///
 /// # Errors
-/// `Unsupported` for DoRA, with the ways out; `NonFinite` for numbers beyond f16; `Misuse` for a path
-/// that names no file; `Io`.
+/// `Unsupported` for DoRA, with the alternatives; `NonFinite` for numbers that overflow f16; `Misuse` if the
+/// path names no file; `Io`.
 pub fn export(
     storage: &dyn Storage,
     path: &Path,
@@ -128,8 +134,9 @@ pub fn export(
         .advise(Advice::WithoutMagnitudes));
     }
     let file = path.file_name().and_then(|f| f.to_str());
-    let file =
-        file.ok_or_else(|| Error::new(ErrorKind::Misuse, format!("{}: no file name", path.display())))?;
+    let file = file.ok_or_else(|| {
+        Error::new(ErrorKind::Misuse, format!("{}: the path has no file name", path.display()))
+    })?;
     let dir = path.parent().unwrap_or(Path::new(""));
     let alpha = exchange.modules.first().map_or(0.0, |m| exchange.scale(m) * m.rank as f32);
     let (header, data) = encode(exchange, model, alpha, precision)?;
@@ -173,7 +180,8 @@ fn encode(
     Ok((header, data))
 }
 
-/// B with what the file's one alpha leaves out of the module's multiplier; unchanged where that is all.
+/// B scaled by the part of the module's multiplier that the file's single alpha can't express; unchanged if
+/// there is none.
 fn folded(exchange: &Exchange, m: &Module, alpha: f32) -> Vec<f32> {
     let (wanted, given) = (exchange.scale(m), alpha / m.rank as f32);
     if wanted == given {

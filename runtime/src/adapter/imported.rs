@@ -1,4 +1,4 @@
-//! What reading an adapter of another tool gives, and how its settings are read.
+//! The result of reading another tool's adapter, and how its settings are read.
 
 use std::fmt;
 use std::fs::File;
@@ -15,23 +15,23 @@ use crate::model::gguf::quote;
 /// Longest file of settings, in bytes.
 const JSON_MAX: u64 = 1 << 20;
 
-/// What a foreign adapter became.
+/// An imported foreign adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Imported {
     /// The adapter.
     pub exchange: Exchange,
-    /// What of it was passed over.
+    /// What was ignored on import.
     pub warnings: Vec<String>,
 }
 
-/// Reads a JSON object in which no key comes twice on the top level.
+/// Reads a JSON object, refusing duplicate keys at the top level.
 pub(super) fn read_json(file: &Path) -> Result<Object<String, Value>> {
     let place = file.display();
     let mut text = Vec::new();
     let opened = File::open(file).and_then(|f| f.take(JSON_MAX + 1).read_to_end(&mut text));
     opened.map_err(|e| Error::io(format!("reading {place}"), e))?;
     if text.len() as u64 > JSON_MAX {
-        return Err(corrupt(format!("{place}: more than {JSON_MAX} bytes are no settings")));
+        return Err(corrupt(format!("{place}: longer than {JSON_MAX} bytes, too long for a settings file")));
     }
     let parsed = serde_json::from_slice(&text).map_err(|e| corrupt(format!("{place}: {}", told(e))))?;
     let Unique(object) = parsed;
@@ -59,7 +59,7 @@ impl<'de> Visitor<'de> for Once {
         let mut found = Object::new();
         while let Some((key, value)) = map.next_entry::<String, Value>()? {
             if found.contains_key(&key) {
-                return Err(de::Error::custom(format!("key {} comes twice", quote(&key))));
+                return Err(de::Error::custom(format!("key {} occurs twice", quote(&key))));
             }
             found.insert(key, value);
         }

@@ -1,7 +1,7 @@
 //! Adapters of mlx_lm: a folder of `adapter_config.json` and `adapters.safetensors`.
 //!
-//! A is `[in, r]` and B `[r, out]` there, and the multiplier is given as it is (`scale`), so alpha is
-//! scale · r. RowOrder are in Hugging Face's order.
+//! A is `[in, r]` and B `[r, out]` there, and the multiplier is given directly (`scale`), so alpha is scale ·
+//! r. Rows are in Hugging Face's order.
 
 use std::path::Path;
 
@@ -66,7 +66,10 @@ impl MlxSettings {
             Some(Value::String(kind)) if kind == "lora" => false,
             Some(Value::String(kind)) if kind == "dora" => true,
             Some(other) => {
-                return Err(unsupported(format!("fine_tune_type {}: lora can be used", told(other))));
+                return Err(unsupported(format!(
+                    "fine_tune_type {} is not supported; only lora is",
+                    told(other)
+                )));
             }
         };
         let parameters = object.get("lora_parameters").and_then(Value::as_object);
@@ -74,7 +77,7 @@ impl MlxSettings {
         let number = |key: &str| {
             parameters
                 .get(key)
-                .map(|v| v.as_f64().ok_or_else(|| corrupt(format!("{key} is no number"))))
+                .map(|v| v.as_f64().ok_or_else(|| corrupt(format!("{key} is not a number"))))
                 .transpose()
         };
         let required =
@@ -94,7 +97,7 @@ impl MlxSettings {
             |layer, proj, found| match found == rank {
                 true => Ok(scale * rank as f32),
                 false => Err(corrupt(format!(
-                    "layers.{layer}.{}: tensors of rank {found}, where lora_parameters say {rank}",
+                    "layers.{layer}.{}: tensors have rank {found}, but lora_parameters say {rank}",
                     proj.hf_name()
                 ))),
             },

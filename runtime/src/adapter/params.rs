@@ -38,7 +38,7 @@ impl BaseIdentity {
     }
 }
 
-/// How A began. (B began as zero.)
+/// How A was initialized. (B starts at zero.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Init {
     /// Uniformly random, as Kaiming's initialization with a = √5.
@@ -48,7 +48,7 @@ pub enum Init {
     Eva,
 }
 
-/// How an adapter was trained: for people, nothing is decided by it.
+/// How an adapter was trained. For people only: nothing depends on it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainedWith {
     /// The base's own name (`general.name`).
@@ -59,7 +59,7 @@ pub struct TrainedWith {
     pub tokens: u64,
     /// Seed of initial values, order and dropout.
     pub seed: u64,
-    /// How A began.
+    /// How A was initialized.
     pub init: Init,
     /// Held-out loss of the base alone, nats per token.
     pub valid_loss_before: Option<f32>,
@@ -80,17 +80,17 @@ pub struct Adapter {
     pub base: BaseIdentity,
     /// How it was trained.
     pub meta: TrainedWith,
-    /// What its file says of it on its base; `None` before it was first saved, and of older files.
+    /// What its file records about the base; `None` before the first save, and for older files.
     pub binding: Option<Binding>,
 }
 
 impl Adapter {
     /// An adapter that changes nothing yet: A ~ U(−1/√in, 1/√in), which is Kaiming's uniform
-    /// initialization with a = √5, and B = 0. `uniform` gives numbers in [0, 1); it is asked once
-    /// per element of A, in the order of θ.
+    /// initialization with a = √5, and B = 0. `uniform` returns numbers in [0, 1); it is called once per
+    /// element of A, in the order of θ.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] when `config` does not fit `model`, or is of DoRA.
+    /// [`ErrorKind::Misuse`] when `config` doesn't fit `model`, or asks for DoRA.
     pub fn init(
         model: &ModelConfig,
         config: &LoraConfig,
@@ -104,8 +104,8 @@ impl Adapter {
         Adapter::fresh(model, config, base_digest, uniform)
     }
 
-    /// The same of LoRA or DoRA on a model's weights: DoRA's magnitudes are the norms of the dequantized
-    /// rows, so that every gain is exactly 1.
+    /// The same for LoRA or DoRA on a model's weights. DoRA's magnitudes are the norms of the dequantized rows,
+    /// so every gain is exactly 1.
     ///
     /// # Errors
     /// As [`Adapter::init`].
@@ -153,7 +153,7 @@ impl Adapter {
     pub fn check_base(&self, digest: &[u8; 32], model: &ModelConfig) -> Result<()> {
         if self.base.digest != *digest {
             let message = format!(
-                "the adapter was trained on another base: {} ({}), and this model is {}",
+                "the adapter was trained on another base: {} ({}); this model is {}",
                 hex::short(&self.base.digest),
                 self.base_name(),
                 hex::short(digest)
@@ -163,8 +163,8 @@ impl Adapter {
         self.check_shapes(model)
     }
 
-    /// Checks only that the adapter's shapes are the model's: what must hold even where the user has
-    /// overridden the digest.
+    /// Checks only that the adapter's shapes match the model's, which must hold even if the user overrides the
+    /// digest check.
     ///
     /// # Errors
     /// [`ErrorKind::BaseMismatch`].
@@ -181,7 +181,7 @@ impl Adapter {
             )
         };
         let message = format!(
-            "the adapter was trained on another base, of other shapes: {}, where this model is {}{}; use its own base",
+            "the adapter was trained on another base with different shapes: {}; this model is {}{}; use its own base",
             describe(&self.base),
             describe(&here),
             if same_shapes { "" } else { " (projections of other sizes)" }

@@ -1,7 +1,7 @@
 //! PEFT's adapters: a folder of `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! PeftSettings that change what is computed are honoured or refused by name, never ignored; only keys that
-//! PEFT does not know are passed over, with a warning.
+//! Settings that change the computation are honoured or refused by name, never ignored. Only keys PEFT itself
+//! doesn't know are skipped, with a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -26,7 +26,7 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
-/// Keys of the settings that change nothing here: names, provenance, and settings of training.
+/// Keys that change nothing here: names, provenance and training settings.
 const INERT: [&str; 21] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -51,7 +51,7 @@ const INERT: [&str; 21] = [
     "velora_config",
 ];
 
-/// Keys that ask for other mathematics, or more than pairs: refused unless they are off.
+/// Keys that change the mathematics or need more than A and B: refused unless off.
 const FOREIGN: [&str; 12] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -81,15 +81,15 @@ const READ: [&str; 10] = [
     "init_lora_weights",
 ];
 
-/// Initializations after which the adapter belongs to a base that was changed, not to the file.
+/// Initializations that modify the base, so the adapter no longer fits the base's file.
 const CHANGED_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// Reads a folder.
 ///
 /// # Errors
-/// `Io`; `Corrupt` where the files break their formats or contradict each other or the tensors hold no
-/// finite numbers; `Unsupported` for settings and tensors beyond LoRA on the seven projections;
-/// `BaseMismatch` for shapes that are not the model's.
+/// `Io`; `Corrupt` if the files break their formats, contradict each other or hold non-finite numbers;
+/// `Unsupported` for settings and tensors beyond LoRA on the seven projections; `BaseMismatch` if shapes don't
+/// match the model's.
 pub fn import(dir: &Path, model: &ModelConfig) -> Result<Imported> {
     let config_file = dir.join(CONFIG_FILE);
     let object = read_json(&config_file)?;
@@ -138,7 +138,7 @@ fn put(parts: &mut Parts, tensor: Tensor, model: &ModelConfig) -> Result<()> {
     parts.put(module, part, Matrix { rows, cols, values: tensor.values })
 }
 
-/// What of the settings decides.
+/// The settings that matter.
 struct PeftSettings {
     rank: usize,
     alpha: f32,
@@ -149,7 +149,7 @@ struct PeftSettings {
     base_name: String,
     ranks: Patterns,
     alphas: Patterns,
-    /// `None` where they are all, or a regular expression.
+    /// `None` if all modules are targets, or the value is a regular expression.
     targets: Option<BTreeSet<String>>,
     layers: Option<BTreeSet<usize>>,
     /// Whether modules may be left out of the targets.
@@ -172,15 +172,16 @@ impl PeftSettings {
             }
             Some(Value::String(all)) if all == "all-linear" => None,
             Some(Value::String(_)) => {
-                let warning = "target_modules is a regular expression, which is not read: the tensors decide";
+                let warning =
+                    "target_modules is a regular expression, which is not evaluated: the tensors decide";
                 warnings.push(format!("{CONFIG_FILE}: {warning}"));
                 None
             }
             None | Some(Value::Null) => None,
-            Some(_) => return Err(corrupt("target_modules is neither a list nor a text")),
+            Some(_) => return Err(corrupt("target_modules is neither a list nor a string")),
         };
         let layer = |v: &Value| {
-            v.as_f64().map_or(Err(corrupt("layers_to_transform holds no numbers")), |n| {
+            v.as_f64().map_or(Err(corrupt("layers_to_transform holds something other than numbers")), |n| {
                 whole("layers_to_transform", n)
             })
         };
@@ -212,8 +213,8 @@ impl PeftSettings {
         })
     }
 
-    /// Holds the tensors against the settings: both must name the same modules, or the folder is made
-    /// of two adapters, or of half a one.
+    /// Checks the tensors against the settings. Both must name the same modules; otherwise the folder mixes two
+    /// adapters or holds half of one.
     fn check_presence(&self, parts: &Parts, model: &ModelConfig) -> Result<()> {
         let Some(targets) = &self.targets else { return Ok(()) };
         let is_target = |(layer, proj)| {
@@ -224,7 +225,7 @@ impl PeftSettings {
         if let Some((layer, proj)) = parts.names().find(|m| !is_target(*m)) {
             let path = hf_path(layer, proj);
             return Err(corrupt(format!(
-                "tensors of {path}, which target_modules and layers_to_transform leave out"
+                "it has tensors for {path}, which target_modules and layers_to_transform leave out"
             )));
         }
         if self.excludes {
@@ -234,7 +235,8 @@ impl PeftSettings {
         match every.find(|m| is_target(*m) && !parts.has(*m)) {
             None => Ok(()),
             Some((layer, proj)) => Err(corrupt(format!(
-                "no tensors of {}, which target_modules names: the adapter is cut, or of a shorter model",
+                "it has no tensors for {}, which target_modules names: the adapter is incomplete, \
+             or made for a shorter model",
                 hf_path(layer, proj)
             ))),
         }
@@ -248,7 +250,7 @@ impl PeftSettings {
                 let rank = self.ranks.of(&path)?.map_or(Ok(self.rank), |r| whole("rank_pattern", r))?;
                 if rank != found {
                     return Err(corrupt(format!(
-                        "{path}: tensors of rank {found}, where the settings say {rank}"
+                        "{path}: tensors have rank {found}, but the settings say {rank}"
                     )));
                 }
                 Ok(self.alphas.of(&path)?.map_or(self.alpha, |a| a as f32))
@@ -259,27 +261,32 @@ impl PeftSettings {
     }
 }
 
-/// Refuses what would compute something else than LoRA on linear layers.
+/// Refuses whatever would compute something other than LoRA on linear layers.
 fn foreign_settings(object: &Object<String, Value>) -> Result<()> {
     let of = |key: &str| object.get(key).unwrap_or(&Value::Null);
     match of("peft_type") {
         Value::String(kind) if kind == "LORA" => {}
         Value::String(kind) => {
-            return Err(unsupported(format!("peft_type {}: LORA can be used", quote(kind))));
+            return Err(unsupported(format!("peft_type {} is not supported; only LORA is", quote(kind))));
         }
-        _ => return Err(corrupt("peft_type is missing: these are no settings of PEFT")),
+        _ => return Err(corrupt("peft_type is missing: these aren't PEFT settings")),
     }
     match of("task_type") {
         Value::Null => {}
         Value::String(task) if task == "CAUSAL_LM" => {}
-        other => return Err(unsupported(format!("task_type {}: CAUSAL_LM can be used", told(other)))),
+        other => {
+            return Err(unsupported(format!(
+                "task_type {} is not supported; only CAUSAL_LM is",
+                told(other)
+            )));
+        }
     }
     match of("bias") {
         Value::Null => {}
         Value::String(bias) if bias == "none" => {}
         other => {
             return Err(unsupported(format!(
-                "bias {}: trained biases can't be used, only \"none\"",
+                "bias {}: trained biases are not supported; only \"none\" is",
                 told(other)
             )));
         }
@@ -293,7 +300,7 @@ fn foreign_settings(object: &Object<String, Value>) -> Result<()> {
         };
         if !is_off {
             return Err(unsupported(format!(
-                "{key} is set: it changes what is computed, and can't be used here"
+                "{key} is set: it changes the computation and is not supported"
             )));
         }
     }
@@ -301,7 +308,7 @@ fn foreign_settings(object: &Object<String, Value>) -> Result<()> {
         && let Some(kind) = CHANGED_BASE.iter().find(|k| init.to_lowercase().starts_with(*k))
     {
         return Err(unsupported(format!(
-            "init_lora_weights {}: {kind} changes the base itself, so the adapter does not fit the base's file; save \
+            "init_lora_weights {}: {kind} changes the base itself, so the adapter doesn't fit the base's file; save \
              it with path_initial_model_for_weight_conversion",
             quote(init)
         )));
@@ -309,7 +316,7 @@ fn foreign_settings(object: &Object<String, Value>) -> Result<()> {
     Ok(())
 }
 
-/// A module's name and its ends behind each dot: what may name it.
+/// A module's name and each of its suffixes after a dot: the ways to name it.
 fn ends_of(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |end| Some(end.split_once('.')?.1))
 }
@@ -317,7 +324,7 @@ fn ends_of(path: &str) -> impl Iterator<Item = &str> {
 /// `rank_pattern` or `alpha_pattern`.
 struct Patterns {
     key: &'static str,
-    /// By names without escapes; those of whole names begin with `^`.
+    /// By name, without escapes; a name that must match in full begins with `^`.
     values: BTreeMap<String, f64>,
 }
 
@@ -326,31 +333,31 @@ impl Patterns {
         let items = match object.get(key) {
             None | Some(Value::Null) => return Ok(Patterns { key, values: BTreeMap::new() }),
             Some(Value::Object(items)) => items,
-            Some(_) => return Err(corrupt(format!("{key} is no object"))),
+            Some(_) => return Err(corrupt(format!("{key} is not an object"))),
         };
         let mut values = BTreeMap::new();
         for (pattern, value) in items {
             let plain = pattern.strip_prefix('^').unwrap_or(pattern).replace("\\.", ".");
             if !plain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') {
                 return Err(unsupported(format!(
-                    "{key} {}: names of modules or their ends are read, regular expressions are not; write \
+                    "{key} {}: module names and their suffixes are supported, regular expressions aren't; write \
                      the modules out",
                     quote(pattern)
                 )));
             }
             let value =
-                value.as_f64().ok_or_else(|| corrupt(format!("{key} {} is no number", quote(pattern))))?;
-            // A name with escapes and the same without are one pattern.
+                value.as_f64().ok_or_else(|| corrupt(format!("{key} {} is not a number", quote(pattern))))?;
+            // A name with escapes and the same name without are one pattern.
             let before = values.insert(pattern.replace("\\.", "."), value);
             if before.is_some_and(|before| before != value) {
-                let problem = format!("{key}: {} comes twice, with different values", quote(pattern));
+                let problem = format!("{key}: {} occurs twice, with different values", quote(pattern));
                 return Err(unsupported(problem));
             }
         }
         Ok(Patterns { key, values })
     }
 
-    /// The value for a module: of the pattern that is its name or, without `^`, the end of it.
+    /// The value for a module: from the pattern that equals its name or, without `^`, its suffix.
     fn of(&self, path: &str) -> Result<Option<f64>> {
         let whole = format!("^{path}");
         let mut found: Option<(&str, f64)> = None;
@@ -373,7 +380,7 @@ impl Patterns {
 fn number(object: &Object<String, Value>, key: &str) -> Result<Option<f64>> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(v) => v.as_f64().map(Some).ok_or_else(|| corrupt(format!("{key} is no number"))),
+        Some(v) => v.as_f64().map(Some).ok_or_else(|| corrupt(format!("{key} is not a number"))),
     }
 }
 
@@ -386,23 +393,26 @@ fn flag(object: &Object<String, Value>, key: &str) -> Result<bool> {
 }
 
 fn text(key: &str, value: &Value) -> Result<String> {
-    value.as_str().map(str::to_owned).ok_or_else(|| corrupt(format!("{key} holds no texts")))
+    value
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| corrupt(format!("{key} holds something other than strings")))
 }
 
-/// A number that must be whole, and within what any adapter has.
+/// A number that must be whole and within the range of any adapter.
 pub(super) fn whole(key: &str, value: f64) -> Result<usize> {
     if value >= 0.0 && value <= f64::from(1 << 24) && value.fract() == 0.0 {
         return Ok(value as usize);
     }
-    Err(corrupt(format!("{key} {value} is no whole number in range")))
+    Err(corrupt(format!("{key} {value} is not a whole number in range")))
 }
 
-/// Writes the folder: the tensors first, so that settings mean a whole adapter. Two files can't be replaced
-/// in one step: settings that stand there and differ go before anything else, so that an export cut short
-/// leaves a folder that is refused, never the tensors of one adapter and the settings of another.
+/// Writes the folder: tensors first, so the presence of settings means a whole adapter. Two files can't be
+/// replaced in one step, so differing settings already there are removed before anything else. An interrupted
+/// export then leaves a folder that is refused, never the tensors of one adapter with the settings of another.
 ///
 /// # Errors
-/// `NonFinite` for numbers beyond f16; `Io`.
+/// `NonFinite` for numbers that overflow f16; `Io`.
 pub fn export(
     storage: &dyn Storage,
     dir: &Path,
@@ -423,7 +433,7 @@ pub fn export(
     Ok(())
 }
 
-/// Removes settings that are not these, durably.
+/// Durably removes settings that differ from these.
 fn remove_other(storage: &dyn Storage, dir: &Path, config: &[u8]) -> Result<()> {
     let path = dir.join(CONFIG_FILE);
     let io = |e| Error::io(format!("replacing {}", path.display()), e);
@@ -462,7 +472,7 @@ fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Written> {
 /// The settings; serde_json keeps the keys of an object sorted, as PEFT writes them.
 fn config_of(exchange: &Exchange, model: &ModelConfig) -> Value {
     let modules = &exchange.modules;
-    // The commonest values are the defaults, so that a uniform adapter has no patterns.
+    // The most common values are the defaults, so a uniform adapter has no patterns.
     let rank = commonest(modules.iter().map(|m| m.rank));
     let alpha = f32::from_bits(commonest(modules.iter().map(|m| m.alpha.to_bits())));
     let mut ranks = Object::new();
@@ -505,7 +515,7 @@ fn config_of(exchange: &Exchange, model: &ModelConfig) -> Value {
     })
 }
 
-/// The modules as names with layers where that says it all, else each by its path.
+/// The modules as names plus layers where that describes them fully, else each by its path.
 fn targets_of(modules: &[Module], model: &ModelConfig) -> (Vec<String>, Option<Vec<usize>>) {
     let layers: BTreeSet<_> = modules.iter().map(|m| m.layer).collect();
     let projs: BTreeSet<_> = modules.iter().map(|m| m.proj).collect();
@@ -524,7 +534,7 @@ fn commonest<T: Ord + Copy + Default>(values: impl Iterator<Item = T>) -> T {
     counts.into_iter().max_by_key(|(_, n)| *n).map(|(v, _)| v).unwrap_or_default()
 }
 
-/// The shortest decimals of an f32, whole where it is whole: 0.1 rather than 0.10000000149011612.
+/// The shortest decimal form of an f32, an integer if whole: 0.1 rather than 0.10000000149011612.
 fn short(value: f32) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e9 {
         return (value as i64).into();

@@ -1,5 +1,5 @@
-//! safetensors files, checked before the `safetensors` crate sees them: it takes headers of 100 MB,
-//! and the last of two keys of one name.
+//! safetensors files, checked before the `safetensors` crate sees them: the crate accepts 100 MB headers and,
+//! of duplicate keys, takes the last.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -19,7 +19,7 @@ use crate::model::map::Map;
 
 /// Longest header, in bytes.
 pub const HEADER_MAX: usize = 16 << 20;
-/// Most extents of a tensor: a pair's have two, and messages show them.
+/// Most extents of a tensor: those of a pair have two, and messages print them.
 const EXTENTS_MAX: usize = 8;
 /// Most tensors of a file.
 const TENSORS_MAX: usize = 65_536;
@@ -40,7 +40,7 @@ impl Tensor {
         match self.shape[..] {
             [rows, cols] => Ok((rows, cols)),
             _ => {
-                Err(corrupt(format!("tensor {} is of shape {:?}, no matrix", quote(&self.name), self.shape)))
+                Err(corrupt(format!("tensor {} has shape {:?}, not a matrix", quote(&self.name), self.shape)))
             }
         }
     }
@@ -49,8 +49,8 @@ impl Tensor {
 /// Reads every tensor of a file and hands it on, one at a time.
 ///
 /// # Errors
-/// `Io`; `Corrupt` where the file breaks the format, `Unsupported` for element types beside F32, F16
-/// and BF16; those of `take`. Each names the file.
+/// `Io`; `Corrupt` if the file breaks the format; `Unsupported` for element types other than F32, F16 and BF16;
+/// those of `take`. Each names the file.
 pub(super) fn read(path: &Path, mut take: impl FnMut(Tensor) -> Result<()>) -> Result<()> {
     let map = Map::open(path)?;
     read_bytes(map.as_bytes(), &mut take).map_err(|e| e.at(path.display()))
@@ -58,9 +58,9 @@ pub(super) fn read(path: &Path, mut take: impl FnMut(Tensor) -> Result<()>) -> R
 
 fn read_bytes(bytes: &[u8], take: &mut dyn FnMut(Tensor) -> Result<()>) -> Result<()> {
     let header = check(bytes)?;
-    // The crate's checks come on top; where it finds more, its word is the message.
-    let parsed =
-        SafeTensors::deserialize(bytes).map_err(|e| corrupt(format!("no safetensors file: {}", told(e))))?;
+    // The crate's own checks come on top; if one fails, its error is the message.
+    let parsed = SafeTensors::deserialize(bytes)
+        .map_err(|e| corrupt(format!("not a safetensors file: {}", told(e))))?;
     for name in header.0.keys().filter(|k| *k != METADATA) {
         let view =
             parsed.tensor(name).map_err(|e| corrupt(format!("tensor {}: {}", quote(name), told(e))))?;
@@ -86,7 +86,7 @@ struct Header(BTreeMap<String, Field>);
 
 enum Field {
     Tensor(Described),
-    /// Texts of the writer's, of which nothing is asked.
+    /// The writer's own strings; not interpreted.
     Metadata,
 }
 
@@ -104,7 +104,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// Reads a map in which no key may come twice and none may be one too many.
+/// Reads a map, refusing duplicate keys and more than the allowed number.
 struct Once;
 
 impl<'de> Visitor<'de> for Once {
@@ -133,18 +133,18 @@ impl<'de> Visitor<'de> for Once {
     }
 }
 
-/// The rules: a header within its cap, each name once, types that can be read, sizes that follow from
-/// shapes, and data without holes or overlaps that ends where the file does.
+/// The rules: a header within its cap, unique names, readable types, sizes that match shapes, and data without
+/// holes or overlaps that ends where the file does.
 fn check(bytes: &[u8]) -> Result<Header> {
     let length = bytes.first_chunk().map(|b| u64::from_le_bytes(*b));
-    let length = length.ok_or_else(|| corrupt("no safetensors file: it is shorter than its first number"))?;
+    let length = length.ok_or_else(|| corrupt("not a safetensors file: shorter than its length field"))?;
     if length > HEADER_MAX as u64 {
         return Err(corrupt(format!(
-            "a header of {length} bytes: {HEADER_MAX} are the most, or it is no safetensors file"
+            "its header claims {length} bytes; at most {HEADER_MAX} are allowed, or it isn't a safetensors file"
         )));
     }
     let end = 8 + length as usize;
-    let header = bytes.get(8..end).ok_or_else(|| corrupt("cut within its header: fetch it again"))?;
+    let header = bytes.get(8..end).ok_or_else(|| corrupt("truncated within its header; fetch it again"))?;
     let header: Header =
         serde_json::from_slice(header).map_err(|e| corrupt(format!("its header: {}", told(e))))?;
     let mut spans = Vec::with_capacity(header.0.len());
@@ -163,14 +163,14 @@ fn check(bytes: &[u8]) -> Result<Header> {
         if from != at || to.checked_sub(from) != Some(size) {
             let name = quote(name);
             return Err(corrupt(format!(
-                "tensor {name} lies at {from} to {to}, where {size} bytes from {at} on are due"
+                "tensor {name} lies at {from} to {to}; expected {size} bytes from {at}"
             )));
         }
         at = to;
     }
     let held = (bytes.len() - end) as u64;
     if at != held {
-        return Err(corrupt(format!("{held} bytes of data where the header describes {at}: fetch it again")));
+        return Err(corrupt(format!("{held} bytes of data, but the header describes {at}; fetch it again")));
     }
     Ok(header)
 }
@@ -180,26 +180,31 @@ fn size(t: &Described) -> Result<u64> {
     let element = match &*t.dtype {
         "F32" => 4,
         "F16" | "BF16" => 2,
-        other => return Err(unsupported(format!("of type {}: F32, F16 and BF16 are read", quote(other)))),
+        other => {
+            return Err(unsupported(format!(
+                "type {} is not supported; F32, F16 and BF16 are",
+                quote(other)
+            )));
+        }
     };
     if t.shape.len() > EXTENTS_MAX {
-        return Err(corrupt(format!("of {} extents: {EXTENTS_MAX} are the most", t.shape.len())));
+        return Err(corrupt(format!("{} extents; at most {EXTENTS_MAX} are allowed", t.shape.len())));
     }
     let product = t.shape.iter().try_fold(element, |n: u64, d| n.checked_mul(*d));
-    product.filter(|n| *n > 0).ok_or_else(|| corrupt(format!("of shape {:?}", t.shape)))
+    product.filter(|n| *n > 0).ok_or_else(|| corrupt(format!("shape {:?} is empty or too large", t.shape)))
 }
 
-/// A tensor to be written.
+/// A tensor to write.
 pub(super) struct Written {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) values: Vec<f32>,
 }
 
-/// Writes a file as PEFT's own: metadata `{"format": "pt"}`.
+/// Writes a file the way PEFT does, with metadata `{"format": "pt"}`.
 ///
 /// # Errors
-/// `NonFinite` for a number beyond f16; `Io`.
+/// `NonFinite` for a number that overflows f16; `Io`.
 pub(super) fn write(out: &mut dyn Write, tensors: &[Written], precision: StoredAs) -> Result<()> {
     let mut encoded = Vec::with_capacity(tensors.len());
     for t in tensors {
@@ -284,7 +289,7 @@ mod tests {
             outcome(&[&long[..], &vec![b' '; HEADER_MAX + 1]].concat())
                 .expect_err("long")
                 .message()
-                .contains("the most")
+                .contains("at most")
         );
         let whole = file(&format!("{{{a}}}"), &[0; 4]);
         for n in 0..whole.len() {

@@ -1,4 +1,4 @@
-//! Answers in words: what is asked, what an arm answers, and whether that is right.
+//! Generated answers: what is asked, what an arm answers, and whether it is right.
 
 use super::material::Rows;
 use super::score::Subject;
@@ -9,7 +9,7 @@ use crate::gate::task::Task;
 use crate::model::text::Text;
 use crate::run::Observer;
 
-/// Tokens of a running text that are shown as a prompt.
+/// Tokens of a running text shown as its prompt.
 const TEXT_PROMPT: usize = 32;
 
 /// How an answer is compared with the row's own.
@@ -17,7 +17,7 @@ const TEXT_PROMPT: usize = 32;
 pub enum Metric {
     /// By the number that a task's answer ends with.
     Numeric(Task),
-    /// Word for word, white space aside.
+    /// Exact match, ignoring white space.
     Exact,
     /// As JSON, all fields equal.
     Json,
@@ -33,7 +33,7 @@ impl Metric {
         }
     }
 
-    /// Whether an answer is right; `None` where the row's own is no reference.
+    /// Whether an answer is right; `None` if the row's own answer can't serve as a reference.
     pub fn is_correct(self, answer: &str, reference: &str) -> Option<bool> {
         match self {
             Metric::Numeric(task) => task.is_correct(answer, reference),
@@ -43,12 +43,12 @@ impl Metric {
     }
 }
 
-/// How questions are put.
+/// How to ask questions.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
-    /// How answers are compared with the rows' own; `None` answers only the rows that are shown.
+    /// How answers are compared with the rows' own; with `None`, only the sample rows are answered.
     pub metric: Option<Metric>,
-    /// Tokens of an answer, at most.
+    /// Most tokens per answer.
     pub tokens: usize,
     /// Rows whose answers are shown.
     pub samples: usize,
@@ -61,16 +61,16 @@ pub struct Question {
     pub prompt: String,
     /// The row's own answer.
     pub reference: String,
-    /// For a running text, where its row alone is cut: what is before is the prompt.
+    /// For a running text, where to cut its row (without examples): the prompt is what comes before.
     cut: Option<usize>,
 }
 
 /// What an arm answered.
 #[derive(Clone, Debug, Default)]
 pub struct Answered {
-    /// Per row, with a metric.
+    /// Per row, if there is a metric.
     pub correct: Option<Vec<bool>>,
-    /// Answers to the rows that are shown, and whether they are right.
+    /// Answers to the sample rows, and whether they are right.
     pub samples: Vec<(String, Option<bool>)>,
     /// Tokens generated.
     pub tokens: usize,
@@ -111,8 +111,8 @@ pub fn shown(n: usize, count: usize) -> Vec<usize> {
     (0..count).map(|i| i * n / count).collect()
 }
 
-/// An arm's answers: to every question with a metric, else to those that are shown. `rows` are the questions
-/// as the arm reads them; `free_bytes` are what answers may take of memory.
+/// An arm's answers: to every question if there is a metric, else to the sample rows. `rows` are the questions
+/// as the arm reads them; `free_bytes` is the memory available for answering.
 ///
 /// # Errors
 /// Those of [`Subject::answers`].
@@ -151,13 +151,13 @@ pub fn answer(
     Ok(Answered { correct, samples: samples.collect(), tokens: found.tokens, seconds: found.seconds })
 }
 
-/// A row up to its last answer; of a running text, up to where the row alone is cut.
+/// A row up to its last answer; for a running text, up to its cut.
 fn prompt(row: &Example, cut: Option<usize>) -> &[u32] {
     let targets = row.mask.iter().rposition(|m| *m).map_or(row.ids.len(), |last| {
         row.mask[..last].iter().rposition(|m| !*m).map_or(0, |before| before + 1)
     });
     match cut {
-        // What stands before the row's own text is no target.
+        // Whatever precedes the row's own text isn't a target.
         Some(cut) => &row.ids[..(targets.max(1) + cut - 1).min(row.ids.len())],
         None => &row.ids[..targets.max(1)],
     }

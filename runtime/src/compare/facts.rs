@@ -1,4 +1,4 @@
-//! What a comparison came to, put together for the gate and for people.
+//! Assembles a comparison's results for the gate and for people.
 
 use std::time::Instant;
 
@@ -144,10 +144,11 @@ fn told_length(length: Length) -> String {
     }
 }
 
-/// Version of what is stated of a comparison: it changes with any name or value below, and with the meaning of one.
+/// Version of the statement about a comparison. Raise it when a name, a value or the meaning of one below
+/// changes.
 const VERSION: u32 = 1;
 
-/// What shapes the figures beside the model and the data, in postcard's encoding.
+/// What the figures depend on besides model and data, in postcard's encoding.
 #[derive(Serialize)]
 struct Stated<'a> {
     version: u32,
@@ -170,7 +171,7 @@ struct Stated<'a> {
     memory_budget: Option<u64>,
 }
 
-/// Digest of everything that shapes the figures, but the model and the data.
+/// Digest of everything the figures depend on, except the model and the data.
 fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> String {
     let metric_of = |set: &RetentionSet| set.task.as_ref().map(|(_, metric)| metric.name());
     let stated = Stated {
@@ -207,7 +208,7 @@ fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> Str
     hex::encode(&stated_digest(&stated))
 }
 
-/// The seed of a choice of examples; none where each question has its own.
+/// The seed of a choice of examples; `None` if each question has its own.
 fn seed_of(choice: Choice) -> Option<u64> {
     match choice {
         Choice::Seeded(seed) => Some(seed),

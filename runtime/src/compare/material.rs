@@ -1,5 +1,5 @@
-//! The rows of a comparison: what arms are trained on, what chooses the best step of a run, and the
-//! held-out rows that the gate decides by, which no arm ever sees.
+//! The rows of a comparison: training rows, validation rows that choose a run's best step, and held-out rows
+//! the gate decides by, which no arm ever sees.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,22 +17,22 @@ use crate::hex;
 use crate::model::text::Text;
 use crate::rng::mix;
 
-/// Sets the split for validation apart from that for the held-out rows.
+/// Keeps the validation split independent of the held-out split.
 const VALID_STREAM: u64 = 0x5641_4C49;
-/// Sets the choice of training rows apart likewise.
+/// Keeps the choice of training rows independent of both.
 const TRAIN_STREAM: u64 = 0x5452_4149;
 
-/// Rows with what they were before they became ids.
+/// Rows, as ids and as samples.
 #[derive(Clone, Debug)]
 pub struct Rows {
-    /// As the model sees them, after zero examples.
+    /// As the model sees them, without examples.
     pub data: Dataset,
     /// As the file has them, in the same order.
     pub samples: Vec<Sample>,
 }
 
 impl Rows {
-    /// Rows that were read from a file, beside their texts.
+    /// Rows read from a file, with their samples.
     ///
     /// # Errors
     /// Those of [`samples`](crate::data::samples).
@@ -53,10 +53,10 @@ impl Rows {
         Ok(Rows { samples: samples_from(origin, &data, options)?, data })
     }
 
-    /// Prompts with their completions that are in memory; row `i` is called "`name`:`i + 1`".
+    /// Prompts with completions, from memory; row `i` is called "`name`:`i + 1`".
     ///
     /// # Errors
-    /// `BadData` naming a row that can't be encoded, or is longer than the options allow.
+    /// `BadData`, naming a row that can't be encoded or is longer than the options allow.
     pub fn of_pairs(
         name: &str,
         pairs: &[(String, String)],
@@ -83,7 +83,7 @@ impl Rows {
         Ok(Rows { data, samples })
     }
 
-    /// The rows without `count` of them, and those: a seeded choice.
+    /// Splits off `count` rows, chosen by seed: returns the rest and those.
     pub fn split_off(self, count: usize, seed: u64) -> (Rows, Rows) {
         let Rows { data, samples } = self;
         let place: HashMap<u32, usize> = data.lines.iter().copied().zip(0..).collect();
@@ -95,7 +95,7 @@ impl Rows {
         (of(rest), of(chosen))
     }
 
-    /// What people call row `i`: "test.jsonl:12".
+    /// The name of row `i` for people: "test.jsonl:12".
     pub fn name(&self, i: usize) -> String {
         let file = self.data.source.file_name().unwrap_or_default();
         format!("{}:{}", file.to_string_lossy(), self.data.lines[i])
@@ -113,48 +113,48 @@ impl Rows {
     }
 }
 
-/// How rows are shared out.
+/// Limits on the number of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Training rows, at most: a seeded choice of them.
+    /// Most training rows, chosen by seed.
     pub train_rows: Option<usize>,
-    /// Held-out rows, at most: likewise.
+    /// Most held-out rows, chosen by seed.
     pub held_out_rows: Option<usize>,
 }
 
 /// Where the rows of a comparison come from.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts<'a> {
-    /// To be trained on; without the others, all rows.
+    /// Training rows; all rows, if the others are `None`.
     pub train: Origin<'a>,
-    /// To validate with; held out where there is no `test`.
+    /// Validation rows; held out if there is no `test`.
     pub valid: Option<Origin<'a>>,
-    /// Held out.
+    /// Held-out rows.
     pub test: Option<Origin<'a>>,
 }
 
-/// Everything that a comparison reads.
+/// All rows of a comparison.
 #[derive(Clone, Debug)]
 pub struct Material {
-    /// To be trained on, and where few-shot examples come from.
+    /// Training rows, also the source of few-shot examples.
     pub train: Rows,
-    /// To stop early and choose the best step by.
+    /// Validation rows, for early stopping and choosing the best step.
     pub valid: Rows,
-    /// To decide by.
+    /// Held-out rows, for the verdict.
     pub held_out: Rows,
-    /// Held-out rows that are among the others.
+    /// Held-out rows that also occur among the others.
     pub leaks: Vec<Leak>,
     /// Digest of the three parts, hexadecimal.
     pub digest: String,
 }
 
 impl Material {
-    /// Reads a folder or one file. Held out is test.jsonl, else valid.jsonl, else a seeded part; validation
-    /// is valid.jsonl where it is not held out, else a seeded part of the training rows. `options` say how
-    /// large those parts are, and their seed.
+    /// Reads a folder or one file. The held-out rows are test.jsonl, else valid.jsonl, else a seeded part. The
+    /// validation rows are valid.jsonl if it isn't held out, else a seeded part of the training rows. `options`
+    /// give the parts' size and seed.
     ///
     /// # Errors
-    /// Those of [`load`]; `BadData` where a part is left without rows.
+    /// Those of [`load`]; `BadData` if a part has no rows left.
     pub fn read(path: &Path, text: &Text, options: &DataOptions, limits: Limits) -> Result<Material> {
         let train = part_file(path, Part::Train)?.unwrap_or_else(|| path.to_owned());
         let (test, valid) = (part_file(path, Part::Test)?, part_file(path, Part::Valid)?);
@@ -166,7 +166,7 @@ impl Material {
         Material::read_from(parts, text, options, limits)
     }
 
-    /// [`Material::read`] of parts that need not be files.
+    /// [`Material::read`] for parts from any origin.
     ///
     /// # Errors
     /// As [`Material::read`].
@@ -207,7 +207,7 @@ impl Material {
         Material::of(train, valid, Rows::from(held_out, held_out_from, options)?, options)
     }
 
-    /// Parts that were read already.
+    /// Material from parts already read.
     ///
     /// # Errors
     /// None in practice.
@@ -219,7 +219,7 @@ impl Material {
         Ok(Material { train, valid, held_out, leaks, digest })
     }
 
-    /// Bytes of text that is held beside the ids.
+    /// Bytes of text held beside the ids.
     pub fn text_bytes(&self) -> usize {
         let parts = [&self.train, &self.valid, &self.held_out];
         parts.iter().flat_map(|r| &r.samples).map(sample_bytes).sum()
@@ -238,7 +238,7 @@ fn at_most(data: Dataset, count: Option<usize>, seed: u64) -> Dataset {
     }
 }
 
-/// What makes a row the same as another: of one that asks, the question, else all of it.
+/// What identifies a row: its question if it has one, else all of it.
 fn recognized_by(sample: &Sample, asks: bool) -> String {
     match sample {
         Sample::Text(text) => text.clone(),
@@ -251,7 +251,7 @@ fn recognized_by(sample: &Sample, asks: bool) -> String {
     }
 }
 
-/// Bytes of text that a sample holds.
+/// Bytes of text in a sample.
 fn sample_bytes(sample: &Sample) -> usize {
     match sample {
         Sample::Text(text) => text.len(),

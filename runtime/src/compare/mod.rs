@@ -1,11 +1,28 @@
-//! Arms side by side: the base alone, the base behind examples, and what training makes of it, all on the
-//! same held-out rows; then the gate's verdict.
+//! Compares arms: the base alone, the base with few-shot examples, and trained results, all on the same
+//! held-out rows. Then the gate gives its verdict.
 //!
-//! The story, in the order of its files: [`material`] is the rows, split once for all arms; [`shots`] puts
-//! examples before them; a [`recipe`] says how an arm is trained, and what memory that takes; [`rate`]
-//! finds a learning rate where none is given; [`train`] trains; [`score`] and [`answers`] measure, on what was
-//! held out and on what must be retained ([`retention`]); `panel` takes one arm after the other through
-//! them, one in memory at a time; and `facts` puts figures together for the gate and its report.
+//! The modules in order: [`material`] holds the rows, split once for all arms. [`shots`] puts examples before
+//! them. A [`recipe`] says how an arm is trained and what memory that takes. [`rate`] finds a learning rate if
+//! none is given, and [`train`] trains. [`score`] and [`answers`] measure on held-out rows and on what must be
+//! retained ([`retention`]). `panel` takes the arms through these steps, one in memory at a time. `facts`
+//! assembles the figures for the gate and its report.
+//!
+//! ```
+//! use engraft_runtime::*;
+//!
+//! # fn main() -> Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let text = Text::of(&base.model)?;
+//! let reading = DataOptions { max_seq_length: 128, ..DataOptions::default() };
+//! let rows = "../targets/cli/demo/private_train.jsonl".as_ref();
+//! let material = Material::read(rows, &text, &reading, Limits::default())?;
+//! // The base alone, and behind two examples; the crate's first page trains an arm, too.
+//! let contest = Contest { shots: vec![(2, Choice::Seeded(0))], ..Contest::new("example") };
+//! let outcome = compare(&base, &material, (&text, &reading), &contest, &mut Nobody)?;
+//! assert_eq!(outcome.verdict.arms.len(), 2);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod answers;
 mod facts;
@@ -32,20 +49,22 @@ use crate::adapter::Adapter;
 use crate::data::{DataOptions, Example};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::Report;
-use crate::gate::verdict::{Thresholds, Verdict, check_thresholds};
+use crate::gate::store::{Candidate, Generation, Writer};
+use crate::gate::verdict::{Decision, Thresholds, Verdict, check_thresholds};
 use crate::merge;
 use crate::model::chat::Message;
 use crate::model::text::Text;
+use crate::model::weights::ModelFile;
 use crate::run::{Base, Limit, Method, Observer, settings};
 
 /// The name of the base's own arm.
 pub const ZERO_SHOT: &str = "zero-shot";
-/// Private memory for scoring where none is asked for.
+/// Default private memory for scoring.
 pub const SCORING_BYTES: u64 = 512 << 20;
-/// The model that a full arm writes into its folder.
+/// The model file a full fine-tuning arm writes into its folder.
 pub const MODEL_FILE: &str = "model.gguf";
 
-/// What is to be compared, and how.
+/// What to compare, and how.
 #[derive(Clone, Debug)]
 pub struct Contest {
     /// "compare" or "adapt".
@@ -54,11 +73,11 @@ pub struct Contest {
     pub shots: Vec<(usize, Choice)>,
     /// Arms to train, in order.
     pub recipes: Vec<Recipe>,
-    /// Rows that the model knew, replayed among those that arms are trained on.
+    /// Rows the model already knew, replayed among the arms' training rows.
     pub replay: Vec<Example>,
     /// How answers are compared with the rows' own; `None` compares losses alone.
     pub metric: Option<Metric>,
-    /// Tokens of an answer, at most.
+    /// Most tokens per answer.
     pub answer_tokens: usize,
     /// What must not be forgotten.
     pub retention: Vec<RetentionSet>,
@@ -66,21 +85,21 @@ pub struct Contest {
     pub thresholds: Thresholds,
     /// Seed of the bootstrap.
     pub seed: u64,
-    /// Held-out rows that the report shows with every arm's answer.
+    /// Held-out rows the report shows with every arm's answer.
     pub samples: usize,
-    /// What memory training and scoring may take. Without a budget scoring takes what is fastest within
+    /// The memory for training and scoring. Without a budget, scoring uses whatever is fastest within
     /// [`SCORING_BYTES`].
     pub limit: Limit,
-    /// The folder for what arms train, each in one of its name. Without it adapters stay in memory, and no
-    /// whole model can be tuned.
+    /// The folder for trained results, with a subfolder per arm. Without it, adapters stay in memory and full
+    /// fine-tuning is impossible.
     pub folder: Option<PathBuf>,
-    /// The folder for checkpoints of arms that are being trained, each in one of its name: the same comparison goes on
-    /// from there, and a run that diverges goes back. It is cleared at the end.
+    /// The folder for checkpoints of unfinished arms, with a subfolder per arm. The same comparison resumes
+    /// from there, and a diverging run rolls back there. It is cleared at the end.
     pub unfinished: Option<PathBuf>,
 }
 
 impl Contest {
-    /// The base alone, by losses, with what a comparison usually demands.
+    /// The base alone, compared by losses, with the default thresholds.
     pub fn new(title: &str) -> Contest {
         Contest {
             title: title.to_string(),
@@ -100,39 +119,85 @@ impl Contest {
     }
 }
 
-/// What an arm is once it is measured: what would be promoted.
+/// What a measured arm leaves: what would be promoted.
 pub enum Product {
     /// An adapter, bound to its base.
     Adapter(Box<Adapter>),
-    /// The file of one, in the arm's folder.
+    /// An adapter's file, in the arm's folder.
     File(PathBuf),
-    /// Examples to put before every prompt; none where each question has its own.
+    /// Examples to put before every prompt; none if each question has its own.
     FewShot(Vec<Message>),
-    /// A model of its own.
+    /// A complete model.
     Model(PathBuf),
 }
 
-/// Everything that came of a comparison.
+/// The result of a comparison.
 pub struct Outcome {
     /// The gate's verdict.
     pub verdict: Verdict,
-    /// It and all else, for people.
+    /// The verdict and everything else, for people.
     pub report: Report,
-    /// By the arms' names; the base has nothing to keep.
+    /// Products by the arms' names; the base has none.
     pub kept: Vec<(String, Product)>,
 }
 
+/// The outcome of promoting a verdict in a store.
+#[derive(Debug)]
+pub enum Promotion {
+    /// The winner is now the active generation.
+    Active(Generation),
+    /// The verdict keeps the base; the store is unchanged.
+    BaseStays,
+    /// A store can't hold the winning arm, for this reason; the store is unchanged.
+    CannotHold(&'static str),
+}
+
 impl Outcome {
-    /// What an arm left.
+    /// What this arm left.
     pub fn kept(&self, arm: &str) -> Option<&Product> {
         self.kept.iter().find(|(name, _)| name == arm).map(|(_, kept)| kept)
+    }
+
+    /// The product of the winning arm; `None` if the base stays.
+    pub fn winner(&self) -> Option<&Product> {
+        match &self.verdict.decision {
+            Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => self.kept(arm),
+            Decision::KeepBase => None,
+        }
+    }
+
+    /// Makes the winner a store's active generation.
+    ///
+    /// # Errors
+    /// Those of [`Writer::promote`], and of loading an adapter from its file.
+    pub fn promote(&self, writer: &Writer<'_>, model: &ModelFile) -> Result<Promotion> {
+        let loaded;
+        let candidate = match self.winner() {
+            None => return Ok(Promotion::BaseStays),
+            Some(Product::Adapter(adapter)) => Candidate::Adapter(adapter),
+            Some(Product::File(file)) => {
+                loaded = Adapter::load(file)?;
+                Candidate::Adapter(&loaded)
+            }
+            Some(Product::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
+            Some(Product::FewShot(_)) => {
+                return Ok(Promotion::CannotHold("each question has its own examples"));
+            }
+            Some(Product::Model(_)) => {
+                return Ok(Promotion::CannotHold("a store keeps adapters and examples, not whole models"));
+            }
+        };
+        let (verdict, digest) = (self.verdict.to_json()?, model.digest());
+        let base = (&digest, model.config());
+        writer.promote(&candidate, verdict.as_bytes(), base, false).map(Promotion::Active)
     }
 }
 
 /// Takes all arms through training and scoring, and judges them.
 ///
 /// # Errors
-/// `Misuse` for a full arm without a folder; `DoesNotFit`; `BadData`; `Cancelled`; those of every part.
+/// `Misuse` for a full fine-tuning arm without a folder; `DoesNotFit`; `BadData`; `Cancelled`; those of every
+/// part.
 pub fn compare(
     base: &Base,
     material: &Material,
@@ -157,7 +222,7 @@ pub fn compare(
     Ok(outcome)
 }
 
-/// What can be known before an hour of training finds it out. Writes nothing.
+/// Checks everything that can be known before training, rather than an hour into it. Writes nothing.
 ///
 /// # Errors
 /// `DoesNotFit`, `Misuse`, `BadData`.
@@ -173,7 +238,8 @@ pub fn check(base: &Base, material: &Material, options: &DataOptions, contest: &
         if let (Method::Full(dtype), folder) = (&recipe.settings.method, &contest.folder) {
             merge::tuned::check_type(&base.model, *dtype)?;
             if folder.is_none() {
-                let message = format!("{}: a whole model needs a folder to be written to", recipe.name);
+                let message =
+                    format!("{}: full fine-tuning needs a folder to write the model to", recipe.name);
                 return Err(Error::new(ErrorKind::Misuse, message));
             }
         }
@@ -181,12 +247,12 @@ pub fn check(base: &Base, material: &Material, options: &DataOptions, contest: &
     Ok(())
 }
 
-/// Which of the arms fit, one after the other, with ranks that fit where they are to be `searched`; those that don't
-/// are told of and left out where that is `lenient`. What an arm has trained stays in memory while the next one trains,
-/// unless each has a folder.
+/// The arms that fit, one after the other; if `searched`, with ranks that fit. If `lenient`, arms that don't
+/// fit are reported and left out. A trained arm stays in memory while the next one trains, unless there is a
+/// folder.
 ///
 /// # Errors
-/// `DoesNotFit` of the first that doesn't, or of the last where none is left.
+/// `DoesNotFit` for the first arm that doesn't fit, or, if `lenient` and none is left, for the last.
 pub fn fitting(
     recipes: Vec<Recipe>,
     base: &Base,
@@ -224,7 +290,7 @@ pub fn fitting(
     }
 }
 
-/// Bytes that an arm holds once it is trained: its adapter, where no folder takes it.
+/// Bytes an arm holds once trained: its adapter, unless it goes to a folder.
 fn held_bytes(recipe: &Recipe, base: &Base, has_folder: bool) -> usize {
     match (&recipe.settings.method, has_folder) {
         (method @ Method::Adapter(_), false) => size_of::<f32>() * method.parameters(base.model.config()),
@@ -232,14 +298,14 @@ fn held_bytes(recipe: &Recipe, base: &Base, has_folder: bool) -> usize {
     }
 }
 
-/// Tells what is decided before anything is measured: the figures may be wanted all the same.
+/// Warns about verdicts that are certain before anything is measured; the figures may be wanted anyway.
 fn forewarn(material: &Material, thresholds: &Thresholds, observer: &mut dyn Observer) {
     let (rows, least) = (material.held_out.samples.len(), thresholds.examples_min);
     if !material.leaks.is_empty() {
-        observer.note("the base will stay, whatever the figures: held-out rows are among those to train on");
+        observer.note("the base will stay, whatever the figures: some held-out rows are also training rows");
     } else if rows < least {
         observer.note(&format!(
-            "the base will stay, whatever the figures: there are {rows} held-out rows, and it takes {least} to decide"
+            "the base will stay, whatever the figures: there are {rows} held-out rows, but a decision takes {least}"
         ));
     }
 }

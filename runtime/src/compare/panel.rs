@@ -1,4 +1,4 @@
-//! One arm after the other, measured: one in memory at a time.
+//! Measures the arms one after the other, one in memory at a time.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::probe::Prober;
 use crate::run::{Base, Method, Observer, Trained};
 use crate::storage::{Disk, create_dir_within};
 
-/// What has been measured so far, and what all of it is measured with.
+/// The measurements so far, and what they are taken with.
 pub(super) struct Panel<'a> {
     base: &'a Base,
     material: &'a Material,
@@ -37,7 +37,7 @@ pub(super) struct Panel<'a> {
     questions: Vec<Question>,
     observer: &'a mut dyn Observer,
     arms: Vec<Measured>,
-    /// Which answers of each retention task the base has right, once they are needed.
+    /// Which answers the base gets right in each retention task, computed when needed.
     retained: Vec<Option<Vec<bool>>>,
 }
 
@@ -62,8 +62,8 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// The bytes that were asked for, and no more than the machine leaves; none where nobody asked, and the machine has
-    /// what the arms take unasked.
+    /// The requested bytes, capped by what the machine has left; `None` if nothing was requested and the
+    /// machine has room for the defaults.
     fn budget(&self) -> Option<u64> {
         let limit = &self.contest.limit;
         match limit.budget {
@@ -72,7 +72,7 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// What scoring may take beside the model, the tokenizer and the rows.
+    /// The memory for scoring, beside the model, the tokenizer and the rows.
     fn free_bytes(&self) -> usize {
         let Material { train, valid, held_out, .. } = self.material;
         let rows: usize = [train, valid, held_out].iter().map(|rows| rows.data.heap_bytes()).sum();
@@ -81,14 +81,14 @@ impl<'a> Panel<'a> {
         usize::try_from(budget).unwrap_or(usize::MAX).saturating_sub(held)
     }
 
-    /// Refuses what would take more memory than there is for it, where a budget was given.
+    /// Refuses scoring that exceeds the budget, if there is one.
     fn check(&self, arm: &str, bytes: usize) -> Result<()> {
         let free = self.free_bytes();
         if self.budget().is_none() || bytes <= free {
             return Ok(());
         }
         let message = format!(
-            "{arm}: scoring needs {} of private memory beside the data, the budget leaves {}",
+            "{arm}: scoring needs {} of private memory beside the data; the budget leaves {}",
             mib(bytes),
             mib(free)
         );
@@ -134,7 +134,7 @@ impl<'a> Panel<'a> {
             Trained::Adapter(adapter) => self.adapted(*adapter, &recipe.name)?,
             Trained::Full(tuned) => {
                 let Method::Full(dtype) = recipe.settings.method else {
-                    unreachable!("full weights of a full arm")
+                    unreachable!("a full fine-tuning arm has tuned weights")
                 };
                 let folder = contest.folder.clone().unwrap_or_default().join(&recipe.name);
                 create_dir_within(&Disk, &folder)?;
@@ -154,7 +154,7 @@ impl<'a> Panel<'a> {
         Ok(())
     }
 
-    /// An adapter bound to its base, in use, and kept.
+    /// Binds an adapter to its base, puts it to use and keeps it.
     fn adapted(&self, mut adapter: Adapter, name: &str) -> Result<(Subject, Product)> {
         let mut prober = Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
         adapter.binding = Some(prober.bind(&adapter)?);
@@ -168,7 +168,7 @@ impl<'a> Panel<'a> {
         Ok((self.subject(Some(Arc::new(stacked))), kept))
     }
 
-    /// Losses on the held-out rows as this arm reads them, and its answers.
+    /// This arm's losses on the held-out rows, and its answers.
     fn measure(
         &mut self,
         name: &str,
@@ -214,7 +214,7 @@ impl<'a> Panel<'a> {
         Ok(Measured { result, scoring, run: None, rate_test: None, kept: None, samples })
     }
 
-    /// How far a tuned model is from its base, on the task and on what must not be forgotten.
+    /// How far a tuned model is from its base, on the task and on the retention sets.
     fn forgetting(&mut self, subject: &Subject, result: &mut ArmResult) -> Result<()> {
         let base = self.subject(None);
         let contest = self.contest;
@@ -246,7 +246,7 @@ impl<'a> Panel<'a> {
         Ok(())
     }
 
-    /// Which answers of each retention task a model has right.
+    /// Which answers a model gets right in each retention task.
     fn retained_by(&mut self, subject: &Subject) -> Result<Vec<Option<Vec<bool>>>> {
         let free = self.free_bytes();
         let (tokens, samples) = (self.contest.answer_tokens, 0);
@@ -262,7 +262,7 @@ impl<'a> Panel<'a> {
         Ok(all)
     }
 
-    /// The verdict, and the report of everything.
+    /// The verdict and the full report.
     pub(super) fn conclude(self, started: Instant) -> Result<Outcome> {
         let Panel { base, material, options, contest, questions, arms, .. } = self;
         facts::conclude((base, material, options, contest), &questions, arms, started)

@@ -1,7 +1,7 @@
-//! The learning rate range test (Smith, arXiv 1506.01186): a short run whose rate grows with every step,
-//! and the rate at which the loss fell best.
+//! The learning rate range test (Smith, arXiv 1506.01186): a short run whose rate grows with every step, which
+//! shows the rate at which the loss falls fastest.
 //!
-//! A batch's loss says more of its rows than of the parameters. So what is watched is how far the loss lies
+//! A batch's loss says more about its rows than about the parameters. So the test watches how far the loss lies
 //! below the untrained base's on the same batch.
 
 use std::time::Instant;
@@ -21,20 +21,20 @@ use crate::train::schedule::{Schedule, Shape};
 const STEPS: usize = 48;
 /// Rates of adapters, first and last.
 const ADAPTER: (f64, f64) = (2e-5, 2e-2);
-/// Rates of all weights.
+/// Rates of full fine-tuning.
 const FULL: (f64, f64) = (1e-6, 1e-3);
-/// Share of the past in the smoothed loss.
+/// Weight of past steps in the smoothed loss.
 const MEMORY: f64 = 0.75;
-/// Rise above the lowest smoothed loss at which the test ends, nats.
+/// The test ends at this rise above the lowest smoothed loss, nats.
 const RISE: f64 = 0.3;
-/// The chosen rate as a part of the one where the smoothed loss was lowest. That one is about where steps
-/// begin to be too long, and a run stays at its peak far longer than the test.
+/// The chosen rate as a fraction of the one with the lowest smoothed loss. That is about where steps become too
+/// long, and a run stays at its peak far longer than the test does.
 const PART: f64 = 0.25;
 
-/// Tries rates on the training rows, from the recipe's own beginning.
+/// Tries rates on the training rows, starting from the recipe's initial state.
 ///
 /// # Errors
-/// Those of training, but a loss that isn't finite only ends the test; `Cancelled`.
+/// Those of training, except that a non-finite loss only ends the test; `Cancelled`.
 pub fn test(
     recipe: &Recipe,
     base: &Base,
@@ -67,7 +67,7 @@ pub fn test(
         let (step, total) = (i as u64 + 1, Some(batches.len() as u64));
         let seconds = started.elapsed().as_secs_f64();
         observer.tell(&name, Event::Step(&Stepping { step, total, report, tokens, seconds }));
-        // The loss is that of the parameters before the step.
+        // This loss is of the parameters before the step.
         if i > 0 && curve.push(rate_of(i - 1), report.loss - plain[i]) {
             break;
         }
@@ -107,7 +107,7 @@ struct Curve {
 }
 
 impl Curve {
-    /// Takes what steps up to a rate made of the loss; whether it has risen too far to go on.
+    /// Adds the loss reached with steps up to this rate; returns whether it rose too far to continue.
     fn push(&mut self, rate: f64, loss: f64) -> bool {
         self.average = MEMORY * self.average + (1.0 - MEMORY) * loss;
         self.weight = MEMORY * self.weight + (1.0 - MEMORY);
@@ -127,7 +127,7 @@ impl Curve {
 mod tests {
     use super::*;
 
-    /// A loss that falls with the rate until it breaks out.
+    /// A loss that falls as the rate grows, until it blows up.
     fn curve(breaks_at: f64) -> Curve {
         let mut curve = Curve::default();
         for i in 0..STEPS {

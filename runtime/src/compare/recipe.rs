@@ -1,4 +1,4 @@
-//! How an arm is to be trained, and the memory that it takes beside a comparison's rows.
+//! How to train an arm, and the memory it takes beside the comparison's rows.
 
 use std::borrow::Cow;
 
@@ -8,18 +8,23 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::run::prepare::with_largest_rank;
 use crate::run::{Base, Begin, Extent, Limit, Method, Planned, RunRows, Setting, Settings};
 
-/// An arm that is to be trained.
+/// An arm to train.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
     /// Its name.
     pub name: String,
     /// How it is trained. Without a learning rate a range test finds one.
     pub settings: Settings,
-    /// Rows that are trained on as if they were the material's own, such as the base's answers to be kept.
+    /// Rows trained on as if they were the material's own, such as answers of the base that it should keep.
     pub extra: Vec<Example>,
 }
 
 impl Recipe {
+    /// An arm trained on the material's rows alone.
+    pub fn new(name: &str, settings: Settings) -> Recipe {
+        Recipe { name: name.to_string(), settings, extra: Vec::new() }
+    }
+
     /// The rows to train on: the material's, and the extra ones.
     pub fn rows<'r>(&'r self, material: &'r Material) -> Cow<'r, [Example]> {
         let own = &material.train.data.examples;
@@ -29,10 +34,10 @@ impl Recipe {
         }
     }
 
-    /// What the run asks of memory, beside all rows of the comparison.
+    /// The run's memory plan, including all rows of the comparison.
     pub fn plan(&self, base: &Base, material: &Material, replay: &[Example], limit: &Limit) -> Planned {
         let parts = [&material.train, &material.valid, &material.held_out];
-        // The rows of a run with extra ones are a copy.
+        // A run with extra rows trains on a copy.
         let rows = self.rows(material);
         let beside = if self.extra.is_empty() { &[][..] } else { &parts[0].data.examples };
         let run = RunRows { train: &rows, valid: &parts[1].data.examples, replay };
@@ -50,10 +55,10 @@ impl Recipe {
         Planned::new(&self.settings, &setting, limit)
     }
 
-    /// Holds the plan against a limit.
+    /// Checks the plan against a limit.
     ///
     /// # Errors
-    /// `DoesNotFit`, with a setting that fits; `Misuse` for what every weight can't have.
+    /// `DoesNotFit`, with a setting that fits; `Misuse` for settings full fine-tuning doesn't support.
     pub fn check(
         &self,
         base: &Base,
@@ -64,7 +69,7 @@ impl Recipe {
         let is_full = matches!(self.settings.method, Method::Full(_));
         if is_full && (self.settings.kl.is_some() || self.settings.begin != Begin::Random) {
             let message =
-                format!("{}: an adapter alone can be held near its base, or begin as EVA says", self.name);
+                format!("{}: only an adapter can have a KL penalty or EVA initialization", self.name);
             return Err(Error::new(ErrorKind::Misuse, message));
         }
         let planned = self.plan(base, material, replay, limit);
@@ -72,10 +77,10 @@ impl Recipe {
         Ok(planned)
     }
 
-    /// The recipe with the largest rank that fits, and that the rows' targets can carry.
+    /// The recipe with the largest rank that fits and that the number of targets supports.
     ///
     /// # Errors
-    /// `DoesNotFit` where none does.
+    /// `DoesNotFit` if none fits.
     pub fn with_largest_rank(
         self,
         base: &Base,

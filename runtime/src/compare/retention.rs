@@ -1,25 +1,43 @@
-//! What a tuned model must not forget: texts by their losses, and tasks by the answers to them, too.
+//! What a tuned model must not forget: texts, by their losses, and tasks, by their losses and answers.
 
 use super::answers::{Metric, Question, questions};
 use super::material::Rows;
 use crate::data::masks::encode_sample;
 use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
+use crate::gate::retention;
 use crate::model::text::Text;
 
-/// One of the things to be retained.
+/// One thing to retain.
 #[derive(Clone, Debug)]
 pub struct RetentionSet {
     /// What the verdict calls it.
     pub name: String,
     /// Its rows.
     pub rows: Vec<Example>,
-    /// Of a task: the rows as questions, and how answers are compared.
+    /// For a task: the rows as questions, and how to compare answers.
     pub task: Option<(Vec<Question>, Metric)>,
 }
 
 impl RetentionSet {
-    /// A text: one row for each passage, all of whose tokens count.
+    /// The built-in text ([`gate::retention`](crate::gate::retention)).
+    ///
+    /// # Errors
+    /// Those of [`RetentionSet::of_text`].
+    pub fn built_in(text: &Text, rows_max: usize) -> Result<RetentionSet> {
+        RetentionSet::of_passages(retention::NAME, retention::TEXT, text, rows_max)
+    }
+
+    /// A text in passages; each follows a line that starts with `%% `.
+    ///
+    /// # Errors
+    /// Those of [`RetentionSet::of_text`].
+    pub fn of_passages(name: &str, whole: &str, text: &Text, rows_max: usize) -> Result<RetentionSet> {
+        let passages: Vec<&str> = retention::split(whole).iter().map(|passage| passage.text).collect();
+        RetentionSet::of_text(name, &passages, text, rows_max)
+    }
+
+    /// A text: one row per passage, in which every token counts.
     ///
     /// # Errors
     /// `BadData` for a text without a token to predict.
@@ -44,7 +62,7 @@ impl RetentionSet {
         }
     }
 
-    /// Rows of a task, whose answers count where there is a metric for them.
+    /// Rows of a task, whose answers count if there is a metric.
     pub fn of_rows(name: &str, rows: &Rows, metric: Option<Metric>, text: &Text) -> RetentionSet {
         let task = metric.map(|metric| (questions(rows, text), metric));
         RetentionSet { name: name.to_string(), rows: rows.data.examples.clone(), task }

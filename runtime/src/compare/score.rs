@@ -1,4 +1,4 @@
-//! What an arm makes of rows: losses, distance from the base, answers.
+//! Scores an arm on rows: losses, distance from the base, answers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,42 +18,42 @@ use crate::nn::divergence::Compared;
 use crate::nn::head::{HeadBufs, HeadWords};
 use crate::run::Observer;
 
-/// Rows whose logits are held at once, of each of two models.
+/// Rows whose logits are held at once, for each of two models.
 const LOGIT_ROWS: usize = 32;
 
 /// How keys and values are kept while an arm is scored.
 const CACHE: KvType = KvType::F16;
 
-/// A model as one arm has it: weights, and an adapter on them.
+/// One arm's model: weights, and an adapter on them.
 #[derive(Clone)]
 pub struct Subject {
-    /// The base's, or tuned ones.
+    /// The base's weights, or tuned ones.
     pub weights: Weights,
-    /// Beside them.
+    /// The adapter, if any.
     pub adapter: Option<Arc<StackedAdapter>>,
-    /// What computes.
+    /// The kernels to compute with.
     pub kernels: Arc<Kernels>,
-    /// How.
+    /// How products are computed.
     pub precision: Precision,
 }
 
-/// What scoring rows gave, and what it took.
+/// The result of scoring rows, and its cost.
 #[derive(Clone, Debug, Default)]
 pub struct Scored {
     /// Loss per row.
     pub nll: Vec<ExampleNll>,
-    /// Tokens that all rows begin with: read once.
+    /// Tokens that all rows share at the start, read once.
     pub prefix_tokens: usize,
-    /// Tokens read beside them.
+    /// All other tokens read.
     pub tokens: usize,
     /// Time.
     pub seconds: f64,
 }
 
-/// Answers, and what they took.
+/// Answers, and their cost.
 #[derive(Clone, Debug, Default)]
 pub struct Answered {
-    /// Ids per prompt, without the one that ends them.
+    /// Ids per prompt, without the end token.
     pub answers: Vec<Vec<u32>>,
     /// Tokens generated.
     pub tokens: usize,
@@ -66,7 +66,7 @@ impl Subject {
         self.weights.config()
     }
 
-    /// Positions that the model was trained for.
+    /// Positions the model was trained for.
     pub fn context(&self) -> usize {
         self.config().context_len
     }
@@ -80,20 +80,20 @@ impl Subject {
         self.adapter.as_ref().map_or(0, |a| a.rank())
     }
 
-    /// Bytes that [`Subject::losses`] holds for rows of at most `rows_max` positions.
+    /// Bytes [`Subject::losses`] holds for rows of at most `rows_max` positions.
     pub fn losses_bytes(&self, rows_max: usize) -> usize {
         let (c, threads) = (self.config(), self.kernels.threads());
         let head = HeadWords::new(c, Sequence::rows(rows_max), threads, false, false).total();
         Sequence::bytes(c, rows_max, self.rank(), threads, CACHE) + size_of::<f32>() * head
     }
 
-    /// Bytes that [`Subject::beside`] holds likewise.
+    /// Bytes [`Subject::beside`] holds for such rows.
     pub fn beside_bytes(&self, rows_max: usize) -> usize {
         let logits = LOGIT_ROWS.min(Sequence::rows(rows_max)) * self.config().vocab;
         2 * (self.losses_bytes(rows_max) + size_of::<f32>() * logits)
     }
 
-    /// The most answers at once, up to [`Sequences::SLOTS`], that `bytes` allow; at least one.
+    /// The most simultaneous answers `bytes` allow, from 1 to [`Sequences::SLOTS`].
     pub fn slots(&self, prompts: &[&[u32]], limit: usize, bytes: usize) -> usize {
         let (c, threads, shared) = (self.config(), self.kernels.threads(), shared_length(prompts));
         let own = self.own_positions(prompts, limit);
@@ -104,8 +104,8 @@ impl Subject {
         (1..=Sequences::SLOTS.min(prompts.len().max(1))).rev().find(fits).unwrap_or(1)
     }
 
-    /// Positions of a prompt and its answer behind what all prompts share: no more than the model was trained for,
-    /// so an answer ends there.
+    /// Positions of a prompt and its answer, after the shared prefix. Limited to what the model was trained
+    /// for; an answer ends there.
     fn own_positions(&self, prompts: &[&[u32]], limit: usize) -> usize {
         let shared = shared_length(prompts);
         let longest = prompts.iter().map(|p| p.len() - shared).max().unwrap_or(1);
@@ -117,7 +117,7 @@ impl Subject {
         HeadBufs::new(&HeadWords::new(self.config(), rows, self.kernels.threads(), false, false))
     }
 
-    /// Losses of rows. What all of them begin with is read once.
+    /// Losses of rows. Their common prefix is read once.
     ///
     /// # Errors
     /// `Cancelled`; those of [`Sequence::new`] and [`Sequence::read`].
@@ -187,7 +187,7 @@ impl Subject {
         Ok(total)
     }
 
-    /// Greedy answers to prompts, of at most `limit` tokens each. What all prompts begin with is read once.
+    /// Greedy answers to prompts, of at most `limit` tokens each. The prompts' common prefix is read once.
     ///
     /// # Errors
     /// Those of [`Sequences`]; `Cancelled`.
@@ -230,7 +230,7 @@ impl Subject {
         Ok(Answered { answers, tokens, seconds: started.elapsed().as_secs_f64() })
     }
 
-    /// What gives texts their place among others.
+    /// An embedder for texts, to compare them with others.
     ///
     /// # Errors
     /// Those of [`Sequence::new`].
@@ -246,7 +246,7 @@ pub struct Embedder {
 }
 
 impl Embedder {
-    /// The mean over a text's tokens, of length 1; zeros for no token.
+    /// The mean over a text's tokens, normalized to length 1; zeros without tokens.
     ///
     /// # Errors
     /// Those of [`Sequence::read`].
@@ -271,20 +271,20 @@ impl Embedder {
     }
 }
 
-/// What follows position `i`, if it is to be predicted.
+/// The target of position `i`, if it has one.
 fn target(example: &Example, i: usize) -> u32 {
     if example.mask[i + 1] { example.ids[i + 1] } else { NO_TARGET }
 }
 
-/// Tokens that all rows begin with and that carry no target, nor predict one: what is left of each row is
-/// never empty.
+/// Length of the prefix that all rows share and that neither contains nor predicts a target; the rest of each
+/// row is never empty.
 pub fn common_prefix(examples: &[Example]) -> usize {
     let free = |e: &Example| e.mask.iter().position(|m| *m).unwrap_or(e.ids.len()).saturating_sub(1);
     let ids: Vec<&[u32]> = examples.iter().map(|e| &e.ids[..free(e)]).collect();
     if examples.len() < 2 { 0 } else { shared(&ids) }
 }
 
-/// Tokens that all prompts share, and one less than the shortest at most.
+/// Length of the prompts' common prefix, at most one less than the shortest.
 fn shared_length(prompts: &[&[u32]]) -> usize {
     let but_last: Vec<&[u32]> = prompts.iter().map(|p| &p[..p.len().saturating_sub(1)]).collect();
     if prompts.len() < 2 { 0 } else { shared(&but_last) }
@@ -296,7 +296,7 @@ fn shared(all: &[&[u32]]) -> usize {
     all.iter().map(with).min().unwrap_or(0)
 }
 
-/// Sums over rows of logits: tuned z beside base y, `[rows, vocab]` both; each thread takes a run of rows.
+/// Sums over rows of logits: tuned z and base y, both `[rows, vocab]`; each thread takes a run of rows.
 fn compare_logits(threads: usize, z: &[f32], y: &[f32], group: &[(usize, u32)], vocab: usize) -> Compared {
     let mut found = vec![Compared::default(); group.len()];
     let share = group.len().div_ceil(threads);
@@ -324,7 +324,7 @@ fn compare_row(z: &[f32], y: &[f32], target: usize) -> Compared {
     };
     for (a, b) in z.iter().zip(y) {
         let (a, b) = (f64::from(*a) - lz, f64::from(*b) - ly);
-        // Where both are below e^-30, nothing reaches the sums' digits.
+        // If both are below e^-30, the term can't affect the sums' digits.
         if a < -30.0 && b < -30.0 {
             continue;
         }

@@ -1,4 +1,4 @@
-//! Few-shot examples: which, and how a row looks behind them.
+//! Few-shot examples: which ones, and how a row looks after them.
 
 use std::collections::HashMap;
 
@@ -12,9 +12,9 @@ use crate::model::text::Text;
 use crate::model::tokenizer::Special;
 use crate::rng::Rng;
 
-/// The random stream of seeded choices.
+/// Random stream of seeded choices.
 const SHOTS_STREAM: u64 = 0x5348_4F54;
-/// Training rows that are looked at for neighbours, at most.
+/// Most training rows searched for neighbours.
 const POOL_MAX: usize = 2000;
 
 /// How examples are chosen.
@@ -22,12 +22,12 @@ const POOL_MAX: usize = 2000;
 pub enum Choice {
     /// The same for all questions, by seed.
     Seeded(u64),
-    /// For each question those whose prompts are nearest, by the cosine of the base's own mean hidden states
-    /// (Liu et al., arXiv 2101.06804); the nearest last.
+    /// For each question, the examples with the nearest prompts by cosine of the base's mean hidden states (Liu
+    /// et al., arXiv 2101.06804); the nearest comes last.
     Nearest,
 }
 
-/// The training rows that can be examples, which must be at least `k`.
+/// The training rows that can serve as examples; at least `k` are required.
 ///
 /// # Errors
 /// `BadData` for fewer.
@@ -37,17 +37,17 @@ pub fn pool(k: usize, train: &Rows, options: &DataOptions) -> Result<Vec<usize>>
         return Ok(whole);
     }
     let message = format!(
-        "{k} examples are wanted for the prompt, and only {} training rows are whole within the longest row allowed",
+        "the prompt needs {k} examples, but only {} training rows fit the longest row allowed without being cut",
         whole.len()
     );
     Err(Error::new(ErrorKind::BadData, message).advise(Advice::FewerExamplesOrMoreRows))
 }
 
-/// The held-out rows behind `k` examples each, and the examples themselves where all rows have the same,
-/// behind the instruction that all of them open with, if they do.
+/// The held-out rows, each after `k` examples. Also the examples themselves if all rows have the same, preceded
+/// by the instruction all of them share, if any.
 ///
 /// # Errors
-/// `BadData` for fewer training rows than examples; `Misuse` where rows and examples exceed `context`.
+/// `BadData` for fewer training rows than examples; `Misuse` if rows and examples exceed `context`.
 pub fn rows_after(
     (k, choice): (usize, Choice),
     (train, held_out): (&Rows, &Rows),
@@ -89,7 +89,7 @@ pub fn rows_after(
     Ok((rows, common))
 }
 
-/// The instruction that every row opens with.
+/// The instruction every row starts with.
 fn opening(rows: &Rows) -> Option<Message> {
     let of = |sample: &Sample| match sample {
         Sample::Chat { messages, .. } => messages.first().filter(|m| m.role == "system").cloned(),
@@ -99,12 +99,12 @@ fn opening(rows: &Rows) -> Option<Message> {
     rows.samples.iter().all(|sample| of(sample).as_ref() == Some(&first)).then_some(first)
 }
 
-/// Whether a row was not cut: half an answer is a bad example.
+/// Whether a row wasn't truncated: half an answer is a bad example.
 fn is_whole(rows: &Rows, i: usize, options: &DataOptions) -> bool {
     rows.data.examples[i].ids.len() <= options.max_seq_length
 }
 
-/// The messages of an example: turns without what opens their conversation, or one running text.
+/// The messages of an example: its turns without the opening, or one running text.
 pub fn turns(sample: &Sample, as_chat: bool) -> Vec<Message> {
     let text = |content: String| vec![Message::new(TEXT_ROLE, content)];
     match sample {
@@ -117,7 +117,7 @@ pub fn turns(sample: &Sample, as_chat: bool) -> Vec<Message> {
     }
 }
 
-/// A row behind examples, cut where the row alone was cut, so that the targets stay the same.
+/// A row after examples, truncated where the row alone was, so the targets stay the same.
 fn behind(
     own: &Example,
     sample: &Sample,
@@ -138,7 +138,7 @@ fn behind(
     Ok(example)
 }
 
-/// For each held-out row the `k` rows of `pool` whose prompts are most like its own.
+/// For each held-out row, the `k` rows of `pool` with the most similar prompts.
 fn nearest(
     k: usize,
     pool: &[usize],
@@ -149,7 +149,7 @@ fn nearest(
 ) -> Result<Vec<Vec<usize>>> {
     let pool = &pool[..pool.len().min(POOL_MAX)];
     let question = |sample: &Sample| match sample {
-        // What a text begins with is all that is known before it is written.
+        // For a text, only its beginning is known before it is written.
         Sample::Text(text) => text.chars().take(200).collect(),
         other => {
             turns(other, true).into_iter().find(|m| m.role == "user").map_or(String::new(), |m| m.content)

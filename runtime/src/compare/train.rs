@@ -1,4 +1,4 @@
-//! One arm's training: a range test where no rate is given, the run, and what the report tells of it.
+//! Trains one arm: a range test if no rate is given, the run, and the report's facts about it.
 
 use std::path::Path;
 
@@ -14,16 +14,16 @@ use crate::run::checkpoint::Look;
 use crate::run::{Base, Checkpoints, Identity, Observer, Run, RunRows, Settings, Start, Trained};
 use crate::storage::{Disk, Storage, commit, create_dir_all, create_dir_within};
 
-/// The range test of an unfinished arm, beside its checkpoints.
+/// File with an unfinished arm's range test, beside its checkpoints.
 const RATE_TEST_FILE: &str = "range-test.json";
-/// Files beyond this are none of ours.
+/// A longer file can't be ours.
 const RATE_TEST_BYTES_MAX: u64 = 1 << 20;
 
-/// Trains as a recipe says. In the contest's folder for unfinished arms it goes on where the same arm was left, and
-/// what it comes to stays there until [`clear`].
+/// Trains an arm by its recipe. With a folder for unfinished arms it resumes where the same arm stopped, and
+/// leaves its state there until [`clear`].
 ///
 /// # Errors
-/// `DoesNotFit` beyond the limit; `Cancelled`; those of the trainers, but a run that diverges only ends.
+/// `DoesNotFit` beyond the limit; `Cancelled`; those of the trainers, except that a diverging run just ends.
 pub fn train(
     recipe: &Recipe,
     base: &Base,
@@ -52,13 +52,13 @@ pub fn train(
     let begun = Run::begin(&recipe.name, base, settings, &planned.request, rows, start, observer);
     let (mut run, restored) = begun?;
     if let Some(found) = restored.found {
-        observer.note(&format!("{}: goes on after step {}", recipe.name, found.steps));
+        observer.note(&format!("{}: continues after step {}", recipe.name, found.steps));
     }
     run.open(rows, observer)?;
     run.go(rows, None, observer)?;
     if folder.is_some() && run.last().is_some() {
         match run.checkpoint(false, observer) {
-            // It diverged, and the best look counts: there is nothing to go on from.
+            // It diverged and the best look counts, so there is nothing to continue from.
             Err(error) if error.kind() == ErrorKind::NonFinite => {}
             done => done?,
         }
@@ -82,7 +82,8 @@ pub fn train(
     Ok((run.finish(), told, tested))
 }
 
-/// From the newest checkpoint of the very same arm, if there is one; those of another are not gone on from.
+/// Resumes from the newest checkpoint of exactly this arm, if there is one; other arms' checkpoints are
+/// ignored.
 fn start(folder: Option<&Path>, of: &Identity) -> Result<Start> {
     let Some(folder) = folder else { return Ok(Start::Fresh(None)) };
     create_folder(folder)?;
@@ -93,7 +94,7 @@ fn start(folder: Option<&Path>, of: &Identity) -> Result<Start> {
     }
 }
 
-/// The folder of an arm, within that for all of them.
+/// An arm's subfolder.
 fn create_folder(folder: &Path) -> Result<()> {
     folder.parent().map_or(Ok(()), |all| create_dir_all(&Disk, all))?;
     create_dir_within(&Disk, folder)
@@ -106,7 +107,7 @@ struct Remembered {
     test: RateTest,
 }
 
-/// The range test of the very same arm, if it was made before; else makes it, and remembers it.
+/// The stored range test of exactly this arm, if there is one; else runs the test and stores it.
 fn remembered(
     folder: Option<&Path>,
     of: &Identity,
@@ -130,8 +131,8 @@ fn remembered(
     Ok(test)
 }
 
-/// Removes what unfinished arms left, of this comparison and of earlier ones: it is over. What somebody else put there
-/// stays.
+/// Removes what unfinished arms of this and earlier comparisons left, once this one is finished. Anyone else's
+/// files stay.
 ///
 /// # Errors
 /// `Io`.

@@ -1,5 +1,5 @@
-//! Ragged batches: sequences one after another, without padding, in an order that a cursor of two
-//! integers resumes.
+//! Ragged batches: concatenated sequences without padding, in an order that a cursor of two integers can
+//! resume.
 
 use super::Example;
 use crate::rng::Rng;
@@ -9,7 +9,7 @@ use std::ops::Range;
 /// The target of a position without loss.
 pub const NO_TARGET: u32 = u32::MAX;
 
-/// The shuffle's random stream; epochs have streams of their own from here on.
+/// First random stream of the shuffle; each epoch uses the next one.
 const SHUFFLE_STREAM: u64 = 0x5348_5546 << 32;
 
 /// A micro-batch. A sequence of n ids gives n − 1 rows: position i holds its id i and predicts its id
@@ -53,17 +53,17 @@ impl Batch {
     }
 }
 
-/// Where a run through the data stands.
+/// A position in a run through the data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
-    /// Passes through the data that are complete.
+    /// Completed passes through the data.
     pub epoch: u64,
-    /// Examples of this pass that are behind.
+    /// Examples of this pass already used.
     pub index: u64,
 }
 
-/// Batches without end, each pass through the examples in an order of its own that follows from seed and
-/// epoch. The last batch of a pass may have fewer sequences.
+/// Endless batches. Each pass through the examples has its own order, derived from seed and epoch. The last
+/// batch of a pass may have fewer sequences.
 pub struct Batches<'d> {
     examples: &'d [Example],
     batch_size: usize,
@@ -74,8 +74,8 @@ pub struct Batches<'d> {
 }
 
 impl<'d> Batches<'d> {
-    /// From the beginning ([`Cursor::default`]) or from where a run stood. `batch_size` is in sequences,
-    /// at least 1; a cursor beyond the data starts the next epoch.
+    /// Starts at the beginning ([`Cursor::default`]) or at a saved cursor. `batch_size` is in sequences, at
+    /// least 1; a cursor beyond the data starts the next epoch.
     pub fn new(examples: &'d [Example], batch_size: usize, seed: u64, cursor: Cursor) -> Self {
         let mut batches =
             Batches { examples, batch_size: batch_size.max(1), seed, cursor, order: Vec::new() };
@@ -84,18 +84,18 @@ impl<'d> Batches<'d> {
         batches
     }
 
-    /// Where the next batch begins: give it to [`Self::new`] to go on from there.
+    /// Where the next batch begins: pass it to [`Self::new`] to continue from there.
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// Goes to where a run through the same examples stood.
+    /// Moves to a saved position in a run through the same examples.
     pub fn seek(&mut self, cursor: Cursor) {
         self.cursor = cursor;
         self.shuffle();
     }
 
-    /// Rows of the largest batch that can come, for the memory plan.
+    /// Rows of the largest possible batch, for the memory plan.
     pub fn max_tokens(&self) -> usize {
         max_tokens(self.examples, self.batch_size)
     }
@@ -105,19 +105,19 @@ impl<'d> Batches<'d> {
         self.examples.len().div_ceil(self.batch_size)
     }
 
-    /// Fills a batch with the next sequences, in the buffers it has. It stays empty only if there are no
+    /// Fills a batch with the next sequences, reusing its buffers. It stays empty only if there are no
     /// examples.
     pub fn next_into(&mut self, batch: &mut Batch) {
         batch.clear();
         self.push(self.batch_size, batch);
     }
 
-    /// Appends the next sequence to a batch, of whatever size the batches otherwise are.
+    /// Appends the next sequence to a batch, regardless of the batch size.
     pub fn push_next(&mut self, batch: &mut Batch) {
         self.push(1, batch);
     }
 
-    /// Appends the next `count` sequences, or those that are left of this pass.
+    /// Appends the next `count` sequences, or however many this pass has left.
     fn push(&mut self, count: usize, batch: &mut Batch) {
         if self.examples.is_empty() {
             return;
@@ -144,7 +144,7 @@ impl<'d> Batches<'d> {
 impl Iterator for Batches<'_> {
     type Item = Batch;
 
-    /// Never none, unless there are no examples.
+    /// `None` only if there are no examples.
     fn next(&mut self) -> Option<Batch> {
         let mut batch = Batch::default();
         self.next_into(&mut batch);
@@ -152,7 +152,7 @@ impl Iterator for Batches<'_> {
     }
 }
 
-/// The examples in their own order, once: for evaluation.
+/// The examples once, in their original order, for evaluation.
 pub fn in_order(examples: &[Example], batch_size: usize) -> impl Iterator<Item = Batch> + '_ {
     examples.chunks(batch_size.max(1)).map(|chunk| {
         let mut batch = Batch::default();

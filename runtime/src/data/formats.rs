@@ -1,9 +1,9 @@
-//! The shapes of rows: what each key means, and which shape a file has.
+//! Row formats: what each key means, and which format a file has.
 
 use crate::model::chat::Message;
 use serde_json::{Map, Value};
 
-/// The shape of a file's rows.
+/// The format of a file's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `{"messages": [{"role", "content"}…], "tools": […]?}`.
@@ -17,7 +17,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// All, in the order in which a row that fits several is taken.
+    /// All formats; a row that fits several is read as the first.
     pub const ALL: [Format; 4] =
         [Format::Messages, Format::PromptCompletion, Format::QuestionAnswer, Format::Text];
 }
@@ -27,17 +27,17 @@ impl Format {
 pub enum OverLong {
     /// Cut the end off.
     Truncate,
-    /// An error that names the row.
+    /// Fail, naming the row.
     Refuse,
 }
 
-/// Reads rows in a way of its own; the error says what is wrong, without the row's text.
+/// A custom row reader; the error says what is wrong, without quoting the row.
 pub type RowReader = fn(&Value) -> Result<Sample, String>;
 
 /// How data is read.
 #[derive(Clone, Debug)]
 pub struct DataOptions {
-    /// Reads each row instead of the keys below, into a conversation.
+    /// Reads each row into a conversation, instead of using the keys below.
     pub reader: Option<RowReader>,
     /// Key of running text.
     pub text_key: String,
@@ -51,20 +51,20 @@ pub struct DataOptions {
     pub question_key: String,
     /// Key of its answer.
     pub answer_key: String,
-    /// Loss on answers only; else on every token. Running text is trained whole either way.
+    /// Take the loss on answers only, instead of on every token. Running text always counts in full.
     pub mask_prompt: bool,
     /// Join prompt and completion as they are, even for a model with a chat template.
     pub raw: bool,
-    /// Positions of a row, at most: a row keeps one id more, since its last is only predicted.
+    /// Most positions per row. A row keeps one more id, since its last is only predicted.
     pub max_seq_length: usize,
     /// What to do with longer rows.
     pub over_long: OverLong,
-    /// The part of a single file that validates, in 0..1.
+    /// Share of a single file held out for validation, in 0..1.
     pub valid_fraction: f64,
     /// Seed of that split.
     pub split_seed: u64,
-    /// Messages that go before every conversation, after its system message, and are never targets. The
-    /// length limit and the split are of the rows without them.
+    /// Messages inserted before every conversation, after its system message. They are never targets, and don't
+    /// count toward the length limit or the split.
     pub few_shot: Vec<Message>,
 }
 
@@ -100,9 +100,9 @@ impl DataOptions {
         }
     }
 
-    /// Reads a row of a format, or as the reader does.
+    /// Reads a row in this format, or with the custom reader.
     ///
-    /// The error says what is wrong, without the row's text.
+    /// The error says what is wrong, without quoting the row.
     pub fn sample(&self, row: &Value, format: Format) -> Result<Sample, String> {
         self.reader.map_or_else(|| Sample::parse(row, format, self), |read| read(row))
     }
@@ -119,13 +119,13 @@ impl DataOptions {
 pub enum Sample {
     /// Running text.
     Text(String),
-    /// A prompt and what is to follow it. Questions and answers are these too.
+    /// A prompt and its completion; also a question and its answer.
     Pair {
         /// The prompt.
         prompt: String,
         /// The completion.
         completion: String,
-        /// What stands between them where they are joined plainly.
+        /// The separator when they are joined without a template.
         joint: &'static str,
     },
     /// A conversation.
@@ -138,8 +138,8 @@ pub enum Sample {
 }
 
 impl Sample {
-    /// Reads a row of a known format; further keys are ignored. The error says what is wrong, without the
-    /// row's text.
+    /// Reads a row of a known format, ignoring other keys. The error says what is wrong, without quoting the
+    /// row.
     pub fn parse(row: &Value, format: Format, options: &DataOptions) -> Result<Sample, String> {
         let row = row.as_object().ok_or("not a JSON object")?;
         Ok(match format {

@@ -9,15 +9,15 @@ use std::path::Path;
 /// Bytes of a line, at most.
 pub const LINE_BYTES_MAX: usize = 1 << 24;
 
-/// Values of a line, at most: each takes some sixteen times the memory of its text.
+/// Most values per line: each takes about sixteen times the memory of its text.
 const VALUES_MAX: usize = 1 << 20;
 
-/// What is called for each row: the number of its line, and its value or why there is none. False ends it.
+/// Called for each row with its line number and its value, or the reason there is none. Return false to stop.
 pub type EachRow<'a> = dyn FnMut(usize, std::result::Result<Value, String>) -> Result<bool> + 'a;
 
-/// Calls `row` for every line that isn't blank, with its number from 1: a JSON value, or the reason why
-/// there is none (too long, not UTF-8, not JSON). A byte order mark and CRLF are allowed. Stops at the
-/// first error or where `row` returns false.
+/// Calls `row` for every line that isn't blank, with its number from 1: a JSON value, or the reason there is
+/// none (too long, not UTF-8, not JSON). A byte order mark and CRLF are allowed. Stops at the first error or
+/// where `row` returns false.
 ///
 /// Errors: `Io` for a file that can't be read, and those of `row`.
 pub fn for_each_row(path: &Path, row: &mut EachRow<'_>) -> Result<()> {
@@ -25,7 +25,7 @@ pub fn for_each_row(path: &Path, row: &mut EachRow<'_>) -> Result<()> {
     for_each_row_of(BufReader::with_capacity(1 << 16, file), path, row)
 }
 
-/// [`for_each_row`] of anything that can be read; `path` is what errors call it.
+/// [`for_each_row`] for any reader; errors call it `path`.
 ///
 /// Errors: as [`for_each_row`].
 pub fn for_each_row_of(mut reader: impl BufRead, path: &Path, row: &mut EachRow<'_>) -> Result<()> {
@@ -53,7 +53,7 @@ fn parse(text: &[u8]) -> std::result::Result<Value, String> {
     if text.len() > VALUES_MAX && separators(text) >= VALUES_MAX {
         return Err(format!("more than {VALUES_MAX} values"));
     }
-    // The error's own text can quote the row; its place can't.
+    // The error's text may quote the row, so only its place is used.
     serde_json::from_str(text).map_err(|e| {
         let what = match e.classify() {
             serde_json::error::Category::Eof => "JSON that ends too early",
@@ -63,7 +63,7 @@ fn parse(text: &[u8]) -> std::result::Result<Value, String> {
     })
 }
 
-/// What stands between values, and opens lists and objects of them.
+/// Counts what separates values or opens lists and objects.
 fn separators(text: &str) -> usize {
     let (mut within, mut escaped, mut count) = (false, false, 0);
     for b in text.bytes() {
@@ -78,8 +78,7 @@ fn separators(text: &str) -> usize {
     count
 }
 
-/// Reads a line without its end. None at the end of the file; false if it was too long, in which case it
-/// was passed over.
+/// Reads a line without its end. None at the end of the file; false if it was too long and was skipped.
 fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<Option<bool>> {
     let (mut any, mut fits) = (false, true);
     loop {

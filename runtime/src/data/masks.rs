@@ -1,4 +1,4 @@
-//! From a row to ids and the mask of its targets.
+//! Turns a row into ids and a mask of its targets.
 
 use super::Example;
 use super::formats::{DataOptions, Sample};
@@ -13,9 +13,9 @@ use crate::model::tokenizer::{Segment, Special, Tokenizer};
 ///
 /// without `mask_prompt`: every token. The first token never is one: nothing predicts it.
 ///
-/// The few-shot messages of the options are left out: see [`encode_after`].
+/// The options' few-shot messages are left out: see [`encode_after`].
 ///
-/// The error is why the row can't be used, without its text.
+/// The error says why the row can't be used, without quoting it.
 pub fn encode_sample(
     sample: &Sample,
     tokenizer: &Tokenizer,
@@ -25,10 +25,10 @@ pub fn encode_sample(
     encode(sample, &[], tokenizer, chat, options)
 }
 
-/// The role of few-shot examples that are running texts, for rows that are no conversations.
+/// The role of few-shot examples that are running texts, for rows that aren't conversations.
 pub const TEXT_ROLE: &str = "text";
 
-/// Whether a row is encoded as a conversation, rather than joined plainly.
+/// Whether a row is encoded as a conversation rather than joined plainly.
 pub fn is_conversation(sample: &Sample, chat: &ChatTemplate, options: &DataOptions) -> bool {
     match sample {
         Sample::Text(_) => false,
@@ -37,11 +37,11 @@ pub fn is_conversation(sample: &Sample, chat: &ChatTemplate, options: &DataOptio
     }
 }
 
-/// The same with the options' few-shot messages before the conversation, and after its system message; of a
-/// row that is none, behind the texts of messages of [`TEXT_ROLE`] with a blank line after each. The row's
-/// own tokens and targets stay as they are.
+/// The same with the options' few-shot messages before the conversation, after its system message. A row that
+/// isn't a conversation follows the texts of [`TEXT_ROLE`] messages, each ended by a blank line. The row's own
+/// tokens and targets don't change.
 ///
-/// The error is why the row can't be used: examples of the other kind have no place before it.
+/// The error says why the row can't be used: examples of the other kind can't precede it.
 pub fn encode_after(
     sample: &Sample,
     tokenizer: &Tokenizer,
@@ -49,7 +49,7 @@ pub fn encode_after(
     options: &DataOptions,
 ) -> Result<Example, String> {
     if !options.mask_prompt {
-        return Err("few-shot examples are never scored: score the answers only".into());
+        return Err("few-shot examples are never scored; score the answers only".into());
     }
     let are_texts = options.few_shot.iter().all(|m| m.role == TEXT_ROLE);
     match (is_conversation(sample, chat, options), are_texts) {
@@ -58,15 +58,15 @@ pub fn encode_after(
             let own = encode(sample, &[], tokenizer, chat, options)?;
             return Ok(after_texts(&own, &options.few_shot, tokenizer));
         }
-        (true, true) => return Err("the few-shot examples are texts, and this row is a conversation".into()),
+        (true, true) => return Err("the few-shot examples are texts, but this row is a conversation".into()),
         (false, false) => {
-            return Err("few-shot examples of a conversation need one, which this row is not".into());
+            return Err("the few-shot examples are conversations, but this row is not".into());
         }
     }
     encode(sample, &options.few_shot, tokenizer, chat, options)
 }
 
-/// A row behind texts, which are no targets.
+/// A row after texts that aren't targets.
 fn after_texts(own: &Example, texts: &[Message], tokenizer: &Tokenizer) -> Example {
     let begins = tokenizer.add_bos() && own.ids.first().copied() == tokenizer.bos();
     let (begin, rest) = own.ids.split_at(usize::from(begins));
@@ -109,8 +109,8 @@ fn encode(
     Ok(example)
 }
 
-/// `[begin] prompt completion [end]`, with the completion's tokens apart from the prompt's, as they are
-/// when a model completes it.
+/// `[begin] prompt completion [end]`, with the completion tokenized separately from the prompt, as when a model
+/// completes it.
 fn plain(tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Example {
     let segment = |text, break_before| Segment { text, special: Special::Plain, break_before };
     let spans = tokenizer.encode_segments(&[segment(prompt, false), segment(completion, true)]);
@@ -138,7 +138,7 @@ fn conversation(
     let mut messages = [&own[..opening], few_shot, &own[opening..]].concat();
     let pieces = chat.render_with_tools(&messages, tools, false).map_err(|e| e.message().to_owned())?;
     let (ids, sources) = encode_pieces(tokenizer, &pieces, &messages);
-    // From here on only roles count, and an example is nobody's answer.
+    // From here on only roles matter, and an example isn't an answer.
     messages[opening..opening + few_shot.len()].iter_mut().for_each(|m| m.role.clear());
     let mask = answer_mask(tokenizer, &ids, &sources, &messages);
     let mut example = Example { ids, mask };
@@ -146,8 +146,8 @@ fn conversation(
     Ok(example)
 }
 
-/// Marks the assistant's contents and, after each, the tokens up to its end of turn where nothing but
-/// blanks stands between (a turn that the template doesn't end has none).
+/// Marks the assistant's contents and, after each, the tokens up to its end of turn if only blanks lie between
+/// (a turn the template doesn't end has none).
 fn answer_mask(tokenizer: &Tokenizer, ids: &[u32], sources: &[Author], messages: &[Message]) -> Vec<bool> {
     let mut mask: Vec<bool> = sources.iter().map(|s| is_assistant(*s, messages)).collect();
     let answers_end =
@@ -164,8 +164,8 @@ fn answer_mask(tokenizer: &Tokenizer, ids: &[u32], sources: &[Author], messages:
     mask
 }
 
-/// Where the template leaves the last answer open, puts the end of text after it: without a trained end
-/// the model would never stop.
+/// If the template leaves the last answer open, appends the end of text: without a trained end the model would
+/// never stop.
 fn end_last_turn(example: &mut Example, tokenizer: &Tokenizer, pieces: &[Piece], messages: &[Message]) {
     let open = match pieces.iter().rposition(|p| is_assistant(p.source, messages)) {
         Some(last) => pieces[last + 1..].iter().all(|p| p.text.trim().is_empty()),

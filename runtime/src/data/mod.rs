@@ -1,7 +1,23 @@
-//! From JSONL files to token ids with loss masks, and from those to ragged batches.
+//! Turns JSONL files into token ids with loss masks, and those into ragged batches.
 //!
-//! Rows that can't be used are skipped, counted and named; data that leaves nothing to train on is an
-//! error. Masks come from who wrote which piece of a rendered row, never from searching text.
+//! Unusable rows are skipped, counted and named; data that leaves nothing to train on is an error. Masks follow
+//! from who wrote each piece of a rendered row, never from searching the text.
+//!
+//! ```
+//! use engraft_runtime::data::{Origin, load_from};
+//! use engraft_runtime::{Base, DataOptions, Text};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let text = Text::of(&base.model)?;
+//! let lines = br#"{"prompt": "dim the lamp", "completion": "{\"lamp\": 30}"}"#;
+//! let origin = Origin::Memory { name: "rows".as_ref(), lines };
+//! let data = load_from(origin, &text.tokenizer, &text.chat, &DataOptions::default())?;
+//! let row = &data.examples[0];
+//! assert!(row.trained_tokens() < row.ids.len(), "the loss is of the answer alone");
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod batches;
 pub mod formats;
@@ -35,7 +51,7 @@ impl Example {
         self.mask.iter().filter(|m| **m).count()
     }
 
-    /// Positions that the model computes: one less than ids.
+    /// Positions the model computes: one fewer than ids.
     pub fn rows(&self) -> usize {
         self.ids.len().saturating_sub(1)
     }
@@ -48,7 +64,7 @@ pub struct Skipped {
     pub file: PathBuf,
     /// The line, from 1.
     pub line: usize,
-    /// Why; never the row's text.
+    /// Why, without the row's text.
     pub reason: String,
 }
 
@@ -58,7 +74,7 @@ impl std::fmt::Display for Skipped {
     }
 }
 
-/// What a file held.
+/// The rows of a file.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The rows, in the file's order.
@@ -75,11 +91,11 @@ pub struct Dataset {
     pub source: PathBuf,
     /// The line of each example in the file, from 1.
     pub lines: Vec<u32>,
-    /// A number per example that follows from its whole row, before any cut: what [`split`] goes by.
+    /// A hash of each example's whole row, before truncation: [`split`] uses it.
     pub keys: Vec<u64>,
 }
 
-/// Skipped rows that are named; the rest is only counted.
+/// Most skipped rows that are named; the rest are only counted.
 pub const SKIPPED_NAMED_MAX: usize = 1000;
 
 impl Dataset {

@@ -1,13 +1,13 @@
-//! Replay: among the rows that are new to a model a share of rows that it knew before, against forgetting.
+//! Replay: mixes rows the model already knew into the new ones, to prevent forgetting.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Batch, Batches, Cursor, Example};
 
-/// Apart from the order of the new rows.
+/// Keeps this order independent of the new rows' order.
 const ORDER: u64 = 0x5245_504C;
 
-/// Where a run through new and replayed rows stands.
+/// A position in a run through new and replayed rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MixedCursor {
     /// In the new rows.
@@ -16,21 +16,21 @@ pub struct MixedCursor {
     pub replay: Cursor,
 }
 
-/// Batches without end, of which a share of the rows is replayed: of the first n rows always
-/// ⌊n·share⌋, so the share is exact over any stretch, whatever the batch size. New and replayed rows
-/// are each shuffled anew for every pass. Without replay it gives what [`Batches`] gives.
+/// Endless batches in which a share of the rows is replayed: ⌊n·share⌋ of the first n rows, so the share holds
+/// over any stretch, whatever the batch size. New and replayed rows are each reshuffled for every pass. Without
+/// replay it yields the same batches as [`Batches`].
 pub struct Mixed<'d> {
     data: Batches<'d>,
     replay: Option<Batches<'d>>,
-    /// Of 2³² parts.
+    /// In units of 2⁻³².
     share: u64,
     batch_size: usize,
     rows: [usize; 2],
 }
 
 impl<'d> Mixed<'d> {
-    /// From the beginning or from where a run stood. `batch_size` is in rows, at least 1; `share` within 0
-    /// and 1 (1 excluded) and without meaning where `replay` is empty.
+    /// Starts at the beginning or at a saved cursor. `batch_size` is in rows, at least 1. `share` is in [0, 1),
+    /// and ignored if `replay` is empty.
     pub fn new(
         data: &'d [Example],
         replay: &'d [Example],
@@ -50,13 +50,13 @@ impl<'d> Mixed<'d> {
         }
     }
 
-    /// Where the next batch begins: give it to [`Self::new`] to go on from there.
+    /// Where the next batch begins: pass it to [`Self::new`] to continue from there.
     pub fn cursor(&self) -> MixedCursor {
         let replay = self.replay.as_ref().map_or_else(Cursor::default, Batches::cursor);
         MixedCursor { data: self.data.cursor(), replay }
     }
 
-    /// Goes to where a run through the same rows stood.
+    /// Moves to a saved position in a run through the same rows.
     pub fn seek(&mut self, cursor: MixedCursor) {
         self.data.seek(cursor.data);
         if let Some(replay) = &mut self.replay {
@@ -64,7 +64,7 @@ impl<'d> Mixed<'d> {
         }
     }
 
-    /// Batches in which every new row comes once, on average.
+    /// Average number of batches in which every new row occurs once.
     pub fn batches_per_epoch(&self) -> usize {
         if self.replay.is_none() {
             return self.data.batches_per_epoch();
@@ -73,8 +73,7 @@ impl<'d> Mixed<'d> {
         (self.rows[0] as f64 / (self.batch_size as f64 * new)).ceil() as usize
     }
 
-    /// Fills a batch with the next rows, in the buffers it has. It stays empty only if there are no new
-    /// rows.
+    /// Fills a batch with the next rows, reusing its buffers. It stays empty only if there are no new rows.
     pub fn next_into(&mut self, batch: &mut Batch) {
         let cursor = self.cursor();
         let Some(replay) = self.replay.as_mut().filter(|_| self.rows[0] > 0) else {

@@ -1,4 +1,4 @@
-//! Files and directories of data: which file is which part, reading one, and the seeded split.
+//! Data files and directories: which file is which part, how one is read, and the seeded split.
 
 use super::formats::{DataOptions, Format, OverLong, Sample};
 use super::jsonl::{EachRow, for_each_row, for_each_row_of};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// Rows that are looked at to find out the format.
+/// Rows inspected to detect the format.
 const DETECT_ROWS: usize = 100;
 
 /// A part of a data directory.
@@ -42,9 +42,9 @@ impl Part {
 pub enum Origin<'a> {
     /// A file.
     File(&'a Path),
-    /// Lines that are in memory already, and what errors call them.
+    /// Lines already in memory, and a name for errors.
     Memory {
-        /// Their name; no file need be called so.
+        /// Their name in errors; not necessarily a file.
         name: &'a Path,
         /// JSON, one object a line.
         lines: &'a [u8],
@@ -52,7 +52,7 @@ pub enum Origin<'a> {
 }
 
 impl<'a> Origin<'a> {
-    /// What errors call it: of a file, its path.
+    /// The name errors use: a file's path.
     pub fn name(self) -> &'a Path {
         match self {
             Origin::File(name) | Origin::Memory { name, .. } => name,
@@ -72,19 +72,19 @@ impl<'a> Origin<'a> {
 pub struct TrainValid {
     /// The rows to train on.
     pub train: Dataset,
-    /// Rows held back; none where the fraction is 0.
+    /// Rows held out for validation; none if the fraction is 0.
     pub valid: Dataset,
-    /// Whether `valid` was split off `train` by seed, and not a file of its own.
+    /// Whether `valid` was split off `train` by seed rather than read from its own file.
     pub split_by_seed: bool,
-    /// Rows of `valid` that are in `train` too, token for token: they flatter the validation.
+    /// Rows of `valid` that also occur in `train`, token for token: they flatter the validation loss.
     pub duplicates: usize,
 }
 
 /// The file of a part: `path` itself if it is a file (for [`Part::Train`]), else the part's file in the
-/// directory. None where the directory has no such file.
+/// directory. `None` if the directory has no such file.
 ///
-/// Errors: `Io` for a path that can't be read; `BadData` for a directory without any of the names and not
-/// exactly one `.jsonl` file.
+/// Errors: `Io` for a path that can't be read; `BadData` for a directory with none of the names and not exactly
+/// one `.jsonl` file.
 pub fn part_file(path: &Path, part: Part) -> Result<Option<PathBuf>> {
     let about = std::fs::metadata(path).map_err(|e| Error::io(format!("opening {}", path.display()), e))?;
     if !about.is_dir() {
@@ -104,7 +104,7 @@ pub fn part_file(path: &Path, part: Part) -> Result<Option<PathBuf>> {
         _ => {
             let place = path.display();
             let message = format!(
-                "{place}: no train.jsonl, and not exactly one other .jsonl file; name the file to train on"
+                "{place}: it has no train.jsonl, and not exactly one other .jsonl file; name the file to train on"
             );
             Err(Error::new(ErrorKind::BadData, message))
         }
@@ -113,8 +113,8 @@ pub fn part_file(path: &Path, part: Part) -> Result<Option<PathBuf>> {
 
 /// Reads one file.
 ///
-/// Errors: `Io`; `BadData` where no row has a known format, where nothing is left to train on, or where a
-/// row is too long and that is refused; each names the file and the first reasons.
+/// Errors: `Io`; `BadData` if no row has a known format, nothing is left to train on, or a row is too long and
+/// [`OverLong::Refuse`] is set. Each names the file and the first reasons.
 pub fn load(
     file: &Path,
     tokenizer: &Tokenizer,
@@ -124,7 +124,7 @@ pub fn load(
     load_from(Origin::File(file), tokenizer, chat, options)
 }
 
-/// [`load`] of rows that need not be in a file.
+/// [`load`] for rows from any origin.
 ///
 /// Errors: as [`load`].
 pub fn load_from(
@@ -143,7 +143,7 @@ pub fn load_from(
         let sample = row.and_then(|row| options.sample(&row, format));
         let encoded =
             sample.and_then(|sample| Ok((encode_sample(&sample, tokenizer, chat, options)?, sample)));
-        // Of the whole row: another length limit must not move rows to the other side of the split.
+        // Hash the whole row: a different length limit must not move rows across the split.
         let row_key = encoded.as_ref().map_or(0, |(example, _)| key(&example.ids));
         let fitted = encoded.and_then(|(example, sample)| {
             let whole = example.ids.len();
@@ -176,15 +176,15 @@ pub fn load_from(
     if data.examples.is_empty() { Err(nothing_left(&data)) } else { Ok(data) }
 }
 
-/// What the examples were before they became ids, in the same order: the rows are read once more.
+/// The examples as they were before tokenization, in the same order. Reads the rows again.
 ///
 /// # Errors
-/// `Io`; `BadData` when the file is not what it was.
+/// `Io`; `BadData` when the file changed in between.
 pub fn samples(data: &Dataset, options: &DataOptions) -> Result<Vec<Sample>> {
     samples_from(Origin::File(&data.source), data, options)
 }
 
-/// [`samples`] of rows that were loaded from `origin`.
+/// [`samples`] for rows loaded from `origin`.
 ///
 /// # Errors
 /// As [`samples`].
@@ -199,13 +199,13 @@ pub fn samples_from(origin: Origin<'_>, data: &Dataset, options: &DataOptions) -
         Ok(wanted.peek().is_some())
     })?;
     let changed = || {
-        let message = format!("{}: changed while it was read: start again", data.source.display());
+        let message = format!("{}: changed while it was being read; start again", data.source.display());
         Error::new(ErrorKind::BadData, message)
     };
     found.into_iter().collect::<Option<Vec<_>>>().ok_or_else(changed)
 }
 
-/// Cuts an example at the limit; None where that is refused; a reason where no target is left.
+/// Truncates an example at the limit; `None` if that isn't allowed; a reason if no target is left.
 fn fit(
     mut example: Example,
     options: &DataOptions,
@@ -229,7 +229,7 @@ fn fit(
     Ok(Some(example))
 }
 
-/// A row, `whole` tokens before it was cut, after the few-shot messages where there are some.
+/// A row that had `whole` tokens before truncation, placed after the few-shot messages, if any.
 fn after_few_shot(
     own: Example,
     whole: usize,
@@ -291,8 +291,7 @@ fn describe(row: &std::result::Result<Value, String>) -> String {
     }
 }
 
-/// Reads what to train on and what to validate with: `train.jsonl` and `valid.jsonl`, or one file split
-/// by seed.
+/// Reads the training and validation rows: `train.jsonl` and `valid.jsonl`, or one file split by seed.
 ///
 /// Errors: as [`load`], and `Misuse` for a fraction outside of 0..1.
 pub fn load_train_valid(
@@ -306,7 +305,7 @@ pub fn load_train_valid(
     load_parts(Origin::File(&train), valid.as_deref().map(Origin::File), tokenizer, chat, options)
 }
 
-/// [`load_train_valid`] of rows that need not be in files; without `valid`, `train` is split by seed.
+/// [`load_train_valid`] for rows from any origin; without `valid`, `train` is split by seed.
 ///
 /// Errors: as [`load_train_valid`].
 pub fn load_parts(
@@ -331,10 +330,9 @@ pub fn load_parts(
     Ok(TrainValid { train, valid, split_by_seed, duplicates })
 }
 
-/// Splits off a fraction, rounded to whole rows, at least one row on each side where there are two and
-/// the fraction isn't 0. A row's side follows from its whole ids and the seed, so that rows that are added or
-/// moved hardly change the others' sides. Both parts keep the order; what was skipped stays with the
-/// first.
+/// Splits off a fraction, rounded to whole rows, with at least one row on each side if there are two and the
+/// fraction isn't 0. A row's side follows from its full ids and the seed, so adding or moving rows hardly
+/// affects the others. Both parts keep the order; skipped rows stay with the first.
 pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
     let n = data.examples.len();
     let wanted = (n as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
@@ -342,8 +340,7 @@ pub fn split(data: Dataset, fraction: f64, seed: u64) -> (Dataset, Dataset) {
     split_off(data, count, seed)
 }
 
-/// [`split`] of a number of rows instead of a fraction: what is left, and `count` rows (all, if there are
-/// no more).
+/// [`split`] by number of rows instead of a fraction: returns the rest, and `count` rows (or all, if fewer).
 pub fn split_off(data: Dataset, count: usize, seed: u64) -> (Dataset, Dataset) {
     let n = data.examples.len();
     let count = count.min(n);
@@ -369,7 +366,7 @@ pub fn split_off(data: Dataset, count: usize, seed: u64) -> (Dataset, Dataset) {
     (train, valid)
 }
 
-/// A number that follows from the ids alone, and looks random.
+/// A hash of the ids.
 pub(crate) fn key(ids: &[u32]) -> u64 {
     ids.iter().fold(0, |key, id| Rng::new(key, u64::from(*id)).next_u64())
 }

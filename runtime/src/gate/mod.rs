@@ -9,6 +9,13 @@
 //!
 //! All but the store runs no model and reads no file: figures and strings come in, a verdict goes out, and
 //! equal input gives equal bytes.
+//!
+//! ```
+//! use engraft_runtime::gate::metrics::exact_match;
+//!
+//! // One of the metrics that answers are judged by: white space at the ends doesn't count.
+//! assert!(exact_match(" 42\n", "42"));
+//! ```
 
 pub mod leak;
 pub mod metrics;

@@ -1,8 +1,7 @@
-//! Several sequences continued at once, all of which begin with the same tokens.
+//! Continues several sequences at once that start with the same tokens.
 //!
-//! A step reads all weights, whether for one token or for one of each sequence; and what the sequences
-//! begin with is read once, its keys and values are held once, and stay in the CPU's cache while all of
-//! them attend to it.
+//! A step reads all weights, whether for one token or for one token of each sequence. The common prefix is read
+//! once; its keys and values are held once and stay in the CPU's cache while all sequences attend to them.
 
 use std::sync::Arc;
 
@@ -19,19 +18,19 @@ use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvBatch, KvLayer};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
 use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
 
-/// An answer ends whose last so many tokens are one short cycle: greedy choice never leaves it.
+/// An answer ends once its last this many tokens repeat one short cycle: greedy choice never leaves it.
 pub const CYCLE_TOKENS: usize = 64;
-/// The longest cycle that is looked for.
+/// The longest cycle detected.
 pub const CYCLE_PERIOD_MAX: usize = 16;
 
-/// Whether the last [`CYCLE_TOKENS`] tokens repeat [`CYCLE_PERIOD_MAX`] or fewer.
+/// Whether the last [`CYCLE_TOKENS`] tokens repeat with a period of at most [`CYCLE_PERIOD_MAX`].
 pub fn is_cycle(answer: &[u32]) -> bool {
     let Some(from) = answer.len().checked_sub(CYCLE_TOKENS) else { return false };
     let last = &answer[from..];
     (1..=CYCLE_PERIOD_MAX).any(|p| last[p..] == last[..CYCLE_TOKENS - p])
 }
 
-/// Tokens that sequences begin with, read once by one model with one set of adapters. It never changes.
+/// The tokens sequences start with, read once by one model with one set of adapters. Immutable.
 pub struct Prefix {
     model: Weights,
     adapters: Option<Arc<StackedAdapter>>,
@@ -41,7 +40,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// Reads `ids`, of which there may be none; keys and values are kept as `cache` says.
+    /// Reads `ids`, which may be empty; stores keys and values as type `cache`.
     ///
     /// # Errors
     /// Those of [`Sequence::new`] and [`Sequence::read`].
@@ -70,12 +69,12 @@ impl Prefix {
         &self.ids
     }
 
-    /// Bytes that a prefix of `len` tokens holds.
+    /// Bytes a prefix of `len` tokens holds.
     pub fn bytes(c: &ModelConfig, len: usize, cache: KvType) -> usize {
         KvCache::bytes(c, len, cache) + len * size_of::<u32>()
     }
 
-    /// Whether keys and values are those that this model with these adapters would compute.
+    /// Checks that this model with these adapters would compute the same keys and values.
     fn check_of(
         &self,
         model: &Weights,
@@ -88,13 +87,13 @@ impl Prefix {
             _ => false,
         };
         let same = self.model.is(model) && same_adapters && self.precision == precision;
-        // Without tokens there is nothing that another model could have computed otherwise.
+        // An empty prefix is the same for every model of these shapes.
         let fits = if self.ids.is_empty() { self.model.config() == model.config() } else { same };
         match fits {
             true => Ok(()),
             false => Err(Error::new(
                 ErrorKind::BaseMismatch,
-                "this prefix was read by another model, with other adapters or in another precision; read it \
+                "this prefix was read by another model, with other adapters or in another precision; read it again \
                  with these",
             )),
         }
@@ -113,7 +112,7 @@ pub struct Sequences {
     /// Own positions, `[L, slots, capacity, kv·hd]`.
     cache: KvCache,
     slots: Vec<Option<Continuation>>,
-    /// Of each row of a step its slot and the slot's filled positions, and the token that is read.
+    /// For each row of a step: its slot, the slot's filled positions, and the token read.
     rows: Vec<(usize, usize)>,
     ids: Vec<u32>,
     rope: Vec<f32>,
@@ -125,38 +124,38 @@ pub struct Sequences {
     chosen: Vec<Option<u32>>,
 }
 
-/// What a slot works on.
+/// The work of a slot.
 #[derive(Clone, Copy)]
 struct Continuation {
-    /// Which of the prompts.
+    /// Index of the prompt.
     prompt: usize,
     /// Own positions filled.
     past: usize,
-    /// The token that comes next.
+    /// The next token.
     last: u32,
 }
 
 /// What the rows of a forward are.
 #[derive(Clone, Copy)]
 enum RowsAre {
-    /// Successive tokens of one slot, of which so many positions are filled.
+    /// Successive tokens of one slot that has `past` positions filled.
     Part { slot: usize, past: usize },
-    /// One token each of the slots that `rows` names.
+    /// One token for each slot in `rows`.
     Step,
 }
 
 impl Sequences {
-    /// Slots where memory speaks for no other number. Stored blocks are decoded once for all rows of a step, so
-    /// more slots are faster, ever less so: of SmolLM2-135M (Q4_1, AVX-512, one thread) 24 make 0.76 of the
-    /// rate of 48, and 16 make 0.55. A multiple of every instruction set's rows of a tile.
+    /// The default number of slots, memory permitting. Stored blocks are decoded once for all rows of a step,
+    /// so more slots are faster, with diminishing returns: for SmolLM2-135M (Q4_1, AVX-512, one thread), 24
+    /// slots reach 0.76 of the rate of 48, and 16 reach 0.55. It is a multiple of every instruction set's tile
+    /// rows.
     pub const SLOTS: usize = 48;
 
-    /// `slots` sequences of at most `capacity` positions each behind the prefix, kept as the
-    /// prefix keeps its own.
+    /// `slots` sequences of at most `capacity` positions each after the prefix, stored as the prefix's are.
     ///
     /// # Errors
-    /// `Misuse` without slots or capacity; `BaseMismatch` for adapters that were stacked for a model of other
-    /// shapes, and for a prefix that was read by another model, with other adapters or in another precision.
+    /// `Misuse` without slots or capacity; `BaseMismatch` for adapters stacked for a model of other shapes, or
+    /// a prefix read by another model, with other adapters or in another precision.
     pub fn new(
         model: impl Into<Weights>,
         kernels: Arc<Kernels>,
@@ -169,7 +168,7 @@ impl Sequences {
         let model = model.into();
         let c = model.config();
         if slots == 0 || capacity == 0 {
-            let message = format!("{slots} sequences of {capacity} tokens are none: ask for one at least");
+            let message = format!("{slots} sequences of {capacity} tokens: both must be at least 1");
             return Err(Error::new(ErrorKind::Misuse, message));
         }
         adapters.as_ref().map_or(Ok(()), |a| a.check_fits(c))?;
@@ -199,8 +198,8 @@ impl Sequences {
         })
     }
 
-    /// Bytes that they hold beside the answers: of `slots` sequences of `capacity` positions behind a
-    /// prefix of `prefix` tokens (whose own [`Prefix::bytes`] come on top), with adapters of rank `rank`.
+    /// Bytes held apart from the answers, for `slots` sequences of `capacity` positions after a prefix of
+    /// `prefix` tokens, with adapters of rank `rank`. The prefix's own [`Prefix::bytes`] come on top.
     pub fn bytes(
         c: &ModelConfig,
         prefix: usize,
@@ -219,22 +218,21 @@ impl Sequences {
         4 * (words + w.rows * (2 * c.d_model + 1)) + slots * slot + KvCache::bytes(c, slots * capacity, cache)
     }
 
-    /// What the model says after the prefix and each prompt, always its likeliest token: at most `limit`
-    /// tokens, up to the one that ends the answer, which is included. An answer also ends where its slot is
-    /// full, and where it [`is_cycle`]. A slot whose answer ends takes the next prompt at once.
+    /// Greedy answers after the prefix and each prompt: at most `limit` tokens, including the end token. An
+    /// answer also ends when its slot is full or it [`is_cycle`]. A slot whose answer ends takes the next
+    /// prompt at once.
     ///
-    /// Answers stand in the order of the prompts, and the number of threads changes nothing. They are those of
-    /// a [`Sequence`] that reads prefix and prompt and takes the likeliest token, whatever the number of slots,
-    /// as far as no two scores are equal within the last bits: products of up to eight rows are summed in
-    /// another order than those of more (of quantized weights in f32 they are not). The same prompts with the
-    /// same number of slots give the same answers.
+    /// Answers come in the order of the prompts, regardless of the number of threads. They equal those of a
+    /// [`Sequence`] that reads prefix and prompt and takes the likeliest token, for any number of slots, unless
+    /// two scores agree up to the last bits: products of up to eight rows are summed in a different order than
+    /// larger ones (except quantized weights in f32). The same prompts with the same number of slots always
+    /// give the same answers.
     ///
-    /// `progress` is told after each prompt and each step how many answers are done, and may return false to
-    /// stop.
+    /// After each prompt and each step, `progress` receives the number of answers done; return false to stop.
     ///
     /// # Errors
-    /// `Misuse` for a prompt that is empty, longer than the capacity or holds ids outside the vocabulary, found
-    /// before any is read; `NonFinite` where no token can be chosen; `Cancelled`.
+    /// `Misuse` for a prompt that is empty, longer than the capacity or holds ids outside the vocabulary,
+    /// checked before any is read; `NonFinite` if no token can be chosen; `Cancelled`.
     pub fn complete(
         &mut self,
         prompts: &[Vec<u32>],
@@ -286,7 +284,7 @@ impl Sequences {
         Ok(())
     }
 
-    /// Adds a slot's next token to its answer; frees the slot if that was the last, and tells so.
+    /// Adds a slot's next token to its answer. If that was the last, frees the slot and returns true.
     fn take_token(
         &mut self,
         slot: usize,
@@ -324,7 +322,7 @@ impl Sequences {
         Ok(())
     }
 
-    /// One token of every sequence; what follows it is each one's next.
+    /// Reads one token of every sequence and chooses each one's next.
     fn step(&mut self) -> Result<()> {
         self.rows.clear();
         self.pos.clear();
@@ -347,7 +345,7 @@ impl Sequences {
         Ok(())
     }
 
-    /// The likeliest token after some rows of the last forward, into the front of `chosen`.
+    /// Writes the likeliest token after some rows of the last forward to the front of `chosen`.
     fn choose(&mut self, rows: std::ops::Range<usize>) {
         let d = self.model.config().d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
@@ -357,7 +355,7 @@ impl Sequences {
         head::likeliest(&ctx, &w, x, &mut self.head, &mut self.block.kernel, chosen);
     }
 
-    /// Runs all blocks over rows whose positions are set; their outputs are in `x` then.
+    /// Runs all blocks over rows whose positions are set; leaves the outputs in `x`.
     fn forward(&mut self, ids: &[u32], are: RowsAre) {
         let (n, d) = (ids.len(), self.model.config().d_model);
         embed(&self.model, &self.kernels, ids, &mut self.x[..n * d]);
@@ -383,9 +381,9 @@ impl Sequences {
     }
 }
 
-/// f32 words of their buffers.
+/// f32 words of the buffers.
 struct Words {
-    /// Rows that are read at once: a part of a prompt, or a step.
+    /// Rows read at once: a part of a prompt, or a step.
     rows: usize,
     block: BlockWords,
     head: HeadWords,

@@ -1,4 +1,4 @@
-//! What follows a prompt: read, then drawn token by token, and heard as it comes.
+//! Continues a prompt: reads it, then draws token by token, streaming the text to a listener.
 
 use std::time::Instant;
 
@@ -6,27 +6,27 @@ use super::{Sampler, Sequence};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::tokenizer::{Decoder, Tokenizer};
 
-/// Why there are no more tokens.
+/// Why a continuation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// The model ended it.
     Model,
-    /// There are as many as were asked for.
+    /// The requested number of tokens was reached.
     Limit,
     /// The context is full.
     Context,
-    /// Whoever listens stopped it.
+    /// The listener stopped it.
     Stopped,
 }
 
-/// Hears a continuation as it comes.
+/// Receives a continuation as it is generated.
 pub trait Listener {
-    /// Whether to go on: asked before each token, and after each part of the prompt.
+    /// Whether to continue; called before each token and after each part of the prompt.
     fn goes_on(&mut self) -> bool {
         true
     }
 
-    /// Takes what a token adds to the text, which may be nothing yet; false stops.
+    /// Receives the text a token adds, possibly empty; return false to stop.
     fn hear(&mut self, part: &str) -> bool;
 }
 
@@ -36,16 +36,16 @@ impl<F: FnMut(&str) -> bool> Listener for F {
     }
 }
 
-/// What followed.
+/// The generated continuation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Continuation {
     /// As text.
     pub text: String,
-    /// As ids, without the one that ended it.
+    /// As ids, without the end token.
     pub ids: Vec<u32>,
-    /// Why there are no more.
+    /// Why it ended.
     pub ended: Ended,
-    /// Tokens of the prompt that were read; the sequence knew the others.
+    /// Tokens of the prompt that had to be read; the sequence already held the others.
     pub prompt_read: usize,
     /// Seconds to read them.
     pub prompt_seconds: f64,
@@ -54,17 +54,17 @@ pub struct Continuation {
 }
 
 impl Continuation {
-    /// Tokens per second after the first, whose logits the prompt gave; 0 where none came.
+    /// Tokens per second after the first, whose logits came from the prompt; 0 without tokens.
     pub fn tokens_per_s(&self) -> f64 {
         if self.seconds > 0.0 { self.ids.len().saturating_sub(1) as f64 / self.seconds } else { 0.0 }
     }
 }
 
-/// Draws at most `limit` tokens after the prompt `ids`, which is read from where it differs from what `sequence` has read
-/// already. The text comes through `decoder`, which says whether it may begin with a blank.
+/// Draws at most `limit` tokens after the prompt `ids`. The prompt is read from where it differs from what
+/// `sequence` already holds. `decoder` produces the text, and decides whether it may start with a blank.
 ///
 /// # Errors
-/// `NonFinite` where no token can be chosen; those of [`Sequence::read`]. The sequence forgets everything then.
+/// `NonFinite` if no token can be chosen; those of [`Sequence::read`]. On error the sequence is emptied.
 pub fn go_on(
     sequence: &mut Sequence,
     ids: &[u32],
@@ -135,7 +135,7 @@ fn draw(
     Ok(out)
 }
 
-/// Reads what is left of a prompt; the row of its last token, or `None` where that was stopped.
+/// Reads the rest of a prompt; returns the row of its last token, or `None` if stopped.
 fn read_prompt(sequence: &mut Sequence, ids: &[u32], listener: &mut dyn Listener) -> Result<Option<usize>> {
     let (mut last, mut stopped) = (0, false);
     let read = sequence.read(ids, |_, rows| {

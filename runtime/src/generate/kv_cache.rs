@@ -1,4 +1,4 @@
-//! The keys and values of earlier positions, all layers, of one sequence or of several.
+//! The keys and values of earlier positions, in all layers, of one sequence or several.
 
 use engraft_kernels::{KV_BLOCK, Kv, KvMut, KvRows, KvType};
 
@@ -22,7 +22,7 @@ impl Cells {
         }
     }
 
-    /// Part `i` of the parts of `n` elements, to be read.
+    /// Chunk `i` of `n` elements, for reading.
     fn rows(&self, i: usize, n: usize) -> Kv<'_> {
         match self {
             Cells::F32(d) => Kv::F32(&d[i * n..(i + 1) * n]),
@@ -34,7 +34,7 @@ impl Cells {
         }
     }
 
-    /// Part `i` of the parts of `n` elements.
+    /// Chunk `i` of `n` elements.
     fn part(&mut self, i: usize, n: usize) -> KvMut<'_> {
         match self {
             Cells::F32(d) => KvMut::F32(&mut d[i * n..(i + 1) * n]),
@@ -60,11 +60,11 @@ impl KvCache {
     /// A cache of `capacity` positions.
     ///
     /// # Errors
-    /// `Unsupported` for `Q8` where a head is not a multiple of 32.
+    /// `Unsupported` for `Q8` if a head's size isn't a multiple of 32.
     pub fn new(c: &ModelConfig, capacity: usize, ty: KvType) -> Result<KvCache> {
         if ty == KvType::Q8 && !c.head_dim.is_multiple_of(KV_BLOCK) {
             let message = format!(
-                "a q8 cache needs heads of a multiple of {KV_BLOCK} elements, these have {}; use f16",
+                "a q8 cache needs heads of a multiple of {KV_BLOCK} elements; these have {}; use f16",
                 c.head_dim
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
@@ -76,7 +76,7 @@ impl KvCache {
 
     /// Bytes of a cache of `capacity` positions.
     pub fn bytes(c: &ModelConfig, capacity: usize, ty: KvType) -> usize {
-        // What no machine of 32 bits could hold is the greatest number there.
+        // Saturates where 32 bits would overflow.
         let n = c.n_layers.saturating_mul(capacity).saturating_mul(c.d_kv());
         match ty {
             KvType::F32 => n.saturating_mul(8),
@@ -90,7 +90,7 @@ impl KvCache {
         self.ty
     }
 
-    /// All positions of layer `l`, to be read.
+    /// All positions of layer `l`, for reading.
     pub fn rows(&self, l: usize) -> KvRows<'_> {
         KvRows { k: self.keys.rows(l, self.layer), v: self.values.rows(l, self.layer) }
     }

@@ -1,4 +1,20 @@
 //! Generation: a sequence with its key/value cache, and the sampler.
+//!
+//! ```
+//! use engraft_runtime::{Base, Message, Sampler, SamplerOptions, Text, go_on};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let text = Text::of(&base.model)?;
+//! let mut sequence = base.sequence(None, 128)?;
+//! let prompt = text.chat_prompt(&[Message::new("user", "turn on the light in the hall")])?;
+//! let mut sampler = Sampler::new(SamplerOptions::greedy())?;
+//! let by = (&text.tokenizer, text.tokenizer.decoder());
+//! let answer = go_on(&mut sequence, &prompt, &mut sampler, 32, by, &mut |_: &str| true)?;
+//! println!("{}", answer.text);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod batch;
 pub mod continuation;

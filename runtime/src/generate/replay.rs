@@ -1,5 +1,5 @@
-//! Rows sampled from the base itself, to be replayed while an adapter is trained: what it would say
-//! unasked, and what it answers to plain questions.
+//! Rows sampled from the base itself, for replay while training an adapter: free-running text, and answers to
+//! plain questions.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::model::text::Text;
 use crate::model::weights::ModelFile;
 use crate::nn::Precision;
 
-/// Questions without a subject of their own: where the answer goes is the base's choice.
+/// Questions without a subject: the base chooses where the answer goes.
 const QUESTIONS: [&str; 12] = [
     "Tell me something interesting.",
     "Explain a concept that you know well.",
@@ -30,7 +30,7 @@ const QUESTIONS: [&str; 12] = [
     "Write a list of useful facts.",
 ];
 
-/// What sampled rows begin with, and which tokens end them. Holds no tokenizer.
+/// The openings of sampled rows, and the tokens that end them. Holds no tokenizer.
 #[derive(Clone, Debug)]
 pub struct Starts {
     prompts: Vec<Vec<u32>>,
@@ -38,12 +38,11 @@ pub struct Starts {
 }
 
 impl Starts {
-    /// The token that begins texts, and before a chat template of the model's own, in turn, plain
-    /// questions; those of fewer than `rows_max` tokens.
+    /// The token that begins texts and, if the model has its own chat template, plain questions; only openings
+    /// of fewer than `rows_max` tokens.
     ///
     /// # Errors
-    /// `Unsupported` for a model that knows neither; `Misuse` where `rows_max` has room for none; those of
-    /// the template.
+    /// `Unsupported` for a model with neither; `Misuse` if none fits `rows_max`; those of the template.
     pub fn of(text: &Text, rows_max: usize) -> Result<Starts> {
         let tokenizer = &text.tokenizer;
         let begin = tokenizer.bos().or(tokenizer.eos()).map(|id| vec![id]);
@@ -59,8 +58,8 @@ impl Starts {
             prompts.extend(begin);
         }
         if prompts.is_empty() {
-            let message = "the model has neither a token that begins texts nor a chat template: replay rows \
-                           of a file instead";
+            let message = "the model has neither a token that begins texts nor a chat template; replay rows \
+                           from a file instead";
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         prompts.retain(|p| !p.is_empty() && p.len() < rows_max);
@@ -72,7 +71,7 @@ impl Starts {
         Ok(Starts { prompts, ends: (0..vocab).filter(|id| tokenizer.is_end(*id)).collect() })
     }
 
-    /// Tokens of row `i` at most, when `tokens` are sampled and the row has at most `rows_max` positions.
+    /// Most tokens of row `i`, when `tokens` are sampled and the row has at most `rows_max` positions.
     fn len(&self, i: usize, tokens: usize, rows_max: usize) -> usize {
         (self.prompts[i % self.prompts.len()].len() + tokens).min(rows_max + 1)
     }
@@ -83,33 +82,33 @@ impl Starts {
 pub struct Sampling {
     /// Rows.
     pub count: usize,
-    /// Tokens sampled for each at most, at least 1.
+    /// Most tokens sampled per row, at least 1.
     pub tokens: usize,
-    /// Positions of a row at most.
+    /// Most positions per row.
     pub rows_max: usize,
     /// Seed.
     pub seed: u64,
 }
 
 impl Sampling {
-    /// Tokens of all rows and positions of the longest, at most.
+    /// Upper bounds: tokens of all rows, positions of the longest.
     pub fn extent(&self, starts: &Starts) -> (usize, usize) {
         let len = |i: usize| starts.len(i, self.tokens, self.rows_max);
         ((0..self.count).map(len).sum(), (0..self.count).map(len).max().unwrap_or(1) - 1)
     }
 
-    /// Bytes that [`Sampling::run`] holds at most, beside the rows themselves.
+    /// Most bytes [`Sampling::run`] holds, apart from the rows themselves.
     pub fn bytes(&self, c: &ModelConfig, starts: &Starts, threads: usize) -> usize {
         let capacity = self.extent(starts).1 + 1;
         Sequence::bytes(c, capacity, 0, threads, KvType::F16) + c.vocab * Sampler::TOKEN_BYTES
     }
 
-    /// The rows, at temperature 1 from the whole vocabulary; every sampled token is a target, those before
-    /// are not. The same seed gives the same rows on any number of threads. `progress` is told before each
-    /// token how many rows are done, and may return false to stop.
+    /// Samples the rows at temperature 1 from the whole vocabulary. Only sampled tokens are targets. The same
+    /// seed gives the same rows on any number of threads. Before each token, `progress` receives the number of
+    /// rows done; return false to stop.
     ///
     /// # Errors
-    /// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Sequence::new`].
+    /// `NonFinite` if no token can be chosen; `Cancelled`; those of [`Sequence::new`].
     pub fn run(
         &self,
         model: &Arc<ModelFile>,
@@ -149,11 +148,11 @@ impl Sampling {
     }
 }
 
-/// What follows a prompt, from an empty cache: at most `limit` tokens, up to the one that ends it, which
-/// is included. `progress` is told before each token how many there are, and may return false to stop.
+/// Continues a prompt from an empty cache: at most `limit` tokens, including the end token. Before each token,
+/// `progress` receives their number; return false to stop.
 ///
 /// # Errors
-/// `NonFinite` where no token can be chosen; `Cancelled`; those of [`Sequence::feed`].
+/// `NonFinite` if no token can be chosen; `Cancelled`; those of [`Sequence::feed`].
 pub fn complete(
     sequence: &mut Sequence,
     sampler: &mut Sampler,

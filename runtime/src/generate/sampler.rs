@@ -1,25 +1,26 @@
 //! Choosing the next token from a row of logits.
 //!
-//! The steps and their order are those of llama.cpp's default chain, so that flags mean what its users
-//! expect: repeat penalty → top-k → top-p → min-p → temperature → draw. Top-p and min-p therefore look at
-//! the distribution before temperature.
+//! The steps and their order follow llama.cpp's default chain, so options mean what its users expect: repeat
+//! penalty → top-k → top-p → min-p → temperature → draw. Top-p and min-p therefore look at the distribution
+//! before temperature.
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// Settings of a [`Sampler`]; the defaults are llama.cpp's, with a fixed seed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerOptions {
-    /// Divides the logits; 0 picks the most likely token always.
+    /// Divides the logits; 0 always picks the most likely token.
     pub temp: f32,
     /// Keeps this many most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keeps the fewest most likely tokens that hold this share of the probability, one at least; 1 keeps all.
+    /// Keeps the fewest most likely tokens that together hold this share of the probability, at least one; 1
+    /// keeps all.
     pub top_p: f32,
     /// Keeps tokens at least this many times as likely as the likeliest; 0 keeps all.
     pub min_p: f32,
-    /// Weakens tokens that occurred lately: positive logits are divided by it, others multiplied; 1 is off.
+    /// Penalizes recent tokens: divides positive logits, multiplies others; 1 is off.
     pub repeat_penalty: f32,
-    /// How many of the latest tokens count as lately; 0 is off, negative means the whole history.
+    /// How many of the latest tokens count as recent; 0 is off, negative means the whole history.
     pub repeat_last_n: i32,
     /// The same seed and the same logits give the same tokens.
     pub seed: u64,
@@ -78,14 +79,14 @@ fn likelier_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
 
-/// Draws tokens. Holds the random state and the scratch, so that a token costs no allocation once the first
-/// one of a vocabulary has been drawn.
+/// Draws tokens. Holds the random state and scratch, so drawing allocates nothing after the first token of a
+/// vocabulary.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     options: SamplerOptions,
     random: SplitMix64,
     candidates: Vec<Candidate>,
-    /// One bit a token: already penalized in this call. All clear between calls.
+    /// One bit per token: already penalized in this call. All clear between calls.
     penalized: Vec<u64>,
 }
 
@@ -109,16 +110,16 @@ impl Sampler {
     }
 
     /// Chooses the token that follows `history` (oldest first); `logits[token]` is unnormalized and is
-    /// overwritten by cleaning and penalties. Gives token 0 where [`Sampler::try_sample`] gives `None`.
+    /// overwritten by cleaning and penalties. Returns token 0 where [`Sampler::try_sample`] returns `None`.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> u32 {
         self.try_sample(logits, history).unwrap_or(0)
     }
 
-    /// Like [`Sampler::sample`], but `None` if no token can be chosen: `logits` is empty or holds nothing
-    /// but NaN and −∞, the sign of a broken forward pass.
+    /// Like [`Sampler::sample`], but `None` if no token can be chosen: `logits` is empty or holds only NaN and
+    /// −∞, a sign of a broken forward pass.
     ///
-    /// NaN and −∞ are never chosen; +∞ counts as the largest finite number. Tokens of the history outside
-    /// the vocabulary are ignored.
+    /// NaN and −∞ are never chosen; +∞ counts as the largest finite number. Tokens in the history outside the
+    /// vocabulary are ignored.
     pub fn try_sample(&mut self, logits: &mut [f32], history: &[u32]) -> Option<u32> {
         clean(logits);
         self.penalize(logits, history);
@@ -156,7 +157,7 @@ impl Sampler {
             }
             self.penalized[word] |= bit;
         }
-        // Clearing by the window is cheaper than clearing a bit for each token of the vocabulary.
+        // Clearing by window is cheaper than clearing a bit for every token of the vocabulary.
         for &token in recent {
             if let Some(word) = self.penalized.get_mut(token as usize / 64) {
                 *word = 0;
@@ -177,8 +178,8 @@ impl Sampler {
             self.candidates.extend(all);
             return;
         }
-        // Collect what beats the k-th best so far, and cut back to k whenever the room is used up: almost
-        // every token of a large vocabulary then costs one comparison.
+        // Collect whatever beats the k-th best so far, and cut back to k when the buffer is full: almost every
+        // token of a large vocabulary then costs one comparison.
         let room = k.saturating_mul(2).saturating_add(64).min(logits.len());
         self.candidates.reserve(room);
         let mut kth_best = f32::NEG_INFINITY;
@@ -200,7 +201,7 @@ impl Sampler {
         }
     }
 
-    /// Keeps the `k` likeliest candidates (`1 <= k < len`) and gives the least of their logits.
+    /// Keeps the `k` likeliest candidates (`1 <= k < len`) and returns their smallest logit.
     fn cut_to(&mut self, k: usize) -> f32 {
         let (_, kth, _) = self.candidates.select_nth_unstable_by(k - 1, likelier_first);
         let kth_best = kth.logit;
@@ -208,8 +209,8 @@ impl Sampler {
         kth_best
     }
 
-    /// Applies top-p, then min-p. Both keep a run of the likeliest candidates, and min-p compares with the
-    /// likeliest alone, so doing min-p first gives the same set and leaves less to sort.
+    /// Applies top-p, then min-p. Both keep a run of the likeliest candidates, and min-p compares only with the
+    /// likeliest, so doing min-p first gives the same set and leaves less to sort.
     fn keep_top_p_and_min_p(&mut self) {
         let max = self.max_logit();
         let SamplerOptions { top_p, min_p, .. } = self.options;
@@ -230,8 +231,8 @@ impl Sampler {
         }
     }
 
-    /// Sorts as many candidates as it takes to reach `wanted` of their weight, and gives their number; all
-    /// if they weigh less. One is always kept, if there is one.
+    /// Sorts as many candidates as needed to reach `wanted` of their weight, and returns their number; all if
+    /// they weigh less. Always keeps one, if there is one.
     fn nucleus(&mut self, wanted: f64) -> usize {
         /// Real distributions reach their nucleus within a few hundred tokens of a large vocabulary.
         const FIRST_RUN: usize = 256;
@@ -269,7 +270,7 @@ impl Sampler {
         let mut left = self.random.next_unit() * mass;
         let mut chosen = None;
         for candidate in self.candidates.iter().filter(|candidate| candidate.weight > 0.0) {
-            // Kept as the answer in case rounding leaves a rest after the last one.
+            // The fallback in case rounding leaves a remainder after the last candidate.
             chosen = Some(candidate.token);
             left -= f64::from(candidate.weight);
             if left < 0.0 {
@@ -284,9 +285,9 @@ impl Sampler {
     }
 }
 
-/// The error where no score is a number.
+/// The error when no token can be chosen.
 pub(super) fn no_token() -> Error {
-    let message = "no next token can be chosen, all scores are NaN: the model or an adapter is broken";
+    let message = "no next token can be chosen because all scores are NaN: the model or an adapter is broken";
     Error::new(ErrorKind::NonFinite, message)
 }
 
@@ -309,7 +310,7 @@ fn most_likely(logits: &[f32]) -> Option<u32> {
     chosen
 }
 
-/// Sebastiano Vigna's SplitMix64: one word of state, any seed is a good one.
+/// Sebastiano Vigna's SplitMix64: one word of state, and any seed works.
 #[derive(Clone, Debug)]
 struct SplitMix64(u64);
 
@@ -353,7 +354,7 @@ mod tests {
         (0..len).map(|_| ((random.next_unit() - 0.5) * spread) as f32).collect()
     }
 
-    /// The chain step by step as its definition reads, sorting everything: (token, probability).
+    /// The chain step by step as defined, sorting everything: (token, probability).
     fn expected(logits: &[f32], options: &SamplerOptions, history: &[u32]) -> Vec<(u32, f64)> {
         let window = usize::try_from(options.repeat_last_n).unwrap_or(history.len());
         let recent = &history[history.len().saturating_sub(window)..];
@@ -454,7 +455,7 @@ mod tests {
         }
     }
 
-    /// A vocabulary larger than the runs and the room of the selection, with many equal logits.
+    /// A vocabulary larger than the selection's runs and buffer, with many equal logits.
     #[test]
     fn large_vocabularies_keep_exactly_the_defined_tokens() {
         let mut random = SplitMix64(3);
@@ -538,7 +539,7 @@ mod tests {
         for top_k in [0, 40] {
             let mut sampler =
                 sampler(SamplerOptions { top_k, repeat_penalty: 1.1, ..SamplerOptions::default() });
-            // Falling logits fill little of the room; later rows must still fit what the first reserved.
+            // Falling logits fill little of the buffer; later rows must still fit what the first reserved.
             let mut falling: Vec<f32> = (0..2000).map(|t| -(t as f32)).collect();
             sampler.sample(&mut falling, &[5]);
             let scratch = (sampler.candidates.as_ptr(), sampler.penalized.as_ptr());

@@ -1,4 +1,4 @@
-//! One sequence being read and continued: prefill in batches, then token by token.
+//! One sequence: prefilled in batches, then continued token by token.
 
 use std::sync::Arc;
 
@@ -13,28 +13,27 @@ use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvLayer};
 use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
 use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
 
-/// Tokens read at once: enough rows for the tiles, little memory.
+/// Tokens read at once: enough rows for the tiles at little memory.
 const PREFILL_ROWS: usize = 256;
 
-/// A sequence with its cache. Private memory: 2·L·capacity·kv elements, the buffers of one prefill, and the
-/// ids that were read.
+/// A sequence with its cache. Private memory: 2·L·capacity·kv elements, the buffers of one prefill, and the ids
+/// read.
 ///
-/// Sequences share the model, and adapters where they use the same; nothing that one of them does is seen
-/// by another. (Kernels of several threads serve one caller at a time: sequences that run side by side
-/// without waiting take kernels of one thread each.)
+/// Sequences share the model, and adapters if they use the same ones, but never affect each other.
+/// (Multi-threaded kernels serve one caller at a time. To run sequences in parallel without waiting, give each
+/// single-threaded kernels.)
 ///
-/// Adapters may be swapped between any two calls that read: what is read from then on is computed with the
-/// new ones, while keys and values of earlier tokens stay in the cache as the old ones made them, until
-/// [`Sequence::refresh`] computes them anew.
+/// Adapters may be swapped between any two reading calls. Later tokens are computed with the new ones; the
+/// cache keeps earlier keys and values as the old ones made them, until [`Sequence::refresh`] recomputes them.
 pub struct Sequence {
     model: Weights,
     kernels: Arc<Kernels>,
     adapters: Option<Arc<StackedAdapter>>,
-    /// Where adapters come from, unless they are this sequence's own.
+    /// Where adapters come from, unless set on this sequence.
     slot: Option<Arc<AdapterSlot>>,
-    /// The generation of the slot that `adapters` are of.
+    /// The slot generation `adapters` came from.
     generation: Option<u64>,
-    /// The rank that the buffers hold.
+    /// The rank the buffers have room for.
     rank: usize,
     precision: Precision,
     capacity: usize,
@@ -52,11 +51,12 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence on a model's file, or on tuned weights, for at most `capacity` tokens, whose cache is of type `cache`.
+    /// A sequence on a model file or on tuned weights, for at most `capacity` tokens, with a cache of type
+    /// `cache`.
     ///
     /// # Errors
-    /// `Unsupported` where the cache's type does not suit the model; `BaseMismatch` for adapters that were
-    /// stacked for a model of other shapes.
+    /// `Unsupported` if the cache's type doesn't suit the model; `BaseMismatch` for adapters stacked for a
+    /// model of other shapes.
     pub fn new(
         model: impl Into<Weights>,
         kernels: Arc<Kernels>,
@@ -95,54 +95,57 @@ impl Sequence {
         })
     }
 
-    /// Bytes that a sequence of `capacity` tokens holds, with adapters of rank `rank`.
+    /// Bytes a sequence of `capacity` tokens holds, with adapters of rank `rank`.
     pub fn bytes(c: &ModelConfig, capacity: usize, rank: usize, threads: usize, cache: KvType) -> usize {
         let rows = Sequence::rows(capacity);
         let block = BlockWords::new(c, rows, capacity, rank, threads, false, false);
         let head = HeadWords::new(c, 1, threads, false, false);
         let kernel = block.kernel().max(head.kernel());
         let words = block.activations() + kernel + head.total() + rope::table_words(c, capacity) + c.vocab;
-        // Inputs and outputs of a part, its positions, and the ids of what was read.
+        // A part's inputs, outputs and positions, and the ids read.
         let buffers = 4 * (words + rows * (2 * c.d_model + 1) + capacity);
         KvCache::bytes(c, capacity, cache).saturating_add(buffers)
     }
 
-    /// Tokens that a sequence of this capacity reads at once.
+    /// Tokens a sequence of this capacity reads at once.
     pub fn rows(capacity: usize) -> usize {
         PREFILL_ROWS.min(capacity)
     }
 
-    /// Uses these adapters from the next token on, and no slot any more. Waits for nobody and loads
-    /// nothing; buffers grow if no adapters before were of that rank.
+    /// Uses these adapters from the next token on, and stops following a slot. Neither blocks nor loads
+    /// anything; buffers grow if the rank exceeds all earlier ones.
     ///
     /// # Errors
-    /// `BaseMismatch` for adapters that were stacked for a model of other shapes; the old ones stay.
+    /// `BaseMismatch` for adapters stacked for a model of other shapes; the old ones stay.
     pub fn set_adapters(&mut self, adapters: Option<Arc<StackedAdapter>>) -> Result<()> {
         self.use_adapters(adapters)?;
         (self.slot, self.generation) = (None, None);
         Ok(())
     }
 
-    /// Takes adapters from a slot, anew before each call that reads: a prompt is read with one set of them.
-    /// Those that do not fit the model are refused by the call that would use them.
+    /// Takes adapters from a slot, checked before each reading call, so a prompt is read with one set. Adapters
+    /// that don't fit the model are refused by the call that would use them.
     pub fn follow(&mut self, slot: Arc<AdapterSlot>) {
         (self.slot, self.generation) = (Some(slot), None);
     }
 
-    /// The generation of the slot that was used last; `None` without a slot, or before the first reading.
+    /// The slot generation used last; `None` without a slot or before the first read.
     pub fn generation(&self) -> Option<u64> {
         self.generation
     }
 
-    /// Reads everything in the cache anew, as if the adapters of now had been there from the beginning;
-    /// returns the logits `[V]` of what follows.
+    /// Rereads everything in the cache, as if the current adapters had been there from the start; returns the
+    /// logits `[V]` of the next token.
     ///
     /// # Errors
     /// `Misuse` for an empty cache, and those of [`Sequence::feed`], after which the cache is empty.
     pub fn refresh(&mut self) -> Result<&mut [f32]> {
         let ids = std::mem::replace(&mut self.ids, Vec::with_capacity(self.capacity));
         if ids.is_empty() {
-            return Err(Error::new(ErrorKind::Misuse, "nothing was read that could be read anew"));
+            return Err(Error::new(
+                ErrorKind::Misuse,
+                "nothing has been read yet, so there is nothing to refresh",
+            ));
         }
         self.filled = 0;
         self.feed(&ids)
@@ -153,12 +156,12 @@ impl Sequence {
         self.filled
     }
 
-    /// Whether nothing was read yet.
+    /// Whether the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
-    /// Tokens that still fit.
+    /// How many more tokens fit.
     pub fn room(&self) -> usize {
         self.capacity - self.filled
     }
@@ -169,8 +172,8 @@ impl Sequence {
         self.ids.truncate(len);
     }
 
-    /// Forgets what a prompt has otherwise, and at least its last token, since logits come of reading; how many tokens
-    /// of it stay read.
+    /// Forgets everything that differs from a prompt, and at least the prompt's last token, since only reading
+    /// gives logits. Returns how many of its tokens stay read.
     pub fn rewind_to(&mut self, prompt: &[u32]) -> usize {
         let same = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let same = same.min(prompt.len().saturating_sub(1));
@@ -178,11 +181,11 @@ impl Sequence {
         same
     }
 
-    /// Reads tokens and returns the logits `[V]` of what follows them.
+    /// Reads tokens and returns the logits `[V]` of the next one.
     ///
     /// # Errors
     /// `Misuse` for no tokens, more than there is room for, or an id outside the vocabulary;
-    /// `BaseMismatch` where a slot that is followed holds adapters of a model of other shapes.
+    /// `BaseMismatch` if the followed slot holds adapters for a model of other shapes.
     pub fn feed(&mut self, ids: &[u32]) -> Result<&mut [f32]> {
         let mut last = 0;
         self.read(ids, |_, rows| {
@@ -194,8 +197,8 @@ impl Sequence {
         Ok(&mut self.logits)
     }
 
-    /// Reads tokens part by part. After each part, `after` may ask [`Sequence::logits_at`] of its rows;
-    /// it is given how many they are.
+    /// Reads tokens part by part. After each part, `after` receives its number of rows and may call
+    /// [`Sequence::logits_at`] on them.
     ///
     /// # Errors
     /// As [`Sequence::feed`], and those of `after`.
@@ -206,7 +209,7 @@ impl Sequence {
     ) -> Result<()> {
         if ids.is_empty() || ids.len() > self.room() {
             let message =
-                format!("{} tokens do not fit the {} that are left of the context", ids.len(), self.room());
+                format!("{} tokens don't fit: the context has room for {} more", ids.len(), self.room());
             return Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LongerContext));
         }
         check_ids(self.model.config(), ids)?;
@@ -219,7 +222,7 @@ impl Sequence {
         Ok(())
     }
 
-    /// One look at the slot; nothing else where nothing was swapped.
+    /// Checks the slot; does nothing more if nothing was swapped.
     fn take_from_slot(&mut self) -> Result<()> {
         let Some(new) = self.slot.as_ref().and_then(|s| s.newer_than(self.generation)) else { return Ok(()) };
         self.use_adapters(new.adapters.clone())?;
@@ -239,12 +242,12 @@ impl Sequence {
         Ok(())
     }
 
-    /// The cache alone, without what would fill it further.
+    /// The cache alone, without the buffers that fill it.
     pub(super) fn into_cache(self) -> KvCache {
         self.cache
     }
 
-    /// Logits `[V]` of what follows row `row` of the part that was read last.
+    /// Logits `[V]` of the token after row `row` of the last part read.
     ///
     /// # Panics
     /// If the part had no such row.
@@ -257,8 +260,8 @@ impl Sequence {
         &mut self.logits
     }
 
-    /// Sum of the losses (nats) and number of the rows of the part that was read last that have a target
-    /// (≠ `u32::MAX`). `head` has room for them.
+    /// Sum of losses (nats) and count over the rows of the last part read that have a target (≠ `u32::MAX`).
+    /// `head` must have room for them.
     ///
     /// # Panics
     /// If the part had fewer rows than there are targets.
@@ -274,17 +277,17 @@ impl Sequence {
         head::loss(&ctx, &w, x, targets, None, head, &mut self.block.kernel, each)
     }
 
-    /// Logits `[n, V]` of what follows n rows of the part that was read last. `head` has room for them.
+    /// Logits `[n, V]` of the tokens after n rows of the last part read. `head` must have room for them.
     ///
     /// # Panics
-    /// If the part had no such rows, or `out` is of another size.
+    /// If the part had no such rows, or `out` has another size.
     pub(crate) fn logits_of(&mut self, rows: &[usize], head: &mut HeadBufs, out: &mut [f32]) {
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
         let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
         head::gathered_logits(&ctx, &w, &self.x, rows, head, &mut self.block.kernel, out);
     }
 
-    /// Hidden states `[rows, d]` of the first rows of the part that was read last, before the final norm.
+    /// Hidden states `[rows, d]` of the first rows of the last part read, before the final norm.
     ///
     /// # Panics
     /// If the part had fewer rows.
@@ -292,7 +295,7 @@ impl Sequence {
         &self.x[..rows * self.model.config().d_model]
     }
 
-    /// Runs all blocks over one part; its outputs are in `x` then.
+    /// Runs all blocks over one part; leaves its outputs in `x`.
     fn run(&mut self, ids: &[u32]) {
         let c = self.model.config();
         let (n, d) = (ids.len(), c.d_model);
@@ -325,7 +328,7 @@ impl Sequence {
     }
 }
 
-/// Refuses ids that the model has no embedding for.
+/// Refuses ids without an embedding.
 pub(super) fn check_ids(c: &ModelConfig, ids: &[u32]) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= c.vocab) {
         None => Ok(()),
@@ -342,7 +345,7 @@ pub(super) fn embed(model: &Weights, kernels: &Kernels, ids: &[u32], x: &mut [f3
     kernels.rows(d, x, |r, row| kernels.dequantize_row(&embedding, ids[r] as usize, row));
 }
 
-/// The buffers of a prefill: for blocks with adapters of a rank, and the head.
+/// The buffers of a prefill: for blocks with adapters of this rank, and for the head.
 fn block_bufs(c: &ModelConfig, kernels: &Kernels, capacity: usize, rank: usize) -> BlockBufs {
     let threads = kernels.threads();
     let words = BlockWords::new(c, PREFILL_ROWS.min(capacity), capacity, rank, threads, false, false);

@@ -1,4 +1,4 @@
-//! Adapters in use: any number of them as one, and a place that many sequences read them from.
+//! Adapters in use: any number stacked as one, and a slot that many sequences read them from.
 
 use std::sync::Arc;
 
@@ -12,20 +12,20 @@ use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::{Adapted, BlockPairs, Gain, Pair};
 
-/// Gains nearer to zero than this become it, since parts are divided by them.
+/// Gains nearer to zero are moved to this, since parts are divided by them.
 const GAIN_MIN: f64 = 1e-20;
 
 /// Any number of adapters as one: ranks side by side, scales folded into B.
 ///
-/// Each adapter adds to the base what it changes in it, times its factor: W + Σ f·(W′ − W), where W′ is
-/// W + s·B·A of a LoRA and c∘(W + s·B·A) of a DoRA. So the order does not matter, 1 is as trained and 0 is
-/// off. (PEFT gives the same for LoRAs, for one DoRA, and for LoRAs after one DoRA; of others its result
-/// depends on their order.)
+/// Each adapter adds its change to the base, times its factor: W + Σ f·(W′ − W), where W′ is W + s·B·A for a
+/// LoRA and c∘(W + s·B·A) for a DoRA. So order doesn't matter; 1 is as trained, 0 is off. (PEFT gives the same
+/// for LoRAs, for one DoRA, and for LoRAs after one DoRA; for other combinations its result depends on their
+/// order.)
 pub struct StackedAdapter {
     /// Per block and projection.
     pairs: Vec<[Option<Stacked>; 7]>,
     rank: usize,
-    /// The shapes that it fits.
+    /// The shapes it fits.
     config: ModelConfig,
 }
 
@@ -33,7 +33,7 @@ pub struct StackedAdapter {
 struct Stacked {
     /// `[r, in]`.
     a: Vec<f32>,
-    /// Bᵀ `[r, out]`, divided by the gain where there is one.
+    /// Bᵀ `[r, out]`, divided by the gain if there is one.
     bt: Vec<f32>,
     rank: usize,
     /// 1 + Σ f·(c − 1) `[out]`; empty without DoRA.
@@ -49,7 +49,7 @@ impl Stacked {
             let c = c.iter().flat_map(|c| c.iter());
             gain.iter_mut().zip(c).for_each(|(g, c)| *g += f64::from(*factor) * (f64::from(*c) - 1.0));
         }
-        // What is divided by it must stay finite.
+        // Quotients must stay finite.
         gain.iter_mut().filter(|g| g.abs() < GAIN_MIN).for_each(|g| *g = GAIN_MIN);
         let (mut a, mut bt, mut rank) = (Vec::new(), Vec::new(), 0);
         for (slot, theta, factor, scale, c) in parts {
@@ -73,11 +73,10 @@ impl Stacked {
 }
 
 impl StackedAdapter {
-    /// Stacks adapters with a factor each (1 is as trained). A DoRA costs one reading of the weights that
-    /// it adapts.
+    /// Stacks adapters with a factor each (1 is as trained). A DoRA costs one pass over the weights it adapts.
     ///
     /// # Errors
-    /// `BaseMismatch` when an adapter's shapes are not the model's.
+    /// `BaseMismatch` if an adapter's shapes don't match the model's.
     pub fn new(model: &ModelFile, kernels: &Kernels, adapters: &[(Adapter, f32)]) -> Result<StackedAdapter> {
         let c = model.config();
         adapters.iter().try_for_each(|(a, _)| a.check_shapes(c))?;
@@ -95,12 +94,12 @@ impl StackedAdapter {
         Ok(StackedAdapter { pairs, rank, config: c.clone() })
     }
 
-    /// The largest rank of a projection: what buffers must hold.
+    /// The largest rank of a projection, which buffers must have room for.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// Whether a model has the shapes of the one that the adapters were stacked for.
+    /// Checks that a model has the shapes the adapters were stacked for.
     ///
     /// # Errors
     /// `BaseMismatch`.
@@ -109,7 +108,7 @@ impl StackedAdapter {
             true => Ok(()),
             false => Err(Error::new(
                 ErrorKind::BaseMismatch,
-                "these adapters were stacked for a model of other shapes; stack them for this one",
+                "these adapters were stacked for a model with other shapes; stack them for this one",
             )),
         }
     }
@@ -137,17 +136,17 @@ fn gains_of(model: &ModelFile, kernels: &Kernels, a: &Adapter) -> Gains {
     gains
 }
 
-/// What an [`AdapterSlot`] holds at a time.
+/// The content of an [`AdapterSlot`].
 pub struct Published {
-    /// How often it was swapped.
+    /// Number of swaps so far.
     pub generation: u64,
     /// The adapters; `None` for the base alone.
     pub adapters: Option<Arc<StackedAdapter>>,
 }
 
-/// A place from which any number of sequences take their adapters, each anew before every part that it
-/// reads. Reading waits for nobody, and neither does swapping: adapters were loaded and stacked before, and
-/// the old ones live until the last sequence has let go of them.
+/// A slot from which any number of sequences take their adapters, checking before every reading call. Neither
+/// reading nor swapping blocks: adapters are loaded and stacked beforehand, and old ones live until the last
+/// sequence drops them.
 pub struct AdapterSlot {
     current: ArcSwap<Published>,
 }
@@ -158,21 +157,21 @@ impl AdapterSlot {
         AdapterSlot { current: ArcSwap::from_pointee(Published { generation: 0, adapters }) }
     }
 
-    /// Puts other adapters in place for every sequence that follows the slot, from the next token that each
-    /// reads; gives the new generation.
+    /// Swaps the adapters for every sequence that follows the slot, from the next token each one reads; returns
+    /// the new generation.
     pub fn swap(&self, adapters: Option<Arc<StackedAdapter>>) -> u64 {
         let next =
             |old: &Arc<Published>| Published { generation: old.generation + 1, adapters: adapters.clone() };
         self.current.rcu(next).generation + 1
     }
 
-    /// What is in place now.
+    /// The current content.
     pub fn load(&self) -> Arc<Published> {
         self.current.load_full()
     }
 
-    /// What is in place, if it is of another generation than `seen`. Takes no lock and, where nothing
-    /// changed, no share in the pointer.
+    /// The current content if its generation differs from `seen`. Takes no lock and, if nothing changed,
+    /// doesn't touch the reference count.
     pub(super) fn newer_than(&self, seen: Option<u64>) -> Option<Arc<Published>> {
         let current = self.current.load();
         (Some(current.generation) != seen).then(|| Arc::clone(&current))

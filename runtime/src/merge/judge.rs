@@ -1,4 +1,4 @@
-//! What merging cost: the merged model against the base with its adapter, on text that neither was
+//! Measures what merging cost: compares the merged model with the base plus adapter, on text neither was
 //! trained on.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::generate::{Sequence, StackedAdapter};
 use crate::model::weights::ModelFile;
 use crate::nn::Precision;
 
-/// Positions read before logits are compared.
+/// Positions read between comparisons of logits.
 const PART: usize = 128;
 
 /// Means over the scored tokens, in nats.
@@ -21,13 +21,13 @@ pub struct Judgement {
     pub tokens: usize,
     /// Negative log likelihood of the base alone.
     pub nll_base: f64,
-    /// With the adapter beside it.
+    /// Of the base with the adapter.
     pub nll_adapter: f64,
     /// Of the merged model.
     pub nll_merged: f64,
     /// KL(base with adapter ‖ merged): what merging changed.
     pub kl_merged: f64,
-    /// KL(base with adapter ‖ base): what the adapter had changed.
+    /// KL(base with adapter ‖ base): what the adapter changed.
     pub kl_base: f64,
 }
 
@@ -37,21 +37,21 @@ impl Judgement {
         self.nll_base - self.nll_adapter
     }
 
-    /// What merging lost of it.
+    /// How much of that gain merging lost.
     pub fn loss(&self) -> f64 {
         self.nll_merged - self.nll_adapter
     }
 
-    /// Whether most of what the adapter does is gone: of its gain, where this text shows one; or of its
-    /// effect, when the merged model is no nearer to the adapted one than the base alone is. The second
-    /// also catches a faint adapter whose small gain is within the luck of storing.
+    /// Whether most of what the adapter does is gone. That is either most of its gain, if this text shows one,
+    /// or its effect: the merged model is no nearer to the adapted one than the base alone. The second test
+    /// also catches a faint adapter whose gain is within rounding noise.
     pub fn is_lost(&self) -> bool {
         let gone = self.gain() > 0.0 && self.loss() > 0.5 * self.gain();
         gone || self.kl_merged >= self.kl_base
     }
 }
 
-/// The three models that are compared.
+/// The three models being compared.
 pub struct Judge {
     base: Sequence,
     adapted: Sequence,
@@ -76,7 +76,7 @@ impl Judge {
         Judge::of(compared, kernels, precision, rows)
     }
 
-    /// The same of any adapter that takes another's place beside one base.
+    /// The same for any adapter that replaces another on one base.
     ///
     /// # Errors
     /// Those of [`Sequence::new`].
@@ -105,11 +105,11 @@ impl Judge {
         Ok(Judge { base: base?, adapted: adapted?, merged: merged?, log_p })
     }
 
-    /// Scores the masked tokens of examples. `progress` is told how many examples are done, and may
-    /// return false to stop.
+    /// Scores the masked tokens of examples. `progress` receives the number of examples done; return false to
+    /// stop.
     ///
     /// # Errors
-    /// `BadData` for no token to score; `NonFinite` where a model yields no number; `Cancelled`; those of
+    /// `BadData` for no token to score; `NonFinite` if a model's output isn't finite; `Cancelled`; those of
     /// [`Sequence::read`].
     pub fn score(
         &mut self,
@@ -138,7 +138,7 @@ impl Judge {
         let all = [mean.nll_base, mean.nll_adapter, mean.nll_merged, mean.kl_merged, mean.kl_base];
         match all.iter().all(|v| v.is_finite()) {
             true => Ok(mean),
-            false => Err(Error::new(ErrorKind::NonFinite, "a loss or a divergence is no number")),
+            false => Err(Error::new(ErrorKind::NonFinite, "a loss or a divergence isn't finite")),
         }
     }
 
@@ -183,7 +183,7 @@ fn log_softmax(logits: &[f32], out: &mut [f64]) {
     }
 }
 
-/// The negative log likelihood of `target` by `logits`, and KL(p ‖ softmax(logits)).
+/// The negative log likelihood of `target` under `logits`, and KL(p ‖ softmax(logits)).
 fn against(log_p: &[f64], logits: &[f32], target: usize) -> (f64, f64) {
     let total = log_sum(logits);
     let kl = log_p.iter().zip(logits).map(|(p, q)| p.exp() * (p - (f64::from(*q) - total))).sum();

@@ -1,7 +1,25 @@
 //! An adapter merged into its base: W' = diag(c)·(W + s·B·A), stored again as blocks.
 //!
-//! One tensor is computed at a time, some rows of it at once, so memory is bounded by a row's length.
-//! Storing can round a small update away, so a merged file is [measured](judge) before it is believed.
+//! Tensors are computed one at a time, a few rows at once, so memory is bounded by a row's length. Storing can
+//! round a small update away, so a merged file is [measured](judge) before it is trusted.
+//!
+//! ```
+//! use engraft_runtime::adapter::Adapter;
+//! use engraft_runtime::{Base, Disk, Method, merge};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let base = Base::open("../targets/cli/seedling.gguf")?;
+//! let Method::Adapter(config) = Method::usual(base.model.config())? else { unreachable!() };
+//! let adapter = Adapter::init_on(&base.model, &base.kernels, &config, &mut || 0.5)?;
+//!
+//! let folder = std::env::temp_dir().join(format!("engraft-merge-{}", std::process::id()));
+//! engraft_runtime::storage::create_dir_all(&Disk, &folder)?;
+//! let written = merge::write(&Disk, &folder, "merged.gguf", &base.model, &adapter.to_exchange(), None)?;
+//! println!("{} bytes", written.bytes);
+//! # std::fs::remove_dir_all(folder).unwrap();
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod judge;
 pub mod quantize;
@@ -24,12 +42,12 @@ use crate::storage::{Committed, Storage, commit};
 const CHUNK: usize = 1 << 17;
 const FILE_TYPE: &str = "general.file_type";
 
-/// Commits the merged model as `dir/name`: metadata as the base has it, tensors that no module touches
-/// byte for byte, the others as their own type or as `dtype`.
+/// Commits the merged model as `dir/name`: metadata from the base, untouched tensors byte for byte, the others
+/// in their own type or as `dtype`.
 ///
 /// # Errors
-/// `Misuse` for a type whose blocks do not divide a row; `NonFinite` where the sum leaves the type's
-/// range; those of [`Exchange::check`]; `Io`. An older file stays whole.
+/// `Misuse` for a type whose blocks don't divide a row; `NonFinite` if the sum leaves the type's range; those
+/// of [`Exchange::check`]; `Io`. An older file stays intact.
 pub fn write(
     storage: &dyn Storage,
     dir: &Path,
@@ -69,7 +87,7 @@ pub fn write(
     })
 }
 
-/// Copies an entry; the file's type is that of the merged tensors where they are of another.
+/// Copies an entry, updating the file's type if the merged tensors have another.
 fn put_entry(header: &mut Header, entry: &Entry, bytes: &[u8], dtype: Option<DType>) {
     let value_type = entry.value.value_type();
     match dtype.and_then(file_type) {
@@ -113,7 +131,7 @@ fn indivisible(tensor: &TensorInfo, dtype: DType) -> Error {
     Error::new(ErrorKind::Misuse, message).advise(Advice::AnotherType)
 }
 
-/// Writes one tensor's merged rows; gives the bytes written.
+/// Writes one tensor's merged rows; returns the bytes written.
 fn merged(
     out: &mut dyn Write,
     tensor: &TensorInfo,
@@ -126,7 +144,7 @@ fn merged(
     let at_once = (CHUNK / cols).max(1);
     let (mut values, mut bytes, mut written) = (vec![0.0; at_once * cols], Vec::new(), 0);
     let w = QMatrix::new(tensor.dtype, tensor.rows(), cols, stored)
-        .map_err(|_| Error::new(ErrorKind::Corrupt, "its size is not its shape's"))?;
+        .map_err(|_| Error::new(ErrorKind::Corrupt, "its size doesn't match its shape"))?;
     for first in (0..tensor.rows()).step_by(at_once) {
         let count = at_once.min(tensor.rows() - first);
         for (i, row) in values[..count * cols].chunks_exact_mut(cols).enumerate() {
@@ -144,7 +162,7 @@ fn merged(
     Ok(written)
 }
 
-/// Whether f16, which stores floats and every block's scale, can't hold a value.
+/// Whether a value overflows f16, which stores floats and every block's scale.
 fn beyond(dtype: DType, value: f32) -> bool {
     !matches!(dtype, DType::F32 | DType::BF16) && value.abs() > 65_504.0
 }
@@ -161,7 +179,7 @@ fn merged_row(w: &QMatrix<'_>, exchange: &Exchange, m: &Module, r: usize, row: &
     }
     if let Some(magnitude) = &m.magnitude {
         let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        // A row of zeros has no direction: it stays.
+        // A row of zeros has no direction, so it stays.
         let c = if norm > 0.0 { (f64::from(magnitude[r]) / norm) as f32 } else { 1.0 };
         row.iter_mut().for_each(|v| *v *= c);
     }

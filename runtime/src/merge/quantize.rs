@@ -1,7 +1,7 @@
-//! Rows of f32 to stored blocks, of any type that is read.
+//! Quantizes rows of f32 to stored blocks, for every type that can be read.
 //!
-//! candle quantizes what it knows, where the feature of its name is on. IQ4_NL and IQ4_XS it does not know: each group's scale is searched
-//! here, by the least weighted square error over the sixteen levels.
+//! candle quantizes the types it knows, if the feature `candle` is on. It doesn't know IQ4_NL and IQ4_XS; for
+//! those, this module searches each group's scale for the least weighted square error over the sixteen levels.
 
 use engraft_kernels::DType;
 use engraft_kernels::scalar::decode::IQ4_LEVELS;
@@ -13,20 +13,20 @@ use crate::error::{Error, ErrorKind, Result};
 const GROUP: usize = 32;
 /// Groups of an IQ4_XS block.
 const GROUPS: usize = 8;
-/// Scales tried on each side of the one that maps the largest element on the largest level.
+/// Scales tried on each side of the one that maps the largest element to the largest level.
 const TRIES: i32 = 7;
 
 /// Appends `rows`, each of `cols` elements (whole blocks of `dtype`), as stored blocks.
 ///
 /// # Errors
-/// `Misuse` where rows are no whole blocks.
+/// `Misuse` if rows aren't whole blocks.
 pub fn rows(dtype: DType, rows: &[f32], cols: usize, out: &mut Vec<u8>) -> Result<()> {
     let misuse = |e: &dyn std::fmt::Display| {
         Error::new(ErrorKind::Misuse, format!("quantizing rows of {cols} to {}: {e}", dtype.name()))
     };
     if dtype.row_bytes(cols).is_none() || !rows.len().is_multiple_of(cols) {
         return Err(misuse(&format_args!(
-            "blocks are of {} elements; choose another type",
+            "its blocks have {} elements; choose another type",
             dtype.block_len()
         )));
     }
@@ -40,7 +40,7 @@ pub fn rows(dtype: DType, rows: &[f32], cols: usize, out: &mut Vec<u8>) -> Resul
 
 #[cfg(not(feature = "candle"))]
 fn by_candle(_: DType, _: &[f32], _: usize, _: &mut Vec<u8>) -> std::result::Result<(), &'static str> {
-    Err("this library was built without the feature candle, which has the quantizers")
+    Err("this build lacks the feature candle, which provides the quantizers")
 }
 
 #[cfg(feature = "candle")]
@@ -62,7 +62,7 @@ fn by_candle(dtype: DType, rows: &[f32], cols: usize, out: &mut Vec<u8>) -> cand
         DType::Q4_K => GgmlDType::Q4K,
         DType::Q5_K => GgmlDType::Q5K,
         DType::Q6_K => GgmlDType::Q6K,
-        DType::IQ4_NL | DType::IQ4_XS => candle_core::bail!("candle has no such type"),
+        DType::IQ4_NL | DType::IQ4_XS => candle_core::bail!("candle doesn't support this type"),
     };
     let tensor = Tensor::from_slice(rows, (rows.len() / cols, cols), &Device::Cpu)?;
     out.extend_from_slice(&QTensor::quantize(&tensor, known)?.data()?);
@@ -92,8 +92,8 @@ fn codes(group: &[f32], scale: f32) -> [u8; GROUP] {
     std::array::from_fn(|i| nearest(group[i] * inverse))
 }
 
-/// The scale of a group with the least error, elements weighted by their squares. For fixed codes the
-/// best scale is a quotient of two sums; the codes come from scales around the largest element's.
+/// The group scale with the least error, with elements weighted by their squares. For fixed codes the best
+/// scale is a quotient of two sums; candidate codes come from scales around the largest element's.
 fn best_scale(group: &[f32]) -> f32 {
     let largest = group.iter().copied().fold(0.0_f32, |m, v| if v.abs() > m.abs() { v } else { m });
     if largest.abs() < 1e-15 {
@@ -117,7 +117,7 @@ fn best_scale(group: &[f32]) -> f32 {
     scale
 }
 
-/// Sixteen bytes: low nibbles are the first half.
+/// Sixteen bytes: low nibbles hold the first half.
 fn put_codes(codes: &[u8; GROUP], out: &mut Vec<u8>) {
     out.extend((0..GROUP / 2).map(|i| codes[i] | codes[i + GROUP / 2] << 4));
 }
@@ -135,7 +135,7 @@ fn iq4_xs(block: &[f32], out: &mut Vec<u8>) {
         *scale = best_scale(group);
     }
     let largest = scales.iter().copied().fold(0.0_f32, |m, v| if v.abs() > m.abs() { v } else { m });
-    // The range reaches −32 but only +31: the largest takes the longer side.
+    // The range is −32 to +31, so the largest takes the longer side.
     let d = f16::from_f32(-largest / 32.0);
     let inverse = if d.to_f32() == 0.0 { 0.0 } else { 1.0 / d.to_f32() };
     let bits = scales.map(|s| (s * inverse).round().clamp(-32.0, 31.0) as i32);

@@ -1,5 +1,5 @@
-//! A fully fine-tuned model as a GGUF file: metadata and tokenizer of its base, each matrix stored as the
-//! base stores it or as asked for.
+//! Writes a fully fine-tuned model as a GGUF file: metadata and tokenizer from its base, each matrix in the
+//! base's type or the requested one.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,20 +14,19 @@ use crate::model::tuned::TunedModel;
 use crate::model::weights::ModelFile;
 use crate::storage::{Committed, Storage, commit};
 
-/// Whether the matrices of a model can be stored as `dtype`; to be asked before an hour of training.
+/// Checks that a model's matrices can be stored as `dtype`. Call it before spending an hour on training.
 ///
 /// # Errors
-/// `Misuse` for a type whose blocks do not divide a row.
+/// `Misuse` for a type whose blocks don't divide a row.
 pub fn check_type(base: &ModelFile, dtype: Option<DType>) -> Result<()> {
     base.gguf().tensors().iter().try_for_each(|tensor| stored_as(tensor, dtype).map(|_| ()))
 }
 
-/// Commits the model as `dir/name`: metadata as the base has it, matrices as their own type or as
-/// `dtype`, vectors as their own.
+/// Commits the model as `dir/name`: metadata from the base, matrices in their own type or as `dtype`, vectors
+/// in their own type.
 ///
 /// # Errors
-/// Those of [`check_type`]; `NonFinite` for a weight that the type can't hold; `Io`. An older file stays
-/// whole.
+/// Those of [`check_type`]; `NonFinite` for a weight the type can't hold; `Io`. An older file stays intact.
 pub fn write(
     storage: &dyn Storage,
     dir: &Path,
@@ -68,7 +67,7 @@ fn stored_as(tensor: &TensorInfo, dtype: Option<DType>) -> Result<(DType, usize)
     Ok((dtype, row))
 }
 
-/// Writes the rows of one tensor; gives the bytes written.
+/// Writes the rows of one tensor; returns the bytes written.
 fn rows(out: &mut dyn Write, values: &[f32], cols: usize, dtype: DType) -> Result<usize> {
     let (mut bytes, mut written) = (Vec::new(), 0);
     for part in values.chunks((CHUNK / cols).max(1) * cols) {

@@ -89,7 +89,7 @@ impl Proj {
         }
     }
 
-    /// The projection with a module name of either naming (`q_proj`, `attn_q`, or `q`).
+    /// The projection with this module name in any convention (`q_proj`, `attn_q`, or `q`).
     pub fn from_name(name: &str) -> Option<Proj> {
         Proj::ALL.into_iter().find(|p| {
             name == p.hf_name() || name == p.gguf_name() || p.hf_name().strip_suffix("_proj") == Some(name)

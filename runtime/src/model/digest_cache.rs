@@ -1,10 +1,9 @@
-//! Digests of model files, remembered: hashing a model reads the whole of it, which costs more than all
-//! else there is to check when an adapter is loaded.
+//! A cache of model file digests: hashing reads the whole model, which costs more than everything else checked
+//! when an adapter is loaded.
 //!
-//! A file counts as the same while device, inode, size, and the times of its last change in content and
-//! in description are the same, to the nanosecond. One small text file holds the last digests, with a
-//! checksum: anything else than a whole file of this version is ignored, and written anew. A cache is a
-//! convenience: without one, or with a broken one, digests are computed.
+//! A file counts as unchanged while its device, inode, size, mtime and ctime are equal, to the nanosecond. One
+//! small text file with a checksum holds the latest digests; anything but an intact file of this version is
+//! ignored and rewritten. The cache is optional: if it is missing or broken, digests are computed.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -20,11 +19,11 @@ use crate::storage::{Disk, Storage, commit, create_dir_all};
 pub(super) const DIGEST_DOMAIN: &str = "engraft base model, encoding 1\n";
 /// The file within the cache's folder.
 pub const CACHE_FILE: &str = "digests";
-/// Digests that are kept, the latest last.
+/// Most digests kept, the latest last.
 const ENTRIES_MAX: usize = 64;
-/// Bytes that a cache file may have.
+/// Most bytes of a cache file.
 const BYTES_MAX: u64 = 1 << 15;
-/// A file changed within this time may change again without another time stamp: its digest is not kept.
+/// A file changed this recently may change again within the same time stamp, so its digest isn't kept.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// What tells one state of a file from another.
@@ -33,12 +32,12 @@ pub struct Stamp {
     device: u64,
     inode: u64,
     bytes: u64,
-    /// Seconds and nanoseconds of the last change of its content, and of its description.
+    /// mtime and ctime, each in seconds and nanoseconds.
     times: [i64; 4],
 }
 
 impl Stamp {
-    /// The stamp of an open file; `None` where the system does not number its files.
+    /// The stamp of an open file; `None` on systems without inode numbers.
     #[cfg(unix)]
     pub fn of(found: &std::fs::Metadata) -> Option<Stamp> {
         use std::os::unix::fs::MetadataExt;
@@ -50,7 +49,7 @@ impl Stamp {
         })
     }
 
-    /// The stamp of an open file; `None` where the system does not number its files.
+    /// The stamp of an open file; `None` on systems without inode numbers.
     #[cfg(not(unix))]
     pub fn of(_: &std::fs::Metadata) -> Option<Stamp> {
         None
@@ -76,7 +75,7 @@ impl Stamp {
     }
 }
 
-/// Digests remembered in a folder. Two processes may use one at a time; a lost entry is computed again.
+/// Digests cached in a folder. Several processes may share one; a lost entry is recomputed.
 #[derive(Clone, Debug)]
 pub struct DigestCache {
     dir: PathBuf,
@@ -88,7 +87,7 @@ impl DigestCache {
         DigestCache { dir: dir.into() }
     }
 
-    /// The digest that is kept for a state of a file.
+    /// The cached digest for a state of a file.
     pub fn get(&self, stamp: &Stamp) -> Option<[u8; 32]> {
         self.get_on(&Disk, stamp)
     }
@@ -101,7 +100,7 @@ impl DigestCache {
     /// Keeps the digest of a state of a file, unless the file changed a moment ago.
     ///
     /// # Errors
-    /// Those of the system: a read-only home costs time, not the run.
+    /// Those of the system. Callers may ignore them: a read-only home costs time, not the run.
     pub fn put(&self, stamp: &Stamp, digest: &[u8; 32]) -> Result<()> {
         self.put_on(&Disk, stamp, digest)
     }
@@ -139,7 +138,7 @@ fn read(storage: &dyn Storage, path: &Path) -> Option<String> {
     (text.len() as u64 <= BYTES_MAX).then_some(text)
 }
 
-/// The first line: a digest of another encoding is another digest.
+/// The first line, which names the digest's encoding: another encoding gives other digests.
 fn title() -> &'static str {
     DIGEST_DOMAIN
 }

@@ -1,4 +1,4 @@
-//! Where a model's bytes live: a read-only file map, or memory where a map is impossible or unwanted.
+//! Holds a model's bytes: a read-only file map, or memory if a map is impossible or unwanted.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use memmap2::{Mmap, MmapOptions};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::digest_cache::Stamp;
 
-/// The bytes of one file, and a label that names it in errors.
+/// The bytes of one file, and a label naming it in errors.
 ///
 /// A mapped file costs no private memory: its pages are clean, and the system drops them under
 /// pressure. Nothing here ever writes to them.
@@ -23,7 +23,7 @@ pub struct Map {
 }
 
 enum Backing {
-    /// The map, and the file it is of, to ask for its state.
+    /// The map and its file, kept open to query its state.
     Mapped(Mmap, File),
     Owned(Vec<u8>),
     Static(&'static [u8]),
@@ -32,10 +32,10 @@ enum Backing {
 impl Map {
     /// Maps the regular file at `path`, read-only and private.
     ///
-    /// The file must not be truncated while the map lives: the system answers a read behind the new
-    /// end with SIGBUS, which a library can't turn into an error ([`Map::check_whole`]
-    /// finds what SIGBUS does not tell of: within the last page that is left, zeros stand). Changed bytes, on the other hand,
-    /// can at worst change numbers: every later read of metadata checks again.
+    /// The file must not be truncated while the map lives. Reading past the new end raises SIGBUS, which a
+    /// library can't turn into an error. Within the last remaining page zeros are read without a signal;
+    /// [`Map::check_whole`] detects that. Changed bytes, in contrast, can at worst change numbers: every later
+    /// read of metadata checks again.
     ///
     /// # Errors
     /// `Io` when the file is missing or unreadable, `Misuse` for a directory or a device, `Corrupt`
@@ -44,10 +44,10 @@ impl Map {
         let path = path.as_ref();
         let (file, _) = open_regular(path)?;
         let stamp = stamp(&file);
-        // SAFETY: the map is only ever read, through `&[u8]`. Another process may change the file's
-        // bytes meanwhile; no type here has invalid bit patterns, each string is checked for UTF-8 at
-        // each reading, and all ranges are checked against the length of the map, which is fixed.
-        // Truncation raises SIGBUS, which ends the process before a wrong value is seen.
+        // SAFETY: the map is only ever read, through `&[u8]`. Another process may change the file's bytes
+        // meanwhile, but no type here has invalid bit patterns, each string is checked for UTF-8 on every read,
+        // and all ranges are checked against the map's fixed length. Truncation raises SIGBUS, which ends the
+        // process before a wrong value is seen.
         #[allow(unsafe_code, reason = "mapping a file is unsafe by nature; the reason is above")]
         let mapped = unsafe { MmapOptions::new().map_copy_read_only(&file) };
         let mapped = mapped.map_err(|e| {
@@ -62,20 +62,20 @@ impl Map {
     /// Reads the whole regular file at `path` into private memory instead of mapping it.
     ///
     /// # Errors
-    /// As [`Map::open`]; also `DoesNotFit` when the memory can't be had.
+    /// As [`Map::open`]; also `DoesNotFit` if the memory can't be allocated.
     pub fn read(path: impl AsRef<Path>) -> Result<Map> {
         let path = path.as_ref();
         let (file, len) = open_regular(path)?;
         let stamp = stamp(&file);
         let does_not_fit = || {
             let p = path.display();
-            let message = format!("{p}: there is no memory for its {len} bytes");
+            let message = format!("{p}: not enough memory for its {len} bytes");
             Error::new(ErrorKind::DoesNotFit, message).advise(Advice::MapInstead)
         };
         let mut bytes = Vec::new();
         let capacity = usize::try_from(len).map_err(|_| does_not_fit())?;
         bytes.try_reserve_exact(capacity).map_err(|_| does_not_fit())?;
-        // A file that grows meanwhile is cut at the length it was planned with.
+        // If the file grows meanwhile, only the planned length is read.
         file.take(len)
             .read_to_end(&mut bytes)
             .map_err(|e| Error::io(format_args!("reading {}", path.display()), e))?;
@@ -85,21 +85,21 @@ impl Map {
         Ok(Map::new(path, stamp, Backing::Owned(bytes)))
     }
 
-    /// Whether the mapped file is as long as it was, and its content not written since: what was read from
-    /// the map until now is that file's. Costs one call of the system; memory that is not a map is always whole.
+    /// Checks that the mapped file still has its length and wasn't written to, so everything read from the map
+    /// so far is from that file. Costs one system call; memory that isn't a map always passes.
     ///
     /// # Errors
     /// `Io`, naming the file.
     pub fn check_whole(&self) -> Result<()> {
         let Backing::Mapped(map, file) = &self.source else { return Ok(()) };
-        let state = file.metadata().map_err(|e| Error::io(format_args!("looking at {}", self.label), e))?;
+        let state = file.metadata().map_err(|e| Error::io(format_args!("inspecting {}", self.label), e))?;
         check_length(&self.label, map.len() as u64, state.len())?;
         match Stamp::of(&state).zip(self.stamp).is_some_and(|(now, then)| !now.same_content(&then)) {
             true => Err(Error::new(
                 ErrorKind::Io,
                 format!(
-                    "{}: its content was changed while it was in use; results since then are not kept, and what \
-                     was saved before stands. Run again, and replace models by renaming, never in place",
+                    "{}: its content changed while it was in use; results since then are discarded, but what \
+                     was saved before remains valid. Run again, and replace models by renaming, never in place",
                     self.label
                 ),
             )),
@@ -121,12 +121,12 @@ impl Map {
         Map { label: path.display().to_string(), path: Some(path.to_path_buf()), stamp, source }
     }
 
-    /// What told the file's state when it was opened, where the bytes came from one and the system tells.
+    /// The file's stamp when it was opened, if the bytes came from a file and the system supports it.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         self.stamp
     }
 
-    /// The same of what lies at the path now.
+    /// The stamp of the file now at that path.
     pub(crate) fn stamp_now(&self) -> Option<Stamp> {
         Stamp::of(&fs::metadata(self.path.as_ref()?).ok()?)
     }
@@ -150,7 +150,7 @@ impl Map {
         &self.label
     }
 
-    /// Bytes that stay evictable file pages (a map, or a part of the program).
+    /// Bytes in evictable file pages (a map, or part of the program).
     pub fn mapped_bytes(&self) -> usize {
         match &self.source {
             Backing::Mapped(m, _) => m.len(),
@@ -167,8 +167,8 @@ impl Map {
         }
     }
 
-    /// Asks the system to begin reading the whole file, since a model is used whole in each step.
-    /// Only a hint: a refusal changes speed alone, so it is logged and not an error.
+    /// Asks the system to start reading the whole file, since every step uses the whole model. This is only a
+    /// hint: a failure costs speed alone, so it is logged.
     pub fn prefetch(&self) {
         #[cfg(unix)]
         if let Backing::Mapped(m, _) = &self.source
@@ -190,7 +190,7 @@ impl fmt::Debug for Map {
     }
 }
 
-/// Refuses a file that is mapped and has become shorter than it was.
+/// Refuses a mapped file that became shorter.
 ///
 /// # Errors
 /// `Io`, naming the file.
@@ -199,7 +199,7 @@ pub fn check_length(label: &str, then: u64, now: u64) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "{label}: it has {now} bytes and had {then}: it was truncated while in use. What was saved before stands; \
+        "{label}: truncated while in use, from {then} bytes to {now}. What was saved before remains valid; \
          put the file back and run again"
     );
     Err(Error::new(ErrorKind::Io, message).advise(Advice::ReadInstead))
@@ -210,9 +210,9 @@ fn stamp(file: &File) -> Option<Stamp> {
     file.metadata().ok().as_ref().and_then(Stamp::of)
 }
 
-/// Opens `path` if it is a regular file with content; gives its length in bytes.
+/// Opens `path` if it is a non-empty regular file; returns its length in bytes.
 ///
-/// The type is looked at before opening, since opening a FIFO would wait for a writer.
+/// The type is checked before opening, since opening a FIFO would wait for a writer.
 fn open_regular(path: &Path) -> Result<(File, u64)> {
     let place = path.display();
     let opening = |e| Error::io(format_args!("opening {place}"), e);
@@ -221,7 +221,10 @@ fn open_regular(path: &Path) -> Result<(File, u64)> {
         return Err(Error::new(ErrorKind::Misuse, format!("{place} is a directory; name a file in it")));
     }
     if !kind.is_file() {
-        return Err(Error::new(ErrorKind::Misuse, format!("{place} is no regular file; copy it into one")));
+        return Err(Error::new(
+            ErrorKind::Misuse,
+            format!("{place} is not a regular file; copy it into one"),
+        ));
     }
     let file = File::open(path).map_err(opening)?;
     let len = file.metadata().map_err(opening)?.len();
@@ -233,5 +236,5 @@ fn open_regular(path: &Path) -> Result<(File, u64)> {
 
 fn empty(path: &Path) -> Error {
     let place = path.display();
-    Error::new(ErrorKind::Corrupt, format!("{place} is empty; a download may have failed: fetch it again"))
+    Error::new(ErrorKind::Corrupt, format!("{place} is empty; a download may have failed, so fetch it again"))
 }

@@ -1,4 +1,4 @@
-//! The tokenizer and chat template of a model file, from its own metadata.
+//! A model file's tokenizer and chat template, from its metadata.
 
 use crate::error::Result;
 use crate::model::chat::{ChatTemplate, Message, encode_pieces};
@@ -17,7 +17,7 @@ pub fn spec(model: &ModelFile) -> Result<TokenizerSpec<'_>> {
             None => Ok(Vec::new()),
         }
     };
-    // The parser has held every id below the vocabulary, which fits u32.
+    // The parser ensured that every id is below the vocabulary size, which fits u32.
     let id = |key: &str| -> Result<Option<u32>> { Ok(gguf.uint(key)?.map(|v| v as u32)) };
     Ok(TokenizerSpec {
         model: gguf.required("tokenizer.ggml.model", gguf.string("tokenizer.ggml.model")?)?,
@@ -40,7 +40,7 @@ pub fn spec(model: &ModelFile) -> Result<TokenizerSpec<'_>> {
     })
 }
 
-/// What a conversation begins with: examples, before which a system message of the user's own takes the place of theirs.
+/// The opening of a conversation: examples, whose system message the user's own replaces.
 pub fn opening(system: Option<&str>, examples: &[Message]) -> Vec<Message> {
     let stands = |m: &&Message| system.is_none() || m.role != "system";
     let examples = examples.iter().filter(stands).cloned();
@@ -69,7 +69,7 @@ impl Text {
         Ok(Text { tokenizer, chat })
     }
 
-    /// The ids of a conversation, up to where the assistant is to answer. No content becomes a control token.
+    /// The ids of a conversation, up to the assistant's answer. No content becomes a control token.
     ///
     /// # Errors
     /// Those of the template.
@@ -78,7 +78,7 @@ impl Text {
         Ok(encode_pieces(&self.tokenizer, &pieces, messages).0)
     }
 
-    /// The ids of a text to be continued, behind examples, each a paragraph. No part becomes a control token.
+    /// The ids of a text to continue, after examples, each a paragraph. No part becomes a control token.
     pub fn plain_prompt(&self, examples: &[Message], text: &str) -> Vec<u32> {
         let bos = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos());
         let before: String = examples.iter().map(|m| m.content.trim().to_string() + "\n\n").collect();
@@ -86,7 +86,7 @@ impl Text {
         bos.into_iter().chain(before).chain(self.tokenizer.encode(text, Special::Plain)).collect()
     }
 
-    /// Heap that [`Text::of`] will take, for the memory plan.
+    /// Heap bytes [`Text::of`] will use, for the memory plan.
     ///
     /// # Errors
     /// As [`spec`].

@@ -1,4 +1,4 @@
-//! Every weight of a model as f32, to be trained; and what holds weights, whichever way.
+//! Every weight of a model as trainable f32, and a handle to weights of either kind.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use super::config::{ModelConfig, Proj};
 use super::gguf::TensorInfo;
 use super::weights::{FrozenBlock, ModelFile};
 
-/// Where each tensor lies among a model's parameters: embedding, head (where it is not the embedding) and
-/// last norm, then block by block its two norms and its projections.
+/// Where each tensor lies among a model's parameters: embedding, head (unless tied to it) and last norm, then
+/// each block's two norms and its projections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunedLayout {
     d: usize,
@@ -54,7 +54,7 @@ impl TunedLayout {
         0..self.vocab * self.d
     }
 
-    /// The head, `[V, d]`: the embedding itself where the model ties them.
+    /// The head, `[V, d]`: the embedding itself if the model ties them.
     pub fn output(&self) -> Range<usize> {
         let n = self.vocab * self.d;
         if self.tied { 0..n } else { n..2 * n }
@@ -87,7 +87,7 @@ impl TunedLayout {
         self.proj[p as usize].clone()
     }
 
-    /// The tensor with a GGUF name; `None` for one that is not trained.
+    /// The tensor with a GGUF name; `None` if it isn't trained.
     pub fn tensor(&self, name: &str) -> Option<Range<usize>> {
         match name {
             "token_embd.weight" => return Some(self.token_embd()),
@@ -163,7 +163,7 @@ impl TunedModel {
         &mut self.values
     }
 
-    /// The values of a tensor of the file; `None` for one that is not trained.
+    /// The values of a tensor of the file; `None` if it isn't trained.
     pub fn tensor(&self, tensor: &TensorInfo) -> Option<&[f32]> {
         self.layout.tensor(&tensor.name).map(|at| &self.values[at])
     }

@@ -7,12 +7,12 @@
 //! y  = x2 + h·Wdᵀ
 //! ```
 //!
-//! The backward walks these lines from the last to the first. It finds x, and of the other values what
-//! [`Keep`] says; the rest it computes again, by the same functions from the same inputs.
+//! The backward walks these lines from last to first. It finds x, and the other values that [`Keep`] keeps; it
+//! recomputes the rest, with the same functions from the same inputs.
 //!
 //! With DoRA each product is multiplied by its gains c. The gradient of a magnitude is a sum over rows of
-//! dy∘y/m, so the backward needs each projection's output: q and k it turns back, v, g and u are at hand,
-//! and those of o and down are x2 − x and y − x2. Nothing is kept for it.
+//! dy∘y/m, so the backward needs each projection's output. It rotates q and k back, v, g and u are at hand, and
+//! the outputs of o and down are x2 − x and y − x2. Nothing extra is kept.
 
 use engraft_kernels::{
     AttnShape, KvMut, KvRows, acts_words, attention_scratch_words, cached_attention_scratch_words,
@@ -80,7 +80,7 @@ impl BlockWords {
         }
     }
 
-    /// Words of activations in all.
+    /// Total words of activations.
     pub fn activations(&self) -> usize {
         3 * self.d
             + 2 * self.q
@@ -93,13 +93,13 @@ impl BlockWords {
             + self.dropped
     }
 
-    /// Words of kernel scratch in all.
+    /// Total words of kernel scratch.
     pub fn kernel(&self) -> usize {
         self.kernel
     }
 }
 
-/// What the first half of a block's forward leaves, up to x2.
+/// The values from the first half of a block's forward, up to x2.
 pub struct AttentionActs {
     pub(super) q: Vec<f32>,
     pub(super) k: Vec<f32>,
@@ -127,7 +127,7 @@ impl AttentionActs {
     }
 }
 
-/// What the second half leaves.
+/// The values from the second half.
 pub struct MlpActs {
     pub(super) g: Vec<f32>,
     pub(super) u: Vec<f32>,
@@ -146,10 +146,10 @@ impl MlpActs {
 /// The buffers of one block, reused by every block.
 pub struct BlockBufs {
     n1: Vec<f32>,
-    /// From q to x2; a block that keeps them lends its own.
+    /// From q to x2; a block that keeps them lends its own buffers.
     pub(super) attention: AttentionActs,
     n2: Vec<f32>,
-    /// Gate and up, likewise.
+    /// Gate and up; lent the same way.
     pub(super) mlp: MlpActs,
     h: Vec<f32>,
     per_head: Vec<f32>,
@@ -162,7 +162,7 @@ pub struct BlockBufs {
 }
 
 impl BlockBufs {
-    /// Allocates what the words say; `kernel` is the scratch of everything that shares these buffers.
+    /// Allocates what the words say; `kernel` is the scratch for everything that shares these buffers.
     pub fn new(w: &BlockWords, kernel: usize) -> BlockBufs {
         let z = |n: usize| vec![0.0f32; n];
         BlockBufs {
@@ -181,46 +181,46 @@ impl BlockBufs {
 }
 
 impl BlockBufs {
-    /// What q, k and v, then o, then gate and up, then down read in the last forward, of `m` rows.
+    /// The inputs of q, k and v, of o, of gate and up, and of down, in the last forward of `m` rows.
     pub fn inputs(&self, c: &ModelConfig, m: usize) -> [&[f32]; 4] {
         let (d, q, ff) = (m * c.d_model, m * c.d_q(), m * c.d_ff);
         [&self.n1[..d], &self.attention.att[..q], &self.n2[..d], &self.h[..ff]]
     }
 }
 
-/// Keys and values of earlier positions of one sequence: those of a prefix, then its own.
+/// Keys and values of one sequence's earlier positions: a prefix's, then its own.
 pub struct KvLayer<'a> {
     /// Positions that come first, only read.
     pub prefix: KvRows<'a>,
     /// Keys, rotated, `[capacity, kv·hd]`.
     pub k: KvMut<'a>,
-    /// Values, likewise.
+    /// Values, `[capacity, kv·hd]`.
     pub v: KvMut<'a>,
     /// Own positions filled before this call.
     pub past: usize,
 }
 
-/// Keys and values of several sequences that begin with the same prefix.
+/// Keys and values of several sequences with the same prefix.
 pub struct KvBatch<'a> {
     /// Positions that come first, only read.
     pub prefix: KvRows<'a>,
     /// Own keys, rotated, `[sequences, capacity, kv·hd]`.
     pub k: KvMut<'a>,
-    /// Own values, likewise.
+    /// Own values, `[sequences, capacity, kv·hd]`.
     pub v: KvMut<'a>,
     /// Own positions of each sequence.
     pub capacity: usize,
-    /// Of each row its sequence, and how many own positions that has before the row; no sequence twice.
+    /// For each row, its sequence and the number of own positions before the row; each sequence at most once.
     pub rows: &'a [(usize, usize)],
 }
 
-/// Where the attention finds keys and values.
+/// Where attention finds keys and values.
 pub enum Keys<'a> {
     /// In this batch alone.
     Batch,
     /// In a cache (of a single sequence), to which this batch is appended.
     Cache(KvLayer<'a>),
-    /// Each row in the cache of its own sequence, to which it is appended.
+    /// In the cache of each row's own sequence, to which the row is appended.
     Sequences(KvBatch<'a>),
 }
 
@@ -229,7 +229,7 @@ fn first_norm(ctx: &Ctx<'_>, w: &FrozenBlock<'_>, x: &[f32], b: &mut BlockBufs) 
     ctx.kernels.rmsnorm(x, w.attn_norm, ctx.config.rms_eps, &mut b.n1[..x.len()]);
 }
 
-/// From n1 to x2: what a block that keeps [`Keep::Attention`] does not do again.
+/// From n1 to x2: the part that a block with [`Keep::Attention`] doesn't recompute.
 pub fn attention_part(
     ctx: &Ctx<'_>,
     w: &FrozenBlock<'_>,
@@ -271,7 +271,7 @@ fn second_norm(ctx: &Ctx<'_>, w: &FrozenBlock<'_>, md: usize, b: &mut BlockBufs)
     ctx.kernels.rmsnorm(&b.attention.x2[..md], w.ffn_norm, ctx.config.rms_eps, &mut b.n2[..md]);
 }
 
-/// g and u from n2: what a block that keeps [`Keep::All`] does not do again either.
+/// g and u from n2: the part that a block with [`Keep::All`] doesn't recompute either.
 pub fn gate_up_part(
     ctx: &Ctx<'_>,
     w: &FrozenBlock<'_>,
@@ -380,11 +380,11 @@ pub fn forward(
     linear::forward(ctx, m, &b.h[..m * c.d_ff], &mut [down], dropout.at(3), &mut scratch);
 }
 
-/// In place dy → dx for the block whose input was x and whose output was y (read only where Down has a
-/// gain); adds to the adapter's gradients, or gives those of the weights themselves. The buffers hold what `found` says of this block's forward,
-/// and nothing of it afterwards.
+/// Turns dy into dx in place, for the block with input x and output y (read only if Down has a gain). Adds to
+/// the adapter's gradients, or produces those of the weights. The buffers hold the part of this block's forward
+/// that `found` names; afterwards they hold none of it.
 ///
-/// `want_dx` false leaves dy meaningless: nothing below the first trained block needs it.
+/// If `want_dx` is false, dy is left meaningless: nothing below the first trained block needs it.
 pub fn backward<'g>(
     ctx: &Ctx<'_>,
     w: &FrozenBlock<'_>,
@@ -404,7 +404,7 @@ pub fn backward<'g>(
     attention_backward(ctx, w, pairs, [gq, gk, gv, go], first, rows, x, dy, b, dropout, want_dx);
 }
 
-/// Brings the buffers to where the forward left them.
+/// Restores the buffers to their state after the forward.
 fn recompute(
     ctx: &Ctx<'_>,
     w: &FrozenBlock<'_>,
@@ -467,7 +467,7 @@ fn mlp_backward(
     norm_backward(ctx, &b.attention.x2[..md], w.ffn_norm, norm, &b.n2[..md], dy);
 }
 
-/// Through n = rmsnorm(x)·w: adds to dx, and gives the gradient of w where that is trained.
+/// Through n = rmsnorm(x)·w: adds to dx, and produces the gradient of w if w is trained.
 fn norm_backward(
     ctx: &Ctx<'_>,
     x: &[f32],

@@ -1,5 +1,5 @@
-//! The head of a tuned model beside that of its base: cross-entropy, and how far the two distributions
-//! lie apart, in one walk over chunks of the vocabulary.
+//! A tuned model's head beside its base's: cross-entropy and the divergence between the two distributions, in
+//! one pass over chunks of the vocabulary.
 //!
 //! Rows come in pairs: the first half of the buffers is the tuned model's, the second the base's, so each
 //! chunk of the head's weights is decoded once for both. With z and y their logits, p and q the softmaxes
@@ -10,8 +10,8 @@
 //! reverse   KL(p‖q) = lse(y) − lse(z) + Σ p∘δ        ∂/∂z = p∘(δ − Σ p∘δ)
 //! ```
 //!
-//! Σ p·W, and Σ q·W or Σ (p∘δ)·W, grow beside the running softmaxes with the same rescaling, so no logit
-//! is computed twice and never more than a chunk of them exists.
+//! Σ p·W, and Σ q·W or Σ (p∘δ)·W, accumulate beside the running softmaxes with the same rescaling. So no logit
+//! is computed twice, and only one chunk of logits exists at a time.
 
 use std::ops::{Add, AddAssign};
 
@@ -21,11 +21,11 @@ use super::Ctx;
 use super::head::{self, HeadBufs, HeadWeights, VOCAB_CHUNK};
 use crate::algebra::dot;
 
-/// Which way a divergence is taken.
+/// The direction of a divergence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direction {
-    /// KL(base‖tuned): what the base finds likely must stay likely. On the new task's data it predicts
-    /// how much is forgotten (Shenfeld et al., arXiv 2509.04259), and it is distillation's loss.
+    /// KL(base‖tuned): what the base finds likely must stay likely. Measured on the new task's data it predicts
+    /// forgetting (Shenfeld et al., arXiv 2509.04259). It is also the loss of distillation.
     #[default]
     Forward,
     /// KL(tuned‖base): what the base finds unlikely must not become likely.
@@ -45,7 +45,7 @@ impl Direction {
     }
 }
 
-/// A penalty on leaving the base: each target's loss grows by weight·KL.
+/// A penalty for drifting from the base: adds weight·KL to each target's loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KlPenalty {
     /// Finite and above 0.
@@ -54,7 +54,7 @@ pub struct KlPenalty {
     pub direction: Direction,
 }
 
-/// A tuned model beside its base at one target, or sums over several. Nats.
+/// A tuned model compared with its base at one target, or sums over several. In nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Compared {
     /// Targets.
@@ -99,11 +99,11 @@ impl AddAssign for Compared {
     }
 }
 
-/// Columns of the differences' buffer beyond a chunk's: the running Σ e^(z − max)∘δ and Σ e^(y − max)∘δ.
+/// Extra columns of the difference buffer beyond a chunk's: the running Σ e^(z − max)∘δ and Σ e^(y − max)∘δ.
 const SUMS: usize = 2;
 
-/// f32 words per row of what a head beside its base holds more than one alone: differences with their
-/// sums, and the maxima before a chunk.
+/// Extra f32 words per row for a head beside its base: differences with their sums, and the maxima before a
+/// chunk.
 pub(super) fn own_words(chunk: usize) -> usize {
     chunk + SUMS + 2
 }
@@ -112,11 +112,11 @@ pub(super) fn own_words(chunk: usize) -> usize {
 pub(super) struct PairBufs {
     /// `[rows, chunk + 2]`.
     delta: Vec<f32>,
-    /// Maxima of the tuned model's rows, then of the base's, before the chunk at hand.
+    /// Maxima of the tuned model's rows, then of the base's, before the current chunk.
     before: Vec<f32>,
     /// Columns of `delta`.
     stride: usize,
-    /// Rows whose base is in the second half of the norms.
+    /// Rows whose base values are in the second half of the norms.
     base_rows: usize,
 }
 
@@ -127,7 +127,7 @@ impl PairBufs {
     }
 }
 
-/// Takes the base's hidden states x `[m, d]` of the rows with a target, for [`loss`] of the same targets.
+/// Stores the base's hidden states x `[m, d]` of the rows with a target, for [`loss`] on the same targets.
 ///
 /// # Panics
 /// If the buffers were not made for a pair.
@@ -139,12 +139,12 @@ pub fn keep_base(ctx: &Ctx<'_>, w: &HeadWeights<'_>, x: &[f32], targets: &[u32],
     b.pair.as_mut().expect("a head planned beside its base").base_rows = r;
 }
 
-/// The tuned model's hidden states x `[m, d]` against those that [`keep_base`] took: sums over the rows
-/// with a target. With `train`, the gradient of Σ cross-entropy + weight·KL by x is written to its slice.
-/// `each` sees (row, what that target adds).
+/// Compares the tuned model's hidden states x `[m, d]` with those [`keep_base`] stored; returns sums over the
+/// rows with a target. With `train`, writes the gradient of Σ cross-entropy + weight·KL with respect to x to
+/// its slice. `each` receives (row, that target's contribution).
 ///
 /// # Panics
-/// If the base was not taken for these targets.
+/// If [`keep_base`] wasn't called for these targets.
 pub fn loss(
     ctx: &Ctx<'_>,
     w: &HeadWeights<'_>,
@@ -158,7 +158,7 @@ pub fn loss(
     let d = w.norm.len();
     head::gather(x, targets, d, b);
     let r = b.targets.len();
-    assert!(b.pair.as_ref().is_some_and(|p| p.base_rows == r), "the base's rows must be taken first");
+    assert!(b.pair.as_ref().is_some_and(|p| p.base_rows == r), "the base's rows must be kept first");
     if let Some((_, dx)) = &mut train {
         dx.fill(0.0);
     }
@@ -181,14 +181,14 @@ pub fn loss(
     sum
 }
 
-/// What target i of r adds.
+/// The contribution of target i of r.
 fn compared(b: &HeadBufs, r: usize, i: usize) -> Compared {
     let log_sum = |s: &SoftmaxState| f64::from(s.max) + f64::from(s.sum).ln();
     let (tuned, base) = (&b.state[i], &b.state[r + i]);
     let (z, y) = (log_sum(tuned), log_sum(base));
     let [of_p, of_q] = sums(b, i);
     let mean = |sum: f32, s: &SoftmaxState| f64::from(sum) / f64::from(s.sum);
-    // Never negative, but for rounding; a NaN stays one.
+    // Negative only through rounding; NaN stays NaN.
     let kl = |v: f64| if v < 0.0 { 0.0 } else { v };
     Compared {
         targets: 1,
@@ -206,8 +206,8 @@ fn sums(b: &HeadBufs, i: usize) -> [f32; SUMS] {
     [pair.delta[end - 2], pair.delta[end - 1]]
 }
 
-/// Logits of both halves, their softmaxes and sums, and with a direction Σ of the rows that its gradient
-/// needs times W, chunk by chunk.
+/// Computes, chunk by chunk, the logits of both halves, their softmaxes and sums and, if given a direction, the
+/// products with W its gradient needs.
 fn run_chunks(
     ctx: &Ctx<'_>,
     w: &HeadWeights<'_>,
@@ -240,8 +240,8 @@ fn run_chunks(
     }
 }
 
-/// Folds one chunk of both halves' logits into states and sums; the logits become what the gradient's
-/// product takes: e^(z − max), and of the base e^(y − max) or, in reverse, e^(z − max)∘δ.
+/// Folds one chunk of both halves' logits into states and sums. The logits become the inputs of the gradient's
+/// product: e^(z − max), and for the base e^(y − max) or, in reverse, e^(z − max)∘δ.
 fn fold(
     k: &Kernels,
     first: usize,
@@ -285,7 +285,7 @@ fn fold(
     }
 }
 
-/// What sums relative to a maximum are multiplied by when it has grown.
+/// The factor for sums relative to a maximum that has grown.
 fn growth(before: f32, now: &SoftmaxState) -> f32 {
     if before == f32::NEG_INFINITY { 0.0 } else { (before - now.max).exp() }
 }

@@ -4,14 +4,14 @@
 //! ‖W_i + s·B_i·A‖² = ‖W_i‖² + 2s·Q_i·B_i,   Q = W·Aᵀ + (s/2)·B·(A·Aᵀ)
 //! ```
 //!
-//! ‖W_i‖ is taken once, from the dequantized weights; Q costs one product of r rows through W for each
-//! new θ. The norm is a constant to the gradient (Liu et al., arXiv 2402.09353, section 4.3).
+//! ‖W_i‖ is computed once, from the dequantized weights; Q costs one product of r rows with W for each new θ.
+//! The gradient treats the norm as a constant (Liu et al., arXiv 2402.09353, section 4.3).
 
 use engraft_kernels::{ColumnSum, Kernels, LowRank, NtOp, QMatrix, Rows, acts_words, gemm_scratch_words};
 
 use super::{Gain, Pair};
 
-/// f32 words that the gains of `rows` output rows take: norms and gains.
+/// f32 words for the norms and gains of `rows` output rows.
 pub fn words(rows: usize) -> usize {
     2 * rows
 }
@@ -26,12 +26,12 @@ pub fn kernel_words(outputs: usize, inputs: usize, rank: usize, threads: usize) 
     gemm_scratch_words(outputs, inputs, rank).max(inputs) * threads
 }
 
-/// Fills `gains` `[out]` of one projection: m over the norm of W + s·B·A, where `base` `[out]` are the
-/// norms of W. A row whose norm is zero gets 1.
+/// Fills `gains` `[out]` of one projection: m divided by the norm of W + s·B·A, where `base` `[out]` holds the
+/// norms of W. A row with norm zero gets 1.
 ///
-/// Exactly 1 where B is zero and m is `base`. With room for A's rows in int8 in `acts`, W·Aᵀ is taken with
-/// them, as the forward takes its products: it enters the norm only through B, so of the rounding there
-/// arrives what the update is of W. Without room it is exact to f32.
+/// Exactly 1 if B is zero and m is `base`. If `acts` has room for A's rows in int8, W·Aᵀ uses them, as the
+/// forward's products do. It enters the norm only through B, so the rounding is scaled by the size of the
+/// update relative to W. Without room it is exact to f32.
 pub fn gains(
     kernels: &Kernels,
     w: &QMatrix<'_>,
@@ -60,8 +60,8 @@ pub fn gains(
     }
 }
 
-/// m/n with n² = base² + grown, by way of (m − n)/n, whose parts do not cancel: m and `base` are near
-/// each other, and n − base = grown/(n + base).
+/// m/n with n² = base² + grown, via (m − n)/n, which avoids cancellation: m and `base` are close, and n − base
+/// = grown/(n + base).
 fn gain(m: f32, base: f32, grown: f64) -> f32 {
     let (m, base) = (f64::from(m), f64::from(base));
     let norm = (base * base + grown).max(0.0).sqrt();
@@ -72,13 +72,13 @@ fn gain(m: f32, base: f32, grown: f64) -> f32 {
 }
 
 impl<'a> Pair<'a> {
-    /// The gains of its rows, with DoRA.
+    /// The gains of its rows, if it is a DoRA.
     pub fn gains(&self) -> Option<&'a [f32]> {
         self.gain.map(|g| g.c)
     }
 }
 
-/// Where the gradient of m is added: Σ_t dy·y/m, which is Σ_t dy·(y/c)/n without need of n.
+/// Where to add the gradient of m: Σ_t dy·y/m, which equals Σ_t dy·(y/c)/n without needing n.
 pub(super) fn sum<'a>(gain: &Gain<'a>, out: &'a mut [f32]) -> ColumnSum<'a> {
     ColumnSum { out, by: Some(gain.m) }
 }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn small_gains_do_not_cancel() {
-        // One in ten million more than the base, in parts that f32 could not tell from 1.
+        // One part in ten million above the base, which f32 couldn't tell from 1.
         for (m, base, grown) in [(3.0f32, 3.0f32, 1.8e-6f64), (0.7, 0.7, -3e-8), (5.0, 5.0, 0.0)] {
             let n = (f64::from(base).powi(2) + grown).sqrt();
             let expected = f64::from(m) / n;

@@ -1,8 +1,8 @@
 //! The head with its loss: final norm, logits, cross-entropy, and the gradient of all three, in chunks
 //! of the vocabulary.
 //!
-//! The softmax runs online over the chunks, and its gradient Σ_v softmax_v·W_v is accumulated beside it
-//! with the same rescaling, so no logit is computed twice and never more than rows × chunk exist.
+//! The softmax runs online over the chunks, and its gradient Σ_v softmax_v·W_v accumulates beside it with the
+//! same rescaling. So no logit is computed twice, and at most rows × chunk of them exist at a time.
 
 use engraft_kernels::{NnOp, NtOp, QMatrix, Rows, SoftmaxState, acts_words, gemm_scratch_words};
 
@@ -22,13 +22,12 @@ pub struct HeadWords {
     acts: usize,
     kernel: usize,
     train: bool,
-    /// Whether a base's head runs beside it: two rows for each.
+    /// Whether a base's head runs beside it, which takes two rows for each.
     beside_base: bool,
 }
 
 impl HeadWords {
-    /// For at most `rows` rows that carry a loss, with `beside_base` each of them beside the base's
-    /// ([`divergence`]).
+    /// For at most `rows` rows with a loss; with `beside_base`, each also has the base's row ([`divergence`]).
     pub fn new(c: &ModelConfig, rows: usize, threads: usize, train: bool, beside_base: bool) -> Self {
         let all = if beside_base { 2 * rows } else { rows };
         // Inputs forward, the chunk's gradient backward.
@@ -44,7 +43,7 @@ impl HeadWords {
         if self.beside_base { 2 * self.rows } else { self.rows }
     }
 
-    /// Words in all, the kernels' scratch (borrowed from the block's) left out.
+    /// Total words, without the kernel scratch, which is borrowed from the block.
     pub fn total(&self) -> usize {
         let (rows, all) = (self.rows, self.all());
         let grads = if self.train { all * self.d } else { 0 };
@@ -52,7 +51,7 @@ impl HeadWords {
         rows * self.d + all * self.d + grads + all * self.chunk + self.acts + 3 * all + 2 * rows + pair
     }
 
-    /// Words of kernel scratch that the head needs of the block's.
+    /// Words of the block's kernel scratch the head needs.
     pub fn kernel(&self) -> usize {
         self.kernel
     }
@@ -60,8 +59,7 @@ impl HeadWords {
 
 /// The head's buffers.
 pub struct HeadBufs {
-    /// Rows of x that carry a loss, and their norm; of the norm and what follows it the base's rows come
-    /// second where they run beside.
+    /// Rows of x with a loss, and their norm. If the base runs beside, its rows come second, from the norm on.
     pub(super) x: Vec<f32>,
     pub(super) n: Vec<f32>,
     pub(super) dn: Vec<f32>,
@@ -100,7 +98,7 @@ pub struct HeadWeights<'a> {
 }
 
 impl HeadWeights<'_> {
-    /// Normed rows `[m, d]` as the product with W takes them.
+    /// Normed rows `[m, d]` in the form the product with W takes.
     fn rows<'r>(&self, ctx: &Ctx<'_>, n: &'r [f32], m: usize, acts: &'r mut [f32]) -> Rows<'r> {
         let halves = self.w.dtype().group_len() == 16;
         match ctx.is_int8(&self.w) {
@@ -115,10 +113,9 @@ fn product(ctx: &Ctx<'_>, (x, m): (Rows<'_>, usize), w: QMatrix<'_>, y: &mut [f3
     ctx.kernels.qgemm_nt(m, &mut [NtOp { x, w, low: None, gain: None, y, accumulate: false }], kernel);
 }
 
-/// Sum of the cross-entropies (nats) and number of the rows that carry a target (≠ `u32::MAX`).
+/// Sum of the cross-entropies (nats) and count over the rows with a target (≠ `u32::MAX`).
 ///
-/// x is `[m, d]`. With `dx` (zeroed here), the gradient of the sum is written there. `each` sees
-/// (row, loss).
+/// x is `[m, d]`. With `dx` (zeroed here), the sum's gradient is written there. `each` receives (row, loss).
 pub fn loss(
     ctx: &Ctx<'_>,
     w: &HeadWeights<'_>,
@@ -150,7 +147,7 @@ pub fn loss(
     (sum, r)
 }
 
-/// The sum of the losses of r rows, each of which `each` sees.
+/// The sum of the losses of r rows; `each` receives every one.
 fn sum_losses(r: usize, b: &HeadBufs, each: &mut impl FnMut(usize, f64)) -> f64 {
     let mut sum = 0.0;
     for (s, at) in b.state[..r].iter().zip(&b.at) {
@@ -171,8 +168,8 @@ pub struct HeadGrads<'a> {
 
 /// As [`loss`] with `dx`, and the gradients of the head's own weights.
 ///
-/// dW = pᵀ·n needs the probabilities themselves, so the logits are computed twice: once for what they sum
-/// to, and once more, chunk by chunk, for the gradients.
+/// dW = pᵀ·n needs the probabilities themselves, so the logits are computed twice: once for their sums, and
+/// again, chunk by chunk, for the gradients.
 pub fn loss_with_weights(
     ctx: &Ctx<'_>,
     w: &HeadWeights<'_>,
@@ -195,7 +192,7 @@ pub fn loss_with_weights(
     ctx.kernels.rmsnorm(&b.x[..r * d], w.norm, ctx.config.rms_eps, &mut b.n[..r * d]);
     run_chunks(ctx, w, r, false, b, kernel);
     let sum = sum_losses(r, b, &mut |_, _| {});
-    // With the log-sum-exp for a maximum, the same pass over the chunks gives probabilities.
+    // With the log-sum-exp as the maximum, the same pass over the chunks gives probabilities.
     for s in &mut b.state[..r] {
         (s.max, s.sum) = (s.max + s.sum.ln(), 0.0);
     }
@@ -252,7 +249,7 @@ fn run_chunks(
         let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
         let logits = &mut b.logits[..r * part.rows()];
         product(ctx, (n, r), part, logits, kernel);
-        // Without training there is no such buffer.
+        // This buffer exists only for training.
         let dn = if train { Some(&mut b.dn[..r * d]) } else { None };
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], dn);
         if train {
@@ -263,7 +260,7 @@ fn run_chunks(
     }
 }
 
-/// The targets' rows of W into n, whose values were used last.
+/// Writes the targets' rows of W into n, whose values are no longer needed.
 pub(super) fn target_rows(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, b: &mut HeadBufs) {
     let (d, targets) = (w.norm.len(), &b.targets);
     ctx.kernels.rows(d, &mut b.n[..r * d], |i, row| {
@@ -294,10 +291,10 @@ pub(super) fn through_norm(ctx: &Ctx<'_>, w: &HeadWeights<'_>, r: usize, b: &mut
     }
 }
 
-/// The likeliest token after each of m rows of x `[m, d]`, into `out`: the first of those with the greatest
-/// logit, +∞ counting as the largest finite number. None where all are NaN or −∞.
+/// Writes the likeliest token after each of m rows of x `[m, d]` to `out`: the first with the greatest logit,
+/// where +∞ counts as the largest finite number. `None` if all are NaN or −∞.
 ///
-/// One product of m rows with each chunk of the vocabulary; no more logits than m × chunk exist.
+/// Multiplies m rows with each chunk of the vocabulary; at most m × chunk logits exist at a time.
 pub fn likeliest(
     ctx: &Ctx<'_>,
     w: &HeadWeights<'_>,
@@ -326,7 +323,7 @@ pub fn likeliest(
     }
 }
 
-/// The greatest of some values that are not NaN; −∞ without one.
+/// The greatest of the values that aren't NaN; −∞ if there is none.
 fn greatest(values: &[f32]) -> f32 {
     let (whole, rest) = values.as_chunks::<16>();
     let mut top = [f32::NEG_INFINITY; 16];

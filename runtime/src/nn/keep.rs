@@ -1,15 +1,15 @@
-//! What a block keeps of its forward for its backward: nothing but its input, or more, in f32 or bf16.
+//! What a block keeps of its forward for its backward: only its input, or more, in f32 or bf16.
 //!
-//! f32 costs no copy: the block's own vectors take the place of the shared ones while it computes, so
-//! its gradients are those of recomputation to the bit. bf16 takes half the room and is converted after
-//! the forward and before the backward.
+//! f32 costs no copy: the block's own vectors replace the shared ones while it computes, so its gradients equal
+//! those of recomputation to the bit. bf16 takes half the memory, and is converted after the forward and before
+//! the backward.
 
 use engraft_kernels::Kernels;
 
 use super::block::{AttentionActs, BlockBufs, BlockWords, MlpActs};
 use crate::model::ModelConfig;
 
-/// What the backward of a block finds of its forward.
+/// What a block's backward finds of its forward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Keep {
     /// The block's input alone: full checkpointing.
@@ -17,30 +17,30 @@ pub enum Keep {
     Inputs,
     /// Also q, k, v, the attention's output and log-sum-exp, x2, and the rank-r inputs of q, k, v, o.
     Attention,
-    /// Also gate and up, and the rank-r inputs of gate, up, down: what is left to do again are norms and
-    /// the activation, row by row.
+    /// Also gate and up, and the rank-r inputs of gate, up, down. Only norms and the activation are recomputed,
+    /// row by row.
     All,
 }
 
 /// How kept values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeepPrecision {
-    /// As computed: gradients are those of recomputation, to the bit.
+    /// As computed: gradients equal those of recomputation, to the bit.
     #[default]
     F32,
-    /// Rounded to the nearest bf16, ties to even; the log-sum-exp stays f32, for the softmax computed from
-    /// it must sum to one. Of x2 what the attention added to x is rounded: the backward of DoRA takes it
-    /// as x2 − x, and beside a large x its rounding would drown it.
+    /// Rounded to the nearest bf16, ties to even; the log-sum-exp stays f32, because the softmax computed from
+    /// it must sum to one. For x2, only what attention added to x is rounded: DoRA's backward needs x2 − x,
+    /// which the rounding of a large x would drown.
     Bf16,
 }
 
-/// f32 words that one block keeps.
+/// f32 words one block keeps.
 pub fn kept_words(w: &BlockWords, keep: Keep, precision: KeepPrecision) -> usize {
     let packed = |n: usize| match precision {
         KeepPrecision::F32 => n,
         KeepPrecision::Bf16 => n.div_ceil(2),
     };
-    // The gradients that reuse gate and up need their whole width; rounded values are only read.
+    // Gradients reuse gate and up at full width, while rounded values are only read.
     let wide = if precision == KeepPrecision::F32 { w.wide } else { w.ff };
     let attention = 2 * packed(w.q) + 2 * packed(w.kv) + packed(w.d) + w.lse + 4 * packed(w.low);
     let mlp = 2 * packed(wide) + 3 * packed(w.low);
@@ -59,14 +59,14 @@ pub struct Kept {
 
 #[allow(clippy::large_enum_variant, reason = "one per block, and the large one is the common one")]
 enum Buffer {
-    /// Vectors that change places with the shared ones.
+    /// Vectors that swap with the shared ones.
     F32(AttentionActs, Option<MlpActs>),
     /// Two values a word, in the order of [`values`], and the log-sum-exp.
     Bf16(Vec<f32>, Vec<f32>),
 }
 
 impl Kept {
-    /// Room for one block; `keep` is more than its input.
+    /// Room for one block; `keep` must be more than its input.
     pub fn new(w: &BlockWords, keep: Keep, precision: KeepPrecision) -> Kept {
         let store = match precision {
             KeepPrecision::F32 => {
@@ -84,13 +84,13 @@ impl Kept {
         self.keep
     }
 
-    /// Before the block's forward: its own vectors into the buffers.
+    /// Before the block's forward: swaps its own vectors into the buffers.
     pub fn lend(&mut self, b: &mut BlockBufs) {
         self.change_places(b);
     }
 
-    /// After the block's forward over `m` rows from x: keeps its values. Of bf16 the buffers no longer
-    /// hold x2.
+    /// After the block's forward over `m` rows from x: keeps its values. With bf16, the buffers no longer hold
+    /// x2.
     pub fn take(&mut self, k: &Kernels, c: &ModelConfig, m: usize, x: &[f32], b: &mut BlockBufs) {
         self.change_places(b);
         let Buffer::Bf16(words, lse) = &mut self.store else { return };
@@ -104,7 +104,7 @@ impl Kept {
         }
     }
 
-    /// Before the block's backward over `m` rows from x: the kept values into the buffers.
+    /// Before the block's backward over `m` rows from x: puts the kept values into the buffers.
     pub fn give(&mut self, k: &Kernels, c: &ModelConfig, m: usize, x: &[f32], b: &mut BlockBufs) {
         self.change_places(b);
         let Buffer::Bf16(words, lse) = &self.store else { return };
@@ -118,7 +118,7 @@ impl Kept {
         k.axpy(1.0, x, &mut b.attention.x2[..x.len()]);
     }
 
-    /// After the block's backward: the shared vectors back into the buffers.
+    /// After the block's backward: swaps the shared vectors back into the buffers.
     pub fn release(&mut self, b: &mut BlockBufs) {
         self.change_places(b);
     }
@@ -133,7 +133,7 @@ impl Kept {
     }
 }
 
-/// The buffers whose values are kept, with their lengths for `m` rows.
+/// The buffers to keep, with their lengths for `m` rows.
 fn values<'b>(
     c: &ModelConfig,
     m: usize,
@@ -148,7 +148,7 @@ fn values<'b>(
     first.into_iter().chain(whole(low)).chain(second)
 }
 
-/// Rank-r inputs, of whatever ranks: small beside the others, so kept at their full length.
+/// Rank-r inputs, whatever their ranks: small beside the others, so kept at full length.
 fn whole<const N: usize>(low: &mut [Vec<f32>; N]) -> impl Iterator<Item = (&mut Vec<f32>, usize)> {
     low.iter_mut().map(|l| {
         let n = l.len();

@@ -24,9 +24,9 @@ pub struct Linear<'a> {
 pub struct LinearScratch<'a> {
     /// Quantized activations: `acts_words` of one input, or of the gradients of all layers that share it.
     pub acts: &'a mut [f32],
-    /// The kernels' own.
+    /// The kernels' scratch.
     pub kernel: &'a mut [f32],
-    /// `[m, k]` for dropout; empty where it is off.
+    /// `[m, k]` for dropout; empty if it is off.
     pub dropped: &'a mut [f32],
 }
 
@@ -65,7 +65,7 @@ pub fn forward(
     }
 }
 
-/// Through y = c∘z: adds to the gradient of m, and brings dy to that of z. Nothing without a gain.
+/// Through y = c∘z: adds to the gradient of m and turns dy into the gradient of z. Does nothing without a gain.
 pub fn backward_gain(
     ctx: &Ctx<'_>,
     pair: Option<Pair<'_>>,
@@ -77,7 +77,8 @@ pub fn backward_gain(
     ctx.kernels.gain_bwd(GainGradient::InPlace(dy), y, None, gain.c, dora::sum(&gain, grad.m));
 }
 
-/// The same of y = before + c∘z, where dy stays: the gradient of z is `own`, or dy itself without a gain.
+/// The same for y = before + c∘z, leaving dy unchanged: the gradient of z goes to `own`, or is dy itself
+/// without a gain.
 pub fn backward_gain_residual<'a>(
     ctx: &Ctx<'_>,
     pair: Option<Pair<'_>>,
@@ -132,8 +133,8 @@ pub struct LinearGrad<'a> {
     pub grad: Option<PairGrad<'a>>,
 }
 
-/// Adds to the adapters' gradients: dB = s·dyᵀ·(x·Aᵀ), dA = (s·dy·B)ᵀ·x; or gives those of the weights:
-/// dW = dyᵀ·x. Uses x before it is lost.
+/// Adds to the adapters' gradients: dB = s·dyᵀ·(x·Aᵀ), dA = (s·dy·B)ᵀ·x; or produces those of the weights: dW =
+/// dyᵀ·x. Must run before x is overwritten.
 pub fn backward_pairs(
     ctx: &Ctx<'_>,
     m: usize,

@@ -1,7 +1,21 @@
 //! The network on slices: each block's forward and backward side by side, and the head with its loss.
 //!
-//! Nothing here allocates, logs or fails: shapes were parsed before, buffers come from the arena, and
-//! every gradient writes the buffer of the value it belongs to as soon as that value was used last.
+//! Nothing here allocates, logs or fails. Shapes were validated earlier, buffers come from the arena, and every
+//! gradient overwrites its value's buffer after the value's last use.
+//!
+//! ```
+//! use engraft_runtime::ModelFile;
+//! use engraft_runtime::nn::rope;
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let model = ModelFile::open("../targets/cli/seedling.gguf")?;
+//! let mut table = vec![0.0; rope::table_words(model.config(), 16)];
+//! rope::table(model.config(), model.rope_freqs(), &mut table);
+//! // Position 0 turns nothing: cosine 1, sine 0.
+//! assert!(table[0] == 1.0);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod block;
 pub mod divergence;
@@ -39,13 +53,13 @@ impl Precision {
     }
 }
 
-/// How input gradients treat dy and W; what does not divide into blocks of 32 is computed in f32.
+/// How input gradients treat dy and W. Shapes that don't divide into blocks of 32 are computed in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GradientPrecision {
-    /// Both in int8, dy in blocks along its rows and W's columns in groups of 32 rows: the manner of
-    /// SwitchBack (Wortsman et al., arXiv 2304.13013).
+    /// Both in int8, dy in blocks along its rows and W's columns in groups of 32 rows, as in SwitchBack
+    /// (Wortsman et al., arXiv 2304.13013).
     Int8,
-    /// Both rounded to bf16 where the CPU multiplies it, else in f32.
+    /// Both rounded to bf16 if the CPU multiplies bf16, else in f32.
     Bf16,
     /// f32 throughout.
     F32,
@@ -75,7 +89,7 @@ impl From<Precision> for GradientPrecision {
     }
 }
 
-/// What every function of this room needs to know.
+/// What every function in this module needs.
 #[derive(Clone, Copy)]
 pub struct Ctx<'a> {
     /// The kernels and their threads.
@@ -91,7 +105,7 @@ pub struct Ctx<'a> {
 }
 
 impl<'a> Ctx<'a> {
-    /// Input gradients are computed as products are.
+    /// A context that computes input gradients at the products' precision.
     pub fn new(
         kernels: &'a Kernels,
         config: &'a ModelConfig,
@@ -101,7 +115,7 @@ impl<'a> Ctx<'a> {
         Ctx { kernels, config, rope, precision, gradient: precision.into() }
     }
 
-    /// The same with input gradients computed otherwise.
+    /// The same with another precision for input gradients.
     pub fn with_gradient(self, gradient: GradientPrecision) -> Ctx<'a> {
         Ctx { gradient, ..self }
     }
@@ -113,8 +127,8 @@ impl Ctx<'_> {
         self.precision == Precision::Int8 && self.kernels.int8_product(w)
     }
 
-    /// A gradient dy `[m, out]` of a product with w as [`Kernels::qgemm_nn`] is to read it, in `words`
-    /// where it is rounded.
+    /// A gradient dy `[m, out]` of a product with w, in the form [`Kernels::qgemm_nn`] reads; rounded values go
+    /// to `words`.
     pub fn gradient_rows<'a>(
         &self,
         dy: &'a [f32],
@@ -145,13 +159,13 @@ pub struct RowMap<'a> {
 }
 
 impl RowMap<'_> {
-    /// Rows in all.
+    /// Total rows.
     pub fn rows(&self) -> usize {
         self.pos.len()
     }
 }
 
-/// One projection's adapter: y += scale·(x·Aᵀ)·Bᵀ, and with a gain y is then multiplied by it.
+/// One projection's adapter: y += scale·(x·Aᵀ)·Bᵀ; if there is a gain, y is then multiplied by it.
 #[derive(Clone, Copy)]
 pub struct Pair<'a> {
     /// A `[r, in]`.
@@ -166,7 +180,7 @@ pub struct Pair<'a> {
     pub gain: Option<Gain<'a>>,
 }
 
-/// What multiplies the output rows of a projection with DoRA.
+/// DoRA's factors for the output rows of a projection.
 #[derive(Clone, Copy)]
 pub struct Gain<'a> {
     /// c = m/‖W + s·B·A‖ `[out]`.
@@ -178,13 +192,13 @@ pub struct Gain<'a> {
 /// The adapter of one block, by projection.
 pub type BlockPairs<'a> = [Option<Pair<'a>>; 7];
 
-/// Adapters as the blocks read them: one of them, or several as one.
+/// Adapters as blocks read them: a single one, or several stacked.
 pub trait Adapted {
-    /// The pairs of block `layer`; none where it is not adapted.
+    /// The pairs of block `layer`; none if it isn't adapted.
     fn pairs(&self, layer: usize) -> BlockPairs<'_>;
 }
 
-/// Gradients of one projection: of its adapter, shaped as [`Pair`], or of its own weights.
+/// Gradients of one projection: of its adapter, shaped as [`Pair`], or of its weights.
 pub struct PairGrad<'a> {
     /// dA `[r, in]`, added to.
     pub a: &'a mut [f32],
@@ -192,7 +206,7 @@ pub struct PairGrad<'a> {
     pub bt: &'a mut [f32],
     /// dm `[out]`, added to; empty without DoRA.
     pub m: &'a mut [f32],
-    /// dW `[out, in]`, where the weights themselves are trained.
+    /// dW `[out, in]`, if the weights are trained.
     pub w: Option<WeightGrad<'a>>,
 }
 
@@ -200,12 +214,12 @@ pub struct PairGrad<'a> {
 pub struct WeightGrad<'a> {
     /// Shaped as the tensor.
     pub dw: &'a mut [f32],
-    /// Adds to it instead of overwriting it.
+    /// Whether to add to it instead of overwriting it.
     pub accumulate: bool,
 }
 
 impl<'a> WeightGrad<'a> {
-    /// The values to add to: zeros at first.
+    /// The values to add to, zeroed first unless accumulating.
     pub(crate) fn begun(self) -> &'a mut [f32] {
         if !self.accumulate {
             self.dw.fill(0.0);
@@ -217,7 +231,7 @@ impl<'a> WeightGrad<'a> {
 /// Gradients of one block's adapter.
 pub type BlockPairGrads<'a> = [Option<PairGrad<'a>>; 7];
 
-/// Gradients of one block, and of its norms where they are trained.
+/// Gradients of one block, and of its norms if they are trained.
 pub struct BlockGrads<'a> {
     /// By projection.
     pub pairs: BlockPairGrads<'a>,
@@ -231,12 +245,12 @@ impl<'a> From<BlockPairGrads<'a>> for BlockGrads<'a> {
     }
 }
 
-/// Dropout on the adapter's branch: which element is dropped is a function of these numbers alone.
+/// Dropout on the adapter's branch: which elements are dropped depends only on these numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
-    /// Probability to drop, 0 to switch off.
+    /// Probability of dropping an element; 0 is off.
     pub p: f32,
-    /// Differs for each seed, step, micro-batch and block.
+    /// Different for each seed, step, micro-batch and block.
     pub key: u64,
 }
 

@@ -1,8 +1,7 @@
-//! Which blocks keep what: the choice between memory and time.
+//! What each block keeps: the trade-off between memory and time.
 //!
-//! Kept values are needed in the backward, which begins at the last block; so the last blocks keep the
-//! most. The very last keeps all for nothing: when its backward begins, the shared buffers still hold
-//! its forward.
+//! The backward, which needs the kept values, starts at the last block, so the last blocks keep the most. The
+//! very last keeps everything for free: the shared buffers still hold its forward when its backward starts.
 
 use std::fmt;
 
@@ -10,13 +9,13 @@ use super::{ArenaWords, MemoryPlan, Request};
 use crate::model::ModelConfig;
 use crate::nn::keep::{Keep, KeepPrecision};
 
-/// What each kept block but the last keeps: counted from the end, first those that keep all, then those
-/// that keep the attention's half, then inputs alone.
+/// What each kept block except the last keeps. From the end: first blocks that keep everything, then blocks
+/// that keep the attention half, then blocks that keep inputs alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeepPlan {
-    /// Blocks before the last that keep all.
+    /// Blocks before the last that keep everything.
     pub all: usize,
-    /// Blocks before those that keep the attention's half.
+    /// Blocks before those that keep the attention half.
     pub attention: usize,
     /// How they store it.
     pub precision: KeepPrecision,
@@ -30,8 +29,7 @@ impl KeepPlan {
         KeepPlan { all: count(Keep::All), attention: count(Keep::Attention), precision }
     }
 
-    /// What the block `from_last` blocks before the last one keeps in memory of its own. (The last, 0,
-    /// needs none.)
+    /// What the block `from_last` blocks before the last keeps in its own memory. (The last, 0, needs none.)
     pub fn of(&self, from_last: usize) -> Keep {
         match from_last {
             0 => Keep::Inputs,
@@ -41,7 +39,7 @@ impl KeepPlan {
         }
     }
 
-    /// Blocks that keep more than their input in memory of their own.
+    /// Blocks that keep more than their input in their own memory.
     pub fn blocks(&self) -> usize {
         self.all + self.attention
     }
@@ -70,14 +68,14 @@ impl fmt::Display for KeepPrecision {
     }
 }
 
-/// Private memory that a run may take unasked: `auto` without a budget keeps what fits into it.
+/// Private memory a run may take by default: without a budget, the automatic choice keeps what fits into it.
 pub const UNASKED_BYTES: usize = 128 << 20;
 
 /// Steps between "inputs" and "all" that the ladder shows.
 const QUARTERS: usize = 4;
 
-/// Multiply-adds per row that the two halves of a block's forward take, the adapter's and those of the
-/// attention over `seq` positions included: what keeping them saves.
+/// Multiply-adds per row for each half of a block's forward, which keeping it saves. Includes the adapter's,
+/// and the attention's over `seq` positions.
 fn costs(c: &ModelConfig, r: &Request) -> (usize, usize) {
     let low = |n: usize, k: usize| n * k + r.rank * (n + k);
     let scores = r.seq * c.d_q();
@@ -86,16 +84,16 @@ fn costs(c: &ModelConfig, r: &Request) -> (usize, usize) {
     (attention, mlp)
 }
 
-/// The pattern that saves most multiply-adds within `budget` bytes; inputs alone where nothing fits.
+/// The pattern that saves the most multiply-adds within `budget` bytes; inputs alone if nothing fits.
 ///
-/// The choice depends on shapes only, so `plan` and `train` make the same one on every machine.
+/// The choice depends only on shapes, so planning and training agree on every machine.
 pub fn choose(c: &ModelConfig, r: &Request, precision: KeepPrecision, budget: usize) -> KeepPlan {
     let blocks = r.kept_blocks.saturating_sub(1);
     let (attention, mlp) = costs(c, r);
     let fits = |keep: &KeepPlan| MemoryPlan::new(c, &Request { keep: *keep, ..*r }).private_bytes <= budget;
     let best_with = |all: usize| {
         let plan = |attention: usize| KeepPlan { all, attention, precision };
-        // Memory grows with the count: the largest that fits, by bisection.
+        // Memory grows with the count, so bisect for the largest that fits.
         let (mut low, mut high) = (0, blocks - all);
         while low < high {
             let middle = (low + high).div_ceil(2);
@@ -105,14 +103,14 @@ pub fn choose(c: &ModelConfig, r: &Request, precision: KeepPrecision, budget: us
     };
     let saved = |k: &KeepPlan| k.all * (attention + mlp) + k.attention * attention;
     let inputs = KeepPlan { precision, ..KeepPlan::default() };
-    // Among equal savings the first, which keeps fewer blocks whole.
+    // On a tie, take the first, which keeps fewer blocks whole.
     (0..=blocks)
         .map(best_with)
         .filter(fits)
         .fold(inputs, |best, k| if saved(&k) > saved(&best) { k } else { best })
 }
 
-/// The rungs to show of one precision, from inputs alone to everything.
+/// The rungs to show for one precision, from inputs alone to everything.
 pub fn rungs(precision: KeepPrecision, kept_blocks: usize) -> Vec<KeepPlan> {
     let blocks = kept_blocks.saturating_sub(1);
     let part = |quarters: usize| blocks * quarters / QUARTERS;
@@ -128,7 +126,7 @@ pub fn rungs(precision: KeepPrecision, kept_blocks: usize) -> Vec<KeepPlan> {
 }
 
 impl ArenaWords {
-    /// f32 words of the activations that blocks keep for their backward.
+    /// f32 words of the activations blocks keep for their backward.
     pub fn kept(&self) -> usize {
         let words = |keep: Keep| crate::nn::keep::kept_words(&self.block, keep, self.keep.precision);
         self.keep.all * words(Keep::All) + self.keep.attention * words(Keep::Attention)

@@ -1,7 +1,21 @@
-//! The memory plan: what training will hold, in closed formulas, before anything is allocated.
+//! The memory plan: closed formulas for what training will hold, computed before anything is allocated.
 //!
-//! This room sees integers only, but for `room`, which asks the system for its limits. What the plan exceeds
-//! is refused with a setting that fits.
+//! This module works on integers only, except `room`, which reads the system's limits. A plan over the limit is
+//! refused, with a setting that fits.
+//!
+//! ```
+//! use engraft_runtime::ModelFile;
+//! use engraft_runtime::plan::{MemoryPlan, Request};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let model = ModelFile::open("../targets/cli/seedling.gguf")?;
+//! let request = Request { seq: 64, ..Request::default() };
+//! let longer = Request { seq: 128, ..request };
+//! let bytes = |r: &Request| MemoryPlan::new(model.config(), r).private_bytes;
+//! assert!(bytes(&request) < bytes(&longer));
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod keep;
 pub mod room;
@@ -20,17 +34,17 @@ use crate::nn::rope;
 /// When full fine-tuning updates the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FullUpdate {
-    /// After the step: all gradients are held, so their norm can be clipped and micro-batches summed.
+    /// After the step. All gradients are held, so their norm can be clipped and micro-batches summed.
     AtEnd,
-    /// Each block as soon as its backward is done: the gradients of one block and of the embedding are
-    /// held. For a single micro-batch, without clipping.
+    /// Each block as soon as its backward is done. Only the gradients of one block and of the embedding are
+    /// held. Needs a single micro-batch and no clipping.
     AtOnce,
 }
 
 /// f32 words of full fine-tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FullWords {
-    /// The trained weights; each of the two moments alike.
+    /// The trained weights; each of the two moments takes the same.
     pub weights: usize,
     /// Gradients.
     pub gradients: usize,
@@ -49,12 +63,12 @@ impl FullWords {
     }
 }
 
-/// What a training run asks for, as far as memory depends on it.
+/// A training run's parameters, as far as memory depends on them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Request {
     /// Sequences per micro-batch.
     pub batch: usize,
-    /// Tokens per sequence at most.
+    /// Most tokens per sequence.
     pub seq: usize,
     /// Adapter parameters.
     pub params: usize,
@@ -62,9 +76,9 @@ pub struct Request {
     pub full: Option<FullUpdate>,
     /// f32 words of DoRA's norms and gains ([`crate::adapter::Layout::gain_words`]); 0 without it.
     pub gain_words: usize,
-    /// Whether the adapter is saved as f16, which takes a rounded copy of it.
+    /// Whether the adapter is saved as f16, which needs a rounded copy.
     pub rounds: bool,
-    /// Whether the parameters of the best step so far are kept beside the present ones.
+    /// Whether the best parameters so far are kept beside the current ones.
     pub best: bool,
     /// Largest rank of a projection.
     pub rank: usize,
@@ -79,7 +93,7 @@ pub struct Request {
     pub dropout: bool,
     /// Whether the base's head runs beside the tuned model's: for a KL term, or to compare the two.
     pub beside_base: bool,
-    /// Bytes held before training starts and gone by then: sampling replay rows, initializing from data.
+    /// Bytes held only before training starts: sampling replay rows, initializing from data.
     pub preparation_bytes: usize,
     /// Tokens of training, validation and replay data held in memory, with their masks.
     pub data_tokens: usize,
@@ -87,7 +101,7 @@ pub struct Request {
     pub data_rows: usize,
     /// Heap of the tokenizer while it prepares the data, before training starts.
     pub tokenizer_bytes: usize,
-    /// Private bytes of the opened model (norms; the whole file where it is not mapped).
+    /// Private bytes of the opened model (norms; the whole file if it isn't mapped).
     pub model_bytes: usize,
     /// Bytes of the model file in the map.
     pub mapped_bytes: usize,
@@ -96,7 +110,7 @@ pub struct Request {
 /// One pool of the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
-    /// Its name, as `plan --json` prints it.
+    /// Its name, as machine-readable output prints it.
     pub name: &'static str,
     /// Its size.
     pub bytes: usize,
@@ -107,7 +121,7 @@ pub struct Pool {
 pub struct MemoryPlan {
     /// Private memory while training, pool by pool.
     pub pools: Vec<Pool>,
-    /// The largest private memory of the process: the sum of `pools`.
+    /// Peak private memory of the process: the sum of `pools`.
     pub private_bytes: usize,
     /// Clean pages of the model file, which the system can evict.
     pub mapped_bytes: usize,
@@ -121,7 +135,7 @@ const THREAD_BYTES: usize = 64 << 10;
 const TOKEN_BYTES: usize = 5;
 /// Bytes per data row beside its tokens.
 const ROW_BYTES: usize = 64;
-/// Rank of the adapter that is named where full fine-tuning does not fit.
+/// Rank of the adapter suggested when full fine-tuning doesn't fit.
 const LORA_RANK: usize = 8;
 
 /// Words of everything the arena holds.
@@ -171,8 +185,8 @@ impl ArenaWords {
 }
 
 impl MemoryPlan {
-    /// The plan of a request. Of one that may be for more than this machine can address, one pool that no budget
-    /// has room for.
+    /// The plan for a request. If it might exceed this machine's address space, the plan is one pool too large
+    /// for any budget.
     pub fn new(c: &ModelConfig, r: &Request) -> MemoryPlan {
         if bytes_at_most(c, r) > usize::MAX as u128 {
             let pools = vec![Pool { name: "beyond_addresses", bytes: usize::MAX }];
@@ -196,11 +210,11 @@ impl MemoryPlan {
                 + w.kernel
                 + w.rope)
             + row_state;
-        // The tokenizer is gone before the arena is touched; what its peak exceeds the arena by counts.
+        // The tokenizer is freed before the arena is touched, so only its excess over the arena counts.
         let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
-        // So is all preparation.
+        // The same holds for preparation.
         let preparation = r.preparation_bytes.saturating_sub(arena + tokenizer);
-        // Taken of adapters only.
+        // Only adapters need it.
         let fingerprint = if r.full.is_some() { 0 } else { f * fingerprint_words(c, r) };
         let pools = vec![
             Pool { name: "weights", bytes: f * weights },
@@ -227,7 +241,7 @@ impl MemoryPlan {
         MemoryPlan { pools, private_bytes, mapped_bytes: r.mapped_bytes }
     }
 
-    /// Refuses the plan when it exceeds `budget` bytes, with what would fit.
+    /// Refuses the plan if it exceeds `budget` bytes, saying what would fit.
     ///
     /// # Errors
     /// `DoesNotFit` with the largest batch, then the longest sequence, then the largest rank that fits.
@@ -238,18 +252,18 @@ impl MemoryPlan {
         let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
         let refused = |what: &str, advice: Advice| {
             let (needed, budget) = (mib(self.private_bytes), mib(budget));
-            let message = format!("{what} needs {needed} of private memory, the budget is {budget}");
+            let message = format!("{what} needs {needed} of private memory; the budget is {budget}");
             Err(Error::new(ErrorKind::DoesNotFit, message).advise(advice))
         };
         if fits(&Request { preparation_bytes: 0, ..*r }) {
-            return refused("what precedes training", Advice::LessPreparation);
+            return refused("preparing for training", Advice::LessPreparation);
         }
-        // Preparation shrinks with what the advice changes; it is told of once the rest fits.
+        // The advised changes also shrink preparation; it is reported once the rest fits.
         let (asked, r) = (r.keep, &Request { keep: KeepPlan::default(), preparation_bytes: 0, ..*r });
         if asked.blocks() > 0 && fits(r) {
             return refused("the plan", Advice::KeepLess);
         }
-        // The advice counts inputs alone, so it holds where blocks keep what the memory allows.
+        // The advice assumes inputs alone, so it holds if blocks keep what the memory allows.
         refused("the plan", advice(c, r, budget, asked.blocks() > 0))
     }
 }
@@ -277,7 +291,7 @@ fn advice(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool) -> Advic
     }
 }
 
-/// Where full fine-tuning doesn't fit, however short the sequences.
+/// Advice when full fine-tuning doesn't fit, however short the sequences.
 fn instead_of_full(c: &ModelConfig, r: &Request, budget: usize) -> Advice {
     let pair = |p: Proj| {
         let (out, inner) = p.shape(c);
@@ -291,7 +305,7 @@ fn instead_of_full(c: &ModelConfig, r: &Request, budget: usize) -> Advice {
     Advice::AdapterInstead { rank: LORA_RANK, bytes, fits: bytes <= budget, full_bytes }
 }
 
-/// Where no sequence length helps alone.
+/// Advice when no sequence length alone is enough.
 fn smaller_adapter(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool) -> Advice {
     let with_rank = |rank: usize, seq: usize| Request {
         rank,
@@ -311,8 +325,8 @@ fn smaller_adapter(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool)
     Advice::NothingFits { least: MemoryPlan::new(c, &with_rank(1, 16)).private_bytes }
 }
 
-/// What the plan of a request does not exceed, nor anything that is added up for it: so that no sum of a plan can
-/// wrap, which 32 bits would let it do soon. Up to three times the plan.
+/// An upper bound on a request's plan and on every intermediate sum, at most three times the plan. It shows
+/// that no sum can wrap, which happens easily with 32 bits.
 fn bytes_at_most(c: &ModelConfig, r: &Request) -> u128 {
     let of = |n: usize| n as u128;
     let (d, q, kv, ff) = (of(c.d_model), of(c.d_q()), of(c.d_kv()), of(c.d_ff));
@@ -326,7 +340,7 @@ fn bytes_at_most(c: &ModelConfig, r: &Request) -> u128 {
     let row = (of(r.kept_blocks) + 2) * d + kept + block + head + 8;
     let scratch = of(r.threads) * ((seq + 64) * (4 * of(c.head_dim) + 64) + 64 * (wide + rank) + (1 << 18));
     let parameters = 8 * of(r.params) + 2 * of(r.gain_words) + seq * of(c.head_dim);
-    // A pass of a few tokens is planned for the fingerprint, too.
+    // The fingerprint also needs a pass of a few tokens.
     let words = (rows + 64) * row + scratch + parameters;
     let tables = if c.tied { 1 } else { 2 };
     let trained = (tables * of(c.vocab) + 1) * d + of(c.n_layers) * d * (2 + 2 * q + 2 * kv + 3 * ff);
@@ -342,13 +356,13 @@ pub fn process_bytes(threads: usize) -> usize {
     PROCESS_BYTES + threads * THREAD_BYTES
 }
 
-/// What taking a fingerprint ([`crate::probe`]) of adapters of this rank asks of memory.
+/// The memory request for taking a fingerprint ([`crate::probe`]) of adapters of this rank.
 pub(crate) fn probing(rank: usize, threads: usize) -> Request {
     Request { batch: 1, seq: PROBES, rank, threads, ..Request::default() }
 }
 
-/// f32 words that a fingerprint takes while an adapter is saved, for the rank and threads of a training run: an arena, and
-/// for DoRA its gains.
+/// f32 words a fingerprint takes while an adapter is saved, for a training run's rank and threads: an arena
+/// and, for DoRA, its gains.
 fn fingerprint_words(c: &ModelConfig, training: &Request) -> usize {
     let arena = ArenaWords::new(c, &probing(training.rank, training.threads));
     let rows = PROBES * (c.d_model + 3);
@@ -432,7 +446,7 @@ mod tests {
         }
     }
 
-    /// What 32 bits, or 64, can't count is refused like all that does not fit.
+    /// Sizes that overflow 32 or 64 bits are refused like anything else that doesn't fit.
     #[test]
     fn what_can_not_be_addressed_is_refused() {
         let [c, _] = shapes();

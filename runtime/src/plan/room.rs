@@ -1,8 +1,8 @@
-//! How much private memory this process may have, as the system tells: the limits of its control groups and
-//! its own, and what the machine has left. A plan that exceeds the smallest is refused, not killed later.
+//! How much private memory this process may use, according to the system: its own limits, those of its control
+//! groups, and what the machine has left. A plan over the smallest is refused now rather than killed later.
 //!
-//! Shapes: proc_pid_status(5), proc_pid_limits(5), proc_meminfo(5), cgroups(7), and the kernel's
-//! cgroup-v2.rst and cgroup-v1/memory.rst. Elsewhere than on Linux and Android nothing is told.
+//! Formats: proc_pid_status(5), proc_pid_limits(5), proc_meminfo(5), cgroups(7), and the kernel's cgroup-v2.rst
+//! and cgroup-v1/memory.rst. Only Linux and Android provide these.
 
 use std::path::Path;
 
@@ -10,29 +10,29 @@ use super::{MemoryPlan, Request, mib};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 
-/// Address space of a worker's stack and of the allocator's first part for it. Where a limit counts what is
-/// reserved, not what is touched, the plan's bytes per thread are too few.
+/// Address space reserved per worker: its stack and the allocator's first chunk. If a limit counts reserved
+/// rather than touched memory, the plan's bytes per thread are too few.
 const RESERVED_PER_WORKER: u64 = (512 + 132) << 10;
-/// What the processor itself can address, where that is little: Linux keeps a quarter of 32 bits for itself.
+/// The address space on 32-bit processors: Linux keeps a quarter of it for itself.
 const ADDRESSES: Option<(u64, &str)> = if usize::BITS == 32 { Some((3 << 30, OWN_ADDRESSES)) } else { None };
 const OWN_ADDRESSES: &str = "the 32-bit address space";
 
-/// Address space that the GNU allocator reserves for each thread that allocates, and the threads beside the workers
-/// that may: where address space is limited, it is lost to what the plan counts.
+/// Address space the GNU allocator reserves per allocating thread, and how many threads besides the workers may
+/// allocate. If address space is limited, the plan can't use this part.
 const ARENA_BYTES: u64 = 64 << 20;
 const OTHER_THREADS: u64 = 2;
 
-/// A limit, as private memory that the whole process may have.
+/// A limit on the private memory of the whole process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Bytes of private memory, of which the process may hold some already.
+    /// Bytes of private memory, including what the process already holds.
     pub bytes: u64,
     /// Who sets the limit, for people: "MemAvailable of /proc/meminfo".
     pub who: String,
 }
 
 impl Room {
-    /// The smaller one; of equal ones the first.
+    /// The smaller of the two; on a tie, `self`.
     #[must_use]
     pub fn or_less(self, other: Option<Room>) -> Room {
         match other {
@@ -43,16 +43,16 @@ impl Room {
 }
 
 impl Room {
-    /// Holds a plan against the limit.
+    /// Checks a plan against the limit.
     ///
     /// # Errors
-    /// `DoesNotFit` that names the limit, what is needed, and what fits.
+    /// `DoesNotFit`, naming the limit, what is needed and what fits.
     pub fn hold(&self, plan: &MemoryPlan, c: &ModelConfig, r: &Request) -> Result<()> {
         plan.check(c, r, usize::try_from(self.bytes).unwrap_or(usize::MAX)).map_err(|e| beyond(e, self))
     }
 }
 
-/// The smallest limit on this process, once it has `threads` threads; `None` where the system tells of none.
+/// The smallest limit on this process once it has `threads` threads; `None` if the system reports none.
 pub fn here(threads: usize) -> Option<Room> {
     if !cfg!(any(target_os = "linux", target_os = "android")) {
         return None;
@@ -64,7 +64,7 @@ fn read_file(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// The same of what `read` tells of a path below `/proc` and `/sys`.
+/// The same, with `read` supplying the files under `/proc` and `/sys`.
 pub fn of(read: &dyn Fn(&str) -> Option<String>, threads: usize) -> Option<Room> {
     let status = Status::read(read);
     let reserved = RESERVED_PER_WORKER * (threads as u64).saturating_sub(1);
@@ -76,8 +76,8 @@ pub fn of(read: &dyn Fn(&str) -> Option<String>, threads: usize) -> Option<Room>
     }
     let addresses = soft_limit(&limits, "Max address space").map(|limit| (limit, "RLIMIT_AS (ulimit -v)"));
     for (limit, who) in addresses.into_iter().chain(ADDRESSES) {
-        // The map and the program's own files are in it already. More than the processor can address is no figure of
-        // this process, but an emulator's.
+        // This already includes the map and the program's own files. A value beyond the processor's address
+        // space is an emulator's, not this process's.
         let own = if status.address_space > usize::MAX as u64 { 0 } else { status.address_space };
         let others = own.saturating_sub(status.private);
         let arenas = ARENA_BYTES * (threads as u64 + OTHER_THREADS);
@@ -94,10 +94,11 @@ pub fn of(read: &dyn Fn(&str) -> Option<String>, threads: usize) -> Option<Room>
     Some(rooms.fold(first, |least, room| least.or_less(Some(room))))
 }
 
-/// Holds further bytes of private memory against the machine, for work with these threads; `advice` is what takes less.
+/// Checks that the machine has room for further bytes of private memory, for work with this many threads.
+/// `advice` says what would take less.
 ///
 /// # Errors
-/// `DoesNotFit` that names the limit and what is needed, with the advice.
+/// `DoesNotFit`, naming the limit and what is needed, with the advice.
 pub fn hold_bytes(further: usize, threads: usize, advice: Advice) -> Result<()> {
     let held = Status::read(&read_file).private;
     here(threads).map_or(Ok(()), |room| hold_within(&room, held, further, advice))
@@ -113,13 +114,13 @@ fn hold_within(room: &Room, held: u64, further: usize, advice: Advice) -> Result
     Err(beyond(Error::new(ErrorKind::DoesNotFit, message).advise(advice), room))
 }
 
-/// An error of a plan beyond a limit that nobody asked for.
+/// The error for exceeding a limit the caller didn't set.
 fn beyond(error: Error, room: &Room) -> Error {
     let left = mib(usize::try_from(room.bytes).unwrap_or(usize::MAX));
     error.at(format!("{} leaves this process {left}", room.who))
 }
 
-/// What the process holds, bytes.
+/// What the process holds, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Status {
     private: u64,
@@ -134,7 +135,7 @@ impl Status {
     }
 }
 
-/// The limits of this process's control groups and of those above them.
+/// The limits of this process's control groups and their ancestors.
 fn groups(read: &dyn Fn(&str) -> Option<String>, own: u64) -> Vec<Room> {
     let text = read("/proc/self/cgroup").unwrap_or_default();
     let mut rooms = Vec::new();
@@ -154,14 +155,14 @@ fn groups(read: &dyn Fn(&str) -> Option<String>, own: u64) -> Vec<Room> {
             }
             _ => continue,
         };
-        // A container may see its own group as the root, under the path that it has outside.
+        // A container may see its own group as the root, under its outside path.
         for folder in Path::new(group).ancestors() {
             let folder = format!("{root}{}", folder.display().to_string().trim_end_matches('/'));
             let path = format!("{folder}/{file}");
-            // "max", or the file is not there: no limit.
+            // "max" or a missing file means no limit.
             let Some(limit) = read(&path).and_then(|text| text.trim().parse::<u64>().ok()) else { continue };
             let stat = read(&format!("{folder}/memory.stat")).unwrap_or_default();
-            // Cached files give way; what others hold besides does not.
+            // File caches are evicted under pressure; other processes' memory is not.
             let held: u64 = held.iter().filter_map(|key| word(&stat, key)).fold(0, u64::saturating_add);
             let bytes = limit.saturating_sub(held.saturating_sub(own));
             rooms.push(Room { bytes, who: format!("the control group's {path}") });

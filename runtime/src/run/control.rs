@@ -1,4 +1,4 @@
-//! How something that runs is stopped, held and cooled: from any thread, from callbacks, without waiting.
+//! Stops, pauses and cools whatever is running, from any thread or callback, without blocking the caller.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The longest wait at a time: a state that has changed is noticed by then, even if nobody says so.
+/// The longest single wait: a change is noticed by then even without a notification.
 const REST_MAX: Duration = Duration::from_secs(10);
 
 /// How hot the device is.
@@ -23,12 +23,12 @@ pub enum Heat {
     Critical,
 }
 
-/// What is asked of something that runs.
+/// Requests to whatever is running.
 #[derive(Debug, Default)]
 pub struct Control {
     cancelled: AtomicBool,
     pace: Mutex<Pace>,
-    /// Told of every change.
+    /// Notified of every change.
     changed: Condvar,
 }
 
@@ -39,34 +39,34 @@ struct Pace {
 }
 
 impl Control {
-    /// What runs, and what follows, ends as cancelled.
+    /// Ends what is running, and whatever follows, as cancelled.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
-        // Between a look at the flag and the wait for a change this lock is held.
+        // `rest` holds this lock between checking the flag and waiting for a change.
         drop(self.pace());
         self.changed.notify_all();
     }
 
-    /// Takes back a cancellation and a pause.
+    /// Undoes a cancellation or a pause.
     pub fn resume(&self) {
         self.cancelled.store(false, Ordering::Release);
         self.pace().paused = false;
         self.changed.notify_all();
     }
 
-    /// What runs waits until it is resumed or cancelled.
+    /// Makes what is running wait until it is resumed or cancelled.
     pub fn pause(&self) {
         self.pace().paused = true;
         self.changed.notify_all();
     }
 
-    /// What runs rests as this heat demands.
+    /// Makes what is running rest as this heat demands.
     pub fn set_heat(&self, heat: Heat) {
         self.pace().heat = heat;
         self.changed.notify_all();
     }
 
-    /// Whether it is to end.
+    /// Whether it has been cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
@@ -80,11 +80,11 @@ impl Control {
         }
     }
 
-    /// After work that took so long: rests as the heat demands, and waits while paused or too hot, which `held` is told
-    /// of first.
+    /// Call after work that took `worked`: rests as the heat demands, and waits while paused or too hot. `held`
+    /// is called before such a wait.
     ///
     /// # Errors
-    /// `Cancelled`, without waiting any longer; those of `held`.
+    /// `Cancelled`, without further waiting; those of `held`.
     pub fn rest<E: From<Error>>(
         &self,
         worked: Duration,
@@ -112,7 +112,7 @@ impl Control {
                 continue;
             }
             told &= is_held;
-            // No callback runs and nothing else is held while this waits.
+            // While this waits, no callback runs and no other lock is held.
             let waited = self.changed.wait_timeout(pace, rest.min(REST_MAX));
             (pace, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }

@@ -1,4 +1,4 @@
-//! A run on its way: steps, what becomes of those that fail, and checkpoints that hold all of it.
+//! A run in progress: steps, how failed ones are handled, and checkpoints of its whole state.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::train::{AnyTrainer, FullTrainer, Numbers, NumbersMut, StepReport, Trainer};
 
-/// What a run asks of its trainer.
+/// What a run needs from its trainer.
 pub trait Training {
     /// One optimizer step.
     ///
@@ -18,7 +18,7 @@ pub trait Training {
     /// Those of the trainer.
     fn step(&mut self, micro: &[Batch]) -> Result<StepReport>;
 
-    /// What a checkpoint holds of it.
+    /// What a checkpoint stores of it.
     fn numbers(&self) -> Numbers<'_>;
 
     /// The same, to be restored.
@@ -31,25 +31,25 @@ pub trait Training {
     fn set_rate_factor(&mut self, factor: f32);
 }
 
-/// What a step came to.
+/// The outcome of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Stepped {
     /// One step further.
     Done(StepReport),
-    /// It failed, nothing was changed, and its rows are behind.
+    /// The step failed, nothing was changed, and its rows are skipped.
     Skipped(String),
-    /// The run had diverged, and is at an earlier step.
+    /// The run had diverged and returned to an earlier step.
     RolledBack(RolledBack),
 }
 
 /// A return to an earlier checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RolledBack {
-    /// What had happened.
+    /// What happened.
     pub why: String,
-    /// Steps that had been done.
+    /// Steps done before the return.
     pub from: u64,
-    /// Steps that are done now.
+    /// Steps done after it.
     pub to: u64,
     /// The checkpoint.
     pub path: PathBuf,
@@ -58,34 +58,34 @@ pub struct RolledBack {
 }
 
 impl RolledBack {
-    /// It in one line.
+    /// The return in one line.
     pub fn describe(&self) -> String {
         let RolledBack { why, from, to, factor, .. } = self;
         format!("diverged after step {from} ({why}): back to step {to}, at {factor} of the learning rate")
     }
 }
 
-/// A run beside its trainer and its rows.
+/// A run without its trainer and rows, which callers pass in.
 pub struct Course {
     checkpoints: Option<Checkpoints>,
     identity: Identity,
-    /// Where it stands; its cursor is only brought up to date by who keeps it here.
+    /// Where it stands. The cursor is only updated when the run is saved or restored.
     pub progress: Progress,
 }
 
 impl Course {
-    /// At the beginning, without a place for checkpoints.
+    /// At the start, with no place for checkpoints.
     pub fn new(identity: Identity) -> Course {
         Course { checkpoints: None, identity, progress: Progress::default() }
     }
 
-    /// The same with checkpoints from now on here.
+    /// The same, keeping checkpoints here from now on.
     #[must_use]
     pub fn kept_in(self, checkpoints: Checkpoints) -> Course {
         Course { checkpoints: Some(checkpoints), ..self }
     }
 
-    /// Keeps checkpoints in `dir` from now on, if it is not where they are already.
+    /// Keeps checkpoints in `dir` from now on, unless they already are there.
     ///
     /// # Errors
     /// Those of [`Checkpoints::open`].
@@ -109,7 +109,7 @@ impl Course {
         self.checkpoints.as_mut().map_or(Ok(()), |checkpoints| checkpoints.remove_all(storage))
     }
 
-    /// Of which run they are.
+    /// Which run the checkpoints belong to.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -117,8 +117,8 @@ impl Course {
     /// One optimizer step on the next rows, filled into `micro`.
     ///
     /// # Errors
-    /// Those of the trainer, but `NonFinite` only when going back does not help any more, or there is no
-    /// checkpoint to go back to.
+    /// Those of the trainer, but `NonFinite` only once rolling back no longer helps or there is no checkpoint
+    /// to return to.
     pub fn step(
         &mut self,
         storage: &dyn Storage,
@@ -146,8 +146,8 @@ impl Course {
         }
     }
 
-    /// Commits where the run stands. An anchor is what it returns to when it diverges; one that is about to
-    /// is none.
+    /// Commits where the run stands. An `anchor` is what a diverging run returns to; a run that is no longer
+    /// steady doesn't set one.
     ///
     /// # Errors
     /// Those of [`Checkpoints::save`].
@@ -164,7 +164,7 @@ impl Course {
         checkpoints.save(storage, &self.identity, &trainer.numbers(), &self.progress, anchor)
     }
 
-    /// Goes on where the newest whole checkpoint stood; nothing is changed where there is none.
+    /// Continues from the newest intact checkpoint; changes nothing if there is none.
     ///
     /// # Errors
     /// Those of [`Checkpoints::restore`].
@@ -182,11 +182,10 @@ impl Course {
         Ok(restored)
     }
 
-    /// Goes back to the last anchor, at half the learning rate, for what `happened`.
+    /// Returns to the last anchor at half the learning rate; `happened` says why.
     ///
     /// # Errors
-    /// `NonFinite` where there is none, or the run went back often enough; those of
-    /// [`Checkpoints::roll_back`].
+    /// `NonFinite` if there is none, or the run has rolled back too often; those of [`Checkpoints::roll_back`].
     pub fn roll_back(
         &mut self,
         storage: &dyn Storage,
@@ -212,7 +211,7 @@ impl Course {
         let mut guard = self.progress.guard.clone();
         guard.rolled_back_to(&found.progress.guard);
         let factor = guard.factor;
-        // The best look stays what it was: its parameters are none that diverged.
+        // The best look stays: its parameters are from before the divergence.
         let best = self.progress.best;
         self.go_on(Progress { guard, best, ..found.progress }, trainer, batches);
         Ok(RolledBack { why: happened.to_string(), from, to: found.steps, path: found.path, factor })
@@ -226,7 +225,7 @@ impl Course {
 }
 
 fn no_place() -> Error {
-    Error::new(ErrorKind::Misuse, "no folder was named for checkpoints")
+    Error::new(ErrorKind::Misuse, "no folder was given for checkpoints")
 }
 
 impl Training for Trainer {

@@ -1,25 +1,25 @@
-//! What becomes of a run whose loss is no number, or grows without end: a step that fails is skipped,
-//! a run that has diverged goes back to an earlier checkpoint at half the learning rate, and one that
-//! keeps diverging stops. All of it follows from the losses alone, and is part of every checkpoint.
+//! Handles a loss that isn't finite or keeps growing. A failed step is skipped, a diverged run returns to an
+//! earlier checkpoint at half the learning rate, and a run that keeps diverging stops. Decisions follow from
+//! the losses alone, and their state is part of every checkpoint.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::train::StepReport;
 
-/// Failed steps in a row with which a run counts as diverged. One bad batch is no reason to go back, and
-/// parameters that are no numbers fail every step.
+/// Consecutive failed steps after which a run counts as diverged. One bad batch is no reason to roll back;
+/// parameters that are NaN fail every step.
 pub const FAILED_MAX: u32 = 3;
-/// Returns to an earlier checkpoint: at an eighth of its rate a run that still diverges has another cause.
+/// Most rollbacks: if a run still diverges at an eighth of its rate, the rate isn't the cause.
 pub const ROLLBACKS_MAX: u32 = 3;
-/// What each return leaves of the learning rate.
+/// Factor on the learning rate for each rollback.
 const CUT: f32 = 0.5;
-/// Steps that the smoothed loss looks back on, so that one hard row is no divergence.
+/// Steps the smoothed loss averages over, so one hard row doesn't count as divergence.
 const SMOOTHED_STEPS: u64 = 20;
-/// A run has diverged where its smoothed loss is this multiple of its best, and [`MARGIN`] above it. Losses
-/// of single rows differ by more, means of twenty do not; what diverges passes both within a few steps.
+/// A run has diverged if its smoothed loss exceeds its best by this factor and by [`MARGIN`]. Losses of single
+/// rows vary by more, means of twenty don't; a diverging run passes both within a few steps.
 const RATIO: f64 = 3.0;
-/// Nats, so that a loss near zero may multiply.
+/// Nats; lets a loss near zero multiply.
 const MARGIN: f64 = 1.0;
 
 /// Watches a run's steps.
@@ -31,24 +31,24 @@ pub struct Guard {
     pub failed: u32,
     /// Failed steps in all.
     pub skipped: u64,
-    /// Returns to an earlier checkpoint.
+    /// Rollbacks to an earlier checkpoint.
     pub rollbacks: u32,
-    /// Loss of the last steps, nats.
+    /// Smoothed loss of the last steps, nats.
     smoothed: f64,
     /// Steps that went into it.
     seen: u64,
-    /// Its lowest value, once it looks back on enough steps.
+    /// Its lowest value, once it averages over enough steps.
     best: Option<f64>,
 }
 
-/// What a step was.
+/// The verdict on a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Judged {
-    /// As it should be.
+    /// A good step.
     Good(StepReport),
-    /// Failed, and nothing was changed: go on with the next rows.
+    /// It failed and changed nothing: continue with the next rows.
     Skipped(String),
-    /// Go back to an earlier checkpoint.
+    /// The run diverged: return to an earlier checkpoint.
     Diverged(String),
 }
 
@@ -59,7 +59,7 @@ impl Default for Guard {
 }
 
 impl Guard {
-    /// Judges what a trainer's step gave. `whole` is false where the step left parameters half changed.
+    /// Judges the outcome of a trainer's step. `whole` is false if the step left parameters partly updated.
     ///
     /// # Errors
     /// The step's own, unless it is `NonFinite`.
@@ -80,7 +80,7 @@ impl Guard {
         self.smoothed += (report.loss - self.smoothed) / self.seen.min(SMOOTHED_STEPS) as f64;
         if let Some(best) = self.best.filter(|best| self.smoothed > (RATIO * best).max(best + MARGIN)) {
             let (now, steps) = (self.smoothed, SMOOTHED_STEPS);
-            let what = format!("the loss of the last {steps} steps is {now:.3}, where it was {best:.3}");
+            let what = format!("the loss of the last {steps} steps is {now:.3}, up from {best:.3}");
             return Ok(Judged::Diverged(what));
         }
         if self.seen >= SMOOTHED_STEPS {
@@ -89,35 +89,35 @@ impl Guard {
         Ok(Judged::Good(report))
     }
 
-    /// Whether the run is well enough to be returned to: at less than half of what counts as divergence.
+    /// Whether the run is steady enough to be returned to: below half of what counts as divergence.
     pub fn is_steady(&self) -> bool {
         let limit = |best: f64| (0.5 * (1.0 + RATIO) * best).max(best + 0.5 * MARGIN);
         self.failed == 0 && self.best.is_none_or(|best| self.smoothed <= limit(best))
     }
 
-    /// Asked before a return, with what `happened` at `step`.
+    /// Checks whether another rollback is allowed, after what `happened` at `step`.
     ///
     /// # Errors
-    /// `NonFinite` when there were enough of them.
+    /// `NonFinite` if there were too many already.
     pub fn check_rollback(&self, step: u64, happened: &str) -> Result<()> {
         if self.rollbacks < ROLLBACKS_MAX {
             return Ok(());
         }
         let message = format!(
-            "stopped at step {step} after {} returns to an earlier checkpoint, the last at {} of the \
+            "stopped at step {step} after {} rollbacks to an earlier checkpoint, the last at {} of the \
              learning rate: {happened}",
             self.rollbacks, self.factor
         );
         Err(Error::new(ErrorKind::NonFinite, message).advise(Advice::LowerRate))
     }
 
-    /// Goes on from an earlier checkpoint, whose guard this was, at half the learning rate.
+    /// Continues at half the learning rate from an earlier checkpoint, whose guard is given.
     pub fn rolled_back_to(&mut self, then: &Guard) {
         let (factor, rollbacks) = (self.factor * CUT, self.rollbacks + 1);
         *self = Guard { factor, rollbacks, failed: 0, skipped: self.skipped, ..then.clone() };
     }
 
-    /// Whether these are numbers that a run can have: what was read may be anything.
+    /// Whether a run can have these numbers; a file may hold anything.
     pub(super) fn is_sane(&self) -> bool {
         let finite = self.smoothed.is_finite() && self.best.is_none_or(f64::is_finite);
         finite && self.factor > 0.0 && self.factor <= 1.0 && self.rollbacks <= ROLLBACKS_MAX

@@ -1,4 +1,4 @@
-//! Who looks on while something runs: is told how far it is, and may hold or stop it.
+//! Observers of long operations: they hear about progress, and can pause or stop the operation.
 
 use std::path::Path;
 
@@ -7,19 +7,19 @@ use super::course::RolledBack;
 use crate::error::Result;
 use crate::train::StepReport;
 
-/// Looks on.
+/// Watches an operation.
 pub trait Observer {
-    /// Asked before each step, and between the rows of whatever takes long. May rest, and may wait; `save` commits
-    /// where a run stands, for a wait that may end in anything.
+    /// Called before each step, and between the rows of any long operation. It may rest or wait; call `save`
+    /// first to commit where a run stands, in case the process doesn't survive the wait.
     ///
     /// # Errors
     /// `Cancelled` to stop; those of `save`.
     fn go_on(&mut self, save: &mut dyn FnMut() -> Result<()>) -> Result<()>;
 
-    /// Something happened in the run of that name.
+    /// Reports an event in the run of that name.
     fn tell(&mut self, run: &str, event: Event<'_>);
 
-    /// [`Observer::go_on`] of what has nothing to save.
+    /// [`Observer::go_on`] for operations with nothing to save.
     ///
     /// # Errors
     /// `Cancelled` to stop.
@@ -27,15 +27,15 @@ pub trait Observer {
         self.go_on(&mut || Ok(()))
     }
 
-    /// Tells something that belongs to no run.
+    /// Reports something that belongs to no run.
     fn note(&mut self, text: &str) {
         self.tell("", Event::Note(text));
     }
 
-    /// Begins to watch private memory anew.
+    /// Restarts the measurement of peak private memory.
     fn begin_peak(&mut self) {}
 
-    /// The most private memory since then, in bytes, where somebody measures it.
+    /// The peak of private memory since then, in bytes, if measured.
     fn peak_bytes(&mut self) -> Option<u64> {
         None
     }
@@ -44,26 +44,26 @@ pub trait Observer {
 /// What happened.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// Something to tell people.
+    /// A message for people.
     Note(&'a str),
     /// A step was taken.
     Step(&'a Stepping),
     /// A report is due: means since the last one.
     Report(&'a Stepping, Means),
-    /// The validation rows were looked at after so many steps.
+    /// The validation rows were evaluated.
     Look {
         /// Steps.
         step: u64,
-        /// Of the whole run, once that is known.
+        /// Steps of the whole run, once known.
         total: Option<u64>,
         /// Mean loss, nats per token.
         loss: f64,
     },
-    /// A step failed, nothing was changed, and its rows are behind.
+    /// A step failed, nothing was changed, and its rows are skipped.
     Skipped(&'a str),
-    /// The run had diverged, and is at an earlier step.
+    /// The run had diverged and returned to an earlier step.
     RolledBack(&'a RolledBack),
-    /// A checkpoint was committed after so many steps.
+    /// A checkpoint was committed after this many steps.
     Checkpoint(u64, &'a Saved),
     /// An adapter or a model was committed.
     Saved(&'a Path),
@@ -74,11 +74,11 @@ pub enum Event<'a> {
 pub struct Stepping {
     /// Steps done.
     pub step: u64,
-    /// Of the whole run, once that is known.
+    /// Steps of the whole run, once known.
     pub total: Option<u64>,
     /// What the step did.
     pub report: StepReport,
-    /// Tokens that went through the model, of all steps.
+    /// Tokens that went through the model, over all steps.
     pub tokens: u64,
     /// Seconds of work.
     pub seconds: f64,
@@ -96,11 +96,11 @@ impl Stepping {
 pub struct Means {
     /// Loss, nats per token.
     pub loss: f64,
-    /// Divergence from the base, where a penalty weighs it.
+    /// Divergence from the base, if there is a KL penalty.
     pub kl: Option<f64>,
 }
 
-/// Nobody looks on.
+/// An observer that ignores everything.
 pub struct Nobody;
 
 impl Observer for Nobody {

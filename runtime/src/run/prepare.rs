@@ -1,22 +1,26 @@
-//! From settings, rows and what the machine leaves to the memory that a run takes, before any of it is taken.
+//! Plans the memory a run takes, from its settings, its rows and what the machine has left, before allocating
+//! any.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 
 use super::settings::{Begin, KeepChoice, Method, Settings};
-use crate::adapter::Layout;
+use crate::adapter::{Adapter, Layout};
 use crate::bytes;
 use crate::data::Example;
 use crate::data::batches::max_tokens;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::generate::replay::{Sampling, Starts};
+use crate::generate::{KvType, Sequence, StackedAdapter};
 use crate::model::ModelConfig;
+use crate::model::text::Text;
 use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::nn::keep::KeepPrecision;
 use crate::nn::{GradientPrecision, Precision};
-use crate::plan::room::Room;
+use crate::plan::room::{self, Room};
 use crate::plan::{KeepPlan, MemoryPlan, Request, keep, process_bytes};
 use crate::rng::Rng;
 use crate::train::calibrate::Pieces;
@@ -25,17 +29,17 @@ use crate::train::eva::EvaWords;
 use super::Observer;
 use super::checkpoint::payload_bytes;
 
-/// The random stream of sampled replay rows' seed.
+/// Random stream of the seed for sampled replay rows.
 const REPLAY_STREAM: u64 = 0x5245_504C;
-/// Tokens of the shortest rows that are worth a plan.
+/// Tokens of the shortest rows worth planning for.
 const LEAST_SEQ: usize = 16;
 /// Ranks to choose from.
 const RANKS: [usize; 5] = [1, 2, 4, 8, 16];
-/// Trained parameters that a target may stand for, at most: beyond it a larger rank learns the rows rather than what
-/// they have in common.
+/// Most trained parameters per target: beyond this, a larger rank memorizes rows rather than learning what they
+/// share.
 const PARAMS_PER_TARGET: usize = 100;
 
-/// The model that runs are trained on, and how to compute.
+/// The model that runs train on, and how to compute.
 #[derive(Clone)]
 pub struct Base {
     /// Its file.
@@ -46,39 +50,93 @@ pub struct Base {
     pub precision: Precision,
     /// Input gradients.
     pub gradient: GradientPrecision,
-    /// Private bytes that are held beside the model as long as any run: a tokenizer, texts, what earlier runs left.
+    /// Private bytes held beside the model throughout every run: a tokenizer, texts, what earlier runs left.
     pub held_bytes: usize,
 }
 
 impl Base {
-    /// The same where `bytes` more are held throughout.
+    /// Opens a model file with the usual choices: the CPU's strongest instruction set on all threads,
+    /// activations and gradients in int8, and memory for a tokenizer.
+    ///
+    /// # Errors
+    /// Those of [`ModelFile::open`] and [`Text::heap_bytes`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Base> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let model = Arc::new(ModelFile::open(path)?);
+        Ok(Base {
+            held_bytes: Text::heap_bytes(&model)?,
+            kernels: Arc::new(Kernels::detect(threads)),
+            precision: Precision::Int8,
+            gradient: GradientPrecision::Int8,
+            model,
+        })
+    }
+
+    /// A sequence of at most `capacity` tokens on this model with these adapters; keys and values in f16.
+    ///
+    /// # Errors
+    /// Those of [`Sequence::new`].
+    pub fn sequence(&self, adapters: Option<Arc<StackedAdapter>>, capacity: usize) -> Result<Sequence> {
+        let (model, kernels) = (self.model.clone(), self.kernels.clone());
+        Sequence::new(model, kernels, adapters, self.precision, capacity, KvType::F16)
+    }
+
+    /// Plans a run on these rows and checks the plan against a limit.
+    ///
+    /// # Errors
+    /// `DoesNotFit`, saying what is needed and what fits.
+    pub fn plan(&self, settings: &Settings, rows: RunRows<'_>, limit: &Limit) -> Result<Planned> {
+        let extent = Extent::of(rows, std::iter::empty());
+        let setting = Setting {
+            model: &self.model,
+            threads: self.kernels.threads(),
+            extent,
+            sampled: None,
+            eva_positions: eva_positions(settings, &extent, rows.train),
+            tokenizer_bytes: 0,
+            held_bytes: self.held_bytes,
+        };
+        let planned = Planned::new(settings, &setting, limit);
+        limit.hold(&planned.plan, self.model.config(), &planned.request)?;
+        Ok(planned)
+    }
+
+    /// Stacks adapters, each with a scale, for sequences on this model.
+    ///
+    /// # Errors
+    /// Those of [`StackedAdapter::new`].
+    pub fn stack(&self, adapters: &[(Adapter, f32)]) -> Result<Arc<StackedAdapter>> {
+        StackedAdapter::new(&self.model, &self.kernels, adapters).map(Arc::new)
+    }
+
+    /// The same with `bytes` more held throughout.
     pub fn beside(&self, bytes: usize) -> Base {
         Base { held_bytes: self.held_bytes + bytes, ..self.clone() }
     }
 
-    /// Private bytes of the process before any run: its own, the model's, and what is held.
+    /// Private bytes of the process before any run: its own, the model's and [`Base::held_bytes`].
     pub fn resident_bytes(&self) -> usize {
         process_bytes(self.kernels.threads()) + self.model.private_bytes() + self.held_bytes
     }
 }
 
-/// The rows of a run. They are its caller's, and the same in every call.
+/// The rows of a run. The caller owns them and passes the same ones to every call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunRows<'a> {
-    /// To be trained on.
+    /// Rows to train on.
     pub train: &'a [Example],
-    /// Held out: to look at.
+    /// Held-out rows for validation.
     pub valid: &'a [Example],
-    /// Rows that the model knew, replayed among those to be trained on.
+    /// Rows the model already knew, replayed among the training rows.
     pub replay: &'a [Example],
 }
 
-/// What memory depends on of rows.
+/// What memory depends on, of a set of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Rows to be trained on; 0 while they are not known.
+    /// Training rows; 0 while unknown.
     pub train_rows: usize,
-    /// Positions of the longest row, looks included.
+    /// Positions of the longest row, validation rows included.
     pub longest: usize,
     /// Token ids of all rows in memory.
     pub tokens: usize,
@@ -87,12 +145,12 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Of rows that are not there yet, and have at most so many positions.
+    /// The extent of rows not loaded yet, of at most this many positions each.
     pub fn unknown(longest: usize) -> Extent {
         Extent { train_rows: 0, longest, tokens: 0, rows: 0 }
     }
 
-    /// Of a run's rows, and of `others` that lie in memory beside them.
+    /// The extent of a run's rows, and of `others` held in memory beside them.
     pub fn of<'a>(rows: RunRows<'a>, others: impl Iterator<Item = &'a Example> + Clone) -> Extent {
         let own = || rows.train.iter().chain(rows.valid).chain(rows.replay);
         let all = || own().chain(others.clone());
@@ -104,7 +162,7 @@ impl Extent {
         }
     }
 
-    /// With rows beside that are still to be sampled.
+    /// Adds rows that are still to be sampled.
     fn with(self, (tokens, rows, longest): (usize, usize, usize)) -> Extent {
         Extent {
             tokens: self.tokens + tokens,
@@ -115,20 +173,21 @@ impl Extent {
     }
 }
 
-/// Rows that the base writes itself, to be replayed.
+/// Replay rows that the base itself generates.
 pub struct SampledReplay {
     starts: Starts,
     sampling: Sampling,
 }
 
 impl SampledReplay {
-    /// So many rows of at most `tokens` tokens behind what they begin with, and of `rows_max` positions in all.
+    /// `count` rows of at most `tokens` new tokens after their opening, and at most `rows_max` positions
+    /// overall.
     pub fn new(starts: Starts, count: usize, tokens: usize, rows_max: usize, seed: u64) -> SampledReplay {
         let seed = Rng::new(seed, REPLAY_STREAM).next_u64();
         SampledReplay { starts, sampling: Sampling { count, tokens, rows_max, seed } }
     }
 
-    /// Tokens of all rows, rows, and positions of the longest, at most.
+    /// Upper bounds: tokens of all rows, number of rows, positions of the longest.
     pub fn extent(&self) -> (usize, usize, usize) {
         let (tokens, longest) = self.sampling.extent(&self.starts);
         (tokens, self.sampling.count, longest)
@@ -138,7 +197,7 @@ impl SampledReplay {
         self.sampling.bytes(c, &self.starts, threads)
     }
 
-    /// Holds what sampling takes against a limit.
+    /// Checks that sampling fits a limit.
     ///
     /// # Errors
     /// `DoesNotFit`.
@@ -148,7 +207,7 @@ impl SampledReplay {
             None => Ok(()),
             Some(bytes) => {
                 let message = format!(
-                    "sampling rows to replay needs {} of private memory, and there are {}",
+                    "sampling rows to replay needs {} of private memory; {} is available",
                     bytes::show(needed as u64),
                     bytes::show(bytes)
                 );
@@ -157,7 +216,7 @@ impl SampledReplay {
         }
     }
 
-    /// Writes them.
+    /// Generates the rows.
     ///
     /// # Errors
     /// Those of the observer; those of [`Sampling::run`].
@@ -172,26 +231,31 @@ impl SampledReplay {
     }
 }
 
-/// What memory a run may have.
+/// The memory a run may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
-    /// Bytes that were asked for.
+    /// The requested budget in bytes.
     pub budget: Option<u64>,
-    /// The least of what the system, or a device's profile, leaves the process.
+    /// The tightest limit from the system or a device's profile.
     pub room: Option<Room>,
 }
 
 impl Limit {
-    /// The bytes that hold: none where nobody set a limit.
+    /// The memory the system leaves this process.
+    pub fn here(base: &Base) -> Limit {
+        Limit { budget: None, room: room::here(base.kernels.threads()) }
+    }
+
+    /// The effective limit in bytes; `None` if there is none.
     pub fn bytes(&self) -> Option<u64> {
         let room = self.room.as_ref().map(|room| room.bytes);
         self.budget.into_iter().chain(room).min()
     }
 
-    /// Holds a plan against both.
+    /// Checks a plan against both.
     ///
     /// # Errors
-    /// `DoesNotFit` that says whose limit it is, what is needed, and what fits.
+    /// `DoesNotFit`, saying whose limit it is, what is needed and what fits.
     pub fn hold(&self, plan: &MemoryPlan, c: &ModelConfig, request: &Request) -> Result<()> {
         if let Some(bytes) = self.budget {
             plan.check(c, request, usize::try_from(bytes).unwrap_or(usize::MAX))?;
@@ -200,7 +264,7 @@ impl Limit {
     }
 }
 
-/// What a run is planned with, beside its settings.
+/// What planning a run needs beyond its settings.
 #[derive(Clone, Copy)]
 pub struct Setting<'a> {
     /// The model.
@@ -209,17 +273,17 @@ pub struct Setting<'a> {
     pub threads: usize,
     /// The rows.
     pub extent: Extent,
-    /// Rows that the base is still to write.
+    /// Rows the base has yet to generate.
     pub sampled: Option<&'a SampledReplay>,
-    /// Positions of all batches that EVA looks at; see [`eva_positions`].
+    /// Positions of the batches EVA reads; see [`eva_positions`].
     pub eva_positions: (usize, usize),
-    /// Heap of a tokenizer that is gone before the run begins.
+    /// Heap of a tokenizer that is freed before the run starts.
     pub tokenizer_bytes: usize,
     /// What is held throughout; see [`Base::held_bytes`].
     pub held_bytes: usize,
 }
 
-/// Positions of the largest batch that EVA would look at, and of all of them.
+/// Positions of the largest batch EVA would read, and of all of them.
 pub fn eva_positions(settings: &Settings, extent: &Extent, train: &[Example]) -> (usize, usize) {
     let Begin::Eva(count) = settings.begin else { return (0, 0) };
     let (largest, batches) = match train.is_empty() {
@@ -232,15 +296,15 @@ pub fn eva_positions(settings: &Settings, extent: &Extent, train: &[Example]) ->
 /// A run's memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
-    /// What it asks for.
+    /// The request.
     pub request: Request,
-    /// What that takes.
+    /// The memory it takes.
     pub plan: MemoryPlan,
 }
 
 impl Planned {
-    /// Plans a run; what its blocks keep is the fastest within `limit`, or within [`keep::UNASKED_BYTES`] where nobody
-    /// asked.
+    /// Plans a run. Its blocks keep whatever is fastest within `limit`, or within [`keep::UNASKED_BYTES`] if no
+    /// limit is set.
     pub fn new(settings: &Settings, setting: &Setting<'_>, limit: &Limit) -> Planned {
         let c = setting.model.config();
         let mut request = request(settings, setting);
@@ -249,7 +313,7 @@ impl Planned {
         Planned { request, plan }
     }
 
-    /// What blocks may keep, by memory: each rung with its plan.
+    /// The choices of what blocks keep, by memory: each rung with its plan.
     pub fn ladder(&self, c: &ModelConfig, pieces: Option<&Pieces>) -> Vec<Rung> {
         let asked = &self.request;
         let mut rungs = keep::rungs(KeepPrecision::F32, asked.kept_blocks);
@@ -273,16 +337,16 @@ impl Planned {
     }
 }
 
-/// A choice between memory and time.
+/// One trade-off between memory and time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rung {
     /// What blocks keep.
     pub keep: KeepPlan,
-    /// What the run takes then.
+    /// Private bytes the run then takes.
     pub private_bytes: usize,
-    /// The rate that timing a few blocks predicts, where that was done.
+    /// Tokens per second predicted by timing a few blocks, if timed.
     pub tokens_per_s: Option<f64>,
-    /// Whether this is what was planned.
+    /// Whether the plan chose this rung.
     pub chosen: bool,
 }
 
@@ -304,7 +368,7 @@ fn request(settings: &Settings, setting: &Setting<'_>) -> Request {
         seq: extent.longest,
         data_tokens: extent.tokens,
         data_rows: extent.rows,
-        // Replayed rows fill batches that the others alone would not.
+        // With replay, batches can be larger than the training rows alone would fill.
         batch: match extent.train_rows {
             0 => request.batch,
             _ if settings.replay_share > 0.0 => request.batch,
@@ -315,7 +379,7 @@ fn request(settings: &Settings, setting: &Setting<'_>) -> Request {
     }
 }
 
-/// What is held at most before training, beside data: EVA's walk, or the sampling of replay rows.
+/// The peak before training, apart from data: EVA's walk or the sampling of replay rows.
 fn preparation_bytes(settings: &Settings, c: &ModelConfig, r: &Request, setting: &Setting<'_>) -> usize {
     let eva = match (settings.begin, &settings.method) {
         (Begin::Eva(_), Method::Adapter(lora)) => {
@@ -335,7 +399,7 @@ fn keep_plan(settings: &Settings, c: &ModelConfig, request: &Request, limit: &Li
         KeepChoice::Auto => {
             let unasked = match request.full {
                 None => keep::UNASKED_BYTES,
-                // Beside what the weights take anyway.
+                // On top of what the weights take anyway.
                 Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
             };
             let bytes = |b: u64| usize::try_from(b).unwrap_or(usize::MAX);
@@ -347,7 +411,7 @@ fn keep_plan(settings: &Settings, c: &ModelConfig, request: &Request, limit: &Li
     KeepPlan::uniform(level, settings.keep_precision, request.kept_blocks)
 }
 
-/// Refuses what can't fit however short the rows are, before a tokenizer and rows take any memory.
+/// Refuses, before a tokenizer or rows take any memory, what can't fit however short the rows are.
 ///
 /// # Errors
 /// `DoesNotFit`.
@@ -358,11 +422,11 @@ pub fn refuse_early(settings: &Settings, setting: &Setting<'_>, room: Option<Roo
     Limit { budget: None, room }.hold(&MemoryPlan::new(c, &least), c, &least)
 }
 
-/// The settings with the largest rank that fits by `check`, and that so many targets can carry; the multiplier alpha/r
-/// stays, so that one learning rate suits every rank.
+/// The settings with the largest rank that passes `check` and that the number of targets supports. The
+/// multiplier alpha/r stays fixed so one learning rate suits every rank.
 ///
 /// # Errors
-/// The last of `check`, `DoesNotFit`, where no rank fits; `Misuse` for full fine-tuning.
+/// The last error of `check`, `DoesNotFit`, if no rank fits; `Misuse` for full fine-tuning.
 pub fn with_largest_rank(
     settings: &Settings,
     c: &ModelConfig,
@@ -393,19 +457,19 @@ pub fn with_largest_rank(
     Err(refused.unwrap_or_else(|| Error::new(ErrorKind::DoesNotFit, "no rank fits")))
 }
 
-/// What checkpoints write.
+/// How much checkpoints write to storage.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Wear {
-    /// Bytes of one.
+    /// Bytes of one checkpoint.
     pub bytes: u64,
-    /// Steps between two; 0 for none but when stopped.
+    /// Steps between checkpoints; 0 for one only when stopped.
     every: u64,
-    /// Tokens of a step, on average; without data at most.
+    /// Average tokens per step; the maximum if there is no data yet.
     tokens_per_step: f64,
 }
 
 impl Wear {
-    /// Of a run that was planned.
+    /// The wear of a planned run.
     pub fn new(settings: &Settings, c: &ModelConfig, request: &Request) -> Wear {
         let parameters = if request.full.is_some() { TunedLayout::new(c).len() } else { request.params };
         let per_row = match request.data_rows {
@@ -420,7 +484,7 @@ impl Wear {
         }
     }
 
-    /// MB in an hour at this rate.
+    /// MB written per hour at this rate.
     pub fn mb_per_hour(&self, tokens_per_s: Option<f64>) -> Option<f64> {
         let steps_per_hour = 3600.0 * tokens_per_s.filter(|_| self.every > 0)? / self.tokens_per_step;
         Some(1e-6 * self.bytes as f64 * steps_per_hour / self.every as f64)

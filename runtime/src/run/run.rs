@@ -22,58 +22,58 @@ use crate::storage::{Disk, Storage, create_dir_all};
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::{AnyTrainer, FullTrainer, StepReport, TrainOptions, Trainer, eva};
 
-/// The random stream of an adapter's initial values.
+/// Random stream of an adapter's initial values.
 const INIT_STREAM: u64 = 0x494E_4954;
 
-/// How a run begins.
+/// How a run starts.
 pub enum Start {
-    /// With nothing before it, and checkpoints here, if anywhere.
+    /// From scratch, with checkpoints in this folder, if any.
     Fresh(Option<Checkpoints>),
-    /// From the newest checkpoint here that is whole; at the start where there is none.
+    /// From the newest intact checkpoint in this folder, or from scratch if there is none.
     Resume(Checkpoints),
 }
 
-/// What training gave.
+/// The result of training.
 pub enum Trained {
-    /// An adapter, not bound to its base yet.
+    /// An adapter, not yet bound to its base.
     Adapter(Box<Adapter>),
     /// Every weight.
     Full(Arc<TunedModel>),
 }
 
-/// A run of training: everything that it holds, and what it has counted.
+/// A training run: everything it holds and has counted.
 pub struct Run {
     name: String,
     settings: Settings,
     base: Base,
     trainer: AnyTrainer,
     course: Course,
-    /// The micro-batches of a step, filled anew each time.
+    /// The micro-batches of a step, refilled each time.
     micro: Vec<Batch>,
-    /// Sequences of a batch: no more than there are rows.
+    /// Sequences per batch, at most the number of rows.
     batch: usize,
     /// The highest learning rate.
     peak: f64,
     valid_after: Option<f64>,
-    /// Whether that is the loss of the parameters as they are now.
+    /// Whether that loss is of the current parameters.
     is_valid_of_now: bool,
     /// The last step.
     last: Option<StepReport>,
-    /// Where the adapter is saved as it goes, if anywhere.
+    /// Where the adapter is saved during the run, if anywhere.
     saves_in: Option<PathBuf>,
-    /// Whether it goes on from a checkpoint.
+    /// Whether the run resumed from a checkpoint.
     is_restored: bool,
-    /// Why it is over, once it is.
+    /// Why the run ended, once it has.
     ended: Option<String>,
 }
 
 impl Run {
-    /// Allocates what the request asks for, and goes on from a checkpoint where `start` says so. Nothing is trained
-    /// yet, but A where it begins as the rows' directions.
+    /// Allocates what the request asks for, and resumes from a checkpoint if `start` says so. Nothing is
+    /// trained yet, except that EVA initializes A from the rows.
     ///
     /// # Errors
-    /// `Misuse` for an adapter that does not fit the model; those of [`Checkpoints::restore`], of EVA, and of the
-    /// observer.
+    /// `Misuse` for an adapter that doesn't fit the model; those of [`Checkpoints::restore`], of EVA, and of
+    /// the observer.
     pub fn begin(
         name: &str,
         base: &Base,
@@ -106,7 +106,8 @@ impl Run {
             false => Restored::default(),
         };
         if resumes && restored.found.is_none() && settings.begin != Begin::Random {
-            // It was begun for numbers that are not there. The plan has room for one.
+            // The adapter was made without initial values, for a checkpoint that isn't there. Drop it first:
+            // the plan has room for one.
             drop(trainer);
             trainer = make(false)?;
         }
@@ -136,7 +137,7 @@ impl Run {
         Ok((run, restored))
     }
 
-    /// Of which run the checkpoints of one that begins like this are; nothing is allocated for it.
+    /// The identity that checkpoints of a run with these settings carry; allocates nothing.
     pub fn identity_of(base: &Base, settings: &Settings, request: &Request, rows: RunRows<'_>) -> Identity {
         let batches = mixed(settings, request.batch, rows, MixedCursor::default());
         let (_, options) = total_and_options(base, settings, &batches, rows);
@@ -148,22 +149,22 @@ impl Run {
         &self.settings
     }
 
-    /// Of which run its checkpoints are.
+    /// The identity its checkpoints carry.
     pub fn identity(&self) -> &Identity {
         self.course.identity()
     }
 
-    /// What is trained, as it is now.
+    /// The trainer in its current state.
     pub fn trainer(&self) -> &AnyTrainer {
         &self.trainer
     }
 
-    /// The same, for callers that change what is trained between two steps.
+    /// The same, for callers that modify parameters between steps.
     pub fn trainer_mut(&mut self) -> &mut AnyTrainer {
         &mut self.trainer
     }
 
-    /// Where it stands, and what it has counted.
+    /// Where the run stands and what it has counted.
     pub fn progress(&self) -> &super::Progress {
         &self.course.progress
     }
@@ -173,7 +174,7 @@ impl Run {
         self.trainer.steps()
     }
 
-    /// Steps of the whole run; `None` while the clock has still to tell.
+    /// Steps of the whole run; `None` while a timed run hasn't measured its steps yet.
     pub fn total(&self) -> Option<u64> {
         self.course.progress.total
     }
@@ -183,29 +184,29 @@ impl Run {
         self.course.progress.best.map_or(self.steps(), |best| best.step)
     }
 
-    /// Held-out loss when the validation rows were looked at last, and what it was before the first step.
+    /// Held-out loss at the last look, and before the first step.
     pub fn valid_losses(&self) -> (Option<f64>, Option<f64>) {
         (self.course.progress.tally.valid_before, self.valid_after)
     }
 
-    /// The last step that was taken here.
+    /// The last step taken in this process.
     pub fn last(&self) -> Option<&StepReport> {
         self.last.as_ref()
     }
 
-    /// Why it is over; `None` while steps are left.
+    /// Why the run ended; `None` while steps remain.
     pub fn ended(&self) -> Option<&str> {
         self.ended.as_deref()
     }
 
-    /// What comes before the first step of a run that goes on from nothing: older checkpoints go, the held-out rows are
-    /// looked at, and the first checkpoint is committed. Of one that goes on, what is left of it.
+    /// Does what precedes the first step of a fresh run: removes older checkpoints, evaluates the held-out rows
+    /// and commits the first checkpoint. A resumed run does only what is still missing.
     ///
     /// # Errors
     /// Those of [`Run::look`] and [`Run::checkpoint`].
     pub fn open(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<()> {
         if self.is_restored {
-            // One that was stopped at once never looked.
+            // A run stopped right away never evaluated.
             if self.steps() == 0 && self.course.progress.looks.is_empty() {
                 self.look(rows, observer)?;
             }
@@ -219,11 +220,11 @@ impl Run {
         Ok(())
     }
 
-    /// Steps until so many are done, or all; with what is due after each of them.
+    /// Steps until this many are done, or all of them, doing what is due after each.
     ///
     /// # Errors
-    /// Those of the observer; of a step, `NonFinite` only when going back does not help any more, or there is no
-    /// checkpoint to go back to and no look to fall back on.
+    /// Those of the observer. From a step, `NonFinite` only once rolling back no longer helps, or if there is
+    /// neither a checkpoint to return to nor a best look to fall back on.
     pub fn go(&mut self, rows: RunRows<'_>, until: Option<u64>, observer: &mut dyn Observer) -> Result<()> {
         let mut batches = mixed(&self.settings, self.batch, rows, self.course.progress.cursor);
         self.end();
@@ -233,8 +234,8 @@ impl Run {
         Ok(())
     }
 
-    /// One step alone, with what is due after it; whether it was taken. One that was skipped, or ended in going back,
-    /// wasn't; nor is any once the run has ended.
+    /// One step, with what is due after it. Returns whether it was taken: false if it was skipped, was rolled
+    /// back, or the run has ended.
     ///
     /// # Errors
     /// Those of [`Run::go`].
@@ -271,7 +272,7 @@ impl Run {
             Err(refused) => Err(refused),
         };
         let done = match done {
-            // What was found before the step or behind it, and not by it.
+            // The error came from before or after the step, not from the step itself.
             Err(broken) if broken.kind() == ErrorKind::NonFinite => {
                 self.go_back(batches, broken.message(), observer)?;
                 false
@@ -282,10 +283,10 @@ impl Run {
         Ok(done)
     }
 
-    /// One step on the next rows; whether it was taken.
+    /// One step on the next rows; returns whether it was taken.
     fn step(&mut self, batches: &mut Mixed<'_>, observer: &mut dyn Observer) -> Result<bool> {
         let stepped = self.course.step(&Disk, &mut self.trainer, batches, &mut self.micro);
-        // A step that fails is not tried again on the same rows.
+        // A failed step isn't retried on the same rows.
         self.course.progress.cursor = batches.cursor();
         self.is_valid_of_now = false;
         match stepped {
@@ -312,7 +313,7 @@ impl Run {
         Stepping { step, total, report, tokens: tally.tokens, seconds: tally.seconds }
     }
 
-    /// Fixes the length of a run of minutes once some steps tell how long one takes.
+    /// Fixes the length of a timed run once some steps show how long one takes.
     fn time(&mut self) {
         let seconds = self.course.progress.tally.seconds;
         if let Some(total) = self.settings.timed(self.total(), self.steps(), seconds) {
@@ -321,7 +322,7 @@ impl Run {
         }
     }
 
-    /// The rates of the length that is known by now.
+    /// The learning rates for the length known so far.
     fn schedule(&mut self) {
         self.trainer.set_schedule(self.settings.schedule(self.peak, self.total()));
     }
@@ -330,7 +331,7 @@ impl Run {
         self.settings.is_late(self.course.progress.tally.seconds)
     }
 
-    /// What is due after a good step.
+    /// Does what is due after a good step.
     fn follow(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<()> {
         self.report(observer);
         if self.is_look_due() {
@@ -344,14 +345,14 @@ impl Run {
         {
             observer.tell(&self.name, Event::Saved(&file));
         }
-        // The last: going on from it, nothing of this step is due any more.
+        // Comes last: a run resumed from it has nothing of this step left to do.
         if due(self.settings.checkpoint_every) && self.course.has_place() {
             self.checkpoint(true, observer)?;
         }
         Ok(())
     }
 
-    /// Tells the means since the last report, where one is due.
+    /// Reports the means since the last report, if one is due.
     fn report(&mut self, observer: &mut dyn Observer) {
         let (step, every) = (self.steps(), self.settings.report_every);
         let due = every > 0 && (step.is_multiple_of(every) || Some(step) == self.total() || step == 1);
@@ -368,7 +369,7 @@ impl Run {
         let step = self.steps();
         match self.settings.looks {
             Looks::Every(every) => every > 0 && step.is_multiple_of(every) && Some(step) != self.total(),
-            // What the last steps gave counts too.
+            // The last steps' parameters count too.
             Looks::Best { .. } if self.is_late() => true,
             Looks::Best { times, .. } => self
                 .total()
@@ -376,7 +377,7 @@ impl Run {
         }
     }
 
-    /// Whether it is over, and why.
+    /// Sets why the run ended, if it has.
     fn end(&mut self) {
         if self.ended.is_some() {
             return;
@@ -395,12 +396,13 @@ impl Run {
         }
     }
 
-    /// Mean loss of the held-out rows, told and remembered, of the base before the first step; `None` without such rows.
-    /// Keeps the parameters where the best look counts and this is one.
+    /// Evaluates the held-out rows; returns their mean loss, reported and recorded, or `None` without such
+    /// rows. Before the first step this is the base's loss. If the best look counts and this is it, keeps the
+    /// parameters.
     ///
     /// # Errors
-    /// `NonFinite` for a loss that isn't finite, but where the best look counts: then this is not one. Those of the
-    /// observer: part of the rows is no result.
+    /// `NonFinite` for a loss that isn't finite, except that after the first step it merely can't be the best
+    /// look. Those of the observer: a partial evaluation is discarded.
     pub fn look(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<Option<f64>> {
         let mut stopped = Ok(());
         let asked = in_order(rows.valid, 1).take_while(|_| {
@@ -434,7 +436,7 @@ impl Run {
         Ok(Some(loss))
     }
 
-    /// Keeps the parameters as they are where no look was better: the first one's count until then.
+    /// Keeps the current parameters if no look was better; the initial parameters count until then.
     fn keep_if_best(&mut self, step: u64, loss: f64) {
         let best = &mut self.course.progress.best;
         if best.is_none_or(|best| loss < best.loss) {
@@ -445,10 +447,10 @@ impl Run {
         }
     }
 
-    /// Commits where the run stands. An anchor is what it returns to when it diverges.
+    /// Commits where the run stands. An `anchor` is what a diverging run returns to.
     ///
     /// # Errors
-    /// Those of [`Checkpoints::save`]; `Misuse` where no folder was named.
+    /// Those of [`Checkpoints::save`]; `Misuse` if no folder was given.
     pub fn checkpoint(&mut self, anchor: bool, observer: &mut dyn Observer) -> Result<()> {
         let cursor = self.course.progress.cursor;
         let saved = self.course.save(&Disk, &self.trainer, cursor, anchor)?;
@@ -456,7 +458,8 @@ impl Run {
         Ok(())
     }
 
-    /// Before a wait that may end in anything; nothing without a place, or with nothing left to do.
+    /// Saves before a wait the process may not survive; does nothing without a folder, or once the run has
+    /// ended.
     fn save_where_it_stands(&mut self) -> Result<Option<super::checkpoint::Saved>> {
         if !self.course.has_place() || self.ended.is_some() {
             return Ok(None);
@@ -465,7 +468,7 @@ impl Run {
         self.course.save(&Disk, &self.trainer, cursor, false).map(Some)
     }
 
-    /// Saves the adapter in a folder as it goes, each [`Settings::save_every`] steps.
+    /// Saves the adapter in a folder every [`Settings::save_every`] steps.
     pub fn save_in(&mut self, folder: &Path) {
         self.saves_in = Some(folder.to_path_buf());
     }
@@ -478,17 +481,17 @@ impl Run {
         self.course.keep_in(&Disk, folder)
     }
 
-    /// Goes on where the newest whole checkpoint of a folder stood, which is its own from then on. Before the first
-    /// step only; where there is none the run is as it was.
+    /// Continues from the newest intact checkpoint in a folder, which becomes the run's own. Only before the
+    /// first step; changes nothing if there is no checkpoint.
     ///
     /// # Errors
     /// `Misuse` after the first step; those of [`Checkpoints::restore`].
     pub fn restore(&mut self, folder: &Path, rows: RunRows<'_>) -> Result<Restored> {
         if self.steps() > 0 {
-            let message = "a run is restored before its first step: begin another";
+            let message = "a run can only be restored before its first step: start a new one";
             return Err(Error::new(ErrorKind::Misuse, message));
         }
-        // Of a course of its own: where this fails, the checkpoints that the run may go back to are its own still.
+        // A separate course: if restoring fails, the run still has its own checkpoints to return to.
         let mut course = Course::new(self.course.identity().clone());
         course.keep_in(&Disk, folder)?;
         let mut batches = mixed(&self.settings, self.batch, rows, MixedCursor::default());
@@ -502,7 +505,7 @@ impl Run {
         Ok(restored)
     }
 
-    /// Removes all checkpoints: the run is finished, or begins anew.
+    /// Removes all checkpoints: the run is finished or starts over.
     ///
     /// # Errors
     /// Those of [`Checkpoints::remove_all`].
@@ -510,7 +513,7 @@ impl Run {
         self.course.remove_checkpoints(&Disk)
     }
 
-    /// Returns to the last anchor, for what showed after a step.
+    /// Returns to the last anchor, because of something found after a step.
     fn go_back(
         &mut self,
         batches: &mut Mixed<'_>,
@@ -534,12 +537,12 @@ impl Run {
             true => Ok(()),
             false => Err(Error::new(
                 ErrorKind::Misuse,
-                "a restore failed midway: restore another checkpoint, or begin anew",
+                "a restore failed midway: restore another checkpoint, or start over",
             )),
         }
     }
 
-    /// The adapter as it is now, bound to its base by what both compute; `None` where every weight is trained.
+    /// The current adapter, bound to its base by what both compute; `None` if every weight is trained.
     ///
     /// # Errors
     /// `Misuse` after a restore that failed midway; those of [`Prober::bind`].
@@ -552,8 +555,8 @@ impl Run {
         Ok(Some(adapter))
     }
 
-    /// Commits the adapter as it is now, bound to its base, in a folder; `None` where there is none. Training goes on with
-    /// what it has, whatever is rounded in the file.
+    /// Commits the current adapter, bound to its base, in a folder; `None` if there is no adapter. Training
+    /// continues unrounded, whatever the file's precision.
     ///
     /// # Errors
     /// Those of [`Run::snapshot`] and [`Adapter::save_bound`].
@@ -570,7 +573,7 @@ impl Run {
         Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max())
     }
 
-    /// Writes into the adapter how it was trained.
+    /// Records in the adapter how it was trained.
     fn note_training(&mut self) {
         let steps = self.steps();
         let after = self.valid_after.filter(|_| self.is_valid_of_now);
@@ -585,7 +588,7 @@ impl Run {
         meta.valid_loss_after = after.map(|loss| loss as f32);
     }
 
-    /// What was trained: the parameters that count. Everything else is freed.
+    /// The result: the parameters that count. Everything else is freed.
     pub fn finish(mut self) -> Trained {
         self.note_training();
         let best = self.course.progress.best;
@@ -601,7 +604,7 @@ impl Run {
         }
     }
 
-    /// The weights as they are now, where every weight is trained.
+    /// The current weights, if every weight is trained.
     pub fn weights(&self) -> Option<Arc<TunedModel>> {
         match &self.trainer {
             AnyTrainer::Adapter(_) => None,
@@ -613,12 +616,12 @@ impl Run {
     }
 }
 
-/// The rows in the order of the run, from where it stands.
+/// The run's rows in order, from where it stands.
 fn mixed<'a>(settings: &Settings, batch: usize, rows: RunRows<'a>, cursor: MixedCursor) -> Mixed<'a> {
     Mixed::new(rows.train, rows.replay, settings.replay_share, batch, settings.seed, cursor)
 }
 
-/// Steps of the whole run, where they are known before it begins, and what the trainer is told.
+/// Steps of the whole run, if known in advance, and the trainer's options.
 fn total_and_options(
     base: &Base,
     settings: &Settings,
@@ -631,7 +634,7 @@ fn total_and_options(
     (total, settings.options(base, settings.schedule(peak, total)))
 }
 
-/// The trainer, its arena allocated.
+/// The trainer, with its arena allocated.
 fn trainer(
     base: &Base,
     settings: &Settings,
@@ -655,7 +658,7 @@ fn trainer(
     })
 }
 
-/// A trainer that begins as the run's does, at a rate that stays.
+/// A trainer that starts as the run's does, at a constant rate.
 ///
 /// # Errors
 /// Those of [`Run::begin`].
@@ -671,8 +674,8 @@ pub fn trainer_at(
     trainer(base, settings, request, &settings.options(base, constant), rows, false, watched)
 }
 
-/// An adapter that changes nothing yet; where the run `resumes`, its numbers come from a checkpoint, and no rows are looked
-/// at for them.
+/// An adapter that changes nothing yet. If the run `resumes`, its numbers come from a checkpoint, so EVA
+/// doesn't read any rows.
 fn fresh_adapter(
     base: &Base,
     settings: &Settings,
@@ -691,7 +694,7 @@ fn fresh_adapter(
         return Ok(adapter);
     }
     let started = Instant::now();
-    // The batches that training would begin with, none of them twice.
+    // The batches training would start with, each once.
     let batches = Batches::new(rows.train, settings.batch, settings.seed, Cursor::default());
     let count = batches.batches_per_epoch().min(count);
     let batches: Vec<Batch> = batches.take(count).collect();
@@ -716,7 +719,7 @@ fn fresh_adapter(
     Ok(adapter)
 }
 
-/// Everything that a run's result depends on.
+/// Everything a run's result depends on.
 fn identity(
     base: &Base,
     settings: &Settings,
@@ -726,7 +729,7 @@ fn identity(
 ) -> Identity {
     let keep = &request.keep;
     let kept = match keep.precision {
-        // Then it is a matter of speed alone.
+        // Then it only affects speed.
         KeepPrecision::F32 => "exactly".to_string(),
         KeepPrecision::Bf16 => format!("as bf16: {}", keep.describe(request.kept_blocks)),
     };
@@ -738,7 +741,7 @@ fn identity(
         .with_rows("replayed rows", rows.replay)
 }
 
-/// What is settled before rows and memory are known.
+/// What is fixed before rows and memory are known.
 fn settled(base: &Base, settings: &Settings, options: &TrainOptions) -> Identity {
     let begin = match settings.begin {
         Begin::Random => "random".to_string(),
@@ -760,7 +763,7 @@ fn settled(base: &Base, settings: &Settings, options: &TrainOptions) -> Identity
         .with("looks", looks)
 }
 
-/// A run's settings by name, word for word as they may be kept.
+/// A run's settings by name, worded as files may store them.
 pub(crate) fn stated(settings: &Settings, base: &Base) -> Vec<(String, String)> {
     let options = settings.options(base, settings.schedule(settings.rate.unwrap_or_default(), None));
     let length = match settings.length {

@@ -1,10 +1,11 @@
-//! What a run trains, how and how long; and the only place of any default. Targets turn their flags, structs and
-//! keyword arguments into [`Settings`], and take from here what their users leave out.
+//! What a run trains, how, and for how long. All defaults live here: targets turn flags, structs and keyword
+//! arguments into [`Settings`], and take from here whatever their users leave out.
 
 use engraft_kernels::DType;
 
 use crate::adapter::{Layout, LoraConfig, StoredAs};
 use crate::data::Mixed;
+use crate::error::Result;
 use crate::model::tuned::TunedLayout;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::divergence::KlPenalty;
@@ -18,25 +19,25 @@ use crate::train::TrainOptions;
 
 /// Rank of an adapter.
 pub const RANK: usize = 8;
-/// Alpha where the rank is given and alpha isn't.
+/// Alpha if only the rank is given.
 pub const ALPHA: f32 = 16.0;
-/// Alpha as a multiple of the rank, where ranks are chosen.
+/// Alpha as a multiple of the rank, when the rank is chosen automatically.
 pub const SCALE: f32 = 2.0;
 /// Highest learning rate of an adapter.
 pub const RATE_ADAPTER: f64 = 2e-4;
-/// Highest learning rate of all weights: a model bears about a tenth of what an adapter does.
+/// Highest learning rate for full fine-tuning: a model tolerates about a tenth of an adapter's rate.
 pub const RATE_FULL: f64 = 2e-5;
 /// Optimizer steps.
 pub const STEPS: u64 = 300;
-/// Sequences of a batch.
+/// Sequences per batch.
 pub const BATCH: usize = 1;
-/// Tokens of a row at most, for training alone.
+/// Most tokens per row, for training alone.
 pub const ROW_TOKENS: usize = 256;
-/// Tokens of a row at most where arms are compared: answers behind examples take more.
+/// Most tokens per row when comparing arms: answers that follow examples need more.
 pub const ROW_TOKENS_COMPARED: usize = 512;
 /// Largest norm of a gradient.
 pub const MAX_GRAD_NORM: f32 = 1.0;
-/// Share of the rows that is held out where none are set apart.
+/// Share of the rows held out if there is no validation file.
 pub const VALID_FRACTION: f64 = 0.1;
 /// Steps between checkpoints.
 pub const CHECKPOINT_EVERY: u64 = 100;
@@ -44,28 +45,28 @@ pub const CHECKPOINT_EVERY: u64 = 100;
 pub const REPORT_EVERY: u64 = 10;
 /// Steps between saves of the adapter.
 pub const SAVE_EVERY: u64 = 100;
-/// Batches that EVA looks at.
+/// Batches EVA reads.
 pub const EVA_BATCHES: usize = 8;
-/// Share of replayed rows, where rows are replayed.
+/// Share of replayed rows, if rows are replayed.
 pub const REPLAY_SHARE: f64 = 0.1;
-/// Rows that are sampled from the base to be replayed.
+/// Rows sampled from the base for replay.
 pub const REPLAY_COUNT: usize = 64;
-/// Tokens sampled for each of them at most.
+/// Most tokens sampled per replay row.
 pub const REPLAY_TOKENS: usize = 64;
 /// Looks at the validation rows of an arm.
 pub const EVALUATIONS: u64 = 10;
-/// Looks without a lower loss that end an arm.
+/// Consecutive looks without a lower loss that end an arm.
 pub const PATIENCE: u64 = 3;
 /// Examples in a few-shot prompt.
 pub const SHOTS: usize = 5;
-/// Tokens of an answer that is judged, at most.
+/// Most tokens of a judged answer.
 pub const ANSWER_TOKENS: usize = 256;
-/// Held-out rows that a report shows with every arm's answer.
+/// Held-out rows a report shows with every arm's answer.
 pub const SAMPLES: usize = 4;
 
-/// Part of an arm's run that its rate grows over.
+/// Share of an arm's run spent on warmup.
 const WARMUP_SHARE: f64 = 0.05;
-/// Steps that tell how long one takes, where minutes are what is given.
+/// Steps timed to size a run given in minutes.
 const TIMED_STEPS: u64 = 5;
 
 /// What is trained.
@@ -73,11 +74,20 @@ const TIMED_STEPS: u64 = 5;
 pub enum Method {
     /// An adapter: LoRA or DoRA.
     Adapter(LoraConfig),
-    /// Every weight. What comes of it is a file with matrices of this type, or each of its own in the base.
+    /// Every weight. The result is a file whose matrices have this type, or each the type it has in the base.
     Full(Option<DType>),
 }
 
 impl Method {
+    /// A LoRA of rank [`RANK`] and alpha [`ALPHA`] on all projections of all blocks.
+    ///
+    /// # Errors
+    /// `Misuse` if the model is too narrow for it.
+    pub fn usual(c: &ModelConfig) -> Result<Method> {
+        let layers: Vec<usize> = (0..c.n_layers).collect();
+        LoraConfig::new(c, RANK, ALPHA, 0.0, &Proj::ALL, &layers).map(Method::Adapter)
+    }
+
     /// In words: "LoRA, rank 8, alpha 16, on q, v of 30 blocks".
     pub fn describe(&self) -> String {
         let lora = match self {
@@ -104,7 +114,7 @@ impl Method {
         }
     }
 
-    /// The adapter's settings, if there is one.
+    /// The adapter's settings, if an adapter is trained.
     pub fn lora(&self) -> Option<&LoraConfig> {
         match self {
             Method::Adapter(lora) => Some(lora),
@@ -112,7 +122,7 @@ impl Method {
         }
     }
 
-    /// The learning rate of a run that names none.
+    /// The default learning rate.
     pub fn usual_rate(&self) -> f64 {
         match self {
             Method::Adapter(_) => RATE_ADAPTER,
@@ -121,13 +131,13 @@ impl Method {
     }
 }
 
-/// How A begins; B begins as zero, so that nothing is changed yet.
+/// How A is initialized. B starts at zero, so the model is unchanged at first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Begin {
     /// Uniformly random.
     #[default]
     Random,
-    /// As the directions in which each projection's inputs vary most on so many batches of the rows (EVA).
+    /// As the directions in which each projection's inputs vary most, over this many batches (EVA).
     Eva(usize),
 }
 
@@ -138,27 +148,27 @@ pub enum Length {
     Steps(u64),
     /// Passes through the training rows.
     Epochs(f64),
-    /// Tokens that pass the model forward and backward.
+    /// Tokens passed forward and backward through the model.
     Tokens(u64),
-    /// Minutes in steps.
+    /// Minutes spent in steps.
     Minutes(f64),
 }
 
-/// Steps in which the learning rate rises from zero.
+/// Steps over which the learning rate rises from zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Warmup {
-    /// So many.
+    /// This many.
     Steps(u64),
     /// A share of the run.
     Share(f64),
 }
 
-/// When the validation rows are looked at between the first step and the last, and what follows from it.
+/// When to evaluate the validation rows between the first step and the last, and what follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Looks {
-    /// Each so many steps, to tell of it (0: never). The parameters of the last step count.
+    /// Every this many steps, for reporting only (0: never). The last step's parameters count.
     Every(u64),
-    /// So many times, evenly. The parameters of the best look count, and `patience` looks without a better one
+    /// `times` times, evenly spaced. The best look's parameters count; `patience` looks without a better one
     /// end the run (0: never).
     Best {
         /// Looks.
@@ -171,10 +181,10 @@ pub enum Looks {
 /// What blocks keep for their backward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeepChoice {
-    /// What is fastest within the memory that is given.
+    /// Whatever is fastest within the available memory.
     #[default]
     Auto,
-    /// The same everywhere.
+    /// The same in every block.
     Fixed(Keep),
 }
 
@@ -183,15 +193,15 @@ pub enum KeepChoice {
 pub struct Settings {
     /// What is trained.
     pub method: Method,
-    /// How an adapter begins.
+    /// How an adapter is initialized.
     pub begin: Begin,
     /// How long.
     pub length: Length,
-    /// Sequences of a batch.
+    /// Sequences per batch.
     pub batch: usize,
     /// Batches whose gradients are summed before a step.
     pub accumulation: usize,
-    /// The highest learning rate; without one a range test finds it.
+    /// The peak learning rate; if `None`, a range test finds it.
     pub rate: Option<f64>,
     /// How the rate falls after the warmup.
     pub shape: Shape,
@@ -205,7 +215,7 @@ pub struct Settings {
     pub lora_plus_ratio: f32,
     /// A penalty on leaving the base; adapters only.
     pub kl: Option<KlPenalty>,
-    /// Share of the rows that is replayed, where there are rows to replay.
+    /// Share of replayed rows, if there are rows to replay.
     pub replay_share: f64,
     /// Seed of the initial adapter, of dropout and of the order of rows.
     pub seed: u64,
@@ -217,16 +227,16 @@ pub struct Settings {
     pub looks: Looks,
     /// How the adapter's file holds its numbers.
     pub stored: StoredAs,
-    /// Steps between checkpoints (0: only when stopped).
+    /// Steps between checkpoints (0: only when the run is stopped).
     pub checkpoint_every: u64,
     /// Steps between saves of the adapter (0: at the end only).
     pub save_every: u64,
-    /// Steps that a report averages over (0: none is made).
+    /// Steps a report averages over (0: no reports).
     pub report_every: u64,
 }
 
 impl Settings {
-    /// The defaults of a run of its own.
+    /// The defaults of a standalone run.
     pub fn new(method: Method) -> Settings {
         Settings {
             begin: Begin::Random,
@@ -253,20 +263,19 @@ impl Settings {
         }
     }
 
-    /// The defaults of an arm that is compared with others: the best of its looks counts.
+    /// The defaults of an arm compared with others: its best look counts.
     pub fn of_arm(method: Method) -> Settings {
         let looks = Looks::Best { times: EVALUATIONS, patience: PATIENCE };
         let warmup = Warmup::Share(WARMUP_SHARE);
         Settings { warmup, looks, save_every: 0, report_every: 0, ..Settings::new(method) }
     }
 
-    /// Whether the parameters of the best look are kept beside the present ones.
+    /// Whether the best look's parameters are kept beside the current ones.
     pub fn keeps_best(&self) -> bool {
         matches!(self.looks, Looks::Best { .. })
     }
 
-    /// Optimizer steps on rows that come in these batches and have these positions in all; `None` where the clock
-    /// decides.
+    /// Optimizer steps for rows that make this many batches and positions; `None` if the clock decides.
     pub(super) fn steps(&self, batches: &Mixed<'_>, positions: usize) -> Option<u64> {
         let in_epoch = batches.batches_per_epoch() as f64;
         let steps = |batches: f64| {
@@ -281,8 +290,8 @@ impl Settings {
         }
     }
 
-    /// Steps that tell how long a run of minutes may be, once `seconds` of them have passed; `None` where that is
-    /// known, or not yet to be told.
+    /// The length in steps of a run given in minutes, derived from the `seconds` its first steps took; `None`
+    /// if it is known already or can't be told yet.
     pub(super) fn timed(&self, total: Option<u64>, step: u64, seconds: f64) -> Option<u64> {
         match (self.length, total) {
             (Length::Minutes(minutes), None) if step == TIMED_STEPS => {
@@ -293,12 +302,12 @@ impl Settings {
         }
     }
 
-    /// Whether a run of minutes has taken more than it was given: a machine may slow down.
+    /// Whether a run given in minutes has used them up; a machine may slow down.
     pub(super) fn is_late(&self, seconds: f64) -> bool {
         matches!(self.length, Length::Minutes(minutes) if seconds > 1.1 * 60.0 * minutes)
     }
 
-    /// The rates of a run of `total` steps; constant behind a short warmup until that is known.
+    /// The learning-rate schedule for `total` steps; until that is known, constant after a short warmup.
     pub(super) fn schedule(&self, peak: f64, total: Option<u64>) -> Schedule {
         let peak = peak as f32;
         let Some(total) = total else {
@@ -311,7 +320,7 @@ impl Settings {
         Schedule { shape: self.shape, peak, warmup, total }
     }
 
-    /// The optimizer's part of it.
+    /// The optimizer's settings.
     pub(super) fn options(&self, base: &Base, schedule: Schedule) -> TrainOptions {
         TrainOptions {
             adamw: AdamWConfig {
@@ -328,7 +337,7 @@ impl Settings {
         }
     }
 
-    /// What it asks of memory, as far as that depends on what is trained.
+    /// The memory request, as far as it depends on what is trained.
     pub(super) fn request(&self, c: &ModelConfig) -> Request {
         let request = Request {
             batch: self.batch,
@@ -339,7 +348,7 @@ impl Settings {
             ..Request::default()
         };
         let Method::Adapter(lora) = &self.method else {
-            // Without a norm to clip by and without sums to wait for, no gradient is needed for long.
+            // With no norm to clip and no sums to wait for, each gradient can be used at once.
             let at_once = self.max_grad_norm == 0.0 && self.accumulation == 1;
             let full = Some(if at_once { FullUpdate::AtOnce } else { FullUpdate::AtEnd });
             return Request { full, ..request };

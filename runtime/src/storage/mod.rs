@@ -1,9 +1,22 @@
-//! Everything durable goes through here: a small trait over files and directories, its
-//! implementation on disk, and the one way to put a file in place.
+//! All durable output goes through here: a small trait over files and directories, its implementation on disk,
+//! and the one way to commit a file.
 //!
-//! The trait has exactly the steps at which a device can fail (create, write, sync, rename, sync of
-//! the directory, read, remove, list) and the lock of a writer, so that tests put faults below the code
-//! that must survive them.
+//! The trait covers exactly the steps at which a device can fail (create, write, sync, rename, directory sync,
+//! read, remove, list), plus the writer's lock. Tests can inject faults beneath the code that must survive
+//! them.
+//!
+//! ```
+//! use engraft_runtime::storage::{Disk, commit};
+//!
+//! # fn main() -> engraft_runtime::Result<()> {
+//! let written = commit(&Disk, &std::env::temp_dir(), "engraft-doc.txt", |out| {
+//!     out.write_all(b"whole, or not at all").map_err(|e| engraft_runtime::Error::io("writing", e))
+//! })?;
+//! assert_eq!(written.bytes, 20);
+//! # std::fs::remove_file(written.path).unwrap();
+//! # Ok(())
+//! # }
+//! ```
 
 mod lock;
 
@@ -41,14 +54,14 @@ pub struct Opened {
     pub bytes: u64,
 }
 
-/// What stands at a path, a symbolic link not followed.
+/// What exists at a path, without following a symbolic link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// A regular file.
     File,
     /// A directory.
     Dir,
-    /// A symbolic link, a pipe, a device: nothing that is ours.
+    /// A symbolic link, a pipe or a device: never one of our own.
     Other,
 }
 
@@ -66,8 +79,8 @@ impl FileLock {
 
 /// Files and directories, as far as durable output needs them.
 pub trait Storage {
-    /// Creates a file that must not exist (not even as a symbolic link), readable and writable by
-    /// its owner only.
+    /// Creates a file, readable and writable by its owner only. The path must not exist, not even as a symbolic
+    /// link.
     ///
     /// # Errors
     /// `AlreadyExists`, and those of the system.
@@ -97,7 +110,7 @@ pub trait Storage {
     /// Those of the system.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// The names in a directory, sorted. Names that are not UTF-8 are none of ours and left out.
+    /// The names in a directory, sorted. Names that aren't UTF-8 are never ours and are left out.
     ///
     /// # Errors
     /// Those of the system.
@@ -112,7 +125,7 @@ pub trait Storage {
     /// Whether the path is a directory (or a link to one).
     fn is_dir(&self, path: &Path) -> bool;
 
-    /// What stands at the path itself; `None` where nothing does.
+    /// What exists at the path itself; `None` if nothing does.
     ///
     /// # Errors
     /// Those of the system.
@@ -124,21 +137,21 @@ pub trait Storage {
     /// Those of the system.
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
 
-    /// Locks a file against every other lock on it, creating it (for its owner only) if need be. The
-    /// system drops the lock when the process ends, however it ends.
+    /// Locks a file exclusively, creating it (for its owner only) if needed. The system drops the lock when the
+    /// process ends, however it ends.
     ///
     /// # Errors
     /// `WouldBlock` when another holds it, `InvalidInput` for anything but a regular file, and those of
     /// the system.
     fn lock(&self, path: &Path) -> io::Result<FileLock>;
 
-    /// Whether the process that was writing the file is gone; `None` where the system doesn't tell.
+    /// Whether the process that was writing the file is gone; `None` if the system can't tell.
     fn is_abandoned(&self, _path: &Path) -> Option<bool> {
         None
     }
 }
 
-/// A file that was committed.
+/// A committed file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// Where it is.
@@ -147,22 +160,22 @@ pub struct Committed {
     pub bytes: u64,
 }
 
-/// End of the names of files that are not committed yet.
+/// Suffix of files not yet committed.
 const TEMP_SUFFIX: &str = ".engraft-tmp";
-/// Files written per commit when a sync fails: the first, and one more under a new name.
+/// Most files written per commit: the first and, if its sync fails, one more under a new name.
 const ATTEMPTS_MAX: usize = 2;
 /// Bytes gathered before a write reaches the system.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Puts a file called `name` into `dir`, whole or not at all: temporary file in the same directory →
-/// sync → rename → sync of the directory → read back and compare. Only then it returns Ok. Whatever
-/// fails before the rename, an older file of that name stays whole; after it, the new one has its
-/// name, and a device that gives it back differently is told of. When a sync fails, the file is
-/// abandoned and `write` is called once more, for another.
+/// Puts a file called `name` into `dir`, whole or not at all: temporary file in the same directory → sync →
+/// rename → directory sync → read back and compare. Only then does it return `Ok`. If anything fails before the
+/// rename, an older file of that name stays intact. After the rename the new file has the name, and a device
+/// that reads it back differently is reported. If a sync fails, the file is abandoned and `write` is called
+/// once more for a new one.
 ///
 /// # Errors
-/// [`ErrorKind::Misuse`] when `name` is no plain file name, [`ErrorKind::Io`],
-/// [`ErrorKind::Corrupt`] when the file reads back differently, and the errors of `write`.
+/// [`ErrorKind::Misuse`] when `name` isn't a plain file name, [`ErrorKind::Io`], [`ErrorKind::Corrupt`] when
+/// the file reads back differently, and the errors of `write`.
 pub fn commit(
     storage: &dyn Storage,
     dir: &Path,
@@ -173,7 +186,7 @@ pub fn commit(
         return Err(Error::new(ErrorKind::Misuse, format!("{name:?} is not a plain file name")));
     }
     let path = dir.join(name);
-    // Of the same file, by a process that was killed. Best effort: it is in nobody's way.
+    // Leftovers for the same file from a killed process. Best effort: they do no harm.
     let _ = remove_temporary(storage, dir, &format!(".{name}."), |is_abandoned| is_abandoned == Some(true));
     let mut attempt = 1;
     loop {
@@ -185,8 +198,8 @@ pub fn commit(
     }
 }
 
-/// Removes the temporary files that a crash left in `dir`. For the holder of the directory's lock
-/// only: where files can't be locked, another writer's file in the making would go too.
+/// Removes the temporary files a crash left in `dir`. Only for the holder of the directory's lock: where files
+/// can't be locked, this would also remove another writer's unfinished file.
 ///
 /// # Errors
 /// [`ErrorKind::Io`].
@@ -194,7 +207,7 @@ pub fn remove_stray_files(storage: &dyn Storage, dir: &Path) -> Result<usize> {
     remove_temporary(storage, dir, ".", |is_abandoned| is_abandoned != Some(false))
 }
 
-/// Removes the temporary files whose names begin so, as far as `may_go` takes them for abandoned.
+/// Removes the temporary files with this name prefix that `may_go` considers abandoned.
 fn remove_temporary(
     storage: &dyn Storage,
     dir: &Path,
@@ -213,8 +226,7 @@ fn remove_temporary(
     Ok(removed)
 }
 
-/// Creates a directory and those above it, each durable in its parent. Those that exist keep their
-/// permissions.
+/// Creates a directory and its ancestors, each durable in its parent. Existing ones keep their permissions.
 ///
 /// # Errors
 /// [`ErrorKind::Io`].
@@ -223,7 +235,7 @@ pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
         return Ok(());
     }
     let Some(parent) = dir.parent() else { return Ok(()) };
-    // A folder of another owner, or of a file system that is not written: the directory was not made by us.
+    // The parent belongs to another owner or is on a read-only file system: we didn't create the directory.
     let is_foreign = |e: &io::Error| {
         use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
         matches!(e.kind(), InvalidInput | PermissionDenied | ReadOnlyFilesystem)
@@ -232,7 +244,7 @@ pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
         Err(e) if exists && is_foreign(&e) => Ok(()),
         synced => synced.map_err(|e| Error::io(format!("syncing the parent of {}", dir.display()), e)),
     };
-    // Existing is not yet durable: an attempt before this one may have ended between the two.
+    // Existing doesn't mean durable: an earlier attempt may have stopped between the two.
     if storage.is_dir(dir) {
         return synced(true);
     }
@@ -244,8 +256,8 @@ pub fn create_dir_all(storage: &dyn Storage, dir: &Path) -> Result<()> {
     }
 }
 
-/// Refuses a link, or anything else that is no folder, in the place of a folder within an output folder: a
-/// link could lead anywhere.
+/// Refuses a link, or anything else that isn't a folder, where a folder within an output folder belongs: a link
+/// could lead anywhere.
 ///
 /// # Errors
 /// [`ErrorKind::Misuse`]; [`ErrorKind::Io`].
@@ -253,10 +265,10 @@ pub fn check_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
     match storage.kind(dir) {
         Ok(None | Some(EntryKind::Dir)) => Ok(()),
         Ok(Some(_)) => {
-            let message = "a link or a file stands where a folder is to be written: remove it";
+            let message = "a link or a file is where a folder must be created: remove it";
             Err(Error::new(ErrorKind::Misuse, message).at(dir.display()))
         }
-        Err(e) => Err(Error::io(format!("looking at {}", dir.display()), e)),
+        Err(e) => Err(Error::io(format!("inspecting {}", dir.display()), e)),
     }
 }
 
@@ -269,7 +281,7 @@ pub fn create_dir_within(storage: &dyn Storage, dir: &Path) -> Result<()> {
     create_dir_all(storage, dir)
 }
 
-/// Why one attempt failed: a failed sync allows another file, everything else is final.
+/// Why one attempt failed: after a failed sync another file may be tried; everything else is final.
 enum Failure {
     Sync(Error),
     Other(Error),
@@ -284,7 +296,7 @@ fn commit_once(
 ) -> std::result::Result<u64, Failure> {
     let other = |doing: &str, e| Failure::Other(Error::io(format!("{doing} {}", path.display()), e));
     let (temp, file) = create_temp(storage, dir, name).map_err(|e| other("creating", e))?;
-    // Open until it has its name: so long it is known as being written.
+    // Kept open until renamed: its lock shows others that it is being written.
     let written = write_synced(file, path, write).and_then(|(sum, _open)| {
         storage.rename(&temp, path).map_err(|e| other("renaming into place", e))?;
         Ok(sum)
@@ -292,7 +304,7 @@ fn commit_once(
     let sum = match written {
         Ok(sum) => sum,
         Err(failure) => {
-            // Best effort: the failure itself matters more, and `remove_stray_files` comes after it.
+            // Best effort: the failure itself matters more, and `remove_stray_files` cleans up later.
             let _ = storage.remove(&temp);
             return Err(failure);
         }
@@ -302,7 +314,8 @@ fn commit_once(
         .map_err(|e| Failure::Sync(Error::io(format!("syncing the directory of {}", path.display()), e)))?;
     let read = read_back(storage, path).map_err(|e| other("reading back", e))?;
     if read != sum {
-        let message = format!("{}: reads back differently than written; check the device", path.display());
+        let message =
+            format!("{}: what was read back differs from what was written; check the device", path.display());
         return Err(Failure::Other(Error::new(ErrorKind::Corrupt, message)));
     }
     Ok(sum.bytes)
@@ -324,14 +337,14 @@ fn write_synced(
     Ok((sum, file))
 }
 
-/// A new file under a name that no other process or thread uses.
+/// A new file under a name no other process or thread uses.
 fn create_temp(storage: &dyn Storage, dir: &Path, name: &str) -> io::Result<(PathBuf, Box<dyn StorageFile>)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     loop {
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!(".{name}.{}-{n}{TEMP_SUFFIX}", std::process::id()));
         match storage.create_new(&path) {
-            // Left by an earlier process of the same id.
+            // Left by an earlier process with the same id.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
             Ok(file) => return Ok((path, file)),
@@ -402,7 +415,7 @@ impl Storage for Disk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Opened> {
-        // Asked before opening: opening a pipe would wait for its other end.
+        // Checked before opening: opening a pipe would wait for its other end.
         if !fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
@@ -480,7 +493,7 @@ impl Storage for Disk {
     #[cfg(unix)]
     fn is_abandoned(&self, path: &Path) -> Option<bool> {
         let is_file = self.kind(path).ok()? == Some(EntryKind::File);
-        // For writing: some file systems lock no other.
+        // Opened for writing: some file systems lock only such files.
         let file = fs::OpenOptions::new().write(true).open(path).ok().filter(|_| is_file)?;
         match try_lock(&file) {
             Ok(()) => Some(true),
@@ -490,8 +503,8 @@ impl Storage for Disk {
     }
 }
 
-/// Locks a new file, as a sign for others, which not every file system gives. Who looked for abandoned files between
-/// its creation and this took it for one.
+/// Locks a new file to show that it is being written, where the file system supports it. Someone who swept
+/// abandoned files between creation and lock may have taken it for one.
 #[cfg(unix)]
 fn show_that_it_is_written(file: &fs::File) -> io::Result<()> {
     let is_taken = try_lock(file).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
@@ -501,7 +514,7 @@ fn show_that_it_is_written(file: &fs::File) -> io::Result<()> {
     }
 }
 
-/// The standard library's lock is not there for Android.
+/// The standard library has no file lock on Android.
 #[cfg(unix)]
 fn try_lock(file: &fs::File) -> io::Result<()> {
     Ok(rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?)

@@ -43,7 +43,7 @@ impl AnyTrainer {
         }
     }
 
-    /// Loss of rows as things stand; before the first step, of the base.
+    /// Loss of rows with the current parameters; before the first step, the base's.
     pub fn evaluate(&mut self, rows: impl Iterator<Item = Batch>) -> Evaluated {
         match self {
             AnyTrainer::Adapter(trainer) => {
@@ -54,7 +54,7 @@ impl AnyTrainer {
         }
     }
 
-    /// Remembers the parameters as they are now: those of the best look.
+    /// Stores the current parameters as those of the best look.
     pub fn keep_best(&mut self) {
         match self {
             AnyTrainer::Adapter(trainer) => trainer.keep_best(),

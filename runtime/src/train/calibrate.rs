@@ -1,5 +1,5 @@
-//! How long the pieces of a step take on this very device, and from them the rate of every pattern of
-//! what blocks keep.
+//! Times the pieces of a step on this device, and predicts from them the rate for every choice of what blocks
+//! keep.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,39 +18,39 @@ use crate::nn::{Adapted, Ctx, Dropout, GradientPrecision, Precision, RowMap, rop
 use crate::plan::{ArenaWords, KeepPlan, Request};
 use crate::rng::Rng;
 
-/// Blocks that are timed, evenly spread: their weights may be of several types.
+/// Blocks to time, evenly spread, since their weights may have different types.
 const BLOCKS: usize = 6;
-/// Times each is run at most.
+/// Most runs per block.
 const REPEATS: usize = 7;
-/// No further block is begun after this.
+/// No further block is started after this.
 const ENOUGH: Duration = Duration::from_millis(1500);
 
-/// Seconds that the pieces of one micro-batch take, a mean over blocks of medians over repeats.
+/// Seconds for each piece of one micro-batch: the mean over blocks of the median over repeats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pieces {
     /// A block's forward.
     pub forward_s: f64,
-    /// Of that, from q to x2: what a block does again that keeps its input alone.
+    /// The part from q to x2, recomputed by a block that keeps only its input.
     pub attention_s: f64,
-    /// Of that, gate and up: what a block does again that keeps less than all.
+    /// The part for gate and up, recomputed by a block that keeps less than everything.
     pub gate_up_s: f64,
-    /// A block's backward that finds all, its norms and activation done again included.
+    /// A block's backward when everything was kept, including recomputed norms and activation.
     pub backward_s: f64,
-    /// Rounding the attention's half to bf16 and back.
+    /// Rounding the attention half to bf16 and back.
     pub convert_attention_s: f64,
-    /// The same of all.
+    /// The same for everything kept.
     pub convert_all_s: f64,
-    /// Head and loss, with the gradient, and the base's beside it where there is a KL term.
+    /// Head and loss with the gradient, and the base's head if there is a KL term.
     pub head_s: f64,
     /// Embedding, optimizer and DoRA's gains.
     pub rest_s: f64,
 }
 
 impl Pieces {
-    /// Seconds of a step over one micro-batch, every block forward and the kept ones back.
+    /// Seconds of a step over one micro-batch: every block forward, the kept ones backward.
     pub fn step_s(&self, n_layers: usize, kept_blocks: usize, keep: &KeepPlan) -> f64 {
         let blocks = n_layers as f64 * self.forward_s + kept_blocks as f64 * self.backward_s;
-        // The last block finds everything where its forward left it.
+        // The last block's forward is still in the shared buffers.
         let inputs = kept_blocks.saturating_sub(1 + keep.blocks()) as f64;
         let (attention, all) = (keep.attention as f64, keep.all as f64);
         let again = inputs * (self.attention_s + self.gate_up_s) + attention * self.gate_up_s;
@@ -61,16 +61,16 @@ impl Pieces {
         blocks + again + converted + self.head_s + self.rest_s
     }
 
-    /// Tokens per second of such steps at the request's shape, every row full and trained on.
+    /// Tokens per second of such steps at the request's shape, if every row is full and every token a target.
     pub fn tokens_per_s(&self, n_layers: usize, r: &Request) -> f64 {
-        // For a KL term the base runs forward too, a little faster than with the adapter.
+        // With a KL term the base also runs forward, slightly faster than with the adapter.
         let base_s = if r.beside_base { n_layers as f64 * self.forward_s } else { 0.0 };
         (r.batch * r.seq) as f64 / (self.step_s(n_layers, r.kept_blocks, &r.keep) + base_s)
     }
 }
 
-/// Times the pieces at the request's shape, in about two seconds; a device on which one block takes
-/// longer than that is given as long as one block takes. Allocates less than the plan of the request.
+/// Times the pieces at the request's shape, in about two seconds, or as long as one block takes if that is
+/// longer. Allocates less than the request's plan.
 pub fn calibrate(
     model: &ModelFile,
     kernels: &Arc<Kernels>,
@@ -147,7 +147,7 @@ impl<'a> Timing<'a> {
         });
     }
 
-    /// The pieces of blocks, head and rest left at zero.
+    /// The blocks' pieces, with head and rest left at zero.
     fn blocks(&mut self, ctx: &Ctx<'_>, dropout: f32) -> Pieces {
         let (first, n) = (self.layout.layers()[0], ctx.config.n_layers);
         let count = BLOCKS.min(n - first);
@@ -183,7 +183,7 @@ impl<'a> Timing<'a> {
         }
     }
 
-    /// Seconds of the pieces of block `l`, in the order that [`Timing::blocks`] reads.
+    /// Seconds of the pieces of block `l`, in the order [`Timing::blocks`] reads.
     fn block_once(&mut self, ctx: &Ctx<'_>, l: usize, dropout: Dropout) -> [f64; 6] {
         let (w, c, m) = (self.model.block(l), ctx.config, self.pos.len());
         let rows = RowMap { seqs: &self.seqs, pos: &self.pos };
@@ -205,13 +205,13 @@ impl<'a> Timing<'a> {
         });
         let grads = pair_grads(&self.layout, l, &mut self.grads);
         y.fill(1e-3);
-        // What the values are does not matter here, so x stands for the block's output too.
+        // The values don't matter here, so x also serves as the block's output.
         let backward =
             seconds(|| block::backward(ctx, &w, &pairs, grads, rows, (x, x), y, b, Keep::All, dropout, true));
         [forward, attention, gate_up, all, part, backward]
     }
 
-    /// Seconds of head and loss with every row trained on.
+    /// Seconds of head and loss with a target in every row.
     fn head(&mut self, ctx: &Ctx<'_>, beside_base: bool) -> f64 {
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
         let (x, ids, dx) = (&self.x, &self.ids, &mut self.y);
@@ -245,7 +245,7 @@ fn seconds(work: impl FnOnce()) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
-/// The median of some runs after the first; of a long one, itself.
+/// The median of three runs after the first, or the first itself if it took long.
 fn repeated(mut work: impl FnMut()) -> f64 {
     let first = seconds(&mut work);
     if first > ENOUGH.as_secs_f64() / 2.0 {

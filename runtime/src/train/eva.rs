@@ -1,9 +1,9 @@
-//! EVA (Paischer et al., arXiv 2410.07170): A begins as the directions in which a projection's inputs vary
-//! most on a few batches of the data, B as zero, so that the model is unchanged.
+//! EVA (Paischer et al., arXiv 2410.07170): initializes A with the directions in which a projection's inputs
+//! vary most over a few batches of data. B starts at zero, so the model is unchanged.
 //!
-//! Rows that carry a target count, as in PEFT's default, and they count as they are: PEFT first subtracts
-//! their mean. Ranks stay equal (ρ = 1). The walk goes block by block, since nothing yet depends on A: all
-//! batches pass a block, its inputs are collected, and their leading right singular vectors become A.
+//! Only rows with a target count, as in PEFT's default, but uncentered: PEFT first subtracts their mean. Ranks
+//! stay equal (ρ = 1). Nothing depends on A yet, so the walk goes block by block: all batches pass a block, its
+//! inputs are collected, and their leading right singular vectors become A.
 
 use std::sync::Arc;
 
@@ -23,17 +23,17 @@ use crate::rng::Rng;
 /// Projections that share an input, in the order of [`BlockBufs::inputs`].
 const SHARING: [&[Proj]; 4] =
     [&[Proj::Q, Proj::K, Proj::V], &[Proj::O], &[Proj::Gate, Proj::Up], &[Proj::Down]];
-/// The random stream of starting vectors; each input of each block has its own.
+/// First random stream of the starting vectors; each input of each block has its own.
 const STREAM: u64 = 0x4556_4100 << 32;
 
-/// f32 words of everything that [`initialize`] allocates.
+/// f32 words of everything [`initialize`] allocates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EvaWords {
     rows: usize,
     seq: usize,
     /// Rows of all batches.
     tokens: usize,
-    /// Width of each input that is collected; 0 where no projection of it is adapted.
+    /// Width of each collected input; 0 if no projection reading it is adapted.
     widths: [usize; 4],
     rank: usize,
     block: BlockWords,
@@ -42,7 +42,7 @@ pub struct EvaWords {
 }
 
 impl EvaWords {
-    /// For batches of at most `rows` rows, `tokens` in all, in sequences of at most `seq`.
+    /// For batches of at most `rows` rows, `tokens` in total, in sequences of at most `seq`.
     pub fn new(
         c: &ModelConfig,
         layout: &Layout,
@@ -63,7 +63,7 @@ impl EvaWords {
         }
     }
 
-    /// Words in all.
+    /// Total words.
     pub fn total(&self) -> usize {
         let widest = self.widths.into_iter().max().unwrap_or(0);
         (self.tokens + self.rows) * self.d
@@ -75,12 +75,12 @@ impl EvaWords {
     }
 }
 
-/// Sets A of every adapted projection from the inputs that `batches` bring it. `progress` is told, after each
-/// batch and each input, how many blocks are done, and may return false to stop: then some of A is set.
+/// Sets A of every adapted projection from its inputs over `batches`. After each batch and each input,
+/// `progress` receives the number of blocks done; return false to stop, which leaves A partly set.
 ///
 /// # Errors
-/// `Misuse` where a rank exceeds its projection's width; `BadData` for batches without a target;
-/// `NonFinite` where an input is no number; `Cancelled`.
+/// `Misuse` if a rank exceeds its projection's width; `BadData` for batches without a target; `NonFinite` if an
+/// input isn't finite; `Cancelled`.
 pub fn initialize(
     adapter: &mut Adapter,
     model: &ModelFile,
@@ -100,7 +100,7 @@ pub fn initialize(
         return Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LowerRank));
     }
     if !batches.iter().any(|b| b.trained_tokens() > 0) {
-        return Err(Error::new(ErrorKind::BadData, "EVA: no batch has a token to train on"));
+        return Err(Error::new(ErrorKind::BadData, "EVA: none of the batches has a token to train on"));
     }
     let c = model.config();
     let mut walk = Walk::new(model, kernels, precision, &adapter.layout, batches);
@@ -109,7 +109,7 @@ pub fn initialize(
         let adapted = adapter.layout.block(layer).is_some();
         let mut go_on = || match progress(layer) {
             true => Ok(()),
-            false => Err(Error::new(ErrorKind::Cancelled, "stopped while EVA walked the blocks")),
+            false => Err(Error::new(ErrorKind::Cancelled, "stopped during EVA initialization")),
         };
         let rows = walk.pass(layer, adapted, &mut go_on)?;
         for (which, projs) in SHARING.into_iter().enumerate().filter(|_| adapted) {
@@ -122,7 +122,7 @@ pub fn initialize(
     Ok(())
 }
 
-/// All batches on their way through the blocks.
+/// All batches, advancing through the blocks together.
 struct Walk<'a> {
     model: &'a ModelFile,
     kernels: &'a Kernels,
@@ -179,8 +179,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Passes all batches through a block; with `collect`, keeps its inputs of the rows with a target, and
-    /// tells how many these are. Ends where `go_on` fails, which is asked after each batch.
+    /// Passes all batches through a block. With `collect`, keeps its inputs for the rows with a target; returns
+    /// how many there are. Calls `go_on` after each batch, and stops if it fails.
     fn pass(&mut self, layer: usize, collect: bool, go_on: &mut impl FnMut() -> Result<()>) -> Result<usize> {
         let (c, d) = (self.model.config(), self.words.d);
         let ctx = Ctx::new(self.kernels, c, &self.rope, self.precision);
@@ -209,7 +209,7 @@ impl<'a> Walk<'a> {
         Ok(kept)
     }
 
-    /// A of the projections that share an input: the first rows of the same vectors.
+    /// Sets A of the projections that share an input, from the first rows of the same vectors.
     fn set(
         &mut self,
         adapter: &mut Adapter,
@@ -224,7 +224,7 @@ impl<'a> Walk<'a> {
         let x = &self.inputs[which][..rows * width];
         let vectors = self.space.leading(self.kernels, x, (rows, width), rank, &mut rng);
         let vectors = vectors
-            .ok_or_else(|| Error::new(ErrorKind::NonFinite, "an input is no number: the model is broken"))?;
+            .ok_or_else(|| Error::new(ErrorKind::NonFinite, "an input isn't finite: the model is broken"))?;
         for slot in slots {
             let a = &mut adapter.theta[slot.a];
             a.copy_from_slice(&vectors[..a.len()]);

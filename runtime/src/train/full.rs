@@ -25,25 +25,25 @@ pub struct FullTrainer {
     kernels: Arc<Kernels>,
     layout: TunedLayout,
     update: FullUpdate,
-    /// As the parameters lie; with [`FullUpdate::AtOnce`] those outside the blocks, and of one block.
+    /// In parameter order; with [`FullUpdate::AtOnce`], only those outside the blocks and of one block.
     grads: Vec<f32>,
     optimizer: AdamW,
     options: TrainOptions,
-    /// What is left of the schedule's rates.
+    /// Factor on the schedule's rates.
     rate_factor: f32,
     step: u64,
     /// Weights of the best look; empty without one.
     best: Vec<f32>,
-    /// Whether a step failed after it had changed some weights, or a restore midway.
+    /// Whether a step failed after changing some weights, or a restore failed midway.
     broken: bool,
 }
 
 impl FullTrainer {
-    /// Allocates the arena that `words` describes and dequantizes the model into it. The options'
-    /// precisions do not matter: everything is f32.
+    /// Allocates the arena that `words` describes and dequantizes the model into it. The options' precisions
+    /// are ignored: everything is f32.
     ///
     /// # Panics
-    /// If `words` are not of full fine-tuning.
+    /// If `words` aren't for full fine-tuning.
     pub fn new(
         model: Arc<ModelFile>,
         kernels: Arc<Kernels>,
@@ -72,7 +72,7 @@ impl FullTrainer {
         self.step
     }
 
-    /// Takes another schedule from the next step on: for runs whose length is known only once they go.
+    /// Uses another schedule from the next step on, for runs whose length is known only once they have started.
     pub fn set_schedule(&mut self, schedule: Schedule) {
         self.options.schedule = schedule;
     }
@@ -82,7 +82,7 @@ impl FullTrainer {
         self.rate_factor = factor;
     }
 
-    /// What a checkpoint holds of it.
+    /// What a checkpoint stores of it.
     pub fn numbers(&self) -> Numbers<'_> {
         let AdamW { m, v, updates, .. } = &self.optimizer;
         let theta = self.chain.tuned().map_or(&[][..], TunedModel::values);
@@ -90,7 +90,7 @@ impl FullTrainer {
         Numbers { theta, m, v, best, updates: *updates, steps, whole }
     }
 
-    /// The same, to be restored.
+    /// The same, for restoring.
     ///
     /// # Errors
     /// `Misuse` while others hold the weights.
@@ -101,19 +101,19 @@ impl FullTrainer {
         Ok(NumbersMut { theta, m, v, best: &mut self.best, updates, steps, broken })
     }
 
-    /// Remembers the weights as they are now: those of the best look.
+    /// Stores the current weights as those of the best look.
     pub fn keep_best(&mut self) {
         self.best.clear();
         self.best.extend_from_slice(self.chain.tuned().map_or(&[][..], TunedModel::values));
     }
 
-    /// The weights as they are now, for sequences and scoring chains to run on. While any of these is
-    /// alive, [`FullTrainer::step`] refuses to change them.
+    /// The current weights, for sequences and scoring chains. While any such user is alive,
+    /// [`FullTrainer::step`] refuses to change them.
     pub fn weights(&self) -> Weights {
         self.chain.weights()
     }
 
-    /// The weights, at the end: those of the best look where some were kept. Everything else is freed.
+    /// The final weights: those of the best look, if kept. Everything else is freed.
     pub fn into_weights(mut self) -> Arc<TunedModel> {
         if !self.best.is_empty()
             && let Some(model) = self.chain.weights_mut()
@@ -126,8 +126,8 @@ impl FullTrainer {
         }
     }
 
-    /// Gradients of the last step: sums over its targets. As the parameters lie, unless blocks are
-    /// updated at once.
+    /// Gradients of the last step, as sums over its targets. In parameter order, unless blocks are updated at
+    /// once.
     pub fn gradients(&self) -> &[f32] {
         &self.grads
     }
@@ -135,9 +135,9 @@ impl FullTrainer {
     /// One optimizer step over micro-batches.
     ///
     /// # Errors
-    /// `NonFinite` when loss or gradient is: the weights are unchanged then, or with
-    /// [`FullUpdate::AtOnce`] no further step is taken. `BadData` when no row carries a target. `Misuse`
-    /// for weights that others still hold, and for several micro-batches or clipping with `AtOnce`.
+    /// `NonFinite` if loss or gradient isn't finite: the weights are unchanged, or with [`FullUpdate::AtOnce`]
+    /// no further step is possible. `BadData` if no row has a target. `Misuse` if the weights are still in use
+    /// elsewhere, or for several micro-batches or clipping with `AtOnce`.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         self.check(batches)?;
         let lr = self.options.schedule.rate(self.step) * self.rate_factor;
@@ -167,15 +167,17 @@ impl FullTrainer {
         total
     }
 
-    /// Whether a step can be taken at all.
+    /// Checks that a step is possible at all.
     fn check(&mut self, batches: &[Batch]) -> Result<()> {
         let misuse = |message: &str| Err(Error::new(ErrorKind::Misuse, message));
         if self.broken {
-            return misuse("an earlier step failed midway: the weights are of no use; restore a checkpoint");
+            return misuse(
+                "an earlier step failed midway, so the weights are unusable; restore a checkpoint",
+            );
         }
         if self.update == FullUpdate::AtOnce && (batches.len() != 1 || self.options.adamw.max_grad_norm > 0.0)
         {
-            return misuse("blocks updated at once need a single micro-batch and no clipping");
+            return misuse("updating blocks at once needs a single micro-batch and no clipping");
         }
         if self.chain.weights_mut().is_none() {
             return Err(in_use());
@@ -214,7 +216,7 @@ impl FullTrainer {
     fn step_at_once(&mut self, batch: &Batch, lr: f32) -> Result<(Evaluated, f64)> {
         let total = self.chain.forward_weights(batch, head_grads(&self.layout, &mut self.grads, false));
         let count = self.counted(&total)?;
-        // Without clipping the update does not depend on the norm.
+        // Without clipping, the update doesn't depend on the norm.
         let step = self.optimizer.begin_with(0.0, count, lr).ok_or_else(|| self.not_finite())?;
         let outer = self.layout.outer();
         let mut squares = 0.0f64;
@@ -241,10 +243,10 @@ impl FullTrainer {
         Err(self.not_finite())
     }
 
-    /// The targets of a step as a divisor; before anything is changed.
+    /// The number of a step's targets, as a divisor, checked before anything changes.
     fn counted(&self, total: &Evaluated) -> Result<f64> {
         if total.targets == 0 {
-            return Err(Error::new(ErrorKind::BadData, "a step without a single trained token"));
+            return Err(Error::new(ErrorKind::BadData, "the step has no token to train on"));
         }
         if !total.loss_sum.is_finite() {
             return Err(self.not_finite());
@@ -259,14 +261,14 @@ impl FullTrainer {
 
     fn embedding_gradient(&mut self, batch: &Batch, accumulate: bool) {
         let at = self.layout.token_embd();
-        // A tied embedding has its gradient as the head already.
+        // A tied embedding already has its gradient as the head.
         let begun = accumulate || self.layout.output() == at;
         let grad = WeightGrad { dw: &mut self.grads[at], accumulate: begun }.begun();
         self.chain.backward_embedding(batch, grad);
     }
 
-    /// Updates the parameters `at` with the gradients `from`. Norms do not decay: there is nothing in a
-    /// gain that should be near zero.
+    /// Updates the parameters `at` with the gradients `from`. Norms don't decay: a gain shouldn't be pulled
+    /// toward zero.
     fn apply(&mut self, at: Range<usize>, from: Range<usize>, step: &AdamWStep) {
         let norms = if at.start == 0 { self.layout.output_norm() } else { 0..self.layout.norms()[1].end };
         let gains = AdamWStep { weight_decay: 0.0, ..*step };
@@ -282,7 +284,7 @@ impl FullTrainer {
 }
 
 fn in_use() -> Error {
-    Error::new(ErrorKind::Misuse, "the weights are still in use elsewhere; drop what reads them first")
+    Error::new(ErrorKind::Misuse, "the weights are still in use elsewhere; drop their other users first")
 }
 
 /// The head's part of the gradients.
@@ -292,7 +294,7 @@ fn head_grads<'a>(layout: &TunedLayout, grads: &'a mut [f32], accumulate: bool) 
     HeadGrads { norm: WeightGrad { dw: norm, accumulate }, w: WeightGrad { dw: w, accumulate } }
 }
 
-/// The gradients of one block, cut into its tensors.
+/// The gradients of one block, split into its tensors.
 fn block_grads<'a>(layout: &TunedLayout, block: &'a mut [f32], accumulate: bool) -> BlockGrads<'a> {
     let mut rest = block;
     let mut cut = |n: usize| {

@@ -1,4 +1,11 @@
 //! Training step by step: the chain of blocks, the optimizer's step, the schedule, and the trainer that owns them.
+//!
+//! ```
+//! use engraft_runtime::train::schedule::{Schedule, Shape};
+//!
+//! let schedule = Schedule { shape: Shape::Linear, peak: 2e-4, warmup: 10, total: 100 };
+//! assert!(schedule.rate(5) < schedule.rate(10) && schedule.rate(90) < schedule.rate(20));
+//! ```
 
 pub mod any;
 pub mod calibrate;

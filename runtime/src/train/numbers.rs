@@ -1,4 +1,4 @@
-//! What a trainer learned: what a checkpoint holds of it.
+//! A trainer's learned numbers, as a checkpoint stores them.
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -10,17 +10,17 @@ pub struct Numbers<'a> {
     pub m: &'a [f32],
     /// Second moments.
     pub v: &'a [f32],
-    /// Parameters of the best look; empty where there was none.
+    /// Parameters of the best look; empty if there was none.
     pub best: &'a [f32],
     /// Updates of AdamW.
     pub updates: u64,
     /// Optimizer steps.
     pub steps: u64,
-    /// Whether they are those of one moment: false after a step or a restore that failed midway.
+    /// Whether they are consistent: false after a step or restore failed midway.
     pub whole: bool,
 }
 
-/// The same, to be filled.
+/// The same, for filling.
 pub struct NumbersMut<'a> {
     /// Parameters.
     pub theta: &'a mut [f32],
@@ -34,15 +34,15 @@ pub struct NumbersMut<'a> {
     pub updates: &'a mut u64,
     /// Optimizer steps.
     pub steps: &'a mut u64,
-    /// Set while they are being filled; the trainer takes no step meanwhile.
+    /// Set while they are being filled; the trainer refuses to step meanwhile.
     pub broken: &'a mut bool,
 }
 
 impl Numbers<'_> {
-    /// Refuses what must not be written: a NaN or an infinity.
+    /// Refuses to write a NaN or an infinity.
     ///
     /// # Errors
-    /// [`ErrorKind::NonFinite`] with its place.
+    /// [`ErrorKind::NonFinite`], with its place.
     pub fn check(&self) -> Result<()> {
         let refuse = |problem: String| Err(Error::new(ErrorKind::NonFinite, problem));
         if !self.whole {

@@ -53,9 +53,9 @@ impl AdamW {
         AdamW { config, m: vec![0.0; n], v: vec![0.0; n], updates: 0 }
     }
 
-    /// One update with gradients that are sums over `count` targets; returns the norm of their mean.
+    /// One update with gradients summed over `count` targets; returns the norm of their mean.
     ///
-    /// Nothing is changed when the norm is not finite.
+    /// Changes nothing if the norm isn't finite.
     pub fn update(&mut self, k: &Kernels, theta: &mut [f32], grads: &[f32], count: f64, lr: f32) -> f64 {
         let (norm, step) = self.begin(grads, count, lr);
         if let Some(step) = step {
@@ -64,8 +64,8 @@ impl AdamW {
         norm
     }
 
-    /// [`AdamW::update`] of an adapter's parameters: B at its own rate, and the magnitudes without decay,
-    /// which would pull them from the base's towards zero.
+    /// [`AdamW::update`] for an adapter's parameters: B at its own rate, magnitudes without decay, which would
+    /// pull them from the base's values toward zero.
     pub fn update_adapter(
         &mut self,
         k: &Kernels,
@@ -92,8 +92,8 @@ impl AdamW {
         norm
     }
 
-    /// Counts an update whose mean gradient has `norm`, and gives what is due; `None`, uncounted, where the
-    /// norm is not finite. For [`AdamW::update_part`].
+    /// Counts an update whose mean gradient has `norm`, and returns its parameters for [`AdamW::update_part`].
+    /// `None`, without counting, if the norm isn't finite.
     pub fn begin_with(&mut self, norm: f64, count: f64, lr: f32) -> Option<AdamWStep> {
         if !norm.is_finite() {
             return None;
@@ -117,7 +117,7 @@ impl AdamW {
         })
     }
 
-    /// Updates a part of the parameters, whose moments begin at `first`.
+    /// Updates part of the parameters, whose moments start at `first`.
     pub fn update_part(
         &mut self,
         k: &Kernels,
@@ -136,7 +136,7 @@ impl AdamW {
         k.adamw(&mut theta[at.clone()], &grads[at], m, v, step);
     }
 
-    /// The norm of the mean gradient, and the update that is due where it is finite.
+    /// The norm of the mean gradient, and the due update if the norm is finite.
     fn begin(&mut self, grads: &[f32], count: f64, lr: f32) -> (f64, Option<AdamWStep>) {
         let norm = norm(grads) / count;
         (norm, self.begin_with(norm, count, lr))

@@ -1,22 +1,23 @@
-//! The leading right singular vectors of a tall matrix, by subspace iteration: never more than a few
-//! products of k rows with it, and no matrix of its width squared.
+//! The leading right singular vectors of a tall matrix, by subspace iteration. It takes only a few products of
+//! k rows with the matrix, and never forms one of its width squared.
 
 use engraft_kernels::Kernels;
 
 use crate::algebra::{dot, jacobi_sweep, set_identity};
 use crate::rng::Rng;
 
-/// Vectors iterated beyond those asked for, so that the last of them converge too.
+/// Extra vectors to iterate, so that the last requested ones also converge.
 const OVERSAMPLE: usize = 8;
-/// Iterations at most.
+/// Most iterations.
 const ITERATIONS: usize = 16;
-/// Iteration ends when no vector's share of the matrix's energy changes by more than this part of itself.
+/// Iteration ends when no vector's share of the matrix's energy changes by more than this fraction.
 const SETTLED: f64 = 1e-2;
-/// What is left of a row within the span of others, as a part of it: less is rounding.
+/// A row that keeps less than this fraction after projecting out the others depends on them; the rest is
+/// rounding.
 const DEPENDENT: f32 = 1e-5;
-/// Rows drawn anew at most in place of a dependent one.
+/// Most redraws for a dependent row.
 const DRAWS: usize = 8;
-/// Sweeps of Jacobi's method: it converges quadratically, and five or six are common.
+/// Most sweeps of Jacobi's method, which converges quadratically; five or six are typical.
 const SWEEPS: usize = 30;
 
 /// Buffers of an iteration.
@@ -38,15 +39,15 @@ impl Subspace {
         2 * k * n + t * k + 4 * k * k
     }
 
-    /// Allocates them.
+    /// Allocates the buffers.
     pub fn new(t: usize, n: usize, r: usize) -> Subspace {
         let k = (r + OVERSAMPLE).min(n);
         let (zeros, squares) = (|len: usize| vec![0.0; len], || vec![0.0; k * k]);
         Subspace { q: zeros(k * n), z: zeros(k * n), h: zeros(t * k), gram: squares(), vectors: squares() }
     }
 
-    /// The first r right singular vectors of x `[t, n]`, `[r, n]` with orthonormal rows; where x has fewer,
-    /// the rest are random. `None` where x is not finite.
+    /// The first r right singular vectors of x `[t, n]`, `[r, n]` with orthonormal rows; if x has fewer, the
+    /// rest are random. `None` if x isn't finite.
     ///
     /// # Panics
     /// If r exceeds n, or the buffers are smaller.
@@ -87,7 +88,7 @@ impl Subspace {
         kernels.skinny_nt(1.0, x, t, n, &self.q[..k * n], k, &mut self.h[..t * k]);
     }
 
-    /// Within the span of q, the directions in which x is longest, first the longest (Rayleigh and Ritz).
+    /// Rotates q to the directions in its span along which x is longest, in descending order (Rayleigh–Ritz).
     fn rotate(&mut self, t: usize, n: usize, k: usize, r: usize) -> &[f32] {
         let gram = &mut self.gram[..k * k];
         gram.fill(0.0);
@@ -121,8 +122,8 @@ fn energies(h: &[f32], k: usize) -> Vec<f64> {
     sums
 }
 
-/// Gram and Schmidt on rows of n elements, each twice, which is enough in f32; a row that depends on those
-/// before it is drawn anew.
+/// Gram–Schmidt on rows of n elements, run twice, which suffices in f32. A row that depends on earlier ones is
+/// redrawn.
 fn orthonormalize(q: &mut [f32], n: usize, rng: &mut Rng) {
     for i in 0..q.len() / n {
         let (before, rest) = q.split_at_mut(i * n);
@@ -130,7 +131,7 @@ fn orthonormalize(q: &mut [f32], n: usize, rng: &mut Rng) {
         for _ in 0..DRAWS {
             let size = dot(row, row).sqrt();
             if size > 0.0 {
-                // Unit length first: squares of large rows would overflow, those of small ones vanish.
+                // Normalize first: squares of large rows would overflow, those of small ones vanish.
                 row.iter_mut().for_each(|v| *v /= size);
             }
             for _ in 0..2 {
@@ -149,10 +150,10 @@ fn orthonormalize(q: &mut [f32], n: usize, rng: &mut Rng) {
     }
 }
 
-/// Eigenvalues of a symmetric a `[k, k]` come to its diagonal, eigenvectors to the rows of `vectors`.
+/// Diagonalizes a symmetric a `[k, k]`: eigenvalues on its diagonal, eigenvectors in the rows of `vectors`.
 fn eigen(a: &mut [f64], vectors: &mut [f64], k: usize) {
     set_identity(vectors, k);
-    // Smaller than what rounding of the diagonal leaves.
+    // Below the rounding of the diagonal.
     let is_nothing = |app: f64, aqq: f64, apq: f64| apq.abs() <= 1e-14 * (app * aqq).abs().sqrt();
     for _ in 0..SWEEPS {
         if jacobi_sweep(a, vectors, k, is_nothing) == 0.0 {
@@ -165,7 +166,7 @@ fn eigen(a: &mut [f64], vectors: &mut [f64], k: usize) {
 mod tests {
     use super::*;
 
-    /// A matrix `[t, n]` of which each next direction is `decay` times as long.
+    /// A matrix `[t, n]` whose successive directions shrink by `decay`.
     fn matrix(t: usize, n: usize, decay: f32, rng: &mut Rng) -> Vec<f32> {
         let mut directions: Vec<f32> = (0..n * n).map(|_| rng.normal()).collect();
         orthonormalize(&mut directions, n, rng);
@@ -195,7 +196,7 @@ mod tests {
         for (decay, bound) in [(0.5, 1e-2), (0.8, 3e-2)] {
             let mut rng = Rng::new(3, 3);
             let x = matrix(t, n, decay, &mut rng);
-            // All of XᵀX, which only a test can afford.
+            // The full XᵀX, which only a test can afford.
             let mut gram = vec![0.0f64; n * n];
             for row in x.chunks_exact(n) {
                 for i in 0..n {

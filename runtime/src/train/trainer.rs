@@ -29,7 +29,7 @@ pub struct TrainOptions {
     pub precision: Precision,
     /// How input gradients are computed.
     pub gradient: GradientPrecision,
-    /// A penalty on leaving the base; the plan must say `beside_base` then.
+    /// A penalty for drifting from the base; requires `beside_base` in the plan.
     pub kl: Option<KlPenalty>,
 }
 
@@ -38,7 +38,7 @@ pub struct TrainOptions {
 pub struct StepReport {
     /// Mean loss over the step's targets, nats.
     pub loss: f64,
-    /// Mean divergence from the base that the penalty weighs, nats per target; `None` without a penalty.
+    /// Mean divergence from the base, nats per target, before weighting; `None` without a penalty.
     pub kl: Option<f64>,
     /// Targets of the step.
     pub targets: usize,
@@ -57,12 +57,12 @@ pub struct Trainer {
     model: Arc<ModelFile>,
     adapter: Adapter,
     gains: Gains,
-    /// How the gains of the present θ were taken, if they were.
+    /// The precision at which the current θ's gains were computed, if they were.
     fresh: Option<Precision>,
     grads: Vec<f32>,
     optimizer: AdamW,
     options: TrainOptions,
-    /// What is left of the schedule's rates.
+    /// Factor on the schedule's rates.
     rate_factor: f32,
     step: u64,
     /// Parameters of the best look; empty without one.
@@ -105,17 +105,17 @@ impl Trainer {
         self.step
     }
 
-    /// The adapter as it is now.
+    /// The current adapter.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
 
-    /// What the adapter's file will say of how it was trained.
+    /// What the adapter's file will say about its training.
     pub fn meta_mut(&mut self) -> &mut TrainedWith {
         &mut self.adapter.meta
     }
 
-    /// Takes another schedule from the next step on: for runs whose length is known only once they go.
+    /// Uses another schedule from the next step on, for runs whose length is known only once they have started.
     pub fn set_schedule(&mut self, schedule: Schedule) {
         self.options.schedule = schedule;
     }
@@ -125,14 +125,14 @@ impl Trainer {
         self.rate_factor = factor;
     }
 
-    /// What a checkpoint holds of it.
+    /// What a checkpoint stores of it.
     pub fn numbers(&self) -> Numbers<'_> {
         let AdamW { m, v, updates, .. } = &self.optimizer;
         let (theta, steps, whole) = (&self.adapter.theta, self.step, !self.broken);
         Numbers { theta, m, v, best: &self.best, updates: *updates, steps, whole }
     }
 
-    /// The same, to be restored.
+    /// The same, for restoring.
     pub fn numbers_mut(&mut self) -> NumbersMut<'_> {
         self.fresh = None;
         let AdamW { m, v, updates, .. } = &mut self.optimizer;
@@ -140,13 +140,13 @@ impl Trainer {
         NumbersMut { theta, m, v, best: &mut self.best, updates, steps, broken }
     }
 
-    /// Remembers the parameters as they are now: those of the best look.
+    /// Stores the current parameters as those of the best look.
     pub fn keep_best(&mut self) {
         self.best.clear();
         self.best.extend_from_slice(&self.adapter.theta);
     }
 
-    /// The adapter, at the end: with the parameters of the best look where some were kept.
+    /// The final adapter, with the parameters of the best look, if kept.
     pub fn into_adapter(mut self) -> Adapter {
         if !self.best.is_empty() {
             self.adapter.theta = self.best;
@@ -154,7 +154,7 @@ impl Trainer {
         self.adapter
     }
 
-    /// Gradients of the last step: sums over its targets, in the order of θ.
+    /// Gradients of the last step, as sums over its targets, in the order of θ.
     pub fn gradients(&self) -> &[f32] {
         &self.grads
     }
@@ -162,9 +162,8 @@ impl Trainer {
     /// One optimizer step over micro-batches.
     ///
     /// # Errors
-    /// `NonFinite` when loss or gradient is; the parameters are unchanged then. `BadData` when no row
-    /// carries a target. `Misuse` after a restore that failed midway. `Io` when the model's file was cut or
-    /// changed: θ is unchanged then too.
+    /// `NonFinite` if loss or gradient isn't finite; `BadData` if no row has a target; `Misuse` after a restore
+    /// that failed midway; `Io` if the model's file was truncated or changed. θ is unchanged in every case.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         if self.broken {
             return Err(Error::new(ErrorKind::Misuse, "a restore failed midway: restore another checkpoint"));
@@ -182,14 +181,14 @@ impl Trainer {
             tokens += b.ids.len();
         }
         if total.targets == 0 {
-            return Err(Error::new(ErrorKind::BadData, "a step without a single trained token"));
+            return Err(Error::new(ErrorKind::BadData, "the step has no token to train on"));
         }
-        // What was read of a file cut meanwhile must not move θ.
+        // Data read from a file truncated meanwhile must not change θ.
         self.model.check_whole()?;
         let count = total.targets as f64;
         let lr = self.options.schedule.rate(self.step) * self.rate_factor;
         let theta = &mut self.adapter.theta;
-        // A loss that is not finite must not move θ, whatever its gradient looks like.
+        // A non-finite loss must not change θ, whatever its gradient looks like.
         let grad_norm = match total.loss_sum.is_finite() && kl_sum.is_finite() {
             true => {
                 let layout = &self.adapter.layout;
@@ -207,7 +206,8 @@ impl Trainer {
         Ok(StepReport { loss: total.loss_sum / count, kl, targets: total.targets, tokens, grad_norm, lr })
     }
 
-    /// Adds the gradient of micro-batch `i` of a step; its loss, and its divergence where that is weighed.
+    /// Adds the gradient of micro-batch `i` of a step; returns its loss, and its divergence if there is a
+    /// penalty.
     fn accumulate(&mut self, i: usize, batch: &Batch) -> (Evaluated, f64) {
         let dropout = self.dropout(i);
         let view = view(&self.adapter, &self.gains);
@@ -221,7 +221,7 @@ impl Trainer {
     /// Mean loss over the targets of `batches`, with the adapter or (None) the base alone.
     pub fn evaluate(&mut self, batches: impl Iterator<Item = Batch>, with_adapter: bool) -> Evaluated {
         let mut total = Evaluated::default();
-        // What a sequence has of the adapter, to the last bit.
+        // The same gains a sequence uses, to the bit.
         self.refresh(Precision::F32);
         for b in batches {
             let view = view(&self.adapter, &self.gains);
@@ -232,10 +232,10 @@ impl Trainer {
         total
     }
 
-    /// The tuned model beside its base over the targets of `batches`: sums of losses and divergences.
+    /// Compares the tuned model with its base over the targets of `batches`: sums of losses and divergences.
     ///
     /// # Panics
-    /// If the plan did not say `beside_base`.
+    /// If the plan wasn't made with `beside_base`.
     pub fn compare(&mut self, batches: impl Iterator<Item = Batch>) -> Compared {
         self.refresh(Precision::F32);
         let mut total = Compared::default();
@@ -245,8 +245,8 @@ impl Trainer {
         total
     }
 
-    /// Brings DoRA's gains to θ: once per optimizer step, however many micro-batches it has. A step takes
-    /// them alike whether or not an evaluation came before it.
+    /// Updates DoRA's gains to θ: once per optimizer step, however many micro-batches it has. A step uses the
+    /// same gains whether or not an evaluation came before it.
     fn refresh(&mut self, precision: Precision) {
         if self.fresh == Some(precision) {
             return;

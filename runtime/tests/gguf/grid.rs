@@ -239,10 +239,10 @@ fn every_extent(c: &mut Cases) {
             with(0, "is 0");
             with(1 << 63, "overflows");
             with(u64::MAX - 31, "overflows");
-            with(1 << 40, "reach behind the file's end");
+            with(1 << 40, "reach past the file's end");
             if d == 0 && block > 1 {
                 for v in [1, block - 1, block + 1, t.dims[0] + 15, u64::MAX] {
-                    with(v, "no whole number of");
+                    with(v, "not a whole number of");
                 }
             }
             for (more, name) in [(1, "one"), (2, "two"), (7, "seven")] {
@@ -250,7 +250,7 @@ fn every_extent(c: &mut Cases) {
                 let mut dims = t.dims.clone();
                 dims[d] += more * if d == 0 { 32 } else { 1 };
                 let tensor = String::from_utf8(t.name.clone()).expect("a name");
-                let part = if i > 0 { format!("tensor {tensor} is of shape") } else { "token_embd".into() };
+                let part = if i > 0 { format!("tensor {tensor} has shape") } else { "token_embd".into() };
                 c.add(&format!("extent {d} of tensor {i} is {name} more"), Corrupt, &part, |w| {
                     w.reshape(&tensor, DType::F32, &dims);
                 });
@@ -271,8 +271,8 @@ fn every_type_of_a_tensor(c: &mut Cases) {
         for other in DType::ALL.into_iter().filter(|other| other.ggml_id() != t.dtype) {
             let size = other.row_bytes(t.dims[0] as usize).map(|row| row * rows as usize);
             let part = match size {
-                None => "no whole number of",
-                Some(size) if before + size > all => "reach behind the file's end",
+                None => "not a whole number of",
+                Some(size) if before + size > all => "reach past the file's end",
                 Some(size) if padded(size) != padded(t.data.len()) => "a hole or an overlap",
                 Some(_) => continue,
             };
@@ -289,7 +289,7 @@ fn every_place(c: &mut Cases) {
     let mut running = 0u64;
     for (i, t) in tiny().tensors.iter().enumerate() {
         for by in [1, 2, 16, 31, 33] {
-            c.add(&format!("tensor {i} {by} later"), Corrupt, "no multiple of 32", |w| {
+            c.add(&format!("tensor {i} {by} later"), Corrupt, "not a multiple of 32", |w| {
                 w.tensors[i].offset = Some(running + by);
             });
         }
@@ -332,30 +332,30 @@ fn known_holes(c: &mut Cases) {
         w.set("tokenizer.ggml.tokens", arrv(8, (1 << 60) + 1, &[strv("a")]));
     });
     // A number of tensors whose descriptions' size wraps.
-    c.add("CVE-2024-21836", Corrupt, "tensors where at most", |w| w.n_tensors = Some(u64::MAX / 24 + 2));
+    c.add("CVE-2024-21836", Corrupt, "tensors; at most", |w| w.n_tensors = Some(u64::MAX / 24 + 2));
     // A string's length that wraps when a terminator is added.
     c.add("CVE-2024-23496", Corrupt, "declares", |w| {
         w.set("general.name", V(8, u64::MAX.to_le_bytes().to_vec()))
     });
     // A number of keys whose entries' size wraps.
-    c.add("CVE-2024-23605", Corrupt, "metadata keys where at most", |w| w.n_kv = Some(u64::MAX / 13 + 2));
+    c.add("CVE-2024-23605", Corrupt, "metadata keys; at most", |w| w.n_kv = Some(u64::MAX / 13 + 2));
     // A key cut short: what was to be read stays uninitialized, and is released.
     let header = tiny().header();
     c.raw("CVE-2024-32878", Corrupt, "", header[..60].to_vec());
     // A sum of tensors' sizes that wraps.
-    c.add("CVE-2025-53630", Corrupt, "reach behind the file's end", |w| {
+    c.add("CVE-2025-53630", Corrupt, "reach past the file's end", |w| {
         (w.tensors[0].dims, w.tensors[0].offset) = (vec![1 << 61], Some(0));
         (w.tensors[1].dims, w.tensors[1].offset) = (vec![1 << 61], Some(1 << 63));
     });
     // An alignment of 0, by which padding is divided.
     c.add("CVE-2025-0317", Corrupt, "general.alignment is 0", |w| w.set("general.alignment", u32v(0)));
     // A string's length of version 1, taken for the size of a buffer: the version is not read at all.
-    c.add("CVE-2025-66960", Unsupported, "versions 2 and 3", |w| {
+    c.add("CVE-2025-66960", Unsupported, "version 2 or 3", |w| {
         w.version = 1;
         w.kv[0].key_len = Some(u64::MAX);
     });
     // Sizes that fit one by one, and wrap with the room for their descriptions.
-    c.add("CVE-2026-27940", Corrupt, "reach behind the file's end", |w| {
+    c.add("CVE-2026-27940", Corrupt, "reach past the file's end", |w| {
         w.tensors[0].dims = vec![(1 << 62) - 32];
     });
     // Extents whose product of elements fits, and whose bytes wrap.
@@ -363,7 +363,7 @@ fn known_holes(c: &mut Cases) {
         w.tensors[0].dims = vec![1152, (1 << 54) + 1];
     });
     // Offset and size beyond the file, which is read all the same.
-    c.add("CVE-2026-7482", Corrupt, "reach behind the file's end", |w| {
+    c.add("CVE-2026-7482", Corrupt, "reach past the file's end", |w| {
         w.tensor("output_norm.weight").dims = vec![1 << 20];
     });
 }

@@ -113,15 +113,15 @@ fn preamble_and_counts(c: &mut Cases) {
     c.raw("no byte", Corrupt, "magic", vec![]);
     c.raw("three bytes", Corrupt, "magic", b"GGU".to_vec());
     c.raw("magic alone", Corrupt, "version", b"GGUF".to_vec());
-    c.raw("a web page", Corrupt, "no GGUF file", b"<!DOCTYPE html><html>".to_vec());
+    c.raw("a web page", Corrupt, "not a GGUF file", b"<!DOCTYPE html><html>".to_vec());
     c.raw(
         "a Git LFS pointer",
         Corrupt,
-        "no GGUF file",
+        "not a GGUF file",
         b"version https://git-lfs.github.com/spec/v1".to_vec(),
     );
-    c.raw("zeros", Corrupt, "no GGUF file", vec![0; 4096]);
-    c.raw("ones", Corrupt, "no GGUF file", vec![0xff; 4096]);
+    c.raw("zeros", Corrupt, "not a GGUF file", vec![0; 4096]);
+    c.raw("ones", Corrupt, "not a GGUF file", vec![0xff; 4096]);
     for magic in [b"ggml", b"ggjt", b"GGUf", b"\x1b[2J", b"GGUE"] {
         let name = format!("magic {}", magic.escape_ascii());
         c.add(&name, Corrupt, &format!("{}", magic.escape_ascii()), |w| w.magic = *magic);
@@ -132,11 +132,11 @@ fn preamble_and_counts(c: &mut Cases) {
         c.add(&name, Unsupported, "byte-swapped", |w| w.version = version.swap_bytes());
     }
     for version in [0, 1, 4, 5, 255, u32::MAX] {
-        c.add(&format!("version {version}"), Unsupported, "versions 2 and 3", |w| w.version = version);
+        c.add(&format!("version {version}"), Unsupported, "version 2 or 3", |w| w.version = version);
     }
     for n in HUGE.into_iter().chain([65_537, 65_536, 1 << 20]) {
-        c.add(&format!("{n} tensors"), Corrupt, "tensors where at most", |w| w.n_tensors = Some(n));
-        c.add(&format!("{n} keys"), Corrupt, "metadata keys where at most", |w| w.n_kv = Some(n));
+        c.add(&format!("{n} tensors"), Corrupt, "tensors; at most", |w| w.n_tensors = Some(n));
+        c.add(&format!("{n} keys"), Corrupt, "metadata keys; at most", |w| w.n_kv = Some(n));
     }
     c.add("one tensor too many", Corrupt, "tensor 11 of 12", |w| w.n_tensors = Some(12));
     c.add("one key too many", Corrupt, "tensor 0 of 11", |w| w.n_kv = Some(19));
@@ -197,10 +197,10 @@ fn values_and_arrays(c: &mut Cases) {
             c.add(&name, Corrupt, "needs more than", |w| w.set("x", arrv(element, count, &[u64v(0)])));
         }
     }
-    c.add("array of arrays", Unsupported, "array of arrays", |w| {
+    c.add("array of arrays", Unsupported, "arrays of arrays", |w| {
         w.set("x", arr(&[arr(&[u32v(1)])]));
     });
-    c.add("empty array of arrays", Unsupported, "array of arrays", |w| w.set("x", arrv(9, 0, &[])));
+    c.add("empty array of arrays", Unsupported, "arrays of arrays", |w| w.set("x", arrv(9, 0, &[])));
     let wrong = |key: &'static str, v: V| (key, v);
     for (key, v) in [
         wrong("general.architecture", u32v(1)),
@@ -279,7 +279,7 @@ fn tensor_descriptions(c: &mut Cases) {
         w.tensor("token_embd.weight").dims = vec![1 << 62];
     });
     for dims in [vec![31, 32], vec![33, 32], vec![1], vec![16, 64], vec![u64::MAX]] {
-        c.add(&format!("dims {dims:?}"), Corrupt, "no whole number of Q8_0 blocks", |w| {
+        c.add(&format!("dims {dims:?}"), Corrupt, "not a whole number of Q8_0 blocks", |w| {
             w.tensor(q).dims = dims
         });
     }
@@ -320,7 +320,7 @@ fn tensor_places(c: &mut Cases) {
     let (q, k) = ("blk.0.attn_q.weight", "blk.0.attn_k.weight");
     // token_embd 1024 bytes and attn_norm 128 bytes come before q, q itself takes 1088.
     for offset in [1, 16, 31, 1153, u64::MAX, (1 << 63) + 1] {
-        c.add(&format!("offset {offset}"), Corrupt, "no multiple of 32", |w| {
+        c.add(&format!("offset {offset}"), Corrupt, "not a multiple of 32", |w| {
             w.tensor(q).offset = Some(offset)
         });
     }
@@ -335,22 +335,22 @@ fn tensor_places(c: &mut Cases) {
         (w.tensor(q).offset, w.tensor(k).offset) = (Some(1152 + 288), Some(1152));
     });
     for cut in [1, 2, 32, 63, 64] {
-        c.add(&format!("last tensor short of {cut}"), Corrupt, "reach behind the file's end", |w| {
+        c.add(&format!("last tensor short of {cut}"), Corrupt, "reach past the file's end", |w| {
             let data = &mut w.tensor("output_norm.weight").data;
             data.truncate(data.len() - cut);
         });
     }
-    c.add("rows beyond the file", Corrupt, "reach behind the file's end", |w| {
+    c.add("rows beyond the file", Corrupt, "reach past the file's end", |w| {
         w.tensor("output_norm.weight").dims = vec![1 << 40];
     });
-    c.add("sum of sizes wraps", Corrupt, "reach behind the file's end", |w| {
+    c.add("sum of sizes wraps", Corrupt, "reach past the file's end", |w| {
         w.tensors[0].dims = vec![1 << 61];
         w.tensors[1].offset = Some(1 << 63);
         w.tensors[1].dims = vec![1 << 61];
         w.tensors[2].offset = Some(0);
     });
     let bytes = tiny().header();
-    c.raw("the header alone", Corrupt, "reach behind the file's end", bytes);
+    c.raw("the header alone", Corrupt, "reach past the file's end", bytes);
 }
 
 fn hyperparameters(c: &mut Cases) {
@@ -386,13 +386,13 @@ fn hyperparameters(c: &mut Cases) {
     let mut odd = |key: &str, v: u32, part: &str| {
         c.add(&format!("{key} {v}"), Corrupt, part, |w| w.set(key, u32v(v)));
     };
-    odd("llama.attention.head_count", 3, "no multiple of 2");
-    odd("llama.attention.head_count", 6, "no multiple of 6");
-    odd("llama.attention.head_count_kv", 3, "no multiple of 3");
-    odd("llama.attention.head_count_kv", 8, "no multiple of 8");
+    odd("llama.attention.head_count", 3, "not a multiple of 2");
+    odd("llama.attention.head_count", 6, "not a multiple of 6");
+    odd("llama.attention.head_count_kv", 3, "not a multiple of 3");
+    odd("llama.attention.head_count_kv", 8, "not a multiple of 8");
     odd("llama.rope.dimension_count", 7, "must be even");
     odd("llama.rope.dimension_count", 10, "at most 8");
-    odd("llama.embedding_length", 33, "no multiple of 4");
+    odd("llama.embedding_length", 33, "not a multiple of 4");
     for name in
         ["rope.freq_base", "attention.layer_norm_rms_epsilon", "rope.scaling.factor", "rope.scale_linear"]
     {
@@ -421,7 +421,7 @@ fn kinds_of_models(c: &mut Cases) {
     c.add("an adapter", Unsupported, "this is an adapter", |w| w.set("general.type", strv("adapter")));
     c.add("a projector", Unsupported, "general.type", |w| w.set("general.type", strv("mmproj")));
     c.add("a part of a split", Unsupported, "split", |w| w.set("split.count", V(2, vec![2, 0])));
-    c.add("no tensors", Unsupported, "vocabulary only", |w| w.tensors.clear());
+    c.add("no tensors", Unsupported, "only a vocabulary", |w| w.tensors.clear());
     c.add("old quantization", Unsupported, "quantization version 1", |w| {
         w.set("general.quantization_version", u32v(1));
     });
@@ -446,7 +446,7 @@ fn kinds_of_models(c: &mut Cases) {
         let part = format!("rope scaling of type \"{kind}\"");
         c.add(&part, Unsupported, &part, |w| w.set("llama.rope.scaling.type", strv(kind)));
     }
-    c.add("values unlike keys", Unsupported, "values of 16 elements", |w| {
+    c.add("values unlike keys", Unsupported, "16 value elements", |w| {
         w.set("llama.attention.value_length", u32v(16));
     });
 }
@@ -495,7 +495,7 @@ fn tensors_of_the_model(c: &mut Cases) {
         if name == "token_embd.weight" {
             continue;
         }
-        let part = format!("tensor {name} is of shape");
+        let part = format!("tensor {name} has shape");
         c.add(&format!("{name} of 4 dims"), Corrupt, &part, |w| w.tensor(&name).dims.resize(4, 1));
         c.add(&format!("{name} shorter"), Corrupt, &part, |w| {
             let (mut dims, rows) = (t.dims.clone(), t.dims.len() - 1);
@@ -503,19 +503,19 @@ fn tensors_of_the_model(c: &mut Cases) {
             w.reshape(&name, DType::F32, &dims);
         });
     }
-    c.add("embedding of another width", Corrupt, "token_embd.weight is of shape", |w| {
+    c.add("embedding of another width", Corrupt, "token_embd.weight has shape", |w| {
         w.reshape("token_embd.weight", DType::F32, &[64, 8]);
     });
-    c.add("transposed", Corrupt, "blk.0.ffn_down.weight is of shape", |w| {
+    c.add("transposed", Corrupt, "blk.0.ffn_down.weight has shape", |w| {
         w.reshape("blk.0.ffn_down.weight", DType::F32, &[32, 64]);
     });
     c.add("more blocks than tensors", Corrupt, "blk.1.attn_q.weight is missing", |w| {
         w.set("llama.block_count", u32v(2));
     });
-    c.add("head of another shape", Corrupt, "output.weight is of shape", |w| {
+    c.add("head of another shape", Corrupt, "output.weight has shape", |w| {
         w.add("output.weight", DType::F32, &[32, 9]);
     });
-    c.add("rope_freqs of another shape", Corrupt, "rope_freqs.weight is of shape", |w| {
+    c.add("rope_freqs of another shape", Corrupt, "rope_freqs.weight has shape", |w| {
         w.add("rope_freqs.weight", DType::F32, &[8]);
     });
     c.add("rope_freqs of 0", Corrupt, "divisor of 0", |w| {

@@ -258,11 +258,11 @@ fn a_checkpoint_is_of_one_run_only() -> TestResult {
     let base = world.model.digest();
     let others = [
         (Identity::new([7; 32], lora.as_ref(), &options), "another model"),
-        (Identity::new(base, lora.as_ref(), &longer), "steps was 4, and is 9"),
-        (world.identity(&Case { rank: Some(2), ..case.clone() }), "rank was 7, and is 2"),
-        (world.identity(&Case { dora: true, ..case.clone() }), "trained was LoRA, and is DoRA"),
+        (Identity::new(base, lora.as_ref(), &longer), "steps was 4, now 9"),
+        (world.identity(&Case { rank: Some(2), ..case.clone() }), "rank was 7, now 2"),
+        (world.identity(&Case { dora: true, ..case.clone() }), "trained was LoRA, now DoRA"),
         (Identity::new(base, None, &options).with("batch", 2), "every weight"),
-        (Identity::new(base, lora.as_ref(), &options).with("batch", 4), "batch was 2, and is 4"),
+        (Identity::new(base, lora.as_ref(), &options).with("batch", 4), "batch was 2, now 4"),
         (
             Identity::new(base, lora.as_ref(), &options).with_rows("training rows", &rows(5, 3)),
             "training rows",

@@ -14,7 +14,6 @@ use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
 use engraft_runtime::compare::{Contest, Outcome, Product, compare, fitting};
-use engraft_runtime::gate::retention;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::text::Text;
@@ -200,11 +199,7 @@ impl Trial {
     /// `GATE_REFUSED` if the base alone stays, or if the examples differ for each question.
     pub(crate) fn winner(&self) -> Result<&Product> {
         let outcome = self.outcome()?;
-        let kept = match &outcome.verdict.decision {
-            Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => outcome.kept(arm),
-            Decision::KeepBase => None,
-        };
-        match kept {
+        match outcome.winner() {
             Some(kept @ Product::Adapter(_)) => Ok(kept),
             Some(kept @ Product::FewShot(messages)) if !messages.is_empty() => Ok(kept),
             _ => Err(Failure::new(ENGRAFT_GATE_REFUSED, outcome.verdict.sentence.clone())),
@@ -322,14 +317,13 @@ impl Trial {
 
     /// What must not be forgotten.
     fn retention(&self, text: &Text) -> engraft_runtime::Result<Vec<RetentionSet>> {
-        let built_in = (self.params.no_built_in_retention == 0).then(retention::passages);
-        let own = (!self.retention.is_empty()).then(|| retention::split(&self.retention));
+        let rows_max = self.data.options.max_seq_length;
         let mut all = Vec::new();
-        for (name, passages) in [(retention::NAME, built_in), (OWN_RETENTION, own)] {
-            if let Some(passages) = passages {
-                let passages: Vec<&str> = passages.iter().map(|passage| passage.text).collect();
-                all.push(RetentionSet::of_text(name, &passages, text, self.data.options.max_seq_length)?);
-            }
+        if self.params.no_built_in_retention == 0 {
+            all.push(RetentionSet::built_in(text, rows_max)?);
+        }
+        if !self.retention.is_empty() {
+            all.push(RetentionSet::of_passages(OWN_RETENTION, &self.retention, text, rows_max)?);
         }
         if let Some(data) = &self.retention_rows {
             let metric = data.task.map(Metric::Numeric).or(self.metric);

@@ -8,7 +8,6 @@ use engraft_runtime::compare::material::Rows;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::data::{self, DataOptions as Reading};
 use engraft_runtime::error::Result;
-use engraft_runtime::gate::retention;
 use engraft_runtime::gate::verdict::Thresholds;
 use engraft_runtime::model::text::Text;
 
@@ -97,9 +96,7 @@ impl GateOptions {
         let mut all: Vec<RetentionSet> = Vec::new();
         let rows_max = reading.max_seq_length;
         if !self.no_built_in_retention {
-            let passages = retention::passages();
-            let passages: Vec<&str> = passages.iter().map(|p| p.text).collect();
-            all.push(RetentionSet::of_text(retention::NAME, &passages, text, rows_max)?);
+            all.push(RetentionSet::built_in(text, rows_max)?);
         }
         for file in &self.retention {
             stat(file, "--retention")?;
@@ -109,8 +106,7 @@ impl GateOptions {
                 retention_rows(file, &name, text, reading, metric).map_err(|e| e.at("--retention"))?
             } else {
                 let whole = common::read_text(file)?;
-                let passages: Vec<&str> = retention::split(&whole).iter().map(|p| p.text).collect();
-                RetentionSet::of_text(&name, &passages, text, rows_max).map_err(|e| e.at(file.display()))?
+                RetentionSet::of_passages(&name, &whole, text, rows_max).map_err(|e| e.at(file.display()))?
             };
             if all.iter().any(|known| known.name == name) {
                 return Err(misuse(format!("--retention: two texts are named {name}; rename one")));

@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::adapter::Adapter;
-use engraft_runtime::compare::{Outcome, Product};
+use engraft_runtime::compare::{Outcome, Promotion};
 use engraft_runtime::error::{Error, ErrorKind};
-use engraft_runtime::gate::store::{Candidate, Generation, LAST_DIR, Store, Writer};
-use engraft_runtime::gate::verdict::Decision;
+use engraft_runtime::gate::store::{Generation, LAST_DIR, Store, Writer};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, check_dir_within};
 
@@ -96,36 +94,19 @@ fn refusal(outcome: &Outcome) -> Option<Error> {
     })
 }
 
-/// Makes the chosen arm the store's active generation. Returns `None` where the base stays, and for what a
-/// store can't hold: examples that differ from question to question, and whole models.
+/// Makes the chosen arm the store's active generation. Returns `None` if the base stays, and, with a message, if a
+/// store can't hold the winner.
 pub(super) fn promote(
     writer: &Writer<'_>,
     outcome: &Outcome,
     model: &ModelFile,
 ) -> Result<Option<Generation>, Error> {
-    let arm = match &outcome.verdict.decision {
-        Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
-        Decision::KeepBase => return Ok(None),
-    };
-    let loaded;
-    let candidate = match outcome.kept(arm) {
-        Some(Product::Adapter(adapter)) => Candidate::Adapter(adapter),
-        Some(Product::File(file)) => {
-            loaded = Adapter::load(file)?;
-            Candidate::Adapter(&loaded)
+    match outcome.promote(writer, model)? {
+        Promotion::Active(generation) => Ok(Some(generation)),
+        Promotion::BaseStays => Ok(None),
+        Promotion::CannotHold(why) => {
+            eprintln!("the best arm can't be promoted: {why}");
+            Ok(None)
         }
-        Some(Product::FewShot(messages)) if !messages.is_empty() => Candidate::FewShot(messages),
-        Some(Product::Model(_)) => {
-            eprintln!("{arm} is the best, but a store keeps adapters and examples, not whole models");
-            return Ok(None);
-        }
-        _ => {
-            eprintln!(
-                "{arm} is the best, but a store can't hold its examples: they differ for each question"
-            );
-            return Ok(None);
-        }
-    };
-    let (verdict, digest) = (outcome.verdict.to_json()?, model.digest());
-    writer.promote(&candidate, verdict.as_bytes(), (&digest, model.config()), false).map(Some)
+    }
 }

@@ -1,7 +1,7 @@
 //! `engraft compare`: judges the base alone, the base with examples in its prompt, and trained arms on the same
 //! held-out rows.
 
-use std::io::{IsTerminal, Stderr};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use crate::contest::{ContestOptions, Held, Verb};
 use crate::json;
 use crate::memory::Watch;
 use crate::options::{ArmName, misuse};
-use crate::progress::{ProgressLine, Step, Style};
+use crate::progress::{Progress, Step};
 
 /// Steps between progress lines when stderr isn't a terminal.
 const TELL_EVERY: u32 = 50;
@@ -102,7 +102,7 @@ pub(super) struct Screen {
     cancel: Arc<AtomicBool>,
     /// When the run must wait for the machine.
     when: Option<Conditions>,
-    progress: ProgressLine<Stderr>,
+    progress: Progress,
     /// The run whose progress is shown, and its number of steps if known.
     shown: (String, Option<u64>),
     /// When its progress was first shown, and at which step.
@@ -115,7 +115,7 @@ impl Screen {
         Screen {
             cancel,
             when,
-            progress: ProgressLine::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), None),
+            progress: Progress::on_stderr(TELL_EVERY, None),
             shown: (String::new(), None),
             begun: (std::time::Instant::now(), 0),
             watch: Watch::start(WATCH_INTERVAL),
@@ -127,7 +127,7 @@ impl Screen {
     fn step(&mut self, run: &str, at: &Stepping) {
         if (self.shown.0.as_str(), self.shown.1) != (run, at.total) {
             self.progress.finish();
-            self.progress = ProgressLine::new(std::io::stderr(), Style::for_stderr(TELL_EVERY), at.total);
+            self.progress = Progress::on_stderr(TELL_EVERY, at.total);
             self.shown = (run.to_string(), at.total);
             self.begun = (std::time::Instant::now(), at.step);
         }

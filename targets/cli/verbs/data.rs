@@ -28,6 +28,7 @@ enum What {
 }
 
 #[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").args(["data"]).required(true)))]
 struct CheckOptions {
     #[command(flatten)]
     model: ModelOptions,

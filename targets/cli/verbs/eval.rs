@@ -36,6 +36,7 @@ const ROWS_MAX: u32 = 256;
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").args(["perplexity", "data"]).required(true)))]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) model: ModelOptions,

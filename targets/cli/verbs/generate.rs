@@ -28,6 +28,7 @@ pub(super) const CONTEXT_DEFAULT_MAX: usize = 4096;
 const PROMPT_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").args(["prompt", "file"]).required(true)))]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) model: ModelOptions,

@@ -6,6 +6,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod common;
 pub(crate) mod compare;
+pub(crate) mod completions;
 pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod eval;
@@ -60,5 +61,6 @@ pub(crate) fn run(verb: Verb, invocation: &Invocation) -> Result<()> {
         Verb::Demo(options) => demo::run(&options, invocation),
         Verb::Bench(options) => bench::run(&options, invocation),
         Verb::Selftest(options) => selftest::run(&options, invocation),
+        Verb::Completions(options) => completions::run(&options),
     }
 }

@@ -1,6 +1,5 @@
 //! `engraft train`: trains an adapter, or the whole model, within its memory plan.
 
-use std::io::Stderr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +24,7 @@ use crate::json;
 use crate::memory::Watch;
 use crate::metrics::{Metrics, StepRecord};
 use crate::options::{TuneOptions, misuse, stat};
-use crate::progress::{ProgressLine, Step, Style};
+use crate::progress::{Progress, Step};
 
 /// The model of a finished run.
 const MODEL_FILE: &str = "model.gguf";
@@ -341,7 +340,7 @@ struct Screen {
     /// When the run must wait for the machine, and when its time is up.
     conditions: Conditions,
     deadline: Option<Instant>,
-    progress: ProgressLine<Stderr>,
+    progress: Progress,
     every: u32,
     metrics: Metrics,
     folder: PathBuf,
@@ -362,7 +361,7 @@ impl Screen {
             cancel,
             conditions,
             deadline,
-            progress: ProgressLine::new(std::io::stderr(), Style::for_stderr(every), None),
+            progress: Progress::on_stderr(every, None),
             every,
             metrics: Metrics::default(),
             folder: tune.adapter_path.clone(),
@@ -373,7 +372,7 @@ impl Screen {
 
     /// Sets the run's number of steps once it is known.
     fn total(&mut self, total: Option<u64>) {
-        self.progress = ProgressLine::new(std::io::stderr(), Style::for_stderr(self.every), total);
+        self.progress = Progress::on_stderr(self.every, total);
     }
 
     fn finish(&mut self) {

@@ -1,38 +1,36 @@
-//! What the template engine does not bound by itself: how deep expressions and values nest.
+//! Bounds what the template engine doesn't: how deep expressions and values nest.
 //!
-//! The engine's compiler, and the release of nested values, recurse once for each level. A chain of some ten
-//! thousand operators, or a namespace that is wrapped in a list again and again, would overflow the stack,
-//! which ends the process. And a list of twice itself, forty times over, is small in memory but endless to
-//! compare. So a template is read token by token first, by the engine's own lexer: long expressions are
-//! refused, and each value that is assigned or put together goes through [`FILTER`], which refuses deep ones
-//! and lets them pay fuel for all that they hold.
+//! The engine recurses once per level when compiling and when dropping nested values. Ten thousand chained
+//! operators, or a namespace wrapped in a list over and over, would overflow the stack and end the process. A
+//! list of twice itself, nested forty times, is small in memory but takes forever to compare. So the engine's
+//! own lexer first reads a template token by token, and long expressions are refused. Each assigned or composed
+//! value goes through [`FILTER`], which refuses deep values and charges fuel for everything they hold.
 
 use minijinja::machinery::{Span, Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Error as JinjaError, ErrorKind as JinjaKind, State, Value};
 
-/// The filter behind every assignment.
+/// The filter appended to every assignment.
 pub(super) const FILTER: &str = "engraft_assigned";
 
-/// Tokens of one tag that may each nest the next one, at most. Templates in use have some 60.
+/// Most tokens of one tag that may each nest the next. Real templates have about 60.
 const TOKENS_MAX: usize = 256;
-/// Characters of a line, and lines, at most: the engine counts both in 16 bits, and adds one for an error.
+/// Most characters per line, and most lines: the engine counts both in 16 bits and adds one in errors.
 const LINE_MAX: usize = 1 << 15;
-/// Brackets open at once in one tag, at most.
+/// Most brackets open at once in one tag.
 const BRACKETS_MAX: usize = 16;
-/// `elif` and `macro` tags of a template, each of which may nest the next one, at most.
+/// Most `elif` and `macro` tags of a template; each may nest the next.
 const CHAIN_MAX: usize = 256;
-/// Blocks within blocks, at most.
+/// Deepest nesting of blocks.
 const BLOCKS_MAX: usize = 32;
-/// Levels of an assigned value, at most: those of a row's JSON, and some.
+/// Deepest nesting of an assigned value: that of a row's JSON, with some slack.
 const LEVELS_MAX: usize = 160;
 
-/// The template with [`FILTER`] behind every assignment, and around every list, tuple and dictionary that it
-/// writes out.
+/// The template with [`FILTER`] after every assignment and around every list, tuple and dictionary literal.
 ///
 /// # Errors
-/// What is too deep and in which line; or the lexer's error, which compiling would meet too.
+/// What is too deep, and on which line; or the lexer's error, which compiling would also raise.
 pub(super) fn guarded(source: &str, syntax: &SyntaxConfig) -> Result<String, JinjaError> {
     if source.lines().count() > LINE_MAX || source.lines().any(|line| line.len() > LINE_MAX) {
         let problem = format!("more than {LINE_MAX} lines, or a line of more than {LINE_MAX} bytes");
@@ -44,7 +42,7 @@ pub(super) fn guarded(source: &str, syntax: &SyntaxConfig) -> Result<String, Jin
         guard.take(&token, span)?;
     }
     let mut inserts = guard.inserts;
-    // Stable: what was found first at a place stays first.
+    // A stable sort keeps inserts at one place in the order found.
     inserts.sort_by_key(|(at, _)| *at);
     let mut out = String::with_capacity(source.len() + inserts.len() * (FILTER.len() + 4));
     let mut written = 0;
@@ -60,7 +58,7 @@ pub(super) fn guarded(source: &str, syntax: &SyntaxConfig) -> Result<String, Jin
     Ok(out)
 }
 
-/// What was seen of a template so far.
+/// State while scanning a template.
 #[derive(Default)]
 struct Scanner<'s> {
     tag: Tag<'s>,
@@ -68,30 +66,30 @@ struct Scanner<'s> {
     chain: usize,
     /// Open blocks.
     blocks: usize,
-    /// Where a parenthesis goes, and whether the filter goes before it, which closes it.
+    /// Where a parenthesis goes; true for a closing one, preceded by the filter.
     inserts: Vec<(usize, bool)>,
 }
 
-/// A tag as far as it was read.
+/// The part of a tag read so far.
 #[derive(Default)]
 struct Tag<'s> {
     tokens: usize,
-    /// The word that it begins with.
+    /// Its first word.
     word: Option<&'s str>,
     open: Vec<Bracket>,
-    /// Whether what came last can be called or subscripted.
+    /// Whether the last token can be called or subscripted.
     is_operand: bool,
     after_dot: bool,
-    /// Where its expression begins: behind the `=` of a `set`, the `in` of a `for`, or the first word.
+    /// Where its expression begins: after the `=` of a `set`, the `in` of a `for`, or the first word.
     expression: Option<usize>,
     end: usize,
 }
 
 struct Bracket {
     at: usize,
-    /// Whether it holds what makes a value of several: it is a list or a dictionary, or a comma came.
+    /// Whether it builds a composite value: a list, a dictionary, or anything with a comma.
     collects: bool,
-    /// Whether it may: it is no call, no subscript, and no target of an assignment.
+    /// Whether it may build one: it isn't a call, a subscript or an assignment target.
     may_collect: bool,
 }
 
@@ -182,10 +180,10 @@ fn too_deep(span: Span, what: &str) -> JinjaError {
     JinjaError::new(JinjaKind::SyntaxError, problem)
 }
 
-/// The filter: passes a value on, unless it is deep; its every part costs fuel.
+/// The filter: passes a value on unless it nests too deep, charging fuel for each part.
 pub(super) fn assigned(state: &State, value: Value) -> Result<Value, JinjaError> {
     let value = match value.kind() {
-        // What is computed while it is read could hide another of its kind, and so on.
+        // Lazy values could hide further lazy values, so evaluate this one.
         ValueKind::Iterable => {
             let paid = |part| state.consume_fuel(1).map(|()| part);
             Value::from(value.try_iter()?.map(paid).collect::<Result<Vec<_>, _>>()?)

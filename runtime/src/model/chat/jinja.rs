@@ -1,5 +1,5 @@
-//! The template engine as Hugging Face's templates expect it, and the marks that follow contents
-//! through it.
+//! The template engine, set up as Hugging Face's templates expect, and the marks that trace contents through
+//! it.
 
 use super::{Author, Piece, guard};
 use crate::error::{Error, ErrorKind, Result, told};
@@ -10,12 +10,12 @@ use minijinja::{filters, functions};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-/// How the message of a template's own refusal begins.
+/// Prefix of the message when a template raises an exception.
 pub(super) const RAISED: &str = "the template refuses: ";
 
 type JinjaResult = std::result::Result<Value, JinjaError>;
 
-/// The index of marks around tools' texts.
+/// The index used for marks around tools' texts.
 const TOOLS: u32 = u32::MAX;
 /// First character of plane 15, private use; every mark consists of characters of that plane.
 const PLANE: u32 = 0xF_0000;
@@ -25,7 +25,7 @@ const CLOSE: char = '\u{F_FF02}';
 /// Bytes of a mark: lead, 10 of nonce, kind, 4 of index; 4 bytes each.
 const MARK_BYTES: usize = 16 * 4;
 
-/// Marks that no message can hold, since they carry random bits of this process.
+/// Marks no message can contain, since they carry random bits of this process.
 #[derive(Clone)]
 pub(super) struct Marks {
     /// The lead and the nonce.
@@ -57,7 +57,7 @@ impl Marks {
         text
     }
 
-    /// A content between its marks. An empty one stays empty, so that templates see it so.
+    /// A content between its marks. Empty content stays empty, because templates test for it.
     pub(super) fn wrap(&self, index: u32, content: &str) -> String {
         if content.is_empty() {
             return String::new();
@@ -66,7 +66,7 @@ impl Marks {
         format!("{}{content}{}", self.mark(open), self.mark(close))
     }
 
-    /// Tools with every text value between marks.
+    /// The tools, with every string value between marks.
     pub(super) fn wrap_strings(&self, value: &serde_json::Value) -> serde_json::Value {
         use serde_json::Value as Json;
         match value {
@@ -127,7 +127,7 @@ impl Marks {
         loop {
             let found = self.find(rest);
             let text = found.map_or(rest, |(at, _)| &rest[..at]);
-            // What remains of a mark that was cut carries its characters; no message may be cut there.
+            // A fragment of a mark still shows its characters; a template must not cut there.
             if text.contains(LEAD) && source == Author::Template {
                 return Err(cut_apart());
             }
@@ -150,7 +150,7 @@ impl Marks {
         if source != Author::Template { Err(cut_apart()) } else { Ok(pieces) }
     }
 
-    /// The template's words in a message for people: an ellipsis for each text of a person's. `None` where those
+    /// The template's own words for an error message, with an ellipsis for each user's text. `None` if they
     /// can't be told apart.
     pub(super) fn without_contents(&self, detail: &str) -> Option<String> {
         let words = |piece: Piece| match piece.source {
@@ -160,7 +160,7 @@ impl Marks {
         Some(told(self.split(detail).ok()?.into_iter().map(words).collect::<String>()))
     }
 
-    /// Takes characters away from the beginning, seeing through marks.
+    /// Trims characters from the start, ignoring marks.
     fn trim_start(&self, text: &str, drop: &dyn Fn(char) -> bool) -> String {
         let mut kept = String::new();
         let mut rest = text;
@@ -176,7 +176,7 @@ impl Marks {
         }
     }
 
-    /// Takes characters away from the end, seeing through marks.
+    /// Trims characters from the end, ignoring marks.
     fn trim_end(&self, text: &str, drop: &dyn Fn(char) -> bool) -> String {
         let mut kept = Vec::new();
         let mut rest = text;
@@ -193,7 +193,7 @@ impl Marks {
         }
     }
 
-    /// Gives every part of a text that was split the marks that the split took from it.
+    /// Restores, in each part of a split text, the marks that the split cut off.
     fn balance(&self, parts: Vec<&str>) -> Vec<Value> {
         let mut open: Option<u32> = None;
         let mut balanced = Vec::with_capacity(parts.len());
@@ -219,33 +219,34 @@ fn private(bits: u32) -> char {
 }
 
 fn cut_apart() -> Error {
-    let message = "the model's chat template cuts a message's content apart, so that its text can't be told from the template's";
+    let message = "the model's chat template cuts a message's content apart, \
+             so its text can't be told from the template's";
     Error::new(ErrorKind::Unsupported, message)
 }
 
-/// Frames that a template may have open at once: a macro takes four.
+/// Most frames open at once; a macro takes four.
 const RECURSION_MAX: usize = 200;
-/// Filters that nest lists in lists, which no chat template needs: they would go past the guard.
+/// Filters that nest lists in lists. They would bypass the guard, and no chat template needs them.
 const NESTING_FILTERS: [&str; 5] = ["batch", "slice", "groupby", "zip", "chain"];
-/// Tests that read a whole text and take no fuel for it, which no chat template needs.
+/// Tests that read a whole text without charging fuel. No chat template needs them.
 const UNPAID_TESTS: [&str; 2] = ["lower", "upper"];
 
-/// The syntax: lenient as Jinja2, with the only settings that Hugging Face changes.
+/// The syntax: as lenient as Jinja2, with the settings Hugging Face changes.
 ///
 /// # Errors
-/// None that occurs: the delimiters are the engine's own.
+/// Never in practice: the delimiters are the engine's defaults.
 fn syntax() -> std::result::Result<SyntaxConfig, JinjaError> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 
 /// An engine set up as Hugging Face sets up Jinja: blocks trimmed, no escaping, Python's methods.
-/// `strftime_now` stays undefined: templates that know it then write their own fixed date, and a
-/// conversation renders the same every day.
+/// `strftime_now` stays undefined: templates that use it then fall back to a fixed date, so a conversation
+/// renders the same every day.
 ///
-/// Holds the template `source` under the name `chat`, with its [guards](super::guard).
+/// Holds the template `source` as `chat`, with its [guards](super::guard).
 ///
 /// # Errors
-/// What the engine can't compile, and what nests too deep.
+/// Templates the engine can't compile, or that nest too deep.
 pub(super) fn environment(
     marks: &Marks,
     source: &str,
@@ -258,7 +259,7 @@ pub(super) fn environment(
     NESTING_FILTERS.iter().for_each(|filter| env.remove_filter(filter));
     UNPAID_TESTS.iter().for_each(|test| env.remove_test(test));
     env.add_filter(guard::FILTER, guard::assigned);
-    // These two put one value into several places, and may stand where the guard has no filter.
+    // These two duplicate a value, and may occur where the guard adds no filter.
     env.add_function("dict", |state: &State, value: Option<Value>, items: Kwargs| {
         guard::assigned(state, functions::dict(value, items)?)
     });
@@ -286,7 +287,7 @@ pub(super) fn environment(
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
 fn to_json(state: &State, value: Value, args: Kwargs) -> JinjaResult {
     let indent: Option<usize> = args.get("indent")?;
-    // Python's other arguments change nothing that templates rely on.
+    // Templates don't depend on Python's other arguments.
     let _: (Option<Value>, Option<Value>) = (args.get("ensure_ascii")?, args.get("sort_keys")?);
     let wrong = |e: serde_json::Error| JinjaError::new(JinjaKind::InvalidOperation, e.to_string());
     let mut out = Paid { state, bytes: Vec::new() };
@@ -305,7 +306,7 @@ fn to_json(state: &State, value: Value, args: Kwargs) -> JinjaResult {
     Ok(Value::from(String::from_utf8_lossy(&out.bytes).into_owned()))
 }
 
-/// Bytes that cost fuel as they come: a value that holds itself many times over is long.
+/// Output that charges fuel per byte: a value that repeats itself many times serializes to a long text.
 struct Paid<'s, 't, 'env> {
     state: &'s State<'t, 'env>,
     bytes: Vec<u8>,
@@ -323,7 +324,7 @@ impl std::io::Write for Paid<'_, '_, '_> {
     }
 }
 
-/// What reading or writing so many bytes costs.
+/// The fuel for reading or writing this many bytes.
 fn fuel(bytes: usize) -> u64 {
     1 + bytes as u64 / 64
 }
@@ -353,7 +354,7 @@ impl serde_json::ser::Formatter for Spaced {
     }
 }
 
-/// The methods of Python's strings, dictionaries and lists that templates call.
+/// The Python string, dictionary and list methods that templates call.
 fn python_method(
     marks: &Marks,
     state: &mut State,
@@ -361,7 +362,7 @@ fn python_method(
     method: &str,
     args: &[Value],
 ) -> JinjaResult {
-    // The engine takes fuel for what a method gives, not for what it reads.
+    // The engine charges fuel for a method's result, not for what it reads.
     if value.kind() != ValueKind::String {
         state.consume_fuel(4 * value.len().unwrap_or(1) as u64)?;
     }
@@ -379,7 +380,7 @@ fn python_method(
             Ok(if found.is_undefined() { args.get(1).cloned().unwrap_or(Value::from(())) } else { found })
         }
         (ValueKind::Seq, "count") => {
-            // Comparing lists within lists has no end that fuel would know.
+            // Comparing nested lists could run forever without using fuel.
             let is_part =
                 |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable);
             Ok(Value::from(value.try_iter()?.filter(|v| !is_part(v) && Some(v) == args.first()).count()))
@@ -425,7 +426,7 @@ fn string_method(marks: &Marks, state: &mut State, text: &str, method: &str, arg
     })
 }
 
-/// Takes characters, or blanks, away from the ends that are asked for.
+/// Strips characters, or blanks, from the requested ends.
 fn strip(
     marks: &Marks,
     state: &State,
@@ -434,7 +435,7 @@ fn strip(
     (start, end): (bool, bool),
 ) -> std::result::Result<String, JinjaError> {
     state.consume_fuel(fuel(text.len()) + chars.map_or(0, str::len) as u64)?;
-    // Sorted, since a set as long as the text would make a plain search quadratic.
+    // Sorted for binary search: with a set as long as the text, a linear search would be quadratic.
     let mut set: Vec<char> = chars.unwrap_or_default().chars().collect();
     set.sort_unstable();
     set.dedup();
@@ -443,7 +444,7 @@ fn strip(
     Ok(if end { marks.trim_end(&text, &drop) } else { text })
 }
 
-/// `startswith` and `endswith` of one text or any of several.
+/// `startswith` and `endswith`, for one text or any of several.
 fn affix(
     state: &State,
     bare: &str,
@@ -467,7 +468,7 @@ fn affix(
     }
 }
 
-/// Parts of a text, each at the price of its marks and its place in a list.
+/// Parts of a text; each costs fuel for its marks and its list entry.
 fn paid<'t>(
     state: &State,
     parts: impl Iterator<Item = &'t str>,

@@ -1,13 +1,13 @@
-//! Chat templates: the Jinja text in a GGUF file, rendered in a sandbox, with the knowledge of which part
-//! of the output the template wrote and which part a person did.
+//! Chat templates: the Jinja text in a GGUF file, rendered in a sandbox that tracks which part of the output
+//! the template wrote and which part a person did.
 //!
-//! A template is foreign data. The engine has no loader, so it reaches no file; its fuel pays for every
-//! instruction and every byte that it makes, so that time and memory are bounded together; sizes are
-//! checked before and after.
+//! A template is untrusted data. The engine has no loader, so it can't reach any file. Fuel is charged for
+//! every instruction and every byte produced, which bounds time and memory together. Sizes are checked before
+//! and after.
 //!
-//! Contents are followed through the rendering by marks around them: private-use characters with 128
-//! random bits, which no message can hold. `trim`, `strip` and `split` see through the marks; a template
-//! that cuts a content apart in another way is refused rather than misread.
+//! Marks around the contents trace them through rendering: private-use characters with 128 random bits, which
+//! no message can contain. `trim`, `strip` and `split` ignore the marks; a template that cuts content apart any
+//! other way is refused rather than misread.
 
 mod guard;
 mod jinja;
@@ -18,21 +18,21 @@ use jinja::Marks;
 use minijinja::value::Serde;
 use minijinja::{Environment, Value};
 
-/// Bytes of a template, at most; real ones have up to 15 KiB.
+/// Most bytes of a template; real ones have up to 15 KiB.
 const TEMPLATE_BYTES_MAX: usize = 1 << 18;
-/// Bytes of all messages of a conversation, at most.
+/// Most bytes of all messages in a conversation.
 const CONTENT_BYTES_MAX: usize = 1 << 24;
-/// Messages of a conversation, at most.
+/// Most messages in a conversation.
 const MESSAGES_MAX: usize = 1 << 16;
-/// Fuel of every rendering: one instruction or 64 bytes each, so about 8 MiB.
+/// Base fuel per rendering: a unit pays for one instruction or 64 bytes, so about 8 MiB.
 const FUEL_BASE: u64 = 1 << 17;
-/// More for each byte of content: templates copy a content a dozen times at most.
+/// Extra fuel per byte of content: templates copy content a dozen times at most.
 const FUEL_PER_BYTE: u64 = 1;
-/// More for each message.
+/// Extra fuel per message.
 const FUEL_PER_MESSAGE: u64 = 4096;
-/// Bytes of a rendered conversation, at most: each becomes up to a token, which takes some forty bytes.
+/// Most bytes of a rendered conversation: each may become a token, which takes about forty bytes.
 const RENDERED_BASE: usize = 1 << 20;
-/// More for each byte of content, marks included, and for each message.
+/// Extra bytes per byte of content, marks included, and per message.
 const RENDERED_PER_BYTE: usize = 16;
 const RENDERED_PER_MESSAGE: usize = 4096;
 
@@ -62,7 +62,7 @@ impl Message {
 /// Who wrote a piece of a rendered conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
-    /// The template: control tokens in it are meant.
+    /// The template: its control tokens are intended.
     Template,
     /// The content of a message, by index.
     Content {
@@ -82,7 +82,7 @@ pub struct Piece {
     pub source: Author,
 }
 
-/// Where a template comes from.
+/// The origin of a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TemplateKind {
     /// The model's file: an instruct model.
@@ -120,7 +120,7 @@ impl ChatTemplate {
         Self::compile(source, kind, text(tokenizer.bos()), text(tokenizer.eos()))
     }
 
-    /// Compiles a template with the texts of the tokens that begin and end a text.
+    /// Compiles a template, given the texts of the begin and end tokens.
     fn compile(source: &str, kind: TemplateKind, bos: String, eos: String) -> Result<ChatTemplate> {
         if source.len() > TEMPLATE_BYTES_MAX {
             let message = format!(
@@ -134,22 +134,22 @@ impl ChatTemplate {
         Ok(ChatTemplate { env, marks, kind, bos, eos })
     }
 
-    /// Where the template comes from.
+    /// The template's origin.
     pub fn kind(&self) -> TemplateKind {
         self.kind
     }
 
-    /// Renders a conversation; with `add_generation_prompt`, up to where the assistant is to speak.
+    /// Renders a conversation; with `add_generation_prompt`, up to where the assistant's turn starts.
     ///
-    /// Errors: `BadData` for roles, keys or sizes that are not allowed and for what the template itself refuses
-    /// (two user turns in a row, say), `Unsupported` for a template that takes too long or grows too
-    /// large, or that cuts a message's content apart.
+    /// Errors: `BadData` for roles, keys or sizes that aren't allowed, and for what the template itself refuses
+    /// (say, two user turns in a row); `Unsupported` for a template that takes too long or grows too large, or
+    /// that cuts a message's content apart.
     pub fn render_messages(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<Piece>> {
         self.render_with_tools(messages, None, add_generation_prompt)
     }
 
-    /// As [`Self::render_messages`], with the description of tools (a JSON array) for templates that
-    /// know of them.
+    /// As [`Self::render_messages`], with a description of tools (a JSON array) for templates that support
+    /// them.
     pub fn render_with_tools(
         &self,
         messages: &[Message],
@@ -179,7 +179,7 @@ impl ChatTemplate {
         let limit = RENDERED_BASE + RENDERED_PER_MESSAGE * messages.len() + RENDERED_PER_BYTE * content_bytes;
         if rendered.len() > limit {
             let message = format!(
-                "the model's chat template writes {} bytes, where {limit} are allowed for these messages",
+                "the model's chat template writes {} bytes; {limit} are allowed for these messages",
                 rendered.len()
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
@@ -193,12 +193,12 @@ impl ChatTemplate {
     }
 }
 
-/// Encodes a rendered conversation as one text, with control tokens only where the template wrote them.
-/// Returns ids, ends, and the source of each token: contents own every token that holds a byte of them.
+/// Encodes a rendered conversation as one text, with control tokens only where the template wrote them. Returns
+/// ids, ends, and each token's source; a content owns every token that holds one of its bytes.
 ///
-/// An assistant's content begins a new token where a line end precedes it, because there its prompt ends
-/// when it generates; elsewhere tokens may span borders, as they did when the model was trained.
-/// Where the tokenizer begins texts with a token and the template hasn't, it is put first.
+/// An assistant's content starts a new token after a line end, because that is where the prompt ends during
+/// generation. Elsewhere tokens may span borders, as in the model's training. If the tokenizer starts texts
+/// with a token and the template didn't write it, it is prepended.
 pub fn encode_pieces(
     tokenizer: &Tokenizer,
     pieces: &[Piece],
@@ -223,13 +223,12 @@ pub fn encode_pieces(
     (ids, sources)
 }
 
-/// Whether a piece is something that an assistant said.
+/// Whether an assistant wrote this piece.
 pub fn is_assistant(source: Author, messages: &[Message]) -> bool {
     matches!(source, Author::Content { message } if messages.get(message).is_some_and(|m| m.role == "assistant"))
 }
 
-/// The source of each token from where the tokens end: a content that the token touches, else the
-/// template.
+/// Each token's source, from where the tokens end: a content the token touches, else the template.
 fn sources_of(ends: &[usize], pieces: &[Piece]) -> Vec<Author> {
     let mut sources = Vec::with_capacity(ends.len());
     let (mut piece, mut piece_start, mut start) = (0, 0, 0);
@@ -253,7 +252,7 @@ fn sources_of(ends: &[usize], pieces: &[Piece]) -> Vec<Author> {
     sources
 }
 
-/// Checks roles and sizes; the bytes of everything.
+/// Checks roles and sizes; returns the total bytes.
 fn check_messages(messages: &[Message], tools_bytes: usize) -> Result<usize> {
     let bad = |message: String| Err(Error::new(ErrorKind::BadData, message));
     if messages.len() > MESSAGES_MAX {
@@ -273,7 +272,7 @@ fn check_messages(messages: &[Message], tools_bytes: usize) -> Result<usize> {
     Ok(bytes)
 }
 
-/// Checks the keys of tools: templates look them up and write them, so that they can't carry marks and become
+/// Checks the keys of tools. Templates look them up and write them, so they can't carry marks; they become
 /// template text, where control tokens are parsed.
 fn check_keys(tools: &serde_json::Value) -> Result<()> {
     let allowed = |c: char| c.is_alphanumeric() || "_-.$ /:@".contains(c);
@@ -281,14 +280,14 @@ fn check_keys(tools: &serde_json::Value) -> Result<()> {
         serde_json::Value::Array(items) => items.iter().try_for_each(check_keys),
         serde_json::Value::Object(map) if !map.keys().all(|key| key.chars().all(allowed)) => Err(Error::new(
             ErrorKind::BadData,
-            "tools: a key has other characters than letters, digits, blanks and _-.$/:@; rename it",
+            "tools: a key has characters other than letters, digits, blanks and _-.$/:@; rename it",
         )),
         serde_json::Value::Object(map) => map.values().try_for_each(check_keys),
         _ => Ok(()),
     }
 }
 
-/// The engine's error in words for people, without what messages and tools hold.
+/// The engine's error, worded for people, without the content of messages or tools.
 fn jinja_error(marks: &Marks, doing: &str, error: &minijinja::Error) -> Error {
     let line = error.line().map(|line| format!(" at line {line}")).unwrap_or_default();
     let what = match error.detail().and_then(|detail| marks.without_contents(detail)) {

@@ -1,10 +1,9 @@
 //! GGUF files (versions 2 and 3, little-endian): checked once, whole, before anything is used.
 //!
 //! The format is ggml's `docs/gguf.md`: magic, version, counts, key/value metadata, tensor
-//! descriptions, padding, tensor data. [`Gguf::parse`] refuses a file unless every rule holds, so that
-//! the rest of the program meets only typed values and ranges that lie inside the file. Arrays (a
-//! vocabulary has some hundred thousand strings) stay where they are, in the file, and are read by
-//! iteration.
+//! descriptions, padding, tensor data. [`Gguf::parse`] refuses a file unless every rule holds, so the rest of
+//! the program sees only typed values and ranges inside the file. Arrays (a vocabulary has around a hundred
+//! thousand strings) stay in the file and are read by iteration.
 
 mod parse;
 mod value;
@@ -45,7 +44,7 @@ pub struct Entry {
     pub key: Box<str>,
     /// The decoded value.
     pub value: Value,
-    /// Where the encoded value lies in the file (behind its type).
+    /// Where the encoded value lies in the file (after its type).
     pub range: Range<usize>,
 }
 
@@ -58,7 +57,7 @@ pub struct TensorInfo {
     pub dtype: DType,
     /// 1 to 4 extents, the fastest-running (row length) first, as ggml's `ne`.
     pub dims: Box<[usize]>,
-    /// The bytes within the file; its length is what `dtype` and `dims` demand.
+    /// Its byte range within the file, as long as `dtype` and `dims` imply.
     pub range: Range<usize>,
 }
 
@@ -101,7 +100,7 @@ impl Gguf {
         self.alignment
     }
 
-    /// Where tensor data begins (for a file without tensors this may lie behind its end).
+    /// Where tensor data begins (in a file without tensors, possibly past its end).
     pub fn data_start(&self) -> usize {
         self.data_start
     }
@@ -247,7 +246,7 @@ impl Gguf {
         Ok(Some(items.map(move |b| value::float(element, b))))
     }
 
-    /// What a getter gave for `key`, or an error that names the missing key.
+    /// A getter's result for `key`, or an error naming the missing key.
     ///
     /// # Errors
     /// `Corrupt` for `None`.
@@ -264,7 +263,7 @@ impl Gguf {
         bytes.get(array.range.clone()).ok_or_else(|| {
             self.error(
                 ErrorKind::Misuse,
-                format!("{key} lies behind the bytes given: they are of another file"),
+                format!("{key} lies outside the given bytes: they belong to another file"),
             )
         })
     }

@@ -1,8 +1,8 @@
-//! The rules: a file passes all of them, or is refused.
+//! The rules: a file passes all of them or is refused.
 //!
-//! Wrapped products of counts read from the file are how parsers of this format broke again and
-//! again. So every size here comes from [`checked_size`], every byte from [`Cursor::take`], and no
-//! count allocates before the bytes it promises were seen.
+//! Parsers of this format have repeatedly broken on overflowing products of counts read from the file. So every
+//! size comes from [`checked_size`], every byte from [`Cursor::take`], and no count allocates before the bytes
+//! it promises are known to exist.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -23,7 +23,7 @@ pub const MAX_KEY_BYTES: usize = 65_535;
 pub const MAX_NAME_BYTES: usize = 63;
 /// Longest string value, in bytes.
 pub const MAX_STRING_BYTES: u64 = 16 << 20;
-/// Greatest alignment, in bytes.
+/// Largest alignment, in bytes.
 pub const MAX_ALIGNMENT: u64 = 1 << 20;
 /// Longest header (all before the tensor data), in bytes: bounds the time of parsing. The largest
 /// vocabularies in use need about 16 MiB.
@@ -85,7 +85,7 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<u32> {
         return Err(Error::new(
             ErrorKind::Corrupt,
             format!(
-                "no GGUF file: it begins with \"{}\" instead of \"GGUF\"; a web page or a Git LFS pointer \
+                "not a GGUF file: it begins with \"{}\" instead of \"GGUF\"; a web page or a Git LFS pointer \
                  saved in its place begins with text",
                 magic.escape_ascii()
             ),
@@ -96,17 +96,17 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<u32> {
         2 | 3 => Ok(version),
         _ if matches!(version.swap_bytes(), 1..=3) => Err(byte_swapped()),
         _ => Err(unsupported(format_args!(
-            "GGUF version {version}; versions 2 and 3 are read: convert the model anew"
+            "GGUF version {version} is not supported; convert the model again to version 2 or 3"
         ))),
     }
 }
 
-/// One of the two counts, held against what the rest of the file can hold.
+/// One of the two counts, checked against what the rest of the file can hold.
 fn count(cursor: &mut Cursor<'_>, what: &str, max: u64, min_bytes: u64) -> Result<u64> {
     let n = cursor.u64(&format_args!("the number of {what}"))?;
     let possible = max.min(cursor.remaining() / min_bytes);
     if n > possible {
-        return Err(corrupt(format_args!("it declares {n} {what} where at most {possible} can be")));
+        return Err(corrupt(format_args!("it declares {n} {what}; at most {possible} fit")));
     }
     Ok(n)
 }
@@ -166,7 +166,7 @@ fn boolean(cursor: &mut Cursor<'_>) -> Result<bool> {
 fn array(cursor: &mut Cursor<'_>) -> Result<Array> {
     let element = value_type(cursor)?;
     if element == ValueType::Array {
-        return Err(unsupported("an array of arrays; no model in use needs one, and none is read"));
+        return Err(unsupported("arrays of arrays are not supported; no known model needs one"));
     }
     let at = cursor.pos;
     let declared = cursor.u64(&"array length")?;
@@ -212,7 +212,7 @@ fn alignment(entries: &[Entry]) -> Result<u64> {
     }
 }
 
-/// A tensor as described, before its place in the file is checked.
+/// A tensor's description, before its place in the file is checked.
 struct Description<'a> {
     name: &'a str,
     dtype: DType,
@@ -266,18 +266,18 @@ fn tensor_size(dtype: DType, dims: &[u64]) -> Result<u64> {
     let block = dtype.block_len() as u64;
     if !dims[0].is_multiple_of(block) {
         return Err(corrupt(format_args!(
-            "rows of {} elements are no whole number of {} blocks of {block}",
+            "rows of {} elements are not a whole number of {} blocks of {block}",
             dims[0],
             dtype.name()
         )));
     }
-    // The count of elements must not overflow either: others multiply it out.
+    // The element count must not overflow either: others compute it.
     checked_size(dims)
         .and_then(|elements| checked_size(&[elements / block, dtype.block_bytes() as u64]))
         .ok_or_else(|| corrupt(format_args!("the size of {dims:?} elements of {} overflows", dtype.name())))
 }
 
-/// Gives each tensor its range: in the order of the file, without holes, without overlap, inside.
+/// Assigns each tensor its range: in file order, without holes or overlaps, inside the file.
 fn place(
     described: Vec<Description<'_>>,
     data_start: u64,
@@ -290,18 +290,18 @@ fn place(
         let name = quote(d.name);
         if !d.offset.is_multiple_of(alignment) {
             let offset = d.offset;
-            return Err(corrupt(format_args!("{name}: offset {offset} is no multiple of {alignment}")));
+            return Err(corrupt(format_args!("{name}: offset {offset} is not a multiple of {alignment}")));
         }
         if d.offset != expected {
             let offset = d.offset;
             return Err(corrupt(format_args!(
-                "{name}: offset {offset} where the tensors before it end at {expected} (a hole or an overlap)"
+                "{name}: offset {offset}, but the tensors before it end at {expected} (a hole or an overlap)"
             )));
         }
         let range = checked_range(data_start, d.offset, d.size).filter(|r| r.end as u64 <= len);
         let range = range.ok_or_else(|| {
             corrupt(format_args!(
-                "{name}: its {} bytes at {data_start} + {} reach behind the file's end at {len}",
+                "{name}: its {} bytes at {data_start} + {} reach past the file's end at {len}",
                 d.size, d.offset
             ))
         })?;
@@ -309,7 +309,7 @@ fn place(
             .offset
             .checked_add(d.size)
             .and_then(|end| checked_align(end, alignment))
-            .ok_or_else(|| corrupt(format_args!("{name}: the offset behind it overflows")))?;
+            .ok_or_else(|| corrupt(format_args!("{name}: the offset after it overflows")))?;
         tensors.push(TensorInfo { name: d.name.into(), dtype: d.dtype, dims: d.dims, range });
     }
     Ok(tensors)
@@ -371,7 +371,7 @@ impl<'a> Cursor<'a> {
 
     fn fixed<const N: usize>(&mut self, what: &dyn Display) -> Result<[u8; N]> {
         let bytes = self.take(N as u64, what)?;
-        bytes.try_into().map_err(|_| corrupt(format_args!("{what} is cut")))
+        bytes.try_into().map_err(|_| corrupt(format_args!("{what} is truncated")))
     }
 
     fn u32(&mut self, what: &dyn Display) -> Result<u32> {
@@ -391,7 +391,7 @@ impl<'a> Cursor<'a> {
             )));
         }
         let bytes = self.take(len, what)?;
-        std::str::from_utf8(bytes).map_err(|e| corrupt(format_args!("byte {at}: {what} is no UTF-8 ({e})")))
+        std::str::from_utf8(bytes).map_err(|e| corrupt(format_args!("byte {at}: {what} is not UTF-8 ({e})")))
     }
 }
 
@@ -407,7 +407,7 @@ pub(crate) fn quote(name: &str) -> String {
 fn corrupt(message: impl Display) -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        format!("{message}; the file is damaged or cut: fetch or convert it again"),
+        format!("{message}; the file is damaged or truncated: fetch or convert it again"),
     )
 }
 

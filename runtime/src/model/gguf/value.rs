@@ -189,7 +189,7 @@ impl<'a> Iterator for Strings<'a> {
         }
         Some(text.ok_or_else(|| {
             let label = self.label;
-            Error::new(ErrorKind::Corrupt, format!("{label}: changed while it was in use; load it again"))
+            Error::new(ErrorKind::Corrupt, format!("{label}: it changed while it was in use; load it again"))
         }))
     }
 

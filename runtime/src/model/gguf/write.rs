@@ -1,4 +1,4 @@
-//! GGUF version 3, written: a header of metadata and tensor descriptions, then each tensor's bytes.
+//! Writes GGUF version 3: a header of metadata and tensor descriptions, then each tensor's bytes.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 const VERSION: u32 = 3;
 
-/// A file to be written: everything before the tensors' bytes.
+/// The header of a file to write: everything before the tensors' bytes.
 #[derive(Clone, Debug)]
 pub struct Header {
     alignment: usize,
@@ -19,18 +19,18 @@ pub struct Header {
     /// Descriptions of the tensors, encoded.
     tensors: Vec<u8>,
     n_tensors: u64,
-    /// Where the next tensor's data begins, behind the header.
+    /// Offset of the next tensor's data from the end of the header.
     offset: u64,
 }
 
 impl Header {
-    /// A header without entries, for tensors aligned to `alignment` bytes (a power of two). Another
-    /// alignment than 32 must be among the entries as `general.alignment`.
+    /// A header without entries, for tensors aligned to `alignment` bytes (a power of two). An alignment other
+    /// than 32 must also be an entry, `general.alignment`.
     pub fn new(alignment: usize) -> Header {
         Header { alignment, entries: Vec::new(), n_entries: 0, tensors: Vec::new(), n_tensors: 0, offset: 0 }
     }
 
-    /// Adds a key with an encoded value: what follows the type in the file.
+    /// Adds a key with an already encoded value: the bytes that follow the type in the file.
     pub fn raw(&mut self, key: &str, value_type: ValueType, value: &[u8]) {
         text(&mut self.entries, key);
         self.entries.extend_from_slice(&value_type.id().to_le_bytes());
@@ -68,7 +68,7 @@ impl Header {
         self.n_tensors += 1;
     }
 
-    /// Writes the header, padded. The tensors' bytes follow in order, each with [`Header::pad`] behind.
+    /// Writes the header, padded. The tensors' bytes follow in order, each followed by [`Header::pad`].
     ///
     /// # Errors
     /// `Io`.
@@ -84,7 +84,7 @@ impl Header {
         self.pad(out, length)
     }
 
-    /// Fills up what `bytes` bytes leave open to the alignment.
+    /// Pads after `bytes` bytes up to the alignment.
     ///
     /// # Errors
     /// `Io`.

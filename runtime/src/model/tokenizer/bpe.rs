@@ -10,8 +10,8 @@ use std::collections::BinaryHeap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-/// Words are cut at this many bytes, so that the memory of merging is bounded. No tokenizer's training
-/// text has such words.
+/// Words are cut at this many bytes, which bounds the memory for merging. No tokenizer was trained on longer
+/// words.
 pub(super) const WORD_BYTES_MAX: usize = 1 << 16;
 
 /// (left, right) become `result`; lower ranks first.
@@ -37,7 +37,7 @@ pub(super) struct Bpe {
     hasher: RandomState,
     /// The token of each single byte, or NONE.
     byte_ids: [u32; 256],
-    /// For vocabularies (Llama 3) where a word that is a token skips the merges.
+    /// For vocabularies, such as Llama 3's, where a word that is a token skips the merges.
     whole_words: Option<VocabIndex>,
 }
 
@@ -90,7 +90,7 @@ impl Bpe {
         }
     }
 
-    /// Encodes a run of ordinary text.
+    /// Encodes a span of ordinary text.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, sink: &mut Sink) {
         let mut scratch = Scratch::default();
         self.pre.split(text, |word| {
@@ -138,7 +138,7 @@ impl Bpe {
         }
     }
 
-    /// Queues the merge of a symbol with its right neighbour, if there is one.
+    /// Queues the merge of a symbol with its right neighbour, if such a merge exists.
     fn propose(&self, left: u32, scratch: &mut Scratch) {
         let symbol = scratch.symbols[left as usize];
         if symbol.next == NONE || symbol.id == NONE {
@@ -168,8 +168,8 @@ struct Symbol {
     end: u32,
 }
 
-/// A merge that may happen: (rank, left symbol, its id, its neighbour's id, result), ordered by lowest rank,
-/// then leftmost.
+/// A candidate merge: (rank, left symbol, its id, its neighbour's id, result), ordered by lowest rank, then
+/// leftmost.
 type Candidate = (u32, u32, u32, u32, u32);
 
 #[derive(Default)]
@@ -234,7 +234,7 @@ impl ByteAlphabet {
         ByteAlphabet { bytes }
     }
 
-    /// Writes the bytes that `text` stands for; characters outside of the alphabet stand for their UTF-8.
+    /// Writes the bytes `text` stands for; characters outside the alphabet stand for their UTF-8.
     pub(super) fn decode(&self, text: &str, out: &mut Vec<u8>) {
         out.clear();
         for c in text.chars() {

@@ -1,12 +1,12 @@
 //! The tokenizer, built from a GGUF file's own metadata: GPT-2's byte-level BPE and the Llama
 //! SentencePiece vocabulary.
 //!
-//! The merges live in flat tables of our own: the tokenizers crate's BPE model keeps every token twice as
-//! a `String` in hash maps, which takes several times as much private memory. That crate classifies
-//! characters here, and is the referee of the tests.
+//! The merges live in flat tables: the tokenizers crate's BPE model keeps every token twice as a `String` in
+//! hash maps, which takes several times as much private memory. That crate is used here to classify characters,
+//! and in the tests as the reference.
 //!
-//! User text never becomes a control token: control tokens are parsed only under [`Special::Parse`],
-//! which is for text that a template wrote.
+//! User text never becomes a control token: those are parsed only under [`Special::Parse`], which is for text a
+//! template wrote.
 
 mod bpe;
 mod pretokenize;
@@ -41,7 +41,7 @@ const END_NAMES: [&str; 12] = [
     "<｜end▁of▁sentence｜>",
 ];
 
-/// What GGUF metadata says of a tokenizer (`tokenizer.ggml.*`); borrowed, since the text lies in the map.
+/// A tokenizer's GGUF metadata (`tokenizer.ggml.*`), borrowed from the map.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerSpec<'a> {
     /// `model`: "gpt2" or "llama".
@@ -70,13 +70,13 @@ pub struct TokenizerSpec<'a> {
     pub add_bos: Option<bool>,
     /// `add_eos_token`; by default false.
     pub add_eos: Option<bool>,
-    /// `add_space_prefix`; by default true for "llama", and without meaning for "gpt2".
+    /// `add_space_prefix`; by default true for "llama", ignored for "gpt2".
     pub add_space_prefix: Option<bool>,
     /// `tokenizer.chat_template`.
     pub chat_template: Option<&'a str>,
 }
 
-/// What control tokens in a text are.
+/// How to treat control tokens in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
     /// Ordinary text: for whatever a user wrote.
@@ -85,35 +85,35 @@ pub enum Special {
     Parse,
 }
 
-/// A part of a text that is encoded as a whole; see [`Tokenizer::encode_segments`].
+/// A segment of a text that is encoded as one; see [`Tokenizer::encode_segments`].
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
     /// The text.
     pub text: &'a str,
-    /// What control tokens in it are.
+    /// How to treat control tokens in it.
     pub special: Special,
     /// No token may begin before this segment and end within it.
     pub break_before: bool,
 }
 
-/// Token ids and where each ends in the text that they encode.
+/// Token ids, and where each ends in the encoded text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans {
     /// The ids.
     pub ids: Vec<u32>,
-    /// Where each token's text ends, in bytes of the segments one after another; it begins where the one
-    /// before ends. Falling never; equal only for tokens that stand for no text (a SentencePiece prefix).
+    /// Where each token's text ends, in bytes of the concatenated segments; it starts where the previous one
+    /// ends. Never decreasing; equal only for tokens that stand for no text (a SentencePiece prefix).
     pub ends: Vec<usize>,
 }
 
-/// Where the models put their tokens: absolute ends from ends within a run.
+/// Collects tokens, turning ends within a run into absolute ends.
 struct Sink {
     spans: Spans,
-    /// Where the current run begins in the whole text.
+    /// Start of the current run in the whole text.
     base: usize,
-    /// Bytes of prefix that the run has and the text has not.
+    /// Bytes of prefix the run has but the text doesn't.
     prefix: usize,
-    /// Bytes that U+2581 has more than the blank it was replaced with, and where, in the run.
+    /// Places in the run where U+2581 was replaced by a blank, which is two bytes shorter.
     shifts: Vec<usize>,
 }
 
@@ -148,8 +148,8 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Builds the tokenizer.
     ///
-    /// Errors: `Corrupt` for metadata that contradicts itself, `Unsupported` for a model or pre-tokenizer
-    /// that isn't known here, by name.
+    /// Errors: `Corrupt` for metadata that contradicts itself, `Unsupported` for an unknown model or
+    /// pre-tokenizer, by name.
     pub fn new(spec: &TokenizerSpec<'_>) -> Result<Tokenizer> {
         check_counts(spec)?;
         let vocab = read_vocab(spec)?;
@@ -163,7 +163,7 @@ impl Tokenizer {
             }
         };
         let llama3 = spec.pre.and_then(Pre::from_name) == Some(Pre::Llama3) && !spm;
-        // The conventional ids of SentencePiece, where they are control tokens.
+        // SentencePiece's conventional ids, if they are control tokens.
         let conventional = |id: u32| {
             Some(id).filter(|id| spm && vocab.kind(*id) == Kind::Control && (*id as usize) < vocab.len())
         };
@@ -193,8 +193,8 @@ impl Tokenizer {
         self.encode_segments(&[Segment { text, special, break_before: false }]).ids
     }
 
-    /// Encodes segments as one text: tokens may span their borders where no break is asked for, as they
-    /// do when a model was trained on the whole rendered text; control tokens never do.
+    /// Encodes segments as one text: tokens may span borders unless a break is requested, as when a model was
+    /// trained on the whole rendered text. Control tokens never do.
     pub fn encode_segments(&self, segments: &[Segment<'_>]) -> Spans {
         let spans = Spans::default();
         let mut sink = Sink { spans, base: 0, prefix: 0, shifts: Vec::new() };
@@ -243,8 +243,8 @@ impl Tokenizer {
         run.base = end;
     }
 
-    /// The bytes that a token stands for; a control token's own name, and nothing for ids beyond the
-    /// vocabulary. They may be a part of a UTF-8 character: see [`Decoder`].
+    /// The bytes a token stands for; a control token's name; nothing for ids beyond the vocabulary. They may be
+    /// part of a UTF-8 character: see [`Decoder`].
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.vocab.bytes(id)
     }
@@ -254,13 +254,13 @@ impl Tokenizer {
         self.vocab.kind(id).is_control()
     }
 
-    /// The control token of a name such as `<|im_start|>`.
+    /// The control token with a name such as `<|im_start|>`.
     pub fn control_id(&self, name: &str) -> Option<u32> {
         self.vocab.ids().find(|id| self.is_control(*id) && self.vocab.bytes(*id) == name.as_bytes())
     }
 
-    /// The text of tokens; control tokens stand for nothing, broken UTF-8 becomes U+FFFD, and the blank
-    /// that SentencePiece puts before a text is taken away.
+    /// The text of tokens. Control tokens produce nothing, invalid UTF-8 becomes U+FFFD, and the blank
+    /// SentencePiece puts before a text is removed.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut decoder = self.decoder();
         let mut text: String = ids.iter().map(|id| decoder.push(*id)).collect();
@@ -268,12 +268,12 @@ impl Tokenizer {
         text
     }
 
-    /// A streaming decoder from the beginning of a text.
+    /// A streaming decoder for the start of a text.
     pub fn decoder(&self) -> Decoder<'_> {
         Decoder { tokenizer: self, pending: Vec::new(), at_start: self.add_space_prefix }
     }
 
-    /// A streaming decoder of text that goes on after other text: its first blank stays.
+    /// A streaming decoder for text that continues other text: its first blank stays.
     pub fn decoder_continuing(&self) -> Decoder<'_> {
         Decoder { tokenizer: self, pending: Vec::new(), at_start: false }
     }
@@ -288,7 +288,7 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Whether a token ends a generation: end of text, of turn, and their kin by name.
+    /// Whether a token ends a generation: end of text, end of turn and similar, by name.
     pub fn is_end(&self, id: u32) -> bool {
         self.ends.binary_search(&id).is_ok()
     }
@@ -319,13 +319,13 @@ impl Tokenizer {
 }
 
 /// An upper bound on [`Tokenizer::heap_bytes`] from counts in the metadata alone, for the memory plan.
-/// Building takes `4 * table_slots(tokens)` more for a moment, a few hundred KiB, and encoding a text up
-/// to its own size and a few MiB for pathological words.
+/// Building briefly takes `4 * table_slots(tokens)` more, a few hundred KiB. Encoding takes up to the text's
+/// size, plus a few MiB for pathological words.
 pub fn estimated_heap_bytes(spec: &TokenizerSpec<'_>) -> usize {
     let n = spec.tokens.len();
     let text: usize = spec.tokens.iter().map(|t| t.len()).sum();
     let index = 4 * vocab::table_slots(n);
-    // Unused ones may be control tokens by their names.
+    // Unused tokens may count as control tokens by name.
     let special = |t: &&i32| (2..=5).contains(*t);
     let specials = 4 * (spec.token_types.iter().filter(special).count() + 64) * 2;
     let model = match spec.model {
@@ -341,13 +341,13 @@ pub fn estimated_heap_bytes(spec: &TokenizerSpec<'_>) -> usize {
 /// Ordinary text gathered between control tokens and breaks.
 struct Stretch {
     text: String,
-    /// Where it begins in the whole text.
+    /// Its start in the whole text.
     base: usize,
-    /// Whether it begins the text or follows a control token: SentencePiece then puts a blank before it.
+    /// Whether it starts the text or follows a control token: SentencePiece then prepends a blank.
     after_special: bool,
 }
 
-/// The run as SentencePiece sees it: U+2581 is the blank, and a blank may stand before everything.
+/// The run as SentencePiece sees it: U+2581 is the blank, and a blank may be prepended.
 fn blanks_for_lower_blocks(run: &str, prefix: bool, sink: &mut Sink) -> String {
     sink.prefix = usize::from(prefix);
     sink.shifts.clear();
@@ -421,7 +421,7 @@ fn pre_of(spec: &TokenizerSpec<'_>) -> Result<Pre> {
     })
 }
 
-/// Reads each token's kind, and its text as bytes.
+/// Reads each token's kind and its text as bytes.
 fn read_vocab(spec: &TokenizerSpec<'_>) -> Result<Vocab> {
     let text_bytes = spec.tokens.iter().map(|t| t.len()).sum();
     let mut vocab = Vocab::with_capacity(spec.tokens.len(), text_bytes);
@@ -450,8 +450,8 @@ fn read_vocab(spec: &TokenizerSpec<'_>) -> Result<Vocab> {
     Ok(vocab)
 }
 
-/// A token's kind. Converters have marked turn and end tokens as user-defined, or as nothing: what is
-/// named as such, or looks like `<|…|>`, is control, or user text could forge it.
+/// A token's kind. Some converters mark turn and end tokens as user-defined or normal. Known names, and
+/// anything like `<|…|>`, count as control; otherwise user text could forge them.
 fn kind_of(spec: &TokenizerSpec<'_>, id: usize) -> Result<Kind> {
     let given = spec.token_types.get(id).copied().unwrap_or(1);
     let kind = Kind::from_gguf(given).ok_or_else(|| {
@@ -485,16 +485,16 @@ fn byte_tokens(spec: &TokenizerSpec<'_>) -> [u32; 256] {
     ids
 }
 
-/// Turns tokens into text as they come: whole UTF-8 characters only.
+/// Turns a stream of tokens into text, whole UTF-8 characters only.
 pub struct Decoder<'t> {
     tokenizer: &'t Tokenizer,
-    /// The beginning of a character whose rest has yet to come: at most three bytes between calls.
+    /// The start of an incomplete character: at most three bytes between calls.
     pending: Vec<u8>,
     at_start: bool,
 }
 
 impl Decoder<'_> {
-    /// The text that a token completes; empty for control tokens and for parts of a character.
+    /// The text a token completes; empty for control tokens and partial characters.
     pub fn push(&mut self, id: u32) -> String {
         if self.tokenizer.is_control(id) {
             return String::new();
@@ -521,7 +521,7 @@ impl Decoder<'_> {
         text
     }
 
-    /// What is left at the end: U+FFFD for a character that never came whole.
+    /// The rest at the end: U+FFFD for an incomplete character.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }

@@ -1,8 +1,8 @@
-//! Cuts text into the words within which byte-level BPE merges.
+//! Cuts text into words; byte-level BPE merges only within a word.
 //!
-//! Each scanner implements the regular expression that its model was trained with; the expression stands
-//! above it. Scanners instead of a backtracking engine: long runs of blanks can't exhaust its limit (the
-//! tokenizers crate then silently stops splitting), nothing is allocated, and the time is linear.
+//! Each scanner implements the regular expression its model was trained with, quoted above it. Unlike a
+//! backtracking engine, a scanner has no limit that long runs of blanks could exhaust (the tokenizers crate
+//! then silently stops splitting). It allocates nothing and runs in linear time.
 
 use std::sync::OnceLock;
 use tokenizers::utils::SysRegex;
@@ -142,7 +142,7 @@ fn is_other(c: char) -> bool {
     !c.is_whitespace() && !c.is_numeric() && !is_letter(c)
 }
 
-/// `\p{L}`. Not `char::is_alphabetic`, which also takes letter numbers and dependent vowel signs.
+/// `\p{L}`. Not `char::is_alphabetic`, which also accepts letter numbers and dependent vowel signs.
 fn is_letter(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_alphabetic();
@@ -153,8 +153,8 @@ fn is_letter(c: char) -> bool {
     after > 0 && ranges[after - 1].1 >= c as u32
 }
 
-/// The ranges of `\p{L}` beyond ASCII (about 5 KiB), asked of the tokenizers crate's own engine once, so
-/// that both follow the same Unicode version.
+/// The ranges of `\p{L}` beyond ASCII (about 5 KiB), taken once from the tokenizers crate's engine so both
+/// follow the same Unicode version.
 fn letter_ranges() -> Vec<(u32, u32)> {
     // No letters are assigned, or planned, beyond plane 3.
     const END: u32 = 0x4_0000;

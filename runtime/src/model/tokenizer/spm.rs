@@ -1,5 +1,5 @@
-//! SentencePiece's BPE as llama.cpp runs it: characters, then the neighbours whose union has the best
-//! score, and bytes for characters without a token. Tokens hold blanks as blanks here, not as U+2581.
+//! SentencePiece's BPE as llama.cpp runs it: starts from characters, merges the neighbours whose union scores
+//! best, and uses bytes for characters without a token. Tokens hold plain blanks here, not U+2581.
 
 use super::Sink;
 use super::bpe::WORD_BYTES_MAX;
@@ -15,8 +15,8 @@ pub(super) struct Spm {
     unknown: u32,
     /// Longest token, in bytes: longer unions need no lookup.
     token_bytes_max: usize,
-    /// No token goes on after a blank that follows another character. Then no merge ever crosses such a
-    /// place, and text may be cut there without changing its tokens.
+    /// Whether no token continues past a blank that follows another character. If so, no merge crosses such a
+    /// place, and text can be cut there without changing its tokens.
     splits_at_blanks: bool,
 }
 
@@ -27,7 +27,7 @@ impl Spm {
         let text_ids = || vocab.ids().filter(|id| vocab.kind(*id).is_text());
         Spm {
             index: VocabIndex::new(vocab),
-            // −0 and 0 are one score; the order by bits would part them.
+            // −0 and 0 are the same score; ordering by bits would separate them.
             scores: scores.iter().map(|s| s + 0.0).collect(),
             byte_ids,
             unknown: unknown.unwrap_or(NONE),
@@ -135,7 +135,7 @@ struct Symbol {
 struct Union {
     score: f32,
     left: u32,
-    /// Where left ends and right begins; with `end`, tells whether both are still what was proposed.
+    /// Where left ends and right begins; with `end`, tells whether the proposal is still valid.
     middle: u32,
     end: u32,
 }
@@ -182,7 +182,7 @@ impl Scratch {
     fn merge(&mut self, left: u32) {
         let right = self.symbols[left as usize].next;
         let gone = self.symbols[right as usize];
-        // An end of 0 marks it: no proposal has a middle of 0.
+        // Marked by an end of 0: no proposal has a middle of 0.
         self.symbols[right as usize].end = 0;
         let kept = &mut self.symbols[left as usize];
         kept.end = gone.end;

@@ -32,12 +32,12 @@ impl Kind {
         })
     }
 
-    /// Never produced by user text and never shown to users.
+    /// Never produced from user text and never shown to users.
     pub(super) fn is_control(self) -> bool {
         matches!(self, Kind::Control | Kind::Unknown)
     }
 
-    /// Whether ordinary text may tokenize to it by merging.
+    /// Whether merging ordinary text may produce it.
     pub(super) fn is_text(self) -> bool {
         matches!(self, Kind::Normal | Kind::UserDefined | Kind::Unused)
     }
@@ -101,15 +101,15 @@ pub(super) fn table_slots(n: usize) -> usize {
     (n * 4).div_ceil(3).max(2).next_power_of_two()
 }
 
-/// From a token's bytes to its id: open addressing over ids, so that no text is stored twice. Keyed by
-/// the standard library's random SipHash: a crafted vocabulary can't make it quadratic.
+/// From a token's bytes to its id: open addressing over ids, so no text is stored twice. It uses the standard
+/// library's randomly keyed SipHash, so a crafted vocabulary can't make lookups quadratic.
 pub(super) struct VocabIndex {
     slots: Vec<u32>,
     hasher: RandomState,
 }
 
 impl VocabIndex {
-    /// Indexes the tokens that ordinary text may become. Of equal texts the last wins, as in llama.cpp.
+    /// Indexes the tokens ordinary text may become. If texts are equal the last wins, as in llama.cpp.
     pub(super) fn new(vocab: &Vocab) -> Self {
         let slots = vec![NONE; table_slots(vocab.len())];
         let mut index = VocabIndex { slots, hasher: RandomState::new() };
@@ -142,15 +142,15 @@ impl VocabIndex {
     }
 }
 
-/// Bytes of a control or user-defined token, at most: the search takes so many steps for each byte of a text. Those
-/// in use have some 30, runs of blanks more.
+/// Most bytes of a control or user-defined token: the search takes up to this many steps per byte of text. Real
+/// ones have about 30, runs of blanks more.
 pub(super) const SPECIAL_BYTES_MAX: usize = 512;
 
 /// Control and user-defined tokens, searched in text leftmost first and longest first.
 pub(super) struct Specials {
-    /// Sorted by bytes; of equal texts a user-defined one precedes a control one, and of each kind the first stays.
+    /// Sorted by bytes. If texts are equal, user-defined precedes control, and the first of each kind is kept.
     ids: Vec<u32>,
-    /// Where in `ids` the longest of the others is that the token begins with; NONE where there is none.
+    /// For each token, the index in `ids` of the longest other token it starts with, or NONE.
     prefixes: Vec<u32>,
     /// `ids[starts[b]..starts[b + 1]]` begin with byte b.
     starts: [u32; 257],
@@ -178,8 +178,8 @@ impl Specials {
         Specials { ids, prefixes, starts }
     }
 
-    /// The first special token in `text` at or after byte `from`: (start, id). Control tokens only where
-    /// `control`; user-defined ones always, since text is their purpose.
+    /// The first special token in `text` at or after byte `from`: (start, id). Finds control tokens only if
+    /// `control` is set, user-defined ones always, since they represent text.
     pub(super) fn find(
         &self,
         vocab: &Vocab,
@@ -190,8 +190,8 @@ impl Specials {
         (from..text.len()).find_map(|at| Some((at, self.longest(vocab, &text[at..], control)?)))
     }
 
-    /// The longest special token that a text begins with. Sorted, the last one that does not come after the text
-    /// begins with all those that the text begins with.
+    /// The longest special token a text starts with. In sorted order, the last token not after the text starts
+    /// with every token the text starts with.
     fn longest(&self, vocab: &Vocab, text: &[u8], control: bool) -> Option<u32> {
         let first = usize::from(text[0]);
         let (start, end) = (self.starts[first] as usize, self.starts[first + 1] as usize);
@@ -212,7 +212,7 @@ impl Specials {
     }
 }
 
-/// For each of the sorted tokens the place of the longest one before it that it begins with.
+/// For each sorted token, the index of the longest earlier one it starts with.
 fn prefixes(vocab: &Vocab, ids: &[u32]) -> Vec<u32> {
     let mut open: Vec<u32> = Vec::new();
     let mut prefixes = Vec::with_capacity(ids.len());

@@ -7,7 +7,7 @@ use crate::model::digest_cache::DIGEST_DOMAIN;
 use crate::model::gguf::Gguf;
 
 /// SHA-256 over tensors in the order of the file, hyperparameters, and tokenizer metadata in the order
-/// of its keys. Every variable part is preceded by its length, so no two models encode alike.
+/// of its keys. Every variable part is preceded by its length, so no two models share an encoding.
 pub(super) fn compute(gguf: &Gguf, config: &ModelConfig, bytes: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(DIGEST_DOMAIN.as_bytes());
@@ -25,7 +25,7 @@ pub(super) fn compute(gguf: &Gguf, config: &ModelConfig, bytes: &[u8]) -> [u8; 3
     for entry in gguf.entries_by_key().filter(|e| e.key.starts_with("tokenizer.")) {
         sized(&mut hash, entry.key.as_bytes());
         hash.update(entry.value.value_type().id().to_le_bytes());
-        // Little-endian as the format demands, and the same in both versions of it.
+        // Little-endian, as the format requires, and the same in both of its versions.
         sized(&mut hash, &bytes[entry.range.clone()]);
     }
     hash.finalize().into()
@@ -40,7 +40,7 @@ pub(super) fn template(text: Option<&str>) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// The effective values: a default stated or left out is the same model.
+/// The effective values: stating a default or omitting it gives the same model.
 fn hyperparameters(hash: &mut Sha256, c: &ModelConfig) {
     sized(hash, c.architecture.as_bytes());
     for n in [c.vocab, c.d_model, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff, c.rope_dim] {

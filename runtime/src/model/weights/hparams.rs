@@ -1,5 +1,5 @@
-//! Hyperparameters from metadata: present, bounded, divisible where divided, and of a model whose
-//! mathematics is the one implemented here.
+//! Reads hyperparameters from metadata: present, bounded, divisible where divided, and describing a model whose
+//! mathematics is implemented here.
 
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::config::ModelConfig;
@@ -16,7 +16,7 @@ const MAX_VOCAB: u64 = 1 << 22;
 
 const ARCHITECTURE: &str = "llama";
 
-/// Reads and validates all hyperparameters, and holds the vocabulary's arrays against them.
+/// Reads and validates all hyperparameters, and checks the vocabulary's arrays against them.
 pub(super) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig> {
     kind_of_file(gguf)?;
     foreign_mathematics(gguf)?;
@@ -28,7 +28,7 @@ pub(super) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig> {
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(p.bad(
             "attention.head_count",
-            format_args!("{n_heads} is no multiple of {n_kv_heads} (head_count_kv)"),
+            format_args!("{n_heads} is not a multiple of {n_kv_heads} (head_count_kv)"),
         ));
     }
     let head_dim = head_dim(&p, d_model, n_heads)?;
@@ -62,7 +62,7 @@ pub(super) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// Refuses files that hold no model of the supported architecture, each by what it is.
+/// Refuses anything that isn't a model of the supported architecture, saying what it is.
 fn kind_of_file(gguf: &Gguf) -> Result<()> {
     let unsupported = |message: String| Err(gguf.error(ErrorKind::Unsupported, message));
     match gguf.string("general.type")? {
@@ -82,21 +82,21 @@ fn kind_of_file(gguf: &Gguf) -> Result<()> {
         return Err(gguf.error(ErrorKind::Unsupported, message).advise(Advice::JoinParts));
     }
     if gguf.tensors().is_empty() {
-        return unsupported("it holds a vocabulary only, no weights; use the model's full GGUF file".into());
+        return unsupported("it holds only a vocabulary, no weights; use the model's full GGUF file".into());
     }
     // Version 2 is today's layout of the block types; 0 and 1 have other scales and orders.
     let version = gguf.uint("general.quantization_version")?.unwrap_or(2);
     let quantized = gguf.tensors().iter().any(|t| t.dtype.block_len() > 1);
     if version != 2 && quantized {
         return unsupported(format!(
-            "quantization version {version} is not supported; quantize the model anew"
+            "quantization version {version} is not supported; quantize the model again"
         ));
     }
     Ok(())
 }
 
-/// Refuses metadata that changes the mathematics in ways not implemented: ignoring it would compute
-/// a different model without a word.
+/// Refuses metadata that changes the mathematics in unimplemented ways: ignoring it would silently compute a
+/// different model.
 fn foreign_mathematics(gguf: &Gguf) -> Result<()> {
     let neutral = |key: &str, value: &Value| match key {
         "attention.causal" => *value == Value::Bool(true),
@@ -141,7 +141,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// The vocabulary's size: the embedding's rows, to which every other statement must be equal.
+/// The vocabulary's size: the embedding's rows, which every other statement must match.
 fn vocabulary(gguf: &Gguf, bytes: &[u8]) -> Result<usize> {
     let corrupt = |message: String| Err(gguf.error(ErrorKind::Corrupt, message));
     let Some(embedding) = gguf.tensor("token_embd.weight") else {
@@ -185,21 +185,22 @@ fn vocabulary(gguf: &Gguf, bytes: &[u8]) -> Result<usize> {
 fn head_dim(p: &Params<'_>, d_model: usize, n_heads: usize) -> Result<usize> {
     let stated = p.gguf.get("llama.attention.key_length").is_some();
     if !stated && !d_model.is_multiple_of(n_heads) {
-        let message = format_args!("{d_model} is no multiple of {n_heads} (attention.head_count)");
+        let message = format_args!("{d_model} is not a multiple of {n_heads} (attention.head_count)");
         return Err(p.bad("embedding_length", message));
     }
     let head_dim = p.uint("attention.key_length", Some(d_model / n_heads), MAX_HEAD_DIM)?;
     let value_dim = p.uint("attention.value_length", Some(d_model / n_heads), MAX_HEAD_DIM)?;
     if value_dim != head_dim {
-        let message =
-            format!("values of {value_dim} elements a head beside keys of {head_dim} are not supported");
+        let message = format!(
+            "heads with {value_dim} value elements and {head_dim} key elements are not supported; they must be equal"
+        );
         return Err(p.gguf.error(ErrorKind::Unsupported, message));
     }
     Ok(head_dim)
 }
 
-/// The divisor of positions: linear scaling only. llama.cpp takes a missing type as linear, and an
-/// older key for the factor.
+/// The divisor of positions: linear scaling only. Like llama.cpp, treats a missing type as linear and accepts
+/// an older key for the factor.
 fn rope_scale(p: &Params<'_>) -> Result<f32> {
     let kind = p.gguf.string("llama.rope.scaling.type")?;
     let older = p.float("rope.scale_linear", Some(1.0), 1.0, 1e6)?;

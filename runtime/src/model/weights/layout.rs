@@ -1,5 +1,5 @@
-//! Which tensor is which: each one that the hyperparameters imply, of exactly the shape they imply,
-//! and none beside.
+//! Which tensor is which: every tensor the hyperparameters imply, with exactly the implied shape, and no
+//! others.
 
 use crate::error::{ErrorKind, Result};
 use crate::model::config::{ModelConfig, Proj};
@@ -28,7 +28,7 @@ impl Layout {
     /// Finds every tensor.
     ///
     /// # Errors
-    /// `Corrupt` for a missing tensor or a wrong shape, `Unsupported` for a surplus one.
+    /// `Corrupt` for a missing tensor or a wrong shape, `Unsupported` for an extra one.
     pub(super) fn of(gguf: &Gguf, c: &ModelConfig) -> Result<Layout> {
         let mut seats = Seats { gguf, taken: vec![false; gguf.tensors().len()] };
         let layout = Layout {
@@ -62,7 +62,7 @@ fn block(seats: &mut Seats<'_>, c: &ModelConfig, l: usize) -> Result<BlockLayout
     })
 }
 
-/// The file's tensors, and which of them have found their use.
+/// The file's tensors, and which of them are already assigned.
 struct Seats<'a> {
     gguf: &'a Gguf,
     taken: Vec<bool>,
@@ -73,7 +73,7 @@ impl Seats<'_> {
         self.take_if_present(name, dims)?.ok_or_else(|| {
             self.gguf.error(
                 ErrorKind::Corrupt,
-                format!("tensor {name} is missing, which the hyperparameters imply ({dims:?})"),
+                format!("tensor {name} is missing; the hyperparameters imply it, with shape {dims:?}"),
             )
         })
     }
@@ -84,7 +84,7 @@ impl Seats<'_> {
         if found != dims {
             return Err(self.gguf.error(
                 ErrorKind::Corrupt,
-                format!("tensor {name} is of shape {found:?} where the hyperparameters imply {dims:?}"),
+                format!("tensor {name} has shape {found:?}; the hyperparameters imply {dims:?}"),
             ));
         }
         self.taken[index] = true;
@@ -98,7 +98,7 @@ impl Seats<'_> {
         let why = if name.ends_with(".bias") {
             "biases are not supported"
         } else {
-            "ignoring it would compute another model"
+            "ignoring it would compute a different model"
         };
         Err(self.gguf.error(
             ErrorKind::Unsupported,

@@ -1,4 +1,4 @@
-//! A model file opened for use: validated hyperparameters, and views of weights that stay in the map.
+//! A model file opened for use: validated hyperparameters and views of weights that stay in the map.
 
 mod digest;
 mod hparams;
@@ -80,7 +80,8 @@ impl ModelFile {
         ModelFile::from_map(Map::open(path)?)
     }
 
-    /// Whether the file is still what was opened; see [`Map::check_whole`]. Whatever keeps a result asks first.
+    /// Checks that the file hasn't changed since it was opened; see [`Map::check_whole`]. Call this before
+    /// keeping a result.
     ///
     /// # Errors
     /// `Io`, naming the file.
@@ -91,8 +92,8 @@ impl ModelFile {
     /// Validates the model in `map`.
     ///
     /// # Errors
-    /// `Corrupt` where the file breaks the format or contradicts itself, `Unsupported` where it is a
-    /// model (or part of one) that can't be run here, `NonFinite` for a NaN or infinity in a norm.
+    /// `Corrupt` if the file breaks the format or contradicts itself; `Unsupported` for a model (or part of
+    /// one) that can't run here; `NonFinite` for a NaN or infinity in a norm.
     pub fn from_map(map: Map) -> Result<ModelFile> {
         let gguf = Gguf::parse(map.as_bytes(), map.label())?;
         let config = hparams::read(&gguf, map.as_bytes())?;
@@ -116,8 +117,8 @@ impl ModelFile {
         Ok(ModelFile { map, gguf, config, layout, norms, rope_freqs, digest, digest_cache: None })
     }
 
-    /// Lets [`ModelFile::digest`] look in a cache first, and keep there what it computes. A model that did
-    /// not come from a file is not affected.
+    /// Lets [`ModelFile::digest`] consult a cache first and store results there. Has no effect on a model that
+    /// didn't come from a file.
     #[must_use]
     pub fn with_digest_cache(mut self, cache: DigestCache) -> ModelFile {
         self.digest_cache = Some(cache);
@@ -149,12 +150,12 @@ impl ModelFile {
         self.map.path()
     }
 
-    /// Bytes of the file that are mapped (clean, evictable), as opposed to read into memory.
+    /// Bytes of the file that are mapped (clean, evictable) rather than read into memory.
     pub fn mapped_bytes(&self) -> usize {
         self.map.mapped_bytes()
     }
 
-    /// Bytes of private memory held for weights: the norms, and the file itself when it is not mapped.
+    /// Bytes of private memory held for weights: the norms, and the file itself if it isn't mapped.
     pub fn private_bytes(&self) -> usize {
         let floats = self.norms.capacity() + self.rope_freqs.as_ref().map_or(0, Vec::capacity);
         floats * size_of::<f32>() + self.map.private_bytes()
@@ -206,8 +207,8 @@ impl ModelFile {
 
     /// SHA-256 of what an adapter depends on: every tensor (name, type, extents, bytes), the
     /// hyperparameters, and the metadata under `tokenizer.`. Independent of the order of the metadata,
-    /// of padding, and of names and licences. Computed at the first call, which reads the whole file
-    /// unless the [cache](ModelFile::with_digest_cache) knows it.
+    /// of padding, and of names and licences. The first call computes it, which reads the whole file unless the
+    /// [cache](ModelFile::with_digest_cache) has it.
     pub fn digest(&self) -> [u8; 32] {
         let mut unkept = None;
         let digest = *self.digest.get_or_init(|| {
@@ -217,24 +218,24 @@ impl ModelFile {
             };
             cache.get(&stamp).unwrap_or_else(|| {
                 let digest = compute();
-                // Of a file that was changed or replaced meanwhile, nobody knows which state was read.
+                // If the file was changed or replaced meanwhile, it is unknown which state was read.
                 if self.map.stamp_now() == Some(stamp) {
                     unkept = cache.put(&stamp, &digest).err();
                 }
                 digest
             })
         });
-        // Not while others wait for the digest: a logger may ask for it.
+        // Log only after releasing the lock: a logger may ask for the digest.
         if let Some(error) = unkept {
             log::info!("the digest is not kept: {error}");
         }
         digest
     }
 
-    /// SHA-256 of the file's chat template, or of the fact that it has none.
+    /// SHA-256 of the file's chat template, or of its absence.
     ///
     /// # Errors
-    /// `Corrupt` where the template is no text.
+    /// `Corrupt` if the template isn't a string.
     pub fn template_digest(&self) -> Result<[u8; 32]> {
         Ok(digest::template(self.gguf.string("tokenizer.chat_template")?))
     }

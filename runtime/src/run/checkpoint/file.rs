@@ -1,6 +1,6 @@
-//! A checkpoint's file: a frame of kind CHECKPOINT (see engraft-codec), whose sections `theta`, `m` and `v` are f32, as
-//! long as the run has parameters; so is `best`, θ of the best look, where there was one that counts. Its header says of
-//! which run it is, and where that stood.
+//! A checkpoint's file: a frame of kind CHECKPOINT (see engraft-codec). Its sections `theta`, `m` and `v` are
+//! f32, one element per parameter. So is `best`, the θ of the best look, if the run keeps one. The header says
+//! which run it belongs to and where that run stood.
 
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const SECTIONS: [&str; 4] = ["theta", "m", "v", "best"];
 
 #[derive(Serialize, Deserialize)]
 struct Header<Settings, State> {
-    /// Of the run; its base is the frame's.
+    /// The run's settings; its base is in the frame.
     settings: Settings,
     steps: u64,
     updates: u64,
@@ -27,7 +27,7 @@ struct Header<Settings, State> {
     progress: State,
 }
 
-/// Writes a generation, in one pass from the trainer's own memory.
+/// Writes a generation in one pass, straight from the trainer's memory.
 pub(super) fn write(
     out: &mut dyn Write,
     generation: u64,
@@ -54,7 +54,7 @@ pub(super) fn write(
     writer.finish().map(|_| ())
 }
 
-/// A checkpoint whose every byte was checked, and which is of the run that asks.
+/// A fully verified checkpoint that belongs to the run that asks.
 pub(super) struct Checked {
     path: PathBuf,
     frame: Frame,
@@ -65,7 +65,7 @@ pub(super) struct Checked {
     progress: Progress,
 }
 
-/// Checks a file, and that it is of this run.
+/// Checks a file, and that it belongs to this run.
 pub(super) fn identify(
     storage: &dyn Storage,
     path: &Path,
@@ -75,7 +75,7 @@ pub(super) fn identify(
     checked(storage, path, generation, identity).map(|_| ())
 }
 
-/// Opens and checks a file; nothing of its size is allocated.
+/// Opens and checks a file, without allocating anything of its size.
 pub(super) fn open(
     storage: &dyn Storage,
     path: &Path,
@@ -85,7 +85,7 @@ pub(super) fn open(
 ) -> Result<Checked> {
     let checked = checked(storage, path, generation, identity)?;
     if sections(parameters, &checked.progress).is_none_or(|sections| checked.frame.table() != sections) {
-        return Err(corrupt(path, "its sections are not those of its run"));
+        return Err(corrupt(path, "its sections don't match its run"));
     }
     Ok(checked)
 }
@@ -102,7 +102,7 @@ fn checked(storage: &dyn Storage, path: &Path, generation: u64, identity: &Ident
     }
     if frame.meta().schema != SCHEMA {
         let message = format!(
-            "{}: a checkpoint of schema {}, where this version knows {SCHEMA}: go on with the version that \
+            "{}: checkpoint schema {}; this version knows schema {SCHEMA}; continue with the version that \
              wrote it",
             path.display(),
             frame.meta().schema
@@ -110,20 +110,21 @@ fn checked(storage: &dyn Storage, path: &Path, generation: u64, identity: &Ident
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     if frame.meta().generation != generation {
-        let what = format!("it is generation {}, not what its name says", frame.meta().generation);
+        let what = format!("it is generation {}, but its name says otherwise", frame.meta().generation);
         return Err(corrupt(path, &what));
     }
     let header: Header<Vec<(String, String)>, Progress> = frame.header().map_err(|e| frame_error(path, e))?;
     identity.check(frame.base_digest(), &header.settings).map_err(|e| e.at(path.display()))?;
     if !header.progress.guard.is_sane() {
-        return Err(corrupt(path, "its learning rate or smoothed loss isn't a number that a run can have"));
+        return Err(corrupt(path, "its learning rate or smoothed loss is out of range"));
     }
     let Header { steps, updates, anchor, progress, .. } = header;
     Ok(Checked { path: path.to_path_buf(), frame, source, steps, anchor, updates, progress })
 }
 
 impl Checked {
-    /// Reads it into a trainer, which is broken until all is there. One that returns keeps the best look that it had.
+    /// Reads it into a trainer, which counts as broken until everything is there. A trainer that rolls back
+    /// keeps its best look.
     pub(super) fn load(&mut self, into: &mut NumbersMut<'_>, returns: bool) -> Result<Progress> {
         let path = &self.path;
         self.source.rewind().map_err(|e| reading(path, e))?;

@@ -1,4 +1,4 @@
-//! Which run a checkpoint is of: what must agree for it to go on.
+//! Which run a checkpoint belongs to: what must agree before it can continue.
 
 use std::fmt::Display;
 
@@ -13,20 +13,21 @@ use crate::nn::divergence::KlPenalty;
 use crate::train::TrainOptions;
 use crate::train::optim::AdamWConfig;
 
-/// Version of what is stated of a run. It changes with any name or value below, and with the meaning of one.
+/// Version of the statement about a run. Raise it when a name, a value or the meaning of one below changes.
 const VERSION: u32 = 2;
 
-/// The base, and every setting that the result depends on, by name. Rows are among them as digests: no text of a
-/// user's is in a checkpoint but what the parameters learned of it.
+/// The base, and by name every setting the result depends on. Rows appear as digests: the only trace of a
+/// user's text in a checkpoint is what the parameters learned.
 ///
-/// Names and values are stated here, word for word: they are kept in files, and must not follow the names of the code.
+/// Names and values are spelled out here because files store them; they must not follow identifiers in the
+/// code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     base: [u8; 32],
     settings: Vec<(String, String)>,
 }
 
-/// What [`Identity::digest`] is taken of, in postcard's encoding.
+/// What [`Identity::digest`] hashes, in postcard's encoding.
 #[derive(Serialize)]
 struct Stated<'a> {
     version: u32,
@@ -35,7 +36,7 @@ struct Stated<'a> {
 }
 
 impl Identity {
-    /// A run on the model of this digest, of an adapter or (`None`) of every weight.
+    /// A run on the model with this digest, training an adapter or (`None`) every weight.
     pub fn new(base: [u8; 32], lora: Option<&LoraConfig>, options: &TrainOptions) -> Identity {
         let identity = Identity { base, settings: Vec::new() };
         let identity = match lora {
@@ -77,7 +78,7 @@ impl Identity {
         self
     }
 
-    /// The same with rows, as their digest.
+    /// The same with the digest of these rows.
     #[must_use]
     pub fn with_rows(self, name: &str, rows: &[Example]) -> Identity {
         self.with(name, rows_digest(rows))
@@ -97,14 +98,14 @@ impl Identity {
         &self.settings
     }
 
-    /// Holds what a checkpoint says against this run.
+    /// Checks a checkpoint's statement against this run.
     ///
     /// # Errors
-    /// `BaseMismatch`; `Misuse` with every setting that differs.
+    /// `BaseMismatch`; `Misuse`, listing every setting that differs.
     pub(super) fn check(&self, base: &[u8; 32], settings: &[(String, String)]) -> Result<()> {
         if *base != self.base {
             let message = format!(
-                "the checkpoint is of a run on another model ({}, this is {}): give that one, or begin anew \
+                "the checkpoint belongs to a run on another model ({}; this is {}): use that model, or start over \
                  in another folder",
                 hex::short(base),
                 hex::short(&self.base)
@@ -118,7 +119,7 @@ impl Identity {
         let mut differing: Vec<String> = Vec::new();
         for name in names {
             let (then, now) = (of(settings, name), of(&self.settings, name));
-            let line = format!("{name} was {then}, and is {now}");
+            let line = format!("{name} was {then}, now {now}");
             if then != now && !differing.contains(&line) {
                 differing.push(line);
             }
@@ -135,16 +136,16 @@ impl Identity {
     }
 }
 
-/// SHA-256 of a statement in postcard's encoding: what persists must not depend on how the code spells things.
+/// SHA-256 of a statement in postcard's encoding: what persists must not depend on spellings in the code.
 ///
 /// # Panics
-/// Never: strings, numbers and lists of them are what postcard encodes.
+/// Never: postcard encodes strings, numbers and lists of them.
 pub(crate) fn stated_digest(stated: &impl Serialize) -> [u8; 32] {
     let bytes = postcard::to_allocvec(stated).expect("plain data is encoded");
     Sha256::digest(bytes).into()
 }
 
-/// Digest of rows' ids and masks in their order, hexadecimal.
+/// Hexadecimal digest of the rows' ids and masks, in order.
 pub(crate) fn rows_digest(rows: &[Example]) -> String {
     let mut hash = Sha256::new();
     for Example { ids, mask } in rows {
@@ -190,7 +191,7 @@ mod tests {
         Identity::new([9; 32], Some(&lora), &options).with("batch size", 2).with_rows("rows", &[])
     }
 
-    /// Checkpoints and verdicts hold these words: whoever changes one breaks `--resume` across versions, and must raise
+    /// Checkpoints and verdicts store these words. Changing one breaks resuming across versions: raise
     /// [`VERSION`].
     #[test]
     fn what_is_stated_of_a_run_is_pinned_word_for_word() {

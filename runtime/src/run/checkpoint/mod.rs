@@ -1,13 +1,12 @@
-//! Checkpoints: everything a run needs to go on as if it had never stopped, in one file.
+//! Checkpoints: everything a run needs to continue as if it had never stopped, in one file.
 //!
-//! Each is a generation of its own, and its number alone tells which is newest. Two stay: the newest, and
-//! behind it an anchor, which a run that diverges returns to. Anchors come at fixed steps, so where a run
-//! returns to does not depend on where it was interrupted. A generation goes only after one that was
-//! committed and read back took its place.
+//! Each is a numbered generation; the highest number is the newest. Two are kept: the newest, and an older
+//! anchor that a diverging run returns to. Anchors come at fixed steps, so where a run returns to doesn't
+//! depend on where it was interrupted. A generation is deleted only after its successor was committed and read
+//! back.
 //!
-//! Saving waits for the disk. To write beside the next steps, parameters and moments would have to stand
-//! still meanwhile, which takes a second copy of them: more memory than the plan has, for less time than
-//! one step takes every hundred.
+//! Saving waits for the disk. Writing in the background would need a second copy of parameters and moments:
+//! more memory than the plan allows, to save less than one step's time per hundred steps.
 
 mod file;
 mod identity;
@@ -25,46 +24,46 @@ use crate::train::{Numbers, NumbersMut};
 pub use identity::Identity;
 pub(crate) use identity::{rows_digest, stated_digest};
 
-/// Where a run stands beside its numbers.
+/// Where a run stands, apart from its numbers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// The next rows.
     pub cursor: MixedCursor,
-    /// What was made of failed steps.
+    /// How failed steps were handled.
     pub guard: Guard,
     /// What was counted.
     pub tally: Tally,
     /// Optimizer steps of the whole run, once that is known.
     pub total: Option<u64>,
-    /// All looks at the validation rows so far.
+    /// All looks at the validation rows so far, in order.
     pub looks: Vec<Look>,
-    /// The best of them, where that counts.
+    /// The best of them, if the best one counts.
     pub best: Option<Best>,
 }
 
-/// A look at the validation rows.
+/// One evaluation of the validation rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Look {
     /// Steps done.
     pub step: u64,
-    /// Mean training loss since the look before, nats per token; `None` before the first step.
+    /// Mean training loss since the previous look, nats per token; `None` before the first step.
     pub train: Option<f64>,
-    /// Mean loss of the validation rows; `None` where it isn't a number.
+    /// Mean loss of the validation rows, nats per token; `None` if it isn't finite.
     pub valid: Option<f64>,
 }
 
 /// The look whose parameters count.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Steps done then.
+    /// Steps done at that point.
     pub step: u64,
-    /// Loss of the validation rows then.
+    /// Loss of the validation rows at that point.
     pub loss: f64,
-    /// Looks since.
+    /// Looks since then.
     pub waited: u64,
 }
 
-/// What a run has counted, for its reports and for what its adapter's file says.
+/// What a run has counted, for its reports and its adapter's file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     /// Tokens that went through the model.
@@ -103,7 +102,7 @@ impl Mean {
         self.count += count as u64;
     }
 
-    /// The mean; NaN of nothing.
+    /// The mean; NaN if empty.
     pub fn value(&self) -> f64 {
         self.sum / self.count as f64
     }
@@ -120,12 +119,12 @@ pub struct Saved {
     pub bytes: u64,
 }
 
-/// What a folder had to restore.
+/// What a folder could restore.
 #[derive(Clone, Debug, Default)]
 pub struct Restored {
     /// The checkpoint taken; the numbers are filled from it.
     pub found: Option<Found>,
-    /// Those that could not be used.
+    /// Checkpoints that couldn't be used.
     pub passed_over: Vec<PassedOver>,
 }
 
@@ -149,7 +148,7 @@ pub struct Found {
     pub progress: Progress,
 }
 
-/// A checkpoint that could not be used.
+/// A checkpoint that couldn't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PassedOver {
     /// The file.
@@ -161,8 +160,8 @@ pub struct PassedOver {
 const PREFIX: &str = "checkpoint-";
 const SUFFIX: &str = ".engraft";
 
-/// Bytes of θ, both moments and, where it counts, the best look's θ, of so many parameters: what a checkpoint writes, but
-/// for a kilobyte or two that name the run.
+/// Bytes of θ, both moments and, if kept, the best look's θ. That is what a checkpoint writes, apart from a
+/// kilobyte or two that identify the run.
 pub fn payload_bytes(parameters: usize, keeps_best: bool) -> u64 {
     let copies = if keeps_best { 4 } else { 3 };
     copies * size_of::<f32>() as u64 * parameters as u64
@@ -172,13 +171,13 @@ pub fn payload_bytes(parameters: usize, keeps_best: bool) -> u64 {
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     dir: PathBuf,
-    /// Whether the folder is there, and durable.
+    /// Whether the folder exists durably.
     is_made: bool,
     /// Number of the next one.
     next: u64,
-    /// What this run saved or began with, the newest first; everything else goes with the next save.
+    /// What this run saved or started from, newest first; the next save removes everything else.
     kept: Vec<Held>,
-    /// What the device did not give now and may give later: it stays.
+    /// Generations the device failed to read; kept, since a later attempt may succeed.
     unread: Vec<u64>,
 }
 
@@ -189,7 +188,7 @@ struct Held {
 }
 
 impl Checkpoints {
-    /// Looks into a folder, which may be missing.
+    /// Opens a folder, which may be missing.
     ///
     /// # Errors
     /// [`ErrorKind::Io`].
@@ -211,7 +210,7 @@ impl Checkpoints {
         &self.dir
     }
 
-    /// The newest file there, whole or not.
+    /// The newest file there, intact or not.
     ///
     /// # Errors
     /// [`ErrorKind::Io`].
@@ -219,7 +218,7 @@ impl Checkpoints {
         Ok(generations(storage, &self.dir)?.first().map(|g| self.dir.join(file_name(*g))))
     }
 
-    /// Whether the newest that is whole is of this run, and can be gone on from.
+    /// Whether the newest intact checkpoint belongs to this run and can be resumed.
     ///
     /// # Errors
     /// [`ErrorKind::Io`].
@@ -236,12 +235,12 @@ impl Checkpoints {
         Ok(false)
     }
 
-    /// Commits the next generation: when this returns Ok it is on disk and was read back. Then those before
-    /// it go, but for one.
+    /// Commits the next generation: on `Ok` it is on disk and was read back. Older generations are then
+    /// removed, except one.
     ///
     /// # Errors
     /// [`ErrorKind::NonFinite`] when a number is NaN or infinite, or a step failed midway;
-    /// [`ErrorKind::Io`], [`ErrorKind::Full`]. Older ones stay whole then.
+    /// [`ErrorKind::Io`], [`ErrorKind::Full`]. Older generations then stay intact.
     pub fn save(
         &mut self,
         storage: &dyn Storage,
@@ -255,11 +254,11 @@ impl Checkpoints {
             create_dir_all(storage, &self.dir)?;
             self.is_made = true;
         }
-        // A number is never used twice, even if what follows fails. Another run may have used some since the
-        // folder was looked at: whoever restores looks at it before it is the only one to write.
+        // A number is never reused, even if what follows fails. Another run may have used some since the folder
+        // was listed: a restore lists it before it holds the writer's lock.
         let newest = generations(storage, &self.dir)?.first().copied().unwrap_or(0);
         let generation = self.next.max(newest.saturating_add(1));
-        let too_many = || Error::new(ErrorKind::Misuse, "no further generation can be counted");
+        let too_many = || Error::new(ErrorKind::Misuse, "generation numbers are exhausted");
         self.next = generation.checked_add(1).ok_or_else(too_many)?;
         let name = file_name(generation);
         let path = self.dir.join(&name);
@@ -273,13 +272,13 @@ impl Checkpoints {
         Ok(Saved { path, generation, bytes: done.bytes })
     }
 
-    /// Fills `into` from the newest checkpoint that is whole; nothing is touched where there is none.
+    /// Fills `into` from the newest intact checkpoint; touches nothing if there is none.
     ///
     /// # Errors
-    /// [`ErrorKind::BaseMismatch`] and [`ErrorKind::Misuse`], which name what differs, for a whole one of
-    /// another model, other settings or other rows; [`ErrorKind::Unsupported`] for one of a newer version;
-    /// [`ErrorKind::Io`] where none was whole, and the device did not give one of them;
-    /// [`ErrorKind::Corrupt`] when a file changed while it was read, and no other was left.
+    /// [`ErrorKind::BaseMismatch`] and [`ErrorKind::Misuse`], naming what differs, for an intact checkpoint
+    /// with another model, settings or rows; [`ErrorKind::Unsupported`] for one from a newer version;
+    /// [`ErrorKind::Io`] if none was intact and the device failed to read one; [`ErrorKind::Corrupt`] if a file
+    /// changed while it was read and no other was left.
     pub fn restore(
         &mut self,
         storage: &dyn Storage,
@@ -289,7 +288,7 @@ impl Checkpoints {
         self.restore_if(storage, identity, into, false)
     }
 
-    /// The same from the newest anchor: for a run that diverged.
+    /// The same from the newest anchor, for a run that diverged.
     ///
     /// # Errors
     /// Those of [`Checkpoints::restore`].
@@ -302,14 +301,14 @@ impl Checkpoints {
         self.restore_if(storage, identity, into, true)
     }
 
-    /// Removes all of them: the run is finished, or begins anew.
+    /// Removes all checkpoints: the run is finished or starts over.
     ///
     /// # Errors
     /// [`ErrorKind::Io`].
     pub fn remove_all(&mut self, storage: &dyn Storage) -> Result<()> {
         self.kept.clear();
         self.unread.clear();
-        // The oldest first: whatever is interrupted, the newest is what is left.
+        // Oldest first, so an interruption leaves the newest.
         let mut all = generations(storage, &self.dir)?;
         all.reverse();
         for generation in &all {
@@ -319,7 +318,7 @@ impl Checkpoints {
         if !storage.is_dir(&self.dir) {
             return Ok(());
         }
-        // Even where nothing is left to remove: an attempt before may have ended between the two.
+        // Even if nothing is left to remove: an earlier attempt may have stopped between the two.
         storage.sync_dir(&self.dir).map_err(|e| Error::io(format!("syncing {}", self.dir.display()), e))
     }
 
@@ -333,7 +332,7 @@ impl Checkpoints {
         let mut restored = Restored::default();
         let (mut kept, mut unread) = (Vec::new(), Vec::new());
         for generation in generations(storage, &self.dir)? {
-            // A run goes back to what it saved or began with, never to what lay there before.
+            // A run returns to what it saved or started from, never to what was in the folder before.
             if anchors_only && self.kept.iter().all(|kept| kept.generation != generation) {
                 continue;
             }
@@ -351,11 +350,11 @@ impl Checkpoints {
                     if let Some((steps, progress)) = found {
                         restored.found = Some(Found { path, generation, steps, progress });
                     }
-                    // What is newer than an anchor gone back to is of steps that led to nothing.
+                    // Anything newer than the anchor returned to belongs to abandoned steps.
                     if restored.found.is_some() {
                         kept.push(Held { generation, anchor });
                     }
-                    // An anchor is the last that anything could still want.
+                    // Nothing older than an anchor can be needed.
                     if anchor {
                         break;
                     }
@@ -373,11 +372,11 @@ impl Checkpoints {
                 Err(error) => return Err(error),
             }
         }
-        // What is only not readable now must not count as nothing: it would be written over.
+        // A checkpoint that merely can't be read now must not count as absent: it would be overwritten.
         if restored.found.is_none() && (*into.broken || !unread.is_empty()) {
             let kind = if unread.is_empty() { ErrorKind::Corrupt } else { ErrorKind::Io };
             let reasons = restored.reasons();
-            let message = format!("{}: no checkpoint could be read whole: {reasons}", self.dir.display());
+            let message = format!("{}: no checkpoint is intact: {reasons}", self.dir.display());
             return Err(Error::new(kind, message));
         }
         self.kept = kept;
@@ -389,7 +388,7 @@ impl Checkpoints {
         Ok(restored)
     }
 
-    /// Removes what is not kept. What can't be removed now goes with a later save.
+    /// Removes what isn't kept. Whatever can't be removed now goes with a later save.
     fn prune(&self, storage: &dyn Storage) {
         let stays = |g: &u64| self.unread.contains(g) || self.kept.iter().any(|kept| kept.generation == *g);
         let others = generations(storage, &self.dir).unwrap_or_default();
@@ -406,7 +405,7 @@ fn file_name(generation: u64) -> String {
     format!("{PREFIX}{generation:08}{SUFFIX}")
 }
 
-/// The numbers of all checkpoints in a folder, the newest first; none of a folder that is missing.
+/// The numbers of all checkpoints in a folder, newest first; empty if the folder is missing.
 fn generations(storage: &dyn Storage, dir: &Path) -> Result<Vec<u64>> {
     if !storage.is_dir(dir) {
         return Ok(Vec::new());

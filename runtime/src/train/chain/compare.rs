@@ -1,5 +1,5 @@
-//! The tuned model beside its base on the same rows: the base's hidden states come from the same weights
-//! without the adapter, in a forward of its own that keeps nothing for a backward.
+//! Compares the tuned model with its base on the same rows. The base's hidden states come from the same weights
+//! without the adapter, in a separate forward that keeps nothing for a backward.
 
 use super::{AdapterView, Chain};
 use crate::data::Batch;
@@ -8,8 +8,8 @@ use crate::nn::head::HeadWeights;
 use crate::nn::{Adapted, Ctx, Dropout};
 
 impl Chain {
-    /// Losses of the tuned model and its base on a micro-batch, and how far they lie apart; `each` sees
-    /// (row, what that target adds).
+    /// Losses of the tuned model and its base on a micro-batch, and their divergence. `each` receives (row,
+    /// that target's contribution).
     ///
     /// # Panics
     /// If the chain was not planned with `beside_base`.
@@ -24,7 +24,7 @@ impl Chain {
         self.compare_heads(batch, 0, None, each)
     }
 
-    /// [`Chain::accumulate`] of the loss with a penalty: adds the gradient of Σ cross-entropy + weight·KL.
+    /// [`Chain::accumulate`] with a penalty: adds the gradient of Σ cross-entropy + weight·KL.
     ///
     /// # Panics
     /// As [`Chain::compare`].
@@ -36,7 +36,7 @@ impl Chain {
         penalty: KlPenalty,
         grads: &mut [f32],
     ) -> Compared {
-        // The base first: the backward finds the last block's forward in the shared buffers.
+        // The base goes first: the backward needs the tuned last block's forward in the shared buffers.
         self.take_base(batch);
         let first = adapter.layout.layers()[0];
         self.forward(Some(&adapter), batch, dropout, first);
@@ -46,7 +46,7 @@ impl Chain {
         result
     }
 
-    /// The base's forward; its last hidden states go to the head's buffers.
+    /// Runs the base forward; its last hidden states go to the head's buffers.
     fn take_base(&mut self, batch: &Batch) {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;

@@ -1,5 +1,6 @@
-//! The chain: embedding, blocks forward keeping their inputs and what the plan grants them beside,
-//! head with loss, blocks backward in reverse. A plain loop over slices of one arena: no tape, no allocation.
+//! The chain: embedding, blocks forward, head with loss, blocks backward in reverse. Blocks keep their inputs
+//! and whatever else the plan grants. It is a plain loop over slices of one arena, without a tape or
+//! allocation.
 
 mod compare;
 
@@ -34,7 +35,7 @@ pub struct Chain {
     dx: Vec<f32>,
     pos: Vec<u32>,
     block: BlockBufs,
-    /// What blocks keep beside their inputs, from the last but one down.
+    /// What blocks keep beside their inputs, from the second-last block down.
     kept: Vec<Kept>,
     head: HeadBufs,
 }
@@ -46,7 +47,7 @@ pub struct AdapterView<'a> {
     pub layout: &'a Layout,
     /// All parameters.
     pub theta: &'a [f32],
-    /// Tells each pair's multiplier.
+    /// Gives each pair's multiplier.
     pub config: &'a LoraConfig,
     /// DoRA's gains of this θ (see [`crate::adapter::Gains`]); empty without it.
     pub gains: &'a [f32],
@@ -64,7 +65,7 @@ impl Adapted for AdapterView<'_> {
     }
 }
 
-/// What a pass over a micro-batch gives.
+/// The result of a pass over a micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evaluated {
     /// Sum of cross-entropies, nats.
@@ -103,7 +104,7 @@ impl Chain {
         }
     }
 
-    /// Computes input gradients at another precision than the forward's.
+    /// Sets another precision for input gradients than the forward's.
     #[must_use]
     pub fn with_gradient_precision(mut self, gradient: GradientPrecision) -> Chain {
         self.gradient = gradient;
@@ -115,7 +116,7 @@ impl Chain {
         self.model.config()
     }
 
-    /// Rows that one micro-batch may have.
+    /// Most rows of a micro-batch.
     pub fn rows(&self) -> usize {
         self.words.rows
     }
@@ -125,7 +126,7 @@ impl Chain {
         self.model.clone()
     }
 
-    /// The weights of full fine-tuning; `None` where they are a file's.
+    /// The weights of full fine-tuning; `None` if they are a file's.
     pub fn tuned(&self) -> Option<&TunedModel> {
         match &self.model {
             Weights::Stored(_) => None,
@@ -133,7 +134,7 @@ impl Chain {
         }
     }
 
-    /// The weights to be changed; `None` where they are a file's, or shared.
+    /// The weights, mutable; `None` if they are a file's, or shared.
     pub fn weights_mut(&mut self) -> Option<&mut TunedModel> {
         match &mut self.model {
             Weights::Stored(_) => None,
@@ -141,18 +142,18 @@ impl Chain {
         }
     }
 
-    /// The kernels' scratch, between passes: for what else needs some.
+    /// The kernels' scratch, for other uses between passes.
     pub fn kernel_scratch(&mut self) -> &mut [f32] {
         &mut self.block.kernel
     }
 
-    /// That and the room for quantized activations; none of it where `exact`.
+    /// The kernel scratch and the room for quantized activations, which is empty if `exact`.
     pub fn gain_scratch(&mut self, exact: bool) -> (&mut [f32], &mut [f32]) {
         let acts = if exact { 0 } else { self.block.acts.len() };
         (&mut self.block.kernel, &mut self.block.acts[..acts])
     }
 
-    /// Loss of a micro-batch; `each` sees (row, loss) of every target.
+    /// Loss of a micro-batch; `each` receives (row, loss) for every target.
     pub fn evaluate(
         &mut self,
         adapter: Option<&dyn Adapted>,
@@ -163,7 +164,7 @@ impl Chain {
         self.head_loss(batch, 0, false, each)
     }
 
-    /// Loss of a micro-batch, and its gradient added to `grads` (shaped as θ).
+    /// Loss of a micro-batch; adds its gradient to `grads` (shaped as θ).
     pub fn accumulate(
         &mut self,
         adapter: AdapterView<'_>,
@@ -178,8 +179,8 @@ impl Chain {
         result
     }
 
-    /// Loss of a micro-batch, and the gradients of the head's weights. What blocks keep is ready for
-    /// [`Chain::backward_weights`] then.
+    /// Loss of a micro-batch, and the gradients of the head's weights. Leaves the blocks ready for
+    /// [`Chain::backward_weights`].
     pub(super) fn forward_weights(&mut self, batch: &Batch, grads: HeadGrads<'_>) -> Evaluated {
         self.forward(None, batch, Dropout::OFF, 0);
         let c = self.model.config();
@@ -198,13 +199,13 @@ impl Chain {
         Evaluated { loss_sum, targets }
     }
 
-    /// The gradients of block `l`'s weights, after those of the blocks above it.
+    /// The gradients of block `l`'s weights; call it after the blocks above.
     pub(super) fn backward_weights(&mut self, batch: &Batch, l: usize, grads: BlockGrads<'_>) {
         // The first block's input needs a gradient too: the embedding is trained.
         self.backward_block(&[None; 7], grads, batch, l, 0, Dropout::OFF);
     }
 
-    /// Adds to the gradient of the embedding `[V, d]`, after those of all blocks.
+    /// Adds to the gradient of the embedding `[V, d]`; call it after all blocks.
     pub(super) fn backward_embedding(&self, batch: &Batch, grad: &mut [f32]) {
         let d = self.model.config().d_model;
         for (id, dx) in batch.ids.iter().zip(self.dx.chunks_exact(d)) {
@@ -217,7 +218,11 @@ impl Chain {
     fn forward(&mut self, adapter: Option<&dyn Adapted>, batch: &Batch, dropout: Dropout, first_kept: usize) {
         let c = self.model.config();
         let (rows, d) = (batch.ids.len(), c.d_model);
-        assert!(rows <= self.words.rows, "a micro-batch of {rows} rows in an arena for {}", self.words.rows);
+        assert!(
+            rows <= self.words.rows,
+            "a micro-batch of {rows} rows exceeds the arena's {}",
+            self.words.rows
+        );
         self.pos.clear();
         self.pos.extend(batch.seqs.iter().flat_map(|s| 0..s.len() as u32));
         let embedding = self.model.token_embd();
@@ -346,7 +351,7 @@ impl Chain {
     }
 }
 
-/// The stretch of `grads` of one block, cut into its pairs.
+/// One block's part of `grads`, split into its pairs.
 pub(super) fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]) -> BlockPairGrads<'a> {
     let Some(block) = layout.block(layer) else { return Default::default() };
     let mut rest = &mut grads[block];
@@ -360,7 +365,7 @@ pub(super) fn pair_grads<'a>(layout: &Layout, layer: usize, grads: &'a mut [f32]
     })
 }
 
-/// Each block drops other elements.
+/// Each block drops different elements.
 fn dropout_of(d: Dropout, layer: usize) -> Dropout {
     Dropout { p: d.p, key: d.key.wrapping_mul(1021).wrapping_add(layer as u64) }
 }
