@@ -219,8 +219,8 @@ fn a_verb_says_what_it_misses() {
         "usage",
         &["--adapter-path"],
     );
-    assert_refused(&["generate", "-m", &model], 2, "usage", &["-p TEXT"]);
-    assert_refused(&["eval", "-m", &model], 2, "usage", &["--perplexity FILE"]);
+    assert_refused(&["generate", "-m", &model], 2, "usage", &["--prompt <TEXT>", "--file <FILE>"]);
+    assert_refused(&["eval", "-m", &model], 2, "usage", &["--perplexity <FILE>", "--data"]);
 }
 
 #[test]
@@ -641,7 +641,7 @@ fn merging_is_measured_and_refused_where_it_erases() {
     assert_eq!(result_of(&[&coarse[..], &["--force"]].concat())["forced"], true);
     assert_eq!(std::fs::read_dir(folder.path()).expect("listing").count(), 3, "nothing is left beside");
     assert_refused(&[&merge[..], &[&out]].concat(), 2, "usage", &["--unmeasured"]);
-    let input = ["is read by this command and never written"];
+    let input = ["is an input of this command"];
     assert_refused(&[&merge[..], &[&model, "--unmeasured"]].concat(), 2, "usage", &input);
     let export = ["export", "-m", &model, "--lora", &faint, "--format", "gguf", "-o"];
     assert_refused(&[&export[..], &[&model]].concat(), 2, "usage", &input);
@@ -842,7 +842,7 @@ fn assert_full_is_planned_and_checked(train: &[&str], out: &str) {
     for (flag, value) in
         [("--rank", "4"), ("--lora-modules", "q"), ("--num-layers", "2"), ("--dropout", "0.1")]
     {
-        assert_refused(&[train, &[flag, value]].concat(), 2, "usage", &[flag, "every weight"]);
+        assert_refused(&[train, &[flag, value]].concat(), 2, "usage", &[flag, "for adapters"]);
     }
     assert_refused(&[train, &["--type", "q4_k"]].concat(), 2, "usage", &["--type"]);
     assert_refused(&["plan", "-m", train[2], "--type", "f16"], 2, "usage", &["--fine-tune-type full"]);

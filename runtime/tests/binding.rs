@@ -137,14 +137,14 @@ fn what_differs_is_named() {
     // The base computes otherwise: its digest is the same only because it is forged here.
     let other = Fingerprint([9.0; 8]);
     let foreign = Binding { base: other, adapted: other, ..binding };
-    mismatch(&|a| a.binding = Some(foreign), &["the base's weights", "nats on fixed tokens"]);
+    mismatch(&|a| a.binding = Some(foreign), &["the base's outputs", "nats on fixed tokens"]);
     mismatch(
         &|a| a.base.digest = [3; 32],
         &["another base", "030303030303", "the same on fixed tokens", "tokenizer"],
     );
     mismatch(
         &|a| (a.base.digest, a.binding) = ([3; 32], Some(Binding { template: [1; 32], ..foreign })),
-        &["another base", "chat template", "weights"],
+        &["another base", "chat template", "outputs"],
     );
     mismatch(&|a| (a.base.digest, a.binding) = ([3; 32], None), &["another base", "030303030303"]);
     assert!(edited(&|_| ()).is_ok(), "the control");

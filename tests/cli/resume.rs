@@ -202,7 +202,12 @@ fn a_run_that_can_only_diverge_stops_and_says_why() {
     let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
     let usual = words.iter().position(|word| *word == "-lr").expect("the usual rate");
     words.drain(usual..usual + 2);
-    assert_refused(&words, 1, "non_finite", &["3 returns", "0.125 of the learning rate", "--learning-rate"]);
+    assert_refused(
+        &words,
+        1,
+        "non_finite",
+        &["3 rollbacks", "0.125 of the learning rate", "--learning-rate"],
+    );
     let told = stderr(&engraft(&[&words[..], &["--resume"]].concat()));
     for words in ["resumed: ", "skipped: ", "back to step 0, at 0.5 of the learning rate"] {
         assert!(told.contains(words), "{words}: {told}");

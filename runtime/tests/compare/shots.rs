@@ -191,5 +191,5 @@ fn too_few_examples_and_too_long_rows_are_refused() {
         "{error}"
     );
     let short = DataOptions { max_seq_length: 5, ..reading() };
-    assert!(refused(1, CONTEXT, &short).message().contains("0 training rows are whole"));
+    assert!(refused(1, CONTEXT, &short).message().contains("only 0 training rows"));
 }

@@ -1292,7 +1292,10 @@ int32_t engraft_data_skipped(const engraft_data *data,
  * length of the whole text, without the NUL, into `length` unless that is NULL. To get only the length, pass
  * NULL as `buffer` and 0 as `capacity`.
  */
-int32_t engraft_message(const void *handle, char *buffer, size_t capacity, size_t *length);
+int32_t engraft_message(const void *handle,
+                        char *buffer,
+                        size_t capacity,
+                        size_t *length);
 
 /**
  * The name of a code, such as "BUSY"; "UNKNOWN" for any other number. The text is static: never free it. It is
@@ -1352,7 +1355,8 @@ int32_t engraft_gate_report(const engraft_gate *gate, char *buffer, size_t capac
  * Copies what the verdict chose: an adapter or examples. `GATE_REFUSED` if the base alone stays. `*adapter` is
  * freed with `engraft_adapter_free`.
  */
-int32_t engraft_gate_adapter(const engraft_gate *gate, engraft_adapter **adapter);
+int32_t engraft_gate_adapter(const engraft_gate *gate,
+                             engraft_adapter **adapter);
 
 /**
  * Ends the running call, and later ones, with `CANCELLED` until `engraft_gate_resume`. May be called from
@@ -1375,7 +1379,8 @@ int32_t engraft_gate_resume(const engraft_gate *gate);
  * Sets how hot the device is (`ENGRAFT_THERMAL_*`), so that the comparison rests accordingly. May be called from
  * anywhere, at any time.
  */
-int32_t engraft_gate_set_thermal(const engraft_gate *gate, int32_t thermal);
+int32_t engraft_gate_set_thermal(const engraft_gate *gate,
+                                 int32_t thermal);
 
 /**
  * Passes all lines up to `level` to `callback`, which replaces the previous one; NULL ends logging. When this
@@ -1411,7 +1416,10 @@ int32_t engraft_model_get_info(const engraft_model *model, engraft_model_info *i
 /**
  * Copies the name in the model's file (`general.name`), which may be empty; see `engraft_message` for the buffer.
  */
-int32_t engraft_model_name(const engraft_model *model, char *buffer, size_t capacity, size_t *length);
+int32_t engraft_model_name(const engraft_model *model,
+                           char *buffer,
+                           size_t capacity,
+                           size_t *length);
 
 /**
  * Puts the 32 bytes that identify the model to adapters into `digest`. The first call reads the whole file
@@ -1463,7 +1471,10 @@ int32_t engraft_plan_pool(const engraft_plan *plan,
 /**
  * Copies why a plan doesn't fit and what would; an empty text if it fits. See `engraft_message` for the buffer.
  */
-int32_t engraft_plan_advice(const engraft_plan *plan, char *buffer, size_t capacity, size_t *length);
+int32_t engraft_plan_advice(const engraft_plan *plan,
+                            char *buffer,
+                            size_t capacity,
+                            size_t *length);
 
 /**
  * Puts the bytes that a session with these settings, and adapters up to `rank`, will take into `*bytes`: its
@@ -1504,7 +1515,8 @@ int32_t engraft_session_free(engraft_session *session);
  * Uses an adapter, or with NULL the base alone, from the next token on, and no longer follows a slot. What the
  * session has already read stays as computed. `BASE_MISMATCH` for an adapter of another model.
  */
-int32_t engraft_session_set_adapter(const engraft_session *session, const engraft_adapter *adapter);
+int32_t engraft_session_set_adapter(const engraft_session *session,
+                                    const engraft_adapter *adapter);
 
 /**
  * Takes the adapter from a slot from now on, checking the slot before every token; see `engraft_slot_swap`.
@@ -1567,7 +1579,9 @@ int32_t engraft_store_free(engraft_store *store);
  * be NULL. `GATE_REFUSED` if the base alone stays; nothing changes then. When this returns 0, everything is on
  * disk and was read back.
  */
-int32_t engraft_store_promote(const engraft_store *store, const engraft_gate *gate, uint64_t *generation);
+int32_t engraft_store_promote(const engraft_store *store,
+                              const engraft_gate *gate,
+                              uint64_t *generation);
 
 /**
  * Makes an adapter the active generation on the caller's judgement, without the gate. `verdict` is stored with
@@ -1608,7 +1622,9 @@ int32_t engraft_store_activate(const engraft_store *store, uint64_t generation);
  * Removes all generations except the newest `keep` good ones, the active one, and the one that a rollback leads
  * to. Puts the number of removed ones into `*removed`, which may be NULL. `MISUSE` for a `keep` of 0.
  */
-int32_t engraft_store_prune(const engraft_store *store, size_t keep, uint64_t *removed);
+int32_t engraft_store_prune(const engraft_store *store,
+                            size_t keep,
+                            uint64_t *removed);
 
 /**
  * Copies a list of all generations as JSON: `{"active":2,"generations":[{"number":1,"kind":"adapter",…}]}`;
@@ -1659,7 +1675,8 @@ int32_t engraft_trainer_evaluate(const engraft_trainer *trainer, double *loss);
 /**
  * Gets the progress of a run. Set `struct_size` first. `BUSY` during a call, when the callback gets it instead.
  */
-int32_t engraft_trainer_progress(const engraft_trainer *trainer, engraft_progress *progress);
+int32_t engraft_trainer_progress(const engraft_trainer *trainer,
+                                 engraft_progress *progress);
 
 /**
  * Commits the current adapter as `adapter.engraft` in a folder, which is created if missing. When this returns
@@ -1691,12 +1708,15 @@ int32_t engraft_trainer_checkpoint(const engraft_trainer *trainer,
  * or `MISUSE` names a difference. `IO` if there is no checkpoint, `CORRUPT` if none is good; the trainer is
  * unchanged then.
  */
-int32_t engraft_trainer_restore(const engraft_trainer *trainer, const char *folder, size_t folder_length);
+int32_t engraft_trainer_restore(const engraft_trainer *trainer,
+                                const char *folder,
+                                size_t folder_length);
 
 /**
  * Copies the current adapter, for sessions, slots and stores. `*adapter` is freed with `engraft_adapter_free`.
  */
-int32_t engraft_trainer_adapter(const engraft_trainer *trainer, engraft_adapter **adapter);
+int32_t engraft_trainer_adapter(const engraft_trainer *trainer,
+                                engraft_adapter **adapter);
 
 /**
  * Ends the running call, and later ones, with `CANCELLED` before their next step, until

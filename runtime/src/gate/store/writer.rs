@@ -49,7 +49,7 @@ impl<'s> Writer<'s> {
         store.stands(&path, EntryKind::File)?;
         let lock = store.storage.lock(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::WouldBlock => {
-                let message = "another process writes to this store; wait for it to end";
+                let message = "another process is writing to this store; wait for it to finish";
                 Error::new(ErrorKind::Busy, message).at(path.display())
             }
             _ => Error::io(format!("locking {}", path.display()), e),
