@@ -8,7 +8,7 @@ use std::time::Instant;
 /// What a page's folder calls the real model.
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 /// Rows that pages call `letters`: running text.
-const LETTERS: usize = 220;
+const LETTERS: usize = 60;
 /// What `--minutes` is cut to, and `--iters`.
 const MINUTES: &str = "0.1";
 const STEPS: u32 = 40;
