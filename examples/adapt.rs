@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     let (method, length) = (Method::usual(base.model.config())?, Length::Steps(100));
     let lora = Recipe::new("lora", Settings { length, batch: 4, ..Settings::of_arm(method) });
     let limit = Limit::here(&base);
-    let planned = lora.check(&base, &material, &[], &limit)?;
+    let planned = lora.check(&base, &material, RunRows::default(), &limit)?;
     eprintln!("training takes {} MiB of private memory", planned.plan.private_bytes >> 20);
 
     // Train and judge: against the model alone, and by what was forgotten.

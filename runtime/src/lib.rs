@@ -20,7 +20,7 @@
 //! let settings = Settings { length: Length::Steps(20), ..Settings::of_arm(method) };
 //! let recipe = Recipe::new("lora", settings);
 //! let limit = Limit::here(&base);
-//! let planned = recipe.check(&base, &material, &[], &limit)?;
+//! let planned = recipe.check(&base, &material, RunRows::default(), &limit)?;
 //! println!("{} bytes of private memory", planned.plan.private_bytes);
 //!
 //! // Train, then judge: better than doing nothing, and how much was forgotten?

@@ -192,7 +192,8 @@ impl ArmOptions {
         let plain = match is_full {
             true => Settings { lora_plus_ratio: 1.0, ..plain },
             false => Settings {
-                begin: self.shape.begin(),
+                begin: self.forgetting.begin(self.shape.begin()),
+                general_kl: self.forgetting.general_kl(),
                 stored: self.shape.adapter_precision,
                 kl: self.forgetting.penalty(),
                 ..plain

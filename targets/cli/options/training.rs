@@ -167,7 +167,8 @@ impl TuneOptions {
         };
         let settings = run.optimizer.apply(Settings::new(method));
         Ok(Settings {
-            begin: what.shape.begin(),
+            begin: self.forgetting.begin(what.shape.begin()),
+            general_kl: self.forgetting.general_kl(),
             stored: what.shape.adapter_precision,
             length: match (run.iters, run.epochs) {
                 (_, Some(epochs)) => Length::Epochs(epochs.into()),

@@ -51,7 +51,7 @@ impl Identity {
                 .with("layers", listed(&lora.layers))
                 .with("single ranks and alphas", listed(lora.overrides.iter().map(Override::describe))),
         };
-        let TrainOptions { adamw, schedule, seed, precision, gradient, kl } = options;
+        let TrainOptions { adamw, schedule, seed, precision, gradient, kl, freeze_a } = options;
         let AdamWConfig { beta1, beta2, eps, weight_decay, max_grad_norm, lora_plus_ratio } = adamw;
         let penalty = |kl: &KlPenalty| format!("{} at weight {}", kl.direction.name(), kl.weight);
         identity
@@ -68,6 +68,7 @@ impl Identity {
             .with("seed", seed)
             .with("activations", precision.name())
             .with("input gradients", gradient.name())
+            .with("A", if *freeze_a { "frozen" } else { "trained" })
             .with("divergence penalty", kl.as_ref().map_or("none".to_string(), penalty))
     }
 
@@ -187,6 +188,7 @@ mod tests {
             precision: Precision::Int8,
             gradient: GradientPrecision::Bf16,
             kl: Some(KlPenalty { weight: 0.5, direction: Direction::Reverse }),
+            freeze_a: false,
         };
         Identity::new([9; 32], Some(&lora), &options).with("batch size", 2).with_rows("rows", &[])
     }

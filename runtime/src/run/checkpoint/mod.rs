@@ -337,7 +337,7 @@ impl Checkpoints {
                 continue;
             }
             let path = self.dir.join(file_name(generation));
-            let opened = file::open(storage, &path, generation, identity, into.theta.len());
+            let opened = file::open(storage, &path, generation, identity, (into.theta.len(), into.m.len()));
             let read = opened.and_then(|mut checkpoint| {
                 let anchor = checkpoint.anchor;
                 let wanted = restored.found.is_none() && (anchor || !anchors_only);
