@@ -1348,6 +1348,7 @@ int32_t engraft_gate_verdict(const engraft_gate *gate, char *buffer, size_t capa
 
 /**
  * Copies the report as a single HTML page with sample rows and answers; see `engraft_message` for the buffer.
+ * Without JavaScript, the page shows the verdict alone.
  */
 int32_t engraft_gate_report(const engraft_gate *gate, char *buffer, size_t capacity, size_t *length);
 

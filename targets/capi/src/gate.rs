@@ -541,6 +541,7 @@ pub unsafe extern "C" fn engraft_gate_verdict(
 }
 
 /// Copies the report as a single HTML page with sample rows and answers; see `engraft_message` for the buffer.
+/// Without JavaScript, the page shows the verdict alone.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_report(
     gate: *const Gate,

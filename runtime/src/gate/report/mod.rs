@@ -3,10 +3,7 @@
 //! Figures and strings only, as measured: whoever shows them rounds them. [`Report::to_html`] gives the page,
 //! [`Report::to_text`] the text; both show the same tables.
 
-mod chart;
-mod html;
 mod outcome;
-mod page;
 mod show;
 mod tables;
 #[cfg(test)]
@@ -14,8 +11,13 @@ mod tests;
 mod text;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::verdict::Verdict;
+use tables::Table;
+
+/// The page, with slots for what is put in. It needs nothing else: no font, no image, no net.
+const PAGE: &str = include_str!("page.html");
 
 /// A comparison of arms, from the data to the verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -162,4 +164,88 @@ pub struct Output {
     pub text: String,
     /// Whether it is right, where the task can tell.
     pub correct: Option<bool>,
+}
+
+impl Report {
+    /// The report as one offline HTML file: readable on a phone and on paper, in light and dark. A script in it
+    /// shows the report's JSON, which is in it, too. Where scripts are off, it shows the verdict's sentence.
+    pub fn to_html(&self) -> String {
+        let decision = self.verdict.decision.to_string();
+        let slots = [
+            ("{{title}}", escaped(&format!("{decision}: {}", self.heading()))),
+            ("{{decision}}", escaped(&decision)),
+            ("{{sentence}}", escaped(&self.verdict.sentence)),
+            ("{{report}}", embedded(self)),
+            ("{{words}}", embedded(&self.words())),
+        ];
+        let (mut html, mut rest) = (String::new(), PAGE);
+        for (slot, value) in slots {
+            // Only the page is searched, never what was put in: a row may well hold the name of a slot.
+            let (before, after) = rest.split_once(slot).unwrap_or((rest, ""));
+            html.push_str(before);
+            html.push_str(&value);
+            rest = after;
+        }
+        html + rest
+    }
+
+    /// What the page shares with the text on a terminal: sentences, and tables of strings.
+    fn words(&self) -> Value {
+        let verdict = &self.verdict;
+        json!({
+            "heading": self.heading(),
+            "decision": verdict.decision.to_string(),
+            "warnings": outcome::warnings(verdict),
+            "next": self.next_step(),
+            "caveat": outcome::caveat(verdict),
+            "chosen": outcome::chosen(verdict),
+            "rivals": outcome::rivals(verdict),
+            "arms": cells(&tables::arms(self)),
+            "forgetting": cells(&tables::forgetting(self)),
+            "runs": cells(&tables::runs(self)),
+            "memory": cells(&tables::memory(self)),
+            "scoring": cells(&tables::scoring(self)),
+            "reasons": self.reasons(),
+            "facts": tables::facts(self),
+            "seconds": show::seconds(self.seconds),
+        })
+    }
+}
+
+/// A table for the page's script, with which of its columns are set flush right.
+fn cells(table: &Table) -> Value {
+    let figures: Vec<bool> = (0..table.head.len()).map(|column| table.is_numeric(column)).collect();
+    json!({ "caption": table.caption, "head": table.head, "rows": table.rows, "figures": figures })
+}
+
+/// JSON for a script element. No text in it can close the element or open another, since no `<` is left, and
+/// nothing in it acts unseen on whoever reads the file.
+fn embedded(value: &impl Serialize) -> String {
+    // Only the serializer's type is fallible: all keys are texts, and writing to memory doesn't fail.
+    let json = serde_json::to_string(value).unwrap_or_default();
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '<' || show::acts(u32::from(c)) {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| safe.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+/// Text for an element of the page; what would act unseen is made visible.
+fn escaped(text: &str) -> String {
+    let mut safe = String::new();
+    for c in show::visible(text).chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            _ => safe.push(c),
+        }
+    }
+    safe
 }

@@ -8,17 +8,34 @@ impl Report {
     pub fn next_step(&self) -> String {
         next_step(&self.verdict, &self.model.file)
     }
-}
 
-/// How an arm stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// The decision is for it.
-    Chosen,
-    /// It could have been chosen, or others are measured against it.
-    Open,
-    /// It was turned down.
-    Refused,
+    /// Model and task, as far as they have names.
+    pub(super) fn heading(&self) -> String {
+        let model = if self.model.name.is_empty() { &self.model.file } else { &self.model.name };
+        let task = self.data.task.as_deref().unwrap_or(&self.data.source);
+        let parts = [self.title.as_str(), model, task].map(show::one_line);
+        parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" · ")
+    }
+
+    /// All reasons, by arm, then what was undecided and what leaked.
+    pub(super) fn reasons(&self) -> Vec<(String, Vec<String>)> {
+        let v = &self.verdict;
+        let of_arm = |r: &String| v.arms.iter().any(|a| a.reasons.contains(r));
+        let general: Vec<String> =
+            v.reasons.iter().filter(|r| **r != v.sentence && !of_arm(r)).cloned().collect();
+        let mut groups = vec![("In general".to_string(), general)];
+        groups.extend(v.arms.iter().map(|a| (show::one_line(&a.name), a.reasons.clone())));
+        groups.push(("Undecided".to_string(), v.undecided.clone()));
+        let how = |exact: bool| if exact { "equals" } else { "nearly equals" };
+        let mut leaks: Vec<String> =
+            v.leaks.iter().map(|l| format!("{} {} {}", l.held_out, how(l.exact), l.train)).collect();
+        if v.leak_count > v.leaks.len() {
+            leaks.push(format!("and {} more", show::count((v.leak_count - v.leaks.len()) as u64)));
+        }
+        groups.push(("Held-out rows in the training data".to_string(), leaks));
+        groups.retain(|(_, reasons)| !reasons.is_empty());
+        groups
+    }
 }
 
 /// The name of the chosen arm; empty for a verdict without zero-shot.
@@ -34,27 +51,37 @@ pub(super) fn zero_shot(verdict: &Verdict) -> Option<&str> {
     verdict.arms.iter().find(|a| a.kind == ArmKind::ZeroShot).map(|a| a.name.as_str())
 }
 
+/// The rivals that arms were compared with: zero-shot first.
+pub(super) fn rivals(verdict: &Verdict) -> Vec<&str> {
+    let mut found: Vec<&str> = zero_shot(verdict).into_iter().collect();
+    for c in verdict.arms.iter().flat_map(|a| &a.comparisons) {
+        if !found.contains(&c.against.as_str()) {
+            found.push(&c.against);
+        }
+    }
+    found
+}
+
 /// How an arm stands, and why.
-pub(super) fn outcome(verdict: &Verdict, arm: &ArmReport) -> (Standing, String) {
+pub(super) fn outcome(verdict: &Verdict, arm: &ArmReport) -> String {
     if arm.name == chosen(verdict) {
-        let words = match arm.kind {
-            ArmKind::Trained => "promoted".to_string(),
+        return match arm.kind {
+            ArmKind::Trained => "promoted".into(),
             ArmKind::FewShot { k } => format!("kept, with its {k} examples"),
-            ArmKind::ZeroShot => "kept".to_string(),
+            ArmKind::ZeroShot => "kept".into(),
         };
-        return (Standing::Chosen, words);
     }
     if arm.kind == ArmKind::ZeroShot {
-        return (Standing::Open, "what the others must beat".into());
+        return "what the others must beat".into();
     }
     if verdict.leak_count > 0 {
-        return (Standing::Refused, "void: held-out rows leaked".into());
+        return "void: held-out rows leaked".into();
     }
     if verdict.held_out.examples < verdict.held_out.examples_min {
-        return (Standing::Refused, "undecided: too few held-out examples".into());
+        return "undecided: too few held-out examples".into();
     }
     if arm.eligible {
-        return (Standing::Open, "eligible, not the best".into());
+        return "eligible, not the best".into();
     }
     let mut why = refusals(verdict, arm);
     if why.is_empty() {
@@ -63,7 +90,7 @@ pub(super) fn outcome(verdict: &Verdict, arm: &ArmReport) -> (Standing, String) 
     if arm.negative_transfer {
         why[0] = format!("negative transfer: {}", why[0]);
     }
-    (Standing::Refused, why.join("; "))
+    why.join("; ")
 }
 
 /// What kept an arm from being chosen.

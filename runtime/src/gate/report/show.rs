@@ -96,7 +96,7 @@ pub(super) fn visible(text: &str) -> String {
 
 /// Controls, marks and overrides of direction, what takes no room (but the joiners, which scripts and
 /// emoji need), line ends of other kinds, tags and noncharacters.
-fn acts(code: u32) -> bool {
+pub(super) fn acts(code: u32) -> bool {
     matches!(code, 0..=0x1F | 0x7F..=0x9F | 0xAD | 0x61C | 0x180E | 0x200B | 0x200E | 0x200F)
         || matches!(code, 0x2028..=0x202E | 0x2060..=0x206F | 0xFEFF | 0xFFF9..=0xFFFB | 0xFDD0..=0xFDEF)
         || matches!(code, 0xE0000..=0xE007F)

@@ -61,7 +61,7 @@ pub(super) fn arms(report: &Report) -> Table {
             show::percent(arm.accuracy),
             show::change(worst(|r| r.delta_nll)),
             show::nats(worst(|r| r.kl)),
-            outcome(verdict, arm).1,
+            outcome(verdict, arm),
         ]
     };
     Table::new("Arms: losses and gains, nats per token", &head, verdict.arms.iter().map(row).collect())

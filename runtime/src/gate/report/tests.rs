@@ -7,7 +7,7 @@ use crate::rng::Rng;
 const LOOK_VAR: &str = "ENGRAFT_REPORT_SAMPLES";
 /// All that may go wrong when text from outside is shown.
 const HOSTILE: &str =
-    "</script><img src=x onerror=\"alert('1')\">&amp; \x1b]0;t\x07\x1b[31m\u{202e}txet\u{85}\0";
+    "</script><img src=x onerror=\"alert('1')\">&amp; \x1b]0;t\x07\x1b[31m\u{202e}txet\u{85}\0\u{2028}";
 
 fn losses(mean: f64, noise: f64, seed: u64, n: usize) -> Vec<ExampleNll> {
     let (mut shared, mut own) = (Rng::new(1, 1), Rng::new(seed, 2));
@@ -340,70 +340,69 @@ fn all() -> Vec<(&'static str, Report)> {
     ]
 }
 
-/// What is wrong with the nesting of tags, if anything.
-fn unbalanced(html: &str) -> Option<String> {
-    let mut open: Vec<&str> = Vec::new();
-    for part in html.split('<').skip(1) {
-        let Some((tag, _)) = part.split_once('>') else { return Some(format!("never closed: <{part}")) };
-        let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap_or_default();
-        match tag.starts_with('/') {
-            true if open.pop() != Some(name) => return Some(format!("<{tag}> closes {open:?}")),
-            true => {}
-            false if tag.ends_with('/') || tag.starts_with('!') => {}
-            false => open.push(name),
-        }
-    }
-    (!open.is_empty()).then(|| format!("left open: {open:?}"))
+/// What a script element of a page holds.
+fn held(page: &str, id: &str) -> Value {
+    let (_, rest) = page.split_once(&format!("<script type=\"application/json\" id=\"{id}\">")).unwrap();
+    serde_json::from_str(rest.split_once("</script>").unwrap().0).unwrap()
 }
 
 #[test]
-fn tags_are_balanced() {
-    for (name, report) in all() {
-        let html = report.to_html();
-        assert_eq!(unbalanced(&html), None, "{name}");
-        assert_eq!(html.matches("<h1").count(), 1, "{name}");
+fn the_page_needs_nothing_else() {
+    for word in
+        ["https:", "<img", "<link", "<iframe", "<object", "url(", "@import", "src=", "href=", "fetch("]
+    {
+        assert!(!PAGE.contains(word), "{word}");
     }
-    for bad in ["<p><b>x</p></b>", "<p>", "x</p>", "<p", "<ul><li>x</ul>"] {
-        assert!(unbalanced(bad).is_some(), "{bad}");
+    // The name of SVG's elements is no address that anything is loaded from.
+    assert_eq!(PAGE.matches("http:").count(), PAGE.matches("\"http://www.w3.org/2000/svg\"").count());
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; \
+                  form-action 'none'; require-trusted-types-for 'script'";
+    assert!(PAGE.contains(&format!("http-equiv=\"Content-Security-Policy\" content=\"{policy}\"")));
+    assert!(PAGE.contains("name=\"viewport\"") && PAGE.contains("charset=\"utf-8\""));
+    for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("] {
+        assert!(!PAGE.contains(way), "{way} makes markup or code of text");
     }
-    assert_eq!(unbalanced("<!DOCTYPE html><p a=\"b\">x<br/></p>"), None);
 }
 
 #[test]
-fn the_page_needs_nothing_else_and_runs_nothing() {
+fn the_page_holds_the_report() {
     for (name, report) in all() {
-        let html = report.to_html();
-        for word in [
-            "http://", "https://", "<script", "<img", "<link", "<iframe", "<object", "url(", "@import",
-            "src=",
-        ] {
-            // The hostile text has a source, which stays text.
-            let found = html.matches(word).count();
-            let harmless = if word == "src=" { html.matches("&lt;img src=x").count() } else { 0 };
-            assert_eq!(found, harmless, "{name}: {word}");
-        }
-        assert!(html.contains("content=\"default-src &#39;none&#39;; style-src &#39;unsafe-inline&#39;"));
-        assert!(html.contains("name=\"viewport\"") && html.contains("charset=\"utf-8\""));
+        let page = report.to_html();
+        let json = serde_json::to_string_pretty(&report).unwrap();
+        assert_eq!(held(&page, "report"), serde_json::from_str::<Value>(&json).unwrap(), "{name}");
+        assert_eq!(held(&page, "words")["next"], report.next_step().as_str(), "{name}");
+        assert_eq!(page, report.to_html(), "{name}: the same bytes each time");
+        let (_, rest) = page.split_once("<noscript>").unwrap();
+        let (without_scripts, _) = rest.split_once("</noscript>").unwrap();
+        assert!(without_scripts.contains(&escaped(&report.verdict.sentence)), "{name}");
     }
+    let slots = ["title", "decision", "sentence", "report", "words"].map(|slot| format!("{{{{{slot}}}}}"));
+    let places: Vec<usize> = slots.iter().filter_map(|slot| PAGE.find(slot)).collect();
+    assert!(places.len() == 5 && places.is_sorted(), "{places:?}");
+    assert!(slots.iter().all(|slot| PAGE.matches(slot.as_str()).count() == 1));
+    let mut report = realistic();
+    report.samples[0].prompt = slots.concat();
+    report.verdict.sentence = slots.concat();
+    let page = report.to_html();
+    assert_eq!(held(&page, "report")["samples"][0]["prompt"], slots.concat().as_str());
+    assert_eq!(held(&page, "words")["heading"], report.heading().as_str());
 }
 
 #[test]
 fn foreign_text_stays_text() {
     let report = hostile();
-    let html = report.to_html();
+    let page = report.to_html();
     assert!(
-        html.contains("&lt;/script&gt;&lt;img src=x onerror=&quot;alert(&#39;1&#39;)&quot;&gt;&amp;amp; ")
+        page.contains("&lt;/script&gt;&lt;img src=x onerror=&quot;alert(&#39;1&#39;)&quot;&gt;&amp;amp; ")
     );
-    assert!(html.contains("⟨U+202E⟩txet⟨U+0085⟩⟨U+0000⟩"));
-    let tags = html.split('<').skip(1).filter_map(|p| p.split_once('>'));
-    // What is inside tags, outside of quoted values, is names of this program only.
-    for (tag, _) in tags.filter(|(t, _)| !t.starts_with('!')) {
-        let outside: String = tag.split('"').step_by(2).collect();
-        assert!(outside.chars().all(|c| c.is_ascii_alphanumeric() || " =/-".contains(c)), "{tag}");
-        assert!(!outside.contains("onerror"), "{tag}");
+    assert!(page.contains("⟨U+202E⟩txet⟨U+0085⟩⟨U+0000⟩⟨U+2028⟩"));
+    assert!(page.contains(r#"\u003c/script>\u003cimg src=x onerror=\"alert('1')\">"#));
+    for (name, report) in all() {
+        // What is put in has none of the characters that begin a tag, so all tags are the page's own.
+        assert_eq!(report.to_html().matches('<').count(), PAGE.matches('<').count(), "{name}");
     }
-    for shown in [html, report.to_text(80, false), report.to_text(200, false)] {
-        let acting = |c: &char| (c.is_control() && *c != '\n') || *c == '\u{202e}';
+    for shown in [page, report.to_text(80, false), report.to_text(200, false)] {
+        let acting = |c: &char| show::acts(u32::from(*c)) && *c != '\n';
         assert_eq!(shown.chars().find(acting), None);
     }
     let coloured = report.to_text(80, true);
@@ -411,38 +410,22 @@ fn foreign_text_stays_text() {
     assert!(
         escapes.into_iter().all(|e| ["[0m", "[1m", "[31m", "[32m", "[33m"].iter().any(|c| e.starts_with(c)))
     );
-}
-
-#[test]
-fn coordinates_are_numbers() {
-    for (name, report) in all() {
-        let html = report.to_html();
-        let drawings: Vec<&str> =
-            html.split("<svg").skip(1).filter_map(|s| s.split_once("</svg>")).map(|s| s.0).collect();
-        assert!(name == "bare" || !drawings.is_empty());
-        for drawing in drawings {
-            assert!(drawing.contains("role=\"img\"><title>") && drawing.contains("<desc>"), "{name}");
-            assert!(!drawing.contains("NaN") && !drawing.contains("inf"), "{name}: {drawing}");
-            for attribute in ["x", "y", "x1", "x2", "y1", "y2", "cx", "cy"] {
-                for value in drawing.split(&format!(" {attribute}=\"")).skip(1) {
-                    let value: f64 = value.split('"').next().unwrap().parse().unwrap();
-                    assert!((-20.0..=1000.0).contains(&value), "{name}: {attribute}={value}");
-                }
-            }
-        }
-    }
+    let tags = "\u{e0041}\u{feff}a😀";
+    assert_eq!(embedded(&tags), "\"\\udb40\\udc41\\ufeffa😀\"");
+    assert_eq!(serde_json::from_str::<String>(&embedded(&tags)).unwrap(), tags);
 }
 
 #[test]
 fn page_and_text_show_all() {
     let report = realistic();
-    for shown in [report.to_html(), report.to_text(100, false)] {
+    let words = held(&report.to_html(), "words").to_string();
+    let text = report.to_text(100, false);
+    for shown in [&words, &text] {
         for arm in &report.verdict.arms {
             assert!(shown.contains(&arm.name));
         }
         let facts = [
             "PROMOTE(dora)",
-            "Next: ",
             "11.0 %",
             "412.0 MiB",
             "385.0 MiB",
@@ -453,37 +436,37 @@ fn page_and_text_show_all() {
             "134,515,008",
             "2e-4",
             "7,073 rows, 812,345 targets",
-            "✓ right",
-            "✗ wrong",
-            "(nothing)",
-            "#### 72",
             "eligible, not the best",
             "shots chosen by",
         ];
         for fact in facts {
             assert!(shown.contains(fact), "{fact}");
         }
-        let first = |text: &str| shown.find(text).unwrap_or(usize::MAX);
-        assert!(first("96 clips") < first("She sold"), "the base alone answers first");
     }
-    let html = report.to_html();
-    for reason in &report.verdict.reasons {
-        let plain = reason.split(['\'', '<', '>', '&']).max_by_key(|p| p.len()).unwrap();
-        assert!(html.contains(plain), "{reason}");
+    for fact in ["Next: ", "✓ right", "✗ wrong", "(nothing)", "#### 72"] {
+        assert!(text.contains(fact), "{fact}");
+    }
+    let first = |answer: &str| text.find(answer).unwrap_or(usize::MAX);
+    assert!(first("96 clips") < first("She sold"), "the base alone answers first");
+    for reason in report.verdict.reasons.iter().filter(|r| **r != report.verdict.sentence) {
+        assert!(words.contains(reason), "{reason}");
     }
 }
 
 #[test]
 fn what_is_missing_is_not_shown() {
-    let page = bare().to_html();
-    for heading in ["Forgetting", "Training", "Memory", "Samples", "<svg", "Leak", "Settings</h3>"] {
-        assert!(!page.contains(heading), "{heading}");
+    let words = bare().words();
+    for table in ["forgetting", "runs", "memory", "scoring"] {
+        assert_eq!(words[table]["rows"], json!([]), "{table}");
     }
-    assert!(page.contains("Undecided") && page.contains("Hold out at least"));
+    assert_eq!((&words["caveat"], &words["seconds"]), (&Value::Null, &show::DASH.into()));
+    assert!(words["next"].as_str().is_some_and(|next| next.contains("Hold out at least")));
+    let told = words.to_string();
+    assert!(told.contains("Undecided") && !told.contains("Leak") && !told.contains("\"Settings\""));
     let text = bare().to_text(80, false);
     assert!(!text.contains("Samples") && !text.contains("Accuracy") && text.contains("KEEP_BASE"));
-    let small = small().to_html();
-    assert!(!small.contains(">Accuracy<") && !small.contains("range test") && small.contains("Forgetting"));
+    let small = small().words();
+    assert!(!small["arms"].to_string().contains("Accuracy") && small["forgetting"]["rows"][0].is_array());
 }
 
 #[test]
@@ -506,21 +489,20 @@ fn the_next_step_fits_the_verdict() {
         arm.comparisons.iter_mut().filter_map(|c| c.accuracy.as_mut()).for_each(|a| a.better = false);
     }
     assert!(step(&r).contains("isn't shown to give more of them"), "{}", step(&r));
-    let told = outcome::outcome(&r.verdict, &r.verdict.arms[2]).1;
+    let told = outcome::outcome(&r.verdict, &r.verdict.arms[2]);
     assert_eq!(told, "not shown to solve more than zero-shot");
-    let page = leaked().to_html();
+    let told = leaked().words().to_string();
     for words in [
-        "badge leak",
         "Leak: 23 held-out rows",
         "void: held-out rows leaked",
         "and 3 more",
         "nearly equals",
         "no figure here means anything",
     ] {
-        assert!(page.contains(words), "{words}");
+        assert!(told.contains(words), "{words}");
     }
     let harmed =
-        realistic().verdict.arms.iter().find(|a| a.name == "full").map(|a| outcome::outcome(&r.verdict, a).1);
+        realistic().verdict.arms.iter().find(|a| a.name == "full").map(|a| outcome::outcome(&r.verdict, a));
     assert!(harmed.is_some_and(|h| h.contains("forgets: ΔNLL above 0.03 on built-in, letters.txt")));
 }
 
@@ -556,8 +538,7 @@ fn contrast(a: &str, b: &str) -> f64 {
 #[test]
 fn colours_have_contrast() {
     assert!((contrast("#ffffff", "#000000") - 21.0).abs() < 1e-9 && contrast("#ffffff", "#888888") < 4.5);
-    let style = include_str!("page.css");
-    let schemes: Vec<&str> = style.split(" color-scheme: ").skip(1).take(2).collect();
+    let schemes: Vec<&str> = PAGE.split(" color-scheme: ").skip(1).take(2).collect();
     assert!(schemes[0].starts_with("light;") && schemes[1].starts_with("dark;"));
     for scheme in schemes {
         let value = |name: &str| &scheme.split(&format!("--{name}: ")).nth(1).unwrap()[..7];

@@ -1,9 +1,9 @@
 //! The report as text for a terminal: what the page shows, without its curves.
 
 use super::super::verdict::{Comparison, Decision};
-use super::outcome::{caveat, next_step, warnings};
+use super::outcome::{caveat, next_step, rivals, warnings, zero_shot};
 use super::tables::{self, Table, word};
-use super::{Report, chart, show};
+use super::{Output, Report, SampleOutputs, show};
 
 /// Columns below which nothing is narrowed further.
 const WIDTH_MIN: usize = 40;
@@ -67,7 +67,7 @@ impl Report {
             sheet.say(Tone::Bad, 0, caveat);
         }
         sheet.table(&table);
-        for rival in chart::rivals(&self.verdict) {
+        for rival in rivals(&self.verdict) {
             let arms = self.verdict.arms.iter();
             let found = arms
                 .filter_map(|a| Some((a.name.as_str(), a.comparisons.iter().find(|c| c.against == rival)?)));
@@ -100,6 +100,14 @@ impl Report {
         if self.samples.len() > SAMPLES_MAX {
             sheet.say(Tone::Plain, 0, &format!("{} more in the page.", self.samples.len() - SAMPLES_MAX));
         }
+    }
+
+    /// Answers, those of the base alone first.
+    fn in_order<'a>(&self, sample: &'a SampleOutputs) -> Vec<&'a Output> {
+        let before = zero_shot(&self.verdict);
+        let mut outputs: Vec<&Output> = sample.outputs.iter().collect();
+        outputs.sort_by_key(|o| Some(o.arm.as_str()) != before);
+        outputs
     }
 
     fn tell_facts(&self, sheet: &mut Sheet) {

@@ -198,7 +198,8 @@ public final class Gate: ThermalSteered {
         try handle.use { gate in try text { engraft_gate_verdict(gate, $0, $1, $2) } }
     }
 
-    /// The report as a single HTML page with sample rows and answers.
+    /// The report as a single HTML page with sample rows and answers. Without JavaScript, the page shows the
+    /// verdict alone.
     public func report() throws -> String {
         try handle.use { gate in try text { engraft_gate_report(gate, $0, $1, $2) } }
     }

@@ -44,7 +44,10 @@ public final class Gate extends Handle {
         return Native.text(Native.gateVerdict(handle()));
     }
 
-    /** The report as a single HTML page with sample rows and answers. */
+    /**
+     * The report as a single HTML page with sample rows and answers. Without JavaScript, which a WebView has off,
+     * the page shows the verdict alone.
+     */
     public String report() {
         return Native.text(Native.gateReport(handle()));
     }
