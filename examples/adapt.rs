@@ -26,7 +26,7 @@ fn main() -> anyhow::Result<()> {
     eprintln!("training takes {} MiB of private memory", planned.plan.private_bytes >> 20);
 
     // Train and judge: against the model alone, and by what was forgotten.
-    let retention = vec![RetentionSet::built_in(&text, reading.max_seq_length)?];
+    let retention = RetentionSet::built_in(&text, reading.max_seq_length)?;
     let contest = Contest { recipes: vec![lora], retention, limit, ..Contest::new("adapt") };
     let outcome = compare(&base, &material, (&text, &reading), &contest, &mut Nobody)?;
     eprintln!("{}", outcome.verdict.sentence);

@@ -24,7 +24,7 @@
 //! println!("{} bytes of private memory", planned.plan.private_bytes);
 //!
 //! // Train, then judge: better than doing nothing, and how much was forgotten?
-//! let retention = vec![RetentionSet::built_in(&text, reading.max_seq_length)?];
+//! let retention = RetentionSet::built_in(&text, reading.max_seq_length)?;
 //! let contest = Contest { recipes: vec![recipe], retention, limit, ..Contest::new("example") };
 //! let outcome = compare(&base, &material, (&text, &reading), &contest, &mut Nobody)?;
 //! println!("{}", outcome.verdict.sentence);

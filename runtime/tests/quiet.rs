@@ -20,15 +20,8 @@ use engraft_runtime::train::{TrainOptions, Trainer, quiet};
 
 const RANK: usize = 3;
 /// Where each projection's input is among the four of a block.
-const INPUTS: [(Proj, usize); 7] = [
-    (Proj::Q, 0),
-    (Proj::K, 0),
-    (Proj::V, 0),
-    (Proj::O, 1),
-    (Proj::Gate, 2),
-    (Proj::Up, 2),
-    (Proj::Down, 3),
-];
+const INPUTS: [(Proj, usize); 7] =
+    [(Proj::Q, 0), (Proj::K, 0), (Proj::V, 0), (Proj::O, 1), (Proj::Gate, 2), (Proj::Up, 2), (Proj::Down, 3)];
 
 fn begun(
     model: &Arc<ModelFile>,
@@ -132,7 +125,8 @@ fn a_stays_and_b_learns() -> TestResult {
             free.step(&rows[..1])?;
         }
         for (_, _, slot) in start.layout.slots() {
-            let of = |trainer: &Trainer, range: std::ops::Range<usize>| trainer.adapter().theta[range].to_vec();
+            let of =
+                |trainer: &Trainer, range: std::ops::Range<usize>| trainer.adapter().theta[range].to_vec();
             assert_eq!(of(&frozen, slot.a.clone()), start.theta[slot.a.clone()]);
             assert_ne!(of(&free, slot.a.clone()), start.theta[slot.a.clone()], "the control trains A");
             assert_ne!(of(&frozen, slot.b.clone()), start.theta[slot.b.clone()]);

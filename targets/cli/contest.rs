@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use engraft_runtime::compare::material::Material;
-use engraft_runtime::compare::{Contest, Outcome, check, compare, fitting};
+use engraft_runtime::compare::{Contest, Outcome, check, check_decidable, compare, fitting};
 use engraft_runtime::data::{DataOptions as Reading, Example, Format};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::model::text::Text;
@@ -110,6 +110,9 @@ impl ContestOptions {
         let text = Text::of(&base.model)?;
         let reading = self.rows.reading(&self.data, base.model.config().context_len);
         let material = self.material(&text, &reading)?;
+        if verb.search {
+            check_decidable(&material, &self.gate.thresholds(false), reading.valid_fraction)?;
+        }
         let contest = self.contest(verb, &base, &material, (&text, &reading), observer)?;
         // Before the folder is made: a refused run must leave none behind.
         check(&base, &material, &reading, &contest)?;
@@ -154,7 +157,10 @@ impl ContestOptions {
         let limit = self.limit(base);
         let recipes = self.arms.recipes(arms, verb.search, base.model.config())?;
         let replay = self.replay(base, (text, reading), &limit, observer)?;
-        let general = read_general(&self.arms.forgetting, &self.data, text, reading.max_seq_length)?;
+        let general = match self.arms.forgetting.protects(verb.search) && !recipes.is_empty() {
+            true => read_general(&self.arms.forgetting, &self.data, text, reading.max_seq_length)?,
+            false => Vec::new(),
+        };
         let shared = RunRows { replay: &replay, general: &general, ..RunRows::default() };
         let prompts = arms.contains(&ArmName::FewShot);
         // If no arm fits, examples in the prompt can still be compared with the base.

@@ -47,7 +47,7 @@ use shots::Choice;
 
 use crate::adapter::Adapter;
 use crate::data::{DataOptions, Example};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::gate::report::Report;
 use crate::gate::store::{Candidate, Generation, Writer};
 use crate::gate::verdict::{Decision, Thresholds, Verdict, check_thresholds};
@@ -304,6 +304,25 @@ fn held_bytes(recipe: &Recipe, base: &Base, has_folder: bool) -> usize {
         (method @ Method::Adapter(_), false) => size_of::<f32>() * method.parameters(base.model.config()),
         _ => 0,
     }
+}
+
+/// Refuses rows too few to decide anything, before an hour of training finds out.
+///
+/// # Errors
+/// `GateRefused` that says how many rows it would take.
+pub fn check_decidable(material: &Material, thresholds: &Thresholds, fraction: f64) -> Result<()> {
+    let (held_out, least) = (material.held_out.samples.len(), thresholds.examples_min);
+    if held_out >= least {
+        return Ok(());
+    }
+    let message = match material.held_out.data.source == material.train.data.source {
+        false => format!("{held_out} held-out rows can't decide; it takes {least}"),
+        true => format!(
+            "{held_out} held-out rows can't decide; it takes {least}, or {} rows in all",
+            (least as f64 / fraction).ceil()
+        ),
+    };
+    Err(Error::new(ErrorKind::GateRefused, message).advise(Advice::AnotherSplit))
 }
 
 /// Warns about verdicts that are certain before anything is measured; the figures may be wanted anyway.

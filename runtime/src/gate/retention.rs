@@ -15,6 +15,22 @@ pub const TEXT: &str = include_str!("retention.txt");
 /// What reports call the compiled-in text.
 pub const NAME: &str = "built-in";
 
+/// Answers to everyday questions, one a line, written for this project: `{"prompt", "completion"}`.
+const ANSWERS: &str = include_str!("answers.jsonl");
+/// What reports call them.
+pub const ANSWERS_NAME: &str = "everyday answers";
+
+/// The built-in questions with their answers.
+pub fn answers() -> Vec<(String, String)> {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        prompt: String,
+        completion: String,
+    }
+    let rows = ANSWERS.lines().filter_map(|line| serde_json::from_str::<Row>(line).ok());
+    rows.map(|row| (row.prompt, row.completion)).collect()
+}
+
 /// The passages of the compiled-in text.
 pub fn passages() -> Vec<Passage<'static>> {
     split(TEXT)
@@ -22,12 +38,19 @@ pub fn passages() -> Vec<Passage<'static>> {
 
 /// SHA-256 of the compiled-in text in hexadecimal: part of the settings that a verdict is bound to.
 pub fn digest() -> String {
-    hex::encode(&Sha256::digest(TEXT))
+    hex::encode(&Sha256::digest([TEXT, ANSWERS].concat()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_line_of_the_answers_is_one() {
+        let all = answers();
+        assert_eq!((all.len(), ANSWERS.lines().count()), (80, 80));
+        assert!(all.iter().all(|(prompt, answer)| !prompt.is_empty() && !answer.is_empty()));
+    }
 
     #[test]
     fn the_text_is_what_it_should_be() {

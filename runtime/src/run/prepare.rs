@@ -461,9 +461,14 @@ pub fn with_largest_rank(
         let lora = crate::adapter::LoraConfig { rank, alpha, ..lora.clone() };
         Settings { method: Method::Adapter(lora), ..settings.clone() }
     };
-    let carried = |s: &Settings| s.method.parameters(c) <= targets.saturating_mul(PARAMS_PER_TARGET);
+    // In protected directions the rank isn't what rows have to carry.
+    let protected = matches!(settings.begin, Begin::Protected(_));
+    let carried =
+        |s: &Settings| protected || s.method.parameters(c) <= targets.saturating_mul(PARAMS_PER_TARGET);
+    let ranks = RANKS.into_iter().filter(|rank| !protected || *rank < lora.rank);
+    let ranks: Vec<usize> = ranks.chain(protected.then_some(lora.rank)).collect();
     let mut refused = None;
-    for rank in RANKS.into_iter().rev() {
+    for rank in ranks.into_iter().rev() {
         let settings = of(rank);
         if rank > RANKS[0] && !carried(&settings) {
             continue;
@@ -497,7 +502,7 @@ impl Wear {
         };
         let rows = (request.batch * settings.accumulation) as f64;
         Wear {
-            bytes: payload_bytes(parameters, request.best),
+            bytes: payload_bytes(parameters, parameters - request.frozen, request.best),
             every: settings.checkpoint_every,
             tokens_per_step: rows * per_row,
         }

@@ -54,9 +54,17 @@ pub const REPLAY_COUNT: usize = 64;
 /// Most tokens sampled per replay row.
 pub const REPLAY_TOKENS: usize = 64;
 /// Share of ordinary text's energy that protected directions leave to an adapter.
-pub const PROTECT_ENERGY: f32 = 0.02;
+pub const PROTECT_ENERGY: f32 = 0.04;
+/// Rank of an adapter in protected directions, for models wide enough.
+pub const RANK_PROTECTED: usize = 64;
+/// Widths of the model for each rank of such an adapter.
+const WIDTHS_PER_RANK: usize = 9;
+/// Peak learning rate of such an adapter: B alone bears ten times what A and B do.
+pub const RATE_PROTECTED: f64 = 2e-3;
+/// Sequences per batch of such an adapter.
+pub const BATCH_PROTECTED: usize = 8;
 /// Weight of the divergence on general rows, in every second step, where directions are protected.
-pub const GENERAL_KL: f32 = 1.0;
+pub const GENERAL_KL: f32 = 2.0;
 /// Looks at the validation rows of an arm.
 pub const EVALUATIONS: u64 = 10;
 /// Consecutive looks without a lower loss that end an arm.
@@ -195,6 +203,11 @@ pub enum KeepChoice {
     Fixed(Keep),
 }
 
+/// The rank of an adapter in protected directions.
+pub fn protected_rank(c: &ModelConfig) -> usize {
+    (c.d_model / WIDTHS_PER_RANK).clamp(1, RANK_PROTECTED)
+}
+
 /// What a run trains, how, and how long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -278,6 +291,18 @@ impl Settings {
         let looks = Looks::Best { times: EVALUATIONS, patience: PATIENCE };
         let warmup = Warmup::Share(WARMUP_SHARE);
         Settings { warmup, looks, save_every: 0, report_every: 0, ..Settings::new(method) }
+    }
+
+    /// The same in protected directions.
+    #[must_use]
+    pub fn protected(self) -> Settings {
+        Settings {
+            begin: Begin::Protected(PROTECT_ENERGY),
+            general_kl: Some(GENERAL_KL),
+            rate: Some(RATE_PROTECTED),
+            batch: BATCH_PROTECTED,
+            ..self
+        }
     }
 
     /// Whether the best look's parameters are kept beside the current ones.

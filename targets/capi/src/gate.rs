@@ -328,7 +328,7 @@ impl Trial {
         let rows_max = self.data.options.max_seq_length;
         let mut all = Vec::new();
         if self.params.no_built_in_retention == 0 {
-            all.push(RetentionSet::built_in(text, rows_max)?);
+            all.extend(RetentionSet::built_in(text, rows_max)?);
         }
         if !self.retention.is_empty() {
             all.push(RetentionSet::of_passages(OWN_RETENTION, &self.retention, text, rows_max)?);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, value_parser};
 use engraft_runtime::error::Error;
-use engraft_runtime::run::{Begin, settings};
+use engraft_runtime::run::{Begin, Settings, settings};
 use engraft_runtime::train::{Direction, KlPenalty};
 
 use super::{misuse, parse};
@@ -34,11 +34,11 @@ pub(crate) struct ForgettingOptions {
     #[arg(long, value_name = "general|off|FILE", value_parser = protect_source)]
     pub(crate) protect: Option<ProtectSource>,
 
-    /// Share of ordinary text's energy that the protected directions leave to the adapter [default: 0.02]
+    /// Share of ordinary text's energy that the protected directions leave to the adapter [default: 0.04]
     #[arg(long, value_name = "SHARE", value_parser = parse::positive_f32)]
     protect_energy: Option<f32>,
 
-    /// Weight of the divergence from the base on ordinary text, in every second step [default: 1 with --protect]
+    /// Weight of the divergence from the base on ordinary text, in every second step [default: 2]
     #[arg(long, value_name = "W", value_parser = parse::kl_weight)]
     general_kl: Option<f32>,
 
@@ -89,20 +89,17 @@ fn protect_source(text: &str) -> Result<ProtectSource, String> {
 }
 
 impl ForgettingOptions {
-    /// How A begins where ordinary text is protected.
-    pub(crate) fn begin(&self, usual: Begin) -> Begin {
-        match &self.protect {
-            None | Some(ProtectSource::Off) => usual,
-            Some(_) => Begin::Protected(self.protect_energy.unwrap_or(settings::PROTECT_ENERGY)),
-        }
+    /// Whether ordinary text is protected, which is `usual` unless somebody says.
+    pub(crate) fn protects(&self, usual: bool) -> bool {
+        self.protect.as_ref().map_or(usual, |source| *source != ProtectSource::Off)
     }
 
-    /// The weight of the divergence on ordinary text.
-    pub(crate) fn general_kl(&self) -> Option<f32> {
-        match &self.protect {
-            None | Some(ProtectSource::Off) => None,
-            Some(_) => Some(self.general_kl.unwrap_or(settings::GENERAL_KL)).filter(|weight| *weight > 0.0),
-        }
+    /// Puts the protection into settings.
+    pub(super) fn protect(&self, settings: Settings) -> Settings {
+        let protected = settings.protected();
+        let energy = self.protect_energy.map_or(protected.begin, Begin::Protected);
+        let weight = self.general_kl.or(protected.general_kl).filter(|weight| *weight > 0.0);
+        Settings { begin: energy, general_kl: weight, ..protected }
     }
 
     /// The share of replayed rows; 0 without `--replay`.
@@ -130,6 +127,12 @@ impl ForgettingOptions {
         {
             if given.is_some() && !samples {
                 return Err(misuse(format!("{flag} is for rows sampled from the base; add --replay base")));
+            }
+        }
+        let protects = self.protects(true);
+        for (flag, given) in [("--protect-energy", self.protect_energy), ("--general-kl", self.general_kl)] {
+            if given.is_some() && !protects {
+                return Err(misuse(format!("{flag} has no effect with --protect off; leave it out")));
             }
         }
         match (self.kl_direction, self.kl_weight) {

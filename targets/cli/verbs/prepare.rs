@@ -158,7 +158,10 @@ fn read_rows(
     }
     let text = Text::of(model)?;
     let data = read_data(tune, &text, rows_max)?;
-    let general = read_general(forgetting, &tune.data, &text, rows_max)?;
+    let general = match forgetting.protects(false) {
+        true => read_general(forgetting, &tune.data, &text, rows_max)?,
+        false => Vec::new(),
+    };
     Ok((data, read_replay(forgetting, &tune.data, &text, rows_max, tune.seed)?, general))
 }
 
@@ -195,7 +198,7 @@ pub(crate) fn read_replay(
     }
 }
 
-/// The rows of `--protect`; none without it.
+/// The rows of `--protect`, or the built-in ones.
 ///
 /// # Errors
 /// Those of reading the file.
@@ -206,8 +209,8 @@ pub(crate) fn read_general(
     rows_max: usize,
 ) -> Result<Vec<Example>> {
     let file = match &forgetting.protect {
-        None | Some(ProtectSource::Off) => return Ok(Vec::new()),
-        Some(ProtectSource::General) => return general::rows(text, rows_max),
+        Some(ProtectSource::Off) => return Ok(Vec::new()),
+        None | Some(ProtectSource::General) => return general::rows(text, rows_max),
         Some(ProtectSource::File(file)) => file,
     };
     let options = data.reading(rows_max.min(general::ROW_TOKENS), 0);
