@@ -10,9 +10,7 @@
 
 use std::sync::Arc;
 
-use engraft_kernels::Kernels;
-use faer::linalg::solvers::SelfAdjointEigen;
-use faer::{MatRef, Side};
+use engraft_kernels::{Kernels, SymmetricEigen};
 
 use super::walk::{SHARING, Walk, WalkWords, extent};
 use crate::adapter::{Adapter, Init, Layout};
@@ -109,27 +107,14 @@ fn draw(
     let slots: Vec<_> = projs.iter().filter_map(|p| Some((*p, adapter.layout.slot(layer, *p)?))).collect();
     let Some(rank) = slots.iter().map(|(_, s)| s.rank).max() else { return Ok(()) };
     let n = slots[0].1.inputs;
-    if !covariance.iter().all(|v| v.is_finite()) {
-        return Err(Error::new(ErrorKind::NonFinite, "an input isn't finite: the model is broken"));
-    }
-    let of = MatRef::from_column_major_slice(covariance, n, n);
-    let found = SelfAdjointEigen::new(of, Side::Lower).map_err(|e| {
-        Error::new(ErrorKind::NonFinite, format!("the inputs' covariance has no eigenvectors: {e:?}"))
-    })?;
-    // In rising order.
-    let values: Vec<f64> = found.S().column_vector().iter().map(|v| f64::from(*v).max(0.0)).collect();
+    let found = SymmetricEigen::new(covariance, n)
+        .ok_or_else(|| Error::new(ErrorKind::NonFinite, "an input isn't finite: the model is broken"))?;
+    let values: Vec<f64> = found.values().iter().map(|v| f64::from(*v).max(0.0)).collect();
     let quiet = quiet(&values, energy).max(2 * rank).min(n);
     for (proj, slot) in slots {
         let stream = STREAM + (layer * Proj::ALL.len() + proj as usize) as u64;
         let mix = orthonormal(slot.rank, quiet, &mut Rng::new(seed, stream));
-        let a = &mut adapter.theta[slot.a];
-        a.fill(0.0);
-        for (row, mix) in a.chunks_exact_mut(n).zip(mix.chunks_exact(quiet)) {
-            for (direction, share) in mix.iter().enumerate() {
-                let direction = found.U().col(direction);
-                row.iter_mut().zip(direction.iter()).for_each(|(a, v)| *a += ROW_NORM * share * v);
-            }
-        }
+        found.mix_first(quiet, &mix, slot.rank, ROW_NORM, &mut adapter.theta[slot.a]);
     }
     Ok(())
 }
