@@ -120,6 +120,7 @@ fn options(a: &Args) -> TrainOptions {
         precision: a.precision,
         gradient: a.gradient,
         kl: None,
+        freeze_a: false,
     }
 }
 

@@ -22,11 +22,11 @@ fn main() -> anyhow::Result<()> {
     let (method, length) = (Method::usual(base.model.config())?, Length::Steps(100));
     let lora = Recipe::new("lora", Settings { length, batch: 4, ..Settings::of_arm(method) });
     let limit = Limit::here(&base);
-    let planned = lora.check(&base, &material, &[], &limit)?;
+    let planned = lora.check(&base, &material, RunRows::default(), &limit)?;
     eprintln!("training takes {} MiB of private memory", planned.plan.private_bytes >> 20);
 
     // Train and judge: against the model alone, and by what was forgotten.
-    let retention = vec![RetentionSet::built_in(&text, reading.max_seq_length)?];
+    let retention = RetentionSet::built_in(&text, reading.max_seq_length)?;
     let contest = Contest { recipes: vec![lora], retention, limit, ..Contest::new("adapt") };
     let outcome = compare(&base, &material, (&text, &reading), &contest, &mut Nobody)?;
     eprintln!("{}", outcome.verdict.sentence);

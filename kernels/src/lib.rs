@@ -24,6 +24,7 @@ mod bf16;
 mod block;
 mod dispatch;
 mod dropout;
+mod eigen;
 #[allow(missing_docs, reason = "loops whose variables carry the formulas' names")]
 mod generic;
 mod items;
@@ -40,6 +41,7 @@ pub use acts::{QuantActs, acts_words};
 pub use block::DType;
 pub use dispatch::Isa;
 pub use dropout::{drop_elements, mix};
+pub use eigen::SymmetricEigen;
 pub use items::{AdamWStep, LowRank, Rows, SoftmaxState};
 pub use kernels::{
     AttnShape, ColumnSum, GainGradient, Kernels, NnOp, NtOp, Op, attention_scratch_words,

@@ -20,11 +20,11 @@
 //! let settings = Settings { length: Length::Steps(20), ..Settings::of_arm(method) };
 //! let recipe = Recipe::new("lora", settings);
 //! let limit = Limit::here(&base);
-//! let planned = recipe.check(&base, &material, &[], &limit)?;
+//! let planned = recipe.check(&base, &material, RunRows::default(), &limit)?;
 //! println!("{} bytes of private memory", planned.plan.private_bytes);
 //!
 //! // Train, then judge: better than doing nothing, and how much was forgotten?
-//! let retention = vec![RetentionSet::built_in(&text, reading.max_seq_length)?];
+//! let retention = RetentionSet::built_in(&text, reading.max_seq_length)?;
 //! let contest = Contest { recipes: vec![recipe], retention, limit, ..Contest::new("example") };
 //! let outcome = compare(&base, &material, (&text, &reading), &contest, &mut Nobody)?;
 //! println!("{}", outcome.verdict.sentence);

@@ -250,6 +250,7 @@ fn trainer(
         precision,
         gradient: precision.into(),
         kl: None,
+        freeze_a: false,
     };
     let kernels = Arc::new(Kernels::with_isa(isa, threads));
     let words = ArenaWords::new(model.config(), &request(model, threads));

@@ -17,7 +17,7 @@ use engraft_runtime::train::chain::AdapterView;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
 use engraft_runtime::train::{
-    Chain, Compared, Direction, KlPenalty, Schedule, StepReport, TrainOptions, Trainer,
+    Chain, Compared, Direction, KlPenalty, Pull, Schedule, StepReport, TrainOptions, Trainer,
 };
 
 const ROWS: [&[usize]; 2] = [&[13, 5, 1, 21], &[40]];
@@ -47,14 +47,20 @@ impl Bench {
 
     /// Sums over all batches, and the gradient, with a penalty or of the loss alone.
     fn run(&mut self, penalty: Option<KlPenalty>) -> (Compared, Vec<f32>) {
+        self.pulled(penalty.map(|penalty| Pull { penalty, alone: false }))
+    }
+
+    /// The same with whatever pulls.
+    fn pulled(&mut self, pull: Option<Pull>) -> (Compared, Vec<f32>) {
         let (mut sum, mut grads) = (Compared::default(), vec![0.0; self.adapter.theta.len()]);
         let a = &self.adapter;
         for b in &self.batches {
             let view =
                 AdapterView { layout: &a.layout, theta: &a.theta, config: &a.config, gains: self.gains.c() };
-            match penalty {
-                Some(p) => sum += self.chain.accumulate_near_base(view, b, Dropout::OFF, p, &mut grads),
-                None => sum.loss += self.chain.accumulate(view, b, Dropout::OFF, &mut grads).loss_sum,
+            let into = (&a.layout, &mut grads[..]);
+            match pull {
+                Some(pull) => sum += self.chain.accumulate_near_base(view, b, Dropout::OFF, pull, into),
+                None => sum.loss += self.chain.accumulate(view, b, Dropout::OFF, into).loss_sum,
             }
         }
         (sum, grads)
@@ -253,6 +259,7 @@ fn train(
         precision: Precision::Int8,
         gradient: Precision::Int8.into(),
         kl: penalty,
+        freeze_a: false,
     };
     let words = ArenaWords::new(model.config(), &request);
     let mut trainer = Trainer::new(model.clone(), kernels, words, start.clone(), options);

@@ -21,7 +21,7 @@ use engraft_runtime::train::{Chain, eva};
 
 const ROWS: [&[usize]; 3] = [&[13, 5, 1, 21], &[40], &[33, 7, 19]];
 
-fn batches(model: &ModelFile) -> Vec<Batch> {
+pub(crate) fn batches(model: &ModelFile) -> Vec<Batch> {
     let mut rng = Rng::new(7, 7);
     ROWS.map(|rows| batch(model.config(), rows, &mut rng)).to_vec()
 }
@@ -43,7 +43,7 @@ fn begun(model: &Arc<ModelFile>, dora: bool, threads: usize) -> Result<Adapter, 
 }
 
 /// The inputs of one projection at the rows with a target, sequence by sequence.
-fn inputs(model: &ModelFile, layer: usize, which: usize, masked: bool) -> Vec<Vec<f64>> {
+pub(crate) fn inputs(model: &ModelFile, layer: usize, which: usize, masked: bool) -> Vec<Vec<f64>> {
     let c = model.config();
     let kernels = Kernels::detect(1);
     let mut table = vec![0.0; rope::table_words(c, 64)];

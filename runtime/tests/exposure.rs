@@ -148,6 +148,7 @@ fn study(
         precision: Precision::Int8,
         gradient: Precision::Int8.into(),
         kl: None,
+        freeze_a: false,
     };
     let trainer = Trainer::new(model.clone(), kernels, words, adapter, options);
     let mut study = Study { trainer, text: &text, canaries, candidates };

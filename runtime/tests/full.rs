@@ -34,6 +34,7 @@ fn options(clip: f32) -> TrainOptions {
         precision: Precision::Int8,
         gradient: GradientPrecision::Int8,
         kl: None,
+        freeze_a: false,
     }
 }
 

@@ -46,6 +46,7 @@ fn trainer(
         precision,
         gradient: precision.into(),
         kl: None,
+        freeze_a: false,
     };
     Trainer::new(model.clone(), kernels, ArenaWords::new(model.config(), &request), start.clone(), options)
 }

@@ -19,6 +19,7 @@ mod gguf;
 mod hostile;
 mod keep;
 mod merge;
+mod quiet;
 mod reference;
 mod replay;
 mod resume;

@@ -128,6 +128,7 @@ fn the_arena_is_the_plan_and_a_step_allocates_nothing() -> TestResult {
                 precision,
                 gradient: precision.into(),
                 kl,
+                freeze_a: false,
             };
             let mut trainer =
                 Trainer::new(model.clone(), kernels.clone(), ArenaWords::new(c, &request), start, options);
@@ -320,6 +321,7 @@ fn full_fine_tuning_keeps_to_its_plan() -> TestResult {
             precision: Precision::F32,
             gradient: Precision::F32.into(),
             kl: None,
+            freeze_a: false,
         };
         let mut trainer = FullTrainer::new(model.clone(), kernels, ArenaWords::new(c, &request), options);
         let allocated = LIVE.load(Ordering::SeqCst) - live;

@@ -131,6 +131,7 @@ impl Loop {
             precision: Precision::Int8,
             gradient: Precision::Int8.into(),
             kl: None,
+            freeze_a: false,
         };
         let identity = Identity::new(self.model.digest(), Some(&self.start.config), &options);
         let words = ArenaWords::new(c, &request(c, &self.start, 2, 32, 1));

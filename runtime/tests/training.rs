@@ -42,6 +42,7 @@ fn options(precision: Precision, total: u64, clip: f32) -> TrainOptions {
         precision,
         gradient: precision.into(),
         kl: None,
+        freeze_a: false,
     }
 }
 
@@ -466,7 +467,7 @@ impl Bench {
         let a = &self.adapter;
         let view =
             AdapterView { layout: &a.layout, theta: &a.theta, config: &a.config, gains: self.gains.c() };
-        let e = self.chain.accumulate(view, &self.batch, dropout, &mut grads);
+        let e = self.chain.accumulate(view, &self.batch, dropout, (&a.layout, &mut grads));
         (e.loss_sum, grads)
     }
 

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use engraft_runtime::compare::material::Material;
-use engraft_runtime::compare::{Contest, Outcome, check, compare, fitting};
+use engraft_runtime::compare::{Contest, Outcome, check, check_decidable, compare, fitting};
 use engraft_runtime::data::{DataOptions as Reading, Example, Format};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::plan::room;
-use engraft_runtime::run::{Base, Limit, Observer};
+use engraft_runtime::run::{Base, Limit, Observer, RunRows};
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use crate::conditions::WhenOptions;
@@ -18,7 +18,7 @@ use crate::options::{
     tell_rows,
 };
 use crate::provenance;
-use crate::verbs::prepare::{Replay, read_replay};
+use crate::verbs::prepare::{Replay, read_general, read_replay};
 
 /// What is compared, on what, and by what measure.
 #[derive(Args, Clone, Debug)]
@@ -110,6 +110,9 @@ impl ContestOptions {
         let text = Text::of(&base.model)?;
         let reading = self.rows.reading(&self.data, base.model.config().context_len);
         let material = self.material(&text, &reading)?;
+        if verb.search {
+            check_decidable(&material, &self.gate.thresholds(false), reading.valid_fraction)?;
+        }
         let contest = self.contest(verb, &base, &material, (&text, &reading), observer)?;
         // Before the folder is made: a refused run must leave none behind.
         check(&base, &material, &reading, &contest)?;
@@ -154,10 +157,15 @@ impl ContestOptions {
         let limit = self.limit(base);
         let recipes = self.arms.recipes(arms, verb.search, base.model.config())?;
         let replay = self.replay(base, (text, reading), &limit, observer)?;
+        let general = match self.arms.forgetting.protects(verb.search) && !recipes.is_empty() {
+            true => read_general(&self.arms.forgetting, &self.data, text, reading.max_seq_length)?,
+            false => Vec::new(),
+        };
+        let shared = RunRows { replay: &replay, general: &general, ..RunRows::default() };
         let prompts = arms.contains(&ArmName::FewShot);
         // If no arm fits, examples in the prompt can still be compared with the base.
         let how = (verb.search && !self.arms.has_rank(), verb.search, verb.folder.is_some());
-        let recipes = match fitting(recipes, base, material, (&replay, &limit), how, observer) {
+        let recipes = match fitting(recipes, base, material, (shared, &limit), how, observer) {
             Err(error) if verb.search && prompts && error.kind() == ErrorKind::DoesNotFit => Vec::new(),
             recipes => recipes?,
         };
@@ -166,6 +174,7 @@ impl ContestOptions {
             shots: if prompts { self.arms.few_shot() } else { Vec::new() },
             recipes,
             replay,
+            general,
             metric: self.rows.metric(),
             answer_tokens: self.rows.answer_tokens(),
             retention: self.gate.retention(text, reading, self.rows.named_metric())?,

@@ -32,7 +32,8 @@ fn contest<'a>(
     more: &[&'a str],
 ) -> Vec<&'a str> {
     let usual = [verb, "-m", model, "--data", data, "-t", "2", "-b", "4", "-k", "3", "--resamples", "1000"];
-    [&usual[..], &["--no-built-in-retention", "--retention", everyday, "--samples", "1"], more].concat()
+    let kept = ["--no-built-in-retention", "--retention", everyday, "--samples", "1", "--protect", "off"];
+    [&usual[..], &kept, more].concat()
 }
 
 /// Enough training to win.
@@ -210,9 +211,7 @@ fn examples_that_win_go_before_every_prompt() {
     let words = ["--store", &store, "--memory-budget", "6M", "--valid-fraction", "0.1"];
     let output = engraft(&[&contest("adapt", &model, &data, &everyday, &words)[..], &["--json"]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    for arm in ["lora", "dora"] {
-        assert!(stderr(&output).contains(&format!("left out: {arm}: ")), "{}", stderr(&output));
-    }
+    assert!(stderr(&output).contains("left out: lora: "), "{}", stderr(&output));
     let result = last_line(&output);
     assert_eq!((&result["decision"], &result["k"]), (&"KEEP_PROMPTING".into(), &3.into()), "{result}");
     assert_eq!((&result["generation"], active(&store)), (&1.into(), 1.into()));
@@ -260,12 +259,41 @@ fn a_stop_promotes_nothing() {
     assert!(said.contains("Run the same command again"), "{said}");
 }
 
+/// What `adapt` does when it is told nothing: it protects ordinary text, and holds answers against it, too.
+#[test]
+fn adapting_protects_ordinary_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), commands(folder.path()));
+    let store = folder.path().join("store").display().to_string();
+    let words =
+        ["adapt", "-m", &model, "--data", &data, "-t", "2", "--iters", "40", "-k", "3", "--metric", "exact"];
+    let output = engraft(&[&words[..], &["--resamples", "500", "--store", &store]].concat());
+    let told = stderr(&output);
+    assert!(output.status.code().is_some_and(|code| [0, 4].contains(&code)), "{told}");
+    for words in
+        ["protected directions from ", "lora: on built-in the loss", "lora: on everyday answers the loss"]
+    {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    // Rows too few to decide anything end it before anything is trained.
+    let few = shipped("demo/private_train.jsonl");
+    let few = ["adapt", "-m", &model, "--data", &few, "-t", "2", "--store", &store];
+    assert_refused(&few, 4, "gate_refused", &["it takes 20", "200 rows"]);
+    assert_refused(
+        &[&words[..], &["--store", &store, "--protect", "off", "--general-kl", "1"]].concat(),
+        2,
+        "usage",
+        &["--general-kl"],
+    );
+}
+
 #[test]
 fn the_help_tells_the_defaults() {
     for verb in ["compare", "adapt"] {
         let help = super::stdout(&engraft(&[verb, "--help"]));
         let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
-        for told in ["all but full]", "by a range test]", "memory and rows carry]", "[default: 2e-5]", "-lr"]
+        for told in
+            ["few-shot and lora]", "by a range test]", "the largest that fits]", "[default: 2e-5]", "-lr"]
         {
             assert!(words.contains(told), "{verb}: {told}: {help}");
         }

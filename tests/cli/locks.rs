@@ -86,7 +86,10 @@ fn race(verb: &[&str], folder: &Path) {
 fn of_eight_writers_one_gets_in() {
     let folder = tempfile::tempdir().expect("a folder");
     race(&["train", "--resume", "--adapter-path"], &folder.path().join("adapter"));
-    race(&["adapt", "--arms", "lora", "--store"], &folder.path().join("store"));
+    race(
+        &["adapt", "--arms", "lora", "--valid-fraction", "0.5", "--protect", "off", "--store"],
+        &folder.path().join("store"),
+    );
     race(&["compare", "--arms", "lora", "--out"], &folder.path().join("out"));
 }
 

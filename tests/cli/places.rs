@@ -126,7 +126,7 @@ fn what_is_written_is_for_its_owner_only() {
          $ENGRAFT export -m $MODEL --lora $OUT/a/b --format gguf -o $OUT/gguf/a.gguf
          $ENGRAFT merge -m $MODEL --lora $OUT/a/b --unmeasured -o $OUT/merged/m.gguf
          $ENGRAFT compare {contest} --out $OUT/compared
-         $ENGRAFT adapt {contest} --rank 4 --store $OUT/store || test $? = 4"
+         $ENGRAFT adapt {contest} --rank 4 --valid-fraction 0.5 --protect off --store $OUT/store || test $? = 4"
     );
     let output = shell(&[], &script, &names);
     assert!(output.status.success(), "{}", texts(&output));

@@ -318,6 +318,20 @@ impl Layout {
         Some(Layout { layers: config.layers.clone(), shapes: shapes.to_vec(), slots })
     }
 
+    /// The same slots without A: where gradients lie while A is frozen.
+    pub fn without_a(&self) -> Layout {
+        let mut at = 0;
+        let slot = |s: &Slot| {
+            let b = at..at + s.b.len();
+            let m = b.end..b.end + s.m.len();
+            let a = at..at;
+            at = m.end;
+            Slot { a, b, m, ..s.clone() }
+        };
+        let slots = self.slots.iter().map(slot).collect();
+        Layout { slots, ..self.clone() }
+    }
+
     /// Parameters of all layers.
     #[allow(clippy::len_without_is_empty, reason = "a layout is never empty")]
     pub fn len(&self) -> usize {

@@ -90,7 +90,7 @@ struct Target {
 /// What distinguishes an adapter from a plain LoRA of a single rank; follows [`Header`].
 #[derive(Serialize, Deserialize)]
 struct Variant {
-    /// Of [`RSLORA`] and [`EVA`].
+    /// Of [`RSLORA`], [`EVA`] and [`QUIET`].
     flags: u8,
     dora: bool,
     overrides: Vec<OverrideRecord>,
@@ -99,6 +99,7 @@ struct Variant {
 /// Bits of [`Variant::flags`].
 const RSLORA: u8 = 1;
 const EVA: u8 = 2;
+const QUIET: u8 = 4;
 
 #[derive(Serialize, Deserialize)]
 struct OverrideRecord {
@@ -311,8 +312,12 @@ impl Adapter {
             alpha: o.alpha,
         };
         let LoraConfig { rslora, dora, overrides, .. } = &self.config;
-        let eva = if self.meta.init == Init::Eva { EVA } else { 0 };
-        let flags = eva | if *rslora { RSLORA } else { 0 };
+        let init = match self.meta.init {
+            Init::Kaiming => 0,
+            Init::Eva => EVA,
+            Init::Quiet => QUIET,
+        };
+        let flags = init | if *rslora { RSLORA } else { 0 };
         Variant { flags, dora: *dora, overrides: overrides.iter().map(record).collect() }
     }
 }
@@ -350,7 +355,7 @@ fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::resul
     if digest == [0; 32] {
         return Err("it names no base".into());
     }
-    if variant.flags & !(RSLORA | EVA) != 0 {
+    if variant.flags & !(RSLORA | EVA | QUIET) != 0 {
         return Err(format!("flags {:#x}", variant.flags));
     }
     if !(1..=LAYERS_MAX).contains(&header.n_layers) {
@@ -388,7 +393,11 @@ fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::resul
         steps: header.steps,
         tokens: header.tokens,
         seed: header.seed,
-        init: if variant.flags & EVA != 0 { Init::Eva } else { Init::Kaiming },
+        init: match variant.flags {
+            flags if flags & EVA != 0 => Init::Eva,
+            flags if flags & QUIET != 0 => Init::Quiet,
+            _ => Init::Kaiming,
+        },
         valid_loss_before: header.valid_loss_before,
         valid_loss_after: header.valid_loss_after,
     };

@@ -46,6 +46,8 @@ pub enum Init {
     Kaiming,
     /// As the leading right singular vectors of inputs (EVA).
     Eva,
+    /// Inside the directions that ordinary text leaves quiet, where it stayed.
+    Quiet,
 }
 
 /// How an adapter was trained. For people only: nothing depends on it.

@@ -488,7 +488,8 @@ fn config_of(exchange: &Exchange, model: &ModelConfig) -> Value {
     }
     let (targets, layers) = targets_of(modules, model);
     let init = match exchange.init {
-        Init::Kaiming => Value::Bool(true),
+        // PEFT knows no name for it; A is in the file.
+        Init::Kaiming | Init::Quiet => Value::Bool(true),
         Init::Eva => "eva".into(),
     };
     let base = Some(&exchange.base_name).filter(|name| !name.is_empty());

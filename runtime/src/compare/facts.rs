@@ -158,6 +158,7 @@ struct Stated<'a> {
     shots: Vec<(usize, Option<u64>)>,
     recipes: Vec<(&'a str, Vec<(String, String)>, String)>,
     replay: String,
+    general: String,
     metric: Option<&'a str>,
     answer_tokens: usize,
     thresholds: &'a Thresholds,
@@ -186,6 +187,7 @@ fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> Str
             .map(|recipe| (&*recipe.name, stated(&recipe.settings, base), rows_digest(&recipe.extra)))
             .collect(),
         replay: rows_digest(&contest.replay),
+        general: rows_digest(&contest.general),
         metric: contest.metric.map(Metric::name),
         answer_tokens: contest.answer_tokens,
         thresholds: &contest.thresholds,

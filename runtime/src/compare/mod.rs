@@ -47,7 +47,7 @@ use shots::Choice;
 
 use crate::adapter::Adapter;
 use crate::data::{DataOptions, Example};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::gate::report::Report;
 use crate::gate::store::{Candidate, Generation, Writer};
 use crate::gate::verdict::{Decision, Thresholds, Verdict, check_thresholds};
@@ -55,7 +55,7 @@ use crate::merge;
 use crate::model::chat::Message;
 use crate::model::text::Text;
 use crate::model::weights::ModelFile;
-use crate::run::{Base, Limit, Method, Observer, settings};
+use crate::run::{Base, Limit, Method, Observer, RunRows, settings};
 
 /// The name of the base's own arm.
 pub const ZERO_SHOT: &str = "zero-shot";
@@ -75,6 +75,8 @@ pub struct Contest {
     pub recipes: Vec<Recipe>,
     /// Rows the model already knew, replayed among the arms' training rows.
     pub replay: Vec<Example>,
+    /// Ordinary text: what protected directions are measured on, and where tuned models stay near their base.
+    pub general: Vec<Example>,
     /// How answers are compared with the rows' own; `None` compares losses alone.
     pub metric: Option<Metric>,
     /// Most tokens per answer.
@@ -99,6 +101,11 @@ pub struct Contest {
 }
 
 impl Contest {
+    /// The rows that all trained arms share.
+    pub fn shared(&self) -> RunRows<'_> {
+        RunRows { replay: &self.replay, general: &self.general, ..RunRows::default() }
+    }
+
     /// The base alone, compared by losses, with the default thresholds.
     pub fn new(title: &str) -> Contest {
         Contest {
@@ -106,6 +113,7 @@ impl Contest {
             shots: Vec::new(),
             recipes: Vec::new(),
             replay: Vec::new(),
+            general: Vec::new(),
             metric: None,
             answer_tokens: settings::ANSWER_TOKENS,
             retention: Vec::new(),
@@ -233,7 +241,7 @@ pub fn check(base: &Base, material: &Material, options: &DataOptions, contest: &
     }
     let mut held = 0;
     for recipe in &contest.recipes {
-        recipe.check(&base.beside(held), material, &contest.replay, &contest.limit)?;
+        recipe.check(&base.beside(held), material, contest.shared(), &contest.limit)?;
         held += held_bytes(recipe, base, contest.folder.is_some());
         if let (Method::Full(dtype), folder) = (&recipe.settings.method, &contest.folder) {
             merge::tuned::check_type(&base.model, *dtype)?;
@@ -257,7 +265,7 @@ pub fn fitting(
     recipes: Vec<Recipe>,
     base: &Base,
     material: &Material,
-    (replay, limit): (&[Example], &Limit),
+    (shared, limit): (RunRows<'_>, &Limit),
     (searched, lenient, has_folder): (bool, bool, bool),
     observer: &mut dyn Observer,
 ) -> Result<Vec<Recipe>> {
@@ -265,10 +273,10 @@ pub fn fitting(
     for recipe in recipes {
         let beside = base.beside(held);
         let fitted = match searched && recipe.settings.method.lora().is_some() {
-            true => recipe.with_largest_rank(&beside, material, replay, limit),
+            true => recipe.with_largest_rank(&beside, material, shared, limit),
             false => Ok(recipe),
         };
-        let planned = fitted.and_then(|recipe| Ok((recipe.check(&beside, material, replay, limit)?, recipe)));
+        let planned = fitted.and_then(|recipe| Ok((recipe.check(&beside, material, shared, limit)?, recipe)));
         match planned {
             Ok((planned, recipe)) => {
                 let bytes = crate::bytes::show(planned.plan.private_bytes as u64);
@@ -296,6 +304,25 @@ fn held_bytes(recipe: &Recipe, base: &Base, has_folder: bool) -> usize {
         (method @ Method::Adapter(_), false) => size_of::<f32>() * method.parameters(base.model.config()),
         _ => 0,
     }
+}
+
+/// Refuses rows too few to decide anything, before an hour of training finds out.
+///
+/// # Errors
+/// `GateRefused` that says how many rows it would take.
+pub fn check_decidable(material: &Material, thresholds: &Thresholds, fraction: f64) -> Result<()> {
+    let (held_out, least) = (material.held_out.samples.len(), thresholds.examples_min);
+    if held_out >= least {
+        return Ok(());
+    }
+    let message = match material.held_out.data.source == material.train.data.source {
+        false => format!("{held_out} held-out rows can't decide; it takes {least}"),
+        true => format!(
+            "{held_out} held-out rows can't decide; it takes {least}, or {} rows in all",
+            (least as f64 / fraction).ceil()
+        ),
+    };
+    Err(Error::new(ErrorKind::GateRefused, message).advise(Advice::AnotherSplit))
 }
 
 /// Warns about verdicts that are certain before anything is measured; the figures may be wanted anyway.

@@ -35,12 +35,12 @@ impl Recipe {
     }
 
     /// The run's memory plan, including all rows of the comparison.
-    pub fn plan(&self, base: &Base, material: &Material, replay: &[Example], limit: &Limit) -> Planned {
+    pub fn plan(&self, base: &Base, material: &Material, shared: RunRows<'_>, limit: &Limit) -> Planned {
         let parts = [&material.train, &material.valid, &material.held_out];
         // A run with extra rows trains on a copy.
         let rows = self.rows(material);
         let beside = if self.extra.is_empty() { &[][..] } else { &parts[0].data.examples };
-        let run = RunRows { train: &rows, valid: &parts[1].data.examples, replay };
+        let run = RunRows { train: &rows, valid: &parts[1].data.examples, ..shared };
         let others = parts[2].data.examples.iter().chain(beside).chain(&self.extra);
         let extent = Extent::of(run, others);
         let setting = Setting {
@@ -48,7 +48,7 @@ impl Recipe {
             threads: base.kernels.threads(),
             extent,
             sampled: None,
-            eva_positions: crate::run::prepare::eva_positions(&self.settings, &extent, &rows),
+            walk_positions: crate::run::prepare::walk_positions(&self.settings, &extent, run),
             tokenizer_bytes: 0,
             held_bytes: base.held_bytes + material.text_bytes(),
         };
@@ -63,7 +63,7 @@ impl Recipe {
         &self,
         base: &Base,
         material: &Material,
-        replay: &[Example],
+        shared: RunRows<'_>,
         limit: &Limit,
     ) -> Result<Planned> {
         let is_full = matches!(self.settings.method, Method::Full(_));
@@ -72,7 +72,7 @@ impl Recipe {
                 format!("{}: only an adapter can have a KL penalty or EVA initialization", self.name);
             return Err(Error::new(ErrorKind::Misuse, message));
         }
-        let planned = self.plan(base, material, replay, limit);
+        let planned = self.plan(base, material, shared, limit);
         limit.hold(&planned.plan, base.model.config(), &planned.request).map_err(|e| e.at(&self.name))?;
         Ok(planned)
     }
@@ -85,13 +85,13 @@ impl Recipe {
         self,
         base: &Base,
         material: &Material,
-        replay: &[Example],
+        shared: RunRows<'_>,
         limit: &Limit,
     ) -> Result<Recipe> {
         let targets = material.train.data.trained_tokens();
         let fits = |settings: &Settings| {
             let recipe = Recipe { settings: settings.clone(), ..self.clone() };
-            recipe.check(base, material, replay, limit).map(drop)
+            recipe.check(base, material, shared, limit).map(drop)
         };
         let settings = with_largest_rank(&self.settings, base.model.config(), targets, fits)?;
         Ok(Recipe { settings, ..self })

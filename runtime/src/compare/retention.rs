@@ -20,12 +20,45 @@ pub struct RetentionSet {
 }
 
 impl RetentionSet {
-    /// The built-in text ([`gate::retention`](crate::gate::retention)).
+    /// What is built in ([`gate::retention`](crate::gate::retention)): a text, and answers to everyday questions. A
+    /// model can keep the one and lose the other.
     ///
     /// # Errors
-    /// Those of [`RetentionSet::of_text`].
-    pub fn built_in(text: &Text, rows_max: usize) -> Result<RetentionSet> {
-        RetentionSet::of_passages(retention::NAME, retention::TEXT, text, rows_max)
+    /// Those of [`RetentionSet::of_text`] and [`RetentionSet::of_answers`].
+    pub fn built_in(text: &Text, rows_max: usize) -> Result<Vec<RetentionSet>> {
+        let written = RetentionSet::of_passages(retention::NAME, retention::TEXT, text, rows_max)?;
+        let answers =
+            RetentionSet::of_answers(retention::ANSWERS_NAME, &retention::answers(), text, rows_max)?;
+        Ok(vec![written, answers])
+    }
+
+    /// Questions with their answers, of which every token counts; what exceeds `rows_max` is cut.
+    ///
+    /// # Errors
+    /// `BadData` if no answer has a token to predict.
+    pub fn of_answers(
+        name: &str,
+        pairs: &[(String, String)],
+        text: &Text,
+        rows_max: usize,
+    ) -> Result<RetentionSet> {
+        let bad = |why: &str| Error::new(ErrorKind::BadData, format!("retention answers {name}: {why}"));
+        let mut rows = Vec::new();
+        for (prompt, completion) in pairs.iter().cloned() {
+            let sample = Sample::Pair { prompt, completion, joint: "\n" };
+            let plain = DataOptions::default();
+            let mut row =
+                encode_sample(&sample, &text.tokenizer, &text.chat, &plain).map_err(|why| bad(&why))?;
+            row.ids.truncate(rows_max + 1);
+            row.mask.truncate(rows_max + 1);
+            if row.mask.iter().skip(1).any(|m| *m) {
+                rows.push(row);
+            }
+        }
+        match rows.is_empty() {
+            false => Ok(RetentionSet { name: name.to_string(), rows, task: None }),
+            true => Err(bad("no token to predict")),
+        }
     }
 
     /// A text in passages; each follows a line that starts with `%% `.

@@ -31,11 +31,11 @@ pub fn train(
     contest: &Contest,
     observer: &mut dyn Observer,
 ) -> Result<(Trained, ArmRun, Option<RateTest>)> {
-    let Contest { replay, limit, unfinished, .. } = contest;
-    let planned = recipe.check(base, material, replay, limit)?;
+    let Contest { limit, unfinished, .. } = contest;
+    let planned = recipe.check(base, material, contest.shared(), limit)?;
     observer.begin_peak();
     let own = recipe.rows(material);
-    let rows = RunRows { train: &own, valid: &material.valid.data.examples, replay };
+    let rows = RunRows { train: &own, valid: &material.valid.data.examples, ..contest.shared() };
     let folder = unfinished.as_ref().map(|folder| folder.join(&recipe.name));
     let tested = match recipe.settings.rate {
         Some(_) => None,

@@ -23,6 +23,7 @@ pub mod batches;
 pub mod formats;
 pub mod jsonl;
 pub mod masks;
+pub mod passages;
 pub mod replay;
 pub mod source;
 

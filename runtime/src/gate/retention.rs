@@ -7,6 +7,7 @@
 
 use sha2::{Digest, Sha256};
 
+pub use crate::data::passages::{Passage, split};
 use crate::hex;
 
 /// The compiled-in text: UTF-8 in passages, each behind a line `%% register: title`.
@@ -14,13 +15,20 @@ pub const TEXT: &str = include_str!("retention.txt");
 /// What reports call the compiled-in text.
 pub const NAME: &str = "built-in";
 
-/// A passage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Passage<'a> {
-    /// Register and title, or empty for what stands before any heading.
-    pub name: &'a str,
-    /// The text, without white space around it; never empty.
-    pub text: &'a str,
+/// Answers to everyday questions, one a line, written for this project: `{"prompt", "completion"}`.
+const ANSWERS: &str = include_str!("answers.jsonl");
+/// What reports call them.
+pub const ANSWERS_NAME: &str = "everyday answers";
+
+/// The built-in questions with their answers.
+pub fn answers() -> Vec<(String, String)> {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        prompt: String,
+        completion: String,
+    }
+    let rows = ANSWERS.lines().filter_map(|line| serde_json::from_str::<Row>(line).ok());
+    rows.map(|row| (row.prompt, row.completion)).collect()
 }
 
 /// The passages of the compiled-in text.
@@ -28,30 +36,21 @@ pub fn passages() -> Vec<Passage<'static>> {
     split(TEXT)
 }
 
-/// The passages of a text: one behind each line that starts with `%% `. A text without such lines is one
-/// passage. Empty passages are left out.
-pub fn split(text: &str) -> Vec<Passage<'_>> {
-    let (mut passages, mut name, mut start, mut at) = (Vec::new(), "", 0, 0);
-    for line in text.split_inclusive('\n') {
-        if let Some(heading) = line.strip_prefix("%% ") {
-            passages.push(Passage { name, text: text[start..at].trim() });
-            (name, start) = (heading.trim(), at + line.len());
-        }
-        at += line.len();
-    }
-    passages.push(Passage { name, text: text[start..].trim() });
-    passages.retain(|p| !p.text.is_empty());
-    passages
-}
-
 /// SHA-256 of the compiled-in text in hexadecimal: part of the settings that a verdict is bound to.
 pub fn digest() -> String {
-    hex::encode(&Sha256::digest(TEXT))
+    hex::encode(&Sha256::digest([TEXT, ANSWERS].concat()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_line_of_the_answers_is_one() {
+        let all = answers();
+        assert_eq!((all.len(), ANSWERS.lines().count()), (80, 80));
+        assert!(all.iter().all(|(prompt, answer)| !prompt.is_empty() && !answer.is_empty()));
+    }
 
     #[test]
     fn the_text_is_what_it_should_be() {

@@ -54,6 +54,15 @@ pub struct KlPenalty {
     pub direction: Direction,
 }
 
+/// What a gradient is of: Σ cross-entropy + weight·KL, or the divergence alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pull {
+    /// The divergence's part.
+    pub penalty: KlPenalty,
+    /// Whether the targets' own cross-entropies stay out of it: the base's distribution is all there is to learn.
+    pub alone: bool,
+}
+
 /// A tuned model compared with its base at one target, or sums over several. In nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Compared {
@@ -140,8 +149,7 @@ pub fn keep_base(ctx: &Ctx<'_>, w: &HeadWeights<'_>, x: &[f32], targets: &[u32],
 }
 
 /// Compares the tuned model's hidden states x `[m, d]` with those [`keep_base`] stored; returns sums over the
-/// rows with a target. With `train`, writes the gradient of Σ cross-entropy + weight·KL with respect to x to
-/// its slice. `each` receives (row, that target's contribution).
+/// rows with a target. With `train`, writes the gradient that it asks for with respect to x to its slice. `each` receives (row, that target's contribution).
 ///
 /// # Panics
 /// If [`keep_base`] wasn't called for these targets.
@@ -150,7 +158,7 @@ pub fn loss(
     w: &HeadWeights<'_>,
     x: &[f32],
     targets: &[u32],
-    mut train: Option<(KlPenalty, &mut [f32])>,
+    mut train: Option<(Pull, &mut [f32])>,
     b: &mut HeadBufs,
     kernel: &mut [f32],
     mut each: impl FnMut(usize, Compared),
@@ -166,16 +174,16 @@ pub fn loss(
         return Compared::default();
     }
     ctx.kernels.rmsnorm(&b.x[..r * d], w.norm, ctx.config.rms_eps, &mut b.n[..r * d]);
-    run_chunks(ctx, w, r, train.as_ref().map(|(p, _)| p.direction), b, kernel);
+    run_chunks(ctx, w, r, train.as_ref().map(|(pull, _)| pull.penalty.direction), b, kernel);
     let mut sum = Compared::default();
     for i in 0..r {
         let one = compared(b, r, i);
         each(b.at[i] as usize, one);
         sum += one;
     }
-    if let Some((penalty, dx)) = train {
+    if let Some((pull, dx)) = train {
         head::target_rows(ctx, w, r, b);
-        combine(ctx.kernels, r, d, penalty, b);
+        combine(ctx.kernels, r, d, pull, b);
         head::through_norm(ctx, w, r, b, dx);
     }
     sum
@@ -292,7 +300,7 @@ fn growth(before: f32, now: &SoftmaxState) -> f32 {
 
 /// dn of the tuned half = Σ p·W − W_target + weight·(its divergence's gradient by the normed state); the
 /// target's rows are in the first half of n.
-fn combine(k: &Kernels, r: usize, d: usize, penalty: KlPenalty, b: &mut HeadBufs) {
+fn combine(k: &Kernels, r: usize, d: usize, Pull { penalty, alone }: Pull, b: &mut HeadBufs) {
     let Some(pair) = &b.pair else { return };
     let (state, rows, delta, stride) = (&b.state, &b.n, &pair.delta, pair.stride);
     let (dn, other) = b.dn[..2 * r * d].split_at_mut(r * d);
@@ -307,7 +315,7 @@ fn combine(k: &Kernels, r: usize, d: usize, penalty: KlPenalty, b: &mut HeadBufs
                 Direction::Forward => p - other * inv_base,
                 Direction::Reverse => other * inv - mean * p,
             };
-            *v = p + weight * away - target;
+            *v = if alone { weight * away } else { p + weight * away - target };
         }
     });
 }

@@ -152,8 +152,11 @@ pub fn backward_pairs(
         let out = l.dy.len() / m;
         ctx.kernels.skinny_nt(p.scale, l.dy, m, out, p.bt, p.rank, &mut l.dh[..m * p.rank]);
         ctx.kernels.skinny_tn(&l.h[..m * p.rank], l.dy, m, p.rank, out, g.bt, true);
-        let x = dropped(ctx.kernels, x, scratch.dropped, dropout, i);
-        ctx.kernels.skinny_tn(&l.dh[..m * p.rank], x, m, p.rank, k, g.a, true);
+        // A frozen A has no gradient.
+        if !g.a.is_empty() {
+            let x = dropped(ctx.kernels, x, scratch.dropped, dropout, i);
+            ctx.kernels.skinny_tn(&l.dh[..m * p.rank], x, m, p.rank, k, g.a, true);
+        }
     }
 }
 

@@ -72,6 +72,8 @@ pub struct Request {
     pub seq: usize,
     /// Adapter parameters.
     pub params: usize,
+    /// Those of them that stay as they are, and need neither gradients nor moments.
+    pub frozen: usize,
     /// Full fine-tuning instead of an adapter: every weight is trained, and `params` is 0.
     pub full: Option<FullUpdate>,
     /// f32 words of DoRA's norms and gains ([`crate::adapter::Layout::gain_words`]); 0 without it.
@@ -141,8 +143,10 @@ const LORA_RANK: usize = 8;
 /// Words of everything the arena holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArenaWords {
-    /// θ, gradient, and the two moments each.
+    /// θ.
     pub params: usize,
+    /// Gradient, and the two moments each.
+    pub trained: usize,
     /// Full fine-tuning's weights, moments and gradients.
     pub full: Option<FullWords>,
     /// DoRA's norms of the base, gains, and the scratch they are computed in.
@@ -171,6 +175,7 @@ impl ArenaWords {
         let head = HeadWords::new(c, rows, r.threads, true, r.beside_base);
         ArenaWords {
             params: r.params,
+            trained: r.params - r.frozen,
             full: r.full.map(|update| FullWords::new(c, update)),
             gains: r.gain_words,
             saved: (r.kept_blocks + 1) * rows * c.d_model,
@@ -201,7 +206,8 @@ impl MemoryPlan {
         let arena = f
             * (3 * weights
                 + gradients
-                + 4 * w.params
+                + w.params
+                + 3 * w.trained
                 + w.gains
                 + w.saved
                 + w.kept()
@@ -219,8 +225,8 @@ impl MemoryPlan {
         let pools = vec![
             Pool { name: "weights", bytes: f * weights },
             Pool { name: "adapter", bytes: f * w.params },
-            Pool { name: "gradients", bytes: f * (w.params + gradients) },
-            Pool { name: "moments", bytes: 2 * f * (w.params + weights) },
+            Pool { name: "gradients", bytes: f * (w.trained + gradients) },
+            Pool { name: "moments", bytes: 2 * f * (w.trained + weights) },
             Pool { name: "gains", bytes: f * w.gains },
             Pool { name: "saved_inputs", bytes: f * w.saved },
             Pool { name: "kept_activations", bytes: f * w.kept() },
@@ -298,7 +304,7 @@ fn instead_of_full(c: &ModelConfig, r: &Request, budget: usize) -> Advice {
         LORA_RANK * (out + inner)
     };
     let params = c.n_layers * Proj::ALL.map(pair).iter().sum::<usize>();
-    let lora = Request { full: None, params, rank: LORA_RANK, ..*r };
+    let lora = Request { full: None, params, frozen: 0, rank: LORA_RANK, ..*r };
     let bytes = MemoryPlan::new(c, &lora).private_bytes;
     let least = Request { full: Some(FullUpdate::AtOnce), batch: 1, seq: 16.min(r.seq), ..*r };
     let full_bytes = MemoryPlan::new(c, &least).private_bytes;
@@ -312,6 +318,7 @@ fn smaller_adapter(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool)
         seq,
         batch: 1,
         params: r.params / r.rank.max(1) * rank,
+        frozen: r.frozen / r.rank.max(1) * rank,
         ..*r
     };
     let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;

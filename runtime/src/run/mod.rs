@@ -15,7 +15,7 @@
 //! let reading = DataOptions { max_seq_length: 128, ..DataOptions::default() };
 //! let file = "../targets/cli/demo/private_train.jsonl".as_ref();
 //! let data = load_train_valid(file, &text.tokenizer, &text.chat, &reading)?;
-//! let rows = RunRows { train: &data.train.examples, valid: &data.valid.examples, replay: &[] };
+//! let rows = RunRows { train: &data.train.examples, valid: &data.valid.examples, replay: &[], general: &[] };
 //!
 //! let settings = Settings { length: Length::Steps(5), ..Settings::new(Method::usual(base.model.config())?) };
 //! let planned = base.plan(&settings, rows, &Limit::here(&base))?;
@@ -30,6 +30,7 @@
 pub mod checkpoint;
 pub mod control;
 pub mod course;
+pub mod general;
 pub mod guard;
 pub mod observer;
 pub mod prepare;

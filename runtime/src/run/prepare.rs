@@ -25,6 +25,7 @@ use crate::plan::{KeepPlan, MemoryPlan, Request, keep, process_bytes};
 use crate::rng::Rng;
 use crate::train::calibrate::Pieces;
 use crate::train::eva::EvaWords;
+use crate::train::quiet;
 
 use super::Observer;
 use super::checkpoint::payload_bytes;
@@ -33,6 +34,8 @@ use super::checkpoint::payload_bytes;
 const REPLAY_STREAM: u64 = 0x5245_504C;
 /// Tokens of the shortest rows worth planning for.
 const LEAST_SEQ: usize = 16;
+/// General rows that pass a block at once while directions are measured.
+pub(super) const GENERAL_ROWS: usize = 4;
 /// Ranks to choose from.
 const RANKS: [usize; 5] = [1, 2, 4, 8, 16];
 /// Most trained parameters per target: beyond this, a larger rank memorizes rows rather than learning what they
@@ -92,7 +95,7 @@ impl Base {
             threads: self.kernels.threads(),
             extent,
             sampled: None,
-            eva_positions: eva_positions(settings, &extent, rows.train),
+            walk_positions: walk_positions(settings, &extent, rows),
             tokenizer_bytes: 0,
             held_bytes: self.held_bytes,
         };
@@ -129,6 +132,8 @@ pub struct RunRows<'a> {
     pub valid: &'a [Example],
     /// Rows the model already knew, replayed among the training rows.
     pub replay: &'a [Example],
+    /// Ordinary text: what protected directions are measured on, and where the tuned model stays near its base.
+    pub general: &'a [Example],
 }
 
 /// What memory depends on, of a set of rows.
@@ -152,7 +157,7 @@ impl Extent {
 
     /// The extent of a run's rows, and of `others` held in memory beside them.
     pub fn of<'a>(rows: RunRows<'a>, others: impl Iterator<Item = &'a Example> + Clone) -> Extent {
-        let own = || rows.train.iter().chain(rows.valid).chain(rows.replay);
+        let own = || rows.train.iter().chain(rows.valid).chain(rows.replay).chain(rows.general);
         let all = || own().chain(others.clone());
         Extent {
             train_rows: rows.train.len(),
@@ -275,22 +280,34 @@ pub struct Setting<'a> {
     pub extent: Extent,
     /// Rows the base has yet to generate.
     pub sampled: Option<&'a SampledReplay>,
-    /// Positions of the batches EVA reads; see [`eva_positions`].
-    pub eva_positions: (usize, usize),
+    /// Positions that walk through the blocks before training; see [`walk_positions`].
+    pub walk_positions: (usize, usize),
     /// Heap of a tokenizer that is freed before the run starts.
     pub tokenizer_bytes: usize,
     /// What is held throughout; see [`Base::held_bytes`].
     pub held_bytes: usize,
 }
 
-/// Positions of the largest batch EVA would read, and of all of them.
-pub fn eva_positions(settings: &Settings, extent: &Extent, train: &[Example]) -> (usize, usize) {
-    let Begin::Eva(count) = settings.begin else { return (0, 0) };
-    let (largest, batches) = match train.is_empty() {
-        true => (settings.batch * extent.longest, count),
-        false => (max_tokens(train, settings.batch), count.min(train.len().div_ceil(settings.batch))),
-    };
-    (largest, largest * batches)
+/// Positions that walk through the blocks before training: of the largest batch, and of all. EVA's are of rows to
+/// train on, those of protected directions of general ones.
+pub fn walk_positions(settings: &Settings, extent: &Extent, rows: RunRows<'_>) -> (usize, usize) {
+    match settings.begin {
+        Begin::Random => (0, 0),
+        Begin::Protected(_) => {
+            let all = rows.general.iter().map(Example::rows).sum();
+            (max_tokens(rows.general, GENERAL_ROWS), all)
+        }
+        Begin::Eva(count) => {
+            let (largest, batches) = match rows.train.is_empty() {
+                true => (settings.batch * extent.longest, count),
+                false => (
+                    max_tokens(rows.train, settings.batch),
+                    count.min(rows.train.len().div_ceil(settings.batch)),
+                ),
+            };
+            (largest, largest * batches)
+        }
+    }
 }
 
 /// A run's memory.
@@ -381,16 +398,18 @@ fn request(settings: &Settings, setting: &Setting<'_>) -> Request {
 
 /// The peak before training, apart from data: EVA's walk or the sampling of replay rows.
 fn preparation_bytes(settings: &Settings, c: &ModelConfig, r: &Request, setting: &Setting<'_>) -> usize {
-    let eva = match (settings.begin, &settings.method) {
-        (Begin::Eva(_), Method::Adapter(lora)) => {
-            let layout = Layout::new(c, lora);
-            let (largest, all) = setting.eva_positions;
-            let words = EvaWords::new(c, &layout, (largest, r.seq, all), r.threads);
-            size_of::<f32>() * (words.total() + layout.len())
-        }
-        _ => 0,
-    };
-    eva.max(setting.sampled.map_or(0, |sampled| sampled.bytes(c, r.threads)))
+    let walk = settings.method.lora().map_or(0, |lora| {
+        let layout = Layout::new(c, lora);
+        let (largest, all) = setting.walk_positions;
+        let extent = (largest, r.seq, all);
+        let words = match settings.begin {
+            Begin::Random => return 0,
+            Begin::Eva(_) => EvaWords::new(c, &layout, extent, r.threads).total(),
+            Begin::Protected(_) => quiet::words(c, &layout, extent, r.threads),
+        };
+        size_of::<f32>() * (words + layout.len())
+    });
+    walk.max(setting.sampled.map_or(0, |sampled| sampled.bytes(c, r.threads)))
 }
 
 fn keep_plan(settings: &Settings, c: &ModelConfig, request: &Request, limit: &Limit) -> KeepPlan {
@@ -442,9 +461,14 @@ pub fn with_largest_rank(
         let lora = crate::adapter::LoraConfig { rank, alpha, ..lora.clone() };
         Settings { method: Method::Adapter(lora), ..settings.clone() }
     };
-    let carried = |s: &Settings| s.method.parameters(c) <= targets.saturating_mul(PARAMS_PER_TARGET);
+    // In protected directions the rank isn't what rows have to carry.
+    let protected = matches!(settings.begin, Begin::Protected(_));
+    let carried =
+        |s: &Settings| protected || s.method.parameters(c) <= targets.saturating_mul(PARAMS_PER_TARGET);
+    let ranks = RANKS.into_iter().filter(|rank| !protected || *rank < lora.rank);
+    let ranks: Vec<usize> = ranks.chain(protected.then_some(lora.rank)).collect();
     let mut refused = None;
-    for rank in RANKS.into_iter().rev() {
+    for rank in ranks.into_iter().rev() {
         let settings = of(rank);
         if rank > RANKS[0] && !carried(&settings) {
             continue;
@@ -478,7 +502,7 @@ impl Wear {
         };
         let rows = (request.batch * settings.accumulation) as f64;
         Wear {
-            bytes: payload_bytes(parameters, request.best),
+            bytes: payload_bytes(parameters, parameters - request.frozen, request.best),
             every: settings.checkpoint_every,
             tokens_per_step: rows * per_row,
         }

@@ -20,10 +20,12 @@ use crate::probe::Prober;
 use crate::rng::Rng;
 use crate::storage::{Disk, Storage, create_dir_all};
 use crate::train::schedule::{Schedule, Shape};
-use crate::train::{AnyTrainer, FullTrainer, StepReport, TrainOptions, Trainer, eva};
+use crate::train::{AnyTrainer, FullTrainer, StepReport, TrainOptions, Trainer, eva, quiet};
 
 /// Random stream of an adapter's initial values.
 const INIT_STREAM: u64 = 0x494E_4954;
+/// General rows of a step that stays near the base.
+const GENERAL_PER_STEP: u64 = 3;
 
 /// How a run starts.
 pub enum Start {
@@ -265,7 +267,7 @@ impl Run {
             observer.tell(&self.name, Event::Checkpoint(self.steps(), &saved));
         }
         let done = match asked {
-            Ok(()) => match self.step(batches, observer)? {
+            Ok(()) => match self.step(batches, rows, observer)? {
                 true => self.follow(rows, observer).map(|()| true),
                 false => Ok(false),
             },
@@ -284,7 +286,16 @@ impl Run {
     }
 
     /// One step on the next rows; returns whether it was taken.
-    fn step(&mut self, batches: &mut Mixed<'_>, observer: &mut dyn Observer) -> Result<bool> {
+    fn step(
+        &mut self,
+        batches: &mut Mixed<'_>,
+        rows: RunRows<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
+        if let Some(weight) = self.settings.general_kl.filter(|_| self.steps().is_multiple_of(2)) {
+            self.trainer
+                .stay_near_base_on(general_rows(rows.general, self.steps(), self.settings.seed), weight);
+        }
         let stepped = self.course.step(&Disk, &mut self.trainer, batches, &mut self.micro);
         // A failed step isn't retried on the same rows.
         self.course.progress.cursor = batches.cursor();
@@ -616,6 +627,41 @@ impl Run {
     }
 }
 
+/// Draws A inside the directions that general rows leave quiet.
+fn protect(
+    adapter: &mut Adapter,
+    base: &Base,
+    energy: f32,
+    general: &[Example],
+    (name, observer): (&str, &mut dyn Observer),
+) -> Result<()> {
+    let started = Instant::now();
+    let batches: Vec<Batch> = in_order(general, super::prepare::GENERAL_ROWS).collect();
+    let mut stopped = Ok(());
+    let go_on = |_: usize| {
+        stopped = observer.go_on(&mut || Ok(()));
+        stopped.is_ok()
+    };
+    // Of one seed, so that it is the same for every run on this model.
+    let (model, kernels) = (&base.model, &base.kernels);
+    let done = quiet::initialize(adapter, model, kernels, base.precision, &batches, (energy, 0), go_on);
+    stopped.and(done)?;
+    let took = started.elapsed().as_secs_f64();
+    let told = format!("protected directions from {} rows of ordinary text in {took:.1} s", general.len());
+    observer.tell(name, Event::Note(&told));
+    Ok(())
+}
+
+/// The general rows of a step: some in turn, from a place of the run's own.
+fn general_rows(general: &[Example], step: u64, seed: u64) -> Batch {
+    let mut batch = Batch::default();
+    let first = crate::rng::mix(seed).wrapping_add(step / 2 * GENERAL_PER_STEP);
+    for i in (0..GENERAL_PER_STEP).filter(|_| !general.is_empty()) {
+        batch.push(&general[(first.wrapping_add(i) % general.len() as u64) as usize]);
+    }
+    batch
+}
+
 /// The run's rows in order, from where it stands.
 fn mixed<'a>(settings: &Settings, batch: usize, rows: RunRows<'a>, cursor: MixedCursor) -> Mixed<'a> {
     Mixed::new(rows.train, rows.replay, settings.replay_share, batch, settings.seed, cursor)
@@ -688,7 +734,17 @@ fn fresh_adapter(
     let mut adapter = Adapter::init_on(&base.model, &base.kernels, lora, &mut || random.f32())?;
     adapter.meta.base_name = base.model.gguf().string("general.name")?.unwrap_or_default().to_owned();
     adapter.meta.seed = settings.seed;
-    let Begin::Eva(count) = settings.begin else { return Ok(adapter) };
+    let count = match settings.begin {
+        Begin::Random => return Ok(adapter),
+        Begin::Eva(count) => count,
+        Begin::Protected(energy) => {
+            adapter.meta.init = Init::Quiet;
+            if !resumes {
+                protect(&mut adapter, base, energy, rows.general, (name, observer))?;
+            }
+            return Ok(adapter);
+        }
+    };
     if resumes {
         adapter.meta.init = Init::Eva;
         return Ok(adapter);
@@ -739,6 +795,7 @@ fn identity(
         .with_rows("training rows", rows.train)
         .with_rows("held-out rows", rows.valid)
         .with_rows("replayed rows", rows.replay)
+        .with_rows("general rows", rows.general)
 }
 
 /// What is fixed before rows and memory are known.
@@ -746,6 +803,7 @@ fn settled(base: &Base, settings: &Settings, options: &TrainOptions) -> Identity
     let begin = match settings.begin {
         Begin::Random => "random".to_string(),
         Begin::Eva(batches) => format!("EVA of {batches} batches"),
+        Begin::Protected(energy) => format!("inside {energy} of ordinary text's energy"),
     };
     let stored = match settings.method {
         Method::Adapter(_) => settings.stored.name().to_string(),
@@ -761,6 +819,7 @@ fn settled(base: &Base, settings: &Settings, options: &TrainOptions) -> Identity
         .with("share of replayed rows", settings.replay_share)
         .with("stored as", stored)
         .with("looks", looks)
+        .with("divergence on general rows", settings.general_kl.unwrap_or_default())
 }
 
 /// A run's settings by name, worded as files may store them.

@@ -53,6 +53,18 @@ pub const REPLAY_SHARE: f64 = 0.1;
 pub const REPLAY_COUNT: usize = 64;
 /// Most tokens sampled per replay row.
 pub const REPLAY_TOKENS: usize = 64;
+/// Share of ordinary text's energy that protected directions leave to an adapter.
+pub const PROTECT_ENERGY: f32 = 0.04;
+/// Rank of an adapter in protected directions, for models wide enough.
+pub const RANK_PROTECTED: usize = 64;
+/// Widths of the model for each rank of such an adapter.
+const WIDTHS_PER_RANK: usize = 9;
+/// Peak learning rate of such an adapter: B alone bears ten times what A and B do.
+pub const RATE_PROTECTED: f64 = 2e-3;
+/// Sequences per batch of such an adapter.
+pub const BATCH_PROTECTED: usize = 8;
+/// Weight of the divergence on general rows, in every second step, where directions are protected.
+pub const GENERAL_KL: f32 = 2.0;
 /// Looks at the validation rows of an arm.
 pub const EVALUATIONS: u64 = 10;
 /// Consecutive looks without a lower loss that end an arm.
@@ -132,13 +144,16 @@ impl Method {
 }
 
 /// How A is initialized. B starts at zero, so the model is unchanged at first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Begin {
     /// Uniformly random.
     #[default]
     Random,
     /// As the directions in which each projection's inputs vary most, over this many batches (EVA).
     Eva(usize),
+    /// At random inside the directions that ordinary text leaves quiet: those that hold this share of the energy of
+    /// its inputs. A stays there, and B alone is trained (see [`crate::train::quiet`]).
+    Protected(f32),
 }
 
 /// How long a run may be.
@@ -188,6 +203,11 @@ pub enum KeepChoice {
     Fixed(Keep),
 }
 
+/// The rank of an adapter in protected directions.
+pub fn protected_rank(c: &ModelConfig) -> usize {
+    (c.d_model / WIDTHS_PER_RANK).clamp(1, RANK_PROTECTED)
+}
+
 /// What a run trains, how, and how long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -215,6 +235,8 @@ pub struct Settings {
     pub lora_plus_ratio: f32,
     /// A penalty on leaving the base; adapters only.
     pub kl: Option<KlPenalty>,
+    /// Every second step, the weight of the mean KL(base‖tuned) on a few general rows; adapters only.
+    pub general_kl: Option<f32>,
     /// Share of replayed rows, if there are rows to replay.
     pub replay_share: f64,
     /// Seed of the initial adapter, of dropout and of the order of rows.
@@ -250,6 +272,7 @@ impl Settings {
             max_grad_norm: MAX_GRAD_NORM,
             lora_plus_ratio: 1.0,
             kl: None,
+            general_kl: None,
             replay_share: 0.0,
             seed: 0,
             keep: KeepChoice::Auto,
@@ -268,6 +291,18 @@ impl Settings {
         let looks = Looks::Best { times: EVALUATIONS, patience: PATIENCE };
         let warmup = Warmup::Share(WARMUP_SHARE);
         Settings { warmup, looks, save_every: 0, report_every: 0, ..Settings::new(method) }
+    }
+
+    /// The same in protected directions.
+    #[must_use]
+    pub fn protected(self) -> Settings {
+        Settings {
+            begin: Begin::Protected(PROTECT_ENERGY),
+            general_kl: Some(GENERAL_KL),
+            rate: Some(RATE_PROTECTED),
+            batch: BATCH_PROTECTED,
+            ..self
+        }
     }
 
     /// Whether the best look's parameters are kept beside the current ones.
@@ -334,6 +369,7 @@ impl Settings {
             precision: base.precision,
             gradient: base.gradient,
             kl: self.kl,
+            freeze_a: matches!(self.begin, Begin::Protected(_)),
         }
     }
 
@@ -343,7 +379,7 @@ impl Settings {
             batch: self.batch,
             best: self.keeps_best(),
             rounds: self.stored == StoredAs::F16,
-            beside_base: self.kl.is_some(),
+            beside_base: self.kl.is_some() || self.general_kl.is_some(),
             kept_blocks: c.n_layers,
             ..Request::default()
         };
@@ -354,8 +390,10 @@ impl Settings {
             return Request { full, ..request };
         };
         let layout = Layout::new(c, lora);
+        let protected = matches!(self.begin, Begin::Protected(_));
         Request {
             params: layout.len(),
+            frozen: if protected { layout.len() - layout.without_a().len() } else { 0 },
             gain_words: layout.gain_words(),
             rank: lora.rank_max(),
             kept_blocks: c.n_layers - lora.layers[0],

@@ -35,6 +35,13 @@ impl AnyTrainer {
         }
     }
 
+    /// Lets the next step of an adapter stay near the base on these rows, too.
+    pub fn stay_near_base_on(&mut self, rows: Batch, weight: f32) {
+        if let AnyTrainer::Adapter(trainer) = self {
+            trainer.stay_near_base_on(rows, weight);
+        }
+    }
+
     /// Takes another schedule from the next step on.
     pub fn set_schedule(&mut self, schedule: Schedule) {
         match self {

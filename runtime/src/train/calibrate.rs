@@ -11,7 +11,7 @@ use super::optim::{AdamW, AdamWConfig};
 use crate::adapter::{Gains, Layout, LoraConfig};
 use crate::model::weights::ModelFile;
 use crate::nn::block::{self, BlockBufs, Keys};
-use crate::nn::divergence::{self, Direction, KlPenalty};
+use crate::nn::divergence::{self, Direction, KlPenalty, Pull};
 use crate::nn::head::{self, HeadBufs, HeadWeights};
 use crate::nn::keep::{Keep, KeepPrecision, Kept};
 use crate::nn::{Adapted, Ctx, Dropout, GradientPrecision, Precision, RowMap, rope};
@@ -220,7 +220,16 @@ impl<'a> Timing<'a> {
         repeated(|| {
             if beside_base {
                 divergence::keep_base(ctx, &w, x, ids, head);
-                divergence::loss(ctx, &w, x, ids, Some((penalty, &mut *dx)), head, kernel, |_, _| {});
+                divergence::loss(
+                    ctx,
+                    &w,
+                    x,
+                    ids,
+                    Some((Pull { penalty, alone: false }, &mut *dx)),
+                    head,
+                    kernel,
+                    |_, _| {},
+                );
                 return;
             }
             head::loss(ctx, &w, x, ids, Some(dx), head, kernel, |_, _| {});

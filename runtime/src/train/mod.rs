@@ -14,11 +14,13 @@ pub mod eva;
 pub mod full;
 pub mod numbers;
 pub mod optim;
+pub mod quiet;
 pub mod schedule;
 pub mod subspace;
 pub mod trainer;
+mod walk;
 
-pub use crate::nn::divergence::{Compared, Direction, KlPenalty};
+pub use crate::nn::divergence::{Compared, Direction, KlPenalty, Pull};
 pub use any::AnyTrainer;
 pub use chain::{Chain, Evaluated};
 pub use full::FullTrainer;

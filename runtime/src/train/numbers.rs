@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Parameters θ and AdamW's moments, in one order and of one length.
+/// Parameters θ and the moments of those that are trained, in one order.
 pub struct Numbers<'a> {
     /// Parameters.
     pub theta: &'a [f32],

@@ -1,7 +1,5 @@
 //! AdamW with moments that can be exported, so that training can be resumed.
 
-use std::ops::Range;
-
 use engraft_kernels::{AdamWStep, Kernels};
 
 use crate::adapter::Layout;
@@ -59,17 +57,18 @@ impl AdamW {
     pub fn update(&mut self, k: &Kernels, theta: &mut [f32], grads: &[f32], count: f64, lr: f32) -> f64 {
         let (norm, step) = self.begin(grads, count, lr);
         if let Some(step) = step {
-            self.apply(k, theta, grads, 0..theta.len(), &step);
+            self.update_part(k, theta, grads, 0, &step);
         }
         norm
     }
 
     /// [`AdamW::update`] for an adapter's parameters: B at its own rate, magnitudes without decay, which would
-    /// pull them from the base's values toward zero.
+    /// pull them from the base's values toward zero. The second layout is that of gradients and moments; what it
+    /// lacks stays as it is.
     pub fn update_adapter(
         &mut self,
         k: &Kernels,
-        layout: &Layout,
+        (layout, trained): (&Layout, &Layout),
         theta: &mut [f32],
         grads: &[f32],
         count: f64,
@@ -77,16 +76,18 @@ impl AdamW {
     ) -> f64 {
         let AdamWConfig { lora_plus_ratio: ratio, weight_decay, .. } = self.config;
         let decays_all = weight_decay == 0.0 || layout.slots().all(|(_, _, s)| s.m.is_empty());
-        if ratio == 1.0 && decays_all {
+        if ratio == 1.0 && decays_all && layout.len() == trained.len() {
             return self.update(k, theta, grads, count, lr);
         }
         let (norm, step) = self.begin(grads, count, lr);
         let Some(step) = step else { return norm };
         let of_b = AdamWStep { lr: lr * ratio, ..step };
         let of_m = AdamWStep { weight_decay: 0.0, ..step };
-        for (_, _, slot) in layout.slots() {
-            for (range, step) in [(slot.a, &step), (slot.b, &of_b), (slot.m, &of_m)] {
-                self.apply(k, theta, grads, range, step);
+        for ((_, _, slot), (_, _, own)) in layout.slots().zip(trained.slots()) {
+            let parts = [(slot.a, own.a, &step), (slot.b, own.b, &of_b), (slot.m, own.m, &of_m)];
+            for (range, own, step) in parts.into_iter().filter(|(_, own, _)| !own.is_empty()) {
+                let first = own.start;
+                self.update_part(k, &mut theta[range], &grads[own], first, step);
             }
         }
         norm
@@ -128,12 +129,6 @@ impl AdamW {
     ) {
         let at = first..first + theta.len();
         k.adamw(theta, grads, &mut self.m[at.clone()], &mut self.v[at], step);
-    }
-
-    /// Updates the parameters `at`.
-    fn apply(&mut self, k: &Kernels, theta: &mut [f32], grads: &[f32], at: Range<usize>, step: &AdamWStep) {
-        let (m, v) = (&mut self.m[at.clone()], &mut self.v[at.clone()]);
-        k.adamw(&mut theta[at.clone()], &grads[at], m, v, step);
     }
 
     /// The norm of the mean gradient, and the due update if the norm is finite.

@@ -8,11 +8,11 @@ use super::chain::{AdapterView, Chain, Evaluated};
 use super::numbers::{Numbers, NumbersMut};
 use super::optim::{AdamW, AdamWConfig};
 use super::schedule::Schedule;
-use crate::adapter::{Adapter, Gains, TrainedWith};
+use crate::adapter::{Adapter, Gains, Layout, TrainedWith};
 use crate::data::Batch;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
-use crate::nn::divergence::{Compared, KlPenalty};
+use crate::nn::divergence::{Compared, Direction, KlPenalty, Pull};
 use crate::nn::{Dropout, GradientPrecision, Precision};
 use crate::plan::ArenaWords;
 
@@ -31,6 +31,9 @@ pub struct TrainOptions {
     pub gradient: GradientPrecision,
     /// A penalty for drifting from the base; requires `beside_base` in the plan.
     pub kl: Option<KlPenalty>,
+    /// Whether A stays as it begins, so that it needs neither gradients nor moments (as in FFA-LoRA, arXiv
+    /// 2403.12313).
+    pub freeze_a: bool,
 }
 
 /// What one optimizer step did.
@@ -59,12 +62,17 @@ pub struct Trainer {
     gains: Gains,
     /// The precision at which the current θ's gains were computed, if they were.
     fresh: Option<Precision>,
+    /// Where gradients and moments lie: as in θ, or without A while that is frozen.
+    trained: Layout,
     grads: Vec<f32>,
     optimizer: AdamW,
     options: TrainOptions,
     /// Factor on the schedule's rates.
     rate_factor: f32,
     step: u64,
+    /// Rows of ordinary text on which the next step also stays near the base, and the weight of their mean
+    /// divergence.
+    general: Option<(Batch, f32)>,
     /// Parameters of the best look; empty without one.
     best: Vec<f32>,
     /// Whether a restore failed midway.
@@ -80,7 +88,8 @@ impl Trainer {
         adapter: Adapter,
         options: TrainOptions,
     ) -> Trainer {
-        let n = adapter.theta.len();
+        let trained = if options.freeze_a { adapter.layout.without_a() } else { adapter.layout.clone() };
+        let n = trained.len();
         let mut chain = Chain::new(model.clone(), kernels.clone(), options.precision, words)
             .with_gradient_precision(options.gradient);
         Trainer {
@@ -89,15 +98,23 @@ impl Trainer {
             chain,
             model,
             kernels,
+            trained,
             grads: vec![0.0; n],
             optimizer: AdamW::new(options.adamw, n),
             adapter,
             options,
             rate_factor: 1.0,
             step: 0,
+            general: None,
             best: Vec::new(),
             broken: false,
         }
+    }
+
+    /// Lets the next step also keep the model near its base on these rows: their mean KL(base‖tuned) joins the step's
+    /// mean loss with this weight; their own words are no targets. Needs `beside_base` in the plan.
+    pub fn stay_near_base_on(&mut self, rows: Batch, weight: f32) {
+        self.general = Some((rows, weight));
     }
 
     /// Steps done.
@@ -154,7 +171,8 @@ impl Trainer {
         self.adapter
     }
 
-    /// Gradients of the last step, as sums over its targets, in the order of θ.
+    /// Gradients of the last step, as sums over its targets, in the order of θ; those of A are missing while it is
+    /// frozen.
     pub fn gradients(&self) -> &[f32] {
         &self.grads
     }
@@ -183,6 +201,7 @@ impl Trainer {
         if total.targets == 0 {
             return Err(Error::new(ErrorKind::BadData, "the step has no token to train on"));
         }
+        kl_sum += self.stay_near_base(total.targets);
         // Data read from a file truncated meanwhile must not change θ.
         self.model.check_whole()?;
         let count = total.targets as f64;
@@ -191,8 +210,8 @@ impl Trainer {
         // A non-finite loss must not change θ, whatever its gradient looks like.
         let grad_norm = match total.loss_sum.is_finite() && kl_sum.is_finite() {
             true => {
-                let layout = &self.adapter.layout;
-                self.optimizer.update_adapter(&self.kernels, layout, theta, &self.grads, count, lr)
+                let layouts = (&self.adapter.layout, &self.trained);
+                self.optimizer.update_adapter(&self.kernels, layouts, theta, &self.grads, count, lr)
             }
             false => f64::NAN,
         };
@@ -212,10 +231,26 @@ impl Trainer {
         let dropout = self.dropout(i);
         let view = view(&self.adapter, &self.gains);
         let Some(penalty) = self.options.kl else {
-            return (self.chain.accumulate(view, batch, dropout, &mut self.grads), 0.0);
+            return (self.chain.accumulate(view, batch, dropout, (&self.trained, &mut self.grads)), 0.0);
         };
-        let c = self.chain.accumulate_near_base(view, batch, dropout, penalty, &mut self.grads);
+        let (grads, pull) = ((&self.trained, &mut self.grads[..]), Pull { penalty, alone: false });
+        let c = self.chain.accumulate_near_base(view, batch, dropout, pull, grads);
         (Evaluated { loss_sum: c.loss, targets: c.targets }, c.kl(penalty.direction))
+    }
+
+    /// Adds the gradient of the general rows' divergence, weighted against `targets` of the step; returns that
+    /// divergence, which only tells whether it is finite.
+    fn stay_near_base(&mut self, targets: usize) -> f64 {
+        let Some((batch, weight)) = self.general.take() else { return 0.0 };
+        let own = batch.trained_tokens();
+        if own == 0 {
+            return 0.0;
+        }
+        let weight = weight * targets as f32 / own as f32;
+        let pull = Pull { penalty: KlPenalty { weight, direction: Direction::Forward }, alone: true };
+        let (view, grads) = (view(&self.adapter, &self.gains), (&self.trained, &mut self.grads[..]));
+        let found = self.chain.accumulate_near_base(view, &batch, Dropout::OFF, pull, grads);
+        if found.kl_forward.is_finite() { 0.0 } else { f64::NAN }
     }
 
     /// Mean loss over the targets of `batches`, with the adapter or (None) the base alone.

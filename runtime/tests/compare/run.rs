@@ -12,7 +12,7 @@ use engraft_runtime::compare::score::Subject;
 use engraft_runtime::compare::train::train;
 use engraft_runtime::gate::report::ArmRun;
 use engraft_runtime::generate::StackedAdapter;
-use engraft_runtime::run::{Base, Length, Limit, Looks, Method, Settings, Trained};
+use engraft_runtime::run::{Base, Length, Limit, Looks, Method, RunRows, Settings, Trained};
 
 use super::{Quiet, base_of, household, recipe, subject, text_of, with};
 
@@ -170,7 +170,7 @@ fn what_does_not_fit_is_refused_before_anything_is_trained() {
         assert_eq!(error.kind(), ErrorKind::DoesNotFit);
         assert!(error.message().contains("lora"), "{error}");
         assert_eq!((watcher.steps, watcher.looks.len()), (0, 0));
-        let ranked = recipe.with_largest_rank(&base, &material, &[], &contest.limit);
+        let ranked = recipe.with_largest_rank(&base, &material, RunRows::default(), &contest.limit);
         assert_eq!(ranked.unwrap_err().kind(), ErrorKind::DoesNotFit);
     }
     // The largest rank that fits is chosen, and with it the same effect of a step.
@@ -179,11 +179,14 @@ fn what_does_not_fit_is_refused_before_anything_is_trained() {
     let bytes = |rank: usize| {
         let lora = engraft_runtime::adapter::LoraConfig { rank, ..lora_of(&plain) };
         let recipe = with(&plain, |s| Settings { method: Method::Adapter(lora), ..s });
-        let planned = recipe.check(&base, &material, &[], &Limit::default()).expect("no budget");
+        let planned =
+            recipe.check(&base, &material, RunRows::default(), &Limit::default()).expect("no budget");
         planned.plan.private_bytes as u64
     };
     let chosen = |limit: &Limit| {
-        lora_of(&plain.clone().with_largest_rank(&base, &material, &[], limit).expect("a rank"))
+        lora_of(
+            &plain.clone().with_largest_rank(&base, &material, RunRows::default(), limit).expect("a rank"),
+        )
     };
     let unbounded = chosen(&Limit::default()).rank;
     assert!(unbounded >= 2, "the rows carry {unbounded}");

@@ -17,7 +17,7 @@ use engraft_runtime::gate::verdict::{
 use engraft_runtime::model::text::Text;
 use engraft_runtime::nn::keep::Keep;
 use engraft_runtime::rng::Rng;
-use engraft_runtime::run::{Base, KeepChoice, Length, Limit, Looks, Method, Settings};
+use engraft_runtime::run::{Base, KeepChoice, Length, Limit, Looks, Method, RunRows, Settings};
 
 use super::{
     Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, with, write_rows,
@@ -327,12 +327,16 @@ fn arms_are_fitted_beside_what_earlier_arms_hold() {
     // Else blocks would keep less, and all would fit.
     let least = |s| Settings { keep: KeepChoice::Fixed(Keep::Inputs), ..s };
     let [one, two] = ["one", "two"].map(|name| with(&recipe(&base, name, 1e-3, Length::Steps(2)), least));
-    let alone = one.check(&base, &material, &[], &Limit::default()).expect("no limit").plan.private_bytes;
+    let alone = one
+        .check(&base, &material, RunRows::default(), &Limit::default())
+        .expect("no limit")
+        .plan
+        .private_bytes;
     let held = size_of::<f32>() * one.settings.method.parameters(base.model.config());
     for (bytes, names) in [(alone + held / 2, &["one"][..]), (alone + held, &["one", "two"])] {
         let limit = Limit { budget: Some(bytes as u64), room: None };
         let mut watcher = Quiet::default();
-        let beside = (&[][..], &limit);
+        let beside = (RunRows::default(), &limit);
         let recipes = vec![one.clone(), two.clone()];
         let fit = fitting(recipes, &base, &material, beside, (false, true, false), &mut watcher);
         let recipes = fit.expect("one fits at least");

@@ -50,6 +50,7 @@ fn identity() -> Identity {
         precision: Precision::F32,
         gradient: GradientPrecision::F32,
         kl: None,
+        freeze_a: false,
     };
     Identity::new([7; 32], None, &options)
 }

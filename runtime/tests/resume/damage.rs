@@ -317,7 +317,7 @@ fn a_checkpoint_wears_the_device_by_its_payload() -> TestResult {
     for k in 0..5 {
         let counting = Counting::default();
         course.save(&counting, &arm, batches.cursor(), k % 2 == 0)?;
-        let payload = payload_bytes(arm.numbers().theta.len(), false);
+        let payload = payload_bytes(arm.numbers().theta.len(), arm.numbers().m.len(), false);
         let ratio = counting.bytes.get() as f64 / payload as f64;
         let syncs = (counting.file_syncs.get(), counting.dir_syncs.get());
         println!(

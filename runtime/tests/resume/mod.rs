@@ -103,6 +103,7 @@ impl World {
             precision,
             gradient: precision.into(),
             kl: case.kl.then_some(KlPenalty { weight: 0.5, direction: Direction::Forward }),
+            freeze_a: false,
         }
     }
 

@@ -19,7 +19,7 @@ use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::room;
-use engraft_runtime::run::{Base, Control, Length, Limit, Looks, Method, Settings, settings};
+use engraft_runtime::run::{Base, Control, Length, Limit, Looks, Method, RunRows, Settings, settings};
 use engraft_runtime::train::KlPenalty;
 
 use crate::adapter::{self, Adapter};
@@ -261,7 +261,14 @@ impl Trial {
         };
         let recipes = self.recipes(base.model.config())?;
         let how = (p.rank == 0, true, false);
-        let recipes = match fitting(recipes, base, material, (&replay, &limit), how, looker) {
+        let recipes = match fitting(
+            recipes,
+            base,
+            material,
+            (RunRows { replay: &replay, ..RunRows::default() }, &limit),
+            how,
+            looker,
+        ) {
             // If no arm fits, examples in the prompt can still be compared with the base.
             Err(error) if few_shot && error.kind() == ErrorKind::DoesNotFit => Vec::new(),
             recipes => recipes?,
@@ -272,6 +279,7 @@ impl Trial {
             shots: if few_shot { vec![(shots, Choice::Seeded(p.seed))] } else { Vec::new() },
             recipes,
             replay,
+            general: Vec::new(),
             metric: self.metric,
             answer_tokens: or(p.answer_tokens, settings::ANSWER_TOKENS as u32),
             retention: self.retention(text)?,
@@ -320,7 +328,7 @@ impl Trial {
         let rows_max = self.data.options.max_seq_length;
         let mut all = Vec::new();
         if self.params.no_built_in_retention == 0 {
-            all.push(RetentionSet::built_in(text, rows_max)?);
+            all.extend(RetentionSet::built_in(text, rows_max)?);
         }
         if !self.retention.is_empty() {
             all.push(RetentionSet::of_passages(OWN_RETENTION, &self.retention, text, rows_max)?);

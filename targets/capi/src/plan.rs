@@ -10,7 +10,7 @@ use engraft_runtime::generate::replay::Starts;
 use engraft_runtime::generate::{KvType, Sequence};
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::{MemoryPlan, room};
-use engraft_runtime::run::prepare::eva_positions;
+use engraft_runtime::run::prepare::walk_positions;
 use engraft_runtime::run::{
     Base, Begin, Extent, Length, Limit, Method, Nobody, Planned, RunRows, SampledReplay, Setting, Settings,
     Warmup, settings,
@@ -211,7 +211,7 @@ impl Request {
             threads: self.threads,
             extent,
             sampled: self.sampled.as_ref(),
-            eva_positions: eva_positions(&self.settings, &extent, rows.train),
+            walk_positions: walk_positions(&self.settings, &extent, rows),
             tokenizer_bytes: 0,
             held_bytes: held_bytes(model, data)?,
         };
@@ -224,6 +224,7 @@ impl Request {
             train: data.map_or(none, |data| &data.rows.train.examples),
             valid: data.map_or(none, |data| &data.rows.valid.examples),
             replay: self.replay.as_ref().map_or(none, |data| &data.rows.train.examples),
+            general: none,
         }
     }
 

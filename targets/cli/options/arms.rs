@@ -6,7 +6,7 @@ use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::shots::Choice;
 use engraft_runtime::error::Result;
 use engraft_runtime::model::ModelConfig;
-use engraft_runtime::run::{Length, Looks, Method, Settings, settings};
+use engraft_runtime::run::{Begin, Length, Looks, Method, Settings, settings};
 
 use super::{ForgettingOptions, MemoryOptions, OptimizerOptions, ShapeOptions, misuse, parse};
 
@@ -14,7 +14,7 @@ use super::{ForgettingOptions, MemoryOptions, OptimizerOptions, ShapeOptions, mi
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Arms")]
 pub(crate) struct ArmOptions {
-    /// Arms to compare with the model alone: few-shot, lora, dora, full [default: all; for adapt: all but full]
+    /// Arms to compare with the model alone: few-shot, lora, dora, full [default: all; for adapt: few-shot and lora]
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     pub(crate) arms: Vec<ArmName>,
 
@@ -46,7 +46,7 @@ pub(crate) struct ArmOptions {
     #[arg(long, value_name = "MIN", group = "budget", value_parser = parse::positive)]
     minutes: Option<f64>,
 
-    /// Peak learning rate of lora and dora (also -lr) [default: 2e-4; for adapt: chosen by a range test]
+    /// Peak learning rate of lora and dora (also -lr) [default: 2e-4; with --protect: 2e-3; for adapt without it: chosen by a range test]
     #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = parse::positive)]
     learning_rate: Option<f64>,
 
@@ -54,7 +54,7 @@ pub(crate) struct ArmOptions {
     #[arg(long, value_name = "RATE", value_parser = parse::positive)]
     full_learning_rate: Option<f64>,
 
-    /// Rank of lora and dora [default: 8; for adapt: the largest that memory and rows carry]
+    /// Rank of lora and dora [default: 8; with --protect: up to 64; for adapt: the largest that fits]
     #[arg(long, visible_alias = "lora-rank", value_name = "R", value_parser = value_parser!(u32).range(1..=256))]
     rank: Option<u32>,
 
@@ -180,27 +180,32 @@ impl ArmOptions {
 
     fn settings(&self, arm: ArmName, search: bool, runs: usize, model: &ModelConfig) -> Result<Settings> {
         let is_full = arm == ArmName::Full;
+        // Magnitudes act on every input, so that a DoRA can't be kept to some directions.
+        let protects = arm == ArmName::Lora && self.forgetting.protects(search);
         let method = if is_full {
             Method::Full(Some(self.dtype))
         } else {
-            let rank = self.rank.map_or(settings::RANK, |rank| rank as usize);
+            let usual = if protects { settings::protected_rank(model) } else { settings::RANK };
+            let rank = self.rank.map_or(usual, |rank| rank as usize);
             Method::Adapter(self.shape.lora(model, rank, self.scale * rank as f32, arm == ArmName::Dora)?)
         };
         let given = if is_full { self.full_learning_rate } else { self.learning_rate };
-        let usual = (!search).then_some(method.usual_rate());
-        let plain = self.optimizer.apply(Settings::of_arm(method));
+        let plain = Settings { begin: self.shape.begin(), ..Settings::of_arm(method) };
+        let plain = match (protects, search) {
+            (true, _) => self.forgetting.protect(plain),
+            (false, true) => Settings { rate: None, ..plain },
+            (false, false) => plain,
+        };
+        let plain = self.optimizer.apply(plain);
         let plain = match is_full {
-            true => Settings { lora_plus_ratio: 1.0, ..plain },
-            false => Settings {
-                begin: self.shape.begin(),
-                stored: self.shape.adapter_precision,
-                kl: self.forgetting.penalty(),
-                ..plain
-            },
+            true => Settings { begin: Begin::Random, lora_plus_ratio: 1.0, ..plain },
+            false => {
+                Settings { stored: self.shape.adapter_precision, kl: self.forgetting.penalty(), ..plain }
+            }
         };
         Ok(Settings {
             length: self.length(runs),
-            rate: given.or(usual),
+            rate: given.or(plain.rate),
             replay_share: self.forgetting.share()?,
             keep: self.memory.keep,
             keep_precision: self.memory.keep_precision,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, value_parser};
 use engraft_runtime::error::Error;
-use engraft_runtime::run::settings;
+use engraft_runtime::run::{Begin, Settings, settings};
 use engraft_runtime::train::{Direction, KlPenalty};
 
 use super::{misuse, parse};
@@ -28,6 +28,19 @@ pub(crate) struct ForgettingOptions {
     /// Maximum tokens per sampled row [default: 64]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1 << 20))]
     replay_tokens: Option<u32>,
+
+    /// Let the adapter act only where ordinary text is quiet: general (the built-in text), off, or a .jsonl file with
+    /// rows to protect [default: off; for adapt: general]
+    #[arg(long, value_name = "general|off|FILE", value_parser = protect_source)]
+    pub(crate) protect: Option<ProtectSource>,
+
+    /// Share of ordinary text's energy that the protected directions leave to the adapter [default: 0.04]
+    #[arg(long, value_name = "SHARE", value_parser = parse::positive_f32)]
+    protect_energy: Option<f32>,
+
+    /// Weight of the divergence from the base on ordinary text, in every second step [default: 2]
+    #[arg(long, value_name = "W", value_parser = parse::kl_weight)]
+    general_kl: Option<f32>,
 
     /// Weight of the divergence from the base in each token's loss; adapters only [default: 0, off]
     #[arg(long, value_name = "W", value_parser = parse::kl_weight)]
@@ -55,7 +68,40 @@ fn replay_source(text: &str) -> Result<ReplaySource, String> {
     }
 }
 
+/// What is protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ProtectSource {
+    /// Nothing.
+    Off,
+    /// The built-in text.
+    General,
+    /// Rows of any known format.
+    File(PathBuf),
+}
+
+fn protect_source(text: &str) -> Result<ProtectSource, String> {
+    match text {
+        "" => Err("must be general, off, or a file".into()),
+        "off" => Ok(ProtectSource::Off),
+        "general" => Ok(ProtectSource::General),
+        file => Ok(ProtectSource::File(file.into())),
+    }
+}
+
 impl ForgettingOptions {
+    /// Whether ordinary text is protected, which is `usual` unless somebody says.
+    pub(crate) fn protects(&self, usual: bool) -> bool {
+        self.protect.as_ref().map_or(usual, |source| *source != ProtectSource::Off)
+    }
+
+    /// Puts the protection into settings.
+    pub(super) fn protect(&self, settings: Settings) -> Settings {
+        let protected = settings.protected();
+        let energy = self.protect_energy.map_or(protected.begin, Begin::Protected);
+        let weight = self.general_kl.or(protected.general_kl).filter(|weight| *weight > 0.0);
+        Settings { begin: energy, general_kl: weight, ..protected }
+    }
+
     /// The share of replayed rows; 0 without `--replay`.
     ///
     /// # Errors
@@ -81,6 +127,12 @@ impl ForgettingOptions {
         {
             if given.is_some() && !samples {
                 return Err(misuse(format!("{flag} is for rows sampled from the base; add --replay base")));
+            }
+        }
+        let protects = self.protects(true);
+        for (flag, given) in [("--protect-energy", self.protect_energy), ("--general-kl", self.general_kl)] {
+            if given.is_some() && !protects {
+                return Err(misuse(format!("{flag} has no effect with --protect off; leave it out")));
             }
         }
         match (self.kl_direction, self.kl_weight) {

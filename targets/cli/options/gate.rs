@@ -62,7 +62,7 @@ pub(crate) struct GateOptions {
     #[arg(long, value_parser = parse::retention_metric())]
     retention_metric: Option<Metric>,
 
-    /// Leave out the built-in retention text
+    /// Leave out the built-in retention text and the built-in everyday answers
     #[arg(long)]
     no_built_in_retention: bool,
 }
@@ -96,7 +96,7 @@ impl GateOptions {
         let mut all: Vec<RetentionSet> = Vec::new();
         let rows_max = reading.max_seq_length;
         if !self.no_built_in_retention {
-            all.push(RetentionSet::built_in(text, rows_max)?);
+            all.extend(RetentionSet::built_in(text, rows_max)?);
         }
         for file in &self.retention {
             stat(file, "--retention")?;

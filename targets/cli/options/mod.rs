@@ -17,7 +17,7 @@ pub(crate) use adapters::{AdapterOptions, adapter_file, import_hint};
 pub(crate) use arms::{ArmName, ArmOptions};
 pub(crate) use compute::{ComputeOptions, threads_default};
 pub(crate) use data::{DataOptions, tell_rows};
-pub(crate) use forgetting::{ForgettingOptions, ReplaySource};
+pub(crate) use forgetting::{ForgettingOptions, ProtectSource, ReplaySource};
 pub(crate) use gate::GateOptions;
 pub(crate) use model::{ModelOptions, OptionalModelOptions};
 pub(crate) use rows::RowOptions;

@@ -122,9 +122,9 @@ impl ShapeOptions {
 /// Batches and the optimizer.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct OptimizerOptions {
-    /// Sequences per batch
-    #[arg(short, long, value_name = "N", default_value_t = settings::BATCH as u32, value_parser = value_parser!(u32).range(1..=4096))]
-    pub(crate) batch_size: u32,
+    /// Sequences per batch [default: 1; with --protect: 8]
+    #[arg(short, long, value_name = "N", value_parser = value_parser!(u32).range(1..=4096))]
+    pub(crate) batch_size: Option<u32>,
 
     /// Batches to sum gradients over before each step
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=65_536))]
@@ -155,7 +155,7 @@ impl OptimizerOptions {
     /// Puts these options into the settings.
     pub(crate) fn apply(&self, settings: Settings) -> Settings {
         Settings {
-            batch: self.batch_size as usize,
+            batch: self.batch_size.map_or(settings.batch, |n| n as usize),
             accumulation: self.grad_accumulation_steps as usize,
             lora_plus_ratio: self.lora_plus_ratio,
             shape: self.schedule,

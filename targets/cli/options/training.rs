@@ -165,9 +165,13 @@ impl TuneOptions {
                 Method::Adapter(what.shape.lora(model, what.rank as usize, what.alpha, dora)?)
             }
         };
-        let settings = run.optimizer.apply(Settings::new(method));
+        let plain = Settings { begin: what.shape.begin(), ..Settings::new(method) };
+        let settings = match self.forgetting.protects(false) && !self.is_full() {
+            true => self.forgetting.protect(plain),
+            false => plain,
+        };
+        let settings = run.optimizer.apply(settings);
         Ok(Settings {
-            begin: what.shape.begin(),
             stored: what.shape.adapter_precision,
             length: match (run.iters, run.epochs) {
                 (_, Some(epochs)) => Length::Epochs(epochs.into()),

@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     check_dir_within(&Disk, &last)?;
     let verb = Verb {
         title: "adapt",
-        arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora],
+        arms: &[ArmName::FewShot, ArmName::Lora],
         search: true,
         folder: None,
         unfinished: &last.join(UNFINISHED_DIR),

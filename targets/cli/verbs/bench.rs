@@ -203,7 +203,7 @@ impl Bench<'_> {
             threads: self.base.kernels.threads(),
             extent: Extent::unknown(seq),
             sampled: None,
-            eva_positions: (0, 0),
+            walk_positions: (0, 0),
             tokenizer_bytes: 0,
             held_bytes: 0,
         };

@@ -15,13 +15,16 @@ use engraft_runtime::model::tuned::TunedLayout;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::room::{self, Room};
 use engraft_runtime::plan::{FullUpdate, MemoryPlan, Request};
-use engraft_runtime::run::prepare::{Rung, eva_positions, refuse_early};
+use engraft_runtime::run::general;
+use engraft_runtime::run::prepare::{Rung, refuse_early, walk_positions};
 use engraft_runtime::run::{Extent, Limit, Method, Planned, RunRows, SampledReplay, Setting, Settings, Wear};
 use engraft_runtime::train::Direction;
 use engraft_runtime::train::calibrate::Pieces;
 
 use crate::json;
-use crate::options::{DataOptions, ForgettingOptions, ReplaySource, TuneOptions, stat, tell_rows};
+use crate::options::{
+    DataOptions, ForgettingOptions, ProtectSource, ReplaySource, TuneOptions, stat, tell_rows,
+};
 use crate::provenance;
 
 /// arXiv 2606.06920 advises against full fine-tuning of models with fewer parameters.
@@ -35,6 +38,8 @@ pub(crate) struct Prepared {
     pub(crate) data: Option<TrainValid>,
     /// The rows to replay among them.
     pub(crate) replay: Replay,
+    /// Ordinary text.
+    pub(crate) general: Vec<Example>,
     pub(crate) planned: Planned,
     pub(crate) wear: Wear,
     limit: Limit,
@@ -100,19 +105,19 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
         threads: tune.compute.threads as usize,
         extent: Extent::unknown(rows_max),
         sampled: None,
-        eva_positions: (0, 0),
+        walk_positions: (0, 0),
         tokenizer_bytes: Text::heap_bytes(&model)?,
         held_bytes: 0,
     };
     refuse_early(&settings, &unknown, room::here(unknown.threads))?;
-    let (data, replay) = std::thread::scope(|scope| {
+    let (data, replay, general) = std::thread::scope(|scope| {
         // The digest reads the whole file. In parallel with the tokenizer it costs no extra time.
         scope.spawn(|| model.digest());
         read_rows(tune, &model, rows_max)
     })?;
     let (train, valid) =
         data.as_ref().map_or((&[][..], &[][..]), |data| (&data.train.examples[..], &data.valid.examples[..]));
-    let rows = RunRows { train, valid, replay: replay.rows() };
+    let rows = RunRows { train, valid, replay: replay.rows(), general: &general };
     let extent = match &data {
         Some(_) => Extent::of(rows, [].iter()),
         None => unknown.extent,
@@ -120,12 +125,12 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
     let setting = Setting {
         extent,
         sampled: replay.sampled(),
-        eva_positions: eva_positions(&settings, &extent, train),
+        walk_positions: walk_positions(&settings, &extent, rows),
         ..unknown
     };
     let planned = Planned::new(&settings, &setting, &limit);
     let wear = Wear::new(&settings, model.config(), &planned.request);
-    Ok(Prepared { model, settings, data, replay, planned, wear, limit })
+    Ok(Prepared { model, settings, data, replay, general, planned, wear, limit })
 }
 
 /// The memory that this process may take, or that the named device leaves, whichever is less.
@@ -138,18 +143,26 @@ pub(crate) fn room_of(tune: &TuneOptions, device: Option<&str>) -> Option<Room> 
 }
 
 /// The rows of `--data` and `--replay`. Frees the tokenizer afterwards.
-fn read_rows(tune: &TuneOptions, model: &ModelFile, rows_max: usize) -> Result<(Option<TrainValid>, Replay)> {
+fn read_rows(
+    tune: &TuneOptions,
+    model: &ModelFile,
+    rows_max: usize,
+) -> Result<(Option<TrainValid>, Replay, Vec<Example>)> {
     let forgetting = &tune.forgetting;
     // Checked before reading anything.
     if let Some(ReplaySource::File(file)) = &forgetting.replay {
         stat(file, "--replay")?;
     }
     if tune.data.path()?.is_none() && forgetting.replay.is_none() {
-        return Ok((None, Replay::Rows(Vec::new())));
+        return Ok((None, Replay::Rows(Vec::new()), Vec::new()));
     }
     let text = Text::of(model)?;
     let data = read_data(tune, &text, rows_max)?;
-    Ok((data, read_replay(forgetting, &tune.data, &text, rows_max, tune.seed)?))
+    let general = match forgetting.protects(false) {
+        true => read_general(forgetting, &tune.data, &text, rows_max)?,
+        false => Vec::new(),
+    };
+    Ok((data, read_replay(forgetting, &tune.data, &text, rows_max, tune.seed)?, general))
 }
 
 /// The rows of `--replay`, or the starting points for sampling them.
@@ -183,6 +196,26 @@ pub(crate) fn read_replay(
             Ok(Replay::Rows(rows.examples))
         }
     }
+}
+
+/// The rows of `--protect`, or the built-in ones.
+///
+/// # Errors
+/// Those of reading the file.
+pub(crate) fn read_general(
+    forgetting: &ForgettingOptions,
+    data: &DataOptions,
+    text: &Text,
+    rows_max: usize,
+) -> Result<Vec<Example>> {
+    let file = match &forgetting.protect {
+        Some(ProtectSource::Off) => return Ok(Vec::new()),
+        None | Some(ProtectSource::General) => return general::rows(text, rows_max),
+        Some(ProtectSource::File(file)) => file,
+    };
+    let options = data.reading(rows_max.min(general::ROW_TOKENS), 0);
+    let rows = load(file, &text.tokenizer, &text.chat, &options).map_err(|e| e.at("--protect"))?;
+    Ok(rows.examples.into_iter().map(general::all_targets).collect())
 }
 
 /// Reads the rows of `--data` as token ids and reports on them.

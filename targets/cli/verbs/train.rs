@@ -127,9 +127,11 @@ impl Training<'_> {
             held_bytes: 0,
         };
         let replay = replay_rows(&mut prepared, &base, &mut screen)?;
+        let general = std::mem::take(&mut prepared.general);
         let Some(data) = prepared.data.take() else { return Ok(serde_json::Value::Null) };
         let TrainValid { train, valid, .. } = &data;
-        let rows = RunRows { train: &train.examples, valid: &valid.examples, replay: &replay };
+        let rows =
+            RunRows { train: &train.examples, valid: &valid.examples, replay: &replay, general: &general };
         let checkpoints = options.resume.open(&tune.adapter_path)?;
         let start = match options.resume.resume {
             true => Start::Resume(checkpoints),

@@ -54,13 +54,14 @@ fn leak_sentence(first: &Leak, count: usize) -> String {
     )
 }
 
-/// The eligible trained arm with the lowest loss, else the few-shot arm, else the base. Ties go to the
-/// arm given first.
+/// The eligible trained arm that answers most right (of equals, or where answers aren't judged, the one with the
+/// lowest loss), else the few-shot arm by the same rule, else the base. Ties go to the arm given first.
 fn choose(court: &Court<'_>, arms: &[ArmReport]) -> (Decision, String) {
     let best = |is_member: &dyn Fn(&ArmKind) -> bool| {
         let members = arms.iter().filter(|a| a.eligible && is_member(&a.kind));
         let loss = |a: &ArmReport| a.nll.unwrap_or(f64::INFINITY);
-        members.min_by(|a, b| loss(a).total_cmp(&loss(b)))
+        let right = |a: &ArmReport| solved(court, &a.name).map_or(0, |(right, _)| right);
+        members.min_by(|a, b| right(b).cmp(&right(a)).then(loss(a).total_cmp(&loss(b))))
     };
     if let Some(arm) = best(&|k| *k == ArmKind::Trained) {
         return (Decision::Promote { arm: arm.name.clone() }, promoted(court, arm));

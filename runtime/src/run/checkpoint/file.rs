@@ -45,7 +45,8 @@ pub(super) fn write(
         progress,
     };
     let meta = Meta { kind: Kind::CHECKPOINT, schema: SCHEMA, generation, base_digest: *identity.base() };
-    let sections = sections(count, progress).ok_or(engraft_codec::Error::Misuse("too many parameters"))?;
+    let sections = sections((count, numbers.m.len()), progress)
+        .ok_or(engraft_codec::Error::Misuse("too many parameters"))?;
     let mut writer = Writer::begin(StdIo(out), &meta, &header, &sections)?;
     let best = progress.best.map(|_| numbers.best);
     for values in [numbers.theta, numbers.m, numbers.v].into_iter().chain(best) {
@@ -81,10 +82,10 @@ pub(super) fn open(
     path: &Path,
     generation: u64,
     identity: &Identity,
-    parameters: usize,
+    lengths: (usize, usize),
 ) -> Result<Checked> {
     let checked = checked(storage, path, generation, identity)?;
-    if sections(parameters, &checked.progress).is_none_or(|sections| checked.frame.table() != sections) {
+    if sections(lengths, &checked.progress).is_none_or(|sections| checked.frame.table() != sections) {
         return Err(corrupt(path, "its sections don't match its run"));
     }
     Ok(checked)
@@ -148,9 +149,12 @@ impl Checked {
     }
 }
 
-fn sections(parameters: usize, progress: &Progress) -> Option<Vec<Section>> {
+/// The sections for so many parameters, and so many trained ones.
+fn sections((parameters, trained): (usize, usize), progress: &Progress) -> Option<Vec<Section>> {
     let count = if progress.best.is_some() { SECTIONS.len() } else { SECTIONS.len() - 1 };
-    SECTIONS[..count].iter().map(|name| Section::new(name, Element::F32, parameters as u64)).collect()
+    let lengths = [parameters, trained, trained, parameters];
+    let section = |(name, n): (&&str, usize)| Section::new(name, Element::F32, n as u64);
+    SECTIONS[..count].iter().zip(lengths).map(section).collect()
 }
 
 fn reading(path: &Path, error: std::io::Error) -> Error {

@@ -14,7 +14,7 @@ use crate::train::TrainOptions;
 use crate::train::optim::AdamWConfig;
 
 /// Version of the statement about a run. Raise it when a name, a value or the meaning of one below changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// The base, and by name every setting the result depends on. Rows appear as digests: the only trace of a
 /// user's text in a checkpoint is what the parameters learned.
@@ -51,7 +51,7 @@ impl Identity {
                 .with("layers", listed(&lora.layers))
                 .with("single ranks and alphas", listed(lora.overrides.iter().map(Override::describe))),
         };
-        let TrainOptions { adamw, schedule, seed, precision, gradient, kl } = options;
+        let TrainOptions { adamw, schedule, seed, precision, gradient, kl, freeze_a } = options;
         let AdamWConfig { beta1, beta2, eps, weight_decay, max_grad_norm, lora_plus_ratio } = adamw;
         let penalty = |kl: &KlPenalty| format!("{} at weight {}", kl.direction.name(), kl.weight);
         identity
@@ -68,6 +68,7 @@ impl Identity {
             .with("seed", seed)
             .with("activations", precision.name())
             .with("input gradients", gradient.name())
+            .with("A", if *freeze_a { "frozen" } else { "trained" })
             .with("divergence penalty", kl.as_ref().map_or("none".to_string(), penalty))
     }
 
@@ -187,6 +188,7 @@ mod tests {
             precision: Precision::Int8,
             gradient: GradientPrecision::Bf16,
             kl: Some(KlPenalty { weight: 0.5, direction: Direction::Reverse }),
+            freeze_a: false,
         };
         Identity::new([9; 32], Some(&lora), &options).with("batch size", 2).with_rows("rows", &[])
     }
@@ -218,6 +220,7 @@ mod tests {
             "seed: 7",
             "activations: int8",
             "input gradients: bf16",
+            "A: trained",
             "divergence penalty: reverse at weight 0.5",
             "batch size: 2",
             "rows: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -225,7 +228,7 @@ mod tests {
         assert_eq!(stated, expected);
         assert_eq!(
             hex::encode(&run().digest()),
-            "56d4184cb41343dfa396e9373dee01eaa10223a69a08b766f155480d88fe9258"
+            "1cb698593113dc4d452561cd6f56712856b06d8a8244f20c8014d960db65ce8f"
         );
     }
 

@@ -160,11 +160,11 @@ pub struct PassedOver {
 const PREFIX: &str = "checkpoint-";
 const SUFFIX: &str = ".engraft";
 
-/// Bytes of θ, both moments and, if kept, the best look's θ. That is what a checkpoint writes, apart from a
-/// kilobyte or two that identify the run.
-pub fn payload_bytes(parameters: usize, keeps_best: bool) -> u64 {
-    let copies = if keeps_best { 4 } else { 3 };
-    copies * size_of::<f32>() as u64 * parameters as u64
+/// Bytes of a checkpoint's numbers: so many parameters, two moments for the trained ones, and the best look's
+/// parameters if it keeps those.
+pub fn payload_bytes(parameters: usize, trained: usize, keeps_best: bool) -> u64 {
+    let best = if keeps_best { parameters } else { 0 };
+    size_of::<f32>() as u64 * [parameters, trained, trained, best].map(|n| n as u64).iter().sum::<u64>()
 }
 
 /// The checkpoints in an output folder.
@@ -337,7 +337,7 @@ impl Checkpoints {
                 continue;
             }
             let path = self.dir.join(file_name(generation));
-            let opened = file::open(storage, &path, generation, identity, into.theta.len());
+            let opened = file::open(storage, &path, generation, identity, (into.theta.len(), into.m.len()));
             let read = opened.and_then(|mut checkpoint| {
                 let anchor = checkpoint.anchor;
                 let wanted = restored.found.is_none() && (anchor || !anchors_only);

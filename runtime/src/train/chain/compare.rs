@@ -2,8 +2,9 @@
 //! without the adapter, in a separate forward that keeps nothing for a backward.
 
 use super::{AdapterView, Chain};
+use crate::adapter::Layout;
 use crate::data::Batch;
-use crate::nn::divergence::{self, Compared, KlPenalty};
+use crate::nn::divergence::{self, Compared, Pull};
 use crate::nn::head::HeadWeights;
 use crate::nn::{Adapted, Ctx, Dropout};
 
@@ -24,7 +25,7 @@ impl Chain {
         self.compare_heads(batch, 0, None, each)
     }
 
-    /// [`Chain::accumulate`] with a penalty: adds the gradient of Σ cross-entropy + weight·KL.
+    /// [`Chain::accumulate`] beside the base: adds the gradient of what pulls.
     ///
     /// # Panics
     /// As [`Chain::compare`].
@@ -33,15 +34,15 @@ impl Chain {
         adapter: AdapterView<'_>,
         batch: &Batch,
         dropout: Dropout,
-        penalty: KlPenalty,
-        grads: &mut [f32],
+        pull: Pull,
+        grads: (&Layout, &mut [f32]),
     ) -> Compared {
         // The base goes first: the backward needs the tuned last block's forward in the shared buffers.
         self.take_base(batch);
         let first = adapter.layout.layers()[0];
         self.forward(Some(&adapter), batch, dropout, first);
         let slot = self.config().n_layers - first;
-        let result = self.compare_heads(batch, slot, Some(penalty), |_, _| {});
+        let result = self.compare_heads(batch, slot, Some(pull), |_, _| {});
         self.backward(adapter, batch, dropout, grads, first);
         result
     }
@@ -57,12 +58,12 @@ impl Chain {
         divergence::keep_base(&ctx, &w, &self.saved[..n], &batch.targets, &mut self.head);
     }
 
-    /// The tuned model's head on slot `slot` of `saved`; with a penalty, the gradient in `dx`.
+    /// The tuned model's head on slot `slot` of `saved`; with `train`, the gradient in `dx`.
     fn compare_heads(
         &mut self,
         batch: &Batch,
         slot: usize,
-        train: Option<KlPenalty>,
+        train: Option<Pull>,
         each: impl FnMut(usize, Compared),
     ) -> Compared {
         let c = self.model.config();
@@ -74,7 +75,7 @@ impl Chain {
             &w,
             &self.saved[slot * n..(slot + 1) * n],
             &batch.targets,
-            train.map(|penalty| (penalty, &mut self.dx[..n])),
+            train.map(|pull| (pull, &mut self.dx[..n])),
             &mut self.head,
             &mut self.block.kernel,
             each,

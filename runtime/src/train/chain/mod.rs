@@ -164,13 +164,14 @@ impl Chain {
         self.head_loss(batch, 0, false, each)
     }
 
-    /// Loss of a micro-batch; adds its gradient to `grads` (shaped as θ).
+    /// Loss of a micro-batch; adds its gradient to `grads`, which lie as their layout says: that of θ, or
+    /// [`Layout::without_a`] while A is frozen.
     pub fn accumulate(
         &mut self,
         adapter: AdapterView<'_>,
         batch: &Batch,
         dropout: Dropout,
-        grads: &mut [f32],
+        grads: (&Layout, &mut [f32]),
     ) -> Evaluated {
         let first = adapter.layout.layers()[0];
         self.forward(Some(&adapter), batch, dropout, first);
@@ -296,11 +297,11 @@ impl Chain {
         adapter: AdapterView<'_>,
         batch: &Batch,
         dropout: Dropout,
-        grads: &mut [f32],
+        (layout, grads): (&Layout, &mut [f32]),
         first: usize,
     ) {
         for l in (first..self.config().n_layers).rev() {
-            let grads = pair_grads(adapter.layout, l, grads);
+            let grads = pair_grads(layout, l, grads);
             self.backward_block(&adapter.pairs(l), grads.into(), batch, l, first, dropout);
         }
     }

@@ -63,7 +63,7 @@ impl Run {
         let base = request.base(model, Some(data), params.threads)?;
         let replay = request.replay(&base)?;
         let (train, valid) = (&data.rows.train.examples[..], &data.rows.valid.examples[..]);
-        let rows = RunRows { train, valid, replay: &replay };
+        let rows = RunRows { train, valid, replay: &replay, general: &[] };
         let (settings, start) = (request.settings, Start::Fresh(None));
         let (run, _) = run::Run::begin("", &base, settings, &planned.request, rows, start, &mut run::Nobody)?;
         Ok(Run {
@@ -87,7 +87,12 @@ impl Run {
         let now = Progress::of_run(ENGRAFT_EVENT_STEP, &self.run);
         let mut looker = Looker::new(control, listener, now, self.took);
         let rows = &self.data.rows;
-        let rows = RunRows { train: &rows.train.examples, valid: &rows.valid.examples, replay: &self.replay };
+        let rows = RunRows {
+            train: &rows.train.examples,
+            valid: &rows.valid.examples,
+            replay: &self.replay,
+            general: &[],
+        };
         let done = call(&mut self.run, rows, &mut looker);
         self.took = looker.owed();
         looker.end(done)

@@ -27,7 +27,7 @@ use engraft_runtime::gate::store::Store;
 use engraft_runtime::gate::verdict::Thresholds;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
-use engraft_runtime::run::{Base, Length, Limit, Looks, Method, Settings};
+use engraft_runtime::run::{Base, Length, Limit, Looks, Method, RunRows, Settings};
 use engraft_runtime::storage::Disk;
 
 pub(crate) use household::model as built_in;
@@ -148,13 +148,14 @@ impl<'a> Demo<'a> {
         let replay = household::replay(&base, &self.text, &self.reading, &mut self.screen)?;
         let recipes = vec![self.lora(replay)?, self.full()];
         let limit = Limit::default();
-        let planned = recipes[0].plan(&self.base, &self.material, &[], &limit);
+        let planned = recipes[0].plan(&self.base, &self.material, RunRows::default(), &limit);
         eprintln!("{}", plan_table(&planned.request, &planned.plan));
         Ok(Contest {
             title: "demo".to_string(),
             shots: vec![(self.shots_that_fit(&base), Choice::Seeded(self.options.seed))],
             recipes,
             replay: Vec::new(),
+            general: Vec::new(),
             metric: Some(Metric::Exact),
             answer_tokens: household::ANSWER_MAX,
             retention: vec![RetentionSet::of_rows(EVERYDAY, &self.everyday, Some(Metric::Exact), &self.text)],

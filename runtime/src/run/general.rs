@@ -1,0 +1,59 @@
+//! Ordinary text: what an adapter must leave alone. Protected directions are measured on it, and training stays near the
+//! base on it; no gate judges by it.
+
+use crate::data::Example;
+use crate::data::masks::encode_sample;
+use crate::data::{DataOptions, Sample, passages};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::text::Text;
+
+/// Longest row, in tokens.
+pub const ROW_TOKENS: usize = 96;
+/// What the headings of answers begin with; the question follows.
+const CHAT: &str = "chat: ";
+/// The text that is compiled in: passages of many kinds, each behind a line `%% register: title`.
+const TEXT: &str = include_str!("general.txt");
+
+/// The built-in rows, each at most `rows_max` long: passages and answers in turns, since answers begin as only answers
+/// do and are what training on answers changes first.
+///
+/// # Errors
+/// `BadData` for a text that can't be encoded.
+pub fn rows(text: &Text, rows_max: usize) -> Result<Vec<Example>> {
+    let rows_max = rows_max.min(ROW_TOKENS);
+    let (mut plain, mut chat) = (Vec::new(), Vec::new());
+    for passage in passages::split(TEXT) {
+        match passage.name.strip_prefix(CHAT) {
+            None => {
+                let row = encoded(Sample::Text(passage.text.to_string()), text, rows_max)?;
+                plain.extend(row.map(all_targets));
+            }
+            Some(prompt) => {
+                let (prompt, completion) = (prompt.to_string(), passage.text.to_string());
+                chat.extend(encoded(Sample::Pair { prompt, completion, joint: "\n" }, text, rows_max)?);
+            }
+        }
+    }
+    let turns = |(i, row): (usize, Example)| {
+        let answer = chat.get(i % chat.len().max(1)).cloned();
+        std::iter::once(row).chain(answer)
+    };
+    Ok(plain.into_iter().enumerate().flat_map(turns).collect())
+}
+
+/// The first tokens of a sample; `None` if no target is among them.
+fn encoded(sample: Sample, text: &Text, rows_max: usize) -> Result<Option<Example>> {
+    let bad = |why: String| Error::new(ErrorKind::BadData, format!("general text: {why}"));
+    let whole = encode_sample(&sample, &text.tokenizer, &text.chat, &DataOptions::default()).map_err(bad)?;
+    let Example { mut ids, mut mask } = whole;
+    ids.truncate(rows_max + 1);
+    mask.truncate(rows_max + 1);
+    let has_target = mask.iter().skip(1).any(|target| *target);
+    Ok(has_target.then_some(Example { ids, mask }))
+}
+
+/// The row with every token a target: what it says doesn't matter, only where the model would differ.
+pub fn all_targets(row: Example) -> Example {
+    let mask = (0..row.ids.len()).map(|at| at > 0).collect();
+    Example { mask, ..row }
+}
