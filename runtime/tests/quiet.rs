@@ -181,3 +181,44 @@ fn files_say_how_a_began() -> TestResult {
     assert_eq!((read.meta.init, read.theta == start.theta), (Init::Quiet, true));
     Ok(())
 }
+
+/// A run in protected directions that stops and resumes ends with the same bits: A comes from the checkpoint, and the
+/// general rows follow from the step.
+#[test]
+fn a_protected_run_resumes_to_the_same_bits() -> TestResult {
+    use engraft_runtime::data::load_train_valid;
+    use engraft_runtime::run::general;
+    use engraft_runtime::{
+        Base, Checkpoints, DataOptions, Length, Limit, Method, Nobody, Run, RunRows, Settings, Start, Text,
+    };
+
+    let base = Base::open("../targets/cli/seedling.gguf")?;
+    let text = Text::of(&base.model)?;
+    let reading = DataOptions { max_seq_length: 64, ..DataOptions::default() };
+    let file = "../targets/cli/demo/private_train.jsonl".as_ref();
+    let data = load_train_valid(file, &text.tokenizer, &text.chat, &reading)?;
+    let general = general::rows(&text, 48)?;
+    let rows = RunRows { train: &data.train.examples, valid: &[], replay: &[], general: &general[..24] };
+    let layers: Vec<usize> = (0..base.model.config().n_layers).collect();
+    let lora = LoraConfig::new(base.model.config(), 4, 8.0, 0.0, &Proj::ALL, &layers)?;
+    let settings = Settings { length: Length::Steps(6), ..Settings::new(Method::Adapter(lora)).protected() };
+    let planned = base.plan(&settings, rows, &Limit::default())?;
+    let run = |start, until| -> Result<(Vec<u32>, usize), engraft_runtime::Error> {
+        let asked = (settings.clone(), &planned.request);
+        let (mut run, restored) = Run::begin("", &base, asked.0, asked.1, rows, start, &mut Nobody)?;
+        run.go(rows, until, &mut Nobody)?;
+        if until.is_some() {
+            run.checkpoint(true, &mut Nobody)?;
+        }
+        let theta = run.snapshot()?.expect("an adapter").theta;
+        let from = restored.found.map_or(0, |found| found.steps as usize);
+        Ok((theta.iter().map(|v| v.to_bits()).collect(), from))
+    };
+    let folder = tempfile::tempdir()?;
+    let checkpoints = || Checkpoints::open(&Disk, folder.path());
+    let (whole, _) = run(Start::Fresh(None), None)?;
+    let (part, _) = run(Start::Fresh(Some(checkpoints()?)), Some(3))?;
+    let (resumed, from) = run(Start::Resume(checkpoints()?), None)?;
+    assert!(from == 3 && part != whole && resumed == whole);
+    Ok(())
+}

@@ -288,6 +288,22 @@ fn adapting_protects_ordinary_text() {
 }
 
 #[test]
+fn protection_that_could_not_hold_is_refused() {
+    let (model, data) = (seedling(), shipped("demo/private_train.jsonl"));
+    let train = ["train", "-m", &model, "--data", &data, "--protect", "general"];
+    for (more, words) in [
+        (&["--init", "eva"][..], &["--init", "--protect off"][..]),
+        (&["--fine-tune-type", "dora"], &["magnitudes"]),
+        (&["--fine-tune-type", "full"], &["--protect"]),
+        (&["--protect-energy", "0"], &["--protect-energy"]),
+    ] {
+        assert_refused(&[&train[..], more].concat(), 2, "usage", words);
+    }
+    let missing = ["train", "-m", &model, "--data", &data, "--protect", "nowhere.jsonl"];
+    assert_refused(&missing, 1, "io", &["--protect", "nowhere.jsonl"]);
+}
+
+#[test]
 fn the_help_tells_the_defaults() {
     for verb in ["compare", "adapt"] {
         let help = super::stdout(&engraft(&[verb, "--help"]));

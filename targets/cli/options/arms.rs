@@ -8,6 +8,7 @@ use engraft_runtime::error::Result;
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::run::{Begin, Length, Looks, Method, Settings, settings};
 
+use super::shape::refuse_beside_protection;
 use super::{ForgettingOptions, MemoryOptions, OptimizerOptions, ShapeOptions, misuse, parse};
 
 /// The arms that are compared with the base alone.
@@ -182,6 +183,9 @@ impl ArmOptions {
         let is_full = arm == ArmName::Full;
         // Magnitudes act on every input, so that a DoRA can't be kept to some directions.
         let protects = arm == ArmName::Lora && self.forgetting.protects(search);
+        if protects {
+            refuse_beside_protection(&self.shape)?;
+        }
         let method = if is_full {
             Method::Full(Some(self.dtype))
         } else {

@@ -29,8 +29,8 @@ pub(crate) struct ForgettingOptions {
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1 << 20))]
     replay_tokens: Option<u32>,
 
-    /// Let the adapter act only where ordinary text is quiet: general (the built-in text), off, or a .jsonl file with
-    /// rows to protect [default: off; for adapt: general]
+    /// Let a LoRA act only where ordinary text is quiet: general (the built-in text), off, or a .jsonl file with rows
+    /// to protect [default: off; for adapt: general]
     #[arg(long, value_name = "general|off|FILE", value_parser = protect_source)]
     pub(crate) protect: Option<ProtectSource>,
 

@@ -181,3 +181,14 @@ pub(super) fn refuse_for_full(
         Some(flag) => Err(misuse(format!("{flag} is for adapters; leave it out with --fine-tune-type full"))),
     }
 }
+
+/// Refuses what would decide how A begins beside protected directions.
+///
+/// # Errors
+/// `Misuse`.
+pub(super) fn refuse_beside_protection(shape: &ShapeOptions) -> std::result::Result<(), Error> {
+    match shape.begin() == Begin::Random {
+        true => Ok(()),
+        false => Err(misuse("--init and --protect both decide how A begins; choose one (--protect off)")),
+    }
+}

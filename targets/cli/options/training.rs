@@ -9,7 +9,7 @@ use engraft_runtime::model::ModelConfig;
 use engraft_runtime::nn::keep::KeepPrecision;
 use engraft_runtime::run::{KeepChoice, Length, Looks, Method, Settings, settings};
 
-use super::shape::refuse_for_full;
+use super::shape::{refuse_beside_protection, refuse_for_full};
 use super::{
     ComputeOptions, DataOptions, ForgettingOptions, ModelOptions, OptimizerOptions, ShapeOptions, misuse,
     parse,
@@ -196,6 +196,14 @@ impl TuneOptions {
         self.forgetting.check()?;
         self.what.shape.check()?;
         let what = &self.what;
+        if self.forgetting.protects(false) {
+            refuse_beside_protection(&what.shape)?;
+            if what.fine_tune_type != FineTune::Lora {
+                let message = "--protect is for --fine-tune-type lora: a DoRA's magnitudes act on every input, and full \
+                               fine-tuning has no directions to keep to";
+                return Err(misuse(message));
+            }
+        }
         if !self.is_full() {
             return match what.dtype {
                 None => Ok(()),
