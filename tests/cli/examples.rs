@@ -9,12 +9,21 @@ const MODEL: &str = "targets/cli/seedling.gguf";
 const ROWS: &str = "targets/cli/demo/private_train.jsonl";
 const QUESTION: &str = "turn on the light in the cave";
 
-/// What an example prints.
+/// What an example prints. `cargo test` builds the examples, too; where one test alone was asked for, cargo builds them
+/// now.
 fn run(name: &str, arguments: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    command.args(["run", "--quiet", "--offline", "--example", name, "--"]).args(arguments);
-    let output = command.output().expect("running cargo");
+    let programs = Path::new(env!("CARGO_BIN_EXE_engraft")).parent().expect("a folder");
+    let built = programs.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    let mut command = match built.exists() {
+        true => super::runnable(&built),
+        false => {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["run", "--quiet", "--offline", "--example", name, "--"]);
+            cargo
+        }
+    };
+    let output =
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().expect("running it");
     assert!(output.status.success(), "{name} {arguments:?}: {}", stderr(&output));
     stdout(&output) + &stderr(&output)
 }

@@ -64,7 +64,7 @@ pub const RATE_PROTECTED: f64 = 2e-3;
 /// Sequences per batch of such an adapter.
 pub const BATCH_PROTECTED: usize = 8;
 /// Weight of the divergence on general rows, in every second step, where directions are protected.
-pub const GENERAL_KL: f32 = 2.0;
+pub const GENERAL_KL: f32 = 4.0;
 /// Looks at the validation rows of an arm.
 pub const EVALUATIONS: u64 = 10;
 /// Consecutive looks without a lower loss that end an arm.

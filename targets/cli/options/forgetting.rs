@@ -38,7 +38,7 @@ pub(crate) struct ForgettingOptions {
     #[arg(long, value_name = "SHARE", value_parser = parse::positive_f32)]
     protect_energy: Option<f32>,
 
-    /// Weight of the divergence from the base on ordinary text, in every second step [default: 2]
+    /// Weight of the divergence from the base on ordinary text, in every second step [default: 4]
     #[arg(long, value_name = "W", value_parser = parse::kl_weight)]
     general_kl: Option<f32>,
 
