@@ -10,11 +10,11 @@ use std::sync::Arc;
 use engraft_kernels::Kernels;
 
 use super::subspace::Subspace;
-use super::walk::{SHARING, Walk, WalkWords, extent};
+use super::walk::{SHARING, Walk, WalkWords, check_ranks, extent, widths};
 use crate::adapter::{Adapter, Init, Layout};
 use crate::data::Batch;
 use crate::data::batches::NO_TARGET;
-use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::Precision;
@@ -42,10 +42,8 @@ impl EvaWords {
         (rows, seq, tokens): (usize, usize, usize),
         threads: usize,
     ) -> EvaWords {
-        let adapted = |projs: &[Proj]| layout.slots().any(|(_, p, _)| projs.contains(&p));
-        let widths = SHARING.map(|projs| if adapted(projs) { projs[0].shape(c).1 } else { 0 });
         let walk = WalkWords::new(c, (rows, seq, tokens), threads);
-        EvaWords { walk, tokens, widths, rank: layout.rank_max() }
+        EvaWords { walk, tokens, widths: widths(c, layout), rank: layout.rank_max() }
     }
 
     /// Total words.
@@ -72,15 +70,7 @@ pub fn initialize(
     seed: u64,
     mut progress: impl FnMut(usize) -> bool,
 ) -> Result<()> {
-    if let Some((layer, proj, s)) = adapter.layout.slots().find(|(_, _, s)| s.rank > s.inputs) {
-        let message = format!(
-            "EVA: rank {} of {} in block {layer} exceeds its {} inputs",
-            s.rank,
-            proj.hf_name(),
-            s.inputs
-        );
-        return Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LowerRank));
-    }
+    check_ranks(&adapter.layout).map_err(|e| e.at("EVA"))?;
     if !batches.iter().any(|b| b.trained_tokens() > 0) {
         return Err(Error::new(ErrorKind::BadData, "EVA: none of the batches has a token to train on"));
     }

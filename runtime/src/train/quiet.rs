@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use engraft_kernels::{Kernels, SymmetricEigen};
 
-use super::walk::{SHARING, Walk, WalkWords, extent};
+use super::walk::{SHARING, Walk, WalkWords, check_ranks, widths};
 use crate::adapter::{Adapter, Init, Layout};
 use crate::algebra::dot;
 use crate::data::Batch;
-use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::Precision;
@@ -43,12 +43,6 @@ pub fn words(c: &ModelConfig, layout: &Layout, extent: (usize, usize, usize), th
         + draw
 }
 
-/// Width of each input; 0 if no projection that reads it is adapted.
-fn widths(c: &ModelConfig, layout: &Layout) -> [usize; 4] {
-    let adapted = |projs: &[Proj]| layout.slots().any(|(_, p, _)| projs.contains(&p));
-    SHARING.map(|projs| if adapted(projs) { projs[0].shape(c).1 } else { 0 })
-}
-
 /// Draws A of every adapted projection inside the directions that the inputs over `batches` leave quiet: those of the
 /// least energy whose shares add up to at most `energy`, and twice the rank at least. After each batch and each input,
 /// `progress` receives the number of blocks done; return false to stop, which leaves A partly set.
@@ -64,11 +58,7 @@ pub fn initialize(
     (energy, seed): (f32, u64),
     mut progress: impl FnMut(usize) -> bool,
 ) -> Result<()> {
-    if let Some((layer, proj, s)) = adapter.layout.slots().find(|(_, _, s)| s.rank > s.inputs) {
-        let (name, rank, inputs) = (proj.hf_name(), s.rank, s.inputs);
-        let message = format!("rank {rank} of {name} in block {layer} exceeds its {inputs} inputs");
-        return Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LowerRank));
-    }
+    check_ranks(&adapter.layout)?;
     let c = model.config();
     let mut walk = Walk::new(model, kernels, precision, batches);
     let mut covariances = widths(c, &adapter.layout).map(|n| vec![0.0; n * n]);
@@ -143,11 +133,6 @@ fn orthonormal(r: usize, n: usize, random: &mut Rng) -> Vec<f32> {
         own.iter_mut().for_each(|v| *v /= norm);
     }
     rows
-}
-
-/// The rows of the largest batch, the longest sequence, and the rows of all batches: what [`words`] asks for.
-pub fn extent_of(batches: &[Batch]) -> (usize, usize, usize) {
-    extent(batches)
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 
+use crate::adapter::Layout;
 use crate::data::Batch;
-use crate::error::Result;
+use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::block::{self, BlockBufs, BlockWords, Keys};
@@ -122,4 +123,21 @@ pub(super) fn extent(batches: &[Batch]) -> (usize, usize, usize) {
     let seqs = batches.iter().flat_map(|b| &b.seqs);
     let rows = batches.iter().map(Batch::rows).max().unwrap_or(0);
     (rows, seqs.map(|s| s.len()).max().unwrap_or(0), batches.iter().map(Batch::rows).sum())
+}
+
+/// Width of each input; 0 if no projection that reads it is adapted.
+pub(super) fn widths(c: &ModelConfig, layout: &Layout) -> [usize; 4] {
+    let adapted = |projs: &[Proj]| layout.slots().any(|(_, p, _)| projs.contains(&p));
+    SHARING.map(|projs| if adapted(projs) { projs[0].shape(c).1 } else { 0 })
+}
+
+/// Refuses more directions than an input has.
+///
+/// # Errors
+/// `Misuse` if a rank exceeds its projection's width.
+pub(super) fn check_ranks(layout: &Layout) -> Result<()> {
+    let Some((layer, proj, slot)) = layout.slots().find(|(_, _, s)| s.rank > s.inputs) else { return Ok(()) };
+    let (name, rank, inputs) = (proj.hf_name(), slot.rank, slot.inputs);
+    let message = format!("rank {rank} of {name} in block {layer} exceeds its {inputs} inputs");
+    Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LowerRank))
 }
