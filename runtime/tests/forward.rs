@@ -251,8 +251,10 @@ fn check_ppl(path: &Path, text: &str, ctx: usize, threads: usize, expected: f64)
     Ok(())
 }
 
+const STORIES: &str = "data/text/tinystories60k.txt";
+
 fn stories() -> Result<Option<String>, Failure> {
-    let Some(path) = shared::file("data/text/tinystories60k.txt") else { return Ok(None) };
+    let Some(path) = shared::file(STORIES) else { return Ok(None) };
     Ok(Some(std::fs::read_to_string(path)?))
 }
 
@@ -276,14 +278,12 @@ fn perplexities_are_llama_cpps() -> TestResult {
 }
 
 #[test]
-#[ignore = "needs ENGRAFT_MODEL"]
-fn the_real_models_perplexities_are_llama_cpps() -> TestResult {
+#[ignore = "needs ENGRAFT_MODEL and ENGRAFT_SHARED"]
+fn smollm2s_perplexities_are_llama_cpps() -> TestResult {
     let model = shared::real_model();
-    let (Some(stories), Some(wiki)) = (stories()?, shared::file("data/text/wikitext2_head.txt")) else {
-        return Ok(());
-    };
+    let stories = std::fs::read_to_string(shared::needed(STORIES))?;
     check_ppl(&model, &stories, 512, 2, 7.8321)?;
-    let wiki = std::fs::read(wiki)?;
+    let wiki = std::fs::read(shared::needed("data/text/wikitext2_head.txt"))?;
     check_ppl(&model, &String::from_utf8_lossy(&wiki[..60_000]), 512, 2, 21.4948)
 }
 
@@ -302,10 +302,10 @@ const REQUANTIZED: [(&str, f64); 10] = [
 ];
 
 #[test]
-#[ignore = "needs ENGRAFT_MODELS_DIR, the folder of SmolLM2-135M-Instruct.TYPE.gguf"]
+#[ignore = "needs ENGRAFT_SHARED, and ENGRAFT_MODELS_DIR with SmolLM2-135M-Instruct.TYPE.gguf"]
 fn requantized_models_perplexities_are_llama_cpps() -> TestResult {
     let dir = PathBuf::from(std::env::var_os("ENGRAFT_MODELS_DIR").expect("set ENGRAFT_MODELS_DIR"));
-    let Some(text) = stories()? else { return Ok(()) };
+    let text = std::fs::read_to_string(shared::needed(STORIES))?;
     let mut failures = Vec::new();
     for (name, expected) in REQUANTIZED {
         let path = dir.join(format!("SmolLM2-135M-Instruct.{name}.gguf"));

@@ -38,6 +38,7 @@ fn examples_run_on_the_built_in_model() {
     let store = within(&folder, "store");
     let said = run("adapt", &[MODEL, ROWS, &store, QUESTION]);
     assert!(said.contains("MiB of private memory") && Path::new(&store).is_dir(), "{said}");
+    assert!(said.contains("romoted") && said.contains("{\"do\":"), "a verdict, and an answer: {said}");
 
     let (first, second) = (within(&folder, "first"), within(&folder, "second"));
     let said = run("resume", &[MODEL, ROWS, &first]);

@@ -14,6 +14,12 @@ pub fn file(name: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// A file of the shared folder, for a test that somebody asked for by name: it fails without the file, for it would
+/// prove nothing.
+pub fn needed(name: &str) -> PathBuf {
+    file(name).unwrap_or_else(|| panic!("{name} is missing from the folder that ENGRAFT_SHARED names"))
+}
+
 /// The real model. Tests that need it are ignored until somebody asks for them, and fail without it.
 pub fn real_model() -> PathBuf {
     let path = std::env::var_os("ENGRAFT_MODEL");
