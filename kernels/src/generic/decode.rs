@@ -33,28 +33,28 @@ pub(crate) trait Decode {
 
 /// `$function::<T, B>(arguments)` with the constants of one block type.
 macro_rules! call {
-    ($name:ident, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
-        $function::<{ DType::$name.ggml_id() }, { DType::$name.block_bytes() } $(, $r)?>($($argument),*)
+    ($name:ident, $function:ident ($($argument:expr),*)) => {
+        $function::<{ DType::$name.ggml_id() }, { DType::$name.block_bytes() }>($($argument),*)
     };
 }
 pub(crate) use call;
 
 /// `$function::<T, B>(arguments)` with the constants of block type `$dtype`.
 macro_rules! with_block_type {
-    ($dtype:expr, $function:ident $(::<$r:literal>)? ($($argument:expr),*)) => {
+    ($dtype:expr, $function:ident ($($argument:expr),*)) => {
         match $dtype {
-            DType::Q4_0 => $crate::generic::decode::call!(Q4_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q4_1 => $crate::generic::decode::call!(Q4_1, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_0 => $crate::generic::decode::call!(Q5_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_1 => $crate::generic::decode::call!(Q5_1, $function $(::<$r>)? ($($argument),*)),
-            DType::Q8_0 => $crate::generic::decode::call!(Q8_0, $function $(::<$r>)? ($($argument),*)),
-            DType::Q2_K => $crate::generic::decode::call!(Q2_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q3_K => $crate::generic::decode::call!(Q3_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q4_K => $crate::generic::decode::call!(Q4_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q5_K => $crate::generic::decode::call!(Q5_K, $function $(::<$r>)? ($($argument),*)),
-            DType::Q6_K => $crate::generic::decode::call!(Q6_K, $function $(::<$r>)? ($($argument),*)),
-            DType::IQ4_NL => $crate::generic::decode::call!(IQ4_NL, $function $(::<$r>)? ($($argument),*)),
-            DType::IQ4_XS => $crate::generic::decode::call!(IQ4_XS, $function $(::<$r>)? ($($argument),*)),
+            DType::Q4_0 => $crate::generic::decode::call!(Q4_0, $function ($($argument),*)),
+            DType::Q4_1 => $crate::generic::decode::call!(Q4_1, $function ($($argument),*)),
+            DType::Q5_0 => $crate::generic::decode::call!(Q5_0, $function ($($argument),*)),
+            DType::Q5_1 => $crate::generic::decode::call!(Q5_1, $function ($($argument),*)),
+            DType::Q8_0 => $crate::generic::decode::call!(Q8_0, $function ($($argument),*)),
+            DType::Q2_K => $crate::generic::decode::call!(Q2_K, $function ($($argument),*)),
+            DType::Q3_K => $crate::generic::decode::call!(Q3_K, $function ($($argument),*)),
+            DType::Q4_K => $crate::generic::decode::call!(Q4_K, $function ($($argument),*)),
+            DType::Q5_K => $crate::generic::decode::call!(Q5_K, $function ($($argument),*)),
+            DType::Q6_K => $crate::generic::decode::call!(Q6_K, $function ($($argument),*)),
+            DType::IQ4_NL => $crate::generic::decode::call!(IQ4_NL, $function ($($argument),*)),
+            DType::IQ4_XS => $crate::generic::decode::call!(IQ4_XS, $function ($($argument),*)),
             DType::F32 | DType::F16 | DType::BF16 => unreachable!("asserted to be a block type"),
         }
     };

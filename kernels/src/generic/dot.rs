@@ -67,12 +67,39 @@ pub(crate) trait RowDot {
     unsafe fn total(sums: Self::Sums) -> f32;
 }
 
+/// Dot products of all rows, by fours.
+///
+/// # Safety
+/// D's features are present.
+#[inline(always)]
+pub(crate) unsafe fn all_rows<D: RowDot, const T: u32, const B: usize>(
+    rows: &[u8],
+    xq: &[i8],
+    xd: &[f32],
+    xs: &[f32],
+    out: &mut [f32],
+) {
+    let bytes = xq.len() / of(T).block_len() * B;
+    let ahead = prefetch_distance(4 * bytes);
+    let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
+    let (fours, ones) = out.as_chunks_mut::<4>();
+    for (i, out) in fours.iter_mut().enumerate() {
+        let group = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
+        // SAFETY: the caller's contract.
+        *out = unsafe { few_rows::<D, T, B, 4>(group, xq, xd, xs, ahead) };
+    }
+    for (i, out) in ones.iter_mut().enumerate() {
+        // SAFETY: the caller's contract.
+        [*out] = unsafe { few_rows::<D, T, B, 1>([row(4 * fours.len() + i)], xq, xd, xs, ahead) };
+    }
+}
+
 /// Dot products of R rows.
 ///
 /// # Safety
 /// D's features are present.
 #[inline(always)]
-pub(crate) unsafe fn rows<D: RowDot, const T: u32, const B: usize, const R: usize>(
+unsafe fn few_rows<D: RowDot, const T: u32, const B: usize, const R: usize>(
     rows: [&[u8]; R],
     xq: &[i8],
     xd: &[f32],
@@ -145,33 +172,22 @@ macro_rules! dot_rows {
             out: &mut [f32],
         ) {
             // A separate function per type: in a shared body the compiler keeps fewer values in registers, and
-            // profiles would be unreadable.
+            // profiles would be unreadable. It takes all rows: a small model's are so short that choosing the
+            // function for every four of them would show.
             #[inline(never)]
             #[target_feature(enable = $features)]
-            fn kernel<const T: u32, const B: usize, const R: usize>(
-                rows: [&[u8]; R],
+            fn kernel<const T: u32, const B: usize>(
+                rows: &[u8],
                 xq: &[i8],
                 xd: &[f32],
                 xs: &[f32],
-                ahead: usize,
-            ) -> [f32; R] {
+                out: &mut [f32],
+            ) {
                 // SAFETY: the features are enabled here.
-                unsafe { $crate::generic::dot::rows::<$isa, T, B, R>(rows, xq, xd, xs, ahead) }
+                unsafe { $crate::generic::dot::all_rows::<$isa, T, B>(rows, xq, xd, xs, out) }
             }
             $crate::scalar::decode::assert_dot(dtype, rows, xq, xd, xs, out.len());
-            let bytes = xq.len() / dtype.block_len() * dtype.block_bytes();
-            let ahead = $crate::generic::dot::prefetch_distance(4 * bytes);
-            let row = |r: usize| &rows[r * bytes..(r + 1) * bytes];
-            let (fours, ones) = out.as_chunks_mut::<4>();
-            for (i, out) in fours.iter_mut().enumerate() {
-                let rows = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
-                *out = $crate::generic::decode::with_block_type!(dtype, kernel::<4>(rows, xq, xd, xs, ahead));
-            }
-            for (i, out) in ones.iter_mut().enumerate() {
-                let rows = [row(4 * fours.len() + i)];
-                [*out] =
-                    $crate::generic::decode::with_block_type!(dtype, kernel::<1>(rows, xq, xd, xs, ahead));
-            }
+            $crate::generic::decode::with_block_type!(dtype, kernel(rows, xq, xd, xs, out));
         }
     };
 }
@@ -179,7 +195,7 @@ pub(crate) use dot_rows;
 
 /// How far ahead of its use a weight is prefetched, in bytes: whole groups of rows, so every line is fetched
 /// once, and far enough to cover memory latency.
-pub(crate) fn prefetch_distance(group_bytes: usize) -> usize {
+fn prefetch_distance(group_bytes: usize) -> usize {
     const LEAST_BYTES: usize = 4096;
     group_bytes * LEAST_BYTES.div_ceil(group_bytes.max(1))
 }

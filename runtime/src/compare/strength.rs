@@ -1,0 +1,72 @@
+//! How strongly an adapter acts. Its change of the weights, multiplied by a factor below 1, forgets less and mostly
+//! keeps what it learned (Wortsman et al., arXiv 2109.01903, on whole weights), at the price of some forward passes.
+
+use std::sync::Arc;
+
+use super::panel::Panel;
+use super::retention::RetentionSet;
+use super::score::Subject;
+use crate::adapter::Adapter;
+use crate::data::Example;
+use crate::error::Result;
+use crate::generate::StackedAdapter;
+use crate::nn::divergence::Direction;
+
+/// Factors to choose from, ascending.
+const FACTORS: [f32; 7] = [0.2, 0.35, 0.5, 0.6, 0.7, 0.85, 1.0];
+/// Share of the gate's ceilings that calibration may use up: the gate judges by other text.
+const MARGIN: f64 = 0.8;
+
+/// Chooses the largest factor whose forgetting on the contest's calibration rows stays within the gate's ceilings, or
+/// the smallest there is, and puts it into the adapter's alpha. Where forgetting isn't judged, and for a DoRA, whose
+/// magnitudes don't shrink with the factor, it is 1.
+///
+/// # Errors
+/// `Cancelled`; `DoesNotFit`; those of scoring.
+pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Result<(Adapter, f32)> {
+    let contest = panel.contest;
+    let is_judged = contest.thresholds.retention_nll_max.is_finite();
+    if contest.calibration.is_empty() || adapter.config.dora || !is_judged {
+        return Ok((adapter, 1.0));
+    }
+    let mut alone = [(adapter, 1.0)];
+    // Factors below `low` are tolerable, those from `high` on aren't: forgetting grows with the factor. Most often the
+    // first question, whether all of it is, settles it.
+    let (mut low, mut high, mut at) = (0, FACTORS.len(), FACTORS.len() - 1);
+    while low < high {
+        alone[0].1 = FACTORS[at];
+        let stacked = StackedAdapter::new(&panel.base.model, &panel.base.kernels, &alone)?;
+        let subject = panel.subject(Some(Arc::new(stacked)));
+        match is_tolerable(panel, &subject, name)? {
+            true => low = at + 1,
+            false => high = at,
+        }
+        at = low + (high - low) / 2;
+    }
+    let [(mut adapter, _)] = alone;
+    let factor = FACTORS[low.saturating_sub(1)];
+    adapter.config.scale_alpha(factor);
+    if factor < 1.0 {
+        let why = "at more it forgets too much of what the model knew";
+        panel.observer.note(&format!("{name}: acts at {factor} of its full strength: {why}"));
+    }
+    Ok((adapter, factor))
+}
+
+/// Whether a tuned model's forgetting on all calibration rows is well within the gate's ceilings.
+fn is_tolerable(panel: &mut Panel<'_>, subject: &Subject, name: &str) -> Result<bool> {
+    let (base, thresholds) = (panel.subject(None), &panel.contest.thresholds);
+    for RetentionSet { rows, .. } in &panel.contest.calibration {
+        panel.check(name, subject.beside_bytes(rows.iter().map(Example::rows).max().unwrap_or(1)))?;
+        let found = subject.beside(&base, rows, panel.observer)?;
+        let n = found.targets as f64;
+        let (delta_nll, kl) = ((found.loss - found.base_loss) / n, found.kl(Direction::Reverse) / n);
+        // Not a number counts as above every ceiling.
+        let within =
+            delta_nll <= MARGIN * thresholds.retention_nll_max && kl <= MARGIN * thresholds.retention_kl_max;
+        if !within {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
