@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use engraft_runtime::compare::material::Material;
-use engraft_runtime::compare::{Contest, Outcome, check, check_decidable, compare, fitting};
+use engraft_runtime::compare::recipe::Recipe;
+use engraft_runtime::compare::retention::RetentionSet;
+use engraft_runtime::compare::{Contest, InUse, Outcome, check, check_decidable, compare, fitting};
 use engraft_runtime::data::{DataOptions as Reading, Example, Format};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::plan::room;
-use engraft_runtime::run::{Base, Limit, Observer, RunRows};
+use engraft_runtime::run::{Base, Limit, Method, Observer, RunRows, general};
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use crate::conditions::WhenOptions;
@@ -56,6 +58,8 @@ pub(crate) struct Verb<'a> {
     pub(crate) arms: &'a [ArmName],
     /// Whether to search for rates and ranks that aren't given, and leave out arms that don't fit.
     pub(crate) search: bool,
+    /// What is in use, with the name of its arm.
+    pub(crate) active: Option<(String, InUse)>,
     /// The folder for trained arms. Without one, adapters stay in memory and no whole model can be tuned.
     pub(crate) folder: Option<&'a Path>,
     /// The folder for checkpoints of unfinished arms.
@@ -161,6 +165,11 @@ impl ContestOptions {
             true => read_general(&self.arms.forgetting, &self.data, text, reading.max_seq_length)?,
             false => Vec::new(),
         };
+        let (general, aside) = match verb.search {
+            true => general::set_aside(general),
+            false => (general, Vec::new()),
+        };
+        warn_of_full(&recipes, base, observer);
         let shared = RunRows { replay: &replay, general: &general, ..RunRows::default() };
         let prompts = arms.contains(&ArmName::FewShot);
         // If no arm fits, examples in the prompt can still be compared with the base.
@@ -171,10 +180,12 @@ impl ContestOptions {
         };
         Ok(Contest {
             title: verb.title.to_string(),
+            active: verb.active.clone(),
             shots: if prompts { self.arms.few_shot() } else { Vec::new() },
             recipes,
             replay,
             general,
+            calibration: RetentionSet::calibration(aside),
             metric: self.rows.metric(),
             answer_tokens: self.rows.answer_tokens(),
             retention: self.gate.retention(text, reading, self.rows.named_metric())?,
@@ -212,5 +223,22 @@ impl ContestOptions {
                 Ok(rows)
             }
         }
+    }
+}
+
+/// Parameters below which tuning every weight mostly does harm (arXiv 2606.06920).
+const TOO_FEW_PARAMETERS: usize = 500_000_000;
+
+/// Warns before a small model is tuned in every weight.
+fn warn_of_full(recipes: &[Recipe], base: &Base, observer: &mut dyn Observer) {
+    let full = recipes.iter().find(|r| matches!(r.settings.method, Method::Full(_)));
+    let parameters = full.map_or(0, |full| full.settings.method.parameters(base.model.config()));
+    if let Some(full) = full.filter(|_| parameters < TOO_FEW_PARAMETERS) {
+        observer.note(&format!(
+            "{}: tuned in every weight, models as small as this one ({} million parameters) often end up worse than \
+             untouched",
+            full.name,
+            parameters / 1_000_000
+        ));
     }
 }

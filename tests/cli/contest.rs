@@ -182,9 +182,12 @@ fn what_wins_is_active_and_what_loses_changes_nothing() {
     let output = adapt(&leaky.display().to_string(), &[&WINNING[..], &["--arms", "few-shot,lora"]].concat());
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
     let result = last_line(&output);
-    assert_eq!((&result["decision"], &result["generation"]), (&"KEEP_BASE".into(), &serde_json::Value::Null));
+    assert_eq!(
+        (&result["decision"], &result["generation"]),
+        (&"KEEP_ACTIVE".into(), &serde_json::Value::Null)
+    );
     for words in
-        ["leak: held-out row test.jsonl:1 equals train.jsonl:1", "the model stays as it is", "Split the data"]
+        ["leak: held-out row test.jsonl:1 equals train.jsonl:1", "what is in use stays", "Split the data"]
     {
         assert!(stderr(&output).contains(words), "{words}: {}", stderr(&output));
     }
@@ -193,6 +196,20 @@ fn what_wins_is_active_and_what_loses_changes_nothing() {
         &std::fs::read_to_string(Path::new(&store).join("last/verdict.json")).expect("reading"),
     );
     assert_eq!(last.expect("a verdict").leak_count, 40);
+
+    // Nor does a worse one replace it, though it beats the base; the same examples as before don't even beat that.
+    let output = adapt(&data, &["--arms", "few-shot,lora", "--iters", "8", "-lr", "1e-3", "--rank", "2"]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    let result = last_line(&output);
+    assert_eq!(
+        (&result["decision"], &result["arm"]),
+        (&"KEEP_ACTIVE".into(), &"generation 1".into()),
+        "{result}"
+    );
+    assert!((loss_of(&result, "generation 1") - nll).abs() < 0.01, "{nll}: {result}");
+    assert!(loss_of(&result, "lora") < loss_of(&result, "zero-shot"), "{result}");
+    assert!(stderr(&output).contains("what is in use stays: lora"), "{}", stderr(&output));
+    assert_eq!(active(&store), 1);
 
     // A second writer fails at once and not after its training.
     let opened = Store::open(&Disk, Path::new(&store)).expect("the store");
@@ -217,6 +234,11 @@ fn examples_that_win_go_before_every_prompt() {
     assert_eq!((&result["generation"], active(&store)), (&1.into(), 1.into()));
     let shown = result_of(&["adapter", "show", "--store", &store]);
     assert_eq!(shown["few_shot"].as_array().map(Vec::len), Some(6), "{shown}");
+    // They are in use now, and no better than themselves.
+    let output = engraft(&[&contest("adapt", &model, &data, &everyday, &words)[..], &["--json"]].concat());
+    let again = last_line(&output);
+    assert_eq!((output.status.code(), &again["decision"]), (Some(4), &"KEEP_ACTIVE".into()), "{again}");
+    assert_eq!(loss_of(&again, "generation 1"), loss_of(&again, "3-shot"));
     // With less, not even that can be measured; the active generation stays.
     let less = contest("adapt", &model, &data, &everyday, &["--store", &store, "--memory-budget", "100K"]);
     assert_refused(&less, 3, "does_not_fit", &["zero-shot", "--memory-budget"]);

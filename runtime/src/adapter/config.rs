@@ -128,6 +128,12 @@ impl LoraConfig {
         self.multiplier(self.rank, self.alpha)
     }
 
+    /// Multiplies every projection's alpha.
+    pub fn scale_alpha(&mut self, factor: f32) {
+        self.alpha *= factor;
+        self.overrides.iter_mut().filter_map(|o| o.alpha.as_mut()).for_each(|alpha| *alpha *= factor);
+    }
+
     /// The rank of one projection.
     pub fn rank_of(&self, layer: usize, proj: Proj) -> usize {
         self.overridden(layer, proj, |o| o.rank).unwrap_or(self.rank)

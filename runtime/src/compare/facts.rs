@@ -146,7 +146,7 @@ fn told_length(length: Length) -> String {
 
 /// Version of the statement about a comparison. Raise it when a name, a value or the meaning of one below
 /// changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What the figures depend on besides model and data, in postcard's encoding.
 #[derive(Serialize)]
@@ -155,8 +155,9 @@ struct Stated<'a> {
     product: &'a str,
     activations: &'a str,
     input_gradients: &'a str,
+    active: Option<&'a str>,
     shots: Vec<(usize, Option<u64>)>,
-    recipes: Vec<(&'a str, Vec<(String, String)>, String)>,
+    recipes: Vec<(&'a str, bool, Vec<(String, String)>, String)>,
     replay: String,
     general: String,
     metric: Option<&'a str>,
@@ -180,11 +181,15 @@ fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> Str
         product: env!("CARGO_PKG_VERSION"),
         activations: base.precision.name(),
         input_gradients: base.gradient.name(),
+        active: contest.active.as_ref().map(|(name, _)| name.as_str()),
         shots: contest.shots.iter().map(|(k, choice)| (*k, seed_of(*choice))).collect(),
         recipes: contest
             .recipes
             .iter()
-            .map(|recipe| (&*recipe.name, stated(&recipe.settings, base), rows_digest(&recipe.extra)))
+            .map(|recipe| {
+                let rows = rows_digest(&recipe.extra);
+                (&*recipe.name, recipe.baseline, stated(&recipe.settings, base), rows)
+            })
             .collect(),
         replay: rows_digest(&contest.replay),
         general: rows_digest(&contest.general),

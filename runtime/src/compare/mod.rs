@@ -1,9 +1,9 @@
-//! Compares arms: the base alone, the base with few-shot examples, and trained results, all on the same
-//! held-out rows. Then the gate gives its verdict.
+//! Compares arms: the base alone, the base with few-shot examples, what is in use, and trained results, all on
+//! the same held-out rows. Then the gate gives its verdict.
 //!
 //! The modules in order: [`material`] holds the rows, split once for all arms. [`shots`] puts examples before
 //! them. A [`recipe`] says how an arm is trained and what memory that takes. [`rate`] finds a learning rate if
-//! none is given, and [`train`] trains. [`score`] and [`answers`] measure on held-out rows and on what must be
+//! none is given, and [`train`] trains; `strength` then weakens what forgets too much. [`score`] and [`answers`] measure on held-out rows and on what must be
 //! retained ([`retention`]). `panel` takes the arms through these steps, one in memory at a time. `facts`
 //! assembles the figures for the gate and its report.
 //!
@@ -33,6 +33,7 @@ pub mod recipe;
 pub mod retention;
 pub mod score;
 pub mod shots;
+mod strength;
 pub mod train;
 
 use std::path::PathBuf;
@@ -69,6 +70,8 @@ pub const MODEL_FILE: &str = "model.gguf";
 pub struct Contest {
     /// "compare" or "adapt".
     pub title: String,
+    /// What is in use, with the name of its arm; nothing replaces it that isn't better.
+    pub active: Option<(String, InUse)>,
     /// Few-shot arms: examples, and how they are chosen.
     pub shots: Vec<(usize, Choice)>,
     /// Arms to train, in order.
@@ -77,6 +80,9 @@ pub struct Contest {
     pub replay: Vec<Example>,
     /// Ordinary text: what protected directions are measured on, and where tuned models stay near their base.
     pub general: Vec<Example>,
+    /// Ordinary text that no arm trains on: on it, how strongly a LoRA acts is chosen. Without any, it acts at its
+    /// full strength.
+    pub calibration: Vec<RetentionSet>,
     /// How answers are compared with the rows' own; `None` compares losses alone.
     pub metric: Option<Metric>,
     /// Most tokens per answer.
@@ -110,10 +116,12 @@ impl Contest {
     pub fn new(title: &str) -> Contest {
         Contest {
             title: title.to_string(),
+            active: None,
             shots: Vec::new(),
             recipes: Vec::new(),
             replay: Vec::new(),
             general: Vec::new(),
+            calibration: Vec::new(),
             metric: None,
             answer_tokens: settings::ANSWER_TOKENS,
             retention: Vec::new(),
@@ -125,6 +133,16 @@ impl Contest {
             unfinished: None,
         }
     }
+}
+
+/// What is in use before a comparison. An adapter is read only while it is measured, so that it takes no memory from
+/// training.
+#[derive(Clone, Debug)]
+pub enum InUse {
+    /// An adapter's file.
+    Adapter(PathBuf),
+    /// Examples that go before every prompt.
+    FewShot(Vec<Message>),
 }
 
 /// What a measured arm leaves: what would be promoted.
@@ -154,8 +172,8 @@ pub struct Outcome {
 pub enum Promotion {
     /// The winner is now the active generation.
     Active(Generation),
-    /// The verdict keeps the base; the store is unchanged.
-    BaseStays,
+    /// The verdict keeps what is there; the store is unchanged.
+    NothingChanges,
     /// A store can't hold the winning arm, for this reason; the store is unchanged.
     CannotHold(&'static str),
 }
@@ -166,11 +184,11 @@ impl Outcome {
         self.kept.iter().find(|(name, _)| name == arm).map(|(_, kept)| kept)
     }
 
-    /// The product of the winning arm; `None` if the base stays.
+    /// The product of the winning arm; `None` if nothing changes.
     pub fn winner(&self) -> Option<&Product> {
         match &self.verdict.decision {
             Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => self.kept(arm),
-            Decision::KeepBase => None,
+            Decision::KeepActive { .. } | Decision::KeepBase => None,
         }
     }
 
@@ -181,7 +199,7 @@ impl Outcome {
     pub fn promote(&self, writer: &Writer<'_>, model: &ModelFile) -> Result<Promotion> {
         let loaded;
         let candidate = match self.winner() {
-            None => return Ok(Promotion::BaseStays),
+            None => return Ok(Promotion::NothingChanges),
             Some(Product::Adapter(adapter)) => Candidate::Adapter(adapter),
             Some(Product::File(file)) => {
                 loaded = Adapter::load(file)?;
@@ -218,6 +236,7 @@ pub fn compare(
     forewarn(material, &contest.thresholds, observer);
     let mut panel = Panel::new(base, material, (text, options), contest, observer);
     panel.zero_shot()?;
+    panel.active()?;
     for (k, choice) in &contest.shots {
         panel.few_shot(*k, *choice)?;
     }

@@ -10,8 +10,9 @@ use super::material::Material;
 use super::recipe::Recipe;
 use super::score::Subject;
 use super::shots::{self, Choice};
+use super::strength;
 use super::train::train;
-use super::{Contest, MODEL_FILE, Outcome, Product, SCORING_BYTES, ZERO_SHOT, facts, held_bytes};
+use super::{Contest, InUse, MODEL_FILE, Outcome, Product, SCORING_BYTES, ZERO_SHOT, facts, held_bytes};
 use crate::adapter::{Adapter, StoredAs};
 use crate::bytes::mib;
 use crate::data::{DataOptions, Example};
@@ -29,13 +30,13 @@ use crate::storage::{Disk, create_dir_within};
 
 /// The measurements so far, and what they are taken with.
 pub(super) struct Panel<'a> {
-    base: &'a Base,
+    pub(super) base: &'a Base,
     material: &'a Material,
     text: &'a Text,
     options: &'a DataOptions,
-    contest: &'a Contest,
+    pub(super) contest: &'a Contest,
     questions: Vec<Question>,
-    observer: &'a mut dyn Observer,
+    pub(super) observer: &'a mut dyn Observer,
     arms: Vec<Measured>,
     /// Which answers the base gets right in each retention task, computed when needed.
     retained: Vec<Option<Vec<bool>>>,
@@ -53,7 +54,8 @@ impl<'a> Panel<'a> {
         let (arms, retained) = (Vec::new(), Vec::new());
         Panel { base, material, text, options, contest, questions, observer, arms, retained }
     }
-    fn subject(&self, adapter: Option<Arc<StackedAdapter>>) -> Subject {
+
+    pub(super) fn subject(&self, adapter: Option<Arc<StackedAdapter>>) -> Subject {
         Subject {
             weights: self.base.model.clone().into(),
             adapter,
@@ -82,7 +84,7 @@ impl<'a> Panel<'a> {
     }
 
     /// Refuses scoring that exceeds the budget, if there is one.
-    fn check(&self, arm: &str, bytes: usize) -> Result<()> {
+    pub(super) fn check(&self, arm: &str, bytes: usize) -> Result<()> {
         let free = self.free_bytes();
         if self.budget().is_none() || bytes <= free {
             return Ok(());
@@ -99,6 +101,31 @@ impl<'a> Panel<'a> {
         let subject = self.subject(None);
         let rows = &self.material.held_out.data.examples;
         let measured = self.measure(ZERO_SHOT, ArmKind::ZeroShot, &subject, rows)?;
+        self.arms.push(measured);
+        Ok(())
+    }
+
+    /// Measures what is in use, if anything is beside the base alone.
+    pub(super) fn active(&mut self) -> Result<()> {
+        let contest = self.contest;
+        let rows = &self.material.held_out.data.examples;
+        let measured = match &contest.active {
+            None => return Ok(()),
+            Some((name, InUse::FewShot(messages))) => {
+                let (rows, subject) = (&self.material.held_out, self.subject(None));
+                let context = subject.context();
+                let rows = shots::rows_behind_all(rows, messages, (self.text, self.options), context)?;
+                self.measure(name, ArmKind::Active, &subject, &rows)?
+            }
+            Some((name, InUse::Adapter(file))) => {
+                let adapter = Adapter::load(file)?;
+                adapter.check_base(&self.base.model.digest(), self.base.model.config())?;
+                let (subject, _) = self.stacked(adapter)?;
+                let mut measured = self.measure(name, ArmKind::Active, &subject, rows)?;
+                self.forgetting(&subject, &mut measured.result)?;
+                measured
+            }
+        };
         self.arms.push(measured);
         Ok(())
     }
@@ -130,8 +157,16 @@ impl<'a> Panel<'a> {
         let base = self.base.beside(held);
         self.observer.note(&format!("{}: {}", recipe.name, recipe.settings.method.describe()));
         let (trained, run, rate_test) = train(recipe, &base, self.material, contest, self.observer)?;
+        let (mut run, mut strength) = (run, None);
         let (subject, kept) = match trained {
-            Trained::Adapter(adapter) => self.adapted(*adapter, &recipe.name)?,
+            Trained::Adapter(adapter) => {
+                let (adapter, factor) = strength::choose(self, *adapter, &recipe.name)?;
+                if factor < 1.0 {
+                    run.what += &format!(", at {factor} of its strength");
+                    strength = Some(f64::from(factor));
+                }
+                self.adapted(adapter, &recipe.name)?
+            }
             Trained::Full(tuned) => {
                 let Method::Full(dtype) = recipe.settings.method else {
                     unreachable!("a full fine-tuning arm has tuned weights")
@@ -145,8 +180,10 @@ impl<'a> Panel<'a> {
             }
         };
         let rows = &self.material.held_out.data.examples;
-        let mut measured = self.measure(&recipe.name, ArmKind::Trained, &subject, rows)?;
+        let kind = if recipe.baseline { ArmKind::Baseline } else { ArmKind::Trained };
+        let mut measured = self.measure(&recipe.name, kind, &subject, rows)?;
         self.forgetting(&subject, &mut measured.result)?;
+        measured.result.strength = strength;
         measured.run = Some(run);
         measured.rate_test = rate_test;
         measured.kept = Some(kept);
@@ -158,14 +195,20 @@ impl<'a> Panel<'a> {
     fn adapted(&self, mut adapter: Adapter, name: &str) -> Result<(Subject, Product)> {
         let mut prober = Prober::new(&self.base.model, &self.base.kernels, adapter.layout.rank_max());
         adapter.binding = Some(prober.bind(&adapter)?);
-        let alone = [(adapter, 1.0)];
-        let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
-        let [(adapter, _)] = alone;
+        let (subject, adapter) = self.stacked(adapter)?;
         let kept = match &self.contest.folder {
             Some(folder) => Product::File(save(&adapter, &folder.join(name))?),
             None => Product::Adapter(Box::new(adapter)),
         };
-        Ok((self.subject(Some(Arc::new(stacked))), kept))
+        Ok((subject, kept))
+    }
+
+    /// The base with an adapter, and the adapter again.
+    fn stacked(&self, adapter: Adapter) -> Result<(Subject, Adapter)> {
+        let alone = [(adapter, 1.0)];
+        let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
+        let [(adapter, _)] = alone;
+        Ok((self.subject(Some(Arc::new(stacked))), adapter))
     }
 
     /// This arm's losses on the held-out rows, and its answers.
@@ -201,6 +244,7 @@ impl<'a> Panel<'a> {
             correct: answered.correct,
             retention: Vec::new(),
             task_kl: None,
+            strength: None,
         };
         let scoring = Scoring {
             arm: name.to_string(),

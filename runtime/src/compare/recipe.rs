@@ -15,6 +15,8 @@ pub struct Recipe {
     pub name: String,
     /// How it is trained. Without a learning rate a range test finds one.
     pub settings: Settings,
+    /// Whether it is only measured, and never promoted.
+    pub baseline: bool,
     /// Rows trained on as if they were the material's own, such as answers of the base that it should keep.
     pub extra: Vec<Example>,
 }
@@ -22,7 +24,7 @@ pub struct Recipe {
 impl Recipe {
     /// An arm trained on the material's rows alone.
     pub fn new(name: &str, settings: Settings) -> Recipe {
-        Recipe { name: name.to_string(), settings, extra: Vec::new() }
+        Recipe { name: name.to_string(), settings, baseline: false, extra: Vec::new() }
     }
 
     /// The rows to train on: the material's, and the extra ones.

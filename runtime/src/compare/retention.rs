@@ -32,6 +32,16 @@ impl RetentionSet {
         Ok(vec![written, answers])
     }
 
+    /// Ordinary text that no training sees, as [`general::set_aside`](crate::run::general::set_aside) gives it: whole
+    /// passages and answers apart, since a model can keep the one and lose the other.
+    pub fn calibration(rows: Vec<Example>) -> Vec<RetentionSet> {
+        let (plain, answers): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| row.mask.iter().skip(1).all(|target| *target));
+        let set = |name: &str, rows| RetentionSet { name: name.to_string(), rows, task: None };
+        let sets = [set("set aside: text", plain), set("set aside: answers", answers)];
+        sets.into_iter().filter(|set| !set.rows.is_empty()).collect()
+    }
+
     /// Questions with their answers, of which every token counts; what exceeds `rows_max` is cut.
     ///
     /// # Errors

@@ -68,16 +68,49 @@ pub fn rows_after(
         }
         Choice::Nearest => (nearest(k, &whole, train, held_out, text, base)?, Vec::new()),
     };
-    let mut rows = Vec::with_capacity(chosen.len());
+    let before = |i: usize| {
+        let as_chat = is_conversation(&held_out.samples[i], &text.chat, options);
+        chosen[i].iter().flat_map(|at| turns(&train.samples[*at], as_chat)).collect()
+    };
+    Ok((rows_behind(held_out, (text, options), context, before)?, common))
+}
+
+/// The held-out rows, each behind the same messages. A row with an instruction of its own keeps that one.
+///
+/// # Errors
+/// As [`rows_after`].
+pub fn rows_behind_all(
+    held_out: &Rows,
+    messages: &[Message],
+    how: (&Text, &DataOptions),
+    context: usize,
+) -> Result<Vec<Example>> {
+    let is_instruction = |m: &Message| m.role == "system";
+    let before = |i: usize| {
+        let has_own = matches!(&held_out.samples[i],
+            Sample::Chat { messages, .. } if messages.first().is_some_and(is_instruction));
+        messages.iter().filter(|m| !(has_own && is_instruction(m))).cloned().collect()
+    };
+    rows_behind(held_out, how, context, before)
+}
+
+/// The held-out rows, each behind the messages of examples that `before` gives for it.
+///
+/// # Errors
+/// `BadData` for a row that can't be encoded so; `Misuse` if one exceeds `context`.
+fn rows_behind(
+    held_out: &Rows,
+    (text, options): (&Text, &DataOptions),
+    context: usize,
+    before: impl Fn(usize) -> Vec<Message>,
+) -> Result<Vec<Example>> {
+    let mut rows = Vec::with_capacity(held_out.samples.len());
     for (i, own) in held_out.data.examples.iter().enumerate() {
-        let sample = &held_out.samples[i];
-        let as_chat = is_conversation(sample, &text.chat, options);
-        let shots = chosen[i].iter().flat_map(|at| turns(&train.samples[*at], as_chat)).collect();
-        let row = behind(own, sample, shots, text, options)
+        let row = behind(own, &held_out.samples[i], before(i), text, options)
             .map_err(|reason| Error::new(ErrorKind::BadData, format!("{}: {reason}", held_out.name(i))))?;
         if row.rows() > context {
             let message = format!(
-                "{k} examples and {} are {} tokens together; the model was trained for {context}",
+                "the examples and {} are {} tokens together; the model was trained for {context}",
                 held_out.name(i),
                 row.rows()
             );
@@ -86,7 +119,7 @@ pub fn rows_after(
         }
         rows.push(row);
     }
-    Ok((rows, common))
+    Ok(rows)
 }
 
 /// The instruction every row starts with.

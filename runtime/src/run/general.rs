@@ -41,6 +41,18 @@ pub fn rows(text: &Text, rows_max: usize) -> Result<Vec<Example>> {
     Ok(plain.into_iter().enumerate().flat_map(turns).collect())
 }
 
+/// Rows in a group of which the last two, a passage and an answer of the built-in text, are set aside.
+const GROUP: usize = 10;
+
+/// Splits general rows into those to train with and those that no training sees: a fifth, by which it is told what
+/// training forgets.
+pub fn set_aside(rows: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
+    let (aside, kept): (Vec<_>, Vec<_>) =
+        rows.into_iter().enumerate().partition(|(i, _)| i % GROUP >= GROUP - 2);
+    let bare = |rows: Vec<(usize, Example)>| rows.into_iter().map(|(_, row)| row).collect();
+    (bare(kept), bare(aside))
+}
+
 /// The first tokens of a sample; `None` if no target is among them.
 fn encoded(sample: Sample, text: &Text, rows_max: usize) -> Result<Option<Example>> {
     let bad = |why: String| Error::new(ErrorKind::BadData, format!("general text: {why}"));

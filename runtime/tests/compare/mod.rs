@@ -123,7 +123,7 @@ fn recipe(base: &Base, name: &str, rate: f64, length: Length) -> Recipe {
         looks: Looks::Best { times: 10, patience: 0 },
         ..Settings::of_arm(Method::Adapter(lora))
     };
-    Recipe { name: name.into(), settings, extra: Vec::new() }
+    Recipe::new(name, settings)
 }
 
 /// A recipe with other settings.

@@ -81,6 +81,41 @@ fn what_was_learned_is_promoted() {
     assert!(outcome.kept(ZERO_SHOT).is_none());
 }
 
+/// What forgets too much at full strength is weakened until ordinary text is within the ceilings, and is judged, kept
+/// and reported as such.
+#[test]
+fn strength_falls_until_little_is_forgotten() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let material = household(&text, 50);
+    let lora = recipe(&base, "lora", 4e-3, Length::Steps(40));
+    let plain = contest(&text, vec![lora]);
+    let ceiling = 0.02;
+    let thresholds = Thresholds { retention_nll_max: ceiling, ..plain.thresholds };
+    let plain = Contest { thresholds, ..plain };
+    let whole = held(&base, &material, &plain).expect("a verdict");
+    let lost = |outcome: &Outcome| arm(outcome, "lora").retention[0].delta_nll.expect("a figure");
+    assert!(lost(&whole) > ceiling, "nothing to weaken: {}", lost(&whole));
+
+    let weakened = Contest { calibration: plain.retention.clone(), ..plain.clone() };
+    let weakened = held(&base, &material, &weakened).expect("a verdict");
+    assert!(lost(&weakened) <= ceiling, "{}", lost(&weakened));
+    let told = |outcome: &Outcome| outcome.report.runs[0].what.contains("of its strength");
+    assert!(told(&weakened) && !told(&whole));
+    let alpha = |outcome: &Outcome| match outcome.kept("lora") {
+        Some(Product::Adapter(adapter)) => (adapter.config.alpha, adapter.theta.clone()),
+        _ => panic!("nothing is kept"),
+    };
+    let ((full, before), (less, after)) = (alpha(&whole), alpha(&weakened));
+    assert!(before == after && less < full && less > 0.1 * full, "{less} of {full}");
+    assert!(arm(&weakened, "lora").reasons.iter().any(|r| r.contains("of its full strength")));
+
+    // What forgets little acts fully.
+    let gentle = Thresholds { retention_nll_max: 1.0, retention_kl_max: 9.0, ..plain.thresholds };
+    let gentle = Contest { calibration: plain.retention.clone(), thresholds: gentle, ..plain };
+    assert_eq!(alpha(&held(&base, &material, &gentle).expect("a verdict")).0, full);
+}
+
 /// Commands of the everyday kind: eighty to train with, each with the answer of another, and forty with their
 /// own to decide by. Answers stand as `form` writes them.
 fn shuffled(text: &Text, seed: u64, form: impl Fn(&str) -> String) -> Material {
@@ -231,7 +266,7 @@ fn luck(name: &str, kind: ArmKind, n: usize, seed: u64) -> ArmResult {
         _ => Vec::new(),
     };
     let nll = (0..n).map(one).collect();
-    ArmResult { name: name.into(), kind, nll, correct: None, retention, task_kl: None }
+    ArmResult { name: name.into(), kind, nll, correct: None, retention, task_kl: None, strength: None }
 }
 
 #[test]

@@ -275,6 +275,8 @@ impl Trial {
         };
         let shots = or(p.shots, settings::SHOTS as u32);
         Ok(Contest {
+            active: None,
+            calibration: Vec::new(),
             title: "adapt".into(),
             shots: if few_shot { vec![(shots, Choice::Seeded(p.seed))] } else { Vec::new() },
             recipes,
@@ -318,7 +320,7 @@ impl Trial {
                 replay_share: self.replay_share,
                 ..Settings::of_arm(Method::Adapter(lora))
             };
-            Ok(Recipe { name: name.to_string(), settings, extra: Vec::new() })
+            Ok(Recipe::new(name, settings))
         };
         kinds.into_iter().map(recipe).collect()
     }
@@ -346,7 +348,8 @@ impl Trial {
         match &outcome.verdict.decision {
             Decision::Promote { arm } => (ENGRAFT_DECISION_PROMOTE, arm),
             Decision::KeepPrompting { arm, .. } => (ENGRAFT_DECISION_KEEP_PROMPTING, arm),
-            Decision::KeepBase => (ENGRAFT_DECISION_KEEP_BASE, ""),
+            // This gate never compares with what is in use.
+            Decision::KeepActive { .. } | Decision::KeepBase => (ENGRAFT_DECISION_KEEP_BASE, ""),
         }
     }
 }

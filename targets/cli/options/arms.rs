@@ -19,6 +19,10 @@ pub(crate) struct ArmOptions {
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     pub(crate) arms: Vec<ArmName>,
 
+    /// Trained arms that may be promoted; the others are only measured [default: all but full]
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
+    candidates: Vec<ArmName>,
+
     /// Examples in the few-shot prompt
     #[arg(short = 'k', long, value_name = "K", default_value_t = settings::SHOTS as u32, value_parser = value_parser!(u32).range(1..=64))]
     shots: u32,
@@ -138,6 +142,12 @@ impl ArmOptions {
     pub(crate) fn check(&self) -> Result<()> {
         self.shape.check()?;
         self.forgetting.check()?;
+        if let Some(left_out) =
+            self.candidates.iter().find(|c| !(self.arms.is_empty() || self.arms.contains(c)))
+        {
+            let name = left_out.trained().unwrap_or("few-shot");
+            return Err(misuse(format!("--candidates: {name} isn't among --arms; add it there")));
+        }
         let seeds = &self.seeds;
         match seeds.iter().enumerate().find_map(|(i, s)| seeds[..i].contains(s).then_some(s)) {
             None => Ok(()),
@@ -173,10 +183,19 @@ impl ArmOptions {
             for seed in &self.seeds {
                 let name = if self.seeds.len() > 1 { format!("{kind}-{seed}") } else { kind.into() };
                 let settings = Settings { seed: *seed, ..self.settings(arm, search, runs, model)? };
-                recipes.push(Recipe { name, settings, extra: Vec::new() });
+                recipes.push(Recipe { baseline: !self.is_candidate(arm), ..Recipe::new(&name, settings) });
             }
         }
         Ok(recipes)
+    }
+
+    /// Whether an arm may be promoted.
+    fn is_candidate(&self, arm: ArmName) -> bool {
+        match self.candidates.is_empty() {
+            // Tuned in every weight, small models mostly lose (arXiv 2606.06920).
+            true => arm != ArmName::Full,
+            false => self.candidates.contains(&arm),
+        }
     }
 
     fn settings(&self, arm: ArmName, search: bool, runs: usize, model: &ModelConfig) -> Result<Settings> {

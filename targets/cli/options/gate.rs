@@ -8,7 +8,7 @@ use engraft_runtime::compare::material::Rows;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::data::{self, DataOptions as Reading};
 use engraft_runtime::error::Result;
-use engraft_runtime::gate::verdict::Thresholds;
+use engraft_runtime::gate::verdict::{KeepGeneral, Thresholds};
 use engraft_runtime::model::text::Text;
 
 use super::{misuse, parse, stat};
@@ -26,13 +26,17 @@ pub(crate) struct GateOptions {
     #[arg(long, value_name = "NATS", default_value_t = 0.0, value_parser = parse::not_negative)]
     improvement_min: f64,
 
-    /// Maximum increase of the loss on retention texts, nats per token
-    #[arg(long, value_name = "NATS", default_value_t = Thresholds::default().retention_nll_max, value_parser = parse::not_negative)]
-    retention_nll_max: f64,
+    /// How much of ordinary text must be kept
+    #[arg(long, default_value = "strict", value_parser = parse::keep_general())]
+    keep_general: KeepGeneral,
 
-    /// Maximum KL(tuned‖base) on retention texts, nats per token
-    #[arg(long, value_name = "NATS", default_value_t = Thresholds::default().retention_kl_max, value_parser = parse::not_negative)]
-    retention_kl_max: f64,
+    /// Maximum increase of the loss on retention texts, nats per token [default: as --keep-general]
+    #[arg(long, value_name = "NATS", value_parser = parse::not_negative)]
+    retention_nll_max: Option<f64>,
+
+    /// Maximum KL(tuned‖base) on retention texts, nats per token [default: as --keep-general]
+    #[arg(long, value_name = "NATS", value_parser = parse::not_negative)]
+    retention_kl_max: Option<f64>,
 
     /// Maximum KL(tuned‖base) on the task, nats per token [default: no limit]
     #[arg(long, value_name = "NATS", value_parser = parse::not_negative)]
@@ -70,11 +74,12 @@ pub(crate) struct GateOptions {
 impl GateOptions {
     /// The gate's thresholds, with or without a few-shot arm required.
     pub(crate) fn thresholds(&self, few_shot_required: bool) -> Thresholds {
+        let (nll_max, kl_max) = self.keep_general.ceilings();
         Thresholds {
             alpha: self.level,
             improvement_min: self.improvement_min,
-            retention_nll_max: self.retention_nll_max,
-            retention_kl_max: self.retention_kl_max,
+            retention_nll_max: self.retention_nll_max.unwrap_or(nll_max),
+            retention_kl_max: self.retention_kl_max.unwrap_or(kl_max),
             task_kl_max: self.task_kl_max,
             examples_min: self.examples_min,
             resamples: self.resamples,

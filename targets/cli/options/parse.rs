@@ -5,6 +5,7 @@ use engraft_kernels::DType;
 use engraft_runtime::adapter::{Override, StoredAs};
 use engraft_runtime::compare::answers::Metric;
 use engraft_runtime::gate::task::Task;
+use engraft_runtime::gate::verdict::KeepGeneral;
 use engraft_runtime::model::Proj;
 use engraft_runtime::nn::keep::{Keep, KeepPrecision};
 use engraft_runtime::nn::{GradientPrecision, Precision};
@@ -112,6 +113,15 @@ pub(crate) fn retention_metric() -> impl TypedValueParser<Value = Metric> {
         (Metric::Numeric(Task::Gsm8k), "gsm8k", "By number, as --task gsm8k"),
         (Metric::Numeric(Task::OrcaMath), "orca-math", "By number, as --task orca-math"),
         (Metric::Numeric(Task::Svamp), "svamp", "By number, as --task svamp"),
+    ])
+}
+
+/// How much of ordinary text must be kept.
+pub(crate) fn keep_general() -> impl TypedValueParser<Value = KeepGeneral> {
+    choice(&[
+        (KeepGeneral::Strict, "strict", "It may get 3 % worse (0.03 nats per token): nobody would notice"),
+        (KeepGeneral::Moderate, "moderate", "It may get 10 % worse (0.1 nats): noticeable, for harder tasks"),
+        (KeepGeneral::Off, "off", "It is measured and not judged: for a model that only ever does this task"),
     ])
 }
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use engraft_runtime::compare::{Outcome, Promotion};
+use engraft_runtime::compare::{InUse, Outcome, Promotion};
 use engraft_runtime::error::{Error, ErrorKind};
-use engraft_runtime::gate::store::{Generation, LAST_DIR, Store, Writer};
+use engraft_runtime::gate::store::{self, Generation, LAST_DIR, Store, Writer};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, check_dir_within};
 
@@ -46,6 +46,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         title: "adapt",
         arms: &[ArmName::FewShot, ArmName::Lora],
         search: true,
+        active: in_use(&store, contest.model.open()?.as_ref())?,
         folder: None,
         unfinished: &last.join(UNFINISHED_DIR),
     };
@@ -79,6 +80,33 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     }
 }
 
+/// The store's active generation, which a new one must beat. One that can't be read, or that was made for another model,
+/// has nothing to be beaten in.
+fn in_use(store: &Store<'_>, model: &ModelFile) -> Result<Option<(String, InUse)>, Error> {
+    let generation = match store.active() {
+        Ok(None) => return Ok(None),
+        Ok(Some(active)) => active.generation,
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            eprintln!("warning: what is in use can't be compared: {error}");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    if let Err(error) = generation.check_base(&model.digest()) {
+        eprintln!("warning: what is in use can't be compared: {error}");
+        return Ok(None);
+    }
+    let name = format!("generation {}", generation.number);
+    let in_use = match store.load(&generation)? {
+        store::InUse::Base => return Ok(None),
+        store::InUse::FewShot(messages) => InUse::FewShot(messages),
+        store::InUse::Adapter(_) => {
+            InUse::Adapter(store.adapter_file(&generation).expect("its content is an adapter"))
+        }
+    };
+    Ok(Some((name, in_use)))
+}
+
 /// What to type next to use the active generation.
 fn use_it(model: &Path, store: &Path, chat: bool) -> String {
     let (model, store) = (model.display(), store.display());
@@ -103,7 +131,7 @@ pub(super) fn promote(
 ) -> Result<Option<Generation>, Error> {
     match outcome.promote(writer, model)? {
         Promotion::Active(generation) => Ok(Some(generation)),
-        Promotion::BaseStays => Ok(None),
+        Promotion::NothingChanges => Ok(None),
         Promotion::CannotHold(why) => {
             eprintln!("the best arm can't be promoted: {why}");
             Ok(None)

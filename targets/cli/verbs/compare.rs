@@ -58,6 +58,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         title: "compare",
         arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora, ArmName::Full],
         search: false,
+        active: None,
         folder: Some(&options.out),
         unfinished: &options.out.join(UNFINISHED_DIR),
     };

@@ -1,6 +1,6 @@
 //! What a verdict means for each arm and for the reader's next step, in a few words.
 
-use super::super::verdict::{ArmKind, ArmReport, Decision, RetentionReport, Verdict};
+use super::super::verdict::{ArmKind, ArmReport, Comparison, Decision, RetentionReport, Verdict};
 use super::{Report, show};
 
 impl Report {
@@ -41,7 +41,7 @@ impl Report {
 /// The name of the chosen arm; empty for a verdict without zero-shot.
 pub(super) fn chosen(verdict: &Verdict) -> &str {
     match &verdict.decision {
-        Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } => arm,
+        Decision::Promote { arm } | Decision::KeepPrompting { arm, .. } | Decision::KeepActive { arm } => arm,
         Decision::KeepBase => zero_shot(verdict).unwrap_or_default(),
     }
 }
@@ -66,13 +66,15 @@ pub(super) fn rivals(verdict: &Verdict) -> Vec<&str> {
 pub(super) fn outcome(verdict: &Verdict, arm: &ArmReport) -> String {
     if arm.name == chosen(verdict) {
         return match arm.kind {
-            ArmKind::Trained => "promoted".into(),
+            ArmKind::Trained | ArmKind::Baseline => "promoted".into(),
             ArmKind::FewShot { k } => format!("kept, with its {k} examples"),
-            ArmKind::ZeroShot => "kept".into(),
+            ArmKind::ZeroShot | ArmKind::Active => "kept".into(),
         };
     }
-    if arm.kind == ArmKind::ZeroShot {
-        return "what the others must beat".into();
+    match arm.kind {
+        ArmKind::ZeroShot => return "what the others must beat".into(),
+        ArmKind::Active if arm.eligible => return "in use until now".into(),
+        _ => {}
     }
     if verdict.leak_count > 0 {
         return "void: held-out rows leaked".into();
@@ -102,7 +104,12 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     for c in arm.comparisons.iter().filter(|c| !c.better) {
         why.push(format!("{} {}", if c.worse { "worse than" } else { "doesn't beat" }, c.against));
     }
-    for c in arm.comparisons.iter().filter(|c| c.accuracy.is_some_and(|a| a.worse)) {
+    let active = verdict.arms.iter().find(|a| a.kind == ArmKind::Active).map(|a| a.name.as_str());
+    let is_behind = |c: &Comparison| {
+        let fewer = Some(c.against.as_str()) == active;
+        c.accuracy.is_some_and(|a| a.worse || fewer && a.only_arm < a.only_rival)
+    };
+    for c in arm.comparisons.iter().filter(|c| is_behind(c)) {
         why.push(format!("less accurate than {}", c.against));
     }
     if solves_no_more(verdict, arm) {
@@ -112,12 +119,15 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     if arm.comparisons.iter().all(|c| c.better) && arm.adjusted_p.is_some_and(|p| p > level) {
         why.push("doesn't win after Holm's correction".into());
     }
-    if arm.kind == ArmKind::Trained {
+    if arm.kind.is_trained() {
         why.extend(forgotten(verdict, arm));
         let is_few = |a: &ArmReport| matches!(a.kind, ArmKind::FewShot { .. }) && a.nll.is_some();
         if verdict.thresholds.few_shot_required && !verdict.arms.iter().any(is_few) {
             why.push("no few-shot arm to compare with".into());
         }
+    }
+    if arm.kind == ArmKind::Baseline {
+        why.push("only a baseline".into());
     }
     why
 }
@@ -199,15 +209,15 @@ pub(super) fn next_step(verdict: &Verdict, model_file: &str) -> String {
                 .map(|n| format!(" About {n} held-out rows could decide whether training does better."));
             format!("Put the same {k} examples before each question.{}", open.unwrap_or_default())
         }
-        Decision::KeepBase if too_few => {
+        Decision::KeepActive { .. } | Decision::KeepBase if too_few => {
             format!("Hold out at least {} examples, then compare again.", verdict.held_out.examples_min)
         }
-        Decision::KeepBase => keep_base(verdict),
+        Decision::KeepActive { .. } | Decision::KeepBase => keep_base(verdict),
     }
 }
 
 fn keep_base(verdict: &Verdict) -> String {
-    let trained = || verdict.arms.iter().filter(|a| a.kind == ArmKind::Trained);
+    let trained = || verdict.arms.iter().filter(|a| a.kind.is_trained());
     let only_forgets = |a: &ArmReport| {
         let won = !a.comparisons.is_empty() && a.comparisons.iter().all(|c| c.better);
         won && !a.retention.is_empty() && !forgotten(verdict, a).is_empty()

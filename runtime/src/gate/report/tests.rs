@@ -30,6 +30,7 @@ fn arm(name: &str, kind: ArmKind, mean: f64, right: usize, forgot: &[(&str, f64,
         correct: Some((0..n).map(|i| (i * 7919 + seed as usize) % n < right).collect()),
         retention: forgot.iter().map(of).collect(),
         task_kl: (kind == ArmKind::Trained).then_some(0.1412),
+        strength: None,
     }
 }
 

@@ -48,7 +48,7 @@ impl Report {
         let tone = match &self.verdict.decision {
             _ if self.verdict.leak_count > 0 => Tone::Bad,
             Decision::Promote { .. } => Tone::Good,
-            Decision::KeepPrompting { .. } | Decision::KeepBase => Tone::Bold,
+            Decision::KeepPrompting { .. } | Decision::KeepActive { .. } | Decision::KeepBase => Tone::Bold,
         };
         sheet.say(Tone::Plain, 0, &self.heading());
         sheet.say(tone, 0, &self.verdict.decision.to_string());

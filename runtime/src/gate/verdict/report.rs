@@ -41,6 +41,11 @@ pub enum Decision {
         /// Examples in the prompt.
         k: usize,
     },
+    /// What is in use stays: nothing is shown to be better.
+    KeepActive {
+        /// Its arm's name.
+        arm: String,
+    },
     /// The base alone stays.
     KeepBase,
 }
@@ -50,6 +55,7 @@ impl fmt::Display for Decision {
         match self {
             Decision::Promote { arm } => write!(f, "PROMOTE({arm})"),
             Decision::KeepPrompting { k, .. } => write!(f, "KEEP_PROMPTING({k})"),
+            Decision::KeepActive { arm } => write!(f, "KEEP_ACTIVE({arm})"),
             Decision::KeepBase => write!(f, "KEEP_BASE"),
         }
     }
@@ -141,7 +147,7 @@ pub struct ArmReport {
     pub nll: Option<f64>,
     /// Share of the examples it solved.
     pub accuracy: Option<f64>,
-    /// Against zero-shot and, for trained arms, each few-shot arm whose loss is a number.
+    /// Against zero-shot, what is in use and, for trained arms, each few-shot arm whose loss is a number.
     pub comparisons: Vec<Comparison>,
     /// Its p-value over all rivals, after Holm.
     pub adjusted_p: Option<f64>,
@@ -310,7 +316,7 @@ pub(super) fn sentence(name: &str, c: &Comparison, kind: ArmKind, rival_is_zero:
         return format!("{name} beats {} {figures}.", c.against);
     }
     match c.worse {
-        true if rival_is_zero && kind == ArmKind::Trained => {
+        true if rival_is_zero && kind.is_trained() => {
             format!("Negative transfer: {name} is worse than {}, the untrained base, {figures}.", c.against)
         }
         true => format!("{name} is worse than {} {figures}.", c.against),
@@ -366,8 +372,12 @@ pub(super) fn forgetting(arm: &ArmResult, t: &Thresholds, report: &mut ArmReport
         // NaN counts as above every ceiling.
         let below = value <= ceiling;
         sound &= below;
-        let relation = if below { "within" } else { "above" };
-        report.reasons.push(format!("{name}: {what} is {value:.4} nats per token, {relation} {ceiling}."));
+        let relation = match (below, ceiling.is_finite()) {
+            (true, false) => "not judged".to_string(),
+            (true, true) => format!("within {ceiling}"),
+            (false, _) => format!("above {ceiling}"),
+        };
+        report.reasons.push(format!("{name}: {what} is {value:.4} nats per token, {relation}."));
     };
     for r in &arm.retention {
         hold(format!("retention ΔNLL on {}", r.text), r.delta_nll, t.retention_nll_max);

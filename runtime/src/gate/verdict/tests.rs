@@ -27,7 +27,7 @@ fn arm(name: &str, kind: ArmKind, mean: f64) -> ArmResult {
         _ => vec![],
     };
     let nll = losses(mean, 0.1, seed, N);
-    ArmResult { name: name.into(), kind, nll, correct: None, retention, task_kl: None }
+    ArmResult { name: name.into(), kind, nll, correct: None, retention, task_kl: None, strength: None }
 }
 
 fn zero() -> ArmResult {
@@ -160,7 +160,8 @@ fn lower_accuracy_turns_a_winner_down() {
     assert_eq!(more.promoted(), Some("lora"));
     assert_eq!(
         more.sentence,
-        "Promoted: lora answers 40 of 60 held-out examples right; the model alone answers 30."
+        "Promoted: lora answers 40 of 60 held-out examples right; the model alone answers 30. It writes \
+         ordinary text about 1 % worse than before."
     );
     assert!(v.reasons.iter().any(|r| r.contains("5 discordant pairs are needed")), "{:#?}", v.reasons);
     assert_eq!(v.arms[0].accuracy, Some(0.5));
@@ -403,4 +404,101 @@ fn harm_that_the_corrected_interval_does_not_show_is_explained() {
     };
     assert!(told(0.01).contains("[-0.2000, 0.0100] at 97.5 % (below 0 without Holm's correction)"));
     assert!(told(-0.01).ends_with("[-0.2000, -0.0100] at 97.5 %."), "{}", told(-0.01));
+}
+
+fn in_use(mean: f64) -> ArmResult {
+    arm("generation 1", ArmKind::Active, mean)
+}
+
+#[test]
+fn nothing_replaces_what_it_does_not_beat() {
+    let kept = Decision::KeepActive { arm: "generation 1".into() };
+    // Both beat the base, neither what is in use, in whatever order they are given.
+    for arms in
+        [vec![zero(), in_use(2.0), few(2.5), lora(2.4)], vec![lora(2.4), few(2.5), in_use(2.0), zero()]]
+    {
+        let v = judged(&arms);
+        assert_eq!(v.decision, kept, "{:#?}", v.reasons);
+        assert!(
+            v.sentence.contains("what is in use stays: lora isn't shown to do better than what is in use")
+        );
+    }
+    // Nor does its twin.
+    let twin = ArmResult {
+        name: "lora".into(),
+        kind: ArmKind::Trained,
+        retention: lora(2.0).retention,
+        ..in_use(2.0)
+    };
+    assert_eq!(judged(&[zero(), few(2.8), in_use(2.0), twin]).decision, kept);
+    // What is better does, be the rest as it may.
+    let promoted = Decision::Promote { arm: "lora".into() };
+    assert_eq!(judged(&[zero(), few(2.8), in_use(2.4), lora(2.0)]).decision, promoted);
+    let prompted = Decision::KeepPrompting { arm: "5-shot".into(), k: 5 };
+    assert_eq!(judged(&[zero(), few(2.0), in_use(2.4)]).decision, prompted);
+    // A lower loss doesn't make up for a single answer.
+    let answers = |arm: ArmResult, right| ArmResult { correct: solved(right), ..arm };
+    let all = |right| {
+        [answers(zero(), 5), answers(few(2.8), 6), answers(in_use(2.4), 40), answers(lora(2.0), right)]
+    };
+    assert_eq!(judged(&all(40)).decision, promoted);
+    let v = judged(&all(39));
+    assert_eq!(v.decision, kept);
+    assert!(v.sentence.contains("lora answers fewer examples right than what is in use"), "{}", v.sentence);
+    // It stays where nothing can be decided; and what is broken gives way.
+    let leak = Leak { held_out: "a:1".into(), train: "b:1".into(), exact: true };
+    let leaky = judge(&[zero(), in_use(2.4), lora(2.0)], &[leak], &quick(), &Basis::default()).unwrap();
+    assert_eq!(leaky.decision, kept);
+    let mut broken = in_use(2.0);
+    broken.nll[0].sum = f64::NAN;
+    assert_eq!(judged(&[zero(), few(2.8), broken, lora(2.4)]).decision, promoted);
+    let two = [zero(), in_use(2.0), ArmResult { name: "generation 2".into(), ..in_use(2.0) }];
+    assert_eq!(judge(&two, &[], &quick(), &Basis::default()).unwrap_err().kind(), ErrorKind::Misuse);
+}
+
+#[test]
+fn a_baseline_is_measured_and_never_promoted() {
+    let full = |mean| arm("full", ArmKind::Baseline, mean);
+    let retention = lora(0.0).retention;
+    let full = |mean| ArmResult { retention: retention.clone(), ..full(mean) };
+    let v = judged(&[zero(), few(2.8), lora(2.5), full(2.0)]);
+    assert_eq!(v.decision, Decision::Promote { arm: "lora".into() });
+    assert!(v.arms[3].comparisons.iter().all(|c| c.better) && !v.arms[3].eligible, "{:#?}", v.arms[3]);
+    let v = judged(&[zero(), few(3.0), full(2.0)]);
+    assert_eq!(v.decision, Decision::KeepBase);
+    assert!(v.sentence.contains("full is only a baseline"), "{}", v.sentence);
+    // What it isn't a rival of, it doesn't cost: the others are judged as without it.
+    let alone = judged(&[zero(), few(2.8), lora(2.5)]);
+    let beside = judged(&[zero(), few(2.8), lora(2.5), full(2.0)]);
+    assert_eq!(alone.arms[2], beside.arms[2]);
+}
+
+#[test]
+fn what_must_be_kept_is_the_users_choice() {
+    let forgetful = |delta_nll| {
+        let retention = vec![Retention { text: "built-in".into(), delta_nll, kl: 0.1, retained: None }];
+        vec![zero(), few(3.0), ArmResult { retention, ..lora(2.0) }]
+    };
+    let judged = |keep: KeepGeneral, delta_nll| {
+        let (retention_nll_max, retention_kl_max) = keep.ceilings();
+        let thresholds = Thresholds { retention_nll_max, retention_kl_max, ..quick() };
+        judge(&forgetful(delta_nll), &[], &thresholds, &Basis::default()).unwrap()
+    };
+    for (keep, most) in [(KeepGeneral::Strict, 0.03), (KeepGeneral::Moderate, 0.1)] {
+        assert!(judged(keep, most - 0.001).promoted().is_some(), "{keep:?}");
+        let v = judged(keep, most + 0.001);
+        assert!(
+            v.promoted().is_none() && v.sentence.contains("writes ordinary text about"),
+            "{}",
+            v.sentence
+        );
+    }
+    let v = judged(KeepGeneral::Off, 4.0);
+    assert!(v.sentence.ends_with("about 5360 % worse than before."), "{}", v.sentence);
+    assert!(v.reasons.iter().any(|r| r.ends_with("not judged.")), "{:#?}", v.reasons);
+    // No ceiling is a word that JSON knows.
+    assert_eq!(Verdict::from_json(&v.to_json().unwrap()).unwrap(), v);
+    assert!(
+        judged(KeepGeneral::Strict, -0.01).sentence.ends_with("It writes ordinary text as well as before.")
+    );
 }

@@ -151,6 +151,8 @@ impl<'a> Demo<'a> {
         let planned = recipes[0].plan(&self.base, &self.material, RunRows::default(), &limit);
         eprintln!("{}", plan_table(&planned.request, &planned.plan));
         Ok(Contest {
+            active: None,
+            calibration: Vec::new(),
             title: "demo".to_string(),
             shots: vec![(self.shots_that_fit(&base), Choice::Seeded(self.options.seed))],
             recipes,
@@ -202,6 +204,6 @@ impl<'a> Demo<'a> {
             weight_decay: WEIGHT_DECAY,
             ..Settings::of_arm(method)
         };
-        Recipe { name: name.to_string(), settings, extra }
+        Recipe { extra, ..Recipe::new(name, settings) }
     }
 }
