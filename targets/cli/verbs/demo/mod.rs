@@ -96,10 +96,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     json::line(&measured.samples())?;
     json::line(&measured.table()?)?;
     json::line(&measured.verdict(options.store.as_deref(), promoted.as_ref())?)?;
-    if invocation.json {
-        json::emit(&measured.json()?)?;
-    }
-    Ok(())
+    invocation.emit(&measured.json()?)
 }
 
 /// The built-in model and rows, and how to compute with them.
