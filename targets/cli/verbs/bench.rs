@@ -59,10 +59,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
-    let model = match options.model.given() {
-        Some(model) => model.open()?,
-        None => demo::built_in()?,
-    };
+    let model = options.model.given().map_or_else(demo::built_in, |model| model.open())?;
     let base = Base {
         model,
         kernels: options.compute.kernels()?,
@@ -75,10 +72,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     bench.verify()?;
     let result = bench.measure(&planned)?;
     json::line(&table(&result))?;
-    if invocation.json {
-        json::emit(&result)?;
-    }
-    Ok(())
+    invocation.emit(&result)
 }
 
 fn table(r: &json::Bench) -> String {
@@ -262,7 +256,7 @@ impl Bench<'_> {
     fn median_rate(&self, tokens: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         let (started, mut rates) = (Instant::now(), Vec::with_capacity(REPEATS));
         while rates.is_empty() || (rates.len() < REPEATS && started.elapsed() < EACH) {
-            if self.invocation.cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            if self.invocation.is_cancelled() {
                 return Err(common::cancelled("the bench was stopped").into());
             }
             let one = Instant::now();
