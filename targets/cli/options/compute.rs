@@ -5,7 +5,9 @@ use std::sync::Arc;
 use clap::{Args, value_parser};
 use engraft_kernels::{Isa, Kernels};
 use engraft_runtime::error::Error;
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::{GradientPrecision, Precision};
+use engraft_runtime::run::Base;
 
 use super::{misuse, parse};
 
@@ -49,6 +51,15 @@ impl ComputeOptions {
         let kernels = Kernels::with_isa(isa, self.threads as usize);
         log::info!("{} threads, {}", kernels.threads(), isa.name());
         Ok(Arc::new(kernels))
+    }
+
+    /// A model, and how to compute with it.
+    ///
+    /// # Errors
+    /// Those of [`ComputeOptions::kernels`].
+    pub(crate) fn base(&self, model: Arc<ModelFile>, held_bytes: usize) -> Result<Base, Error> {
+        let (kernels, precision, gradient) = (self.kernels()?, self.precision, self.gradient());
+        Ok(Base { model, kernels, precision, gradient, held_bytes })
     }
 
     /// How training computes input gradients.

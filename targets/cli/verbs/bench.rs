@@ -60,13 +60,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let model = options.model.given().map_or_else(demo::built_in, |model| model.open())?;
-    let base = Base {
-        model,
-        kernels: options.compute.kernels()?,
-        precision: options.compute.precision,
-        gradient: options.compute.gradient(),
-        held_bytes: 0,
-    };
+    let base = options.compute.base(model, 0)?;
     let bench = Bench { options, invocation, settings: settings(&base, options.rank as usize)?, base };
     let planned = bench.fitting()?;
     bench.verify()?;

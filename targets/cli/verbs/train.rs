@@ -117,13 +117,7 @@ impl Training<'_> {
     /// Does the whole run and returns what `--json` prints.
     fn begin(options: &Options, mut prepared: Prepared, mut screen: Screen<'_>) -> Result<serde_json::Value> {
         let tune = &options.tune;
-        let base = Base {
-            model: prepared.model.clone(),
-            kernels: tune.compute.kernels()?,
-            precision: tune.compute.precision,
-            gradient: tune.compute.gradient(),
-            held_bytes: 0,
-        };
+        let base = tune.compute.base(prepared.model.clone(), 0)?;
         let replay = replay_rows(&mut prepared, &base, &mut screen)?;
         let general = std::mem::take(&mut prepared.general);
         let Some(data) = prepared.data.take() else { return Ok(serde_json::Value::Null) };
