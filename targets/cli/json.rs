@@ -1,13 +1,28 @@
-//! The object that `--json` prints on the last line of stdout: one type per verb, and one for errors.
-//! Field names are stable.
+//! The object that `--json` prints on the last line of stdout. A verb composes its own with [`object`], unless its
+//! fields are also shown to people or printed by other verbs; those types are here. Field names are stable.
 
 use std::io::{self, Write};
 
 use engraft_runtime::compare::Outcome;
+use engraft_runtime::gate::store::ContentKind;
 use engraft_runtime::gate::verdict::Decision;
-use engraft_runtime::generate::{Continuation, Ended};
-use engraft_runtime::selftest::Check;
 use serde::{Serialize, Serializer};
+
+/// An object with these fields in their order, of a type that has no name.
+macro_rules! object {
+    ($($(#[$about:meta])* $field:ident: $value:expr),+ $(,)?) => {{
+        #[allow(non_camel_case_types, reason = "each field's type is named like the field")]
+        let object = {
+            #[derive(serde::Serialize)]
+            struct Object<$($field),+> {
+                $($(#[$about])* $field: $field),+
+            }
+            Object { $($field: $value),+ }
+        };
+        object
+    }};
+}
+pub(crate) use object;
 
 /// `engraft plan`. Sizes in bytes.
 #[derive(Debug, Serialize)]
@@ -112,151 +127,6 @@ pub(crate) struct Train {
     pub(crate) valid_loss_stored: Option<Option<f64>>,
 }
 
-/// `engraft eval`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Eval {
-    /// Mean negative log likelihood of a scored token, in nats.
-    pub(crate) nll: f64,
-    /// `exp(nll)`.
-    pub(crate) ppl: f64,
-    /// Scored tokens.
-    pub(crate) tokens: u64,
-}
-
-/// `engraft generate`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Generate {
-    pub(crate) text: String,
-    pub(crate) prompt_tokens: u64,
-    pub(crate) tokens: u64,
-    pub(crate) tokens_per_s: f64,
-    /// `end` when the model stopped, `length` at `--n-predict`, `context` when the context was full.
-    pub(crate) stopped: &'static str,
-}
-
-impl Generate {
-    /// The result of continuing a prompt of so many tokens.
-    pub(crate) fn of(told: &Continuation, prompt_tokens: usize) -> Generate {
-        Generate {
-            text: told.text.clone(),
-            prompt_tokens: prompt_tokens as u64,
-            tokens: told.ids.len() as u64,
-            tokens_per_s: told.tokens_per_s(),
-            stopped: match told.ended {
-                Ended::Model | Ended::Stopped => "end",
-                Ended::Limit => "length",
-                Ended::Context => "context",
-            },
-        }
-    }
-}
-
-/// `engraft import`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Import {
-    /// `peft`, `mlx` or `gguf`.
-    pub(crate) format: &'static str,
-    /// Adapted projections, over all blocks.
-    pub(crate) modules: usize,
-    pub(crate) rank: usize,
-    pub(crate) alpha: f32,
-    /// Digest of the base that it was bound to.
-    pub(crate) base: String,
-    /// Parts of the adapter that were ignored.
-    pub(crate) warnings: Vec<String>,
-    /// Path of the adapter's file.
-    pub(crate) adapter: String,
-}
-
-/// `engraft export`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Export {
-    /// `peft` or `gguf`.
-    pub(crate) format: &'static str,
-    /// Adapted projections, over all blocks.
-    pub(crate) modules: usize,
-    /// The file or folder.
-    pub(crate) output: String,
-    /// The plain LoRA written instead of a DoRA; `null` without `--dora-svd-rank`.
-    pub(crate) approximation: Option<ExportApproximation>,
-}
-
-/// A plain LoRA that replaces a DoRA. Errors are shares of the change, in Frobenius norms.
-#[derive(Debug, Serialize)]
-pub(crate) struct ExportApproximation {
-    pub(crate) rank: u32,
-    /// Of all projections together.
-    pub(crate) relative_error: f64,
-    pub(crate) projections: Vec<ProjectionError>,
-    /// `null` without a held-out text.
-    pub(crate) measured: Option<ExportMeasure>,
-}
-
-/// The error of one projection.
-#[derive(Debug, Serialize)]
-pub(crate) struct ProjectionError {
-    pub(crate) layer: usize,
-    /// As Hugging Face names it.
-    pub(crate) projection: &'static str,
-    pub(crate) relative_error: f64,
-}
-
-/// What the plain LoRA costs on held-out text: means over scored tokens, in nats.
-#[derive(Debug, Serialize)]
-pub(crate) struct ExportMeasure {
-    pub(crate) tokens: usize,
-    pub(crate) nll_base: f64,
-    /// With the DoRA.
-    pub(crate) nll_adapter: f64,
-    pub(crate) nll_exported: f64,
-    /// KL(base with the DoRA ‖ base with the written LoRA).
-    pub(crate) mean_kl: f64,
-    /// KL(base with the DoRA ‖ base).
-    pub(crate) mean_kl_base: f64,
-}
-
-/// `engraft merge`. Measures are means over scored tokens, in nats.
-#[derive(Debug, Serialize)]
-pub(crate) struct Merge {
-    /// The merged model's file.
-    pub(crate) output: String,
-    pub(crate) bytes: u64,
-    /// Changed tensors.
-    pub(crate) merged_tensors: usize,
-    /// `null` with `--unmeasured`.
-    pub(crate) measured: Option<MergeMeasure>,
-    /// Whether most of the gain was lost and only `--force` kept the file.
-    pub(crate) forced: bool,
-}
-
-/// What merging cost.
-#[derive(Debug, Serialize)]
-pub(crate) struct MergeMeasure {
-    pub(crate) tokens: usize,
-    pub(crate) nll_base: f64,
-    /// The base with the adapter.
-    pub(crate) nll_adapter: f64,
-    pub(crate) nll_merged: f64,
-    /// `nll_merged - nll_adapter`.
-    pub(crate) delta_nll: f64,
-    /// KL(base with adapter ‖ merged).
-    pub(crate) mean_kl: f64,
-    /// KL(base with adapter ‖ base), for comparison.
-    pub(crate) mean_kl_base: f64,
-}
-
-/// `engraft adapter ls`.
-#[derive(Debug, Serialize)]
-pub(crate) struct AdapterList {
-    /// The generation in use; `null` if there is none.
-    pub(crate) active: Option<u64>,
-    pub(crate) generations: Vec<AdapterListed>,
-    /// Generations that should have been used instead, and why they weren't.
-    pub(crate) passed_over: Vec<String>,
-    /// Names in the folder that don't belong to the store.
-    pub(crate) unknown: Vec<String>,
-}
-
 /// One generation of a store. If its manifest is missing or damaged, `problem` says so, and all but the
 /// number is `null`.
 #[derive(Debug, Default, Serialize)]
@@ -264,7 +134,7 @@ pub(crate) struct AdapterListed {
     pub(crate) generation: u64,
     pub(crate) active: bool,
     /// `adapter`, `few_shot` or `base`.
-    pub(crate) content: Option<&'static str>,
+    pub(crate) content: Option<ContentKind>,
     /// The word in verdict.json under `verdict`.
     pub(crate) verdict: Option<String>,
     pub(crate) bytes: Option<u64>,
@@ -275,117 +145,6 @@ pub(crate) struct AdapterListed {
     pub(crate) problem: Option<String>,
     /// Whether it is only what an interrupted command left behind: harmless, removed by the next writer.
     pub(crate) unfinished: bool,
-}
-
-/// `engraft adapter show`.
-#[derive(Debug, Serialize)]
-pub(crate) struct AdapterShow {
-    #[serde(flatten)]
-    pub(crate) listed: AdapterListed,
-    pub(crate) files: Vec<AdapterFile>,
-    /// `null` unless it is an adapter.
-    pub(crate) adapter: Option<AdapterSettings>,
-    /// The examples; `null` unless it is few-shot examples.
-    pub(crate) few_shot: Option<Vec<AdapterTurn>>,
-    /// verdict.json as stored; `null` if it isn't JSON.
-    pub(crate) verdict_json: serde_json::Value,
-}
-
-/// A file of a generation.
-#[derive(Debug, Serialize)]
-pub(crate) struct AdapterFile {
-    pub(crate) name: String,
-    pub(crate) bytes: u64,
-    pub(crate) sha256: String,
-}
-
-/// How an adapter was made.
-#[derive(Debug, Serialize)]
-pub(crate) struct AdapterSettings {
-    pub(crate) dora: bool,
-    pub(crate) rank: usize,
-    pub(crate) alpha: f32,
-    pub(crate) parameters: usize,
-    pub(crate) steps: u64,
-    pub(crate) tokens: u64,
-    pub(crate) seed: u64,
-    pub(crate) valid_loss_before: Option<f32>,
-    pub(crate) valid_loss_after: Option<f32>,
-}
-
-/// A message of a few-shot prefix.
-#[derive(Debug, Serialize)]
-pub(crate) struct AdapterTurn {
-    pub(crate) role: String,
-    pub(crate) content: String,
-}
-
-/// `engraft adapter verify`.
-#[derive(Debug, Serialize)]
-pub(crate) struct AdapterVerify {
-    pub(crate) active: Option<u64>,
-    /// Generations that are whole and, with `-m`, belong to the model.
-    pub(crate) good: Vec<u64>,
-    /// Left by interrupted promotions or prunings: harmless, removed by the next writer.
-    pub(crate) unfinished: Vec<u64>,
-    pub(crate) problems: Vec<String>,
-}
-
-/// `engraft adapter rollback`.
-#[derive(Debug, Serialize)]
-pub(crate) struct AdapterRollback {
-    pub(crate) active: u64,
-    /// The generation that was active before; `null` if there was none.
-    pub(crate) was: Option<u64>,
-}
-
-/// `engraft adapter prune`.
-#[derive(Debug, Serialize)]
-pub(crate) struct AdapterPrune {
-    pub(crate) removed: Vec<u64>,
-    /// Generations whose folder stays because it holds other files.
-    pub(crate) left: Vec<u64>,
-}
-
-/// `engraft demo`. Fractions of exactly right answers, 0 to 1.
-#[derive(Debug, Serialize)]
-pub(crate) struct Demo {
-    pub(crate) before_exact: f64,
-    pub(crate) after_exact: f64,
-    pub(crate) retention_before: f64,
-    pub(crate) retention_after: f64,
-    /// `PROMOTE`, `KEEP_PROMPTING` or `KEEP_BASE`, with its arm.
-    #[serde(flatten)]
-    pub(crate) decision: Decision,
-    /// The decision in one sentence.
-    pub(crate) sentence: String,
-    /// Of the base with examples in its prompt.
-    pub(crate) few_shot_exact: f64,
-    /// Of the adapter, on the everyday commands.
-    pub(crate) forgetting: DemoForgetting,
-    /// The result of full fine-tuning.
-    pub(crate) full: DemoFull,
-    pub(crate) seconds: f64,
-}
-
-/// What an arm of the demo forgot of the everyday commands, nats per token; `null` if that isn't finite.
-#[derive(Debug, Serialize)]
-pub(crate) struct DemoForgetting {
-    pub(crate) delta_nll: Option<f64>,
-    /// KL(tuned‖base).
-    pub(crate) kl: Option<f64>,
-}
-
-/// Full fine-tuning in the demo, with fractions as in [`Demo`].
-#[derive(Debug, Serialize)]
-pub(crate) struct DemoFull {
-    pub(crate) learning_rate: f64,
-    pub(crate) after_exact: f64,
-    pub(crate) retention_after: f64,
-    #[serde(flatten)]
-    pub(crate) forgetting: DemoForgetting,
-    /// Whether it passed the gate.
-    pub(crate) eligible: bool,
 }
 
 /// `engraft bench`. Rates are medians.
@@ -404,13 +163,6 @@ pub(crate) struct Bench {
     /// Share of the training step per kind of work, 0 to 1.
     #[serde(serialize_with = "as_map")]
     pub(crate) shares: Vec<(String, f64)>,
-}
-
-/// `engraft data check`.
-#[derive(Debug, Serialize)]
-pub(crate) struct DataCheck {
-    /// train, valid and, if there is one, test.
-    pub(crate) parts: Vec<DataPart>,
 }
 
 /// One part of the rows. Lengths are in tokens that the model computes.
@@ -432,32 +184,6 @@ pub(crate) struct DataPart {
     pub(crate) skipped: usize,
     /// Rows that are also training rows.
     pub(crate) duplicates: usize,
-}
-
-/// `engraft selftest`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Selftest {
-    /// Whether all checks are within their bounds.
-    pub(crate) passed: bool,
-    pub(crate) checks: Vec<SelftestCheck>,
-}
-
-/// One comparison of `engraft selftest`.
-#[derive(Debug, Serialize)]
-pub(crate) struct SelftestCheck {
-    pub(crate) isa: &'static str,
-    pub(crate) what: String,
-    /// How far it was off; `null` if that isn't finite.
-    pub(crate) found: f64,
-    pub(crate) bound: f64,
-    pub(crate) passed: bool,
-}
-
-impl From<&Check> for SelftestCheck {
-    fn from(check: &Check) -> SelftestCheck {
-        let Check { isa, what, found, bound } = check.clone();
-        SelftestCheck { isa, what, found, bound, passed: check.passed() }
-    }
 }
 
 /// What any verb prints when it fails.

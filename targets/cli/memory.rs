@@ -6,54 +6,52 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The largest private memory seen, in bytes.
+/// Watches for the largest private memory on a separate thread, to catch peaks within a step. Stops when dropped.
 ///
 /// Private means anonymous pages (heap, stacks), in memory or swapped out. Pages of mapped files are
 /// clean and evictable, so they don't count.
-#[derive(Debug, Default)]
-pub(crate) struct PeakPrivate {
-    peak_bytes: AtomicU64,
-}
-
-impl PeakPrivate {
-    /// Measures now and returns the peak so far; `None` where the system doesn't report it.
-    pub(crate) fn sample(&self) -> Option<u64> {
-        let now = private_bytes()?;
-        Some(self.peak_bytes.fetch_max(now, Ordering::Relaxed).max(now))
-    }
-}
-
-/// Samples on a separate thread, to catch peaks within a step. Stops when dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    peak: Arc<PeakPrivate>,
-    stop: Arc<AtomicBool>,
+    seen: Arc<Seen>,
     thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    peak_bytes: AtomicU64,
+    stop: AtomicBool,
 }
 
 impl Watch {
     /// Starts sampling every `interval`. If no thread can be started, only [`Watch::sample`] measures.
     pub(crate) fn start(interval: Duration) -> Watch {
-        let (peak, stop) = (Arc::new(PeakPrivate::default()), Arc::new(AtomicBool::new(false)));
-        let (its_peak, its_stop) = (Arc::clone(&peak), Arc::clone(&stop));
+        let seen = Arc::new(Seen::default());
+        let its = Arc::clone(&seen);
         let look = move || {
-            while !its_stop.load(Ordering::Relaxed) && its_peak.sample().is_some() {
+            while !its.stop.load(Ordering::Relaxed) && its.sample().is_some() {
                 std::thread::park_timeout(interval);
             }
         };
         let thread = std::thread::Builder::new().name("memory".into()).stack_size(64 << 10).spawn(look).ok();
-        Watch { peak, stop, thread }
+        Watch { seen, thread }
     }
 
-    /// Measures now and returns the peak since the start, in bytes.
+    /// Measures now and returns the peak since the start, in bytes; `None` where the system doesn't report it.
     pub(crate) fn sample(&self) -> Option<u64> {
-        self.peak.sample()
+        self.seen.sample()
+    }
+}
+
+impl Seen {
+    fn sample(&self) -> Option<u64> {
+        let now = private_bytes()?;
+        Some(self.peak_bytes.fetch_max(now, Ordering::Relaxed).max(now))
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.seen.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             // The thread can't panic. Even if it did, the peak so far would be valid.
@@ -68,16 +66,8 @@ fn private_bytes() -> Option<u64> {
         return None;
     }
     let mut buffer = [0u8; 8192];
-    let mut file = std::fs::File::open("/proc/self/status").ok()?;
-    let mut filled = 0;
-    loop {
-        match file.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
-        }
-    }
+    // The kernel writes this file in one piece, so one read gets it all.
+    let filled = std::fs::File::open("/proc/self/status").ok()?.read(&mut buffer).ok()?;
     parse_status(std::str::from_utf8(&buffer[..filled]).ok()?)
 }
 

@@ -12,9 +12,9 @@ use engraft_runtime::generate::{AdapterSlot, StackedAdapter};
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
-use crate::caller::{self, Out, structs};
+use crate::caller::{self, structs};
 use crate::error::{ENGRAFT_BASE_MISMATCH, ENGRAFT_BUSY, ENGRAFT_MISUSE, Failure, Result};
-use crate::handle::{self, Kind};
+use crate::handle::{self, kind};
 use crate::model::{self, Model};
 
 /// Trained parameters.
@@ -29,10 +29,7 @@ pub struct Adapter {
     _opaque: [u8; 0],
 }
 
-impl Kind for Adapter {
-    type Value = Inner;
-    const NAME: &'static str = "adapter";
-}
+kind!(Adapter, Inner, "adapter");
 
 /// A place that sessions take their adapter from. `engraft_slot_swap` may be called at any time, from any
 /// thread. A slot belongs to one model and keeps it: that of the first adapter put into it, or of the first
@@ -41,10 +38,7 @@ pub struct Slot {
     _opaque: [u8; 0],
 }
 
-impl Kind for Slot {
-    type Value = Place;
-    const NAME: &'static str = "slot";
-}
+kind!(Slot, Place, "slot");
 
 /// The value behind a slot handle.
 pub(crate) struct Place {
@@ -279,10 +273,8 @@ pub unsafe extern "C" fn engraft_adapter_default_params(
     params: *mut AdapterParams,
     struct_size: usize,
 ) -> i32 {
-    handle::alone("engraft_adapter_default_params", || {
-        // SAFETY: the crate's contract, for the caller's struct.
-        unsafe { caller::default_settings(params, struct_size) }
-    })
+    // SAFETY: the crate's contract, for the caller's struct.
+    unsafe { caller::defaults("engraft_adapter_default_params", params, struct_size) }
 }
 
 /// Loads an adapter from its file, or from a folder that holds `adapter.engraft`, and checks it against the
@@ -296,19 +288,17 @@ pub unsafe extern "C" fn engraft_adapter_load(
     params: *const AdapterParams,
     adapter: *mut *mut Adapter,
 ) -> i32 {
-    // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(adapter) };
-    handle::call("engraft_adapter_load", model, |model| {
-        // SAFETY: the crate's contract, for the caller's place, path and struct.
-        let (out, path, params) = unsafe {
-            (Out::new(adapter)?, caller::path(path, path_length, "path")?, caller::settings(params)?)
-        };
+    let make = |model: &Arc<model::Inner>| {
+        // SAFETY: the crate's contract, for the caller's path and struct.
+        let (path, params) = unsafe { (caller::path(path, path_length, "path")?, caller::settings(params)?) };
         let kernels = model::kernels(params.threads)?;
         let loaded = Parameters::load(&path)?;
         let held = Inner::held(model, &kernels, loaded, &params);
         let named = |f: Failure| Failure::new(f.code, format!("{}: {}", path.display(), f.message));
-        out.publish(held.map_err(named)?)
-    })
+        held.map_err(named)
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make("engraft_adapter_load", model, adapter, make) }
 }
 
 /// Frees an adapter; sessions and slots that use it keep what they need. Does nothing for NULL.
@@ -351,11 +341,9 @@ pub unsafe extern "C" fn engraft_adapter_save(
 /// Makes an empty slot: sessions that follow it use the base alone. `*slot` is freed with `engraft_slot_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_slot_create(slot: *mut *mut Slot) -> i32 {
-    handle::alone("engraft_slot_create", || {
-        // SAFETY: the crate's contract, for the caller's place.
-        let out = unsafe { Out::new(slot) }?;
-        out.publish(Place { slot: Arc::new(AdapterSlot::new(None)), model: OnceLock::new() })
-    })
+    let make = || Ok(Place { slot: Arc::new(AdapterSlot::new(None)), model: OnceLock::new() });
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make_alone("engraft_slot_create", slot, make) }
 }
 
 /// Frees a slot; sessions that follow it keep what it held. Does nothing for NULL.

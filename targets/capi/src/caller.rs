@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
 use crate::error::{ENGRAFT_NOMEM, ENGRAFT_TOO_SMALL, ENGRAFT_UNSUPPORTED_VERSION, Failure, Result};
-use crate::handle::{Kind, publish};
+use crate::handle::{Kind, alone, call, publish};
 
 /// A struct that claims more bytes than this was never initialized.
 const STRUCT_BYTES_MAX: usize = 1 << 16;
@@ -108,39 +108,48 @@ pub(crate) unsafe fn put<T>(out: *mut T, value: T) {
     }
 }
 
-/// Clears the place of a new handle before anything can fail, so that a caller who frees it anyway frees NULL.
+/// Runs an export that makes a handle from another one: `f` returns the value behind it. The handle goes to `place`,
+/// where NULL is put before anything can fail, so that a caller who frees it anyway frees NULL.
 ///
 /// # Safety
-/// `out` is NULL or writable, and aligned.
-pub(crate) unsafe fn clear<K>(out: *mut *mut K) {
+/// `place` is NULL, or writable and aligned until this returns.
+pub(crate) unsafe fn make<H: Kind, K: Kind>(
+    name: &'static str,
+    from: *const H,
+    place: *mut *mut K,
+    f: impl FnOnce(&H::Value) -> Result<K::Value>,
+) -> i32 {
     // SAFETY: the same contract as this function's.
-    unsafe { put(out, std::ptr::null_mut()) };
+    unsafe { put(place, std::ptr::null_mut()) };
+    // SAFETY: the same.
+    call(name, from, |value| unsafe { fill(place, || f(value)) })
 }
 
-/// The place for a new handle; NULL until it is published.
-pub(crate) struct Out<K>(*mut *mut K);
+/// The same for a handle that is made from no other.
+///
+/// # Safety
+/// As [`make`].
+pub(crate) unsafe fn make_alone<K: Kind>(
+    name: &'static str,
+    place: *mut *mut K,
+    f: impl FnOnce() -> Result<K::Value>,
+) -> i32 {
+    // SAFETY: the same contract as this function's.
+    unsafe { put(place, std::ptr::null_mut()) };
+    // SAFETY: the same.
+    alone(name, || unsafe { fill(place, f) })
+}
 
-impl<K: Kind> Out<K> {
-    /// Takes the place and clears it.
-    ///
-    /// # Safety
-    /// `out` is NULL, or writable and aligned as long as the result is used.
-    pub(crate) unsafe fn new(out: *mut *mut K) -> Result<Out<K>> {
-        if out.is_null() {
-            return Err(Failure::misuse(format!("the place for the {} handle is NULL", K::NAME)));
-        }
-        // SAFETY: it is not NULL, and writable as the caller of this says.
-        unsafe { out.write(std::ptr::null_mut()) };
-        Ok(Out(out))
+/// # Safety
+/// As [`make`].
+unsafe fn fill<K: Kind>(place: *mut *mut K, f: impl FnOnce() -> Result<K::Value>) -> Result<()> {
+    if place.is_null() {
+        return Err(Failure::misuse(format!("the place for the {} handle is NULL", K::NAME)));
     }
-
-    /// Publishes a value and stores its handle.
-    pub(crate) fn publish(self, value: K::Value) -> Result<()> {
-        let handle = publish(value)?;
-        // SAFETY: checked in `new`, whose caller said that it stays writable.
-        unsafe { self.0.write(handle) };
-        Ok(())
-    }
+    let handle = publish(f()?)?;
+    // SAFETY: it is not NULL, and writable as the caller of this says.
+    unsafe { place.write(handle) };
+    Ok(())
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -260,11 +269,18 @@ pub(crate) unsafe fn answer<S: Struct>(out: *mut S, value: S) -> Result<()> {
     Ok(())
 }
 
-/// Sets all fields of the caller's struct of `size` bytes to their default, zero, and sets its size.
+/// Runs an export that sets all fields of the caller's struct of `size` bytes to their default, zero, and its size.
 ///
 /// # Safety
 /// `out` is NULL or writable for `size` bytes.
-pub(crate) unsafe fn default_settings<S: Struct>(out: *mut S, size: usize) -> Result<()> {
+pub(crate) unsafe fn defaults<S: Struct>(name: &'static str, out: *mut S, size: usize) -> i32 {
+    // SAFETY: the same contract as this function's.
+    alone(name, || unsafe { default_settings(out, size) })
+}
+
+/// # Safety
+/// As [`defaults`].
+unsafe fn default_settings<S: Struct>(out: *mut S, size: usize) -> Result<()> {
     if out.is_null() {
         return Err(Failure::misuse(format!("{} is NULL", S::NAME)));
     }
@@ -290,6 +306,14 @@ pub(crate) unsafe fn default_settings<S: Struct>(out: *mut S, size: usize) -> Re
 /// The number, or its default if it is zero.
 pub(crate) fn or(value: u32, default: u32) -> usize {
     if value == 0 { default as usize } else { value as usize }
+}
+
+/// Refuses a number above its limit.
+pub(crate) fn at_most(value: u32, max: u32, name: &str) -> Result<u32> {
+    match value <= max {
+        true => Ok(value),
+        false => Err(Failure::misuse(format!("{name} is {value}, but must be at most {max}"))),
+    }
 }
 
 /// A number in a range, or its default if it is zero. If `off` is given, a negative number means that.

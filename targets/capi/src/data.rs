@@ -12,9 +12,9 @@ use engraft_runtime::gate::task::Task;
 use engraft_runtime::model::digest_cache::Stamp;
 use engraft_runtime::run::settings;
 
-use crate::caller::{self, Out, or, structs};
+use crate::caller::{self, at_most, or, structs};
 use crate::error::{ENGRAFT_BAD_DATA, Failure, Result};
-use crate::handle::{self, Kind};
+use crate::handle::{self, kind};
 use crate::model::{self, Model};
 
 /// The rows belong to no known task.
@@ -34,10 +34,7 @@ pub struct Data {
     _opaque: [u8; 0],
 }
 
-impl Kind for Data {
-    type Value = Arc<Inner>;
-    const NAME: &'static str = "data";
-}
+kind!(Data, Arc<Inner>, "data");
 
 /// The value behind a data handle.
 pub(crate) struct Inner {
@@ -51,9 +48,16 @@ pub(crate) struct Inner {
 }
 
 /// Where rows came from, so that the gate can read them again.
-enum Given {
-    Files { train: PathBuf, valid: Option<PathBuf>, test: Option<PathBuf> },
-    Memory { train: Vec<u8>, valid: Option<Vec<u8>>, test: Option<Vec<u8>> },
+struct Given {
+    train: Source,
+    valid: Option<Source>,
+    test: Option<Source>,
+}
+
+/// Where a part came from.
+enum Source {
+    File(PathBuf),
+    Memory(Vec<u8>),
 }
 
 /// How to read rows. Zero is the default for every field.
@@ -108,21 +112,15 @@ structs!(DataParams = "engraft_data_params", DataInfo = "engraft_data_info");
 
 impl Given {
     fn parts(&self) -> Parts<'_> {
-        match self {
-            Given::Files { train, valid, test } => Parts {
-                train: Origin::File(train),
-                valid: valid.as_deref().map(Origin::File),
-                test: test.as_deref().map(Origin::File),
-            },
-            Given::Memory { train, valid, test } => {
-                let named = |part: Part, lines| Origin::Memory { name: Path::new(part.file_name()), lines };
-                Parts {
-                    train: named(Part::Train, train),
-                    valid: valid.as_deref().map(|lines| named(Part::Valid, lines)),
-                    test: test.as_deref().map(|lines| named(Part::Test, lines)),
-                }
-            }
+        Parts {
+            train: self.train.origin(Part::Train),
+            valid: self.valid.as_ref().map(|source| source.origin(Part::Valid)),
+            test: self.test.as_ref().map(|source| source.origin(Part::Test)),
         }
+    }
+
+    fn sources(&self) -> impl Iterator<Item = &Source> {
+        [Some(&self.train), self.valid.as_ref(), self.test.as_ref()].into_iter().flatten()
     }
 
     /// Stamps that change when one of its files changes.
@@ -130,20 +128,27 @@ impl Given {
     /// # Errors
     /// `IO`.
     fn stamps(&self) -> Result<Vec<(PathBuf, Option<Stamp>)>> {
-        let Given::Files { train, valid, test } = self else { return Ok(Vec::new()) };
-        let files = [Some(train), valid.as_ref(), test.as_ref()].into_iter().flatten();
-        let stamp = |path: &PathBuf| {
-            let found = std::fs::metadata(path).map_err(|e| Error::io(path.display().to_string(), e))?;
-            Ok((path.clone(), Stamp::of(&found)))
+        let stamp = |source: &Source| {
+            let Source::File(path) = source else { return None };
+            let found = std::fs::metadata(path).map_err(|e| Error::io(path.display().to_string(), e).into());
+            Some(found.map(|found| (path.clone(), Stamp::of(&found))))
         };
-        files.map(stamp).collect()
+        self.sources().filter_map(stamp).collect()
+    }
+}
+
+impl Source {
+    fn origin(&self, part: Part) -> Origin<'_> {
+        match self {
+            Source::File(path) => Origin::File(path),
+            Source::Memory(lines) => Origin::Memory { name: Path::new(part.file_name()), lines },
+        }
     }
 
     fn bytes(&self) -> usize {
-        let of = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::capacity);
         match self {
-            Given::Files { .. } => 0,
-            Given::Memory { train, valid, test } => train.capacity() + of(valid) + of(test),
+            Source::File(_) => 0,
+            Source::Memory(lines) => lines.capacity(),
         }
     }
 }
@@ -158,13 +163,8 @@ impl Inner {
             ENGRAFT_TASK_SVAMP => Some(Task::Svamp),
             other => return Err(Failure::misuse(format!("task is {other}; use one of ENGRAFT_TASK_*"))),
         };
-        if params.max_seq_length > ROW_TOKENS_MAX {
-            let message =
-                format!("max_seq_length is {}, but must be at most {ROW_TOKENS_MAX}", params.max_seq_length);
-            return Err(Failure::misuse(message));
-        }
-        let rows_max =
-            or(params.max_seq_length, settings::ROW_TOKENS as u32).min(model.file.config().context_len);
+        let rows_max = at_most(params.max_seq_length, ROW_TOKENS_MAX, "max_seq_length")?;
+        let rows_max = or(rows_max, settings::ROW_TOKENS as u32).min(model.file.config().context_len);
         let fraction = (settings::VALID_FRACTION, Some(0.0));
         let options = DataOptions {
             reader: task.map(Task::reader),
@@ -203,7 +203,7 @@ impl Inner {
 
     /// Private memory in addition to the ids.
     pub(crate) fn text_bytes(&self) -> usize {
-        self.source.bytes()
+        self.source.sources().map(Source::bytes).sum()
     }
 
     /// Private memory of the ids.
@@ -245,10 +245,8 @@ impl Inner {
 /// Sets all fields to their default. `struct_size` is `sizeof(engraft_data_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_data_default_params(params: *mut DataParams, struct_size: usize) -> i32 {
-    handle::alone("engraft_data_default_params", || {
-        // SAFETY: the crate's contract, for the caller's struct.
-        unsafe { caller::default_settings(params, struct_size) }
-    })
+    // SAFETY: the crate's contract, for the caller's struct.
+    unsafe { caller::defaults("engraft_data_default_params", params, struct_size) }
 }
 
 /// Reads rows from a file, or from a folder with `train.jsonl` and optionally `valid.jsonl` and `test.jsonl`.
@@ -262,16 +260,16 @@ pub unsafe extern "C" fn engraft_data_open(
     params: *const DataParams,
     data: *mut *mut Data,
 ) -> i32 {
+    let make = |model: &Arc<model::Inner>| {
+        // SAFETY: the crate's contract, for the caller's path and struct.
+        let (path, params) = unsafe { (caller::path(path, path_length, "path")?, caller::settings(params)?) };
+        let part = |part: Part| Ok::<_, Failure>(part_file(&path, part)?.map(Source::File));
+        let train = part(Part::Train)?.unwrap_or_else(|| Source::File(path.clone()));
+        let given = Given { train, valid: part(Part::Valid)?, test: part(Part::Test)? };
+        Ok(Arc::new(Inner::new(model, &params, given)?))
+    };
     // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(data) };
-    handle::call("engraft_data_open", model, |model| {
-        // SAFETY: the crate's contract, for the caller's place, path and struct.
-        let (out, path, params) =
-            unsafe { (Out::new(data)?, caller::path(path, path_length, "path")?, caller::settings(params)?) };
-        let train = part_file(&path, Part::Train)?.unwrap_or_else(|| path.clone());
-        let (valid, test) = (part_file(&path, Part::Valid)?, part_file(&path, Part::Test)?);
-        out.publish(Arc::new(Inner::new(model, &params, Given::Files { train, valid, test })?))
-    })
+    unsafe { caller::make("engraft_data_open", model, data, make) }
 }
 
 /// Reads rows from memory: JSON, one object per line, as in such files. `valid` and `test` may be NULL; then a
@@ -289,30 +287,27 @@ pub unsafe extern "C" fn engraft_data_from_memory(
     params: *const DataParams,
     data: *mut *mut Data,
 ) -> i32 {
-    // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(data) };
-    handle::call("engraft_data_from_memory", model, |model| {
-        // SAFETY: the crate's contract, for the caller's place, struct and bytes.
-        let (out, params, train, valid, test) = unsafe {
+    let make = |model: &Arc<model::Inner>| {
+        // SAFETY: the crate's contract, for the caller's struct and bytes.
+        let (params, train, valid, test) = unsafe {
             (
-                Out::new(data)?,
                 caller::settings(params)?,
                 caller::bytes(train, train_length, "train")?,
                 caller::bytes(valid, valid_length, "valid")?,
                 caller::bytes(test, test_length, "test")?,
             )
         };
-        let given = |part: &[u8], what: &str| match part {
+        let copy = |part: &[u8], what: &str| caller::copied(part, what).map(Source::Memory);
+        let copy_if_given = |part: &[u8], what: &str| match part {
             [] => Ok(None),
-            part => caller::copied(part, what).map(Some),
+            part => copy(part, what).map(Some),
         };
-        let source = Given::Memory {
-            train: caller::copied(train, "train")?,
-            valid: given(valid, "valid")?,
-            test: given(test, "test")?,
-        };
-        out.publish(Arc::new(Inner::new(model, &params, source)?))
-    })
+        let (train, valid) = (copy(train, "train")?, copy_if_given(valid, "valid")?);
+        let given = Given { train, valid, test: copy_if_given(test, "test")? };
+        Ok(Arc::new(Inner::new(model, &params, given)?))
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make("engraft_data_from_memory", model, data, make) }
 }
 
 /// Frees data, now or as soon as no trainer or gate uses it. Does nothing for NULL.

@@ -23,11 +23,11 @@ use engraft_runtime::run::{Base, Control, Length, Limit, Looks, Method, RunRows,
 use engraft_runtime::train::KlPenalty;
 
 use crate::adapter::{self, Adapter};
-use crate::caller::{self, Out, number, or, structs};
+use crate::caller::{self, at_most, number, or, structs};
 use crate::control;
 use crate::data::{self, Data};
 use crate::error::{ENGRAFT_GATE_REFUSED, Failure, Result};
-use crate::handle::{self, Exclusive, Kind};
+use crate::handle::{self, Exclusive, kind};
 use crate::model::{self, Model};
 use crate::plan::{Replayed, penalty};
 use crate::progress::{ENGRAFT_EVENT_STEP, Listener, Looker, Progress, ProgressCallback};
@@ -65,14 +65,7 @@ pub struct Gate {
     _opaque: [u8; 0],
 }
 
-impl Kind for Gate {
-    type Value = Value;
-    const NAME: &'static str = "gate";
-
-    fn close(value: &Value) -> bool {
-        value.trial.close()
-    }
-}
+kind!(Gate, Value, "gate", trial);
 
 /// The value behind a gate handle.
 pub(crate) struct Value {
@@ -252,13 +245,10 @@ impl Trial {
             budget: (p.memory_budget > 0).then_some(p.memory_budget),
             room: room::here(base.kernels.threads()),
         };
-        let replay = match &self.replay.sampled {
-            None => self.replay.rows.as_ref().map_or(Vec::new(), |data| data.rows.train.examples.clone()),
-            Some(sampled) => {
-                sampled.check(base, &limit)?;
-                sampled.rows(base, looker)?
-            }
-        };
+        if let Some(sampled) = &self.replay.sampled {
+            sampled.check(base, &limit)?;
+        }
+        let replay = self.replay.read(base, looker)?;
         let recipes = self.recipes(base.model.config())?;
         let how = (p.rank == 0, true, false);
         let recipes = match fitting(
@@ -420,9 +410,7 @@ impl GateParams {
             ("resamples", self.resamples, 1_000_000),
             ("evaluations", self.evaluations, 1_000_000),
         ] {
-            if value > max {
-                return Err(Failure::misuse(format!("{name} is {value}, but must be at most {max}")));
-            }
+            at_most(value, max, name)?;
         }
         model::threads(self.threads).map(drop)
     }
@@ -450,10 +438,8 @@ impl GateParams {
 /// Sets all fields to their default. `struct_size` is `sizeof(engraft_gate_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_default_params(params: *mut GateParams, struct_size: usize) -> i32 {
-    handle::alone("engraft_gate_default_params", || {
-        // SAFETY: the crate's contract, for the caller's struct.
-        unsafe { caller::default_settings(params, struct_size) }
-    })
+    // SAFETY: the crate's contract, for the caller's struct.
+    unsafe { caller::defaults("engraft_gate_default_params", params, struct_size) }
 }
 
 /// Makes a gate for data without computing anything yet. `params` may be NULL. `*gate` is freed with
@@ -465,11 +451,9 @@ pub unsafe extern "C" fn engraft_gate_create(
     params: *const GateParams,
     gate: *mut *mut Gate,
 ) -> i32 {
-    // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(gate) };
-    handle::call("engraft_gate_create", model, |model| {
-        // SAFETY: the crate's contract, for the caller's place and struct.
-        let (out, params) = unsafe { (Out::new(gate)?, caller::settings(params)?) };
+    let make = |model: &Arc<model::Inner>| {
+        // SAFETY: the crate's contract, for the caller's struct.
+        let params: GateParams = unsafe { caller::settings(params) }?;
         let data = handle::find(data)?.value.clone();
         // SAFETY: the crate's contract, for the text and the path that the struct names.
         let (retention, unfinished) = unsafe {
@@ -481,8 +465,10 @@ pub unsafe extern "C" fn engraft_gate_create(
             (retention.to_owned(), unfinished)
         };
         let trial = Trial::new(model, data, params, (retention, unfinished))?;
-        out.publish(Value { control: Control::default(), trial: Exclusive::new(trial) })
-    })
+        Ok(Value { control: Control::default(), trial: Exclusive::new(trial) })
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make("engraft_gate_create", model, gate, make) }
 }
 
 /// Frees a gate and what it kept. `BUSY` while a call runs on it. Does nothing for NULL.
@@ -563,51 +549,41 @@ pub unsafe extern "C" fn engraft_gate_report(
 /// freed with `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_adapter(gate: *const Gate, adapter: *mut *mut Adapter) -> i32 {
-    // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(adapter) };
-    handle::call("engraft_gate_adapter", gate, |gate| {
-        // SAFETY: the crate's contract, for the caller's place.
-        let out = unsafe { Out::new(adapter) }?;
+    let make = |gate: &Value| {
         let trial = gate.trial.enter()?;
-        let found = match trial.winner()? {
-            Product::FewShot(messages) => adapter::Inner::without_parameters(&trial.model, messages.clone()),
+        match trial.winner()? {
+            Product::FewShot(messages) => {
+                Ok(adapter::Inner::without_parameters(&trial.model, messages.clone()))
+            }
             Product::Adapter(parameters) => {
                 let kernels = model::kernels(trial.params.threads)?;
-                adapter::Inner::trusted(&trial.model, &kernels, (**parameters).clone())?
+                adapter::Inner::trusted(&trial.model, &kernels, (**parameters).clone())
             }
-            Product::File(_) | Product::Model(_) => return Err(Failure::misuse("the winner is a file")),
-        };
-        out.publish(found)
-    })
+            Product::File(_) | Product::Model(_) => Err(Failure::misuse("the winner is a file")),
+        }
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make("engraft_gate_adapter", gate, adapter, make) }
 }
 
 /// Ends the running call, and later ones, with `CANCELLED` until `engraft_gate_resume`. May be called from
 /// anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_cancel(gate: *const Gate) -> i32 {
-    handle::call("engraft_gate_cancel", gate, |gate| {
-        gate.control.cancel();
-        Ok(())
-    })
+    handle::tell("engraft_gate_cancel", gate, |gate| gate.control.cancel())
 }
 
 /// Makes the running call wait until `engraft_gate_resume` or `engraft_gate_cancel`. May be called from anywhere,
 /// at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_pause(gate: *const Gate) -> i32 {
-    handle::call("engraft_gate_pause", gate, |gate| {
-        gate.control.pause();
-        Ok(())
-    })
+    handle::tell("engraft_gate_pause", gate, |gate| gate.control.pause())
 }
 
 /// Undoes a pause or a cancellation. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_resume(gate: *const Gate) -> i32 {
-    handle::call("engraft_gate_resume", gate, |gate| {
-        gate.control.resume();
-        Ok(())
-    })
+    handle::tell("engraft_gate_resume", gate, |gate| gate.control.resume())
 }
 
 /// Sets how hot the device is (`ENGRAFT_THERMAL_*`), so that the comparison rests accordingly. May be called from

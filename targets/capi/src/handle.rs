@@ -30,6 +30,21 @@ pub(crate) trait Kind: 'static {
     }
 }
 
+/// Declares a [`Kind`], with its value and its name. If calls have a part of the value to themselves, it is the last.
+macro_rules! kind {
+    ($kind:ident, $value:ty, $name:literal $(, $exclusive:ident)?) => {
+        impl $crate::handle::Kind for $kind {
+            type Value = $value;
+            const NAME: &'static str = $name;
+
+            $(fn close(value: &$value) -> bool {
+                value.$exclusive.close()
+            })?
+        }
+    };
+}
+pub(crate) use kind;
+
 /// The value behind a handle, with its state.
 pub(crate) struct Handle<V> {
     pub(crate) value: V,
@@ -76,12 +91,16 @@ fn no_handle(key: usize, name: &str) -> Failure {
     Failure::misuse(format!("the {name} handle {what}"))
 }
 
-/// The value behind a handle, if it is live, of this kind and not poisoned.
-pub(crate) fn find<K: Kind>(handle: *const K) -> Result<Arc<Handle<K::Value>>> {
-    let key = handle.addr();
+/// The value behind a key, if it is live and of this kind.
+fn of_kind<K: Kind>(key: usize) -> Result<Arc<Handle<K::Value>>> {
     let found = entry(key).ok_or_else(|| no_handle(key, K::NAME))?;
     let of_kind = found.handle.downcast::<Handle<K::Value>>();
-    let found = of_kind.map_err(|_| Failure::misuse(format!("the handle isn't a {} handle", K::NAME)))?;
+    of_kind.map_err(|_| Failure::misuse(format!("the handle isn't a {} handle", K::NAME)))
+}
+
+/// The value behind a handle, if it is live, of this kind and not poisoned.
+pub(crate) fn find<K: Kind>(handle: *const K) -> Result<Arc<Handle<K::Value>>> {
+    let found = of_kind::<K>(handle.addr())?;
     match found.state.poisoned.load(Ordering::Acquire) {
         false => Ok(found),
         true => Err(Failure::new(
@@ -129,6 +148,14 @@ pub(crate) fn call<K: Kind>(
     })
 }
 
+/// The same for what can't fail.
+pub(crate) fn tell<K: Kind>(name: &'static str, handle: *const K, f: impl FnOnce(&K::Value)) -> i32 {
+    call(name, handle, |value| {
+        f(value);
+        Ok(())
+    })
+}
+
 /// Runs an export without a handle.
 pub(crate) fn alone(name: &'static str, f: impl FnOnce() -> Result<()>) -> i32 {
     quiet(|| {
@@ -144,9 +171,7 @@ pub(crate) fn free<K: Kind>(name: &'static str, handle: *mut K) -> i32 {
         if key == 0 {
             return Ok(());
         }
-        let found = entry(key).ok_or_else(|| no_handle(key, K::NAME))?;
-        let of_kind = found.handle.downcast::<Handle<K::Value>>();
-        let found = of_kind.map_err(|_| Failure::misuse(format!("the handle isn't a {} handle", K::NAME)))?;
+        let found = of_kind::<K>(key)?;
         if !K::close(&found.value) {
             let message = format!("a call runs on this {}: cancel it, and free it afterwards", K::NAME);
             return Err(Failure::new(ENGRAFT_BUSY, message));

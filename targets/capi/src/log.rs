@@ -8,7 +8,7 @@ use std::ffi::{c_char, c_void};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use ::log::{Level, LevelFilter, Log, Metadata, Record};
+use ::log::{LevelFilter, Log, Metadata, Record};
 
 use crate::error::{ENGRAFT_BUSY, Failure};
 use crate::handle;
@@ -111,12 +111,8 @@ impl Log for Logger {
         }
         let sink = SINK.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(sink) = sink else { return };
-        let level = match record.level() {
-            Level::Error => ENGRAFT_LOG_ERROR,
-            Level::Warn => ENGRAFT_LOG_WARN,
-            Level::Info => ENGRAFT_LOG_INFO,
-            Level::Debug | Level::Trace => ENGRAFT_LOG_DEBUG,
-        };
+        // Both count from errors, 1; here traces are details, too.
+        let level = (record.level() as i32).min(ENGRAFT_LOG_DEBUG);
         let text = record.args().to_string();
         let _ = WITHIN.try_with(|within| within.borrow_mut().push(Arc::as_ptr(&sink)));
         // SAFETY: the crate's contract, for callbacks: this one may be called until the engraft_log_set that

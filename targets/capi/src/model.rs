@@ -14,9 +14,9 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::probe::Prober;
 
-use crate::caller::{self, Out, structs};
+use crate::caller::{self, at_most, structs};
 use crate::error::{Failure, Result};
-use crate::handle::{self, Kind};
+use crate::handle::{self, kind};
 
 /// Maximum number of threads.
 const THREADS_MAX: u32 = 256;
@@ -26,10 +26,7 @@ pub struct Model {
     _opaque: [u8; 0],
 }
 
-impl Kind for Model {
-    type Value = Arc<Inner>;
-    const NAME: &'static str = "model";
-}
+kind!(Model, Arc<Inner>, "model");
 
 /// What a model shares with everything made from it.
 pub(crate) struct Inner {
@@ -125,8 +122,7 @@ pub(crate) fn kernels(threads: u32) -> Result<Arc<Kernels>> {
 pub(crate) fn threads(asked: u32) -> Result<usize> {
     match asked {
         0 => Ok(std::thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX as usize)),
-        1..=THREADS_MAX => Ok(asked as usize),
-        _ => Err(Failure::misuse(format!("threads is {asked}, but must be at most {THREADS_MAX}"))),
+        _ => Ok(at_most(asked, THREADS_MAX, "threads")? as usize),
     }
 }
 
@@ -138,10 +134,8 @@ pub(crate) fn precision(exact: u32) -> Precision {
 /// Sets all fields to their default. `struct_size` is `sizeof(engraft_model_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_model_default_params(params: *mut ModelParams, struct_size: usize) -> i32 {
-    handle::alone("engraft_model_default_params", || {
-        // SAFETY: the crate's contract, for the caller's struct.
-        unsafe { caller::default_settings(params, struct_size) }
-    })
+    // SAFETY: the crate's contract, for the caller's struct.
+    unsafe { caller::defaults("engraft_model_default_params", params, struct_size) }
 }
 
 /// Opens and checks the model file at `path` (UTF-8). `params` may be NULL. `*model` is freed with
@@ -153,11 +147,10 @@ pub unsafe extern "C" fn engraft_model_open(
     params: *const ModelParams,
     model: *mut *mut Model,
 ) -> i32 {
-    handle::alone("engraft_model_open", || {
-        // SAFETY: the crate's contract, for the caller's place, path and struct.
-        let (out, path, params) = unsafe {
-            (Out::new(model)?, caller::path(path, path_length, "path")?, caller::settings(params)?)
-        };
+    let make = || {
+        // SAFETY: the crate's contract, for the caller's path and struct.
+        let (path, params): (_, ModelParams) =
+            unsafe { (caller::path(path, path_length, "path")?, caller::settings(params)?) };
         let map = if params.no_mmap == 0 { Map::open(&path)? } else { Map::read(&path)? };
         let mut file = ModelFile::from_map(map)?;
         if params.digest_cache_length > 0 {
@@ -166,8 +159,10 @@ pub unsafe extern "C" fn engraft_model_open(
             let folder: PathBuf = unsafe { caller::path(folder, length, "digest_cache") }?;
             file = file.with_digest_cache(DigestCache::new(folder));
         }
-        out.publish(Arc::new(Inner { file: Arc::new(file), text: Mutex::new(None) }))
-    })
+        Ok(Arc::new(Inner { file: Arc::new(file), text: Mutex::new(None) }))
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make_alone("engraft_model_open", model, make) }
 }
 
 /// Frees a model, now or as soon as nothing made from it is left. Does nothing for NULL.
@@ -235,9 +230,8 @@ pub unsafe extern "C" fn engraft_model_digest(model: *const Model, digest: *mut 
 /// memory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_model_trim(model: *const Model) -> i32 {
-    handle::call("engraft_model_trim", model, |model| {
+    handle::tell("engraft_model_trim", model, |model| {
         let text = model.text.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(text);
-        Ok(())
     })
 }

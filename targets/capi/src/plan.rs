@@ -12,16 +12,16 @@ use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::{MemoryPlan, room};
 use engraft_runtime::run::prepare::walk_positions;
 use engraft_runtime::run::{
-    Base, Begin, Extent, Length, Limit, Method, Nobody, Planned, RunRows, SampledReplay, Setting, Settings,
-    Warmup, settings,
+    Base, Begin, Extent, Length, Limit, Method, Nobody, Observer, Planned, RunRows, SampledReplay, Setting,
+    Settings, Warmup, settings,
 };
 use engraft_runtime::train::schedule::Shape;
 use engraft_runtime::train::{Direction, KlPenalty};
 
-use crate::caller::{self, Out, number, or, structs};
+use crate::caller::{self, at_most, number, or, structs};
 use crate::data::{self, Data};
 use crate::error::{Failure, Result};
-use crate::handle::{self, Kind};
+use crate::handle::{self, kind};
 use crate::model::{self, Model};
 use crate::session::SessionParams;
 
@@ -58,10 +58,7 @@ pub struct Plan {
     _opaque: [u8; 0],
 }
 
-impl Kind for Plan {
-    type Value = Inner;
-    const NAME: &'static str = "plan";
-}
+kind!(Plan, Inner, "plan");
 
 /// The value behind a plan handle.
 pub(crate) struct Inner {
@@ -164,10 +161,7 @@ pub(crate) struct Request {
     pub(crate) limit: Limit,
     exact: u32,
     threads: usize,
-    /// Rows to replay from another handle.
-    replay: Option<Arc<data::Inner>>,
-    /// Rows to replay that are still to be sampled from the base.
-    sampled: Option<SampledReplay>,
+    replay: Replayed,
 }
 
 impl Request {
@@ -184,7 +178,6 @@ impl Request {
         let rows_max = data.map_or(c.context_len.min(settings::ROW_TOKENS), |d| d.options.max_seq_length);
         let replay = Replayed::new((p.replay, p.replay_count, p.replay_tokens), model, rows_max, p.seed)?;
         let settings = Settings { replay_share: replay.share(p.replay_share)?, ..settings_of(p, c)? };
-        let Replayed { rows, sampled } = replay;
         Ok(Request {
             settings,
             limit: Limit {
@@ -193,8 +186,7 @@ impl Request {
             },
             exact: p.exact,
             threads,
-            replay: rows,
-            sampled,
+            replay,
         })
     }
 
@@ -210,7 +202,7 @@ impl Request {
             model: &model.file,
             threads: self.threads,
             extent,
-            sampled: self.sampled.as_ref(),
+            sampled: self.replay.sampled.as_ref(),
             walk_positions: walk_positions(&self.settings, &extent, rows),
             tokenizer_bytes: 0,
             held_bytes: held_bytes(model, data)?,
@@ -223,7 +215,7 @@ impl Request {
         RunRows {
             train: data.map_or(none, |data| &data.rows.train.examples),
             valid: data.map_or(none, |data| &data.rows.valid.examples),
-            replay: self.replay.as_ref().map_or(none, |data| &data.rows.train.examples),
+            replay: self.replay.given(),
             general: none,
         }
     }
@@ -247,10 +239,7 @@ impl Request {
 
     /// The rows to replay; those from the base are sampled now.
     pub(crate) fn replay(&self, base: &Base) -> Result<Vec<Example>> {
-        match &self.sampled {
-            Some(sampled) => Ok(sampled.rows(base, &mut Nobody)?),
-            None => Ok(self.rows(None).replay.to_vec()),
-        }
+        Ok(self.replay.read(base, &mut Nobody)?)
     }
 }
 
@@ -261,7 +250,9 @@ fn held_bytes(model: &model::Inner, data: Option<&data::Inner>) -> Result<usize>
 
 /// Rows to replay, from a caller's struct.
 pub(crate) struct Replayed {
-    pub(crate) rows: Option<Arc<data::Inner>>,
+    /// From another handle.
+    rows: Option<Arc<data::Inner>>,
+    /// Still to be sampled from the base.
     pub(crate) sampled: Option<SampledReplay>,
 }
 
@@ -276,19 +267,33 @@ impl Replayed {
     ) -> Result<Replayed> {
         let rows = handle::find_if_given(rows)?.map(|data| data.value.clone());
         rows.as_ref().map_or(Ok(()), |data| data.check_of(model))?;
-        let (max, tokens) = (REPLAY_COUNT_MAX, or(tokens, settings::REPLAY_TOKENS as u32));
+        let tokens = or(tokens, settings::REPLAY_TOKENS as u32);
         let sampled = match (&rows, count) {
             (_, 0) => None,
             (Some(_), _) => return Err(Failure::misuse("replay and replay_count are both set; choose one")),
-            (None, count) if count > max => {
-                return Err(Failure::misuse(format!("replay_count is {count}, but must be at most {max}")));
-            }
             (None, count) => {
+                let count = at_most(count, REPLAY_COUNT_MAX, "replay_count")?;
                 let starts = Starts::of(&*model.text()?, rows_max)?;
                 Some(SampledReplay::new(starts, count as usize, tokens.min(rows_max), rows_max, seed))
             }
         };
         Ok(Replayed { rows, sampled })
+    }
+
+    fn given(&self) -> &[Example] {
+        self.rows.as_ref().map_or(&[], |data| &data.rows.train.examples)
+    }
+
+    /// The rows; those from the base are sampled now.
+    pub(crate) fn read(
+        &self,
+        base: &Base,
+        observer: &mut dyn Observer,
+    ) -> engraft_runtime::Result<Vec<Example>> {
+        match &self.sampled {
+            Some(sampled) => sampled.rows(base, observer),
+            None => Ok(self.given().to_vec()),
+        }
     }
 
     /// The share of replayed rows; 0 without replay.
@@ -308,9 +313,8 @@ impl Replayed {
 /// The settings of a run; without replay.
 fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
     const POSITIVE: RangeInclusive<f64> = 0.0..=1e6;
-    let within = |value: u32, (usual, max): (usize, u32), name: &str| match value <= max {
-        true => Ok(or(value, usual as u32)),
-        false => Err(Failure::misuse(format!("{name} is {value}, but must be at most {max}"))),
+    let within = |value: u32, (usual, max): (usize, u32), name: &str| {
+        at_most(value, max, name).map(|value| or(value, usual as u32))
     };
     let plain = Settings::new(Method::Adapter(lora(p, c)?));
     let eva = within(p.eva_batches, (0, EVA_BATCHES_MAX), "eva_batches")?;
@@ -379,10 +383,8 @@ pub(crate) fn penalty(weight: f64, reverse: u32) -> Result<Option<KlPenalty>> {
 /// Sets all fields to their default. `struct_size` is `sizeof(engraft_train_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_train_default_params(params: *mut TrainParams, struct_size: usize) -> i32 {
-    handle::alone("engraft_train_default_params", || {
-        // SAFETY: the crate's contract, for the caller's struct.
-        unsafe { caller::default_settings(params, struct_size) }
-    })
+    // SAFETY: the crate's contract, for the caller's struct.
+    unsafe { caller::defaults("engraft_train_default_params", params, struct_size) }
 }
 
 /// Plans a run. Returns 0 even if the run doesn't fit; the plan says so. If `data` is NULL, rows are assumed to
@@ -394,11 +396,9 @@ pub unsafe extern "C" fn engraft_plan_create(
     params: *const TrainParams,
     plan: *mut *mut Plan,
 ) -> i32 {
-    // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(plan) };
-    handle::call("engraft_plan_create", model, |model| {
-        // SAFETY: the crate's contract, for the caller's place and struct.
-        let (out, params) = unsafe { (Out::new(plan)?, caller::settings(params)?) };
+    let make = |model: &Arc<model::Inner>| {
+        // SAFETY: the crate's contract, for the caller's struct.
+        let params: TrainParams = unsafe { caller::settings(params) }?;
         let data = handle::find_if_given(data)?;
         let data: Option<&Arc<data::Inner>> = data.as_ref().map(|data| &data.value);
         data.map_or(Ok(()), |data| data.check_of(model))?;
@@ -407,8 +407,10 @@ pub unsafe extern "C" fn engraft_plan_create(
         let held = request.limit.hold(&plan, model.file.config(), &asked);
         let advice = held.err().map(|error| error.to_string());
         let budget = params.memory_budget;
-        out.publish(Inner { plan, budget, advice })
-    })
+        Ok(Inner { plan, budget, advice })
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make("engraft_plan_create", model, plan, make) }
 }
 
 /// Frees a plan. Does nothing for NULL.
@@ -486,9 +488,7 @@ pub unsafe extern "C" fn engraft_session_bytes(
         // SAFETY: the crate's contract, for the caller's struct.
         let params: SessionParams = unsafe { caller::settings(params) }?;
         caller::unused(params.reserved)?;
-        if rank > RANK_MAX {
-            return Err(Failure::misuse(format!("rank is {rank}, but must be at most {RANK_MAX}")));
-        }
+        at_most(rank, RANK_MAX, "rank")?;
         let c = model.file.config();
         let (capacity, cache): (usize, KvType) = (params.capacity(c)?, params.cache()?);
         let threads = model::threads(params.threads)?;

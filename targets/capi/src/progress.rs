@@ -1,13 +1,13 @@
 //! Progress: what callers learn while a call runs, and how they pause or stop it.
 
 use std::ffi::{c_char, c_void};
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
 use engraft_runtime as runtime;
 use engraft_runtime::run::{Control, Event, Observer, Run};
 
-use crate::caller::structs;
+use crate::caller::{structs, zeroed};
 use crate::error::{Failure, Result};
 
 /// A step is done; the fields from `step` on describe it.
@@ -93,17 +93,9 @@ impl Progress {
         Progress {
             struct_size: size_of::<Progress>() as u32,
             event,
-            step: 0,
-            steps: 0,
-            tokens: 0,
             loss: f64::NAN,
             valid_loss: f64::NAN,
-            learning_rate: 0.0,
-            grad_norm: 0.0,
-            tokens_per_s: 0.0,
-            seconds: 0.0,
-            text: null(),
-            text_length: 0,
+            ..zeroed()
         }
     }
 

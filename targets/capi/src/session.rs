@@ -18,9 +18,9 @@ use engraft_runtime::plan::room;
 use engraft_runtime::run::Control;
 
 use crate::adapter::{Adapter, Slot};
-use crate::caller::{self, Out, number, or, structs};
+use crate::caller::{self, number, or, structs};
 use crate::error::{Failure, Result};
-use crate::handle::{self, Exclusive, Kind};
+use crate::handle::{self, Exclusive, kind};
 use crate::model::{self, Model};
 
 /// Keys and values take 2 bytes per element.
@@ -49,14 +49,7 @@ pub struct Session {
     _opaque: [u8; 0],
 }
 
-impl Kind for Session {
-    type Value = Value;
-    const NAME: &'static str = "session";
-
-    fn close(value: &Value) -> bool {
-        value.state.close()
-    }
-}
+kind!(Session, Value, "session", state);
 
 /// The value behind a session handle.
 pub(crate) struct Value {
@@ -226,15 +219,19 @@ impl GenerateParams {
     }
 }
 
-/// The receiver of the text.
-pub(crate) struct Reader {
+/// Passes the text on to the caller.
+struct Reader<'a> {
+    control: &'a Control,
     callback: TokenCallback,
     user: *mut c_void,
 }
 
-impl Reader {
-    /// Passes the text on; returns whether to continue.
-    pub(crate) fn take(&self, text: &str) -> bool {
+impl Listener for Reader<'_> {
+    fn goes_on(&mut self) -> bool {
+        !self.control.is_cancelled()
+    }
+
+    fn hear(&mut self, text: &str) -> bool {
         match self.callback {
             Some(callback) if !text.is_empty() => {
                 // SAFETY: the crate's contract, for callbacks: this lives only during the call that received
@@ -301,8 +298,7 @@ impl State {
         &mut self,
         (prompt, system): (&str, &str),
         p: &GenerateParams,
-        control: &Control,
-        reader: &Reader,
+        reader: &mut Reader<'_>,
     ) -> Result<GenerateInfo> {
         let (text, chat) = (self.model.text()?, p.chat != 0);
         let mut sampler = p.sampler()?;
@@ -329,8 +325,7 @@ impl State {
             // A chat's answer starts a new text; a continuation keeps its leading blank.
             let decoder = if chat { tokenizer.decoder() } else { tokenizer.decoder_continuing() };
             let (sequence, by) = (self.sequence()?, (tokenizer, decoder));
-            let heard = &mut Heard { control, reader };
-            let told = go_on(sequence, &ids, &mut sampler, p.limit(), by, heard)?;
+            let told = go_on(sequence, &ids, &mut sampler, p.limit(), by, reader)?;
             Ok((told, ids))
         });
         let (told, ids) = match done {
@@ -365,32 +360,14 @@ impl State {
     }
 }
 
-/// Passes every token to the caller.
-struct Heard<'a> {
-    control: &'a Control,
-    reader: &'a Reader,
-}
-
-impl Listener for Heard<'_> {
-    fn goes_on(&mut self) -> bool {
-        !self.control.is_cancelled()
-    }
-
-    fn hear(&mut self, part: &str) -> bool {
-        self.reader.take(part)
-    }
-}
-
 /// Sets all fields to their default. `struct_size` is `sizeof(engraft_session_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_default_params(
     params: *mut SessionParams,
     struct_size: usize,
 ) -> i32 {
-    handle::alone("engraft_session_default_params", || {
-        // SAFETY: the crate's contract, for the caller's struct.
-        unsafe { caller::default_settings(params, struct_size) }
-    })
+    // SAFETY: the crate's contract, for the caller's struct.
+    unsafe { caller::defaults("engraft_session_default_params", params, struct_size) }
 }
 
 /// Sets all fields to their default. `struct_size` is `sizeof(engraft_generate_params)`.
@@ -399,10 +376,8 @@ pub unsafe extern "C" fn engraft_generate_default_params(
     params: *mut GenerateParams,
     struct_size: usize,
 ) -> i32 {
-    handle::alone("engraft_generate_default_params", || {
-        // SAFETY: the crate's contract, for the caller's struct.
-        unsafe { caller::default_settings(params, struct_size) }
-    })
+    // SAFETY: the crate's contract, for the caller's struct.
+    unsafe { caller::defaults("engraft_generate_default_params", params, struct_size) }
 }
 
 /// Makes a session on a model, with an adapter or, for NULL, with the base alone. `params` may be NULL.
@@ -415,11 +390,9 @@ pub unsafe extern "C" fn engraft_session_create(
     params: *const SessionParams,
     session: *mut *mut Session,
 ) -> i32 {
-    // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(session) };
-    handle::call("engraft_session_create", model, |model| {
-        // SAFETY: the crate's contract, for the caller's place and struct.
-        let (out, params) = unsafe { (Out::new(session)?, caller::settings::<SessionParams>(params)?) };
+    let make = |model: &Arc<model::Inner>| {
+        // SAFETY: the crate's contract, for the caller's struct.
+        let params: SessionParams = unsafe { caller::settings(params) }?;
         caller::unused(params.reserved)?;
         let adapter = handle::find_if_given(adapter)?;
         let adapter = adapter.as_ref().map(|adapter| &adapter.value);
@@ -437,8 +410,10 @@ pub unsafe extern "C" fn engraft_session_create(
             few_shot: adapter.map(|adapter| adapter.few_shot.clone()).unwrap_or_default(),
         };
         state.sequence()?;
-        out.publish(Value { control: Control::default(), state: Exclusive::new(state) })
-    })
+        Ok(Value { control: Control::default(), state: Exclusive::new(state) })
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make("engraft_session_create", model, session, make) }
 }
 
 /// Frees a session and ends its threads. `BUSY` while a call runs on it. Does nothing for NULL.
@@ -516,8 +491,8 @@ pub unsafe extern "C" fn engraft_session_generate(
         let mut state = session.state.enter()?;
         // A cancellation affects only the call that runs when it comes.
         session.control.resume();
-        let reader = Reader { callback, user };
-        let found = state.generate((prompt, system), &params, &session.control, &reader)?;
+        let mut reader = Reader { control: &session.control, callback, user };
+        let found = state.generate((prompt, system), &params, &mut reader)?;
         if !info.is_null() {
             // SAFETY: the crate's contract, for the caller's struct.
             unsafe { caller::answer(info, found) }?;
@@ -532,10 +507,7 @@ pub unsafe extern "C" fn engraft_session_generate(
 /// Stops the running call before its next token, if there is one. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_session_cancel(session: *const Session) -> i32 {
-    handle::call("engraft_session_cancel", session, |session| {
-        session.control.cancel();
-        Ok(())
-    })
+    handle::tell("engraft_session_cancel", session, |session| session.control.cancel())
 }
 
 /// Forgets everything that was read and generated.

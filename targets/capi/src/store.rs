@@ -12,11 +12,11 @@ use engraft_runtime::storage::Disk;
 use crate::adapter::{
     self, Adapter, AdapterParams, ENGRAFT_KIND_ADAPTER, ENGRAFT_KIND_BASE, ENGRAFT_KIND_FEW_SHOT,
 };
-use crate::caller::{self, Out, structs};
+use crate::caller::{self, structs};
 use crate::error::{Failure, Result};
 #[cfg(feature = "gate")]
 use crate::gate::Gate;
-use crate::handle::{self, Kind};
+use crate::handle::{self, kind};
 use crate::model::{self, Model};
 
 /// A folder of generations. Any number of threads may use it at once. Only one writer, of all processes, may
@@ -25,10 +25,7 @@ pub struct Store {
     _opaque: [u8; 0],
 }
 
-impl Kind for Store {
-    type Value = Inner;
-    const NAME: &'static str = "store";
-}
+kind!(Store, Inner, "store");
 
 /// The value behind a store handle.
 pub(crate) struct Inner {
@@ -90,11 +87,7 @@ fn describe(listing: &Listing) -> String {
     let one = |listed: &engraft_runtime::gate::store::Listed| match &listed.manifest {
         Ok(generation) => serde_json::json!({
             "number": listed.number,
-            "kind": match generation.content {
-                ContentKind::Adapter => "adapter",
-                ContentKind::FewShot => "few_shot",
-                ContentKind::Base => "base",
-            },
+            "kind": generation.content,
             "previous": generation.previous,
             "bytes": generation.bytes(),
         }),
@@ -112,10 +105,8 @@ fn describe(listing: &Listing) -> String {
 /// Sets all fields to their default. `struct_size` is `sizeof(engraft_store_params)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_store_default_params(params: *mut StoreParams, struct_size: usize) -> i32 {
-    handle::alone("engraft_store_default_params", || {
-        // SAFETY: the crate's contract, for the caller's struct.
-        unsafe { caller::default_settings(params, struct_size) }
-    })
+    // SAFETY: the crate's contract, for the caller's struct.
+    unsafe { caller::defaults("engraft_store_default_params", params, struct_size) }
 }
 
 /// Opens the store in a folder. A missing folder is created, accessible only to its owner. `params` may be NULL.
@@ -127,17 +118,18 @@ pub unsafe extern "C" fn engraft_store_open(
     params: *const StoreParams,
     store: *mut *mut Store,
 ) -> i32 {
-    handle::alone("engraft_store_open", || {
-        // SAFETY: the crate's contract, for the caller's place, path and struct.
-        let (out, folder, params) = unsafe {
-            (Out::new(store)?, caller::path(folder, folder_length, "folder")?, caller::settings(params)?)
-        };
+    let make = || {
+        // SAFETY: the crate's contract, for the caller's path and struct.
+        let (folder, params): (_, StoreParams) =
+            unsafe { (caller::path(folder, folder_length, "folder")?, caller::settings(params)?) };
         match params.must_exist {
             0 => Folder::create(&Disk, &folder)?,
             _ => Folder::open(&Disk, &folder)?,
         };
-        out.publish(Inner { folder })
-    })
+        Ok(Inner { folder })
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make_alone("engraft_store_open", store, make) }
 }
 
 /// Frees a store; the folder stays as it is. Does nothing for NULL.
@@ -240,32 +232,31 @@ pub unsafe extern "C" fn engraft_store_load(
     params: *const AdapterParams,
     adapter: *mut *mut Adapter,
 ) -> i32 {
-    // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(adapter) };
-    handle::call("engraft_store_load", store, |store| {
-        // SAFETY: the crate's contract, for the caller's place and struct.
-        let (out, params) = unsafe { (Out::new(adapter)?, caller::settings(params)?) };
+    let make = |store: &Inner| {
+        // SAFETY: the crate's contract, for the caller's struct.
+        let params: AdapterParams = unsafe { caller::settings(params) }?;
         let model: Arc<model::Inner> = handle::find(model)?.value.clone();
         let folder = store.open()?;
         let Some(active) = folder.active()? else {
-            return out.publish(adapter::Inner::without_parameters(&model, Vec::new()));
+            return Ok(adapter::Inner::without_parameters(&model, Vec::new()));
         };
         active.passed_over.iter().for_each(|why| ::log::warn!("passed over: {why}"));
         let (generation, digest) = (&active.generation, model.file.digest());
-        let found = match folder.load(generation)? {
+        match folder.load(generation)? {
             InUse::Adapter(parameters) => {
-                adapter::Inner::held(&model, &model::kernels(params.threads)?, *parameters, &params)?
+                adapter::Inner::held(&model, &model::kernels(params.threads)?, *parameters, &params)
             }
             InUse::FewShot(messages) => {
                 if params.force_base == 0 {
                     generation.check_base(&digest)?;
                 }
-                adapter::Inner::without_parameters(&model, messages)
+                Ok(adapter::Inner::without_parameters(&model, messages))
             }
-            InUse::Base => adapter::Inner::without_parameters(&model, Vec::new()),
-        };
-        out.publish(found)
-    })
+            InUse::Base => Ok(adapter::Inner::without_parameters(&model, Vec::new())),
+        }
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make("engraft_store_load", store, adapter, make) }
 }
 
 /// Makes the previously active generation active again and puts its number into `*generation`, which may be

@@ -10,7 +10,8 @@ use clap::{Args, ValueEnum, value_parser};
 use engraft_runtime::error::{Error, ErrorKind, Result};
 
 use crate::options::misuse;
-use crate::provenance::PROFILES;
+use crate::progress::Progress;
+use crate::provenance::{PROFILES, profile};
 use crate::units;
 pub(crate) use readings::System;
 use readings::{Processor, Readings};
@@ -93,7 +94,7 @@ impl WhenOptions {
     }
 
     fn watch_on(&self, mut readings: Box<dyn Readings>) -> Result<Conditions> {
-        let profile = self.device.as_deref().and_then(|name| PROFILES.iter().find(|p| p.name == name));
+        let profile = self.device().and_then(profile);
         let start_c = self.start_below.unwrap_or(profile.map_or(START_BELOW_C, |p| p.start_c));
         let pause_c = self.pause_above.unwrap_or(profile.map_or(PAUSE_ABOVE_C, |p| p.stop_c));
         if start_c >= pause_c {
@@ -216,6 +217,26 @@ impl Conditions {
         self.running = true;
         self.looked = Some(Instant::now());
         Ok(())
+    }
+
+    /// The same for an observer of a run: shows each notice, and saves before a wait.
+    ///
+    /// # Errors
+    /// Those of [`Conditions::go_on`] and of saving.
+    pub(crate) fn observe(
+        &mut self,
+        cancel: &AtomicBool,
+        progress: &mut Progress,
+        save: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut saved = Ok(());
+        self.go_on(cancel, &mut |notice| {
+            progress.note(&notice.to_string());
+            if matches!(notice, Notice::Waits(_)) {
+                saved = save();
+            }
+        })?;
+        saved
     }
 
     /// The reason why the run can't continue now.

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum, value_parser};
-use engraft_kernels::{Isa as Available, Kernels};
+use clap::{Args, value_parser};
+use engraft_kernels::{Isa, Kernels};
 use engraft_runtime::error::Error;
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::{GradientPrecision, Precision};
+use engraft_runtime::run::Base;
 
 use super::{misuse, parse};
 
@@ -26,23 +28,12 @@ pub(crate) struct ComputeOptions {
     pub(crate) gradient_precision: Option<GradientPrecision>,
 
     /// Use this instruction set instead of the best one (for testing)
-    #[arg(long, value_enum)]
-    isa: Option<Isa>,
+    #[arg(long, value_parser = ISAS)]
+    isa: Option<String>,
 }
 
 /// The instruction sets that the kernels can use, for every architecture, so that help is the same on all machines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Isa {
-    Scalar,
-    Portable,
-    Avx2,
-    #[value(name = "avxvnni")]
-    AvxVnni,
-    Avx512,
-    Neon,
-    Dotprod,
-    I8mm,
-}
+const ISAS: [&str; 8] = ["scalar", "portable", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm"];
 
 impl ComputeOptions {
     /// The kernels for the requested instruction set, or for the best one.
@@ -50,20 +41,25 @@ impl ComputeOptions {
     /// # Errors
     /// `Misuse` for an instruction set that this CPU or build lacks.
     pub(crate) fn kernels(&self) -> Result<Arc<Kernels>, Error> {
-        let isa = match self.isa.and_then(|isa| isa.to_possible_value()) {
-            None => Available::detect(),
-            Some(asked) => Available::from_name(asked.get_name()).ok_or_else(|| {
-                let here: Vec<_> = Available::available().map(Available::name).collect();
-                misuse(format!(
-                    "--isa {}: not available here; choose one of {}",
-                    asked.get_name(),
-                    here.join(", ")
-                ))
+        let isa = match &self.isa {
+            None => Isa::detect(),
+            Some(asked) => Isa::from_name(asked).ok_or_else(|| {
+                let here: Vec<_> = Isa::available().map(Isa::name).collect();
+                misuse(format!("--isa {asked}: not available here; choose one of {}", here.join(", ")))
             })?,
         };
         let kernels = Kernels::with_isa(isa, self.threads as usize);
         log::info!("{} threads, {}", kernels.threads(), isa.name());
         Ok(Arc::new(kernels))
+    }
+
+    /// A model, and how to compute with it.
+    ///
+    /// # Errors
+    /// Those of [`ComputeOptions::kernels`].
+    pub(crate) fn base(&self, model: Arc<ModelFile>, held_bytes: usize) -> Result<Base, Error> {
+        let (kernels, precision, gradient) = (self.kernels()?, self.precision, self.gradient());
+        Ok(Base { model, kernels, precision, gradient, held_bytes })
     }
 
     /// How training computes input gradients.

@@ -7,7 +7,7 @@ use engraft_runtime::data::{self, Dataset, OverLong};
 use engraft_runtime::error::Error;
 use engraft_runtime::run::settings;
 
-use super::{parse, stat};
+use super::{misuse, parse, stat};
 
 /// How many skipped rows are listed without `-v`.
 const SKIPPED_SHOWN: usize = 10;
@@ -41,6 +41,15 @@ impl DataOptions {
     /// `Io` when there is no such folder or file.
     pub(crate) fn path(&self) -> Result<Option<&Path>, Error> {
         self.data.as_deref().map(|path| stat(path, "--data").map(|_| path)).transpose()
+    }
+
+    /// The same if it must be given.
+    ///
+    /// # Errors
+    /// `Misuse` without the flag; those of [`DataOptions::path`].
+    pub(crate) fn required_path(&self) -> Result<&Path, Error> {
+        let missing = || misuse("--data is missing; name a folder that holds train.jsonl, or a .jsonl file");
+        self.path()?.ok_or_else(missing)
     }
 
     /// Whether only answers are learned and scored.

@@ -2,10 +2,12 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use engraft_kernels::DType;
+use engraft_runtime::adapter::foreign::Format;
 use engraft_runtime::adapter::{Override, StoredAs};
 use engraft_runtime::compare::answers::Metric;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::KeepGeneral;
+use engraft_runtime::generate::KvType;
 use engraft_runtime::model::Proj;
 use engraft_runtime::nn::keep::{Keep, KeepPrecision};
 use engraft_runtime::nn::{GradientPrecision, Precision};
@@ -131,6 +133,20 @@ pub(crate) fn stored_as() -> impl TypedValueParser<Value = StoredAs> {
         (StoredAs::F32, "f32", "Exact"),
         (StoredAs::F16, "f16", "Rounded to 11 significant bits, at half the size"),
     ])
+}
+
+/// How the key/value cache stores its elements.
+pub(crate) fn cache_type() -> impl TypedValueParser<Value = KvType> {
+    choice(&[
+        (KvType::F32, "f32", "4 bytes per element, exact"),
+        (KvType::F16, "f16", "2 bytes per element"),
+        (KvType::Q8, "q8", "8 bits in blocks of 32, for long contexts"),
+    ])
+}
+
+/// Another tool's format of adapters to write.
+pub(crate) fn format() -> impl TypedValueParser<Value = Format> {
+    choice(&[(Format::Peft, "peft", "A folder for PEFT"), (Format::Gguf, "gguf", "A file for llama.cpp")])
 }
 
 /// Parses a finite number that obeys a rule.

@@ -2,7 +2,7 @@
 
 use clap::{Args, value_parser};
 use engraft_runtime::adapter::{LoraConfig, Override, StoredAs};
-use engraft_runtime::error::{Error, Result};
+use engraft_runtime::error::Result;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::run::{Begin, Settings, Warmup, settings};
 use engraft_runtime::train::schedule::Shape;
@@ -171,10 +171,7 @@ impl OptimizerOptions {
 ///
 /// # Errors
 /// `Misuse`.
-pub(super) fn refuse_for_full(
-    shape: &ShapeOptions,
-    optimizer: &OptimizerOptions,
-) -> std::result::Result<(), Error> {
+pub(super) fn refuse_for_full(shape: &ShapeOptions, optimizer: &OptimizerOptions) -> Result<()> {
     let ratio = (optimizer.lora_plus_ratio != 1.0).then_some("--lora-plus-ratio");
     match shape.given().or(ratio) {
         None => Ok(()),
@@ -186,7 +183,7 @@ pub(super) fn refuse_for_full(
 ///
 /// # Errors
 /// `Misuse`.
-pub(super) fn refuse_beside_protection(shape: &ShapeOptions) -> std::result::Result<(), Error> {
+pub(super) fn refuse_beside_protection(shape: &ShapeOptions) -> Result<()> {
     match shape.begin() == Begin::Random {
         true => Ok(()),
         false => Err(misuse("--init and --protect both decide how A begins; choose one (--protect off)")),

@@ -16,9 +16,9 @@ use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::probe::Prober;
 use engraft_runtime::storage::Disk;
+use serde::Serialize;
 
 use super::{Invocation, common};
-use crate::exit::AfterJson;
 use crate::json;
 use crate::options::{self, AdapterOptions, OptionalModelOptions};
 
@@ -184,10 +184,15 @@ fn list(store: &Store<'_>, invocation: &Invocation) -> Result<()> {
     for name in &listing.unknown {
         json::line(&format!("not part of the store, left alone: {name:?}"))?;
     }
-    if invocation.json {
-        json::emit(&json::AdapterList { active, generations, passed_over, unknown: listing.unknown })?;
-    }
-    Ok(())
+    invocation.emit(&json::object! {
+        /// The generation in use; `null` if there is none.
+        active: active,
+        generations: generations,
+        /// Generations that should have been used instead, and why they weren't.
+        passed_over: passed_over,
+        /// Names in the folder that don't belong to the store.
+        unknown: listing.unknown,
+    })
 }
 
 fn listed(store: &Store<'_>, found: &Listed, active: Option<u64>) -> json::AdapterListed {
@@ -212,7 +217,7 @@ fn describe_generation(
     json::AdapterListed {
         generation: generation.number,
         active: active == Some(generation.number),
-        content: Some(name(generation.content)),
+        content: Some(generation.content),
         bytes: Some(generation.bytes()),
         base: Some(hex::encode(&generation.base)),
         previous: generation.previous,
@@ -258,32 +263,29 @@ fn show(store: &Store<'_>, number: Option<u64>, invocation: &Invocation) -> Resu
     let (adapter, few_shot) = match store.load(&generation)? {
         InUse::Adapter(adapter) => (Some(settings(&adapter)), None),
         InUse::FewShot(messages) => {
-            let turn = |m: Message| json::AdapterTurn { role: m.role, content: m.content };
-            (None, Some(messages.into_iter().map(turn).collect()))
+            let turn = |m: Message| json::object! { role: m.role, content: m.content };
+            (None, Some(messages.into_iter().map(turn).collect::<Vec<_>>()))
         }
         InUse::Base => (None, None),
     };
-    let file = |f: &engraft_runtime::gate::store::FileRecord| json::AdapterFile {
-        name: f.name.clone(),
-        bytes: f.bytes,
-        sha256: hex::encode(&f.sha256),
-    };
-    let shown = json::AdapterShow {
+    let shown = json::object! {
+        #[serde(flatten)]
         listed: describe_generation(store, &generation, active_number),
-        files: generation.files.iter().map(file).collect(),
-        adapter,
-        few_shot,
+        files: &generation.files,
+        /// `null` unless it is an adapter.
+        adapter: adapter,
+        /// The examples; `null` unless it is few-shot examples.
+        few_shot: few_shot,
+        /// verdict.json as stored; `null` if it isn't JSON.
         verdict_json: verdict,
     };
     json::line(&serde_json::to_string_pretty(&shown)?)?;
-    if invocation.json {
-        json::emit(&shown)?;
-    }
-    Ok(())
+    invocation.emit(&shown)
 }
 
-fn settings(adapter: &Adapter) -> json::AdapterSettings {
-    json::AdapterSettings {
+/// How an adapter was made.
+fn settings(adapter: &Adapter) -> impl Serialize + use<> {
+    json::object! {
         dora: adapter.config.dora,
         rank: adapter.config.rank,
         alpha: adapter.config.alpha,
@@ -334,13 +336,18 @@ fn verify(store: &Store<'_>, model: &OptionalModelOptions, invocation: &Invocati
             None
         }
     };
-    let told = problems.iter().map(|e: &Error| e.message().to_owned()).collect();
-    if invocation.json {
-        json::emit(&json::AdapterVerify { active, good, unfinished, problems: told })?;
+    invocation.emit(&json::object! {
+        active: active,
+        /// Generations that are whole and, with `-m`, belong to the model.
+        good: good,
+        /// Left by interrupted promotions or prunings: harmless, removed by the next writer.
+        unfinished: unfinished,
+        problems: problems.iter().map(Error::message).collect::<Vec<_>>(),
+    })?;
+    match problems.into_iter().next() {
+        None => Ok(()),
+        Some(first) => Err(invocation.after("adapter verify", first)),
     }
-    let Some(first) = problems.into_iter().next() else { return Ok(()) };
-    let error = anyhow::Error::from(first);
-    Err(if invocation.json { error.context(AfterJson("adapter verify")) } else { error })
 }
 
 fn check(store: &Store<'_>, number: u64, model: Option<&Arc<ModelFile>>) -> Result<(), Error> {
@@ -372,10 +379,11 @@ fn roll_back(store: &Store<'_>, to: Option<u64>, invocation: &Invocation) -> Res
     };
     let from = was.map(|n| format!(" (was {n})")).unwrap_or_default();
     json::line(&format!("active: generation {}{from}, {}", now.number, describe(now.content)))?;
-    if invocation.json {
-        json::emit(&json::AdapterRollback { active: now.number, was })?;
-    }
-    Ok(())
+    invocation.emit(&json::object! {
+        active: now.number,
+        /// The generation that was active before; `null` if there was none.
+        was: was,
+    })
 }
 
 fn prune(store: &Store<'_>, keep: usize, invocation: &Invocation) -> Result<()> {
@@ -389,10 +397,11 @@ fn prune(store: &Store<'_>, keep: usize, invocation: &Invocation) -> Result<()> 
         let left = numbers(&pruned.left);
         json::line(&format!("generations {left} are gone, but their folders hold other files"))?;
     }
-    if invocation.json {
-        json::emit(&json::AdapterPrune { removed: pruned.removed, left: pruned.left })?;
-    }
-    Ok(())
+    invocation.emit(&json::object! {
+        removed: pruned.removed,
+        /// Generations whose folder stays because it holds other files.
+        left: pruned.left,
+    })
 }
 
 fn name(content: ContentKind) -> &'static str {

@@ -59,26 +59,14 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
-    let model = match options.model.given() {
-        Some(model) => model.open()?,
-        None => demo::built_in()?,
-    };
-    let base = Base {
-        model,
-        kernels: options.compute.kernels()?,
-        precision: options.compute.precision,
-        gradient: options.compute.gradient(),
-        held_bytes: 0,
-    };
+    let model = options.model.given().map_or_else(demo::built_in, |model| model.open())?;
+    let base = options.compute.base(model, 0)?;
     let bench = Bench { options, invocation, settings: settings(&base, options.rank as usize)?, base };
     let planned = bench.fitting()?;
     bench.verify()?;
     let result = bench.measure(&planned)?;
     json::line(&table(&result))?;
-    if invocation.json {
-        json::emit(&result)?;
-    }
-    Ok(())
+    invocation.emit(&result)
 }
 
 fn table(r: &json::Bench) -> String {
@@ -262,7 +250,7 @@ impl Bench<'_> {
     fn median_rate(&self, tokens: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         let (started, mut rates) = (Instant::now(), Vec::with_capacity(REPEATS));
         while rates.is_empty() || (rates.len() < REPEATS && started.elapsed() < EACH) {
-            if self.invocation.cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            if self.invocation.is_cancelled() {
                 return Err(common::cancelled("the bench was stopped").into());
             }
             let one = Instant::now();

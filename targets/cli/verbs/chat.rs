@@ -1,24 +1,21 @@
 //! `engraft chat`: a conversation line by line; answers stream to stdout.
 
 use std::io::BufRead;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_runtime::data::masks::TEXT_ROLE;
-use engraft_runtime::error::{Advice, Error};
-use engraft_runtime::generate::{Ended, Sampler, Sequence};
+use engraft_runtime::error::Error;
+use engraft_runtime::generate::{Ended, KvType, Sampler, Sequence};
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::{Text, opening};
-use engraft_runtime::plan::room;
 
 use super::adapter::Stored;
-use super::generate::{CONTEXT_DEFAULT_MAX, CacheType, SamplingOptions, shown};
+use super::generate::{CONTEXT_DEFAULT_MAX, SamplingOptions, context_asked, emit, sequence, shown};
 use super::{Invocation, common};
-use crate::json;
-use crate::options::{AdapterOptions, ComputeOptions, ModelOptions, misuse};
+use crate::options::{AdapterOptions, ComputeOptions, ModelOptions, misuse, parse};
 
 /// How often to check for Ctrl-C while waiting for a line.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -47,8 +44,8 @@ pub(crate) struct Options {
     ctx_size: Option<u32>,
 
     /// How to store the keys and values of earlier tokens
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheType::F16)]
-    cache_type: CacheType,
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse::cache_type())]
+    cache_type: KvType,
 
     #[command(flatten)]
     sampling: SamplingOptions,
@@ -73,13 +70,11 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let kernels = options.compute.kernels()?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let text = Text::of(&model)?;
-    let capacity = options.capacity(model.config().context_len)?;
-    let (rank, cache) = (adapter.as_ref().map_or(0, |a| a.rank()), options.cache_type.into());
-    let need = Sequence::bytes(model.config(), capacity, rank, kernels.threads(), cache);
-    room::hold_bytes(need, kernels.threads(), Advice::ShorterContext)?;
-    let precision = options.compute.precision;
+    let trained = model.config().context_len;
+    let capacity = context_asked(options.ctx_size, trained)?.unwrap_or(trained.min(CONTEXT_DEFAULT_MAX));
+    let how = (options.compute.precision, options.cache_type);
     let mut talk = Talk {
-        sequence: Sequence::new(model, kernels, adapter, precision, capacity, cache)?,
+        sequence: sequence(model, kernels, adapter, how, capacity)?,
         opening: opening(options.system.as_deref(), &stored.few_shot),
         turns: Vec::new(),
         sampler: Sampler::new(options.sampling.options())?,
@@ -96,19 +91,6 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         }
     }
     Ok(())
-}
-
-impl Options {
-    /// The context's length in tokens.
-    fn capacity(&self, trained: usize) -> Result<usize, Error> {
-        match self.ctx_size {
-            None => Ok(trained.min(CONTEXT_DEFAULT_MAX)),
-            Some(asked) if asked as usize > trained => Err(misuse(format!(
-                "--ctx-size {asked}: the model was trained on {trained} positions; give at most {trained}"
-            ))),
-            Some(asked) => Ok(asked as usize),
-        }
-    }
 }
 
 /// A conversation, and the sequence that reads it.
@@ -146,9 +128,7 @@ impl Talk<'_> {
             }
             Ended::Model | Ended::Limit => {}
         }
-        if invocation.json {
-            json::emit(&json::Generate::of(&told, ids.len()))?;
-        }
+        emit(&told, ids.len(), invocation)?;
         self.turns.push(Message::new("assistant", told.text));
         Ok(())
     }
@@ -173,7 +153,7 @@ fn lines() -> Receiver<std::io::Result<String>> {
 /// `Cancelled` after Ctrl-C; `Io`; `Misuse` for a line that is too long.
 fn next_line(lines: &Receiver<std::io::Result<String>>, invocation: &Invocation) -> Result<Option<String>> {
     loop {
-        if invocation.cancel.load(Ordering::Relaxed) {
+        if invocation.is_cancelled() {
             return Err(common::cancelled("the conversation was stopped").into());
         }
         match lines.recv_timeout(LOOK_EVERY) {

@@ -15,7 +15,7 @@ use engraft_runtime::run::{Event, Observer, Stepping};
 use engraft_runtime::storage::{Disk, commit, create_dir_all};
 
 use super::{Invocation, WATCH_INTERVAL, common};
-use crate::conditions::{Conditions, Notice};
+use crate::conditions::Conditions;
 use crate::contest::{ContestOptions, Held, Verb};
 use crate::json;
 use crate::memory::Watch;
@@ -67,10 +67,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     write(&options.out, &outcome)?;
     tell(&outcome.report)?;
     eprintln!("{}: {VERDICT_FILE}, {REPORT_PAGE}, {REPORT_JSON}", options.out.display());
-    if invocation.json {
-        json::emit(&json::Compare::of(&outcome, &options.out.display().to_string()))?;
-    }
-    Ok(())
+    invocation.emit(&json::Compare::of(&outcome, &options.out.display().to_string()))
 }
 
 /// Commits the verdict and the reports to a folder.
@@ -122,9 +119,7 @@ impl Screen {
             watch: Watch::start(WATCH_INTERVAL),
         }
     }
-}
 
-impl Screen {
     fn step(&mut self, run: &str, at: &Stepping) {
         if (self.shown.0.as_str(), self.shown.1) != (run, at.total) {
             self.progress.finish();
@@ -149,16 +144,9 @@ impl Screen {
 
 impl Observer for Screen {
     fn go_on(&mut self, save: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
-        let mut saved = Ok(());
         if let Some(when) = &mut self.when {
-            when.go_on(&self.cancel, &mut |notice| {
-                self.progress.note(&notice.to_string());
-                if matches!(notice, Notice::Waits(_)) {
-                    saved = save();
-                }
-            })?;
+            when.observe(&self.cancel, &mut self.progress, save)?;
         }
-        saved?;
         if !self.cancel.load(Ordering::Relaxed) {
             return Ok(());
         }

@@ -12,7 +12,7 @@ use engraft_runtime::run::settings;
 
 use super::Invocation;
 use crate::json;
-use crate::options::{self, DataOptions, ModelOptions, misuse, tell_rows};
+use crate::options::{self, DataOptions, ModelOptions, tell_rows};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -54,15 +54,13 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
 impl CheckOptions {
     fn run(&self, invocation: &Invocation) -> Result<()> {
         self.model.path()?;
-        let path = self.data.path()?.ok_or_else(|| {
-            misuse("--data is missing; name a folder that holds train.jsonl, or a .jsonl file")
-        })?;
+        let path = self.data.required_path()?;
         let model = self.model.open()?;
         let text = Text::of(&model)?;
         let rows_max = (self.max_seq_length as usize).min(model.config().context_len);
         let reading = self.data.reading(rows_max, self.seed);
         let read = load_train_valid(path, &text.tokenizer, &text.chat, &reading)?;
-        let test = test_file(path)?;
+        let test = part_file(path, Part::Test)?;
         let test = test.map(|file| data::load(&file, &text.tokenizer, &text.chat, &reading)).transpose()?;
         let mut parts = vec![part("train", &read.train, 0), part("valid", &read.valid, read.duplicates)];
         for held in [&read.train, &read.valid].into_iter().chain(&test) {
@@ -82,19 +80,12 @@ impl CheckOptions {
                 self.seed
             ))?;
         }
-        if invocation.json {
-            json::emit(&json::DataCheck { parts })?;
-        }
+        invocation.emit(&json::object! { parts: parts })?;
         match read.train.trained_tokens() {
             0 => Err(nothing_to_train(path).into()),
             _ => Ok(()),
         }
     }
-}
-
-/// test.jsonl, if the rows are a folder that has one.
-fn test_file(path: &Path) -> Result<Option<std::path::PathBuf>> {
-    Ok(if path.is_dir() { part_file(path, Part::Test)? } else { None })
 }
 
 fn nothing_to_train(path: &Path) -> Error {

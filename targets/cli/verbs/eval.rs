@@ -1,9 +1,7 @@
 //! `engraft eval`: the perplexity of a text, or the masked loss of held-out rows.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -112,10 +110,14 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let nll = common::finite(total.loss_sum / total.targets as f64, "the loss")?;
     let (ppl, tokens) = (nll.exp(), total.targets);
     json::line(&format!("loss {nll:.5} nats/token, perplexity {ppl:.4}, over {tokens} tokens"))?;
-    if invocation.json {
-        json::emit(&json::Eval { nll, ppl, tokens: tokens as u64 })?;
-    }
-    Ok(())
+    invocation.emit(&json::object! {
+        /// Mean negative log likelihood of a scored token, in nats.
+        nll: nll,
+        /// `exp(nll)`.
+        ppl: ppl,
+        /// Scored tokens.
+        tokens: tokens,
+    })
 }
 
 /// A chain for one sequence of at most `rows` positions.
@@ -155,7 +157,7 @@ fn score_text(
                 (so_far.loss_sum / so_far.targets as f64).exp()
             );
         }
-        !invocation.cancel.load(Ordering::Relaxed)
+        !invocation.is_cancelled()
     };
     let adapter = used.1.map(|a| a as &dyn Adapted);
     let scored = eval::perplexity(&mut chain, adapter, &ids, window, bos, progress);
@@ -181,7 +183,8 @@ fn score_rows(
 ) -> Result<Evaluated> {
     let trained = model.config().context_len;
     let rows_max = (options.ctx_size.unwrap_or(ROWS_MAX) as usize).min(trained);
-    let (data, which) = held_out(&options.data, options.seed, model, path, rows_max, few_shot)?;
+    let HeldOut { data, which, by_seed } =
+        held_out(&options.data, options.seed, model, path, rows_max, few_shot)?;
     if data.rows_max() > trained {
         let message = format!(
             "the few-shot examples and a row have {} tokens together, but the model was trained on {trained}; \
@@ -192,14 +195,14 @@ fn score_rows(
     }
     tell_rows(&data, rows_max);
     eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
-    if matches!(which, Which::Split { .. }) {
+    if by_seed {
         warn_of_seeds(&options.adapters, options.seed)?;
     }
     let mut chain = chain(options, model, used, data.rows_max());
     let adapter = used.1.map(|a| a as &dyn Adapted);
     let mut total = Evaluated::default();
     for batch in in_order(&data.examples, 1) {
-        if invocation.cancel.load(Ordering::Relaxed) {
+        if invocation.is_cancelled() {
             return Err(common::cancelled("stopped before all rows were scored").into());
         }
         let scored = chain.evaluate(adapter, &batch, |_, _| {});
@@ -226,30 +229,13 @@ fn warn_of_seeds(adapters: &AdapterOptions, seed: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Which rows are scored.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Which {
-    Test,
-    Valid,
-    /// The rows that training with the same seed and share holds out.
-    Split {
-        seed: u64,
-        share: f64,
-    },
-    All,
-}
-
-impl fmt::Display for Which {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Which::Test => f.write_str("the test rows"),
-            Which::Valid => f.write_str("the validation rows"),
-            Which::Split { seed, share } => {
-                write!(f, "held out of the file by --seed {seed} and --valid-fraction {share}")
-            }
-            Which::All => f.write_str("all of them, none held out"),
-        }
-    }
+/// The rows to score.
+pub(super) struct HeldOut {
+    pub(super) data: Dataset,
+    /// Which they are, for people.
+    pub(super) which: String,
+    /// Whether training with the same seed and share holds them out.
+    by_seed: bool,
 }
 
 /// The rows to score: test.jsonl, else valid.jsonl, else the rows that training with the same seed and share
@@ -261,19 +247,21 @@ pub(super) fn held_out(
     path: &Path,
     rows_max: usize,
     few_shot: Vec<Message>,
-) -> Result<(Dataset, Which)> {
+) -> Result<HeldOut> {
     let text = Text::of(model)?;
     let reading = data::DataOptions { few_shot, ..options.reading(rows_max, seed) };
-    if path.is_dir() {
-        for (part, which) in [(Part::Test, Which::Test), (Part::Valid, Which::Valid)] {
-            if let Some(file) = part_file(path, part)? {
-                return Ok((data::load(&file, &text.tokenizer, &text.chat, &reading)?, which));
-            }
+    for (part, which) in [(Part::Test, "the test rows"), (Part::Valid, "the validation rows")] {
+        if let Some(file) = part_file(path, part)? {
+            let data = data::load(&file, &text.tokenizer, &text.chat, &reading)?;
+            return Ok(HeldOut { data, which: which.into(), by_seed: false });
         }
     }
     let parts = load_train_valid(path, &text.tokenizer, &text.chat, &reading)?;
     if parts.valid.examples.is_empty() {
-        return Ok((parts.train, Which::All));
+        let which = "all of them, none held out".into();
+        return Ok(HeldOut { data: parts.train, which, by_seed: false });
     }
-    Ok((parts.valid, Which::Split { seed, share: options.valid_fraction }))
+    let share = options.valid_fraction;
+    let which = format!("held out of the file by --seed {seed} and --valid-fraction {share}");
+    Ok(HeldOut { data: parts.valid, which, by_seed: true })
 }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum, value_parser};
+use clap::{Args, value_parser};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::approximate::{self, Approximation, ModuleError};
+use engraft_runtime::adapter::foreign::Format;
 use engraft_runtime::adapter::{Adapter, StoredAs, gguf_file, peft};
 use engraft_runtime::data::Example;
 use engraft_runtime::error::Error;
@@ -15,6 +15,7 @@ use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::merge::judge::{Judge, Judgement};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::Disk;
+use serde::Serialize;
 
 use super::measure::{self, HeldOut};
 use super::{Invocation, common};
@@ -31,7 +32,7 @@ pub(crate) struct Options {
     lora: PathBuf,
 
     /// Format to write
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = parse::format())]
     format: Format,
 
     /// Folder (PEFT) or file (GGUF) to write
@@ -61,15 +62,6 @@ pub(crate) struct Options {
     compute: ComputeOptions,
 }
 
-/// The formats to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// A folder for PEFT
-    Peft,
-    /// A file for llama.cpp
-    Gguf,
-}
-
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     options.model.path()?;
     let file = adapter_file(&options.lora, "--lora")?;
@@ -88,7 +80,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
                 true => None,
                 false => Some(judge(options, invocation, (&model, &kernels), adapter, &found, &examples)?),
             };
-            let figures = figures(rank, &found, measured.as_ref());
+            let figures = figures(rank, &found, measured);
             (found.exchange, Some(figures))
         }
     };
@@ -96,22 +88,23 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         exchange.base_name.clone_from(name);
     }
     let (output, stored) = (&options.output, options.stored);
-    let format = match options.format {
-        Format::Peft => {
-            peft::export(&Disk, output, &exchange, model.config(), stored)?;
-            "peft"
-        }
-        Format::Gguf => {
-            gguf_file::export(&Disk, output, &exchange, model.config(), stored)?;
-            "gguf"
-        }
-    };
+    match options.format {
+        Format::Gguf => drop(gguf_file::export(&Disk, output, &exchange, model.config(), stored)?),
+        _ => peft::export(&Disk, output, &exchange, model.config(), stored)?,
+    }
+    let format = options.format.name();
     let (modules, output) = (exchange.modules.len(), output.display().to_string());
     json::line(&format!("{modules} projections written as {format}: {output}"))?;
-    if invocation.json {
-        json::emit(&json::Export { format, modules, output, approximation: approximated })?;
-    }
-    Ok(())
+    invocation.emit(&json::object! {
+        /// `peft` or `gguf`.
+        format: format,
+        /// Adapted projections, over all blocks.
+        modules: modules,
+        /// The file or folder.
+        output: output,
+        /// The plain LoRA written instead of a DoRA; `null` without `--dora-svd-rank`.
+        approximation: approximated,
+    })
 }
 
 fn check_paths(options: &Options) -> Result<(), Error> {
@@ -143,7 +136,7 @@ fn approximate(
         if done.is_multiple_of(4 * per_layer) || done == all {
             eprintln!("approximated {done}/{all} projections");
         }
-        !invocation.cancel.load(Ordering::Relaxed)
+        !invocation.is_cancelled()
     };
     let seed = options.held_out.seed;
     approximate::low_rank(model, kernels, adapter, rank, seed, progress).map_err(|e| e.at("--dora-svd-rank"))
@@ -184,22 +177,32 @@ fn judge(
     Ok(j)
 }
 
-fn figures(rank: u32, found: &Approximation, measured: Option<&Judgement>) -> json::ExportApproximation {
-    let projection = |e: &ModuleError| json::ProjectionError {
-        layer: e.layer,
-        projection: e.proj.hf_name(),
-        relative_error: e.relative(),
+/// A plain LoRA that replaces a DoRA. Errors are shares of the change, in Frobenius norms; what it costs on held-out
+/// text are means over scored tokens, in nats.
+fn figures(rank: u32, found: &Approximation, measured: Option<Judgement>) -> impl Serialize + use<> {
+    let projection = |e: &ModuleError| {
+        json::object! {
+            layer: e.layer,
+            /// As Hugging Face names it.
+            projection: e.proj.hf_name(),
+            relative_error: e.relative(),
+        }
     };
-    json::ExportApproximation {
-        rank,
+    json::object! {
+        rank: rank,
+        /// Of all projections together.
         relative_error: found.relative_error(),
-        projections: found.errors.iter().map(projection).collect(),
-        measured: measured.map(|j| json::ExportMeasure {
+        projections: found.errors.iter().map(projection).collect::<Vec<_>>(),
+        /// `null` without a held-out text.
+        measured: measured.map(|j| json::object! {
             tokens: j.tokens,
             nll_base: j.nll_base,
+            /// With the DoRA.
             nll_adapter: j.nll_adapter,
             nll_exported: j.nll_merged,
+            /// KL(base with the DoRA ‖ base with the written LoRA).
             mean_kl: j.kl_merged,
+            /// KL(base with the DoRA ‖ base).
             mean_kl_base: j.kl_base,
         }),
     }

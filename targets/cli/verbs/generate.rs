@@ -2,19 +2,22 @@
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum, value_parser};
+use clap::{Args, value_parser};
+use engraft_kernels::Kernels;
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::{Advice, Error};
 use engraft_runtime::generate::{
-    Continuation, Ended, KvType, Listener, Sampler, SamplerOptions, Sequence, go_on,
+    Continuation, Ended, KvType, Listener, Sampler, SamplerOptions, Sequence, StackedAdapter, go_on,
 };
 use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::{Text, opening};
 use engraft_runtime::model::tokenizer::{Decoder, Tokenizer};
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::room;
 
 use super::adapter::Stored;
@@ -58,8 +61,8 @@ pub(crate) struct Options {
     pub(crate) ctx_size: Option<u32>,
 
     /// How to store the keys and values of earlier tokens
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CacheType::F16)]
-    pub(crate) cache_type: CacheType,
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = options::parse::cache_type())]
+    pub(crate) cache_type: KvType,
 
     #[command(flatten)]
     pub(crate) sampling: SamplingOptions,
@@ -69,27 +72,6 @@ pub(crate) struct Options {
 
     #[command(flatten)]
     pub(crate) compute: ComputeOptions,
-}
-
-/// How the key/value cache stores its elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CacheType {
-    /// 4 bytes per element, exact
-    F32,
-    /// 2 bytes per element
-    F16,
-    /// 8 bits in blocks of 32, for long contexts
-    Q8,
-}
-
-impl From<CacheType> for KvType {
-    fn from(t: CacheType) -> KvType {
-        match t {
-            CacheType::F32 => KvType::F32,
-            CacheType::F16 => KvType::F16,
-            CacheType::Q8 => KvType::Q8,
-        }
-    }
 }
 
 /// How to draw the next token.
@@ -193,11 +175,8 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let text = Text::of(&model)?;
     let ids = prompt_ids(options, &text, &stored.few_shot, &prompt)?;
     let capacity = capacity(options, model.config(), ids.len())?;
-    let (rank, cache) = (adapter.as_ref().map_or(0, |a| a.rank()), options.cache_type.into());
-    let need = Sequence::bytes(model.config(), capacity, rank, kernels.threads(), cache);
-    room::hold_bytes(need, kernels.threads(), Advice::ShorterContext)?;
-    let precision = options.compute.precision;
-    let mut sequence = Sequence::new(model, kernels, adapter, precision, capacity, cache)?;
+    let how = (options.compute.precision, options.cache_type);
+    let mut sequence = sequence(model, kernels, adapter, how, capacity)?;
     let mut sampler = Sampler::new(options.sampling.options())?;
     let limit = options.n_predict().unwrap_or(usize::MAX);
     // A chat's answer starts a new text; a continuation keeps its leading blank.
@@ -209,10 +188,23 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     if told.ended == Ended::Context {
         eprintln!("stopped: the context of {capacity} tokens is full");
     }
-    if invocation.json {
-        json::emit(&json::Generate::of(&told, ids.len()))?;
-    }
-    Ok(())
+    emit(&told, ids.len(), invocation)
+}
+
+/// Prints the result of continuing a prompt of so many tokens for machines.
+pub(super) fn emit(told: &Continuation, prompt_tokens: usize, invocation: &Invocation) -> Result<()> {
+    invocation.emit(&json::object! {
+        text: &told.text,
+        prompt_tokens: prompt_tokens,
+        tokens: told.ids.len(),
+        tokens_per_s: told.tokens_per_s(),
+        /// `end` when the model stopped, `length` at `--n-predict`, `context` when the context was full.
+        stopped: match told.ended {
+            Ended::Model | Ended::Stopped => "end",
+            Ended::Limit => "length",
+            Ended::Context => "context",
+        },
+    })
 }
 
 impl SamplingOptions {
@@ -253,14 +245,8 @@ fn prompt_ids(options: &Options, text: &Text, few_shot: &[Message], prompt: &str
 /// The context's length: what the user asked for, else what prompt and answer need, limited by the model.
 fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usize, Error> {
     let trained = model.context_len;
-    let capacity = match (options.ctx_size, options.n_predict()) {
-        (Some(asked), _) if asked as usize > trained => {
-            let message = format!(
-                "--ctx-size {asked}: the model was trained on {trained} positions; give at most {trained}"
-            );
-            return Err(misuse(message));
-        }
-        (Some(asked), _) => asked as usize,
+    let capacity = match (context_asked(options.ctx_size, trained)?, options.n_predict()) {
+        (Some(asked), _) => asked,
         (None, Some(n)) => prompt.saturating_add(n).min(trained),
         (None, None) => trained.min(CONTEXT_DEFAULT_MAX.max(prompt)),
     };
@@ -269,6 +255,36 @@ fn capacity(options: &Options, model: &ModelConfig, prompt: usize) -> Result<usi
         return Err(misuse(format!("the prompt has {prompt} tokens, but the context {capacity}; {hint}")));
     }
     Ok(capacity)
+}
+
+/// A sequence of at most `capacity` tokens, if there is memory for it.
+///
+/// # Errors
+/// `DoesNotFit`; those of [`Sequence::new`].
+pub(super) fn sequence(
+    model: Arc<ModelFile>,
+    kernels: Arc<Kernels>,
+    adapter: Option<Arc<StackedAdapter>>,
+    (precision, cache): (Precision, KvType),
+    capacity: usize,
+) -> Result<Sequence, Error> {
+    let (rank, threads) = (adapter.as_ref().map_or(0, |a| a.rank()), kernels.threads());
+    let need = Sequence::bytes(model.config(), capacity, rank, threads, cache);
+    room::hold_bytes(need, threads, Advice::ShorterContext)?;
+    Sequence::new(model, kernels, adapter, precision, capacity, cache)
+}
+
+/// The context's length that the user asked for, if any.
+///
+/// # Errors
+/// `Misuse` for more than the model was trained on.
+pub(super) fn context_asked(asked: Option<u32>, trained: usize) -> Result<Option<usize>, Error> {
+    match asked.map(|n| n as usize) {
+        Some(asked) if asked > trained => Err(misuse(format!(
+            "--ctx-size {asked}: the model was trained on {trained} positions; give at most {trained}"
+        ))),
+        asked => Ok(asked),
+    }
 }
 
 /// Continues a prompt, streaming the text to stdout, and reports the speed.
@@ -303,7 +319,7 @@ struct Stdout<'a> {
 
 impl Listener for Stdout<'_> {
     fn goes_on(&mut self) -> bool {
-        !self.invocation.cancel.load(Ordering::Relaxed)
+        !self.invocation.is_cancelled()
     }
 
     fn hear(&mut self, part: &str) -> bool {

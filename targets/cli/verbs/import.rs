@@ -61,16 +61,23 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         model.label()
     );
     let (modules, rank) = (adapter.layout.slots().count(), adapter.config.rank);
-    let alpha = adapter.config.alpha;
     json::line(&format!(
         "{modules} projections, rank {rank}, effective multiplier {}: {}",
         adapter.config.scale(),
         file.display()
     ))?;
-    if invocation.json {
-        let (format, warnings) = (format.name(), imported.warnings);
-        let adapter = file.display().to_string();
-        json::emit(&json::Import { format, modules, rank, alpha, base, warnings, adapter })?;
-    }
-    Ok(())
+    invocation.emit(&json::object! {
+        /// `peft`, `mlx` or `gguf`.
+        format: format.name(),
+        /// Adapted projections, over all blocks.
+        modules: modules,
+        rank: rank,
+        alpha: adapter.config.alpha,
+        /// Digest of the base that it was bound to.
+        base: base,
+        /// Parts of the adapter that were ignored.
+        warnings: imported.warnings,
+        /// Path of the adapter's file.
+        adapter: file.display().to_string(),
+    })
 }

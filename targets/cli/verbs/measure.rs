@@ -1,7 +1,6 @@
 //! Held-out text for `merge` and `export`, to measure how much they lose of an adapter's effect.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use clap::{Args, value_parser};
@@ -57,7 +56,8 @@ impl HeldOut {
         let mut examples = match (&self.file, self.data.path()?) {
             (Some(file), _) => windows(model, file, window)?,
             (None, Some(path)) => {
-                let (data, which) = eval::held_out(&self.data, self.seed, model, path, window, Vec::new())?;
+                let eval::HeldOut { data, which, .. } =
+                    eval::held_out(&self.data, self.seed, model, path, window, Vec::new())?;
                 tell_rows(&data, window);
                 eprintln!("{}: {} rows, {which}", data.source.display(), data.examples.len());
                 data.examples
@@ -108,6 +108,6 @@ pub(crate) fn score(
         if done.is_multiple_of(TELL_EVERY) || done == examples.len() {
             eprintln!("measured {done}/{}", examples.len());
         }
-        !invocation.cancel.load(Ordering::Relaxed)
+        !invocation.is_cancelled()
     })
 }

@@ -15,6 +15,7 @@ use engraft_runtime::merge::judge::{Judge, Judgement};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, Storage, create_dir_all};
+use serde::Serialize;
 
 use super::measure::{self, HeldOut};
 use super::{Invocation, common};
@@ -90,11 +91,17 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     }
     place(&staged.0, &dir, &options.output)?;
     json::line(&format!("{merged_tensors} tensors merged: {}", options.output.display()))?;
-    if invocation.json {
-        let (output, measured) = (options.output.display().to_string(), measured.as_ref().map(figures));
-        json::emit(&json::Merge { output, bytes, merged_tensors, measured, forced: lost })?;
-    }
-    Ok(())
+    invocation.emit(&json::object! {
+        /// The merged model's file.
+        output: options.output.display().to_string(),
+        bytes: bytes,
+        /// Changed tensors.
+        merged_tensors: merged_tensors,
+        /// `null` with `--unmeasured`.
+        measured: measured.as_ref().map(figures),
+        /// Whether most of the gain was lost and only `--force` kept the file.
+        forced: lost,
+    })
 }
 
 /// The output's folder and name. It must not be the base, which is mapped and must not change.
@@ -178,14 +185,19 @@ fn refusal(j: &Judgement, used: DType) -> Error {
     Error::new(ErrorKind::GateRefused, message)
 }
 
-fn figures(j: &Judgement) -> json::MergeMeasure {
-    json::MergeMeasure {
+/// What merging cost: means over scored tokens, in nats.
+fn figures(j: &Judgement) -> impl Serialize + use<> {
+    json::object! {
         tokens: j.tokens,
         nll_base: j.nll_base,
+        /// The base with the adapter.
         nll_adapter: j.nll_adapter,
         nll_merged: j.nll_merged,
+        /// `nll_merged - nll_adapter`.
         delta_nll: j.loss(),
+        /// KL(base with adapter ‖ merged).
         mean_kl: j.kl_merged,
+        /// KL(base with adapter ‖ base), for comparison.
         mean_kl_base: j.kl_base,
     }
 }

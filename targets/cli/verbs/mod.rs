@@ -22,12 +22,16 @@ pub(crate) mod selftest;
 pub(crate) mod train;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
+use engraft_runtime::error::Error;
+use serde::Serialize;
 
 use crate::args::Verb;
+use crate::exit::AfterJson;
+use crate::json;
 
 /// How often to measure private memory.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
@@ -38,6 +42,26 @@ pub(crate) struct Invocation {
     pub(crate) json: bool,
     /// Set by Ctrl-C: stop at the next step, keep what is done, and end with `Cancelled`.
     pub(crate) cancel: Arc<AtomicBool>,
+}
+
+impl Invocation {
+    /// Prints the result as JSON, if that was asked for.
+    fn emit(&self, result: &impl Serialize) -> Result<()> {
+        if self.json {
+            json::emit(result)?;
+        }
+        Ok(())
+    }
+
+    /// An error that comes after a verb's result, which may be on stdout as JSON already.
+    fn after(&self, verb: &'static str, error: Error) -> anyhow::Error {
+        let error = anyhow::Error::from(error);
+        if self.json { error.context(AfterJson(verb)) } else { error }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
 }
 
 /// Runs a verb.

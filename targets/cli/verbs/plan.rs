@@ -7,7 +7,6 @@ use engraft_runtime::train::calibrate::calibrate;
 
 use super::Invocation;
 use super::prepare::{chosen_rate, ladder_table, prepare, room_of};
-use crate::exit::AfterJson;
 use crate::json;
 use crate::options::TuneOptions;
 use crate::provenance::{self, PROFILES};
@@ -52,10 +51,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let ladder = prepared.ladder(pieces.as_ref());
     json::line(&format!("\n{}", ladder_table(&ladder)))?;
     json::line(&format!("\n{}", prepared.wear.describe(chosen_rate(&ladder))))?;
-    if invocation.json {
-        json::emit(&prepared.json(fits.is_ok(), ladder))?;
-        // A plan that doesn't fit is still a result: only the exit code shows the failure.
-        return fits.map_err(|e| anyhow::Error::from(e).context(AfterJson("plan")));
-    }
-    Ok(fits?)
+    invocation.emit(&prepared.json(fits.is_ok(), ladder))?;
+    // A plan that doesn't fit is still a result: only the exit code shows the failure.
+    fits.map_err(|e| invocation.after("plan", e))
 }

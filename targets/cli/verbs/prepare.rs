@@ -136,10 +136,7 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
 /// The memory that this process may take, or that the named device leaves, whichever is less.
 pub(crate) fn room_of(tune: &TuneOptions, device: Option<&str>) -> Option<Room> {
     let device = device.and_then(provenance::room);
-    match room::here(tune.compute.threads as usize) {
-        Some(here) => Some(here.or_less(device)),
-        None => device,
-    }
+    room::here(tune.compute.threads as usize).map(|here| here.or_less(device.clone())).or(device)
 }
 
 /// The rows of `--data` and `--replay`. Frees the tokenizer afterwards.

@@ -40,20 +40,12 @@ pub(crate) struct ResumeOptions {
 }
 
 impl ResumeOptions {
-    /// The checkpoints in the output folder.
-    ///
-    /// # Errors
-    /// Those of [`Checkpoints::open`].
-    pub(crate) fn checkpoints(&self, folder: &Path) -> Result<Checkpoints, Error> {
-        Checkpoints::open(&Disk, folder)
-    }
-
     /// Opens the output folder. Forgetting a flag must never cost an unfinished run.
     ///
     /// # Errors
-    /// `Misuse` if there are checkpoints and no flag says what to do with them.
+    /// Those of [`Checkpoints::open`]; `Misuse` if there are checkpoints and no flag says what to do with them.
     pub(crate) fn open(&self, folder: &Path) -> Result<Checkpoints, Error> {
-        let checkpoints = self.checkpoints(folder)?;
+        let checkpoints = Checkpoints::open(&Disk, folder)?;
         match checkpoints.newest_file(&Disk)? {
             Some(newest) if !self.resume && !self.overwrite_checkpoints => Err(misuse(format!(
                 "{} belongs to an unfinished run; --resume continues it, --overwrite-checkpoints starts over, \

@@ -1,7 +1,5 @@
 //! `engraft selftest`: checks whether this machine computes correctly.
 
-use std::sync::atomic::Ordering;
-
 use anyhow::Result;
 use clap::{Args, value_parser};
 use engraft_runtime::bytes;
@@ -10,7 +8,6 @@ use engraft_runtime::plan::room;
 use engraft_runtime::selftest::{self, Check};
 
 use super::{Invocation, demo};
-use crate::exit::AfterJson;
 use crate::json;
 use crate::options::{OptionalModelOptions, threads_default};
 use crate::scratch::Scratch;
@@ -26,10 +23,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
-    let model = match options.model.given() {
-        Some(model) => model.open()?,
-        None => demo::built_in()?,
-    };
+    let model = options.model.given().map_or_else(demo::built_in, |model| model.open())?;
     let threads = options.threads as usize;
     room::hold_bytes(selftest::private_bytes(&model, threads), threads, Advice::SmallerModel)?;
     let scratch = Scratch::new()?;
@@ -38,7 +32,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let told = selftest::run(&model, threads, scratch.path(), &mut |check| {
         checks.push(check.clone());
         shown = json::line(&row(check));
-        shown.is_ok() && !invocation.cancel.load(Ordering::Relaxed)
+        shown.is_ok() && !invocation.is_cancelled()
     });
     shown?;
     told?;
@@ -52,16 +46,24 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         checks.len() - failed.len(),
         checks.len()
     ))?;
-    if invocation.json {
-        json::emit(&json::Selftest {
-            passed: failed.is_empty(),
-            checks: checks.iter().map(Into::into).collect(),
-        })?;
-    }
+    let object = |check: &Check| {
+        json::object! {
+            isa: check.isa,
+            what: check.what.clone(),
+            /// How far it was off; `null` if that isn't finite.
+            found: check.found,
+            bound: check.bound,
+            passed: check.passed(),
+        }
+    };
+    invocation.emit(&json::object! {
+        /// Whether all checks are within their bounds.
+        passed: failed.is_empty(),
+        checks: checks.iter().map(object).collect::<Vec<_>>(),
+    })?;
     match failed.first() {
         None => Ok(()),
-        Some(first) if invocation.json => Err(broken(first).context(AfterJson("selftest"))),
-        Some(first) => Err(broken(first)),
+        Some(first) => Err(invocation.after("selftest", broken(first))),
     }
 }
 
@@ -72,11 +74,11 @@ fn row(check: &Check) -> String {
 }
 
 /// The error for a machine that computes wrongly.
-fn broken(check: &Check) -> anyhow::Error {
+fn broken(check: &Check) -> Error {
     let message = format!(
         "{}, {}: off by {:.1e}, the bound is {:.0e}; use another instruction set (--isa), and please report this with \
          the output of `engraft --version --verbose`",
         check.isa, check.what, check.found, check.bound
     );
-    Error::new(ErrorKind::NonFinite, message).into()
+    Error::new(ErrorKind::NonFinite, message)
 }

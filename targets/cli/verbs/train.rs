@@ -13,13 +13,15 @@ use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::merge;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::tuned::TunedModel;
-use engraft_runtime::run::{Base, Event, Method, Observer, Run, RunRows, Start, Stepping, Trained};
+use engraft_runtime::run::{
+    Base, Checkpoints, Event, Method, Observer, Run, RunRows, Start, Stepping, Trained,
+};
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use super::prepare::{Prepared, Replay, prepare, room_of};
 use super::resume::{self, ResumeOptions};
 use super::{Invocation, WATCH_INTERVAL, common};
-use crate::conditions::{Conditions, Notice, WhenOptions};
+use crate::conditions::{Conditions, WhenOptions};
 use crate::json;
 use crate::memory::Watch;
 use crate::metrics::{Metrics, StepRecord};
@@ -47,11 +49,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let tune = &options.tune;
     let watch = Watch::start(WATCH_INTERVAL);
     tune.model.path()?;
-    if tune.data.path()?.is_none() {
-        return Err(
-            misuse("--data is missing; name a folder that holds train.jsonl, or a .jsonl file").into()
-        );
-    }
+    tune.data.required_path()?;
     let lock = claim_output(options)?;
     if tune.is_full() {
         for name in [MODEL_FILE, STOPPED_FILE] {
@@ -73,20 +71,29 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         Some(lock) => lock,
         None => take_lock(&tune.adapter_path)?,
     };
-    let watched = Screen::new(tune, invocation.cancel.clone(), (conditions, deadline), watch);
-    let result = Training::begin(options, prepared, watched)?;
-    if invocation.json {
-        json::emit(&result)?;
-    }
-    Ok(())
+    let screen = Screen {
+        tune,
+        cancel: invocation.cancel.clone(),
+        conditions,
+        deadline,
+        progress: Progress::on_stderr(tune.run.steps_per_report, None),
+        metrics: Metrics::default(),
+        watch,
+        failed: Ok(()),
+    };
+    invocation.emit(&Training::begin(options, prepared, screen)?)
 }
 
 /// Locks the output folder, if it exists, before reading or changing anything in it.
 fn claim_output(options: &Options) -> Result<Option<FileLock>> {
     let folder = &options.tune.adapter_path;
-    check_output(folder)?;
-    if !folder.is_dir() {
+    if !folder.exists() {
         return Ok(None);
+    }
+    // Refused now, before hours of training.
+    if !stat(folder, "--adapter-path")?.is_dir() {
+        let message = format!("--adapter-path: {} is a file; name a folder", folder.display());
+        return Err(misuse(message).into());
     }
     let lock = take_lock(folder)?;
     options.resume.open(folder)?;
@@ -97,35 +104,20 @@ fn take_lock(folder: &Path) -> Result<FileLock, Error> {
     lock_folder(&Disk, folder).map_err(|e| e.at("--adapter-path"))
 }
 
-/// Refuses an output path that is a file, before hours of training.
-fn check_output(folder: &Path) -> Result<(), Error> {
-    if folder.exists() && !stat(folder, "--adapter-path")?.is_dir() {
-        let message = format!("--adapter-path: {} is a file; name a folder", folder.display());
-        return Err(misuse(message));
-    }
-    Ok(())
-}
-
 /// A run, its rows, and the screen that shows it.
 struct Training<'a> {
     options: &'a Options,
     prepared: &'a Prepared,
     rows: RunRows<'a>,
     run: Run,
-    screen: Screen,
+    screen: Screen<'a>,
 }
 
 impl Training<'_> {
     /// Does the whole run and returns what `--json` prints.
-    fn begin(options: &Options, mut prepared: Prepared, mut screen: Screen) -> Result<serde_json::Value> {
+    fn begin(options: &Options, mut prepared: Prepared, mut screen: Screen<'_>) -> Result<serde_json::Value> {
         let tune = &options.tune;
-        let base = Base {
-            model: prepared.model.clone(),
-            kernels: tune.compute.kernels()?,
-            precision: tune.compute.precision,
-            gradient: tune.compute.gradient(),
-            held_bytes: 0,
-        };
+        let base = tune.compute.base(prepared.model.clone(), 0)?;
         let replay = replay_rows(&mut prepared, &base, &mut screen)?;
         let general = std::mem::take(&mut prepared.general);
         let Some(data) = prepared.data.take() else { return Ok(serde_json::Value::Null) };
@@ -156,7 +148,7 @@ impl Training<'_> {
             eprintln!("{}: this run is finished; nothing is left to do", tune.adapter_path.display());
             return Ok(result);
         }
-        screen.total(run.total());
+        screen.progress = Progress::on_stderr(tune.run.steps_per_report, run.total());
         if options.resume.resume {
             screen.note(&resume::describe(&restored, &tune.adapter_path, run.total()));
         }
@@ -165,7 +157,6 @@ impl Training<'_> {
             Some(found) => training.screen.metrics.cut(&tune.adapter_path, found.steps)?,
             None => training.replace()?,
         }
-        training.open()?;
         Ok(serde_json::to_value(training.train()?)?)
     }
 
@@ -179,36 +170,27 @@ impl Training<'_> {
         Ok(self.screen.metrics.begin(folder)?)
     }
 
-    /// Does what comes before the first step.
-    fn open(&mut self) -> Result<()> {
-        match self.run.open(self.rows, &mut self.screen) {
-            Err(stopped) if stopped.kind() == ErrorKind::Cancelled => Err(self.stopped()),
-            opened => Ok(opened?),
+    /// Takes all steps, and measures the held-out loss before and after.
+    fn go(&mut self) -> Result<(), Error> {
+        self.run.open(self.rows, &mut self.screen)?;
+        let done = self.run.go(self.rows, None, &mut self.screen);
+        self.screen.progress.finish();
+        if done.as_ref().is_err_and(|given_up| given_up.kind() == ErrorKind::Busy) {
+            self.keep()?;
         }
+        done?;
+        self.screen.failed()?;
+        self.run.look(self.rows, &mut self.screen).map(drop)
     }
 
-    /// Takes all steps, measures the held-out loss and writes the result.
+    /// Does the run and writes the result's file. Afterwards there is nothing to resume.
     fn train(mut self) -> Result<json::Train> {
-        let done = self.run.go(self.rows, None, &mut self.screen);
-        self.screen.finish();
-        match done {
-            Err(stopped) if stopped.kind() == ErrorKind::Cancelled => return Err(self.stopped()),
-            Err(given_up) if given_up.kind() == ErrorKind::Busy => {
-                self.keep()?;
-                return Err(given_up.into());
+        match self.go() {
+            Err(stopped) if stopped.kind() == ErrorKind::Cancelled => {
+                return Err(common::cancelled(self.stop()?).into());
             }
             done => done?,
         }
-        self.screen.failed()?;
-        self.finish()
-    }
-
-    /// Measures the held-out loss and writes the result's file. Afterwards there is nothing to resume.
-    fn finish(mut self) -> Result<json::Train> {
-        match self.run.look(self.rows, &mut self.screen) {
-            Err(stopped) if stopped.kind() == ErrorKind::Cancelled => return Err(self.stopped()),
-            looked => looked?,
-        };
         let tune = &self.options.tune;
         let tally = self.run.progress().tally.clone();
         let (valid_loss_before, valid_loss_after) = self.run.valid_losses();
@@ -227,7 +209,7 @@ impl Training<'_> {
             valid_loss_stored: None,
         };
         let identity = self.run.identity().clone();
-        let mut checkpoints = self.options.resume.checkpoints(&tune.adapter_path)?;
+        let mut checkpoints = Checkpoints::open(&Disk, &tune.adapter_path)?;
         if let Some(file) = self.run.save(&Disk, &tune.adapter_path)? {
             self.screen.note(&format!("saved {}", file.display()));
             result.adapter = Some(file.display().to_string());
@@ -253,7 +235,7 @@ impl Training<'_> {
 
     /// Commits a checkpoint and the result so far. Returns the result's file, if there is one; a model gets a
     /// separate name.
-    fn keep(&mut self) -> Result<Option<PathBuf>> {
+    fn keep(&mut self) -> Result<Option<PathBuf>, Error> {
         self.run.checkpoint(false, &mut self.screen)?;
         if let Some(file) = self.run.save(&Disk, &self.options.tune.adapter_path)? {
             return Ok(Some(file));
@@ -264,46 +246,35 @@ impl Training<'_> {
         Ok(Some(write_model(&self.options.tune, &tuned, *dtype, STOPPED_FILE)?))
     }
 
-    /// The error after Ctrl-C or when time is up. Keeps what was learned so far, if anything.
-    fn stopped(&mut self) -> anyhow::Error {
+    /// What to tell after Ctrl-C or when time is up. Keeps what was learned so far, if anything.
+    fn stop(&mut self) -> Result<String, Error> {
         let (step, total) = (self.run.steps(), self.run.total().unwrap_or_default());
         let cancelled = self.screen.is_cancelled();
         let why = if cancelled { "stopped" } else { "--time-budget: out of time" };
+        let again = "run the same command with --resume to continue";
         if step == 0 && !cancelled {
             // A checkpoint, because a run that restarts with as little time would never take a step.
-            let message = match self.run.checkpoint(true, &mut self.screen) {
-                Ok(()) => {
-                    format!("{why} before the first step; run the same command with --resume to continue")
-                }
-                Err(error) => return error.into(),
-            };
-            return common::cancelled(message).into();
+            self.run.checkpoint(true, &mut self.screen)?;
+            return Ok(format!("{why} before the first step; {again}"));
         }
         if step == 0 {
             // Nothing is lost: another start repeats it all.
-            if let Err(error) = self.run.remove_checkpoints() {
-                return error.into();
-            }
-            return common::cancelled(format!("{why} before the first step; nothing was saved")).into();
+            self.run.remove_checkpoints()?;
+            return Ok(format!("{why} before the first step; nothing was saved"));
         }
         let kept = match self.keep() {
             Ok(file) => file.map_or(String::new(), |f| format!("; saved {}", f.display())),
-            Err(error) if is_nonfinite(&error) => format!("; {error:#}, so the last checkpoint counts"),
-            Err(error) => return error,
+            Err(error) if error.kind() == ErrorKind::NonFinite => {
+                format!("; {error}, so the last checkpoint counts")
+            }
+            Err(error) => return Err(error),
         };
-        let message = format!(
-            "{why} after step {step} of {total}{kept}; run the same command with --resume to continue"
-        );
-        common::cancelled(message).into()
+        Ok(format!("{why} after step {step} of {total}{kept}; {again}"))
     }
 }
 
-fn is_nonfinite(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::NonFinite)
-}
-
 /// The rows to replay, sampled now if they come from the base; empty without `--replay`.
-fn replay_rows(prepared: &mut Prepared, base: &Base, screen: &mut Screen) -> Result<Vec<Example>> {
+fn replay_rows(prepared: &mut Prepared, base: &Base, screen: &mut Screen<'_>) -> Result<Vec<Example>> {
     let sampled = match std::mem::replace(&mut prepared.replay, Replay::Rows(Vec::new())) {
         Replay::Rows(rows) => return Ok(rows),
         Replay::Sampled(sampled) => sampled,
@@ -317,7 +288,12 @@ fn replay_rows(prepared: &mut Prepared, base: &Base, screen: &mut Screen) -> Res
 }
 
 /// Commits tuned weights as a model in `--adapter-path`.
-fn write_model(tune: &TuneOptions, tuned: &TunedModel, dtype: Option<DType>, name: &str) -> Result<PathBuf> {
+fn write_model(
+    tune: &TuneOptions,
+    tuned: &TunedModel,
+    dtype: Option<DType>,
+    name: &str,
+) -> Result<PathBuf, Error> {
     Ok(merge::tuned::write(&Disk, &tune.adapter_path, name, tuned, dtype)?.path)
 }
 
@@ -337,50 +313,20 @@ fn describe_stored(before: f64, after: f64, stored: f64, used: DType) -> String 
 }
 
 /// Shows a run on stderr and records it next to its adapter.
-struct Screen {
+struct Screen<'a> {
+    tune: &'a TuneOptions,
     cancel: Arc<AtomicBool>,
     /// When the run must wait for the machine, and when its time is up.
     conditions: Conditions,
     deadline: Option<Instant>,
     progress: Progress,
-    every: u32,
     metrics: Metrics,
-    folder: PathBuf,
     watch: Watch,
     /// The first record that couldn't be written.
     failed: Result<(), Error>,
 }
 
-impl Screen {
-    fn new(
-        tune: &TuneOptions,
-        cancel: Arc<AtomicBool>,
-        (conditions, deadline): (Conditions, Option<Instant>),
-        watch: Watch,
-    ) -> Screen {
-        let every = tune.run.steps_per_report;
-        Screen {
-            cancel,
-            conditions,
-            deadline,
-            progress: Progress::on_stderr(every, None),
-            every,
-            metrics: Metrics::default(),
-            folder: tune.adapter_path.clone(),
-            watch,
-            failed: Ok(()),
-        }
-    }
-
-    /// Sets the run's number of steps once it is known.
-    fn total(&mut self, total: Option<u64>) {
-        self.progress = Progress::on_stderr(self.every, total);
-    }
-
-    fn finish(&mut self) {
-        self.progress.finish();
-    }
-
+impl Screen<'_> {
     fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
@@ -393,6 +339,10 @@ impl Screen {
 
     fn record(&mut self, record: &StepRecord) {
         let written = self.metrics.append(record);
+        self.remember(written);
+    }
+
+    fn remember(&mut self, written: Result<(), Error>) {
         if self.failed.is_ok() {
             self.failed = written;
         }
@@ -405,20 +355,13 @@ impl Screen {
     }
 }
 
-impl Observer for Screen {
+impl Observer for Screen<'_> {
     fn go_on(
         &mut self,
         save: &mut dyn FnMut() -> engraft_runtime::Result<()>,
     ) -> engraft_runtime::Result<()> {
         self.failed()?;
-        let mut saved = Ok(());
-        self.conditions.go_on(&self.cancel, &mut |notice| {
-            self.progress.note(&notice.to_string());
-            if matches!(notice, Notice::Waits(_)) {
-                saved = save();
-            }
-        })?;
-        saved?;
+        self.conditions.observe(&self.cancel, &mut self.progress, save)?;
         match self.is_cancelled() || self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             true => Err(common::cancelled("stopped")),
             false => Ok(()),
@@ -447,10 +390,8 @@ impl Observer for Screen {
             Event::Skipped(why) => self.progress.note(&format!("skipped: {why}")),
             Event::RolledBack(back) => {
                 self.progress.note(&back.describe());
-                let cut = self.metrics.cut(&self.folder, back.to);
-                if self.failed.is_ok() {
-                    self.failed = cut;
-                }
+                let cut = self.metrics.cut(&self.tune.adapter_path, back.to);
+                self.remember(cut);
             }
             Event::Checkpoint(step, saved) => {
                 let path = saved.path.display();

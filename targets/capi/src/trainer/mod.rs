@@ -11,11 +11,11 @@ use engraft_runtime::run::{self, Control, RunRows, Start};
 use engraft_runtime::storage::Disk;
 
 use crate::adapter::{self, Adapter, Held};
-use crate::caller::{self, Out};
+use crate::caller;
 use crate::control;
 use crate::data::{self, Data};
 use crate::error::{ENGRAFT_BAD_DATA, ENGRAFT_CORRUPT, ENGRAFT_IO, Failure, Result};
-use crate::handle::{self, Exclusive, Kind};
+use crate::handle::{self, Exclusive, kind};
 use crate::model::{self, Model};
 use crate::plan::{Request, TrainParams};
 use crate::progress::{ENGRAFT_EVENT_NOTE, ENGRAFT_EVENT_STEP, Listener, Looker, Progress, ProgressCallback};
@@ -25,14 +25,7 @@ pub struct Trainer {
     _opaque: [u8; 0],
 }
 
-impl Kind for Trainer {
-    type Value = Value;
-    const NAME: &'static str = "trainer";
-
-    fn close(value: &Value) -> bool {
-        value.run.close()
-    }
-}
+kind!(Trainer, Value, "trainer", run);
 
 /// The value behind a trainer handle.
 pub(crate) struct Value {
@@ -62,8 +55,7 @@ impl Run {
         request.limit.hold(&planned.plan, model.file.config(), &planned.request)?;
         let base = request.base(model, Some(data), params.threads)?;
         let replay = request.replay(&base)?;
-        let (train, valid) = (&data.rows.train.examples[..], &data.rows.valid.examples[..]);
-        let rows = RunRows { train, valid, replay: &replay, general: &[] };
+        let rows = rows(data, &replay);
         let (settings, start) = (request.settings, Start::Fresh(None));
         let (run, _) = run::Run::begin("", &base, settings, &planned.request, rows, start, &mut run::Nobody)?;
         Ok(Run {
@@ -86,13 +78,7 @@ impl Run {
     ) -> Result<T> {
         let now = Progress::of_run(ENGRAFT_EVENT_STEP, &self.run);
         let mut looker = Looker::new(control, listener, now, self.took);
-        let rows = &self.data.rows;
-        let rows = RunRows {
-            train: &rows.train.examples,
-            valid: &rows.valid.examples,
-            replay: &self.replay,
-            general: &[],
-        };
+        let rows = rows(&self.data, &self.replay);
         let done = call(&mut self.run, rows, &mut looker);
         self.took = looker.owed();
         looker.end(done)
@@ -115,10 +101,6 @@ impl Run {
     fn evaluate(&mut self, control: &Control) -> Result<f64> {
         let found = self.watched(control, &Listener::nobody(), |run, rows, looker| run.look(rows, looker))?;
         found.ok_or_else(|| Failure::new(ENGRAFT_BAD_DATA, "there are no validation rows"))
-    }
-
-    fn progress(&self, event: u32) -> Progress {
-        Progress::of_run(event, &self.run)
     }
 
     fn save(&mut self, folder: &Path) -> Result<()> {
@@ -158,6 +140,11 @@ impl Run {
     }
 }
 
+fn rows<'a>(data: &'a data::Inner, replay: &'a [Example]) -> RunRows<'a> {
+    let rows = &data.rows;
+    RunRows { train: &rows.train.examples, valid: &rows.valid.examples, replay, general: &[] }
+}
+
 /// Makes a trainer. Plans first, and returns `DOES_NOT_FIT` if the plan exceeds the budget, before allocating
 /// anything large. Then allocates all memory for training. `params` may be NULL. `*trainer` is freed with
 /// `engraft_trainer_free`.
@@ -168,16 +155,16 @@ pub unsafe extern "C" fn engraft_trainer_create(
     params: *const TrainParams,
     trainer: *mut *mut Trainer,
 ) -> i32 {
-    // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(trainer) };
-    handle::call("engraft_trainer_create", model, |model| {
-        // SAFETY: the crate's contract, for the caller's place and struct.
-        let (out, params) = unsafe { (Out::new(trainer)?, caller::settings(params)?) };
+    let make = |model: &Arc<model::Inner>| {
+        // SAFETY: the crate's contract, for the caller's struct.
+        let params: TrainParams = unsafe { caller::settings(params) }?;
         let data = handle::find(data)?;
         data.value.check_of(model)?;
         let run = Run::new(model, &data.value, &params)?;
-        out.publish(Value { control: Control::default(), run: Exclusive::new(run) })
-    })
+        Ok(Value { control: Control::default(), run: Exclusive::new(run) })
+    };
+    // SAFETY: the crate's contract, for the caller's place.
+    unsafe { caller::make("engraft_trainer_create", model, trainer, make) }
 }
 
 /// Frees a trainer and ends its threads. `BUSY` while a call runs on it. Does nothing for NULL.
@@ -203,7 +190,7 @@ pub unsafe extern "C" fn engraft_trainer_step(trainer: *const Trainer, progress:
         match progress.is_null() {
             true => Ok(()),
             // SAFETY: the crate's contract, for the caller's struct.
-            false => unsafe { caller::answer(progress, run.progress(event)) },
+            false => unsafe { caller::answer(progress, Progress::of_run(event, &run.run)) },
         }
     })
 }
@@ -242,7 +229,7 @@ pub unsafe extern "C" fn engraft_trainer_evaluate(trainer: *const Trainer, loss:
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_progress(trainer: *const Trainer, progress: *mut Progress) -> i32 {
     handle::call("engraft_trainer_progress", trainer, |trainer| {
-        let now = trainer.run.enter()?.progress(ENGRAFT_EVENT_STEP);
+        let now = Progress::of_run(ENGRAFT_EVENT_STEP, &trainer.run.enter()?.run);
         // SAFETY: the crate's contract, for the caller's struct.
         unsafe { caller::answer(progress, now) }
     })
@@ -306,43 +293,29 @@ pub unsafe extern "C" fn engraft_trainer_restore(
 /// Copies the current adapter, for sessions, slots and stores. `*adapter` is freed with `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_adapter(trainer: *const Trainer, adapter: *mut *mut Adapter) -> i32 {
+    let make = |trainer: &Value| trainer.run.enter()?.snapshot();
     // SAFETY: the crate's contract, for the caller's place.
-    unsafe { caller::clear(adapter) };
-    handle::call("engraft_trainer_adapter", trainer, |trainer| {
-        // SAFETY: the crate's contract, for the caller's place.
-        let out = unsafe { Out::new(adapter) }?;
-        let copy = trainer.run.enter()?.snapshot()?;
-        out.publish(copy)
-    })
+    unsafe { caller::make("engraft_trainer_adapter", trainer, adapter, make) }
 }
 
 /// Ends the running call, and later ones, with `CANCELLED` before their next step, until
 /// `engraft_trainer_resume`. Saving still works. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_cancel(trainer: *const Trainer) -> i32 {
-    handle::call("engraft_trainer_cancel", trainer, |trainer| {
-        trainer.control.cancel();
-        Ok(())
-    })
+    handle::tell("engraft_trainer_cancel", trainer, |trainer| trainer.control.cancel())
 }
 
 /// Makes the running call, and later ones, wait before their next step, until `engraft_trainer_resume` or
 /// `engraft_trainer_cancel`. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_pause(trainer: *const Trainer) -> i32 {
-    handle::call("engraft_trainer_pause", trainer, |trainer| {
-        trainer.control.pause();
-        Ok(())
-    })
+    handle::tell("engraft_trainer_pause", trainer, |trainer| trainer.control.pause())
 }
 
 /// Undoes a pause or a cancellation. May be called from anywhere, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_trainer_resume(trainer: *const Trainer) -> i32 {
-    handle::call("engraft_trainer_resume", trainer, |trainer| {
-        trainer.control.resume();
-        Ok(())
-    })
+    handle::tell("engraft_trainer_resume", trainer, |trainer| trainer.control.resume())
 }
 
 /// Sets how hot the device is (`ENGRAFT_THERMAL_*`), so that training rests accordingly. May be called from

@@ -6,6 +6,7 @@ use engraft_runtime::compare::{Outcome, ZERO_SHOT};
 use engraft_runtime::error::{Error, ErrorKind, Result};
 use engraft_runtime::gate::store::Generation;
 use engraft_runtime::gate::verdict::{ArmKind, ArmReport, RetainedReport};
+use serde::Serialize;
 
 use super::{FULL, FULL_RATE, LORA};
 use crate::json;
@@ -158,30 +159,43 @@ impl Measured<'_> {
         }
     }
 
-    /// The same for machines.
-    pub(super) fn json(&self) -> Result<json::Demo> {
+    /// The same for machines. Fractions of exactly right answers, 0 to 1.
+    pub(super) fn json(&self) -> Result<impl Serialize + use<>> {
         let verdict = &self.outcome.verdict;
+        // What an arm forgot of the everyday commands, nats per token; `null` if that isn't finite.
         let forgetting = |arm: &ArmReport| {
             let found = arm.retention.first();
-            json::DemoForgetting { delta_nll: found.and_then(|r| r.delta_nll), kl: found.and_then(|r| r.kl) }
+            json::object! {
+                delta_nll: found.and_then(|r| r.delta_nll),
+                /// KL(tuned‖base).
+                kl: found.and_then(|r| r.kl),
+            }
         };
         let exact = |arm: &ArmReport| arm.accuracy.unwrap_or_default();
         let (lora, full) = (self.named(LORA)?, self.named(FULL)?);
         let (before, after) = everyday(lora)?;
-        Ok(json::Demo {
+        Ok(json::object! {
             before_exact: exact(self.named(ZERO_SHOT)?),
             after_exact: exact(lora),
             retention_before: before,
             retention_after: after,
+            /// `PROMOTE`, `KEEP_PROMPTING` or `KEEP_BASE`, with its arm.
+            #[serde(flatten)]
             decision: verdict.decision.clone(),
+            /// The decision in one sentence.
             sentence: verdict.sentence.clone(),
+            /// Of the base with examples in its prompt.
             few_shot_exact: exact(self.few_shot()?),
+            /// Of the adapter, on the everyday commands.
             forgetting: forgetting(lora),
-            full: json::DemoFull {
+            /// The result of full fine-tuning.
+            full: json::object! {
                 learning_rate: FULL_RATE,
                 after_exact: exact(full),
                 retention_after: everyday(full)?.1,
+                #[serde(flatten)]
                 forgetting: forgetting(full),
+                /// Whether it passed the gate.
                 eligible: full.eligible,
             },
             seconds: self.seconds,

@@ -96,10 +96,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     json::line(&measured.samples())?;
     json::line(&measured.table()?)?;
     json::line(&measured.verdict(options.store.as_deref(), promoted.as_ref())?)?;
-    if invocation.json {
-        json::emit(&measured.json()?)?;
-    }
-    Ok(())
+    invocation.emit(&measured.json()?)
 }
 
 /// The built-in model and rows, and how to compute with them.
@@ -118,13 +115,7 @@ impl<'a> Demo<'a> {
         let model = built_in()?;
         let text = Text::of(&model)?;
         let reading = DataOptions { max_seq_length: model.config().context_len, ..DataOptions::default() };
-        let base = Base {
-            held_bytes: text.tokenizer.heap_bytes(),
-            model,
-            kernels: options.compute.kernels()?,
-            precision: options.compute.precision,
-            gradient: options.compute.gradient(),
-        };
+        let base = options.compute.base(model, text.tokenizer.heap_bytes())?;
         Ok(Demo {
             material: household::private(&text, &reading)?,
             everyday: household::everyday(&text, &reading)?,
