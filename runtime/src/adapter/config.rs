@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelConfig, Proj};
 
@@ -33,7 +35,7 @@ pub struct LoraConfig {
 }
 
 /// Rank or alpha of a projection, in one layer or in all. An override for one layer beats one for all layers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Override {
     /// The layer; all of them where `None`.
     pub layer: Option<usize>,

@@ -15,7 +15,7 @@ use super::exchange::{
 };
 use super::imported::{Imported, read_json};
 use super::params::Init;
-use super::safetensors::{self, Tensor, Written};
+use super::safetensors::{self, Tensor};
 use crate::error::{Error, ErrorKind, Result, told};
 use crate::model::gguf::quote;
 use crate::model::{ModelConfig, Proj};
@@ -450,11 +450,11 @@ fn remove_other(storage: &dyn Storage, dir: &Path, config: &[u8]) -> Result<()> 
     storage.sync_dir(dir).map_err(io)
 }
 
-fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Written> {
+fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Tensor> {
     let (outputs, inputs) = m.proj.shape(model);
     let rows = RowOrder::of(model, m.proj);
     let path = format!("base_model.model.{}", hf_path(m.layer, m.proj));
-    let tensor = |suffix: &str, shape: &[usize], values| Written {
+    let tensor = |suffix: &str, shape: &[usize], values| Tensor {
         name: format!("{path}.{suffix}"),
         shape: shape.to_vec(),
         values,
