@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use engraft_codec::{Element, Frame, Kind, Meta, Section, Sections, Writer};
 use half::f16;
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
 use super::binding::Binding;
 use super::config::{Layout, LoraConfig, Override};
@@ -36,7 +37,8 @@ const FEATURES_MAX: usize = 1 << 24;
 const CHUNK: usize = 1024;
 
 /// How parameters are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum StoredAs {
     /// Exactly.
     F32,
@@ -50,10 +52,7 @@ impl StoredAs {
 
     /// Its name, in files and settings.
     pub fn name(self) -> &'static str {
-        match self {
-            StoredAs::F32 => "f32",
-            StoredAs::F16 => "f16",
-        }
+        self.into()
     }
 
     /// Numbers as a file of another tool holds them.
@@ -307,7 +306,8 @@ fn from_header(header: Header, digest: [u8; 32]) -> std::result::Result<Adapter,
         return Err(format!("{} layers", base.n_layers));
     }
     let features = 1..=FEATURES_MAX;
-    let unfit = |(_, out, inner): &&(Proj, usize, usize)| !features.contains(out) || !features.contains(inner);
+    let unfit =
+        |(_, out, inner): &&(Proj, usize, usize)| !features.contains(out) || !features.contains(inner);
     if let Some((_, outputs, inputs)) = shapes.iter().find(unfit) {
         return Err(format!("a projection of {outputs} x {inputs}"));
     }

@@ -16,13 +16,15 @@
 use std::ops::{Add, AddAssign};
 
 use engraft_kernels::{Kernels, NnOp, NtOp, Rows, SoftmaxState, acts_words};
+use strum::IntoStaticStr;
 
 use super::Ctx;
 use super::head::{self, HeadBufs, HeadWeights, VOCAB_CHUNK};
 use crate::algebra::dot;
 
 /// The direction of a divergence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Direction {
     /// KL(base‖tuned): what the base finds likely must stay likely. Measured on the new task's data it predicts
     /// forgetting (Shenfeld et al., arXiv 2509.04259). It is also the loss of distillation.
@@ -38,10 +40,7 @@ impl Direction {
 
     /// Its name, in files and settings.
     pub fn name(self) -> &'static str {
-        match self {
-            Direction::Forward => "forward",
-            Direction::Reverse => "reverse",
-        }
+        self.into()
     }
 }
 
