@@ -239,14 +239,14 @@ impl Override {
     }
 }
 
-fn check_rank(rank: usize) -> std::result::Result<(), String> {
+pub(super) fn check_rank(rank: usize) -> std::result::Result<(), String> {
     match (1..=RANK_MAX).contains(&rank) {
         true => Ok(()),
         false => Err(format!("rank {rank} is not in 1 to {RANK_MAX}")),
     }
 }
 
-fn check_alpha(alpha: f32) -> std::result::Result<(), String> {
+pub(super) fn check_alpha(alpha: f32) -> std::result::Result<(), String> {
     match alpha.is_finite() && alpha > 0.0 {
         true => Ok(()),
         false => Err(format!("alpha {alpha} is not a finite number above 0")),
