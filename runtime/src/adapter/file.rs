@@ -104,30 +104,21 @@ impl Adapter {
     /// [`ErrorKind::Misuse`] when the parts of the adapter contradict each other;
     /// [`ErrorKind::Io`]. An older file stays intact.
     pub fn save(&self, storage: &dyn Storage, dir: &Path, precision: StoredAs) -> Result<Committed> {
-        self.save_as_bound(storage, dir, precision, self.binding.as_ref())
+        self.save_bound(storage, dir, precision, self.binding.as_ref())
     }
 
     /// [`Adapter::save`], with a binding taken of this adapter in its current state.
     ///
     /// # Errors
     /// As [`Adapter::save`].
-    pub fn save_bound(
+    pub fn save_bound<'b>(
         &self,
         storage: &dyn Storage,
         dir: &Path,
         precision: StoredAs,
-        binding: &Binding,
+        binding: impl Into<Option<&'b Binding>>,
     ) -> Result<Committed> {
-        self.save_as_bound(storage, dir, precision, Some(binding))
-    }
-
-    fn save_as_bound(
-        &self,
-        storage: &dyn Storage,
-        dir: &Path,
-        precision: StoredAs,
-        binding: Option<&Binding>,
-    ) -> Result<Committed> {
+        let binding = binding.into();
         let path = dir.join(ADAPTER_FILE);
         self.check_storable(precision).map_err(|e| e.at(path.display()))?;
         create_dir_all(storage, dir)?;
