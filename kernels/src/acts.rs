@@ -146,18 +146,8 @@ impl RowTarget {
     /// The row has that block.
     pub(crate) unsafe fn blocks(self, b: usize) -> RowTarget {
         let at = b * self.tile;
-        // SAFETY: by the contract all offsets stay within the storage.
-        unsafe {
-            RowTarget {
-                tile: self.tile,
-                codes: self.codes.add(32 * at),
-                scale: self.scale.add(at),
-                bias_sum32: self.bias_sum32.add(at),
-                bias_sum16: self.bias_sum16.add(2 * at),
-                start32: self.start32.add(at),
-                start16: self.start16.add(2 * at),
-            }
-        }
+        // SAFETY: the caller's contract.
+        unsafe { self.offset(at, 2 * at) }
     }
 
     /// The target of row r.
@@ -167,7 +157,15 @@ impl RowTarget {
     pub(crate) unsafe fn row(self, r: usize, k: usize) -> RowTarget {
         // The row's first block of 32, and of 16.
         let (above, within) = (r / self.tile * self.tile, r % self.tile);
-        let (at32, at16) = (above * (k / 32) + within, above * (k / 16) + within);
+        // SAFETY: the caller's contract.
+        unsafe { self.offset(above * (k / 32) + within, above * (k / 16) + within) }
+    }
+
+    /// The target from so many blocks of 32, and of 16, on.
+    ///
+    /// # Safety
+    /// The storage has those blocks.
+    unsafe fn offset(self, at32: usize, at16: usize) -> RowTarget {
         // SAFETY: by the contract all offsets stay within the storage.
         unsafe {
             RowTarget {

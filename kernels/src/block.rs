@@ -3,26 +3,26 @@
 //! Layouts are those of ggml's `ggml-common.h`; every block is a plain run of unaligned little-endian bytes, so
 //! matrices are addressed as bytes and decoded by offset.
 
-/// Element type of a stored matrix, named as in ggml.
+/// Element type of a stored matrix, named and numbered as in ggml (`enum ggml_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "ggml's own names, as users know them")]
 #[allow(missing_docs, reason = "the names are the documentation; see `block_bytes` for layouts")]
 pub enum DType {
-    F32,
-    F16,
-    BF16,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q2_K,
-    Q3_K,
-    Q4_K,
-    Q5_K,
-    Q6_K,
-    IQ4_NL,
-    IQ4_XS,
+    F32 = 0,
+    F16 = 1,
+    BF16 = 30,
+    Q4_0 = 2,
+    Q4_1 = 3,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q2_K = 10,
+    Q3_K = 11,
+    Q4_K = 12,
+    Q5_K = 13,
+    Q6_K = 14,
+    IQ4_NL = 20,
+    IQ4_XS = 23,
 }
 
 impl DType {
@@ -45,47 +45,21 @@ impl DType {
         DType::IQ4_XS,
     ];
 
-    /// The type with ggml's numeric id (`enum ggml_type`), if it is supported.
+    /// The type with ggml's numeric id, if it is supported.
     pub const fn from_ggml(id: u32) -> Option<DType> {
-        Some(match id {
-            0 => DType::F32,
-            1 => DType::F16,
-            2 => DType::Q4_0,
-            3 => DType::Q4_1,
-            6 => DType::Q5_0,
-            7 => DType::Q5_1,
-            8 => DType::Q8_0,
-            10 => DType::Q2_K,
-            11 => DType::Q3_K,
-            12 => DType::Q4_K,
-            13 => DType::Q5_K,
-            14 => DType::Q6_K,
-            20 => DType::IQ4_NL,
-            23 => DType::IQ4_XS,
-            30 => DType::BF16,
-            _ => return None,
-        })
+        let mut i = 0;
+        while i < DType::ALL.len() {
+            if DType::ALL[i].ggml_id() == id {
+                return Some(DType::ALL[i]);
+            }
+            i += 1;
+        }
+        None
     }
 
     /// ggml's numeric id.
     pub const fn ggml_id(self) -> u32 {
-        match self {
-            DType::F32 => 0,
-            DType::F16 => 1,
-            DType::Q4_0 => 2,
-            DType::Q4_1 => 3,
-            DType::Q5_0 => 6,
-            DType::Q5_1 => 7,
-            DType::Q8_0 => 8,
-            DType::Q2_K => 10,
-            DType::Q3_K => 11,
-            DType::Q4_K => 12,
-            DType::Q5_K => 13,
-            DType::Q6_K => 14,
-            DType::IQ4_NL => 20,
-            DType::IQ4_XS => 23,
-            DType::BF16 => 30,
-        }
+        self as u32
     }
 
     /// ggml's name, as llama-quantize prints it.

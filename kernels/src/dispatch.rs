@@ -237,7 +237,9 @@ isa_table!(
 );
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+mod own {
+    use std::is_x86_feature_detected as has;
+
     use super::*;
     use crate::x86_64::{avx2, avx512, decode, dot, dot_avx512};
 
@@ -275,40 +277,36 @@ mod x86 {
         "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16"
     );
 
-    pub(super) fn bf16(isa: Isa) -> Option<&'static Bf16Table> {
-        let has = isa.0 == Kind::Avx512 && std::is_x86_feature_detected!("avx512bf16");
-        has.then_some(&avx512_bf16_table::TABLE)
+    pub(super) static SETS: [Set; 3] = [
+        Set { name: "avx2", table: &avx2_table::TABLE, present: has_avx2, bf16: None },
+        Set {
+            name: "avxvnni",
+            table: &avxvnni_table::TABLE,
+            present: || has_avx2() && has!("avxvnni"),
+            bf16: None,
+        },
+        Set {
+            name: "avx512",
+            table: &avx512_table::TABLE,
+            present: has_avx512,
+            bf16: Some((&avx512_bf16_table::TABLE, || has!("avx512bf16"))),
+        },
+    ];
+
+    fn has_avx2() -> bool {
+        has!("avx2") && has!("fma") && has!("f16c")
     }
 
-    pub(super) fn table(isa: Isa) -> Option<&'static Table> {
-        match isa.0 {
-            Kind::Avx2 => Some(&avx2_table::TABLE),
-            Kind::AvxVnni => Some(&avxvnni_table::TABLE),
-            Kind::Avx512 => Some(&avx512_table::TABLE),
-            Kind::Scalar | Kind::Portable => None,
-        }
-    }
-
-    pub(super) fn present(kind: Kind) -> bool {
-        use std::is_x86_feature_detected as has;
-        let avx2 = has!("avx2") && has!("fma") && has!("f16c");
-        match kind {
-            Kind::Scalar | Kind::Portable => true,
-            Kind::Avx2 => avx2,
-            Kind::AvxVnni => avx2 && has!("avxvnni"),
-            Kind::Avx512 => {
-                avx2 && has!("avx512f")
-                    && has!("avx512bw")
-                    && has!("avx512vl")
-                    && has!("avx512dq")
-                    && has!("avx512vnni")
-            }
-        }
+    fn has_avx512() -> bool {
+        let vectors = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
+        has_avx2() && vectors && has!("avx512vnni")
     }
 }
 
 #[cfg(target_arch = "aarch64")]
-mod arm {
+mod own {
+    use std::arch::is_aarch64_feature_detected as has;
+
     use super::*;
     use crate::aarch64::{decode, dot, dotprod, i8mm, neon};
 
@@ -342,88 +340,69 @@ mod arm {
 
     bf16_table!(i8mm_bf16_table, i8mm::I8mm, "neon,dotprod,i8mm,bf16");
 
-    pub(super) fn bf16(isa: Isa) -> Option<&'static Bf16Table> {
-        let has = isa.0 == Kind::I8mm && std::arch::is_aarch64_feature_detected!("bf16");
-        has.then_some(&i8mm_bf16_table::TABLE)
-    }
-
-    pub(super) fn table(isa: Isa) -> Option<&'static Table> {
-        match isa.0 {
-            Kind::Neon => Some(&neon_table::TABLE),
-            Kind::DotProd => Some(&dotprod_table::TABLE),
-            Kind::I8mm => Some(&i8mm_table::TABLE),
-            Kind::Scalar | Kind::Portable => None,
-        }
-    }
-
-    pub(super) fn present(kind: Kind) -> bool {
-        use std::arch::is_aarch64_feature_detected as has;
-        match kind {
-            Kind::Scalar | Kind::Portable => true,
-            Kind::Neon => has!("neon"),
-            Kind::DotProd => has!("neon") && has!("dotprod"),
-            Kind::I8mm => has!("neon") && has!("dotprod") && has!("i8mm"),
-        }
-    }
+    pub(super) static SETS: [Set; 3] = [
+        Set { name: "neon", table: &neon_table::TABLE, present: || has!("neon"), bf16: None },
+        Set {
+            name: "dotprod",
+            table: &dotprod_table::TABLE,
+            present: || has!("neon") && has!("dotprod"),
+            bf16: None,
+        },
+        Set {
+            name: "i8mm",
+            table: &i8mm_table::TABLE,
+            present: || has!("neon") && has!("dotprod") && has!("i8mm"),
+            bf16: Some((&i8mm_bf16_table::TABLE, || has!("bf16"))),
+        },
+    ];
 }
 
-/// The instruction sets of this architecture, weakest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Scalar,
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "aarch64")]
-    Neon,
-    #[cfg(target_arch = "aarch64")]
-    DotProd,
-    #[cfg(target_arch = "aarch64")]
-    I8mm,
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod own {
+    pub(super) static SETS: [super::Set; 0] = [];
 }
 
-/// An instruction set that this CPU has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isa(Kind);
+/// An instruction set.
+struct Set {
+    name: &'static str,
+    table: &'static Table,
+    /// Whether this CPU has it.
+    present: fn() -> bool,
+    /// Its bf16 part, and whether this CPU has that too.
+    bf16: Option<(&'static Bf16Table, fn() -> bool)>,
+}
+
+/// The sets that every CPU has.
+static PLAIN: [Set; 2] = [
+    Set { name: "scalar", table: &SCALAR, present: || true, bf16: Some((&SCALAR_BF16, || true)) },
+    Set { name: "portable", table: &portable_table::TABLE, present: || true, bf16: None },
+];
+
+/// An instruction set that this CPU has: its place among the plain ones, then the architecture's own, weakest
+/// first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Isa(usize);
+
+impl std::fmt::Debug for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 impl Isa {
     /// The specification: plain Rust, everywhere.
-    pub const SCALAR: Isa = Isa(Kind::Scalar);
+    pub const SCALAR: Isa = Isa(0);
 
     /// The fallback for CPUs without their own kernels: plain vectors, and products by the gemm crate.
-    pub const PORTABLE: Isa = Isa(Kind::Portable);
+    pub const PORTABLE: Isa = Isa(1);
 
-    const ALL: &'static [Isa] = &[
-        Isa::SCALAR,
-        Isa::PORTABLE,
-        #[cfg(target_arch = "x86_64")]
-        Isa(Kind::Avx2),
-        #[cfg(target_arch = "x86_64")]
-        Isa(Kind::AvxVnni),
-        #[cfg(target_arch = "x86_64")]
-        Isa(Kind::Avx512),
-        #[cfg(target_arch = "aarch64")]
-        Isa(Kind::Neon),
-        #[cfg(target_arch = "aarch64")]
-        Isa(Kind::DotProd),
-        #[cfg(target_arch = "aarch64")]
-        Isa(Kind::I8mm),
-    ];
+    fn set(self) -> &'static Set {
+        PLAIN.get(self.0).unwrap_or_else(|| &own::SETS[self.0 - PLAIN.len()])
+    }
 
     /// The instruction sets this CPU has, weakest first.
     pub fn available() -> impl DoubleEndedIterator<Item = Isa> {
-        Isa::ALL.iter().copied().filter(|i| {
-            #[cfg(target_arch = "x86_64")]
-            return x86::present(i.0);
-            #[cfg(target_arch = "aarch64")]
-            return arm::present(i.0);
-            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-            return matches!(i.0, Kind::Scalar | Kind::Portable);
-        })
+        (0..PLAIN.len() + own::SETS.len()).map(Isa).filter(|isa| (isa.set().present)())
     }
 
     /// The strongest instruction set this CPU has.
@@ -437,46 +416,18 @@ impl Isa {
     }
 
     /// Its name, as [`Isa::from_name`] takes it.
-    pub const fn name(self) -> &'static str {
-        match self.0 {
-            Kind::Scalar => "scalar",
-            Kind::Portable => "portable",
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => "avx2",
-            #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => "avxvnni",
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => "avx512",
-            #[cfg(target_arch = "aarch64")]
-            Kind::Neon => "neon",
-            #[cfg(target_arch = "aarch64")]
-            Kind::DotProd => "dotprod",
-            #[cfg(target_arch = "aarch64")]
-            Kind::I8mm => "i8mm",
-        }
+    pub fn name(self) -> &'static str {
+        self.set().name
     }
 
     /// The bf16 part of its kernels, if this CPU has the instructions.
     pub(crate) fn bf16(self) -> Option<&'static Bf16Table> {
-        #[cfg(target_arch = "x86_64")]
-        let found = x86::bf16(self);
-        #[cfg(target_arch = "aarch64")]
-        let found = arm::bf16(self);
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        let found = None;
-        found.or((self == Isa::SCALAR).then_some(&SCALAR_BF16))
+        self.set().bf16.filter(|(_, present)| present()).map(|(table, _)| table)
     }
 
     /// Its kernels.
     pub(crate) fn table(self) -> &'static Table {
-        #[cfg(target_arch = "x86_64")]
-        let found = x86::table(self);
-        #[cfg(target_arch = "aarch64")]
-        let found = arm::table(self);
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        let found: Option<&Table> = None;
-        let plain = if self == Isa::PORTABLE { &portable_table::TABLE } else { &SCALAR };
-        found.unwrap_or(plain)
+        self.set().table
     }
 
     /// [`scalar::decode::unpack`] on this instruction set.

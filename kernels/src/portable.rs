@@ -33,6 +33,19 @@ macro_rules! lanes {
     }};
 }
 
+/// Methods of [`Simd`] from vectors to a vector that are one expression.
+macro_rules! lane_operations {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident),*) => $value:expr;)*) => {
+        $(
+            $(#[$doc])*
+            #[inline(always)]
+            unsafe fn $name($($arg: F),*) -> F {
+                $value
+            }
+        )*
+    };
+}
+
 impl Simd for Portable {
     type F = F;
     const LANES: usize = 4;
@@ -40,10 +53,21 @@ impl Simd for Portable {
     const NV: usize = 1;
     const DOT_TR: usize = 2;
 
-    #[inline(always)]
-    unsafe fn zero() -> F {
-        [0.0; 4]
+    lane_operations! {
+        zero() => [0.0; 4];
+        add(a, b) => lanes!(i => a[i] + b[i]);
+        sub(a, b) => lanes!(i => a[i] - b[i]);
+        mul(a, b) => lanes!(i => a[i] * b[i]);
+        div(a, b) => lanes!(i => a[i] / b[i]);
+        /// Rounds twice: without an FMA instruction, a single rounding would cost a function call.
+        fma(a, b, c) => lanes!(i => a[i] * b[i] + c[i]);
+        max(a, b) => lanes!(i => if a[i] > b[i] { a[i] } else { b[i] });
+        min(a, b) => lanes!(i => if a[i] < b[i] { a[i] } else { b[i] });
+        abs(a) => lanes!(i => a[i].abs());
+        sqrt(a) => lanes!(i => a[i].sqrt());
+        pow2(n) => lanes!(i => f32::from_bits(((n[i] as i32 + 127) as u32) << 23));
     }
+
     #[inline(always)]
     unsafe fn splat(x: f32) -> F {
         [x; 4]
@@ -68,52 +92,11 @@ impl Simd for Portable {
         // SAFETY: as above.
         unsafe { p.cast::<F>().write(v) }
     }
-    #[inline(always)]
-    unsafe fn add(a: F, b: F) -> F {
-        lanes!(i => a[i] + b[i])
-    }
-    #[inline(always)]
-    unsafe fn sub(a: F, b: F) -> F {
-        lanes!(i => a[i] - b[i])
-    }
-    #[inline(always)]
-    unsafe fn mul(a: F, b: F) -> F {
-        lanes!(i => a[i] * b[i])
-    }
-    #[inline(always)]
-    unsafe fn div(a: F, b: F) -> F {
-        lanes!(i => a[i] / b[i])
-    }
-    /// Rounds twice: without an FMA instruction, a single rounding would cost a function call.
-    #[inline(always)]
-    unsafe fn fma(a: F, b: F, c: F) -> F {
-        lanes!(i => a[i] * b[i] + c[i])
-    }
-    #[inline(always)]
-    unsafe fn max(a: F, b: F) -> F {
-        lanes!(i => if a[i] > b[i] { a[i] } else { b[i] })
-    }
-    #[inline(always)]
-    unsafe fn min(a: F, b: F) -> F {
-        lanes!(i => if a[i] < b[i] { a[i] } else { b[i] })
-    }
-    #[inline(always)]
-    unsafe fn abs(a: F) -> F {
-        lanes!(i => a[i].abs())
-    }
-    #[inline(always)]
-    unsafe fn sqrt(a: F) -> F {
-        lanes!(i => a[i].sqrt())
-    }
     /// For numbers below 2^22: adding 1.5 · 2^23 leaves no fractional bits. NaN stays.
     #[inline(always)]
     unsafe fn round(a: F) -> F {
         const MAGIC: f32 = 12_582_912.0;
         lanes!(i => (a[i] + MAGIC) - MAGIC)
-    }
-    #[inline(always)]
-    unsafe fn pow2(n: F) -> F {
-        lanes!(i => f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
     unsafe fn sum(a: F) -> f32 {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use engraft_kernels::Kernels;
 
 use crate::adapter::binding::{Binding, Fingerprint, PROBES};
-use crate::adapter::gains::{self, Gains};
+use crate::adapter::gains::Gains;
 use crate::adapter::{Adapter, Layout, StoredAs};
 use crate::data::Batch;
 use crate::error::{Advice, Error, ErrorKind, Result};
@@ -77,11 +77,7 @@ impl Prober {
     /// The fingerprint with a stored adapter. A DoRA costs two passes over the weights it adapts.
     pub fn of(&mut self, adapter: &Adapter) -> Fingerprint {
         let Adapter { layout, config, theta, .. } = adapter;
-        let needed = if config.dora { gains::kernel_words(layout, self.kernels.threads()) } else { 0 };
-        let mut scratch = vec![0.0; needed];
-        let mut gains = Gains::new(&self.model, &self.kernels, layout, &mut scratch);
-        gains.refresh(&self.model, &self.kernels, (layout, config), theta, (&mut scratch, &mut []));
-        drop(scratch);
+        let gains = Gains::of(&self.model, &self.kernels, adapter);
         self.with(&AdapterView { layout, config, theta, gains: gains.c() })
     }
 

@@ -193,13 +193,15 @@ mod referee {
     }
 }
 
+fn config(model: &ModelFile) -> Result<LoraConfig> {
+    let layers: Vec<usize> = (0..model.config().n_layers).collect();
+    LoraConfig::new(model.config(), RANK, 2.0 * RANK as f32, 0.0, &Proj::ALL, &layers)
+}
+
 /// An adapter of every projection whose B is noise, so none of its gradients vanish.
 fn adapter(model: &ModelFile) -> Result<Adapter> {
-    let c = model.config();
-    let layers: Vec<usize> = (0..c.n_layers).collect();
-    let config = LoraConfig::new(c, RANK, 2.0 * RANK as f32, 0.0, &Proj::ALL, &layers)?;
     let mut random = Rng::new(1, 0);
-    let mut adapter = Adapter::init(c, &config, model.digest(), &mut || random.f32())?;
+    let mut adapter = Adapter::init(model.config(), &config(model)?, model.digest(), &mut || random.f32())?;
     let slots: Vec<_> = adapter.layout.slots().collect();
     for (_, _, slot) in slots {
         adapter.theta[slot.b].iter_mut().for_each(|b| *b = 0.05 * random.normal());
@@ -213,9 +215,7 @@ fn rows(model: &ModelFile) -> usize {
 
 fn request(model: &ModelFile, threads: usize) -> Request {
     let c = model.config();
-    let layers: Vec<usize> = (0..c.n_layers).collect();
-    let params = LoraConfig::new(c, RANK, 1.0, 0.0, &Proj::ALL, &layers)
-        .map_or(0, |lora| crate::adapter::Layout::new(c, &lora).len());
+    let params = config(model).map_or(0, |lora| crate::adapter::Layout::new(c, &lora).len());
     Request {
         batch: 1,
         seq: rows(model),

@@ -29,13 +29,13 @@ impl Int8 for DotProd {
 
     #[inline(always)]
     unsafe fn to_f32(a: int32x4_t) -> float32x4_t {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe { less_magic(a) }
     }
 
     #[inline(always)]
     unsafe fn store_quads(p: *mut u8, rows: [float32x4_t; 4]) {
-        // SAFETY: see zero; p is writable for 16 bytes.
+        // SAFETY: see splat; p is writable for 16 bytes.
         unsafe { vst1q_u8(p, vreinterpretq_u8_u32(quads(rows))) }
     }
 

@@ -31,13 +31,13 @@ impl Int8 for I8mm {
 
     #[inline(always)]
     unsafe fn to_f32(a: int32x4_t) -> float32x4_t {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe { less_magic(a) }
     }
 
     #[inline(always)]
     unsafe fn store_quads(p: *mut u8, rows: [float32x4_t; 4]) {
-        // SAFETY: see zero; p is writable for the first half of each of four columns' eight bytes.
+        // SAFETY: see splat; p is writable for the first half of each of four columns' eight bytes.
         unsafe {
             let (q, p) = (quads(rows), p.cast::<u32>());
             p.write_unaligned(vgetq_lane_u32::<0>(q));

@@ -20,29 +20,38 @@ macro_rules! simd_f32_neon {
         const NV: usize = 2;
         const DOT_TR: usize = 4;
 
-        #[inline(always)]
-        unsafe fn zero() -> float32x4_t {
-            // SAFETY: NEON by the trait's contract; the same holds for each block below.
-            unsafe { vdupq_n_f32(0.0) }
+        $crate::generic::simd::vector_operations! {
+            zero() => vdupq_n_f32(0.0);
+            add(a, b) => vaddq_f32(a, b);
+            sub(a, b) => vsubq_f32(a, b);
+            mul(a, b) => vmulq_f32(a, b);
+            div(a, b) => vdivq_f32(a, b);
+            fma(a, b, c) => vfmaq_f32(c, a, b);
+            max(a, b) => vmaxq_f32(a, b);
+            min(a, b) => vminq_f32(a, b);
+            abs(a) => vabsq_f32(a);
+            sqrt(a) => vsqrtq_f32(a);
+            round(a) => vrndnq_f32(a);
         }
+
         #[inline(always)]
         unsafe fn splat(x: f32) -> float32x4_t {
-            // SAFETY: see zero.
+            // SAFETY: the CPU has the features, by the trait's contract; so in each block below.
             unsafe { vdupq_n_f32(x) }
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> float32x4_t {
-            // SAFETY: see zero; p is readable for 4 f32.
+            // SAFETY: see splat; p is readable for 4 f32.
             unsafe { vld1q_f32(p) }
         }
         #[inline(always)]
         unsafe fn load_f16(p: *const u16) -> float32x4_t {
-            // SAFETY: see zero; p is readable for 4 f16.
+            // SAFETY: see splat; p is readable for 4 f16.
             unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))) }
         }
         #[inline(always)]
         unsafe fn load_i8(p: *const i8) -> float32x4_t {
-            // SAFETY: see zero; p is readable for 4 bytes.
+            // SAFETY: see splat; p is readable for 4 bytes.
             unsafe {
                 let bytes = vcreate_s8(u64::from(p.cast::<u32>().read_unaligned()));
                 vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
@@ -50,62 +59,12 @@ macro_rules! simd_f32_neon {
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: float32x4_t) {
-            // SAFETY: see zero; p is writable for 4 f32.
+            // SAFETY: see splat; p is writable for 4 f32.
             unsafe { vst1q_f32(p, v) }
         }
         #[inline(always)]
-        unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vaddq_f32(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn sub(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vsubq_f32(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vmulq_f32(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn div(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vdivq_f32(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vfmaq_f32(c, a, b) }
-        }
-        #[inline(always)]
-        unsafe fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vmaxq_f32(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn min(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vminq_f32(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn abs(a: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vabsq_f32(a) }
-        }
-        #[inline(always)]
-        unsafe fn sqrt(a: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vsqrtq_f32(a) }
-        }
-        #[inline(always)]
-        unsafe fn round(a: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
-            unsafe { vrndnq_f32(a) }
-        }
-        #[inline(always)]
         unsafe fn pow2(n: float32x4_t) -> float32x4_t {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe {
                 let i = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
                 vreinterpretq_f32_s32(vshlq_n_s32::<23>(i))
@@ -113,27 +72,27 @@ macro_rules! simd_f32_neon {
         }
         #[inline(always)]
         unsafe fn sum(a: float32x4_t) -> f32 {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe { vaddvq_f32(a) }
         }
         #[inline(always)]
         unsafe fn hmax(a: float32x4_t) -> f32 {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe { vmaxvq_f32(a) }
         }
         #[inline(always)]
         unsafe fn deinterleave(a: float32x4_t, b: float32x4_t) -> (float32x4_t, float32x4_t) {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe { (vuzp1q_f32(a, b), vuzp2q_f32(a, b)) }
         }
         #[inline(always)]
         unsafe fn interleave(even: float32x4_t, odd: float32x4_t) -> (float32x4_t, float32x4_t) {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe { (vzip1q_f32(even, odd), vzip2q_f32(even, odd)) }
         }
         #[inline(always)]
         unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize) {
-            // SAFETY: see zero; the caller's rows.
+            // SAFETY: see splat; the caller's rows.
             unsafe {
                 let (a, b) = (vld1q_f32(src), vld1q_f32(src.add(src_row)));
                 let (c, d) = (vld1q_f32(src.add(2 * src_row)), vld1q_f32(src.add(3 * src_row)));
@@ -147,7 +106,7 @@ macro_rules! simd_f32_neon {
         }
         #[inline(always)]
         unsafe fn store_i8(p: *mut i8, v: float32x4_t) {
-            // SAFETY: see zero; p is writable for 4 bytes.
+            // SAFETY: see splat; p is writable for 4 bytes.
             unsafe {
                 let i = vmovn_s32(vcvtnq_s32_f32(v));
                 let b = vmovn_s16(vcombine_s16(i, i));
@@ -177,7 +136,7 @@ macro_rules! simd_i32_neon {
 
         #[inline(always)]
         unsafe fn splat_i32(x: i32) -> int32x4_t {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe { vdupq_n_s32(x) }
         }
     };
@@ -270,13 +229,13 @@ impl Int8 for Neon {
 
     #[inline(always)]
     unsafe fn to_f32(a: int32x4_t) -> float32x4_t {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe { vcvtq_f32_s32(a) }
     }
 
     #[inline(always)]
     unsafe fn store_quads(p: *mut u8, rows: [float32x4_t; 4]) {
-        // SAFETY: see zero; p is writable for 16 bytes.
+        // SAFETY: see splat; p is writable for 16 bytes.
         unsafe { vst1q_u8(p, vreinterpretq_u8_u32(quads(rows))) }
     }
 

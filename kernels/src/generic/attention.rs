@@ -93,14 +93,8 @@ unsafe fn rows_by_strips<S: Simd, const MR: usize, const NV: usize>(
             for s in 0..keys.div_ceil(nr) {
                 let mut acc = [[S::zero(); NV]; MR];
                 f32_tile::<S, MR, NV>(&mut acc, hd, &ap, 1, strips.as_ptr().add(s * hd * nr), nr);
-                store_tile::<S, MR, NV>(
-                    &acc,
-                    n,
-                    nr,
-                    out.as_mut_ptr().add(m0 * out_row + s * nr),
-                    out_row,
-                    false,
-                );
+                let to = out.as_mut_ptr().add(m0 * out_row + s * nr);
+                store_tile::<S, MR, NV>(&acc, n, nr, to, out_row, false);
             }
         }
     }
@@ -130,14 +124,8 @@ unsafe fn rows_by_rows<S: Simd, const MR: usize, const NV: usize>(
             for c in (0..hd).step_by(nr) {
                 let mut acc = [[S::zero(); NV]; MR];
                 f32_tile::<S, MR, NV>(&mut acc, keys, &ap, a_step, b.as_ptr().add(c), hp);
-                store_tile::<S, MR, NV>(
-                    &acc,
-                    n,
-                    nr.min(hd - c),
-                    dst.add(m0 * dst_row + c),
-                    dst_row,
-                    accumulate,
-                );
+                let to = dst.add(m0 * dst_row + c);
+                store_tile::<S, MR, NV>(&acc, n, nr.min(hd - c), to, dst_row, accumulate);
             }
         }
     }

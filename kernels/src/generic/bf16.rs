@@ -1,7 +1,7 @@
 //! The input gradient in bf16 with f32 sums, over the instruction sets that multiply bf16: half of f32's bytes
 //! and at least twice its products per instruction, with f32's range.
 
-use super::gemm::{NN_CHUNK, NN_STRIP, add_strip_low, decode_strip, pack_strip_low, take};
+use super::gemm::{NN_CHUNK, NN_STRIP, add_low, decode_strip, pack_strip_low, take};
 use super::simd::Simd;
 use super::tile::{row_pointers, store_tile};
 use crate::items::NnItem;
@@ -75,8 +75,8 @@ pub unsafe fn nn_item<S: Bf16, const MR: usize, const NV: usize>(
                     let mut acc = [[S::zero(); NV]; MR];
                     S::dot::<MR, NV>(&mut acc, chunk, &a, panel.add(sub * chunk));
                     if n0 + chunk == n {
-                        let low = low.as_ptr().wrapping_add(sub);
-                        add_strip_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
+                        let low = (low.as_ptr().wrapping_add(sub), NN_STRIP);
+                        add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
                     }
                     let y = it.dx.add(m0 * k + c0 + sub);
                     store_tile::<S, MR, NV>(&acc, rows, nr, y, k, it.accumulate || n0 > 0);

@@ -114,7 +114,7 @@ unsafe fn nt_f32<S: Simd, const MR: usize, const NV: usize>(
             let mut acc = [[S::zero(); NV]; MR];
             let a = row_pointers::<f32, MR>(x.as_ptr().add(m0 * k), k, rows);
             f32_tile::<S, MR, NV>(&mut acc, k, &a, 1, panel, nr);
-            add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
+            add_low::<S, MR, NV>(&mut acc, it.low, (low, nr), m0, rows);
             scale_tile::<S, MR, NV>(&mut acc, gain);
             store_tile::<S, MR, NV>(&acc, rows, valid, it.y.add(m0 * n + n0), n, it.accumulate);
         }
@@ -189,7 +189,7 @@ unsafe fn nt_int8<
             };
             let mut acc = [[S::zero(); NV]; MR];
             int8_tile::<S, MR, NV, G, BIAS, START, ACC16>(&mut acc, k, x, panel);
-            add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
+            add_low::<S, MR, NV>(&mut acc, it.low, (low, nr), m0, rows);
             scale_tile::<S, MR, NV>(&mut acc, gain);
             store_tile::<S, MR, NV>(&acc, rows, valid, it.y.add(m0 * n + n0), n, it.accumulate);
         }
@@ -327,11 +327,12 @@ unsafe fn scale_tile<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
+/// Adds h·b to a tile of rows `m0..m0 + rows`; the panel holds b's part in rows of `panel_row`.
 #[inline(always)]
-unsafe fn add_low<S: Simd, const MR: usize, const NV: usize>(
+pub(super) unsafe fn add_low<S: Simd, const MR: usize, const NV: usize>(
     acc: &mut [[S::F; NV]; MR],
     low: Option<LowRank<'_>>,
-    panel: *const f32,
+    (panel, panel_row): (*const f32, usize),
     m0: usize,
     rows: usize,
 ) {
@@ -339,7 +340,7 @@ unsafe fn add_low<S: Simd, const MR: usize, const NV: usize>(
     // SAFETY: h has r columns for each row; the panel was packed for r rows.
     unsafe {
         let h = row_pointers::<f32, MR>(l.h.as_ptr().add(m0 * l.rank), l.rank, rows);
-        f32_tile::<S, MR, NV>(acc, l.rank, &h, 1, panel, NV * S::LANES);
+        f32_tile::<S, MR, NV>(acc, l.rank, &h, 1, panel, panel_row);
     }
 }
 
@@ -417,22 +418,11 @@ unsafe fn nn_f32<S: Simd, const MR: usize, const NV: usize>(
                 let a = row_pointers::<f32, MR>(dy.as_ptr().add(m0 * n + n0), n, rows);
                 for sub in (0..valid).step_by(nr) {
                     let mut acc = [[S::zero(); NV]; MR];
-                    f32_tile::<S, MR, NV>(
-                        &mut acc,
-                        chunk,
-                        &a,
-                        1,
-                        panel.as_ptr().cast::<f32>().add(sub),
-                        NN_STRIP,
-                    );
+                    let panel = panel.as_ptr().cast::<f32>().add(sub);
+                    f32_tile::<S, MR, NV>(&mut acc, chunk, &a, 1, panel, NN_STRIP);
                     if last {
-                        add_strip_low::<S, MR, NV>(
-                            &mut acc,
-                            it.low,
-                            low.as_ptr().wrapping_add(sub),
-                            m0,
-                            rows,
-                        );
+                        let low = (low.as_ptr().wrapping_add(sub), NN_STRIP);
+                        add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
                     }
                     let y = it.dx.add(m0 * k + c0 + sub);
                     let add = it.accumulate || n0 > 0;
@@ -463,22 +453,6 @@ pub(super) unsafe fn decode_strip(
         // SAFETY: the caller's contract; only float types have ragged rows.
         unsafe { dequant(w.dtype(), w.row(n0 + i), c0, &mut row[..valid]) };
         row[valid..].fill(0.0);
-    }
-}
-
-#[inline(always)]
-pub(super) unsafe fn add_strip_low<S: Simd, const MR: usize, const NV: usize>(
-    acc: &mut [[S::F; NV]; MR],
-    low: Option<LowRank<'_>>,
-    strip: *const f32,
-    m0: usize,
-    rows: usize,
-) {
-    let Some(l) = low else { return };
-    // SAFETY: h has r columns for each row; the strip was packed for r rows of 32.
-    unsafe {
-        let h = row_pointers::<f32, MR>(l.h.as_ptr().add(m0 * l.rank), l.rank, rows);
-        f32_tile::<S, MR, NV>(acc, l.rank, &h, 1, strip, NN_STRIP);
     }
 }
 
@@ -556,7 +530,8 @@ unsafe fn nn_int8<S: Int8, const MR: usize, const NV: usize, const START: bool, 
                 let panel = CodePanel { codes, scale, bias: core::ptr::null() };
                 let mut acc = [[S::zero(); NV]; MR];
                 int8_tile::<S, MR, NV, 32, false, START, ACC16>(&mut acc, n, x, panel);
-                add_strip_low::<S, MR, NV>(&mut acc, it.low, low.as_ptr().wrapping_add(sub * nr), m0, rows);
+                let low = (low.as_ptr().wrapping_add(sub * nr), NN_STRIP);
+                add_low::<S, MR, NV>(&mut acc, it.low, low, m0, rows);
                 let y = it.dx.add(m0 * k + c0 + sub * nr);
                 store_tile::<S, MR, NV>(&acc, rows, nr, y, k, it.accumulate);
             }

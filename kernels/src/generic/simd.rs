@@ -19,6 +19,21 @@ pub struct CodeClass {
     pub start_at_sum: bool,
 }
 
+/// Methods of [`Simd`] from vectors to a vector that are one expression of intrinsics.
+macro_rules! vector_operations {
+    ($($name:ident($($arg:ident),*) => $value:expr;)*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name($($arg: Self::F),*) -> Self::F {
+                // SAFETY: the instruction set is present, by the trait's contract.
+                unsafe { $value }
+            }
+        )*
+    };
+}
+#[allow(unused_imports, reason = "the portable vectors use none")]
+pub(crate) use vector_operations;
+
 /// One instruction set's vectors of f32.
 pub trait Simd: Copy {
     /// Vector of `LANES` f32.

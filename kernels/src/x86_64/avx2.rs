@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use crate::block::DType;
-use crate::generic::simd::{CodeClass, Int8, Simd};
+use crate::generic::simd::{CodeClass, Int8, Simd, vector_operations};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -35,89 +35,48 @@ macro_rules! simd_f32_avx2 {
         const NV: usize = 2;
         const DOT_TR: usize = 2;
 
-        #[inline(always)]
-        unsafe fn zero() -> __m256 {
-            // SAFETY: AVX2 by the trait's contract; the same holds for each block below.
-            unsafe { _mm256_setzero_ps() }
+        vector_operations! {
+            zero() => _mm256_setzero_ps();
+            add(a, b) => _mm256_add_ps(a, b);
+            sub(a, b) => _mm256_sub_ps(a, b);
+            mul(a, b) => _mm256_mul_ps(a, b);
+            div(a, b) => _mm256_div_ps(a, b);
+            fma(a, b, c) => _mm256_fmadd_ps(a, b, c);
+            max(a, b) => _mm256_max_ps(a, b);
+            min(a, b) => _mm256_min_ps(a, b);
+            abs(a) => _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
+            sqrt(a) => _mm256_sqrt_ps(a);
+            round(a) => _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
         }
+
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m256 {
-            // SAFETY: see zero.
+            // SAFETY: the CPU has the features, by the trait's contract; so in each block below.
             unsafe { _mm256_set1_ps(x) }
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> __m256 {
-            // SAFETY: see zero; p is readable for 8 f32.
+            // SAFETY: see splat; p is readable for 8 f32.
             unsafe { _mm256_loadu_ps(p) }
         }
         #[inline(always)]
         unsafe fn load_f16(p: *const u16) -> __m256 {
-            // SAFETY: see zero; p is readable for 8 f16.
+            // SAFETY: see splat; p is readable for 8 f16.
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
         }
         #[inline(always)]
         unsafe fn load_i8(p: *const i8) -> __m256 {
-            // SAFETY: see zero; p is readable for 8 bytes.
+            // SAFETY: see splat; p is readable for 8 bytes.
             unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m256) {
-            // SAFETY: see zero; p is writable for 8 f32.
+            // SAFETY: see splat; p is writable for 8 f32.
             unsafe { _mm256_storeu_ps(p, v) }
         }
         #[inline(always)]
-        unsafe fn add(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_add_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn sub(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_sub_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_mul_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn div(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_div_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn max(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_max_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn min(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_min_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn abs(a: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
-        }
-        #[inline(always)]
-        unsafe fn sqrt(a: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_sqrt_ps(a) }
-        }
-        #[inline(always)]
-        unsafe fn round(a: __m256) -> __m256 {
-            // SAFETY: see zero.
-            unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
-        }
-        #[inline(always)]
         unsafe fn pow2(n: __m256) -> __m256 {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe {
                 let i = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(i))
@@ -125,7 +84,7 @@ macro_rules! simd_f32_avx2 {
         }
         #[inline(always)]
         unsafe fn sum(a: __m256) -> f32 {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe {
                 let s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
                 let s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -134,7 +93,7 @@ macro_rules! simd_f32_avx2 {
         }
         #[inline(always)]
         unsafe fn hmax(a: __m256) -> f32 {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe {
                 let s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
                 let s = _mm_max_ps(s, _mm_movehl_ps(s, s));
@@ -143,7 +102,7 @@ macro_rules! simd_f32_avx2 {
         }
         #[inline(always)]
         unsafe fn deinterleave(a: __m256, b: __m256) -> (__m256, __m256) {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe {
                 let lo = _mm256_permute2f128_ps::<0x20>(a, b);
                 let hi = _mm256_permute2f128_ps::<0x31>(a, b);
@@ -154,7 +113,7 @@ macro_rules! simd_f32_avx2 {
         }
         #[inline(always)]
         unsafe fn interleave(even: __m256, odd: __m256) -> (__m256, __m256) {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe {
                 let lo = _mm256_unpacklo_ps(even, odd);
                 let hi = _mm256_unpackhi_ps(even, odd);
@@ -163,7 +122,7 @@ macro_rules! simd_f32_avx2 {
         }
         #[inline(always)]
         unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize) {
-            // SAFETY: see zero; the caller's rows.
+            // SAFETY: see splat; the caller's rows.
             unsafe {
                 // half[i][j]: of columns j and 4 + j, the rows 4i..4i + 4. A loop, since closures given
                 // to core's array functions lose the ISA's features.
@@ -191,7 +150,7 @@ macro_rules! simd_f32_avx2 {
         }
         #[inline(always)]
         unsafe fn store_i8(p: *mut i8, v: __m256) {
-            // SAFETY: see zero; p is writable for 8 bytes.
+            // SAFETY: see splat; p is writable for 8 bytes.
             unsafe {
                 let i = _mm256_cvtps_epi32(v);
                 let w = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256::<1>(i));
@@ -209,17 +168,17 @@ macro_rules! simd_i32_avx2 {
 
         #[inline(always)]
         unsafe fn splat_i32(x: i32) -> __m256i {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe { _mm256_set1_epi32(x) }
         }
         #[inline(always)]
         unsafe fn to_f32(a: __m256i) -> __m256 {
-            // SAFETY: see zero.
+            // SAFETY: see splat.
             unsafe { _mm256_cvtepi32_ps(a) }
         }
         #[inline(always)]
         unsafe fn store_quads(p: *mut u8, rows: [__m256; 4]) {
-            // SAFETY: see zero; p is writable for 32 bytes.
+            // SAFETY: see splat; p is writable for 32 bytes.
             unsafe {
                 let low = _mm256_set1_epi32(255);
                 let (a, b) = (_mm256_cvtps_epi32(rows[0]), _mm256_cvtps_epi32(rows[1]));

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use crate::block::DType;
-use crate::generic::simd::{CodeClass, Int8, Simd};
+use crate::generic::simd::{CodeClass, Int8, Simd, vector_operations};
 
 /// AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy)]
@@ -16,100 +16,55 @@ impl Simd for Avx512 {
     const NV: usize = 2;
     const DOT_TR: usize = 4;
 
-    #[inline(always)]
-    unsafe fn zero() -> __m512 {
-        // SAFETY: AVX-512 by the trait's contract; the same holds for each block below.
-        unsafe { _mm512_setzero_ps() }
+    vector_operations! {
+        zero() => _mm512_setzero_ps();
+        add(a, b) => _mm512_add_ps(a, b);
+        sub(a, b) => _mm512_sub_ps(a, b);
+        mul(a, b) => _mm512_mul_ps(a, b);
+        div(a, b) => _mm512_div_ps(a, b);
+        fma(a, b, c) => _mm512_fmadd_ps(a, b, c);
+        max(a, b) => _mm512_max_ps(a, b);
+        min(a, b) => _mm512_min_ps(a, b);
+        abs(a) => _mm512_abs_ps(a);
+        sqrt(a) => _mm512_sqrt_ps(a);
+        round(a) => _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+        pow2(n) => _mm512_scalef_ps(_mm512_set1_ps(1.0), n);
     }
+
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
-        // SAFETY: see zero.
+        // SAFETY: the CPU has the features, by the trait's contract; so in each block below.
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: see zero; p is readable for 16 f32.
+        // SAFETY: see splat; p is readable for 16 f32.
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> __m512 {
-        // SAFETY: see zero; p is readable for 16 f16.
+        // SAFETY: see splat; p is readable for 16 f16.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> __m512 {
-        // SAFETY: see zero; p is readable for 16 bytes.
+        // SAFETY: see splat; p is readable for 16 bytes.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: see zero; p is writable for 16 f32.
+        // SAFETY: see splat; p is writable for 16 f32.
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_add_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn div(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_div_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_max_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn min(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_min_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn abs(a: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_abs_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn sqrt(a: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_sqrt_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn round(a: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(n: __m512) -> __m512 {
-        // SAFETY: see zero.
-        unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), n) }
-    }
-    #[inline(always)]
     unsafe fn sum(a: __m512) -> f32 {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe { _mm512_reduce_add_ps(a) }
     }
     /// The same halves are added to each other, of several vectors at once.
     #[inline(always)]
     unsafe fn sum4([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-        // SAFETY: see zero; the store covers the four lanes of the array.
+        // SAFETY: see splat; the store covers the four lanes of the array.
         unsafe {
             let halves =
                 |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
@@ -126,12 +81,12 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn hmax(a: __m512) -> f32 {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
     unsafe fn deinterleave(a: __m512, b: __m512) -> (__m512, __m512) {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe {
             let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
             let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
@@ -140,7 +95,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn interleave(even: __m512, odd: __m512) -> (__m512, __m512) {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe {
             let lo = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
             let hi = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
@@ -149,7 +104,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn transpose(src: *const f32, src_row: usize, dst: *mut f32, dst_row: usize) {
-        // SAFETY: see zero; the caller's rows.
+        // SAFETY: see splat; the caller's rows.
         unsafe {
             // Loops, here and below: closures given to core's array functions lose the ISA's features.
             let mut r = [_mm512_setzero_ps(); 16];
@@ -189,7 +144,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: __m512) {
-        // SAFETY: see zero; p is writable for 16 bytes.
+        // SAFETY: see splat; p is writable for 16 bytes.
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
 }
@@ -205,18 +160,18 @@ impl Int8 for Avx512 {
 
     #[inline(always)]
     unsafe fn splat_i32(x: i32) -> __m512i {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
     unsafe fn to_f32(a: __m512i) -> __m512 {
-        // SAFETY: see zero.
+        // SAFETY: see splat.
         unsafe { _mm512_cvtepi32_ps(a) }
     }
 
     #[inline(always)]
     unsafe fn store_quads(p: *mut u8, rows: [__m512; 4]) {
-        // SAFETY: see zero; p is writable for 64 bytes.
+        // SAFETY: see splat; p is writable for 64 bytes.
         unsafe {
             let low = _mm512_set1_epi32(255);
             let (a, b) = (_mm512_cvtps_epi32(rows[0]), _mm512_cvtps_epi32(rows[1]));

@@ -9,7 +9,7 @@
 use engraft_kernels::{Kernels, LowRank, NnOp, NtOp, QMatrix, Rows, gemm_scratch_words};
 
 use super::exchange::{Exchange, Module, transpose};
-use super::gains::{self, Gains};
+use super::gains::Gains;
 use super::params::Adapter;
 use super::{RANK_MAX, Slot};
 use crate::algebra::{jacobi_sweep, set_identity};
@@ -96,9 +96,7 @@ pub fn low_rank(
         return misuse(format!("rank {rank} is not within 1 to {RANK_MAX}"));
     }
     let Adapter { layout, config, theta, .. } = adapter;
-    let mut kernel = vec![0.0; gains::kernel_words(layout, kernels.threads())];
-    let mut found = Gains::new(model, kernels, layout, &mut kernel);
-    found.refresh(model, kernels, (layout, config), theta, (&mut kernel, &mut []));
+    let found = Gains::of(model, kernels, adapter);
     let all = layout.slots().count();
     let (mut modules, mut errors) = (Vec::with_capacity(all), Vec::with_capacity(all));
     for (done, (layer, proj, slot)) in layout.slots().enumerate() {

@@ -4,6 +4,8 @@
 //! log-probabilities of fixed tokens after fixed tokens, for the base alone and with the adapter. It is taken
 //! when the adapter is saved and again when it is loaded ([`crate::probe`]).
 
+use serde::{Deserialize, Serialize};
+
 /// Log-probabilities in a fingerprint.
 pub const PROBES: usize = 8;
 
@@ -14,7 +16,7 @@ pub const PROBES: usize = 8;
 pub const TOLERANCE: f32 = 0.004;
 
 /// Negative log-probabilities of [`PROBES`] fixed tokens, each after the fixed tokens before it, in nats.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint(pub [f32; PROBES]);
 
 impl Fingerprint {
@@ -36,7 +38,7 @@ impl Fingerprint {
 }
 
 /// What an adapter file records about its base, and about itself on that base.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Binding {
     /// Digest of the base's chat template.
     pub template: [u8; 32],

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelConfig, Proj};
 
@@ -33,7 +35,7 @@ pub struct LoraConfig {
 }
 
 /// Rank or alpha of a projection, in one layer or in all. An override for one layer beats one for all layers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Override {
     /// The layer; all of them where `None`.
     pub layer: Option<usize>,
@@ -243,14 +245,14 @@ impl Override {
     }
 }
 
-fn check_rank(rank: usize) -> std::result::Result<(), String> {
+pub(super) fn check_rank(rank: usize) -> std::result::Result<(), String> {
     match (1..=RANK_MAX).contains(&rank) {
         true => Ok(()),
         false => Err(format!("rank {rank} is not in 1 to {RANK_MAX}")),
     }
 }
 
-fn check_alpha(alpha: f32) -> std::result::Result<(), String> {
+pub(super) fn check_alpha(alpha: f32) -> std::result::Result<(), String> {
     match alpha.is_finite() && alpha > 0.0 {
         true => Ok(()),
         false => Err(format!("alpha {alpha} is not a finite number above 0")),

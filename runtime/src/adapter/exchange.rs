@@ -4,7 +4,7 @@
 //! Hugging Face's order go through [`RowOrder`], which knows the one difference: a GGUF of architecture `llama`
 //! permutes the rows of q and k within each head so that rotary pairs are adjacent.
 
-use super::config::{Layout, LoraConfig, Override, RANK_MAX};
+use super::config::{Layout, LoraConfig, Override, check_alpha, check_rank};
 use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::gguf::quote;
@@ -54,7 +54,7 @@ impl Exchange {
     }
 
     /// Puts the modules into their order and checks them against a model: at least one, each once,
-    /// ranks in 1 to [`RANK_MAX`], shapes that match the model, every number finite, and magnitudes exactly if
+    /// ranks in 1 to [`super::RANK_MAX`], shapes that match the model, every number finite, and magnitudes exactly if
     /// `dora` is set.
     ///
     /// # Errors
@@ -94,12 +94,7 @@ fn check_module(m: &Module, model: &ModelConfig, dora: bool) -> Result<()> {
             model.n_layers - 1
         ));
     }
-    if !(1..=RANK_MAX).contains(&m.rank) {
-        return Err(corrupt(format!("rank {} is not in 1 to {RANK_MAX}", m.rank)));
-    }
-    if !(m.alpha.is_finite() && m.alpha > 0.0) {
-        return Err(corrupt(format!("alpha {} is not a finite number above 0", m.alpha)));
-    }
+    check_rank(m.rank).and_then(|()| check_alpha(m.alpha)).map_err(corrupt)?;
     let (outputs, inputs) = m.proj.shape(model);
     if (m.a.len(), m.b.len()) != (m.rank * inputs, outputs * m.rank) {
         return mismatch(format!(
@@ -343,9 +338,7 @@ impl Parts {
                 let problem = format!("{place}: A has rank {}, B has rank {}", a.rows, b.cols);
                 return Err(corrupt(problem));
             }
-            if !(1..=RANK_MAX).contains(&a.rows) {
-                return Err(corrupt(format!("{place}: rank {} is not in 1 to {RANK_MAX}", a.rows)));
-            }
+            check_rank(a.rows).map_err(|problem| corrupt(format!("{place}: {problem}")))?;
             let reorder = |values: Vec<f32>, width| {
                 rows(proj).map_or_else(|| values.clone(), |r| r.from_hf(&values, width))
             };

@@ -1,6 +1,6 @@
 //! `adapter.engraft`: one file that holds an adapter, binds it to its base, and is trusted only if intact.
 //!
-//! A frame of kind ADAPTER (see engraft-codec): the three headers below, then the parameters. Section `theta`
+//! A frame of kind ADAPTER (see engraft-codec): the header below, then the parameters. Section `theta`
 //! holds every A and Bᵀ in the order of [`Layout`], as f32 or f16. With DoRA, section `magnitude` follows:
 //! every m in the layout's order, always f32, since f16 would round away what training changed. The header
 //! repeats the shapes of the adapted projections so the file can be checked without its base.
@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use engraft_codec::{Element, Frame, Kind, Meta, Section, Sections, Writer};
 use half::f16;
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
-use super::binding::{Binding, Fingerprint, PROBES};
+use super::binding::Binding;
 use super::config::{Layout, LoraConfig, Override};
 use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,13 +31,14 @@ const SCHEMA: u16 = 4;
 const THETA: &str = "theta";
 const MAGNITUDE: &str = "magnitude";
 /// Bounds on what a header may claim, far above any model this runtime accepts.
-const LAYERS_MAX: u32 = 1 << 16;
-const FEATURES_MAX: u32 = 1 << 24;
+const LAYERS_MAX: usize = 1 << 16;
+const FEATURES_MAX: usize = 1 << 24;
 /// Numbers rounded and written at once.
 const CHUNK: usize = 1024;
 
 /// How parameters are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum StoredAs {
     /// Exactly.
     F32,
@@ -50,9 +52,20 @@ impl StoredAs {
 
     /// Its name, in files and settings.
     pub fn name(self) -> &'static str {
-        match self {
-            StoredAs::F32 => "f32",
-            StoredAs::F16 => "f16",
+        self.into()
+    }
+
+    /// Numbers as a file of another tool holds them.
+    ///
+    /// # Errors
+    /// `NonFinite` for a number that overflows f16.
+    pub(super) fn encode(self, values: &[f32]) -> Result<Vec<u8>> {
+        if self == StoredAs::F32 {
+            return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        }
+        match values.iter().find(|v| !f16::from_f32(**v).is_finite()) {
+            Some(v) => Err(Error::new(ErrorKind::NonFinite, format!("{v} exceeds f16; export as f32"))),
+            None => Ok(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()),
         }
     }
 }
@@ -60,64 +73,28 @@ impl StoredAs {
 /// The result of reading or writing a frame.
 type FrameResult<T> = std::result::Result<T, engraft_codec::Error<StdIoError>>;
 
+/// The file's header; the order of all fields, and of those within them, is the format.
 #[derive(Serialize, Deserialize)]
 struct Header {
-    architecture: String,
-    d_model: u32,
-    n_layers: u32,
-    vocab: u32,
-    rank: u32,
+    base: BaseIdentity,
+    rank: usize,
     alpha: f32,
     dropout: f32,
-    targets: Vec<Target>,
-    layers: Vec<u32>,
-    base_name: String,
-    steps: u64,
-    tokens: u64,
-    seed: u64,
-    valid_loss_before: Option<f32>,
-    valid_loss_after: Option<f32>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Target {
-    /// Index in [`Proj::ALL`].
-    proj: u8,
-    outputs: u32,
-    inputs: u32,
-}
-
-/// What distinguishes an adapter from a plain LoRA of a single rank; follows [`Header`].
-#[derive(Serialize, Deserialize)]
-struct Variant {
+    /// The adapted projections with their (out, in).
+    targets: Vec<(Proj, usize, usize)>,
+    layers: Vec<usize>,
+    trained: TrainedWith,
     /// Of [`RSLORA`], [`EVA`] and [`QUIET`].
     flags: u8,
     dora: bool,
-    overrides: Vec<OverrideRecord>,
+    overrides: Vec<Override>,
+    binding: Option<Binding>,
 }
 
-/// Bits of [`Variant::flags`].
+/// Bits of [`Header::flags`].
 const RSLORA: u8 = 1;
 const EVA: u8 = 2;
 const QUIET: u8 = 4;
-
-#[derive(Serialize, Deserialize)]
-struct OverrideRecord {
-    layer: Option<u32>,
-    /// Index in [`Proj::ALL`].
-    proj: u8,
-    rank: Option<u32>,
-    alpha: Option<f32>,
-}
-
-/// What the adapter and its base computed at save time; follows [`Variant`], if known.
-#[derive(Serialize, Deserialize)]
-struct BindingRecord {
-    template: [u8; 32],
-    matched: u32,
-    base: [f32; PROBES],
-    adapted: [f32; PROBES],
-}
 
 impl Adapter {
     /// Commits the adapter as `dir/adapter.engraft`, creating `dir` if needed.
@@ -127,30 +104,21 @@ impl Adapter {
     /// [`ErrorKind::Misuse`] when the parts of the adapter contradict each other;
     /// [`ErrorKind::Io`]. An older file stays intact.
     pub fn save(&self, storage: &dyn Storage, dir: &Path, precision: StoredAs) -> Result<Committed> {
-        self.save_as_bound(storage, dir, precision, self.binding.as_ref())
+        self.save_bound(storage, dir, precision, self.binding.as_ref())
     }
 
     /// [`Adapter::save`], with a binding taken of this adapter in its current state.
     ///
     /// # Errors
     /// As [`Adapter::save`].
-    pub fn save_bound(
+    pub fn save_bound<'b>(
         &self,
         storage: &dyn Storage,
         dir: &Path,
         precision: StoredAs,
-        binding: &Binding,
+        binding: impl Into<Option<&'b Binding>>,
     ) -> Result<Committed> {
-        self.save_as_bound(storage, dir, precision, Some(binding))
-    }
-
-    fn save_as_bound(
-        &self,
-        storage: &dyn Storage,
-        dir: &Path,
-        precision: StoredAs,
-        binding: Option<&Binding>,
-    ) -> Result<Committed> {
+        let binding = binding.into();
         let path = dir.join(ADAPTER_FILE);
         self.check_storable(precision).map_err(|e| e.at(path.display()))?;
         create_dir_all(storage, dir)?;
@@ -179,14 +147,8 @@ impl Adapter {
         let Opened { mut source, bytes } = storage.open(&path).map_err(io)?;
         let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(&path, e))?;
         check_kind(&frame).map_err(|e| e.at(path.display()))?;
-        let header: (Header, Variant, Option<BindingRecord>) =
-            frame.header().map_err(|e| frame_error(&path, e))?;
-        let (header, variant, bound) = header;
-        let mut adapter = from_header(header, variant, *frame.base_digest())
-            .map_err(|problem| corrupt(&problem).at(path.display()))?;
-        adapter.binding = bound
-            .map(|record| from_bound(&record, &adapter.layout))
-            .transpose()
+        let header = frame.header().map_err(|e| frame_error(&path, e))?;
+        let mut adapter = from_header(header, *frame.base_digest())
             .map_err(|problem| corrupt(&problem).at(path.display()))?;
         let element = check_table(&frame, &adapter.layout).map_err(|e| e.at(path.display()))?;
         source.rewind().map_err(io)?;
@@ -257,8 +219,7 @@ impl Adapter {
         }
         // A single file with no successors needs no generations.
         let meta = Meta { kind: Kind::ADAPTER, schema: SCHEMA, generation: 0, base_digest: self.base.digest };
-        let header = (self.header(), self.variant(), binding.map(to_bound));
-        let mut writer = Writer::begin(StdIo(out), &meta, &header, &sections)?;
+        let mut writer = Writer::begin(StdIo(out), &meta, &self.header(binding), &sections)?;
         for range in weights(layout) {
             let values = &self.theta[range];
             match precision {
@@ -276,55 +237,27 @@ impl Adapter {
         writer.finish().map(|_| ())
     }
 
-    fn header(&self) -> Header {
-        // Shapes come from a validated model, so they are far below 2^32.
-        let target = |(proj, outputs, inputs): (Proj, usize, usize)| Target {
-            proj: index(proj),
-            outputs: outputs as u32,
-            inputs: inputs as u32,
-        };
-        Header {
-            architecture: self.base.architecture.clone(),
-            d_model: self.base.d_model as u32,
-            n_layers: self.base.n_layers as u32,
-            vocab: self.base.vocab as u32,
-            rank: self.config.rank as u32,
-            alpha: self.config.alpha,
-            dropout: self.config.dropout,
-            targets: self.layout.shapes().map(target).collect(),
-            layers: self.config.layers.iter().map(|l| *l as u32).collect(),
-            base_name: self.meta.base_name.clone(),
-            steps: self.meta.steps,
-            tokens: self.meta.tokens,
-            seed: self.meta.seed,
-            valid_loss_before: self.meta.valid_loss_before,
-            valid_loss_after: self.meta.valid_loss_after,
-        }
-    }
-}
-
-impl Adapter {
-    fn variant(&self) -> Variant {
-        let record = |o: &Override| OverrideRecord {
-            layer: o.layer.map(|l| l as u32),
-            proj: index(o.proj),
-            rank: o.rank.map(|r| r as u32),
-            alpha: o.alpha,
-        };
-        let LoraConfig { rslora, dora, overrides, .. } = &self.config;
+    fn header(&self, binding: Option<&Binding>) -> Header {
+        let LoraConfig { rank, alpha, dropout, layers, rslora, dora, overrides, .. } = &self.config;
         let init = match self.meta.init {
             Init::Kaiming => 0,
             Init::Eva => EVA,
             Init::Quiet => QUIET,
         };
-        let flags = init | if *rslora { RSLORA } else { 0 };
-        Variant { flags, dora: *dora, overrides: overrides.iter().map(record).collect() }
+        Header {
+            base: self.base.clone(),
+            rank: *rank,
+            alpha: *alpha,
+            dropout: *dropout,
+            targets: self.layout.shapes().collect(),
+            layers: layers.clone(),
+            trained: self.meta.clone(),
+            flags: init | if *rslora { RSLORA } else { 0 },
+            dora: *dora,
+            overrides: overrides.clone(),
+            binding: binding.copied(),
+        }
     }
-}
-
-/// The projection's number in the file.
-fn index(proj: Proj) -> u8 {
-    Proj::ALL.iter().position(|p| *p == proj).unwrap_or(Proj::ALL.len()) as u8
 }
 
 /// Where A and Bᵀ of each slot lie in θ, as one range.
@@ -351,87 +284,46 @@ fn check_kind(frame: &Frame) -> Result<()> {
 }
 
 /// The adapter a header describes, without its parameters yet.
-fn from_header(header: Header, variant: Variant, digest: [u8; 32]) -> std::result::Result<Adapter, String> {
+fn from_header(header: Header, digest: [u8; 32]) -> std::result::Result<Adapter, String> {
+    let Header { base, rank, alpha, dropout, targets: shapes, layers, trained, .. } = header;
+    let Header { flags, dora, overrides, binding, .. } = header;
     if digest == [0; 32] {
         return Err("it names no base".into());
     }
-    if variant.flags & !(RSLORA | EVA | QUIET) != 0 {
-        return Err(format!("flags {:#x}", variant.flags));
+    if flags & !(RSLORA | EVA | QUIET) != 0 {
+        return Err(format!("flags {flags:#x}"));
     }
-    if !(1..=LAYERS_MAX).contains(&header.n_layers) {
-        return Err(format!("{} layers", header.n_layers));
+    if !(1..=LAYERS_MAX).contains(&base.n_layers) {
+        return Err(format!("{} layers", base.n_layers));
     }
-    let mut shapes = Vec::with_capacity(Proj::ALL.len());
-    for target in &header.targets {
-        let proj = Proj::ALL.get(usize::from(target.proj)).ok_or("an unknown projection")?;
-        if !(1..=FEATURES_MAX).contains(&target.outputs) || !(1..=FEATURES_MAX).contains(&target.inputs) {
-            return Err(format!("a projection of {} x {}", target.outputs, target.inputs));
-        }
-        shapes.push((*proj, target.outputs as usize, target.inputs as usize));
+    let features = 1..=FEATURES_MAX;
+    let unfit =
+        |(_, out, inner): &&(Proj, usize, usize)| !features.contains(out) || !features.contains(inner);
+    if let Some((_, outputs, inputs)) = shapes.iter().find(unfit) {
+        return Err(format!("a projection of {outputs} x {inputs}"));
     }
-    let config = LoraConfig {
-        rank: header.rank as usize,
-        alpha: header.alpha,
-        dropout: header.dropout,
-        targets: shapes.iter().map(|(proj, _, _)| *proj).collect(),
-        layers: header.layers.iter().map(|l| *l as usize).collect(),
-        rslora: variant.flags & RSLORA != 0,
-        dora: variant.dora,
-        overrides: variant.overrides.iter().map(from_record).collect::<std::result::Result<_, _>>()?,
-    };
-    config.check(header.n_layers as usize)?;
+    let targets = shapes.iter().map(|(proj, _, _)| *proj).collect();
+    let rslora = flags & RSLORA != 0;
+    let config = LoraConfig { rank, alpha, dropout, targets, layers, rslora, dora, overrides };
+    config.check(base.n_layers)?;
     let layout = Layout::from_shapes(&config, &shapes).ok_or("more parameters than memory can hold")?;
-    let base = BaseIdentity {
-        digest,
-        architecture: header.architecture,
-        d_model: header.d_model as usize,
-        n_layers: header.n_layers as usize,
-        vocab: header.vocab as usize,
+    binding.map_or(Ok(()), |binding| check_binding(&binding, &layout))?;
+    let init = match flags {
+        _ if flags & EVA != 0 => Init::Eva,
+        _ if flags & QUIET != 0 => Init::Quiet,
+        _ => Init::Kaiming,
     };
-    let meta = TrainedWith {
-        base_name: header.base_name,
-        steps: header.steps,
-        tokens: header.tokens,
-        seed: header.seed,
-        init: match variant.flags {
-            flags if flags & EVA != 0 => Init::Eva,
-            flags if flags & QUIET != 0 => Init::Quiet,
-            _ => Init::Kaiming,
-        },
-        valid_loss_before: header.valid_loss_before,
-        valid_loss_after: header.valid_loss_after,
-    };
-    Ok(Adapter { config, layout, theta: Vec::new(), base, meta, binding: None })
+    let (base, meta) = (BaseIdentity { digest, ..base }, TrainedWith { init, ..trained });
+    Ok(Adapter { config, layout, theta: Vec::new(), base, meta, binding })
 }
 
-fn from_record(record: &OverrideRecord) -> std::result::Result<Override, String> {
-    Ok(Override {
-        layer: record.layer.map(|l| l as usize),
-        proj: *Proj::ALL.get(usize::from(record.proj)).ok_or("an unknown projection")?,
-        rank: record.rank.map(|r| r as usize),
-        alpha: record.alpha,
-    })
-}
-
-fn to_bound(binding: &Binding) -> BindingRecord {
-    BindingRecord {
-        template: binding.template,
-        // A model's projections are far below 2^32.
-        matched: binding.matched as u32,
-        base: binding.base.0,
-        adapted: binding.adapted.0,
-    }
-}
-
-fn from_bound(record: &BindingRecord, layout: &Layout) -> std::result::Result<Binding, String> {
-    let BindingRecord { template, matched, base, adapted } = record;
-    let (matched, projections) = (*matched as usize, layout.slots().count());
+fn check_binding(binding: &Binding, layout: &Layout) -> std::result::Result<(), String> {
+    let (matched, projections) = (binding.matched, layout.slots().count());
     if !(1..=projections).contains(&matched) {
         return Err(format!("it claims that {matched} of its {projections} projections matched a tensor"));
     }
-    let (base, adapted) = (Fingerprint(*base), Fingerprint(*adapted));
-    match base.is_finite() && adapted.is_finite() {
-        true => Ok(Binding { template: *template, matched, base, adapted }),
+    match binding.base.is_finite() && binding.adapted.is_finite() {
+        true => Ok(()),
         false => Err("its fingerprint holds a NaN or infinity".into()),
     }
 }

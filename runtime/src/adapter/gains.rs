@@ -4,6 +4,7 @@
 use engraft_kernels::Kernels;
 
 use super::config::{Layout, LoraConfig, Slot};
+use super::params::Adapter;
 use crate::model::weights::ModelFile;
 use crate::nn::{Pair, dora};
 
@@ -57,6 +58,16 @@ impl Gains {
         }
         let scratch = vec![0.0; layout.gain_words() - dora::words(layout.rows())];
         Gains { base: base_norms(model, kernels, layout, kernel), c: vec![1.0; layout.rows()], scratch }
+    }
+
+    /// The gains of an adapter as it is, with scratch of their own.
+    pub fn of(model: &ModelFile, kernels: &Kernels, adapter: &Adapter) -> Gains {
+        let Adapter { layout, config, theta, .. } = adapter;
+        let needed = if config.dora { kernel_words(layout, kernels.threads()) } else { 0 };
+        let mut kernel = vec![0.0; needed];
+        let mut gains = Gains::new(model, kernels, layout, &mut kernel);
+        gains.refresh(model, kernels, (layout, config), theta, (&mut kernel, &mut []));
+        gains
     }
 
     /// Computes the gains of the current θ: one product of r rows with every adapted matrix. `kernel` is

@@ -6,12 +6,10 @@
 use std::path::Path;
 
 use engraft_kernels::{DType, scalar};
-use half::f16;
 
 use super::StoredAs;
 use super::exchange::{Exchange, Matrix, Module, Part, Parts, name, unknown_tensor, unsupported};
 use super::imported::Imported;
-use super::params::Init;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::gguf::write::{Header, failed};
 use crate::model::gguf::{Gguf, TensorInfo, quote};
@@ -47,8 +45,7 @@ fn read(gguf: &Gguf, bytes: &[u8], model: &ModelConfig) -> Result<Imported> {
     let alpha_of = |_, _, rank: usize| Ok(if alpha == 0.0 { rank as f32 } else { alpha });
     let modules = parts.modules(|_| None, alpha_of)?;
     let base_name = gguf.string("general.name")?.unwrap_or_default().to_owned();
-    let mut exchange =
-        Exchange { rslora: false, dora: false, init: Init::default(), dropout: 0.0, base_name, modules };
+    let mut exchange = Exchange { base_name, modules, ..Exchange::default() };
     exchange.check(model)?;
     let prompt = gguf.string("adapter.lora.prompt_prefix")?;
     let warning = |p: &str| {
@@ -170,7 +167,7 @@ fn encode(
         let (outputs, inputs) = m.proj.shape(model);
         let b = folded(exchange, m, alpha);
         for (part, values, dims) in [("lora_a", &m.a, [inputs, m.rank]), ("lora_b", &b, [m.rank, outputs])] {
-            let bytes = bytes_of(values, precision).map_err(|e| e.at(name(m)))?;
+            let bytes = precision.encode(values).map_err(|e| e.at(name(m)))?;
             let tensor = format!("blk.{}.{}.weight.{part}", m.layer, m.proj.gguf_name());
             let dtype = if precision == StoredAs::F16 { DType::F16 } else { DType::F32 };
             header.tensor(&tensor, dtype, &dims, bytes.len());
@@ -189,14 +186,4 @@ fn folded(exchange: &Exchange, m: &Module, alpha: f32) -> Vec<f32> {
     }
     let factor = f64::from(wanted) / f64::from(given);
     m.b.iter().map(|v| (f64::from(*v) * factor) as f32).collect()
-}
-
-fn bytes_of(values: &[f32], precision: StoredAs) -> Result<Vec<u8>> {
-    if precision == StoredAs::F32 {
-        return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect());
-    }
-    match values.iter().find(|v| !f16::from_f32(**v).is_finite()) {
-        Some(v) => Err(Error::new(ErrorKind::NonFinite, format!("{v} exceeds f16; export as f32"))),
-        None => Ok(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()),
-    }
 }

@@ -11,7 +11,6 @@ use super::exchange::{
     Exchange, Matrix, Part, Parts, RowOrder, corrupt, module_of, transpose, unknown_tensor, unsupported,
 };
 use super::imported::{Imported, read_json};
-use super::params::Init;
 use super::peft::{CONFIG_FILE, whole};
 use super::safetensors::{self, Tensor};
 use crate::error::{Result, told};
@@ -102,14 +101,7 @@ impl MlxSettings {
                 ))),
             },
         )?;
-        let mut exchange = Exchange {
-            rslora: false,
-            dora,
-            init: Init::default(),
-            dropout,
-            base_name: String::new(),
-            modules,
-        };
+        let mut exchange = Exchange { dora, dropout, modules, ..Exchange::default() };
         exchange.check(model)?;
         Ok(Imported { exchange, warnings: Vec::new() })
     }

@@ -1,6 +1,7 @@
 //! The parameters of an adapter, and the base model they belong to.
 
 use engraft_kernels::Kernels;
+use serde::{Deserialize, Serialize};
 
 use super::binding::Binding;
 use super::config::{Layout, LoraConfig, shapes};
@@ -11,9 +12,11 @@ use crate::model::ModelConfig;
 use crate::model::weights::ModelFile;
 
 /// Which base model an adapter belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseIdentity {
-    /// SHA-256 that identifies the base's weights, quantization and tokenizer.
+    /// SHA-256 that identifies the base's weights, quantization and tokenizer. Files hold it elsewhere: in their
+    /// frame.
+    #[serde(skip)]
     pub digest: [u8; 32],
     /// `general.architecture`.
     pub architecture: String,
@@ -51,7 +54,7 @@ pub enum Init {
 }
 
 /// How an adapter was trained. For people only: nothing depends on it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainedWith {
     /// The base's own name (`general.name`).
     pub base_name: String,
@@ -61,7 +64,8 @@ pub struct TrainedWith {
     pub tokens: u64,
     /// Seed of initial values, order and dropout.
     pub seed: u64,
-    /// How A was initialized.
+    /// How A was initialized. Files hold it elsewhere: in their flags.
+    #[serde(skip)]
     pub init: Init,
     /// Held-out loss of the base alone, nats per token.
     pub valid_loss_before: Option<f32>,

@@ -15,7 +15,7 @@ use super::exchange::{
 };
 use super::imported::{Imported, read_json};
 use super::params::Init;
-use super::safetensors::{self, Tensor, Written};
+use super::safetensors::{self, Tensor};
 use crate::error::{Error, ErrorKind, Result, told};
 use crate::model::gguf::quote;
 use crate::model::{ModelConfig, Proj};
@@ -26,10 +26,12 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
-/// Keys that change nothing here: names, provenance and training settings.
-const INERT: [&str; 21] = [
+/// Keys that are read here, or change nothing: names, provenance and training settings.
+const KNOWN: [&str; 30] = [
+    "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
+    "bias",
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
@@ -37,7 +39,10 @@ const INERT: [&str; 21] = [
     "inference_mode",
     "init_lora_weights",
     "layers_pattern",
+    "layers_to_transform",
     "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
     "lora_ga_config",
     "megatron_core",
     "monteclora_config",
@@ -45,9 +50,13 @@ const INERT: [&str; 21] = [
     "peft_version",
     "qalora_group_size",
     "r",
+    "rank_pattern",
     "revision",
     "runtime_config",
+    "target_modules",
     "task_type",
+    "use_dora",
+    "use_rslora",
     "velora_config",
 ];
 
@@ -65,20 +74,6 @@ const FOREIGN: [&str; 12] = [
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
-];
-
-/// Keys that are read.
-const READ: [&str; 10] = [
-    "alpha_pattern",
-    "bias",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "rank_pattern",
-    "target_modules",
-    "use_dora",
-    "use_rslora",
-    "init_lora_weights",
 ];
 
 /// Initializations that modify the base, so the adapter no longer fits the base's file.
@@ -161,7 +156,7 @@ impl PeftSettings {
         foreign_settings(object)?;
         for key in object.keys() {
             let known = |list: &[&str]| list.contains(&key.as_str());
-            if !known(&INERT) && !known(&FOREIGN) && !known(&READ) {
+            if !known(&KNOWN) && !known(&FOREIGN) {
                 warnings.push(format!("{CONFIG_FILE}: unknown key {} is ignored", quote(key)));
             }
         }
@@ -181,9 +176,9 @@ impl PeftSettings {
             Some(_) => return Err(corrupt("target_modules is neither a list nor a string")),
         };
         let layer = |v: &Value| {
-            v.as_f64().map_or(Err(corrupt("layers_to_transform holds something other than numbers")), |n| {
-                whole("layers_to_transform", n)
-            })
+            let n =
+                v.as_f64().ok_or_else(|| corrupt("layers_to_transform holds something other than numbers"));
+            whole("layers_to_transform", n?)
         };
         let layers = match object.get("layers_to_transform") {
             None | Some(Value::Null) => None,
@@ -450,11 +445,11 @@ fn remove_other(storage: &dyn Storage, dir: &Path, config: &[u8]) -> Result<()> 
     storage.sync_dir(dir).map_err(io)
 }
 
-fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Written> {
+fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Tensor> {
     let (outputs, inputs) = m.proj.shape(model);
     let rows = RowOrder::of(model, m.proj);
     let path = format!("base_model.model.{}", hf_path(m.layer, m.proj));
-    let tensor = |suffix: &str, shape: &[usize], values| Written {
+    let tensor = |suffix: &str, shape: &[usize], values| Tensor {
         name: format!("{path}.{suffix}"),
         shape: shape.to_vec(),
         values,

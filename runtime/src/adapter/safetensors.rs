@@ -194,21 +194,14 @@ fn size(t: &Described) -> Result<u64> {
     product.filter(|n| *n > 0).ok_or_else(|| corrupt(format!("shape {:?} is empty or too large", t.shape)))
 }
 
-/// A tensor to write.
-pub(super) struct Written {
-    pub(super) name: String,
-    pub(super) shape: Vec<usize>,
-    pub(super) values: Vec<f32>,
-}
-
 /// Writes a file the way PEFT does, with metadata `{"format": "pt"}`.
 ///
 /// # Errors
 /// `NonFinite` for a number that overflows f16; `Io`.
-pub(super) fn write(out: &mut dyn Write, tensors: &[Written], precision: StoredAs) -> Result<()> {
+pub(super) fn write(out: &mut dyn Write, tensors: &[Tensor], precision: StoredAs) -> Result<()> {
     let mut encoded = Vec::with_capacity(tensors.len());
     for t in tensors {
-        encoded.push((t, encode(t, precision)?));
+        encoded.push((t, precision.encode(&t.values).map_err(|e| e.at(&t.name))?));
     }
     let dtype = match precision {
         StoredAs::F32 => Dtype::F32,
@@ -222,17 +215,6 @@ pub(super) fn write(out: &mut dyn Write, tensors: &[Written], precision: StoredA
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(misuse)?;
     out.write_all(&bytes).map_err(|e| Error::io("writing safetensors", e))
-}
-
-fn encode(t: &Written, precision: StoredAs) -> Result<Vec<u8>> {
-    if precision == StoredAs::F32 {
-        return Ok(t.values.iter().flat_map(|v| v.to_le_bytes()).collect());
-    }
-    if let Some(v) = t.values.iter().find(|v| !f16::from_f32(**v).is_finite()) {
-        let message = format!("{}: {v} exceeds f16; export as f32", t.name);
-        return Err(Error::new(ErrorKind::NonFinite, message));
-    }
-    Ok(t.values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect())
 }
 
 #[cfg(test)]

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use engraft_kernels::{Kernels, KvType};
 
 use super::kv_cache::KvCache;
+use super::pass::{Extent, Pass};
 use super::sampler::no_token;
-use super::sequence::{Sequence, check_ids, embed};
+use super::sequence::{Sequence, check_ids};
 use super::stacked::StackedAdapter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::model::tuned::Weights;
-use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvBatch, KvLayer};
-use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
-use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
+use crate::nn::Precision;
+use crate::nn::block::{Keys, KvBatch, KvLayer};
+use crate::nn::head;
 
 /// An answer ends once its last this many tokens repeat one short cycle: greedy choice never leaves it.
 pub const CYCLE_TOKENS: usize = 64;
@@ -74,21 +75,16 @@ impl Prefix {
         KvCache::bytes(c, len, cache) + len * size_of::<u32>()
     }
 
-    /// Checks that this model with these adapters would compute the same keys and values.
-    fn check_of(
-        &self,
-        model: &Weights,
-        adapters: Option<&Arc<StackedAdapter>>,
-        precision: Precision,
-    ) -> Result<()> {
-        let same_adapters = match (&self.adapters, adapters) {
+    /// Checks that a model with its adapters would compute the same keys and values.
+    fn check_of(&self, pass: &Pass) -> Result<()> {
+        let same_adapters = match (&self.adapters, &pass.adapters) {
             (None, None) => true,
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             _ => false,
         };
-        let same = self.model.is(model) && same_adapters && self.precision == precision;
+        let same = self.model.is(&pass.model) && same_adapters && self.precision == pass.precision;
         // An empty prefix is the same for every model of these shapes.
-        let fits = if self.ids.is_empty() { self.model.config() == model.config() } else { same };
+        let fits = if self.ids.is_empty() { self.model.config() == pass.model.config() } else { same };
         match fits {
             true => Ok(()),
             false => Err(Error::new(
@@ -103,10 +99,7 @@ impl Prefix {
 /// Sequences that continue one [`Prefix`] side by side. Private memory: [`Sequences::bytes`], and the
 /// answers.
 pub struct Sequences {
-    model: Weights,
-    kernels: Arc<Kernels>,
-    adapters: Option<Arc<StackedAdapter>>,
-    precision: Precision,
+    pass: Pass,
     prefix: Arc<Prefix>,
     capacity: usize,
     /// Own positions, `[L, slots, capacity, kv·hd]`.
@@ -115,12 +108,6 @@ pub struct Sequences {
     /// For each row of a step: its slot, the slot's filled positions, and the token read.
     rows: Vec<(usize, usize)>,
     ids: Vec<u32>,
-    rope: Vec<f32>,
-    x: Vec<f32>,
-    y: Vec<f32>,
-    pos: Vec<u32>,
-    block: BlockBufs,
-    head: HeadBufs,
     chosen: Vec<Option<u32>>,
 }
 
@@ -133,15 +120,6 @@ struct Continuation {
     past: usize,
     /// The next token.
     last: u32,
-}
-
-/// What the rows of a forward are.
-#[derive(Clone, Copy)]
-enum RowsAre {
-    /// Successive tokens of one slot that has `past` positions filled.
-    Part { slot: usize, past: usize },
-    /// One token for each slot in `rows`.
-    Step,
 }
 
 impl Sequences {
@@ -165,37 +143,28 @@ impl Sequences {
         slots: usize,
         capacity: usize,
     ) -> Result<Sequences> {
-        let model = model.into();
-        let c = model.config();
         if slots == 0 || capacity == 0 {
             let message = format!("{slots} sequences of {capacity} tokens: both must be at least 1");
             return Err(Error::new(ErrorKind::Misuse, message));
         }
-        adapters.as_ref().map_or(Ok(()), |a| a.check_fits(c))?;
-        prefix.check_of(&model, adapters.as_ref(), precision)?;
-        let rank = adapters.as_ref().map_or(0, |a| a.rank());
-        let words = Words::new(c, prefix.ids.len(), slots, capacity, rank, kernels.threads());
-        let mut table = vec![0.0; words.rope];
-        rope::table(c, model.rope_freqs(), &mut table);
+        let extent = Sequences::extent(prefix.ids.len(), slots, capacity);
+        let pass = Pass::new(model.into(), kernels, adapters, precision, extent)?;
+        prefix.check_of(&pass)?;
         Ok(Sequences {
-            cache: KvCache::new(c, slots * capacity, prefix.cache.ty())?,
+            cache: KvCache::new(pass.model.config(), slots * capacity, prefix.cache.ty())?,
             slots: vec![None; slots],
             rows: Vec::with_capacity(slots),
             ids: Vec::with_capacity(slots),
-            rope: table,
-            x: vec![0.0; words.rows * c.d_model],
-            y: vec![0.0; words.rows * c.d_model],
-            pos: Vec::with_capacity(words.rows),
-            block: BlockBufs::new(&words.block, words.kernel()),
-            head: HeadBufs::new(&words.head),
             chosen: vec![None; slots],
             capacity,
             prefix,
-            precision,
-            adapters,
-            kernels,
-            model,
+            pass,
         })
+    }
+
+    fn extent(prefix: usize, slots: usize, capacity: usize) -> Extent {
+        let rows = Sequence::rows(capacity).max(slots);
+        Extent { rows, positions: prefix + capacity, head_rows: slots }
     }
 
     /// Bytes held apart from the answers, for `slots` sequences of `capacity` positions after a prefix of
@@ -209,13 +178,12 @@ impl Sequences {
         threads: usize,
         cache: KvType,
     ) -> usize {
-        let w = Words::new(c, prefix, slots, capacity, rank, threads);
-        let words = w.block.activations() + w.kernel() + w.head.total() + w.rope;
+        let buffers = Sequences::extent(prefix, slots, capacity).bytes(c, rank, threads);
         let slot = size_of::<Option<Continuation>>()
             + size_of::<(usize, usize)>()
             + size_of::<u32>()
             + size_of::<Option<u32>>();
-        4 * (words + w.rows * (2 * c.d_model + 1)) + slots * slot + KvCache::bytes(c, slots * capacity, cache)
+        buffers + slots * slot + KvCache::bytes(c, slots * capacity, cache)
     }
 
     /// Greedy answers after the prefix and each prompt: at most `limit` tokens, including the end token. An
@@ -279,7 +247,7 @@ impl Sequences {
                 );
                 return Err(Error::new(ErrorKind::Misuse, message));
             }
-            check_ids(self.model.config(), prompt).map_err(|e| e.at(format!("prompt {i}")))?;
+            check_ids(self.pass.model.config(), prompt).map_err(|e| e.at(format!("prompt {i}")))?;
         }
         Ok(())
     }
@@ -308,15 +276,17 @@ impl Sequences {
         let mut past = 0;
         let rows = Sequence::rows(self.capacity);
         for part in ids.chunks(rows) {
-            self.pos.clear();
-            let from = self.prefix.ids.len() + past;
-            self.pos.extend((from..from + part.len()).map(|p| p as u32));
-            self.forward(part, RowsAre::Part { slot, past });
+            let Sequences { pass, prefix, cache, slots, .. } = &mut *self;
+            let from = prefix.ids.len() + past;
+            pass.run(part, from..from + part.len(), |l, go_on| {
+                let (k, v) = cache.part(l, slot, slots.len());
+                go_on(Keys::Cache(KvLayer { prefix: prefix.cache.rows(l), k, v, past }));
+            });
             past += part.len();
         }
         let last = (ids.len() - 1) % rows;
         self.choose(last..last + 1);
-        self.model.file().check_whole()?;
+        self.pass.model.file().check_whole()?;
         let last = self.chosen[0].ok_or_else(no_token)?;
         self.slots[slot] = Some(Continuation { prompt, past, last });
         Ok(())
@@ -325,18 +295,19 @@ impl Sequences {
     /// Reads one token of every sequence and chooses each one's next.
     fn step(&mut self) -> Result<()> {
         self.rows.clear();
-        self.pos.clear();
-        let mut ids = std::mem::take(&mut self.ids);
-        ids.clear();
+        self.ids.clear();
         for (slot, s) in self.slots.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?))) {
             self.rows.push((slot, s.past));
-            self.pos.push((self.prefix.ids.len() + s.past) as u32);
-            ids.push(s.last);
+            self.ids.push(s.last);
         }
-        self.forward(&ids, RowsAre::Step);
-        self.ids = ids;
+        let Sequences { pass, prefix, cache, ids, rows, capacity, .. } = &mut *self;
+        let positions = rows.iter().map(|(_, past)| prefix.ids.len() + past);
+        pass.run(ids, positions, |l, go_on| {
+            let (prefix, (k, v)) = (prefix.cache.rows(l), cache.layer(l));
+            go_on(Keys::Sequences(KvBatch { prefix, k, v, capacity: *capacity, rows }));
+        });
         self.choose(0..self.rows.len());
-        self.model.file().check_whole()?;
+        self.pass.model.file().check_whole()?;
         for (&(slot, past), chosen) in self.rows.iter().zip(&self.chosen) {
             if let Some(s) = &mut self.slots[slot] {
                 (s.past, s.last) = (past + 1, chosen.ok_or_else(no_token)?);
@@ -347,68 +318,10 @@ impl Sequences {
 
     /// Writes the likeliest token after some rows of the last forward to the front of `chosen`.
     fn choose(&mut self, rows: std::ops::Range<usize>) {
-        let d = self.model.config().d_model;
-        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
-        let x = &self.x[rows.start * d..rows.end * d];
         let chosen = &mut self.chosen[..rows.len()];
-        head::likeliest(&ctx, &w, x, &mut self.head, &mut self.block.kernel, chosen);
-    }
-
-    /// Runs all blocks over rows whose positions are set; leaves the outputs in `x`.
-    fn forward(&mut self, ids: &[u32], are: RowsAre) {
-        let (n, d) = (ids.len(), self.model.config().d_model);
-        embed(&self.model, &self.kernels, ids, &mut self.x[..n * d]);
-        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
-        let rows = RowMap { seqs: &[], pos: &self.pos };
-        for l in 0..ctx.config.n_layers {
-            let prefix = self.prefix.cache.rows(l);
-            let keys = match are {
-                RowsAre::Part { slot, past } => {
-                    let (k, v) = self.cache.part(l, slot, self.slots.len());
-                    Keys::Cache(KvLayer { prefix, k, v, past })
-                }
-                RowsAre::Step => {
-                    let (k, v) = self.cache.layer(l);
-                    Keys::Sequences(KvBatch { prefix, k, v, capacity: self.capacity, rows: &self.rows })
-                }
-            };
-            let pairs = self.adapters.as_ref().map_or([None; 7], |a| a.pairs(l));
-            let (w, x, y) = (self.model.block(l), &self.x[..n * d], &mut self.y[..n * d]);
-            block::forward(&ctx, &w, &pairs, rows, x, y, &mut self.block, keys, Dropout::OFF);
-            std::mem::swap(&mut self.x, &mut self.y);
-        }
-    }
-}
-
-/// f32 words of the buffers.
-struct Words {
-    /// Rows read at once: a part of a prompt, or a step.
-    rows: usize,
-    block: BlockWords,
-    head: HeadWords,
-    rope: usize,
-}
-
-impl Words {
-    fn new(
-        c: &ModelConfig,
-        prefix: usize,
-        slots: usize,
-        capacity: usize,
-        rank: usize,
-        threads: usize,
-    ) -> Words {
-        let rows = Sequence::rows(capacity).max(slots);
-        Words {
-            rows,
-            block: BlockWords::new(c, rows, prefix + capacity, rank, threads, false, false),
-            head: HeadWords::new(c, slots, threads, false, false),
-            rope: rope::table_words(c, prefix + capacity),
-        }
-    }
-
-    fn kernel(&self) -> usize {
-        self.block.kernel().max(self.head.kernel())
+        self.pass.head(|ctx, w, x, head, kernel| {
+            let d = w.norm.len();
+            head::likeliest(ctx, w, &x[rows.start * d..rows.end * d], head, kernel, chosen);
+        });
     }
 }

@@ -19,6 +19,7 @@
 pub mod batch;
 pub mod continuation;
 pub mod kv_cache;
+mod pass;
 pub mod replay;
 pub mod sampler;
 pub mod sequence;

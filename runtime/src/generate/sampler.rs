@@ -4,6 +4,8 @@
 //! penalty → top-k → top-p → min-p → temperature → draw. Top-p and min-p therefore look at the distribution
 //! before temperature.
 
+use engraft_kernels::mix;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// Settings of a [`Sampler`]; the defaults are llama.cpp's, with a fixed seed.
@@ -317,10 +319,7 @@ struct SplitMix64(u64);
 impl SplitMix64 {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        mix(self.0)
     }
 
     /// Uniform in [0, 1), a multiple of 2⁻⁵³.

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use engraft_kernels::{Kernels, KvRows, KvType};
 
 use super::kv_cache::KvCache;
+use super::pass::{Extent, Pass};
 use super::stacked::{AdapterSlot, StackedAdapter};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 use crate::model::tuned::Weights;
-use crate::nn::block::{self, BlockBufs, BlockWords, Keys, KvLayer};
-use crate::nn::head::{self, HeadBufs, HeadWeights, HeadWords};
-use crate::nn::{Adapted, Ctx, Dropout, Precision, RowMap, rope};
+use crate::nn::Precision;
+use crate::nn::block::{Keys, KvLayer};
+use crate::nn::head::{self, HeadBufs};
 
 /// Tokens read at once: enough rows for the tiles at little memory.
 const PREFILL_ROWS: usize = 256;
@@ -26,27 +27,16 @@ const PREFILL_ROWS: usize = 256;
 /// Adapters may be swapped between any two reading calls. Later tokens are computed with the new ones; the
 /// cache keeps earlier keys and values as the old ones made them, until [`Sequence::refresh`] recomputes them.
 pub struct Sequence {
-    model: Weights,
-    kernels: Arc<Kernels>,
-    adapters: Option<Arc<StackedAdapter>>,
+    pass: Pass,
     /// Where adapters come from, unless set on this sequence.
     slot: Option<Arc<AdapterSlot>>,
-    /// The slot generation `adapters` came from.
+    /// The slot generation the adapters came from.
     generation: Option<u64>,
-    /// The rank the buffers have room for.
-    rank: usize,
-    precision: Precision,
     capacity: usize,
     filled: usize,
     /// Ids of what the cache holds.
     ids: Vec<u32>,
     cache: KvCache,
-    rope: Vec<f32>,
-    x: Vec<f32>,
-    y: Vec<f32>,
-    pos: Vec<u32>,
-    block: BlockBufs,
-    head: HeadBufs,
     logits: Vec<f32>,
 }
 
@@ -65,45 +55,24 @@ impl Sequence {
         capacity: usize,
         cache: KvType,
     ) -> Result<Sequence> {
-        let model = model.into();
-        let c = model.config();
-        adapters.as_ref().map_or(Ok(()), |a| a.check_fits(c))?;
-        let rows = Sequence::rows(capacity);
-        let rank = adapters.as_ref().map_or(0, |a| a.rank());
-        let head = HeadWords::new(c, 1, kernels.threads(), false, false);
-        let mut table = vec![0.0; rope::table_words(c, capacity)];
-        rope::table(c, model.rope_freqs(), &mut table);
+        let pass = Pass::new(model.into(), kernels, adapters, precision, Sequence::extent(capacity))?;
+        let c = pass.model.config();
         Ok(Sequence {
             capacity,
             filled: 0,
             ids: Vec::with_capacity(capacity),
             cache: KvCache::new(c, capacity, cache)?,
-            rope: table,
-            x: vec![0.0; rows * c.d_model],
-            y: vec![0.0; rows * c.d_model],
-            pos: Vec::with_capacity(rows),
-            block: block_bufs(c, &kernels, capacity, rank),
-            head: HeadBufs::new(&head),
             logits: vec![0.0; c.vocab],
-            precision,
-            adapters,
             slot: None,
             generation: None,
-            rank,
-            kernels,
-            model,
+            pass,
         })
     }
 
     /// Bytes a sequence of `capacity` tokens holds, with adapters of rank `rank`.
     pub fn bytes(c: &ModelConfig, capacity: usize, rank: usize, threads: usize, cache: KvType) -> usize {
-        let rows = Sequence::rows(capacity);
-        let block = BlockWords::new(c, rows, capacity, rank, threads, false, false);
-        let head = HeadWords::new(c, 1, threads, false, false);
-        let kernel = block.kernel().max(head.kernel());
-        let words = block.activations() + kernel + head.total() + rope::table_words(c, capacity) + c.vocab;
-        // A part's inputs, outputs and positions, and the ids read.
-        let buffers = 4 * (words + rows * (2 * c.d_model + 1) + capacity);
+        // The buffers of a part, the logits, and the ids read.
+        let buffers = Sequence::extent(capacity).bytes(c, rank, threads) + 4 * (c.vocab + capacity);
         KvCache::bytes(c, capacity, cache).saturating_add(buffers)
     }
 
@@ -112,13 +81,17 @@ impl Sequence {
         PREFILL_ROWS.min(capacity)
     }
 
+    fn extent(capacity: usize) -> Extent {
+        Extent { rows: Sequence::rows(capacity), positions: capacity, head_rows: 1 }
+    }
+
     /// Uses these adapters from the next token on, and stops following a slot. Neither blocks nor loads
     /// anything; buffers grow if the rank exceeds all earlier ones.
     ///
     /// # Errors
     /// `BaseMismatch` for adapters stacked for a model of other shapes; the old ones stay.
     pub fn set_adapters(&mut self, adapters: Option<Arc<StackedAdapter>>) -> Result<()> {
-        self.use_adapters(adapters)?;
+        self.pass.use_adapters(adapters)?;
         (self.slot, self.generation) = (None, None);
         Ok(())
     }
@@ -193,7 +166,7 @@ impl Sequence {
             Ok(())
         })?;
         self.logits_at(last);
-        self.model.file().check_whole()?;
+        self.pass.model.file().check_whole()?;
         Ok(&mut self.logits)
     }
 
@@ -212,11 +185,11 @@ impl Sequence {
                 format!("{} tokens don't fit: the context has room for {} more", ids.len(), self.room());
             return Err(Error::new(ErrorKind::Misuse, message).advise(Advice::LongerContext));
         }
-        check_ids(self.model.config(), ids)?;
+        check_ids(self.pass.model.config(), ids)?;
         self.take_from_slot()?;
         for part in ids.chunks(PREFILL_ROWS) {
             self.run(part);
-            self.model.file().check_whole()?;
+            self.pass.model.file().check_whole()?;
             after(self, part.len())?;
         }
         Ok(())
@@ -225,20 +198,8 @@ impl Sequence {
     /// Checks the slot; does nothing more if nothing was swapped.
     fn take_from_slot(&mut self) -> Result<()> {
         let Some(new) = self.slot.as_ref().and_then(|s| s.newer_than(self.generation)) else { return Ok(()) };
-        self.use_adapters(new.adapters.clone())?;
+        self.pass.use_adapters(new.adapters.clone())?;
         self.generation = Some(new.generation);
-        Ok(())
-    }
-
-    fn use_adapters(&mut self, adapters: Option<Arc<StackedAdapter>>) -> Result<()> {
-        if let Some(new) = &adapters {
-            new.check_fits(self.model.config())?;
-            if new.rank() > self.rank {
-                self.rank = new.rank();
-                self.block = block_bufs(self.model.config(), &self.kernels, self.capacity, self.rank);
-            }
-        }
-        self.adapters = adapters;
         Ok(())
     }
 
@@ -252,11 +213,11 @@ impl Sequence {
     /// # Panics
     /// If the part had no such row.
     pub fn logits_at(&mut self, row: usize) -> &mut [f32] {
-        let d = self.model.config().d_model;
-        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
-        let x = &self.x[row * d..(row + 1) * d];
-        head::logits(&ctx, &w, x, &mut self.head, &mut self.block.kernel, &mut self.logits);
+        let logits = &mut self.logits;
+        self.pass.head(|ctx, w, x, head, kernel| {
+            let d = w.norm.len();
+            head::logits(ctx, w, &x[row * d..(row + 1) * d], head, kernel, logits);
+        });
         &mut self.logits
     }
 
@@ -271,10 +232,9 @@ impl Sequence {
         targets: &[u32],
         each: impl FnMut(usize, f64),
     ) -> (f64, usize) {
-        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
-        let x = &self.x[..targets.len() * w.norm.len()];
-        head::loss(&ctx, &w, x, targets, None, head, &mut self.block.kernel, each)
+        self.pass.head(|ctx, w, x, _, kernel| {
+            head::loss(ctx, w, &x[..targets.len() * w.norm.len()], targets, None, head, kernel, each)
+        })
     }
 
     /// Logits `[n, V]` of the tokens after n rows of the last part read. `head` must have room for them.
@@ -282,9 +242,7 @@ impl Sequence {
     /// # Panics
     /// If the part had no such rows, or `out` has another size.
     pub(crate) fn logits_of(&mut self, rows: &[usize], head: &mut HeadBufs, out: &mut [f32]) {
-        let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let ctx = Ctx::new(&self.kernels, self.model.config(), &self.rope, self.precision);
-        head::gathered_logits(&ctx, &w, &self.x, rows, head, &mut self.block.kernel, out);
+        self.pass.head(|ctx, w, x, _, kernel| head::gathered_logits(ctx, w, x, rows, head, kernel, out));
     }
 
     /// Hidden states `[rows, d]` of the first rows of the last part read, before the final norm.
@@ -292,38 +250,17 @@ impl Sequence {
     /// # Panics
     /// If the part had fewer rows.
     pub(crate) fn hidden(&self, rows: usize) -> &[f32] {
-        &self.x[..rows * self.model.config().d_model]
+        &self.pass.outputs()[..rows * self.pass.model.config().d_model]
     }
 
-    /// Runs all blocks over one part; leaves its outputs in `x`.
+    /// Runs all blocks over one part.
     fn run(&mut self, ids: &[u32]) {
-        let c = self.model.config();
-        let (n, d) = (ids.len(), c.d_model);
-        self.pos.clear();
-        self.pos.extend((self.filled..self.filled + n).map(|p| p as u32));
-        let kernels = &*self.kernels;
-        embed(&self.model, kernels, ids, &mut self.x[..n * d]);
-        let ctx = Ctx::new(kernels, c, &self.rope, self.precision);
-        let rows = RowMap { seqs: &[], pos: &self.pos };
-        for l in 0..c.n_layers {
-            let (k, v) = self.cache.layer(l);
-            let cache = KvLayer { prefix: KvRows::NONE, k, v, past: self.filled };
-            let pairs = self.adapters.as_ref().map_or([None; 7], |a| a.pairs(l));
-            let (x, y) = (&self.x[..n * d], &mut self.y[..n * d]);
-            block::forward(
-                &ctx,
-                &self.model.block(l),
-                &pairs,
-                rows,
-                x,
-                y,
-                &mut self.block,
-                Keys::Cache(cache),
-                Dropout::OFF,
-            );
-            std::mem::swap(&mut self.x, &mut self.y);
-        }
-        self.filled += n;
+        let Sequence { pass, cache, filled: past, .. } = self;
+        pass.run(ids, *past..*past + ids.len(), |l, go_on| {
+            let (k, v) = cache.layer(l);
+            go_on(Keys::Cache(KvLayer { prefix: KvRows::NONE, k, v, past: *past }));
+        });
+        self.filled += ids.len();
         self.ids.extend_from_slice(ids);
     }
 }
@@ -337,18 +274,4 @@ pub(super) fn check_ids(c: &ModelConfig, ids: &[u32]) -> Result<()> {
             Err(Error::new(ErrorKind::Misuse, message))
         }
     }
-}
-
-/// The embeddings `[n, d]` of n ids.
-pub(super) fn embed(model: &Weights, kernels: &Kernels, ids: &[u32], x: &mut [f32]) {
-    let (embedding, d) = (model.token_embd(), model.config().d_model);
-    kernels.rows(d, x, |r, row| kernels.dequantize_row(&embedding, ids[r] as usize, row));
-}
-
-/// The buffers of a prefill: for blocks with adapters of this rank, and for the head.
-fn block_bufs(c: &ModelConfig, kernels: &Kernels, capacity: usize, rank: usize) -> BlockBufs {
-    let threads = kernels.threads();
-    let words = BlockWords::new(c, PREFILL_ROWS.min(capacity), capacity, rank, threads, false, false);
-    let head = HeadWords::new(c, 1, threads, false, false);
-    BlockBufs::new(&words, words.kernel().max(head.kernel()))
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use engraft_kernels::Kernels;
 
-use crate::adapter::gains::kernel_words;
 use crate::adapter::{Adapter, Gains, Slot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
@@ -80,7 +79,7 @@ impl StackedAdapter {
     pub fn new(model: &ModelFile, kernels: &Kernels, adapters: &[(Adapter, f32)]) -> Result<StackedAdapter> {
         let c = model.config();
         adapters.iter().try_for_each(|(a, _)| a.check_shapes(c))?;
-        let gains: Vec<Gains> = adapters.iter().map(|(a, _)| gains_of(model, kernels, a)).collect();
+        let gains: Vec<Gains> = adapters.iter().map(|(a, _)| Gains::of(model, kernels, a)).collect();
         let pairs: Vec<[Option<Stacked>; 7]> = (0..c.n_layers)
             .map(|l| {
                 Proj::ALL.map(|p| {
@@ -127,13 +126,6 @@ fn part<'a>(a: &'a Adapter, factor: f32, gains: &'a Gains, layer: usize, proj: P
     let slot = a.layout.slot(layer, proj)?;
     let c = a.config.dora.then(|| &gains.c()[slot.rows()]);
     Some((slot, &a.theta, factor, a.config.scale_of(layer, proj), c))
-}
-
-fn gains_of(model: &ModelFile, kernels: &Kernels, a: &Adapter) -> Gains {
-    let mut scratch = vec![0.0; kernel_words(&a.layout, kernels.threads())];
-    let mut gains = Gains::new(model, kernels, &a.layout, &mut scratch);
-    gains.refresh(model, kernels, (&a.layout, &a.config), &a.theta, (&mut scratch, &mut []));
-    gains
 }
 
 /// The content of an [`AdapterSlot`].

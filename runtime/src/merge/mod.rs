@@ -58,33 +58,53 @@ pub fn write(
 ) -> Result<Committed> {
     let mut exchange = exchange.clone();
     exchange.check(base.config())?;
+    let module = |tensor: &TensorInfo| module_of(tensor, &exchange);
+    let type_of = |tensor: &TensorInfo| module(tensor).and(dtype).unwrap_or(tensor.dtype);
+    commit_like((storage, dir, name), base, dtype, type_of, |out, tensor, stored| {
+        let written = match module(tensor) {
+            None => copied(out, stored)?,
+            Some(m) => {
+                merged(out, tensor, stored, &exchange, m, type_of(tensor)).map_err(|e| e.at(&tensor.name))?
+            }
+        };
+        base.check_whole()?;
+        Ok(written)
+    })
+}
+
+/// Commits a model with the metadata and tensors of `base`: each tensor in its type, which must divide its rows,
+/// and with the bytes that `write` writes and counts.
+fn commit_like(
+    (storage, dir, name): (&dyn Storage, &Path, &str),
+    base: &ModelFile,
+    dtype: Option<DType>,
+    type_of: impl Fn(&TensorInfo) -> DType,
+    write: impl Fn(&mut dyn Write, &TensorInfo, &[u8]) -> Result<usize>,
+) -> Result<Committed> {
     let gguf = base.gguf();
     let mut header = Header::new(gguf.alignment());
     for entry in gguf.entries() {
         put_entry(&mut header, entry, base.bytes(), dtype);
     }
-    let mut plan = Vec::with_capacity(gguf.tensors().len());
     for tensor in gguf.tensors() {
-        let module = module_of(tensor, &exchange);
-        let dtype = module.and(dtype).unwrap_or(tensor.dtype);
-        let row = dtype.row_bytes(tensor.cols()).ok_or_else(|| indivisible(tensor, dtype))?;
-        header.tensor(&tensor.name, dtype, &tensor.dims, row * tensor.rows());
-        plan.push((tensor, module, dtype));
+        let dtype = type_of(tensor);
+        header.tensor(&tensor.name, dtype, &tensor.dims, row_bytes(tensor, dtype)? * tensor.rows());
     }
     commit(storage, dir, name, |out| {
         header.write(out)?;
-        for (tensor, module, dtype) in &plan {
+        for tensor in gguf.tensors() {
             let stored = &base.bytes()[tensor.range.clone()];
-            let written = match module {
-                None => out.write_all(stored).map(|()| stored.len()).map_err(failed)?,
-                Some(m) => {
-                    merged(out, tensor, stored, &exchange, m, *dtype).map_err(|e| e.at(&tensor.name))?
-                }
-            };
+            let written = write(out, tensor, stored)?;
             header.pad(out, written)?;
         }
-        base.check_whole()
+        Ok(())
     })
+}
+
+/// Writes a tensor as it is stored; returns the bytes written.
+fn copied(out: &mut dyn Write, stored: &[u8]) -> Result<usize> {
+    out.write_all(stored).map_err(failed)?;
+    Ok(stored.len())
 }
 
 /// Copies an entry, updating the file's type if the merged tensors have another.
@@ -125,10 +145,13 @@ fn module_of<'e>(tensor: &TensorInfo, exchange: &'e Exchange) -> Option<&'e Modu
     exchange.modules.iter().find(|m| (m.layer, m.proj) == (layer, proj))
 }
 
-fn indivisible(tensor: &TensorInfo, dtype: DType) -> Error {
-    let (name, cols, block) = (&tensor.name, tensor.cols(), dtype.block_len());
-    let message = format!("{name}: rows of {cols} don't divide into {} blocks of {block}", dtype.name());
-    Error::new(ErrorKind::Misuse, message).advise(Advice::AnotherType)
+/// Bytes of a tensor's rows in a type.
+fn row_bytes(tensor: &TensorInfo, dtype: DType) -> Result<usize> {
+    dtype.row_bytes(tensor.cols()).ok_or_else(|| {
+        let (name, cols, block) = (&tensor.name, tensor.cols(), dtype.block_len());
+        let message = format!("{name}: rows of {cols} don't divide into {} blocks of {block}", dtype.name());
+        Error::new(ErrorKind::Misuse, message).advise(Advice::AnotherType)
+    })
 }
 
 /// Writes one tensor's merged rows; returns the bytes written.

@@ -6,20 +6,20 @@ use std::path::Path;
 
 use engraft_kernels::DType;
 
-use super::{CHUNK, beyond, indivisible, put_entry, quantize};
+use super::{CHUNK, beyond, commit_like, copied, quantize, row_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::gguf::TensorInfo;
-use crate::model::gguf::write::{Header, failed};
+use crate::model::gguf::write::failed;
 use crate::model::tuned::TunedModel;
 use crate::model::weights::ModelFile;
-use crate::storage::{Committed, Storage, commit};
+use crate::storage::{Committed, Storage};
 
 /// Checks that a model's matrices can be stored as `dtype`. Call it before spending an hour on training.
 ///
 /// # Errors
 /// `Misuse` for a type whose blocks don't divide a row.
 pub fn check_type(base: &ModelFile, dtype: Option<DType>) -> Result<()> {
-    base.gguf().tensors().iter().try_for_each(|tensor| stored_as(tensor, dtype).map(|_| ()))
+    base.gguf().tensors().iter().try_for_each(|tensor| row_bytes(tensor, stored_as(tensor, dtype)).map(drop))
 }
 
 /// Commits the model as `dir/name`: metadata from the base, matrices in their own type or as `dtype`, vectors
@@ -34,37 +34,18 @@ pub fn write(
     tuned: &TunedModel,
     dtype: Option<DType>,
 ) -> Result<Committed> {
-    let base = tuned.base();
-    let gguf = base.gguf();
-    let mut header = Header::new(gguf.alignment());
-    for entry in gguf.entries() {
-        put_entry(&mut header, entry, base.bytes(), dtype);
-    }
-    let mut plan = Vec::with_capacity(gguf.tensors().len());
-    for tensor in gguf.tensors() {
-        let (dtype, row) = stored_as(tensor, dtype)?;
-        header.tensor(&tensor.name, dtype, &tensor.dims, row * tensor.rows());
-        plan.push((tensor, dtype));
-    }
-    commit(storage, dir, name, |out| {
-        header.write(out)?;
-        for (tensor, dtype) in &plan {
-            let stored = &base.bytes()[tensor.range.clone()];
-            let written = match tuned.tensor(tensor) {
-                None => out.write_all(stored).map(|()| stored.len()).map_err(failed)?,
-                Some(values) => rows(out, values, tensor.cols(), *dtype).map_err(|e| e.at(&tensor.name))?,
-            };
-            header.pad(out, written)?;
+    let type_of = |tensor: &TensorInfo| stored_as(tensor, dtype);
+    commit_like((storage, dir, name), tuned.base(), dtype, type_of, |out, tensor, stored| {
+        match tuned.tensor(tensor) {
+            None => copied(out, stored),
+            Some(values) => rows(out, values, tensor.cols(), type_of(tensor)).map_err(|e| e.at(&tensor.name)),
         }
-        Ok(())
     })
 }
 
-/// The type of a tensor in the file, and the bytes of its rows.
-fn stored_as(tensor: &TensorInfo, dtype: Option<DType>) -> Result<(DType, usize)> {
-    let dtype = dtype.filter(|_| tensor.dims.len() > 1).unwrap_or(tensor.dtype);
-    let row = dtype.row_bytes(tensor.cols()).ok_or_else(|| indivisible(tensor, dtype))?;
-    Ok((dtype, row))
+/// The type of a tensor in the file.
+fn stored_as(tensor: &TensorInfo, dtype: Option<DType>) -> DType {
+    dtype.filter(|_| tensor.dims.len() > 1).unwrap_or(tensor.dtype)
 }
 
 /// Writes the rows of one tensor; returns the bytes written.

@@ -1,5 +1,7 @@
 //! Hyperparameters of a llama-architecture model, as validated from GGUF metadata.
 
+use serde::{Deserialize, Serialize};
+
 /// Shapes and constants of one model. Every field was checked: non-zero, bounded, divisible where
 /// divided.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +48,9 @@ impl ModelConfig {
     }
 }
 
-/// The seven linear projections of a block, in the order they are stored in an adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The seven linear projections of a block, in the order they are stored in an adapter, whose file numbers them
+/// in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the field's own names")]
 pub enum Proj {
     Q,

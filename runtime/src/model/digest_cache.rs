@@ -138,13 +138,9 @@ fn read(storage: &dyn Storage, path: &Path) -> Option<String> {
     (text.len() as u64 <= BYTES_MAX).then_some(text)
 }
 
-/// The first line, which names the digest's encoding: another encoding gives other digests.
-fn title() -> &'static str {
-    DIGEST_DOMAIN
-}
-
 fn encode(entries: &[(Stamp, [u8; 32])]) -> String {
-    let mut text = title().to_string();
+    // Another encoding gives other digests.
+    let mut text = DIGEST_DOMAIN.to_string();
     text.extend(entries.iter().map(|(stamp, digest)| stamp.line(digest)));
     let sum = hex::encode(&Sha256::digest(text.as_bytes()));
     text + &sum + "\n"
@@ -156,7 +152,7 @@ fn decode(text: &str) -> Option<Vec<(Stamp, [u8; 32])>> {
     if sum.trim_end() != hex::encode(&Sha256::digest(body.as_bytes())) {
         return None;
     }
-    body.strip_prefix(title())?.lines().map(entry).collect()
+    body.strip_prefix(DIGEST_DOMAIN)?.lines().map(entry).collect()
 }
 
 fn entry(line: &str) -> Option<(Stamp, [u8; 32])> {

@@ -15,14 +15,16 @@
 
 use std::ops::{Add, AddAssign};
 
-use engraft_kernels::{Kernels, NnOp, NtOp, Rows, SoftmaxState, acts_words};
+use engraft_kernels::{Kernels, NnOp, SoftmaxState, acts_words};
+use strum::IntoStaticStr;
 
 use super::Ctx;
-use super::head::{self, HeadBufs, HeadWeights, VOCAB_CHUNK};
+use super::head::{self, HeadBufs, HeadWeights};
 use crate::algebra::dot;
 
 /// The direction of a divergence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Direction {
     /// KL(base‖tuned): what the base finds likely must stay likely. Measured on the new task's data it predicts
     /// forgetting (Shenfeld et al., arXiv 2509.04259). It is also the loss of distillation.
@@ -38,10 +40,7 @@ impl Direction {
 
     /// Its name, in files and settings.
     pub fn name(self) -> &'static str {
-        match self {
-            Direction::Forward => "forward",
-            Direction::Reverse => "reverse",
-        }
+        self.into()
     }
 }
 
@@ -224,20 +223,16 @@ fn run_chunks(
     b: &mut HeadBufs,
     kernel: &mut [f32],
 ) {
-    let (d, vocab, m) = (w.norm.len(), w.w.rows(), 2 * r);
-    b.state[..m].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
+    let (d, m) = (w.norm.len(), 2 * r);
+    b.state[..m].fill(head::EMPTY);
     let Some(pair) = &mut b.pair else { return };
     pair.delta.fill(0.0);
-    let int8 = ctx.is_int8(&w.w);
-    let (forward_acts, gradient_acts) = b.acts.split_at_mut(if int8 { acts_words(m, d) } else { 0 });
-    let halves = w.w.dtype().group_len() == 16;
-    let acts = int8.then(|| ctx.kernels.quantize(&b.n[..m * d], m, d, halves, forward_acts));
-    for first in (0..vocab).step_by(VOCAB_CHUNK) {
-        let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
+    let forward_words = if ctx.is_int8(&w.w) { acts_words(m, d) } else { 0 };
+    let (forward_acts, gradient_acts) = b.acts.split_at_mut(forward_words);
+    let n = w.rows(ctx, &b.n[..m * d], m, forward_acts);
+    for (first, part) in head::chunks(w.w) {
         let logits = &mut b.logits[..m * part.rows()];
-        let rows = acts.map_or(Rows::F32(&b.n[..m * d]), Rows::Int8);
-        let op = NtOp { x: rows, w: part, low: None, gain: None, y: logits, accumulate: false };
-        ctx.kernels.qgemm_nt(m, &mut [op], kernel);
+        head::product(ctx, (n, m), part, logits, kernel);
         let dn = if train.is_some() { &mut b.dn[..m * d] } else { &mut [] };
         fold(ctx.kernels, first, train, &b.targets, logits, &mut b.state[..m], pair, dn);
         if train.is_some() {

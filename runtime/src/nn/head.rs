@@ -13,6 +13,9 @@ use crate::model::ModelConfig;
 /// Vocabulary rows of one chunk.
 pub const VOCAB_CHUNK: usize = 1024;
 
+/// A softmax over nothing yet.
+pub(super) const EMPTY: SoftmaxState = SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 };
+
 /// f32 words of the head's buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadWords {
@@ -74,14 +77,13 @@ pub struct HeadBufs {
 impl HeadBufs {
     /// Allocates what `words` says.
     pub fn new(w: &HeadWords) -> HeadBufs {
-        let empty = SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 };
         HeadBufs {
             x: vec![0.0; w.rows * w.d],
             n: vec![0.0; w.all() * w.d],
             dn: vec![0.0; if w.train { w.all() * w.d } else { 0 }],
             logits: vec![0.0; w.all() * w.chunk],
             acts: vec![0.0; w.acts],
-            state: vec![empty; w.all()],
+            state: vec![EMPTY; w.all()],
             targets: Vec::with_capacity(w.rows),
             at: Vec::with_capacity(w.rows),
             pair: w.beside_base.then(|| PairBufs::new(w.rows, w.chunk)),
@@ -99,7 +101,7 @@ pub struct HeadWeights<'a> {
 
 impl HeadWeights<'_> {
     /// Normed rows `[m, d]` in the form the product with W takes.
-    fn rows<'r>(&self, ctx: &Ctx<'_>, n: &'r [f32], m: usize, acts: &'r mut [f32]) -> Rows<'r> {
+    pub(super) fn rows<'r>(&self, ctx: &Ctx<'_>, n: &'r [f32], m: usize, acts: &'r mut [f32]) -> Rows<'r> {
         let halves = self.w.dtype().group_len() == 16;
         match ctx.is_int8(&self.w) {
             true => Rows::Int8(ctx.kernels.quantize(n, m, self.norm.len(), halves, acts)),
@@ -108,8 +110,22 @@ impl HeadWeights<'_> {
     }
 }
 
+/// The head's weights chunk by chunk, each with its first vocabulary row.
+pub(super) fn chunks<'a>(w: QMatrix<'a>) -> impl Iterator<Item = (usize, QMatrix<'a>)> {
+    let vocab = w.rows();
+    (0..vocab)
+        .step_by(VOCAB_CHUNK)
+        .map(move |first| (first, w.rows_range(first, vocab.min(first + VOCAB_CHUNK))))
+}
+
 /// Logits `[m, rows of W]`.
-fn product(ctx: &Ctx<'_>, (x, m): (Rows<'_>, usize), w: QMatrix<'_>, y: &mut [f32], kernel: &mut [f32]) {
+pub(super) fn product(
+    ctx: &Ctx<'_>,
+    (x, m): (Rows<'_>, usize),
+    w: QMatrix<'_>,
+    y: &mut [f32],
+    kernel: &mut [f32],
+) {
     ctx.kernels.qgemm_nt(m, &mut [NtOp { x, w, low: None, gain: None, y, accumulate: false }], kernel);
 }
 
@@ -196,12 +212,10 @@ pub fn loss_with_weights(
     for s in &mut b.state[..r] {
         (s.max, s.sum) = (s.max + s.sum.ln(), 0.0);
     }
-    for first in (0..w.w.rows()).step_by(VOCAB_CHUNK) {
-        let part = w.w.rows_range(first, w.w.rows().min(first + VOCAB_CHUNK));
+    for (first, part) in chunks(w.w) {
         let n = &b.n[..r * d];
         let logits = &mut b.logits[..r * part.rows()];
-        let op = NtOp { x: Rows::F32(n), w: part, low: None, gain: None, y: logits, accumulate: false };
-        ctx.kernels.qgemm_nt(r, &mut [op], kernel);
+        product(ctx, (Rows::F32(n), r), part, logits, kernel);
         ctx.kernels.ce_chunk(logits, part.rows(), first, &b.targets, &mut b.state[..r], None);
         for (row, target) in logits.chunks_exact_mut(part.rows()).zip(&b.targets) {
             if let Some(p) = (*target as usize).checked_sub(first).and_then(|i| row.get_mut(i)) {
@@ -240,13 +254,12 @@ fn run_chunks(
     b: &mut HeadBufs,
     kernel: &mut [f32],
 ) {
-    let (d, vocab) = (w.norm.len(), w.w.rows());
-    b.state[..r].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
+    let d = w.norm.len();
+    b.state[..r].fill(EMPTY);
     let forward_words = if ctx.is_int8(&w.w) { acts_words(r, d) } else { 0 };
     let (forward_acts, gradient_acts) = b.acts.split_at_mut(forward_words);
     let n = w.rows(ctx, &b.n[..r * d], r, forward_acts);
-    for first in (0..vocab).step_by(VOCAB_CHUNK) {
-        let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
+    for (first, part) in chunks(w.w) {
         let logits = &mut b.logits[..r * part.rows()];
         product(ctx, (n, r), part, logits, kernel);
         // This buffer exists only for training.
@@ -303,13 +316,12 @@ pub fn likeliest(
     kernel: &mut [f32],
     out: &mut [Option<u32>],
 ) {
-    let (d, vocab, m) = (w.norm.len(), w.w.rows(), out.len());
+    let (d, m) = (w.norm.len(), out.len());
     ctx.kernels.rmsnorm(x, w.norm, ctx.config.rms_eps, &mut b.n[..m * d]);
     let n = w.rows(ctx, &b.n[..m * d], m, &mut b.acts);
     out.fill(None);
-    b.state[..m].fill(SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 });
-    for first in (0..vocab).step_by(VOCAB_CHUNK) {
-        let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
+    b.state[..m].fill(EMPTY);
+    for (first, part) in chunks(w.w) {
         let logits = &mut b.logits[..m * part.rows()];
         product(ctx, (n, m), part, logits, kernel);
         let each = logits.chunks_exact(part.rows()).zip(&mut b.state).zip(&mut *out);
@@ -367,8 +379,7 @@ pub fn gathered_logits(
     }
     ctx.kernels.rmsnorm(&b.x[..n * d], w.norm, ctx.config.rms_eps, &mut b.n[..n * d]);
     let normed = w.rows(ctx, &b.n[..n * d], n, &mut b.acts);
-    for first in (0..vocab).step_by(VOCAB_CHUNK) {
-        let part = w.w.rows_range(first, vocab.min(first + VOCAB_CHUNK));
+    for (first, part) in chunks(w.w) {
         let logits = &mut b.logits[..n * part.rows()];
         product(ctx, (normed, n), part, logits, kernel);
         for (out, chunk) in out.chunks_exact_mut(vocab).zip(logits.chunks_exact(part.rows())) {

@@ -28,11 +28,13 @@ pub mod rope;
 use std::ops::Range;
 
 use engraft_kernels::{Kernels, QMatrix, Rows};
+use strum::IntoStaticStr;
 
 use crate::model::ModelConfig;
 
 /// How matrix products treat their left operand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Precision {
     /// Activations in int8 blocks of 32 wherever the weights are quantized blocks.
     Int8,
@@ -46,15 +48,13 @@ impl Precision {
 
     /// Its name, in files and settings.
     pub fn name(self) -> &'static str {
-        match self {
-            Precision::Int8 => "int8",
-            Precision::F32 => "f32",
-        }
+        self.into()
     }
 }
 
 /// How input gradients treat dy and W. Shapes that don't divide into blocks of 32 are computed in f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum GradientPrecision {
     /// Both in int8, dy in blocks along its rows and W's columns in groups of 32 rows, as in SwitchBack
     /// (Wortsman et al., arXiv 2304.13013).
@@ -72,11 +72,7 @@ impl GradientPrecision {
 
     /// Its name, in files and settings.
     pub fn name(self) -> &'static str {
-        match self {
-            GradientPrecision::Int8 => "int8",
-            GradientPrecision::Bf16 => "bf16",
-            GradientPrecision::F32 => "f32",
-        }
+        self.into()
     }
 }
 

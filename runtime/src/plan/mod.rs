@@ -203,26 +203,7 @@ impl MemoryPlan {
         let data = r.data_tokens * TOKEN_BYTES + r.data_rows * ROW_BYTES;
         let block = w.block.activations();
         let (weights, gradients) = w.full.map_or((0, 0), |full| (full.weights, full.gradients));
-        let arena = f
-            * (3 * weights
-                + gradients
-                + w.params
-                + 3 * w.trained
-                + w.gains
-                + w.saved
-                + w.kept()
-                + block
-                + w.head.total()
-                + w.kernel
-                + w.rope)
-            + row_state;
-        // The tokenizer is freed before the arena is touched, so only its excess over the arena counts.
-        let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
-        // The same holds for preparation.
-        let preparation = r.preparation_bytes.saturating_sub(arena + tokenizer);
-        // Only adapters need it.
-        let fingerprint = if r.full.is_some() { 0 } else { f * fingerprint_words(c, r) };
-        let pools = vec![
+        let mut pools = vec![
             Pool { name: "weights", bytes: f * weights },
             Pool { name: "adapter", bytes: f * w.params },
             Pool { name: "gradients", bytes: f * (w.trained + gradients) },
@@ -234,6 +215,15 @@ impl MemoryPlan {
             Pool { name: "head_chunk", bytes: f * w.head.total() },
             Pool { name: "kernel_scratch", bytes: f * w.kernel },
             Pool { name: "rotary_table", bytes: f * w.rope },
+        ];
+        let arena: usize = pools.iter().map(|p| p.bytes).sum();
+        // The tokenizer is freed before the arena is touched, so only its excess over the arena counts.
+        let tokenizer = r.tokenizer_bytes.saturating_sub(arena);
+        // The same holds for preparation.
+        let preparation = r.preparation_bytes.saturating_sub(arena + tokenizer);
+        // Only adapters need it.
+        let fingerprint = if r.full.is_some() { 0 } else { f * fingerprint_words(c, r) };
+        pools.extend([
             Pool { name: "best_step", bytes: if r.best { f * (w.params + weights) } else { 0 } },
             Pool { name: "rounding", bytes: if r.rounds { f * w.params } else { 0 } },
             Pool { name: "fingerprint", bytes: fingerprint },
@@ -242,7 +232,7 @@ impl MemoryPlan {
             Pool { name: "preparation", bytes: preparation },
             Pool { name: "model_norms", bytes: r.model_bytes },
             Pool { name: "process", bytes: process_bytes(r.threads) },
-        ];
+        ]);
         let private_bytes = pools.iter().map(|p| p.bytes).sum();
         MemoryPlan { pools, private_bytes, mapped_bytes: r.mapped_bytes }
     }

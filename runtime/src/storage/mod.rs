@@ -529,55 +529,34 @@ fn try_lock(file: &fs::File) -> io::Result<()> {
 #[derive(Debug)]
 pub struct StdIo<T>(pub T);
 
-/// A standard I/O error as the codec's I/O traits want it.
-#[derive(Debug)]
-pub struct StdIoError(pub io::Error);
-
-impl std::fmt::Display for StdIoError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for StdIoError {}
-
-impl embedded_io::Error for StdIoError {
-    fn kind(&self) -> embedded_io::ErrorKind {
-        match self.0.kind() {
-            io::ErrorKind::NotFound => embedded_io::ErrorKind::NotFound,
-            io::ErrorKind::PermissionDenied => embedded_io::ErrorKind::PermissionDenied,
-            io::ErrorKind::InvalidInput => embedded_io::ErrorKind::InvalidInput,
-            io::ErrorKind::WriteZero => embedded_io::ErrorKind::WriteZero,
-            _ => embedded_io::ErrorKind::Other,
-        }
-    }
-}
+/// The codec's I/O errors are the standard library's.
+pub type StdIoError = io::Error;
 
 impl<T> embedded_io::ErrorType for StdIo<T> {
-    type Error = StdIoError;
+    type Error = io::Error;
 }
 
 impl<T: Read> embedded_io::Read for StdIo<T> {
-    fn read(&mut self, out: &mut [u8]) -> std::result::Result<usize, StdIoError> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         repeat_interrupted(|| self.0.read(out))
     }
 }
 
 impl<T: Write> embedded_io::Write for StdIo<T> {
-    fn write(&mut self, bytes: &[u8]) -> std::result::Result<usize, StdIoError> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         repeat_interrupted(|| self.0.write(bytes))
     }
 
-    fn flush(&mut self) -> std::result::Result<(), StdIoError> {
+    fn flush(&mut self) -> io::Result<()> {
         repeat_interrupted(|| self.0.flush())
     }
 }
 
-fn repeat_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> std::result::Result<T, StdIoError> {
+fn repeat_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            result => return result.map_err(StdIoError),
+            result => return result,
         }
     }
 }
@@ -585,14 +564,14 @@ fn repeat_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> std::result
 /// The runtime's error for a frame's, naming its file.
 pub fn frame_error(path: &Path, error: engraft_codec::Error<StdIoError>) -> Error {
     let kind = match &error {
-        engraft_codec::Error::Io(StdIoError(source)) => kind_of(source),
+        engraft_codec::Error::Io(source) => kind_of(source),
         engraft_codec::Error::WriteZero => ErrorKind::Io,
         engraft_codec::Error::Version { .. } => ErrorKind::Unsupported,
         engraft_codec::Error::Limit(_) | engraft_codec::Error::Misuse(_) => ErrorKind::Misuse,
         _ => ErrorKind::Corrupt,
     };
     let remedy = match &error {
-        engraft_codec::Error::Io(StdIoError(source)) => remedy_of(source),
+        engraft_codec::Error::Io(source) => remedy_of(source),
         _ => "",
     };
     Error::new(kind, format!("{}: {error}{remedy}", path.display()))

@@ -1,5 +1,8 @@
 //! Figures and foreign text as people read them, the same on page and terminal.
 
+use textwrap::core::display_width;
+use unicode_width::UnicodeWidthChar;
+
 /// What stands for a figure that there is none of.
 pub(super) const DASH: &str = "–";
 
@@ -34,14 +37,8 @@ pub(super) fn percent(x: Option<f64>) -> String {
 /// A count with its thousands set apart: "7,473".
 pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();
-    let mut shown = String::new();
-    for (i, d) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            shown.push(',');
-        }
-        shown.push(d);
-    }
-    shown
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
 }
 
 /// A duration: "7.2 s", "2:05 min", "1:02:05 h"; a dash for none.
@@ -111,19 +108,7 @@ pub(super) fn one_line(text: &str) -> String {
 /// Columns that a text takes on a terminal, about: East Asian wide characters and emoji take two,
 /// combining ones none.
 pub(super) fn columns(text: &str) -> usize {
-    text.chars().map(columns_of).sum()
-}
-
-pub(super) fn columns_of(c: char) -> usize {
-    match u32::from(c) {
-        0x0300..=0x036F | 0x1AB0..=0x1AFF | 0x1DC0..=0x1DFF | 0x200B..=0x200D => 0,
-        0x20D0..=0x20FF | 0xFE00..=0xFE0F | 0xFE20..=0xFE2F | 0xE0100..=0xE01EF => 0,
-        0x1100..=0x115F | 0x231A | 0x231B | 0x23E9..=0x23EC | 0x2705 | 0x274C | 0x2753..=0x2755 => 2,
-        0x2795..=0x2797 | 0x2B50 | 0x2E80..=0x303E | 0x3041..=0xA4CF | 0xA960..=0xA97F => 2,
-        0xAC00..=0xD7A3 | 0xF900..=0xFAFF | 0xFE30..=0xFE6F | 0xFF00..=0xFF60 | 0xFFE0..=0xFFE6 => 2,
-        0x1F000..=0x1FBFF | 0x20000..=0x3FFFD => 2,
-        _ => 1,
-    }
+    display_width(text)
 }
 
 /// The text on one line of at most so many columns, with … where it was cut.
@@ -134,7 +119,7 @@ pub(super) fn cut(text: &str, columns_max: usize) -> String {
     }
     let mut taken = 0;
     let fits = |c: &char| {
-        taken += columns_of(*c);
+        taken += c.width().unwrap_or(0);
         taken < columns_max
     };
     line.chars().take_while(fits).collect::<String>() + "…"

@@ -1,5 +1,9 @@
 //! The report as text for a terminal: what the page shows, without its curves.
 
+use std::borrow::Cow;
+
+use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm, wrap};
+
 use super::super::verdict::{Comparison, Decision};
 use super::outcome::{caveat, next_step, rivals, warnings, zero_shot};
 use super::tables::{self, Table, word};
@@ -297,31 +301,12 @@ fn padded(text: &str, size: usize, right: bool) -> String {
 /// The text in lines of at most so many columns, broken at blanks, and inside words that are too long.
 /// Blank lines and blanks at both ends of the text are gone.
 fn wrapped(text: &str, size: usize) -> Vec<String> {
+    let options = Options::new(size)
+        .wrap_algorithm(WrapAlgorithm::FirstFit)
+        .word_separator(WordSeparator::AsciiSpace)
+        .word_splitter(WordSplitter::NoHyphenation);
     let visible = show::visible(text);
-    let mut lines: Vec<String> = Vec::new();
-    for paragraph in visible.lines().filter(|l| !l.trim().is_empty()) {
-        let (mut line, mut used) = (String::new(), 0);
-        for word in paragraph.split_whitespace() {
-            let needed = show::columns(word);
-            if used > 0 && used + 1 + needed > size {
-                lines.push(std::mem::take(&mut line));
-                used = 0;
-            }
-            if used > 0 {
-                line.push(' ');
-                used += 1;
-            }
-            for c in word.chars() {
-                let more = show::columns_of(c);
-                if used > 0 && used + more > size {
-                    lines.push(std::mem::take(&mut line));
-                    used = 0;
-                }
-                line.push(c);
-                used += more;
-            }
-        }
-        lines.push(line);
-    }
-    lines
+    let paragraphs = visible.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "));
+    let lines = |p: String| wrap(&p, &options).into_iter().map(Cow::into_owned).collect::<Vec<_>>();
+    paragraphs.filter(|p| !p.is_empty()).flat_map(lines).collect()
 }

@@ -15,6 +15,7 @@
 //! read as a number, and how: exactly, without floats.
 
 use serde_json::Value;
+use strum::IntoStaticStr;
 
 use super::number::{Found, Number, normalize, scan};
 use crate::data::{RowReader, Sample};
@@ -22,7 +23,8 @@ use crate::error::{Error, ErrorKind};
 use crate::model::chat::Message;
 
 /// A task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Task {
     /// GSM8K (Cobbe et al. 2021): grade school mathematics, answers behind `####`.
     Gsm8k,
@@ -47,11 +49,7 @@ impl Task {
 
     /// The name as `--task` takes it.
     pub fn name(self) -> &'static str {
-        match self {
-            Task::Gsm8k => "gsm8k",
-            Task::OrcaMath => "orca-math",
-            Task::Svamp => "svamp",
-        }
+        self.into()
     }
 
     /// The task of a name.

@@ -144,8 +144,7 @@ impl Gguf {
     /// # Errors
     /// `Corrupt` for another type or a negative number.
     pub fn uint(&self, key: &str) -> Result<Option<u64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_uint().map(Some).ok_or_else(|| self.wrong_type(key, "a non-negative integer", value))
+        self.typed(key, "a non-negative integer", Value::as_uint)
     }
 
     /// A float; an `f64` is rounded to `f32`.
@@ -153,12 +152,11 @@ impl Gguf {
     /// # Errors
     /// `Corrupt` for another type. NaN and infinities are passed on.
     pub fn float(&self, key: &str) -> Result<Option<f32>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::F32(v)) => Ok(Some(*v)),
-            Some(Value::F64(v)) => Ok(Some(*v as f32)),
-            Some(other) => Err(self.wrong_type(key, "a float", other)),
-        }
+        self.typed(key, "a float", |value| match value {
+            Value::F32(v) => Some(*v),
+            Value::F64(v) => Some(*v as f32),
+            _ => None,
+        })
     }
 
     /// A boolean.
@@ -166,11 +164,7 @@ impl Gguf {
     /// # Errors
     /// `Corrupt` for another type.
     pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Bool(v)) => Ok(Some(*v)),
-            Some(other) => Err(self.wrong_type(key, "a bool", other)),
-        }
+        self.typed(key, "a bool", |value| if let Value::Bool(v) = value { Some(*v) } else { None })
     }
 
     /// A string.
@@ -178,11 +172,7 @@ impl Gguf {
     /// # Errors
     /// `Corrupt` for another type.
     pub fn string(&self, key: &str) -> Result<Option<&str>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(v)) => Ok(Some(v)),
-            Some(other) => Err(self.wrong_type(key, "a string", other)),
-        }
+        self.typed(key, "a string", |value| if let Value::String(v) = value { Some(&**v) } else { None })
     }
 
     /// Where an array lies, and of what it is made.
@@ -190,11 +180,7 @@ impl Gguf {
     /// # Errors
     /// `Corrupt` for another type.
     pub fn array(&self, key: &str) -> Result<Option<&Array>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Array(v)) => Ok(Some(v)),
-            Some(other) => Err(self.wrong_type(key, "an array", other)),
-        }
+        self.typed(key, "an array", |value| if let Value::Array(v) = value { Some(v) } else { None })
     }
 
     /// An array of strings, read from the file's `bytes` as the iterator goes.
@@ -202,11 +188,8 @@ impl Gguf {
     /// # Errors
     /// `Corrupt` for another type. Each item is a `Result`, since a mapped file can change under us.
     pub fn strings<'a>(&'a self, key: &str, bytes: &'a [u8]) -> Result<Option<Strings<'a>>> {
-        let Some(array) = self.array(key)? else { return Ok(None) };
-        if array.element != ValueType::String {
-            return Err(self.wrong_element(key, "strings", array));
-        }
-        Ok(Some(Strings::new(&self.label, self.array_bytes(key, array, bytes)?, array.count)))
+        let found = self.elements(key, bytes, "strings", |t| t == ValueType::String)?;
+        Ok(found.map(|(array, bytes)| Strings::new(&self.label, bytes, array.count)))
     }
 
     /// An array of integers of any stored width, read from the file's `bytes` as the iterator goes;
@@ -219,13 +202,10 @@ impl Gguf {
         key: &str,
         bytes: &'a [u8],
     ) -> Result<Option<impl ExactSizeIterator<Item = i64> + use<'a>>> {
-        let Some(array) = self.array(key)? else { return Ok(None) };
-        if !array.element.is_integer() {
-            return Err(self.wrong_element(key, "integers", array));
-        }
-        let (element, width) = (array.element, array.element.min_bytes());
-        let items = self.array_bytes(key, array, bytes)?.chunks_exact(width);
-        Ok(Some(items.map(move |b| value::integer(element, b))))
+        let found = self.elements(key, bytes, "integers", ValueType::is_integer)?;
+        Ok(found.map(|(&Array { element, .. }, bytes)| {
+            bytes.chunks_exact(element.min_bytes()).map(move |b| value::integer(element, b))
+        }))
     }
 
     /// An array of `f32` or `f64`, read from the file's `bytes` as the iterator goes, as `f32`.
@@ -237,13 +217,47 @@ impl Gguf {
         key: &str,
         bytes: &'a [u8],
     ) -> Result<Option<impl ExactSizeIterator<Item = f32> + use<'a>>> {
+        let is_float = |t| matches!(t, ValueType::F32 | ValueType::F64);
+        let found = self.elements(key, bytes, "floats", is_float)?;
+        Ok(found.map(|(&Array { element, .. }, bytes)| {
+            bytes.chunks_exact(element.min_bytes()).map(move |b| value::float(element, b))
+        }))
+    }
+
+    /// The value of a key as `read` understands it, which refuses all types but `wanted`.
+    fn typed<'g, T>(
+        &'g self,
+        key: &str,
+        wanted: &str,
+        read: impl Fn(&'g Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| {
+            let (key, found) = (quote(key), value.value_type().name());
+            let message = format!("metadata key {key} must be {wanted} but is of type {found}");
+            self.error(ErrorKind::Corrupt, message)
+        })
+    }
+
+    /// An array of elements that `is_wanted` accepts, and its bytes.
+    fn elements<'a>(
+        &self,
+        key: &str,
+        bytes: &'a [u8],
+        wanted: &str,
+        is_wanted: fn(ValueType) -> bool,
+    ) -> Result<Option<(&Array, &'a [u8])>> {
         let Some(array) = self.array(key)? else { return Ok(None) };
-        if !matches!(array.element, ValueType::F32 | ValueType::F64) {
-            return Err(self.wrong_element(key, "floats", array));
+        if !is_wanted(array.element) {
+            let (key, found) = (quote(key), array.element.name());
+            let message = format!("metadata key {key} must be an array of {wanted}, not of {found}");
+            return Err(self.error(ErrorKind::Corrupt, message));
         }
-        let (element, width) = (array.element, array.element.min_bytes());
-        let items = self.array_bytes(key, array, bytes)?.chunks_exact(width);
-        Ok(Some(items.map(move |b| value::float(element, b))))
+        let bytes = bytes.get(array.range.clone()).ok_or_else(|| {
+            let message = format!("{key} lies outside the given bytes: they belong to another file");
+            self.error(ErrorKind::Misuse, message)
+        })?;
+        Ok(Some((array, bytes)))
     }
 
     /// A getter's result for `key`, or an error naming the missing key.
@@ -257,27 +271,5 @@ impl Gguf {
     /// An error about this file.
     pub(crate) fn error(&self, kind: ErrorKind, message: impl std::fmt::Display) -> Error {
         Error::new(kind, format!("{}: {message}", self.label))
-    }
-
-    fn array_bytes<'a>(&self, key: &str, array: &Array, bytes: &'a [u8]) -> Result<&'a [u8]> {
-        bytes.get(array.range.clone()).ok_or_else(|| {
-            self.error(
-                ErrorKind::Misuse,
-                format!("{key} lies outside the given bytes: they belong to another file"),
-            )
-        })
-    }
-
-    fn wrong_type(&self, key: &str, wanted: &str, found: &Value) -> Error {
-        let (key, found) = (quote(key), found.value_type().name());
-        self.error(ErrorKind::Corrupt, format!("metadata key {key} must be {wanted} but is of type {found}"))
-    }
-
-    fn wrong_element(&self, key: &str, wanted: &str, found: &Array) -> Error {
-        let (key, found) = (quote(key), found.element.name());
-        self.error(
-            ErrorKind::Corrupt,
-            format!("metadata key {key} must be an array of {wanted}, not of {found}"),
-        )
     }
 }

@@ -130,7 +130,7 @@ fn entry(cursor: &mut Cursor<'_>) -> Result<Entry> {
 fn value_type(cursor: &mut Cursor<'_>) -> Result<ValueType> {
     let at = cursor.pos;
     let id = cursor.u32(&"value type")?;
-    ValueType::from_id(id)
+    ValueType::from_repr(id)
         .ok_or_else(|| corrupt(format_args!("byte {at}: value type {id} does not exist (0 to 12 do)")))
 }
 

@@ -2,51 +2,34 @@
 
 use std::ops::Range;
 
+use strum::{EnumDiscriminants, FromRepr, IntoStaticStr, VariantArray};
+
 use crate::error::{Error, ErrorKind, Result};
 
-/// A metadata value's type; the discriminant is its number in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+/// A metadata value, of the type the file gives it. A type's number in the file is its place here.
+#[derive(Clone, Debug, PartialEq, EnumDiscriminants)]
+#[strum_discriminants(name(ValueType), derive(FromRepr, IntoStaticStr, VariantArray))]
+#[strum_discriminants(repr(u32), strum(serialize_all = "lowercase"))]
+#[strum_discriminants(doc = "A metadata value's type; the discriminant is its number in the file.")]
+#[strum_discriminants(allow(missing_docs, reason = "the names are the documentation"))]
 #[allow(missing_docs, reason = "the names are the documentation")]
-pub enum ValueType {
-    U8 = 0,
-    I8 = 1,
-    U16 = 2,
-    I16 = 3,
-    U32 = 4,
-    I32 = 5,
-    F32 = 6,
-    Bool = 7,
-    String = 8,
-    Array = 9,
-    U64 = 10,
-    I64 = 11,
-    F64 = 12,
+pub enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    String(Box<str>),
+    Array(Array),
+    U64(u64),
+    I64(i64),
+    F64(f64),
 }
 
 impl ValueType {
-    /// Every type, by its number.
-    pub const ALL: [ValueType; 13] = [
-        ValueType::U8,
-        ValueType::I8,
-        ValueType::U16,
-        ValueType::I16,
-        ValueType::U32,
-        ValueType::I32,
-        ValueType::F32,
-        ValueType::Bool,
-        ValueType::String,
-        ValueType::Array,
-        ValueType::U64,
-        ValueType::I64,
-        ValueType::F64,
-    ];
-
-    /// The type with a number.
-    pub fn from_id(id: u32) -> Option<ValueType> {
-        ValueType::ALL.get(usize::try_from(id).ok()?).copied()
-    }
-
     /// The number in the file.
     pub fn id(self) -> u32 {
         self as u32
@@ -73,61 +56,14 @@ impl ValueType {
 
     /// The name in messages.
     pub fn name(self) -> &'static str {
-        match self {
-            ValueType::U8 => "u8",
-            ValueType::I8 => "i8",
-            ValueType::U16 => "u16",
-            ValueType::I16 => "i16",
-            ValueType::U32 => "u32",
-            ValueType::I32 => "i32",
-            ValueType::F32 => "f32",
-            ValueType::Bool => "bool",
-            ValueType::String => "string",
-            ValueType::Array => "array",
-            ValueType::U64 => "u64",
-            ValueType::I64 => "i64",
-            ValueType::F64 => "f64",
-        }
+        self.into()
     }
-}
-
-/// A metadata value, of the type the file gives it.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs, reason = "the names are the documentation")]
-pub enum Value {
-    U8(u8),
-    I8(i8),
-    U16(u16),
-    I16(i16),
-    U32(u32),
-    I32(i32),
-    F32(f32),
-    Bool(bool),
-    String(Box<str>),
-    Array(Array),
-    U64(u64),
-    I64(i64),
-    F64(f64),
 }
 
 impl Value {
     /// The type.
     pub fn value_type(&self) -> ValueType {
-        match self {
-            Value::U8(_) => ValueType::U8,
-            Value::I8(_) => ValueType::I8,
-            Value::U16(_) => ValueType::U16,
-            Value::I16(_) => ValueType::I16,
-            Value::U32(_) => ValueType::U32,
-            Value::I32(_) => ValueType::I32,
-            Value::F32(_) => ValueType::F32,
-            Value::Bool(_) => ValueType::Bool,
-            Value::String(_) => ValueType::String,
-            Value::Array(_) => ValueType::Array,
-            Value::U64(_) => ValueType::U64,
-            Value::I64(_) => ValueType::I64,
-            Value::F64(_) => ValueType::F64,
-        }
+        self.into()
     }
 
     /// The integer, if it is one and not negative.
