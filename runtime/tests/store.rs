@@ -325,3 +325,37 @@ fn everything_is_for_its_owner_only() {
     }
     assert_eq!(seen, 4 + 4 + 3 + 3 + 3 + 2);
 }
+
+#[test]
+fn what_was_only_tried_is_kept_and_never_active() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    let store = Store::create(&Disk, &dir).unwrap();
+    let writer = store.writer().unwrap();
+    let tried = |seed: u64, keep: usize| {
+        let kept =
+            writer.keep_tried(&adapter(seed, BASE), b"{\"decision\":\"KEEP_BASE\"}", (&BASE, &model()), keep);
+        kept.unwrap().map(|generation| generation.number)
+    };
+    let numbers = || -> Vec<u64> { store.list().unwrap().generations.iter().map(|g| g.number).collect() };
+    // Of a store with nothing else in it, too.
+    assert_eq!((tried(1, 2), active(&Disk, &dir)), (Some(1), None));
+    assert_eq!(promote(&writer, &Candidate::Adapter(&adapter(2, BASE))).unwrap(), 2);
+    assert_eq!(store.generation(2).unwrap().previous, None);
+    assert_eq!((tried(3, 2), tried(4, 2), active(&Disk, &dir)), (Some(3), Some(4), Some(2)));
+    // The oldest make room, and only of their kind.
+    assert_eq!(numbers(), [2, 3, 4]);
+    assert_eq!(store.load(&store.verify(4).unwrap()).unwrap(), InUse::Adapter(Box::new(adapter(4, BASE))));
+    let refused = writer.activate(4).unwrap_err();
+    assert!(refused.kind() == ErrorKind::Misuse && refused.message().contains("tried"), "{refused}");
+    // Damage never leads to one, though it is newer than what is left.
+    std::fs::write(dir.join(POINTER_FILE), "x").unwrap();
+    assert_eq!(active(&Disk, &dir), Some(2));
+    // Nor does it count as one of the newest that stay.
+    assert_eq!(promote(&writer, &Candidate::Adapter(&adapter(5, BASE))).unwrap(), 5);
+    assert_eq!(writer.prune(2).unwrap().removed, [3, 4]);
+    assert_eq!((tried(6, 1), tried(7, 0), numbers()), (Some(6), None, vec![2, 5]));
+    // It needs what every promotion needs.
+    let unbound = writer.keep_tried(&unbound(8, BASE), b"{}", (&BASE, &model()), 1);
+    assert_eq!(unbound.unwrap_err().kind(), ErrorKind::Misuse);
+}

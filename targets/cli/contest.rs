@@ -60,6 +60,8 @@ pub(crate) struct Verb<'a> {
     pub(crate) search: bool,
     /// What is in use, with the name of its arm.
     pub(crate) active: Option<(String, InUse)>,
+    /// Finished adapters to judge, each with the name of its arm.
+    pub(crate) given: Vec<(String, PathBuf)>,
     /// The folder for trained arms. Without one, adapters stay in memory and no whole model can be tuned.
     pub(crate) folder: Option<&'a Path>,
     /// The folder for checkpoints of unfinished arms.
@@ -181,6 +183,7 @@ impl ContestOptions {
         Ok(Contest {
             title: verb.title.to_string(),
             active: verb.active.clone(),
+            given: verb.given.clone(),
             shots: if prompts { self.arms.few_shot() } else { Vec::new() },
             recipes,
             replay,

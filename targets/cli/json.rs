@@ -142,6 +142,8 @@ pub(crate) struct AdapterListed {
     pub(crate) base: Option<String>,
     /// The generation that a rollback from it leads to.
     pub(crate) previous: Option<u64>,
+    /// Whether it was only tried, and is never active.
+    pub(crate) tried: bool,
     pub(crate) problem: Option<String>,
     /// Whether it is only what an interrupted command left behind: harmless, removed by the next writer.
     pub(crate) unfinished: bool,

@@ -173,8 +173,39 @@ fn what_wins_is_active_and_what_loses_changes_nothing() {
     let nll = result_of(&[&eval[..], &["--store", &store]].concat())["nll"].as_f64().expect("a loss");
     assert!((nll - loss_of(&result, "lora")).abs() < 0.01, "{nll}: {result}");
 
-    // Held-out rows that are also training rows decide nothing: 4, and the active generation stays.
-    let leaky = folder.path().join("leaky");
+    assert_leaks_decide_nothing(folder.path(), &data, &store, &adapt);
+
+    // Nor does a worse one replace it, though it beats the base; the same examples as before don't even beat that.
+    let output = adapt(&data, &["--arms", "few-shot,lora", "--iters", "8", "-lr", "1e-3", "--rank", "2"]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    let result = last_line(&output);
+    assert_eq!(
+        (&result["decision"], &result["arm"]),
+        (&"KEEP_ACTIVE".into(), &"generation 1".into()),
+        "{result}"
+    );
+    assert!((loss_of(&result, "generation 1") - nll).abs() < 0.01, "{nll}: {result}");
+    assert!(loss_of(&result, "lora") < loss_of(&result, "zero-shot"), "{result}");
+    assert!(stderr(&output).contains("what is in use stays: lora"), "{}", stderr(&output));
+    assert_eq!(active(&store), 1);
+    assert_promotes_by_hand(&store, &model, &data, &everyday);
+
+    // A second writer fails at once and not after its training.
+    let opened = Store::open(&Disk, Path::new(&store)).expect("the store");
+    let held = opened.writer().expect("the lock");
+    let output = adapt(&data, &["--iters", "1000000"]);
+    assert_eq!((output.status.code(), &last_line(&output)["error"]["kind"]), (Some(1), &"busy".into()));
+    drop(held);
+}
+
+/// Held-out rows that are also training rows decide nothing: 4, and the active generation stays.
+fn assert_leaks_decide_nothing(
+    folder: &Path,
+    data: &str,
+    store: &str,
+    adapt: &dyn Fn(&str, &[&str]) -> std::process::Output,
+) {
+    let leaky = folder.join("leaky");
     std::fs::create_dir(&leaky).expect("a folder");
     for part in ["train", "test"] {
         std::fs::copy(format!("{data}/train.jsonl"), leaky.join(format!("{part}.jsonl"))).expect("copying");
@@ -191,32 +222,42 @@ fn what_wins_is_active_and_what_loses_changes_nothing() {
     {
         assert!(stderr(&output).contains(words), "{words}: {}", stderr(&output));
     }
-    assert_eq!(active(&store), 1);
+    assert_eq!(active(store), 1);
     let last = Verdict::from_json(
-        &std::fs::read_to_string(Path::new(&store).join("last/verdict.json")).expect("reading"),
+        &std::fs::read_to_string(Path::new(store).join("last/verdict.json")).expect("reading"),
     );
     assert_eq!(last.expect("a verdict").leak_count, 40);
+}
 
-    // Nor does a worse one replace it, though it beats the base; the same examples as before don't even beat that.
-    let output = adapt(&data, &["--arms", "few-shot,lora", "--iters", "8", "-lr", "1e-3", "--rank", "2"]);
+/// What the last run tried is there: the gate refuses it again, and its user's word is enough.
+fn assert_promotes_by_hand(store: &str, model: &str, data: &str, everyday: &str) {
+    let listed = result_of(&["adapter", "ls", "--store", store]);
+    let tried = listed["generations"].as_array().and_then(|all| all.iter().find(|g| g["tried"] == true));
+    let number = tried.expect("one that was tried")["generation"].to_string();
+    let promote = ["adapter", "promote", &number, "--store", store, "-m", model];
+    assert_refused(&promote, 2, "usage", &["--data", "--because"]);
+    let rows = ["--data", data, "--retention", everyday, "--no-built-in-retention", "-t", "2", "-k", "3"];
+    let output = engraft(&[&promote[..], &rows, &["--json"]].concat());
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
-    let result = last_line(&output);
-    assert_eq!(
-        (&result["decision"], &result["arm"]),
-        (&"KEEP_ACTIVE".into(), &"generation 1".into()),
-        "{result}"
+    assert!(
+        stderr(&output).contains("adapter isn't shown to do better than what is in use"),
+        "{}",
+        stderr(&output)
     );
-    assert!((loss_of(&result, "generation 1") - nll).abs() < 0.01, "{nll}: {result}");
-    assert!(loss_of(&result, "lora") < loss_of(&result, "zero-shot"), "{result}");
-    assert!(stderr(&output).contains("what is in use stays: lora"), "{}", stderr(&output));
-    assert_eq!(active(&store), 1);
-
-    // A second writer fails at once and not after its training.
-    let opened = Store::open(&Disk, Path::new(&store)).expect("the store");
-    let held = opened.writer().expect("the lock");
-    let output = adapt(&data, &["--iters", "1000000"]);
-    assert_eq!((output.status.code(), &last_line(&output)["error"]["kind"]), (Some(1), &"busy".into()));
-    drop(held);
+    assert_eq!(active(store), 1);
+    let back = ["adapter", "rollback", "--store", store, "--to", &number];
+    assert_refused(&back, 2, "usage", &["tried"]);
+    let promoted = result_of(&[&promote[..], &["--because", "it writes as we do"]].concat());
+    assert_eq!(promoted["generation"], active(store));
+    let shown = result_of(&["adapter", "show", "--store", store]);
+    assert_eq!(shown["verdict_json"]["because"], "it writes as we do", "{shown}");
+    // Better than that it is again what was in use before, and by the gate.
+    let first = std::path::Path::new(store).join("generations/000001/adapter.engraft").display().to_string();
+    let judged = ["adapter", "promote", &first, "--store", store, "-m", model];
+    let again = result_of(&[&judged[..], &rows].concat());
+    assert_eq!(again["generation"], active(store));
+    assert_eq!(result_of(&["adapter", "rollback", "--store", store])["was"], again["generation"]);
+    result_of(&["adapter", "rollback", "--store", store, "--to", "1"]);
 }
 
 #[test]

@@ -72,6 +72,8 @@ pub struct Contest {
     pub title: String,
     /// What is in use, with the name of its arm; nothing replaces it that isn't better.
     pub active: Option<(String, InUse)>,
+    /// Finished adapters to judge as if they were trained here: names of their arms, and files.
+    pub given: Vec<(String, PathBuf)>,
     /// Few-shot arms: examples, and how they are chosen.
     pub shots: Vec<(usize, Choice)>,
     /// Arms to train, in order.
@@ -117,6 +119,7 @@ impl Contest {
         Contest {
             title: title.to_string(),
             active: None,
+            given: Vec::new(),
             shots: Vec::new(),
             recipes: Vec::new(),
             replay: Vec::new(),
@@ -219,6 +222,39 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Keeps the adapters that weren't promoted, with the verdict, as a store's newest tried generations; at most `keep`
+    /// in all. Returns their arms and numbers.
+    ///
+    /// # Errors
+    /// Those of [`Writer::keep_tried`], and of loading an adapter from its file.
+    pub fn keep_tried(
+        &self,
+        writer: &Writer<'_>,
+        model: &ModelFile,
+        keep: usize,
+    ) -> Result<Vec<(String, u64)>> {
+        let (verdict, digest) = (self.verdict.to_json()?, model.digest());
+        let mut kept = Vec::new();
+        for (arm, product) in &self.kept {
+            let loaded;
+            let adapter = match product {
+                _ if self.verdict.promoted() == Some(arm) => continue,
+                Product::Adapter(adapter) => adapter,
+                Product::File(file) => {
+                    loaded = Adapter::load(file)?;
+                    &loaded
+                }
+                Product::FewShot(_) | Product::Model(_) => continue,
+            };
+            let base = (&digest, model.config());
+            let generation = writer.keep_tried(adapter, verdict.as_bytes(), base, keep)?;
+            kept.extend(generation.map(|generation| (arm.clone(), generation.number)));
+        }
+        Ok(kept)
+    }
+}
+
 /// Takes all arms through training and scoring, and judges them.
 ///
 /// # Errors
@@ -243,6 +279,9 @@ pub fn compare(
     for recipe in &contest.recipes {
         panel.trained(recipe)?;
     }
+    for (name, file) in &contest.given {
+        panel.given(name, file)?;
+    }
     base.model.check_whole()?;
     let outcome = panel.conclude(started)?;
     train::clear(contest)?;
@@ -254,7 +293,10 @@ pub fn compare(
 /// # Errors
 /// `DoesNotFit`, `Misuse`, `BadData`.
 pub fn check(base: &Base, material: &Material, options: &DataOptions, contest: &Contest) -> Result<()> {
-    check_thresholds(&contest.thresholds, contest.recipes.len().max(contest.shots.len()))?;
+    check_thresholds(
+        &contest.thresholds,
+        (contest.recipes.len() + contest.given.len()).max(contest.shots.len()),
+    )?;
     for (k, _) in &contest.shots {
         shots::pool(*k, &material.train, options)?;
     }

@@ -108,7 +108,6 @@ impl<'a> Panel<'a> {
     /// Measures what is in use, if anything is beside the base alone.
     pub(super) fn active(&mut self) -> Result<()> {
         let contest = self.contest;
-        let rows = &self.material.held_out.data.examples;
         let measured = match &contest.active {
             None => return Ok(()),
             Some((name, InUse::FewShot(messages))) => {
@@ -117,17 +116,31 @@ impl<'a> Panel<'a> {
                 let rows = shots::rows_behind_all(rows, messages, (self.text, self.options), context)?;
                 self.measure(name, ArmKind::Active, &subject, &rows)?
             }
-            Some((name, InUse::Adapter(file))) => {
-                let adapter = Adapter::load(file)?;
-                adapter.check_base(&self.base.model.digest(), self.base.model.config())?;
-                let (subject, _) = self.stacked(adapter)?;
-                let mut measured = self.measure(name, ArmKind::Active, &subject, rows)?;
-                self.forgetting(&subject, &mut measured.result)?;
-                measured
-            }
+            Some((name, InUse::Adapter(file))) => self.finished(name, ArmKind::Active, file)?,
         };
         self.arms.push(measured);
         Ok(())
+    }
+
+    /// Measures a finished adapter that may be promoted.
+    pub(super) fn given(&mut self, name: &str, file: &Path) -> Result<()> {
+        let mut measured = self.finished(name, ArmKind::Trained, file)?;
+        measured.kept = Some(Product::File(file.to_path_buf()));
+        self.arms.push(measured);
+        Ok(())
+    }
+
+    /// The figures of an adapter that was trained before.
+    fn finished(&mut self, name: &str, kind: ArmKind, file: &Path) -> Result<Measured> {
+        let adapter = Adapter::load(file)?;
+        adapter
+            .check_base(&self.base.model.digest(), self.base.model.config())
+            .map_err(|e| e.at(file.display()))?;
+        let (subject, _) = self.stacked(adapter)?;
+        let rows = &self.material.held_out.data.examples;
+        let mut measured = self.measure(name, kind, &subject, rows)?;
+        self.forgetting(&subject, &mut measured.result)?;
+        Ok(measured)
     }
 
     pub(super) fn few_shot(&mut self, k: usize, choice: Choice) -> Result<()> {

@@ -40,6 +40,15 @@ fn promote(what: Found) -> Step {
     Box::new(move |device| put(device, what))
 }
 
+/// Keeps one that was tried, where there is room for one.
+fn try_one(what: Found) -> Step {
+    Box::new(move |device| {
+        let store = Store::create(device, Path::new(DIR))?;
+        let adapter = adapter(what as u64, &[1]);
+        store.writer()?.keep_tried(&adapter, b"{}", (&BASE, &model()), 1).map(drop)
+    })
+}
+
 fn activate(number: u64) -> Step {
     Box::new(move |device| Store::open(device, Path::new(DIR))?.writer()?.activate(number).map(drop))
 }
@@ -127,6 +136,13 @@ pub fn all() -> Vec<Workload> {
             filled(),
             vec![promote(EXAMPLES), promote(BASE_ALONE)],
             vec![BASE_ALONE, EXAMPLES, BASE_ALONE],
+        ),
+        workload("begin with one that was tried", Device::new(), vec![try_one(FIRST)], vec![NOTHING; 2]),
+        workload(
+            "try one, and another in its place",
+            filled(),
+            vec![try_one(FIRST), try_one(SECOND)],
+            vec![BASE_ALONE; 3],
         ),
         workload("prune", filled(), vec![prune(1)], vec![BASE_ALONE; 2]),
         workload("roll back", filled(), vec![roll_back(3)], vec![BASE_ALONE, EXAMPLES]),

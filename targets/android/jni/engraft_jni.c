@@ -1011,6 +1011,7 @@ static const field gate_params[] = {
   FIELD(engraft_gate_params, exact, "exact", FLAG),
   FIELD(engraft_gate_params, loss_alone, "lossAlone", FLAG),
   FIELD(engraft_gate_params, no_built_in_retention, "noBuiltInRetention", FLAG),
+  FIELD(engraft_gate_params, protect_off, "protectOff", FLAG),
   FIELD(engraft_gate_params, minutes, "minutes", DOUBLE),
   FIELD(engraft_gate_params, learning_rate, "learningRate", DOUBLE),
   FIELD(engraft_gate_params, level, "level", DOUBLE),

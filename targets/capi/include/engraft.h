@@ -565,11 +565,12 @@ typedef struct {
    */
   uint32_t steps;
   /**
-   * Sequences per step (0: 1).
+   * Sequences per step (0: 8 for a protected LoRA, else 1).
    */
   uint32_t batch_size;
   /**
-   * Rank of the adapters (0: the largest that memory and rows allow, up to 16).
+   * Rank of the adapters (0: the largest that memory allows, up to 64 for a protected LoRA; for others up to 16, as
+   * rows allow).
    */
   uint32_t rank;
   /**
@@ -617,15 +618,16 @@ typedef struct {
    */
   uint32_t no_built_in_retention;
   /**
-   * Must be 0.
+   * 1 lets a LoRA act on what ordinary text uses, too. By default it keeps to directions that such text leaves quiet,
+   * which costs some gain and saves most of what a plain LoRA forgets.
    */
-  uint32_t reserved;
+  uint32_t protect_off;
   /**
    * Minutes to train instead of steps, shared by the trained arms (0: use steps).
    */
   double minutes;
   /**
-   * Peak learning rate (0: found by a range test).
+   * Peak learning rate (0: 2e-3 for a protected LoRA, else found by a range test).
    */
   double learning_rate;
   /**

@@ -19,7 +19,9 @@ use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::room;
-use engraft_runtime::run::{Base, Control, Length, Limit, Looks, Method, RunRows, Settings, settings};
+use engraft_runtime::run::{
+    Base, Control, Length, Limit, Looks, Method, RunRows, Settings, general, settings,
+};
 use engraft_runtime::train::KlPenalty;
 
 use crate::adapter::{self, Adapter};
@@ -106,9 +108,10 @@ pub struct GateParams {
     pub shots: u32,
     /// Steps per trained arm (0: 300).
     pub steps: u32,
-    /// Sequences per step (0: 1).
+    /// Sequences per step (0: 8 for a protected LoRA, else 1).
     pub batch_size: u32,
-    /// Rank of the adapters (0: the largest that memory and rows allow, up to 16).
+    /// Rank of the adapters (0: the largest that memory allows, up to 64 for a protected LoRA; for others up to 16, as
+    /// rows allow).
     pub rank: u32,
     /// `ENGRAFT_METRIC_*`; the data's task overrides it.
     pub metric: u32,
@@ -132,11 +135,12 @@ pub struct GateParams {
     pub loss_alone: u32,
     /// 1 leaves out the built-in text that training must not harm. Then supply your own.
     pub no_built_in_retention: u32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// 1 lets a LoRA act on what ordinary text uses, too. By default it keeps to directions that such text leaves quiet,
+    /// which costs some gain and saves most of what a plain LoRA forgets.
+    pub protect_off: u32,
     /// Minutes to train instead of steps, shared by the trained arms (0: use steps).
     pub minutes: f64,
-    /// Peak learning rate (0: found by a range test).
+    /// Peak learning rate (0: 2e-3 for a protected LoRA, else found by a range test).
     pub learning_rate: f64,
     /// Two-sided significance level of intervals and tests (0: 0.05).
     pub level: f64,
@@ -249,13 +253,17 @@ impl Trial {
             sampled.check(base, &limit)?;
         }
         let replay = self.replay.read(base, looker)?;
+        let (general, aside) = match self.protects() {
+            true => general::set_aside(general::rows(text, self.data.options.max_seq_length)?),
+            false => (Vec::new(), Vec::new()),
+        };
         let recipes = self.recipes(base.model.config())?;
         let how = (p.rank == 0, true, false);
         let recipes = match fitting(
             recipes,
             base,
             material,
-            (RunRows { replay: &replay, ..RunRows::default() }, &limit),
+            (RunRows { replay: &replay, general: &general, ..RunRows::default() }, &limit),
             how,
             looker,
         ) {
@@ -266,12 +274,13 @@ impl Trial {
         let shots = or(p.shots, settings::SHOTS as u32);
         Ok(Contest {
             active: None,
-            calibration: Vec::new(),
+            given: Vec::new(),
+            calibration: RetentionSet::calibration(aside),
             title: "adapt".into(),
             shots: if few_shot { vec![(shots, Choice::Seeded(p.seed))] } else { Vec::new() },
             recipes,
             replay,
-            general: Vec::new(),
+            general,
             metric: self.metric,
             answer_tokens: or(p.answer_tokens, settings::ANSWER_TOKENS as u32),
             retention: self.retention(text)?,
@@ -284,23 +293,33 @@ impl Trial {
         })
     }
 
+    /// Whether a LoRA is trained and keeps to protected directions.
+    fn protects(&self) -> bool {
+        self.arms & ENGRAFT_ARM_LORA != 0 && self.params.protect_off == 0
+    }
+
     /// One recipe for each trained arm.
     fn recipes(&self, c: &ModelConfig) -> engraft_runtime::Result<Vec<Recipe>> {
         let kinds = [(ENGRAFT_ARM_LORA, "lora"), (ENGRAFT_ARM_DORA, "dora")];
         let kinds: Vec<_> = kinds.into_iter().filter(|(arm, _)| self.arms & arm != 0).collect();
-        let (p, rank) = (&self.params, or(self.params.rank, settings::RANK as u32));
+        let p = &self.params;
         let layers: Vec<usize> = (0..c.n_layers).collect();
-        let plain = LoraConfig::new(c, rank, settings::SCALE * rank as f32, 0.0, &Proj::ALL, &layers)?;
         let length = match p.minutes > 0.0 {
             true => Length::Minutes(p.minutes / kinds.len().max(1) as f64),
             false => Length::Steps(or(p.steps, settings::STEPS as u32) as u64),
         };
         let recipe = |(arm, name): (u32, &str)| {
-            let lora = LoraConfig { dora: arm == ENGRAFT_ARM_DORA, ..plain.clone() }.checked(c)?;
+            let protects = arm == ENGRAFT_ARM_LORA && self.protects();
+            let usual = if protects { settings::protected_rank(c) } else { settings::RANK };
+            let rank = or(p.rank, usual as u32);
+            let plain = LoraConfig::new(c, rank, settings::SCALE * rank as f32, 0.0, &Proj::ALL, &layers)?;
+            let lora = LoraConfig { dora: arm == ENGRAFT_ARM_DORA, ..plain }.checked(c)?;
+            let usual = Settings { rate: None, ..Settings::of_arm(Method::Adapter(lora)) };
+            let usual = if protects { usual.protected() } else { usual };
             let settings = Settings {
-                rate: (p.learning_rate > 0.0).then_some(p.learning_rate),
+                rate: (p.learning_rate > 0.0).then_some(p.learning_rate).or(usual.rate),
                 length,
-                batch: or(p.batch_size, settings::BATCH as u32),
+                batch: or(p.batch_size, usual.batch as u32),
                 seed: p.seed,
                 looks: Looks::Best {
                     times: or(p.evaluations, settings::EVALUATIONS as u32) as u64,
@@ -308,7 +327,7 @@ impl Trial {
                 },
                 kl: self.kl,
                 replay_share: self.replay_share,
-                ..Settings::of_arm(Method::Adapter(lora))
+                ..usual
             };
             Ok(Recipe::new(name, settings))
         };
@@ -400,7 +419,7 @@ impl Trial {
 
 impl GateParams {
     fn check(&self) -> Result<()> {
-        caller::unused(self.reserved)?;
+        at_most(self.protect_off, 1, "protect_off")?;
         for (name, value, max) in [
             ("shots", self.shots, 64),
             ("steps", self.steps, 100_000_000),

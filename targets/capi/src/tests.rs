@@ -210,6 +210,7 @@ fn a_comparison_that_is_stopped_or_whose_rows_changed_leaves_no_verdict() {
         resamples: 100,
         threads: 1,
         no_built_in_retention: 1,
+        protect_off: 1,
         learning_rate: 1e-3,
         retention: retention.as_ptr().cast::<c_char>(),
         retention_length: retention.len(),

@@ -584,13 +584,14 @@ static void test_gate(const world *w)
   params.answer_tokens = 8;
   params.resamples = 200;
   params.threads = THREADS;
-  params.reserved = 1;
-  EXPECT(ENGRAFT_UNSUPPORTED_VERSION, engraft_gate_create(w->model, w->data, &params, &gate));
-  params.reserved = 0;
+  params.protect_off = 2;
+  EXPECT(ENGRAFT_MISUSE, engraft_gate_create(w->model, w->data, &params, &gate));
+  params.protect_off = 0;
   params.retention = "%% letter\nDear neighbour, the keys lie under the mat.\n%% note\nBuy bread.\n";
   params.retention_length = strlen(params.retention);
 #ifdef BRIEF
   params.no_built_in_retention = 1;
+  params.protect_off = 1;
   params.evaluations = 1;
   params.steps = 2;
 #endif

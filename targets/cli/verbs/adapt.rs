@@ -26,7 +26,14 @@ pub(crate) struct Options {
     /// Adapter store to put the winner into, as its active generation (created if missing)
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+
+    /// Adapters to keep in the store that were tried and not promoted: the newest N
+    #[arg(long, value_name = "N", default_value_t = KEEP_TRIED)]
+    keep_candidates: u32,
 }
+
+/// Adapters kept that were not promoted: the last one, for whoever wants it all the same.
+const KEEP_TRIED: u32 = 1;
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let contest = &options.contest;
@@ -46,6 +53,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         title: "adapt",
         arms: &[ArmName::FewShot, ArmName::Lora],
         search: true,
+        given: Vec::new(),
         active: in_use(&store, contest.model.open()?.as_ref())?,
         folder: None,
         unfinished: &last.join(UNFINISHED_DIR),
@@ -55,8 +63,17 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     write(&last, &outcome)?;
     let model = contest.model.open()?;
     let promoted = promote(&writer, &outcome, &model)?;
+    let tried = outcome.keep_tried(&writer, &model, options.keep_candidates as usize)?;
     tell(&outcome.report)?;
     eprintln!("Report: {}", last.join(REPORT_PAGE).display());
+    for (arm, number) in &tried {
+        eprintln!(
+            "{arm} is kept as generation {number}, not in use; to use it all the same: engraft adapter promote {number} \
+             --store {} -m {} --because \"REASON\"",
+            folder.display(),
+            contest.model.path()?.display()
+        );
+    }
     let refused = match &promoted {
         Some(generation) => {
             eprintln!("{}", outcome.verdict.sentence);
@@ -82,7 +99,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
 
 /// The store's active generation, which a new one must beat. One that can't be read, or that was made for another model,
 /// has nothing to be beaten in.
-fn in_use(store: &Store<'_>, model: &ModelFile) -> Result<Option<(String, InUse)>, Error> {
+pub(super) fn in_use(store: &Store<'_>, model: &ModelFile) -> Result<Option<(String, InUse)>, Error> {
     let generation = match store.active() {
         Ok(None) => return Ok(None),
         Ok(Some(active)) => active.generation,

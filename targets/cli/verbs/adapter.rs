@@ -1,4 +1,4 @@
-//! `engraft adapter`: lists, checks, rolls back and prunes an adapter store. Other verbs load a store's
+//! `engraft adapter`: lists, checks, promotes, rolls back and prunes in an adapter store. Other verbs load a store's
 //! active generation through [`Stored`].
 
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ use engraft_runtime::probe::Prober;
 use engraft_runtime::storage::Disk;
 use serde::Serialize;
 
-use super::{Invocation, common};
+use super::{Invocation, common, promote};
 use crate::json;
 use crate::options::{self, AdapterOptions, OptionalModelOptions};
 
@@ -69,6 +69,11 @@ enum What {
         #[arg(long, value_name = "GENERATION", value_parser = value_parser!(u64).range(1..))]
         to: Option<u64>,
     },
+    /// Put an adapter into use: through the gate with --data, or past it with --because
+    #[command(
+        after_help = "Example:\n  engraft adapter promote letters-adapter --store store -m MODEL.gguf --data letters"
+    )]
+    Promote(Box<promote::Options>),
     /// Remove old generations, but never the active one or the one before it
     #[command(after_help = "Example:\n  engraft adapter prune --store store --keep 3")]
     Prune {
@@ -134,6 +139,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         What::Show { place, generation } => show(&open(&place.store)?, *generation, invocation),
         What::Verify { place, model } => verify(&open(&place.store)?, model, invocation),
         What::Rollback { place, to } => roll_back(&open(&place.store)?, *to, invocation),
+        What::Promote(options) => promote::run(options, invocation),
         What::Prune { place, keep } => prune(&open(&place.store)?, *keep as usize, invocation),
     }
 }
@@ -170,7 +176,10 @@ fn list(store: &Store<'_>, invocation: &Invocation) -> Result<()> {
                 name(generation.content),
                 bytes::show(generation.bytes()),
                 hex::short(&generation.base),
-                shown.verdict.as_deref().unwrap_or("-")
+                match generation.tried {
+                    true => "tried, not promoted",
+                    false => shown.verdict.as_deref().unwrap_or("-"),
+                }
             ),
             Err(_) if found.is_unfinished => write!(table, "{UNFINISHED}"),
             Err(problem) => write!(table, "unusable: {problem}"),
@@ -221,6 +230,7 @@ fn describe_generation(
         bytes: Some(generation.bytes()),
         base: Some(hex::encode(&generation.base)),
         previous: generation.previous,
+        tried: generation.tried,
         problem: verdict.as_ref().err().map(|e| e.message().to_owned()),
         verdict: verdict.ok().and_then(|bytes| word(&bytes)),
         unfinished: false,

@@ -59,6 +59,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         arms: &[ArmName::FewShot, ArmName::Lora, ArmName::Dora, ArmName::Full],
         search: false,
         active: None,
+        given: Vec::new(),
         folder: Some(&options.out),
         unfinished: &options.out.join(UNFINISHED_DIR),
     };

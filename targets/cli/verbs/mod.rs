@@ -17,6 +17,7 @@ mod measure;
 pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod prepare;
+mod promote;
 mod resume;
 pub(crate) mod selftest;
 pub(crate) mod train;

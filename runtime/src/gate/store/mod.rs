@@ -1,4 +1,5 @@
-//! What was promoted, generation by generation, and which one is active.
+//! What was promoted, generation by generation, and which one is active; and what was tried lately and not promoted,
+//! as generations that are never active.
 //!
 //! ```text
 //! DIR/lock                              held by the one writer
@@ -253,10 +254,11 @@ impl<'s> Store<'s> {
         Err(Error::new(if unread { ErrorKind::Io } else { ErrorKind::Corrupt }, message))
     }
 
-    /// The generations that may be active, best first. Without a pointer that names it, a directory
-    /// without a manifest is a promotion that never came to be.
+    /// The generations that may be active, best first: none that was only tried. Without a pointer that names it, a
+    /// directory without a manifest is a promotion that never came to be.
     fn candidates(&self, pointer: Option<&Pointer>, is_lost: bool) -> Result<Vec<u64>> {
-        let newest_first: Vec<u64> = self.numbers()?.into_iter().rev().collect();
+        let was_tried = |n: &u64| self.generation(*n).is_ok_and(|generation| generation.tried);
+        let newest_first: Vec<u64> = self.numbers()?.into_iter().rev().filter(|n| !was_tried(n)).collect();
         let Some(pointer) = pointer else {
             let may_be_whole = |n: &u64| is_lost || !self.is_unfinished(*n, None);
             return Ok(newest_first.into_iter().filter(may_be_whole).collect());

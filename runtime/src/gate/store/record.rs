@@ -63,6 +63,9 @@ pub struct Generation {
     pub base: [u8; 32],
     /// The generation that was active when this one was promoted.
     pub previous: Option<u64>,
+    /// Whether it was only tried: kept for its figures, and never active.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tried: bool,
     /// Its files, without the manifest.
     pub files: Vec<FileRecord>,
 }
@@ -72,10 +75,10 @@ impl Generation {
         number: u64,
         content: ContentKind,
         base: [u8; 32],
-        previous: Option<u64>,
+        (previous, tried): (Option<u64>, bool),
         files: Vec<FileRecord>,
     ) -> Generation {
-        Generation { format: FORMAT, number, content, base, previous, files }
+        Generation { format: FORMAT, number, content, base, previous, tried, files }
     }
 
     /// Bytes of its files.

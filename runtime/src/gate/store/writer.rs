@@ -1,4 +1,4 @@
-//! The one writer of a store: promote, roll back, prune.
+//! The one writer of a store: promote, keep what was tried, roll back, prune.
 //!
 //! Each changes what is active by one rename of the pointer, and only after everything that the new
 //! pointer names is durable and was read back. A crash at any moment leaves what was active before or
@@ -94,6 +94,50 @@ impl<'s> Writer<'s> {
         (digest, model): (&[u8; 32], &ModelConfig),
         force_base: bool,
     ) -> Result<Generation> {
+        let generation = self.write(candidate, verdict, (digest, model), force_base, false)?;
+        self.point_to(&generation).inspect_err(|_| {
+            // Once the pointer names it, it must stay, even if the device did not take the pointer.
+            if self.store.pointer().is_ok_and(|p| p.is_none_or(|p| p.generation != generation.number)) {
+                let _ = self.remove_generation(generation.number);
+            }
+        })?;
+        Ok(generation)
+    }
+
+    /// Keeps an adapter that wasn't promoted, with the verdict that says why, as a generation that is never active; and
+    /// removes the oldest of such until at most `keep` are left.
+    ///
+    /// # Errors
+    /// As [`Writer::promote`].
+    pub fn keep_tried(
+        &self,
+        adapter: &Adapter,
+        verdict: &[u8],
+        base: (&[u8; 32], &ModelConfig),
+        keep: usize,
+    ) -> Result<Option<Generation>> {
+        let kept = match keep {
+            0 => None,
+            _ => Some(self.write(&Candidate::Adapter(adapter), verdict, base, false, true)?),
+        };
+        let numbers = self.store.numbers()?.into_iter();
+        let tried: Vec<u64> =
+            numbers.filter(|n| self.store.generation(*n).is_ok_and(|generation| generation.tried)).collect();
+        for number in &tried[..tried.len().saturating_sub(keep)] {
+            self.remove_generation(*number)?;
+        }
+        Ok(kept)
+    }
+
+    /// Writes and verifies a generation, which isn't active yet.
+    fn write(
+        &self,
+        candidate: &Candidate<'_>,
+        verdict: &[u8],
+        (digest, model): (&[u8; 32], &ModelConfig),
+        force_base: bool,
+        tried: bool,
+    ) -> Result<Generation> {
         if let Candidate::Adapter(adapter) = candidate {
             match adapter.check_base(digest, model) {
                 Err(_) if force_base => adapter.check_shapes(model)?,
@@ -117,18 +161,12 @@ impl<'s> Writer<'s> {
             active => active?.map(|a| a.generation.number),
         };
         let number = self.next_number()?;
-        let written = self.write_generation(number, candidate, &examples, verdict, digest, previous);
-        let generation = written.and_then(|()| self.store.verify(number)).inspect_err(|_| {
+        let written =
+            self.write_generation(number, candidate, (&examples, verdict), digest, (previous, tried));
+        written.and_then(|()| self.store.verify(number)).inspect_err(|_| {
             // Best effort: the failure itself matters more, and the next writer cleans up.
             let _ = self.remove_generation(number);
-        })?;
-        self.point_to(&generation).inspect_err(|_| {
-            // Once the pointer names it, it must stay, even if the device did not take the pointer.
-            if self.store.pointer().is_ok_and(|p| p.is_none_or(|p| p.generation != number)) {
-                let _ = self.remove_generation(number);
-            }
-        })?;
-        Ok(generation)
+        })
     }
 
     /// One more than any number that a generation has or had.
@@ -154,10 +192,9 @@ impl<'s> Writer<'s> {
         &self,
         number: u64,
         candidate: &Candidate<'_>,
-        examples: &[u8],
-        verdict: &[u8],
+        (examples, verdict): (&[u8], &[u8]),
         digest: &[u8; 32],
-        previous: Option<u64>,
+        place: (Option<u64>, bool),
     ) -> Result<()> {
         let store = self.store;
         let (parent, dir) = (store.generations_dir(), store.generation_dir(number));
@@ -178,7 +215,7 @@ impl<'s> Writer<'s> {
         };
         self.put(&dir, VERDICT_FILE, verdict)?;
         files.push(FileRecord::of(VERDICT_FILE, verdict));
-        let manifest = encode(&Generation::new(number, content, base, previous, files))?;
+        let manifest = encode(&Generation::new(number, content, base, place, files))?;
         self.put(&dir, MANIFEST_FILE, &manifest)
     }
 
@@ -204,12 +241,16 @@ impl<'s> Writer<'s> {
         self.activate(previous)
     }
 
-    /// Makes any generation active that verifies.
+    /// Makes any generation active that verifies and was promoted once.
     ///
     /// # Errors
-    /// As [`Store::verify`].
+    /// As [`Store::verify`]; [`ErrorKind::Misuse`] for one that was only tried.
     pub fn activate(&self, number: u64) -> Result<Generation> {
         let generation = self.store.verify(number)?;
+        if generation.tried {
+            let message = format!("generation {number} was tried and never promoted; promote it first");
+            return Err(Error::new(ErrorKind::Misuse, message).at(self.store.dir.display()));
+        }
         self.point_to(&generation)?;
         Ok(generation)
     }
@@ -225,8 +266,8 @@ impl<'s> Writer<'s> {
         self.put(&store.dir, POINTER_FILE, &encode(&pointer)?)
     }
 
-    /// Removes all generations but the newest `keep` that are whole, the active one, and the one that a
-    /// rollback leads to.
+    /// Removes all generations but the newest `keep` that are whole and were promoted, the active one, and the one
+    /// that a rollback leads to.
     ///
     /// # Errors
     /// [`ErrorKind::Misuse`] for a `keep` of 0; [`ErrorKind::Corrupt`] when no generation verifies: then
@@ -248,6 +289,7 @@ impl<'s> Writer<'s> {
                 break;
             }
             match store.verify(*number) {
+                Ok(generation) if generation.tried => {}
                 Ok(_) => kept.push(*number),
                 Err(e) if e.kind() == ErrorKind::Corrupt => {}
                 // What can't be read now is not known to be damaged.

@@ -143,6 +143,7 @@ impl<'a> Demo<'a> {
         eprintln!("{}", plan_table(&planned.request, &planned.plan));
         Ok(Contest {
             active: None,
+            given: Vec::new(),
             calibration: Vec::new(),
             title: "demo".to_string(),
             shots: vec![(self.shots_that_fit(&base), Choice::Seeded(self.options.seed))],

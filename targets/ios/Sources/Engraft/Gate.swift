@@ -56,9 +56,9 @@ public final class Gate: ThermalSteered {
         public var shots: UInt32 = 0
         /// Steps per trained arm (0: 300).
         public var steps: UInt32 = 0
-        /// Sequences per step (0: 1).
+        /// Sequences per step (0: 8 for a protected LoRA, else 1).
         public var batchSize: UInt32 = 0
-        /// Rank of the adapters (0: the largest that memory and rows allow, up to 16).
+        /// Rank of the adapters (0: the largest that memory allows, up to 64 for a protected LoRA; others: up to 16).
         public var rank: UInt32 = 0
         public var metric = Metric.none
         /// Maximum tokens per answer (0: 256).
@@ -81,9 +81,12 @@ public final class Gate: ThermalSteered {
         public var lossAlone = false
         /// Whether to use the built-in text that training must not harm. If not, supply your own.
         public var builtInRetention = true
+        /// Whether a LoRA keeps to directions that ordinary text leaves quiet. That costs some gain and saves most of
+        /// what a plain LoRA forgets.
+        public var protectsOrdinaryText = true
         /// Minutes to train instead of steps, shared by the trained arms (0: use steps).
         public var minutes = 0.0
-        /// Peak learning rate (0: found by a range test).
+        /// Peak learning rate (0: 2e-3 for a protected LoRA, else found by a range test).
         public var learningRate = 0.0
         /// Two-sided significance level of intervals and tests (0: 0.05).
         public var level = 0.0
@@ -129,6 +132,7 @@ public final class Gate: ThermalSteered {
             params.exact = exact.flag
             params.loss_alone = lossAlone.flag
             params.no_built_in_retention = (!builtInRetention).flag
+            params.protect_off = (!protectsOrdinaryText).flag
             params.minutes = minutes
             params.learning_rate = learningRate
             params.level = level

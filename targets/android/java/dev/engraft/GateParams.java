@@ -8,9 +8,9 @@ public final class GateParams {
     public int shots;
     /** Steps per trained arm (0: 300). */
     public int steps;
-    /** Sequences per step (0: 1). */
+    /** Sequences per step (0: 8 for a protected LoRA, else 1). */
     public int batchSize;
-    /** Rank of the adapters (0: the largest that memory and rows allow, up to 16). */
+    /** Rank of the adapters (0: the largest that memory allows, up to 64 for a protected LoRA; others: up to 16). */
     public int rank;
     /** {@code Engraft.METRIC_*}; the data's task overrides it. */
     public int metric;
@@ -34,9 +34,14 @@ public final class GateParams {
     public boolean lossAlone;
     /** True leaves out the built-in text that training must not harm. Then supply your own. */
     public boolean noBuiltInRetention;
+    /**
+     * True lets a LoRA act on what ordinary text uses, too. By default it keeps to directions that such text leaves
+     * quiet, which costs some gain and saves most of what a plain LoRA forgets.
+     */
+    public boolean protectOff;
     /** Minutes to train instead of steps, shared by the trained arms (0: use steps). */
     public double minutes;
-    /** Peak learning rate (0: found by a range test). */
+    /** Peak learning rate (0: 2e-3 for a protected LoRA, else found by a range test). */
     public double learningRate;
     /** Two-sided significance level of intervals and tests (0: 0.05). */
     public double level;
