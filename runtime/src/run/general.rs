@@ -47,10 +47,14 @@ const GROUP: usize = 10;
 /// Splits general rows into those to train with and those that no training sees: a fifth, by which it is told what
 /// training forgets.
 pub fn set_aside(rows: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
-    let (aside, kept): (Vec<_>, Vec<_>) =
-        rows.into_iter().enumerate().partition(|(i, _)| i % GROUP >= GROUP - 2);
-    let bare = |rows: Vec<(usize, Example)>| rows.into_iter().map(|(_, row)| row).collect();
-    (bare(kept), bare(aside))
+    let (mut kept, mut aside) = (Vec::new(), Vec::new());
+    for (i, row) in rows.into_iter().enumerate() {
+        let place = if i % GROUP < GROUP - 2 { &mut kept } else { &mut aside };
+        place.push(row);
+    }
+    // Answers occur more than once.
+    kept.retain(|row| !aside.contains(row));
+    (kept, aside)
 }
 
 /// The first tokens of a sample; `None` if no target is among them.
@@ -68,4 +72,22 @@ fn encoded(sample: Sample, text: &Text, rows_max: usize) -> Result<Option<Exampl
 pub fn all_targets(row: Example) -> Example {
     let mask = (0..row.ids.len()).map(|at| at > 0).collect();
     Example { mask, ..row }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_aside_is_nowhere_else() {
+        // Passages, each followed by one of 23 answers.
+        let row = |id: u32| Example { ids: vec![id, id], mask: vec![false, true] };
+        let rows: Vec<Example> = (0..50).flat_map(|i| [row(100 + i), row(i % 23)]).collect();
+        let (kept, aside) = set_aside(rows.clone());
+        assert!(kept.iter().all(|row| !aside.contains(row)));
+        assert_eq!(aside.len(), 20);
+        assert!(rows.iter().all(|row| kept.contains(row) != aside.contains(row)));
+        let answers = |rows: &[Example]| rows.iter().filter(|row| row.ids[0] < 100).count();
+        assert!(answers(&aside) == 10 && answers(&kept) > 20, "{}", answers(&kept));
+    }
 }
