@@ -37,7 +37,7 @@ pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Res
         alone[0].1 = FACTORS[at];
         let stacked = StackedAdapter::new(&panel.base.model, &panel.base.kernels, &alone)?;
         let subject = panel.subject(Some(Arc::new(stacked)));
-        match is_tolerable(panel, &subject, name)? {
+        match is_tolerable(panel, &subject, (name, FACTORS[at]))? {
             true => low = at + 1,
             false => high = at,
         }
@@ -54,19 +54,20 @@ pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Res
 }
 
 /// Whether a tuned model's forgetting on all calibration rows is well within the gate's ceilings.
-fn is_tolerable(panel: &mut Panel<'_>, subject: &Subject, name: &str) -> Result<bool> {
+fn is_tolerable(panel: &mut Panel<'_>, subject: &Subject, (name, factor): (&str, f32)) -> Result<bool> {
     let (base, thresholds) = (panel.subject(None), &panel.contest.thresholds);
-    for RetentionSet { rows, .. } in &panel.contest.calibration {
+    let mut all_within = true;
+    for RetentionSet { rows, name: set, .. } in &panel.contest.calibration {
         panel.check(name, subject.beside_bytes(rows.iter().map(Example::rows).max().unwrap_or(1)))?;
         let found = subject.beside(&base, rows, panel.observer)?;
         let n = found.targets as f64;
         let (delta_nll, kl) = ((found.loss - found.base_loss) / n, found.kl(Direction::Reverse) / n);
+        panel.observer.note(&format!(
+            "{name} at {factor} of its strength: on {set} the loss changed by {delta_nll:+.4}, KL(tuned‖base) {kl:.4}"
+        ));
         // Not a number counts as above every ceiling.
-        let within =
+        all_within &=
             delta_nll <= MARGIN * thresholds.retention_nll_max && kl <= MARGIN * thresholds.retention_kl_max;
-        if !within {
-            return Ok(false);
-        }
     }
-    Ok(true)
+    Ok(all_within)
 }
