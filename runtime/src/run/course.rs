@@ -8,28 +8,7 @@ use super::guard::Judged;
 use crate::data::{Batch, Mixed, MixedCursor};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::storage::Storage;
-use crate::train::{AnyTrainer, FullTrainer, Numbers, NumbersMut, StepReport, Trainer};
-
-/// What a run needs from its trainer.
-pub trait Training {
-    /// One optimizer step.
-    ///
-    /// # Errors
-    /// Those of the trainer.
-    fn step(&mut self, micro: &[Batch]) -> Result<StepReport>;
-
-    /// What a checkpoint stores of it.
-    fn numbers(&self) -> Numbers<'_>;
-
-    /// The same, to be restored.
-    ///
-    /// # Errors
-    /// Those of the trainer.
-    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>>;
-
-    /// Multiplies the schedule's rates from the next step on.
-    fn set_rate_factor(&mut self, factor: f32);
-}
+use crate::train::{AnyTrainer, StepReport};
 
 /// The outcome of a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,7 +101,7 @@ impl Course {
     pub fn step(
         &mut self,
         storage: &dyn Storage,
-        trainer: &mut dyn Training,
+        trainer: &mut AnyTrainer,
         batches: &mut Mixed<'_>,
         micro: &mut [Batch],
     ) -> Result<Stepped> {
@@ -154,7 +133,7 @@ impl Course {
     pub fn save(
         &mut self,
         storage: &dyn Storage,
-        trainer: &dyn Training,
+        trainer: &AnyTrainer,
         cursor: MixedCursor,
         anchor: bool,
     ) -> Result<Saved> {
@@ -171,7 +150,7 @@ impl Course {
     pub fn resume(
         &mut self,
         storage: &dyn Storage,
-        trainer: &mut dyn Training,
+        trainer: &mut AnyTrainer,
         batches: &mut Mixed<'_>,
     ) -> Result<Restored> {
         let checkpoints = self.checkpoints.as_mut().ok_or_else(no_place)?;
@@ -189,7 +168,7 @@ impl Course {
     pub fn roll_back(
         &mut self,
         storage: &dyn Storage,
-        trainer: &mut dyn Training,
+        trainer: &mut AnyTrainer,
         batches: &mut Mixed<'_>,
         happened: &str,
     ) -> Result<RolledBack> {
@@ -217,7 +196,7 @@ impl Course {
         Ok(RolledBack { why: happened.to_string(), from, to: found.steps, path: found.path, factor })
     }
 
-    fn go_on(&mut self, progress: Progress, trainer: &mut dyn Training, batches: &mut Mixed<'_>) {
+    fn go_on(&mut self, progress: Progress, trainer: &mut AnyTrainer, batches: &mut Mixed<'_>) {
         trainer.set_rate_factor(progress.guard.factor);
         batches.seek(progress.cursor);
         self.progress = progress;
@@ -226,70 +205,4 @@ impl Course {
 
 fn no_place() -> Error {
     Error::new(ErrorKind::Misuse, "no folder was given for checkpoints")
-}
-
-impl Training for Trainer {
-    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        Trainer::step(self, micro)
-    }
-
-    fn numbers(&self) -> Numbers<'_> {
-        Trainer::numbers(self)
-    }
-
-    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
-        Ok(Trainer::numbers_mut(self))
-    }
-
-    fn set_rate_factor(&mut self, factor: f32) {
-        Trainer::set_rate_factor(self, factor);
-    }
-}
-
-impl Training for FullTrainer {
-    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        FullTrainer::step(self, micro)
-    }
-
-    fn numbers(&self) -> Numbers<'_> {
-        FullTrainer::numbers(self)
-    }
-
-    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
-        FullTrainer::numbers_mut(self)
-    }
-
-    fn set_rate_factor(&mut self, factor: f32) {
-        FullTrainer::set_rate_factor(self, factor);
-    }
-}
-
-impl AnyTrainer {
-    fn as_training_mut(&mut self) -> &mut dyn Training {
-        match self {
-            AnyTrainer::Adapter(trainer) => &mut **trainer,
-            AnyTrainer::Full(trainer) => &mut **trainer,
-        }
-    }
-}
-
-impl Training for AnyTrainer {
-    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        self.as_training_mut().step(micro)
-    }
-
-    fn numbers(&self) -> Numbers<'_> {
-        match self {
-            AnyTrainer::Adapter(trainer) => trainer.numbers(),
-            AnyTrainer::Full(trainer) => trainer.numbers(),
-        }
-    }
-
-    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
-        self.as_training_mut().numbers_mut()
-    }
-
-    fn set_rate_factor(&mut self, factor: f32) {
-        self.as_training_mut().set_rate_factor(factor);
-    }
 }

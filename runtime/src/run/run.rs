@@ -544,7 +544,7 @@ impl Run {
     /// # Errors
     /// `Misuse` after a restore that failed midway.
     fn check_whole(&self) -> Result<()> {
-        match super::Training::numbers(&self.trainer).whole {
+        match self.trainer.numbers().whole {
             true => Ok(()),
             false => Err(Error::new(
                 ErrorKind::Misuse,

@@ -4,6 +4,7 @@
 
 mod compare;
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use engraft_kernels::Kernels;
@@ -72,6 +73,13 @@ pub struct Evaluated {
     pub loss_sum: f64,
     /// Targets.
     pub targets: usize,
+}
+
+impl AddAssign for Evaluated {
+    fn add_assign(&mut self, other: Evaluated) {
+        self.loss_sum += other.loss_sum;
+        self.targets += other.targets;
+    }
 }
 
 impl Chain {
