@@ -60,8 +60,8 @@ impl Course {
 
     /// The same, keeping checkpoints here from now on.
     #[must_use]
-    pub fn kept_in(self, checkpoints: Checkpoints) -> Course {
-        Course { checkpoints: Some(checkpoints), ..self }
+    pub fn kept_in(self, checkpoints: impl Into<Option<Checkpoints>>) -> Course {
+        Course { checkpoints: checkpoints.into(), ..self }
     }
 
     /// Keeps checkpoints in `dir` from now on, unless they already are there.

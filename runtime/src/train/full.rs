@@ -152,8 +152,7 @@ impl FullTrainer {
         let mut total = Evaluated::default();
         for (i, batch) in batches.iter().enumerate() {
             let accumulate = i > 0;
-            total +=
-                self.chain.forward_weights(batch, head_grads(&self.layout, &mut self.grads, accumulate));
+            total += self.chain.forward_weights(batch, head_grads(&self.layout, &mut self.grads, accumulate));
             for l in (0..self.chain.config().n_layers).rev() {
                 let grads = block_grads(&self.layout, &mut self.grads[self.layout.block(l)], accumulate);
                 self.chain.backward_weights(batch, l, grads);

@@ -254,7 +254,8 @@ impl Trainer {
 
     fn dropout(&self, micro: usize) -> Dropout {
         let p = self.adapter.config.dropout;
-        let key = crate::rng::mix(self.state.options.seed ^ crate::rng::mix(self.state.step << 16 | micro as u64));
+        let key =
+            crate::rng::mix(self.state.options.seed ^ crate::rng::mix(self.state.step << 16 | micro as u64));
         Dropout { p, key }
     }
 }

@@ -2,7 +2,6 @@ use std::ptr::null_mut;
 
 use std::time::Instant;
 
-
 use super::*;
 use crate::adapter::engraft_adapter_save;
 use crate::data::engraft_data_free;
