@@ -7,6 +7,7 @@ use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::retention;
 use crate::model::text::Text;
+use crate::run::general::encoded;
 
 /// One thing to retain.
 #[derive(Clone, Debug)]
@@ -32,13 +33,20 @@ impl RetentionSet {
         Ok(vec![written, answers])
     }
 
+    /// Rows whose losses count alone.
+    fn plain(name: &str, rows: Vec<Example>) -> RetentionSet {
+        RetentionSet { name: name.to_string(), rows, task: None }
+    }
+
     /// Ordinary text that no training sees, as [`general::set_aside`](crate::run::general::set_aside) gives it: whole
     /// passages and answers apart, since a model can keep the one and lose the other.
     pub fn calibration(rows: Vec<Example>) -> Vec<RetentionSet> {
         let (plain, answers): (Vec<_>, Vec<_>) =
             rows.into_iter().partition(|row| row.mask.iter().skip(1).all(|target| *target));
-        let set = |name: &str, rows| RetentionSet { name: name.to_string(), rows, task: None };
-        let sets = [set("set aside: text", plain), set("set aside: answers", answers)];
+        let sets = [
+            RetentionSet::plain("set aside: text", plain),
+            RetentionSet::plain("set aside: answers", answers),
+        ];
         sets.into_iter().filter(|set| !set.rows.is_empty()).collect()
     }
 
@@ -56,17 +64,10 @@ impl RetentionSet {
         let mut rows = Vec::new();
         for (prompt, completion) in pairs.iter().cloned() {
             let sample = Sample::Pair { prompt, completion, joint: "\n" };
-            let plain = DataOptions::default();
-            let mut row =
-                encode_sample(&sample, &text.tokenizer, &text.chat, &plain).map_err(|why| bad(&why))?;
-            row.ids.truncate(rows_max + 1);
-            row.mask.truncate(rows_max + 1);
-            if row.mask.iter().skip(1).any(|m| *m) {
-                rows.push(row);
-            }
+            rows.extend(encoded(sample, text, rows_max).map_err(|why| bad(&why))?);
         }
         match rows.is_empty() {
-            false => Ok(RetentionSet { name: name.to_string(), rows, task: None }),
+            false => Ok(RetentionSet::plain(name, rows)),
             true => Err(bad("no token to predict")),
         }
     }
@@ -85,7 +86,7 @@ impl RetentionSet {
     /// # Errors
     /// `BadData` for a text without a token to predict.
     pub fn of_text(name: &str, passages: &[&str], text: &Text, rows_max: usize) -> Result<RetentionSet> {
-        let plain = DataOptions { mask_prompt: true, ..DataOptions::default() };
+        let plain = DataOptions::default();
         let bad = |reason: &str| Error::new(ErrorKind::BadData, format!("retention text {name}: {reason}"));
         let mut rows = Vec::new();
         for passage in passages {
@@ -100,7 +101,7 @@ impl RetentionSet {
             }
         }
         match rows.is_empty() {
-            false => Ok(RetentionSet { name: name.to_string(), rows, task: None }),
+            false => Ok(RetentionSet::plain(name, rows)),
             true => Err(bad("no token to predict")),
         }
     }

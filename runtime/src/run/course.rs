@@ -154,7 +154,7 @@ impl Course {
         batches: &mut Mixed<'_>,
     ) -> Result<Restored> {
         let checkpoints = self.checkpoints.as_mut().ok_or_else(no_place)?;
-        let restored = checkpoints.restore(storage, &self.identity, &mut trainer.numbers_mut()?)?;
+        let restored = checkpoints.restore(storage, &self.identity, &mut trainer.numbers_mut()?, false)?;
         if let Some(found) = &restored.found {
             self.go_on(found.progress.clone(), trainer, batches);
         }
@@ -164,7 +164,7 @@ impl Course {
     /// Returns to the last anchor at half the learning rate; `happened` says why.
     ///
     /// # Errors
-    /// `NonFinite` if there is none, or the run has rolled back too often; those of [`Checkpoints::roll_back`].
+    /// `NonFinite` if there is none, or the run has rolled back too often; those of [`Checkpoints::restore`].
     pub fn roll_back(
         &mut self,
         storage: &dyn Storage,
@@ -177,7 +177,7 @@ impl Course {
         let restored = match &mut self.checkpoints {
             None => Restored::default(),
             Some(kept) => kept
-                .roll_back(storage, &self.identity, &mut trainer.numbers_mut()?)
+                .restore(storage, &self.identity, &mut trainer.numbers_mut()?, true)
                 .map_err(|e| e.at(format!("stopped after step {from}: {happened}")))?,
         };
         let reasons = restored.reasons();

@@ -21,16 +21,18 @@ const TEXT: &str = include_str!("general.txt");
 /// `BadData` for a text that can't be encoded.
 pub fn rows(text: &Text, rows_max: usize) -> Result<Vec<Example>> {
     let rows_max = rows_max.min(ROW_TOKENS);
+    let bad = |why: String| Error::new(ErrorKind::BadData, format!("general text: {why}"));
     let (mut plain, mut chat) = (Vec::new(), Vec::new());
     for passage in passages::split(TEXT) {
         match passage.name.strip_prefix(CHAT) {
             None => {
-                let row = encoded(Sample::Text(passage.text.to_string()), text, rows_max)?;
+                let row = encoded(Sample::Text(passage.text.to_string()), text, rows_max).map_err(bad)?;
                 plain.extend(row.map(all_targets));
             }
             Some(prompt) => {
                 let (prompt, completion) = (prompt.to_string(), passage.text.to_string());
-                chat.extend(encoded(Sample::Pair { prompt, completion, joint: "\n" }, text, rows_max)?);
+                let sample = Sample::Pair { prompt, completion, joint: "\n" };
+                chat.extend(encoded(sample, text, rows_max).map_err(bad)?);
             }
         }
     }
@@ -54,9 +56,12 @@ pub fn set_aside(rows: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
 }
 
 /// The first tokens of a sample; `None` if no target is among them.
-fn encoded(sample: Sample, text: &Text, rows_max: usize) -> Result<Option<Example>> {
-    let bad = |why: String| Error::new(ErrorKind::BadData, format!("general text: {why}"));
-    let whole = encode_sample(&sample, &text.tokenizer, &text.chat, &DataOptions::default()).map_err(bad)?;
+pub(crate) fn encoded(
+    sample: Sample,
+    text: &Text,
+    rows_max: usize,
+) -> std::result::Result<Option<Example>, String> {
+    let whole = encode_sample(&sample, &text.tokenizer, &text.chat, &DataOptions::default())?;
     let Example { mut ids, mut mask } = whole;
     ids.truncate(rows_max + 1);
     mask.truncate(rows_max + 1);

@@ -178,8 +178,7 @@ impl<'a> Timing<'a> {
             convert_all_s: mean(3),
             convert_attention_s: mean(4),
             backward_s: mean(5),
-            head_s: 0.0,
-            rest_s: 0.0,
+            ..Pieces::default()
         }
     }
 

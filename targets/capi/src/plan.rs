@@ -10,7 +10,6 @@ use engraft_runtime::generate::replay::Starts;
 use engraft_runtime::generate::{KvType, Sequence};
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::{MemoryPlan, room};
-use engraft_runtime::run::prepare::walk_positions;
 use engraft_runtime::run::{
     Base, Begin, Extent, Length, Limit, Method, Nobody, Observer, Planned, RunRows, SampledReplay, Setting,
     Settings, Warmup, settings,
@@ -203,7 +202,7 @@ impl Request {
             threads: self.threads,
             extent,
             sampled: self.replay.sampled.as_ref(),
-            walk_positions: walk_positions(&self.settings, &extent, rows),
+            rows,
             tokenizer_bytes: 0,
             held_bytes: held_bytes(model, data)?,
         };

@@ -16,7 +16,7 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::room::{self, Room};
 use engraft_runtime::plan::{FullUpdate, MemoryPlan, Request};
 use engraft_runtime::run::general;
-use engraft_runtime::run::prepare::{Rung, refuse_early, walk_positions};
+use engraft_runtime::run::prepare::{Rung, refuse_early};
 use engraft_runtime::run::{Extent, Limit, Method, Planned, RunRows, SampledReplay, Setting, Settings, Wear};
 use engraft_runtime::train::Direction;
 use engraft_runtime::train::calibrate::Pieces;
@@ -105,7 +105,7 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
         threads: tune.compute.threads as usize,
         extent: Extent::unknown(rows_max),
         sampled: None,
-        walk_positions: (0, 0),
+        rows: RunRows::default(),
         tokenizer_bytes: Text::heap_bytes(&model)?,
         held_bytes: 0,
     };
@@ -122,12 +122,7 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
         Some(_) => Extent::of(rows, [].iter()),
         None => unknown.extent,
     };
-    let setting = Setting {
-        extent,
-        sampled: replay.sampled(),
-        walk_positions: walk_positions(&settings, &extent, rows),
-        ..unknown
-    };
+    let setting = Setting { extent, rows, sampled: replay.sampled(), ..unknown };
     let planned = Planned::new(&settings, &setting, &limit);
     let wear = Wear::new(&settings, model.config(), &planned.request);
     Ok(Prepared { model, settings, data, replay, general, planned, wear, limit })

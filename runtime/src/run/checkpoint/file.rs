@@ -66,16 +66,6 @@ pub(super) struct Checked {
     progress: Progress,
 }
 
-/// Checks a file, and that it belongs to this run.
-pub(super) fn identify(
-    storage: &dyn Storage,
-    path: &Path,
-    generation: u64,
-    identity: &Identity,
-) -> Result<()> {
-    checked(storage, path, generation, identity).map(|_| ())
-}
-
 /// Opens and checks a file, without allocating anything of its size.
 pub(super) fn open(
     storage: &dyn Storage,
@@ -95,7 +85,13 @@ fn corrupt(path: &Path, what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, format!("{}: {what}", path.display()))
 }
 
-fn checked(storage: &dyn Storage, path: &Path, generation: u64, identity: &Identity) -> Result<Checked> {
+/// Checks a file, and that it belongs to this run.
+pub(super) fn checked(
+    storage: &dyn Storage,
+    path: &Path,
+    generation: u64,
+    identity: &Identity,
+) -> Result<Checked> {
     let Opened { mut source, bytes } = storage.open(path).map_err(|e| reading(path, e))?;
     let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(path, e))?;
     if frame.kind() != Kind::CHECKPOINT {
