@@ -23,6 +23,7 @@ use crate::error::{Failure, Result};
 use crate::handle::{self, kind};
 use crate::model::{self, Model};
 use crate::session::SessionParams;
+use crate::trainer;
 
 /// The query projection, in `modules`.
 pub const ENGRAFT_MODULE_Q: u32 = 1;
@@ -192,7 +193,8 @@ impl Request {
     /// The run's memory; without data, as if all rows had the maximum length.
     pub(crate) fn planned(&self, model: &model::Inner, data: Option<&data::Inner>) -> Result<Planned> {
         let c = model.file.config();
-        let rows = self.rows(data);
+        let replay = self.replay.given();
+        let rows = data.map_or(RunRows { replay, ..RunRows::default() }, |data| trainer::rows(data, replay));
         let extent = match data {
             Some(_) => Extent::of(rows, [].iter()),
             None => Extent::unknown(c.context_len.min(settings::ROW_TOKENS)),
@@ -207,16 +209,6 @@ impl Request {
             held_bytes: held_bytes(model, data)?,
         };
         Ok(Planned::new(&self.settings, &setting, &self.limit))
-    }
-
-    fn rows<'a>(&'a self, data: Option<&'a data::Inner>) -> RunRows<'a> {
-        let none = &[][..];
-        RunRows {
-            train: data.map_or(none, |data| &data.rows.train.examples),
-            valid: data.map_or(none, |data| &data.rows.valid.examples),
-            replay: self.replay.given(),
-            general: none,
-        }
     }
 
     /// The model, and how to compute.

@@ -12,7 +12,6 @@ use engraft_runtime::data::{Example, TrainValid};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::merge;
 use engraft_runtime::model::Proj;
-use engraft_runtime::model::tuned::TunedModel;
 use engraft_runtime::run::{
     Base, Checkpoints, Event, Method, Observer, Run, RunRows, Start, Stepping, Trained,
 };
@@ -216,7 +215,7 @@ impl Training<'_> {
         }
         let Training { run, mut screen, rows, prepared, .. } = self;
         if let (Trained::Full(tuned), Method::Full(dtype)) = (run.finish(), &prepared.settings.method) {
-            let file = write_model(tune, &tuned, *dtype, MODEL_FILE)?;
+            let file = merge::tuned::write(&Disk, &tune.adapter_path, MODEL_FILE, &tuned, *dtype)?.path;
             drop(tuned);
             screen.note(&format!("saved {}", file.display()));
             let stored = common::held_out_loss(&tune.compute, rows.valid, &file, &mut screen)?;
@@ -237,13 +236,14 @@ impl Training<'_> {
     /// separate name.
     fn keep(&mut self) -> Result<Option<PathBuf>, Error> {
         self.run.checkpoint(false, &mut self.screen)?;
-        if let Some(file) = self.run.save(&Disk, &self.options.tune.adapter_path)? {
+        let folder = &self.options.tune.adapter_path;
+        if let Some(file) = self.run.save(&Disk, folder)? {
             return Ok(Some(file));
         }
         let (Some(tuned), Method::Full(dtype)) = (self.run.weights(), &self.prepared.settings.method) else {
             return Ok(None);
         };
-        Ok(Some(write_model(&self.options.tune, &tuned, *dtype, STOPPED_FILE)?))
+        Ok(Some(merge::tuned::write(&Disk, folder, STOPPED_FILE, &tuned, *dtype)?.path))
     }
 
     /// What to tell after Ctrl-C or when time is up. Keeps what was learned so far, if anything.
@@ -285,16 +285,6 @@ fn replay_rows(prepared: &mut Prepared, base: &Base, screen: &mut Screen<'_>) ->
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("sampled {} rows of {tokens} tokens from the base in {seconds:.1} s", rows.len());
     Ok(rows)
-}
-
-/// Commits tuned weights as a model in `--adapter-path`.
-fn write_model(
-    tune: &TuneOptions,
-    tuned: &TunedModel,
-    dtype: Option<DType>,
-    name: &str,
-) -> Result<PathBuf, Error> {
-    Ok(merge::tuned::write(&Disk, &tune.adapter_path, name, tuned, dtype)?.path)
 }
 
 /// How much of the gain was left after storing the model.

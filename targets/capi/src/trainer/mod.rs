@@ -140,7 +140,8 @@ impl Run {
     }
 }
 
-fn rows<'a>(data: &'a data::Inner, replay: &'a [Example]) -> RunRows<'a> {
+/// The rows of a run on this data.
+pub(crate) fn rows<'a>(data: &'a data::Inner, replay: &'a [Example]) -> RunRows<'a> {
     let rows = &data.rows;
     RunRows { train: &rows.train.examples, valid: &rows.valid.examples, replay, general: &[] }
 }
