@@ -43,6 +43,12 @@ pub enum Trained {
     Full(Arc<TunedModel>),
 }
 
+/// A run's rows, and those to train on in order.
+struct Feed<'a> {
+    rows: RunRows<'a>,
+    batches: Mixed<'a>,
+}
+
 /// A training run: everything it holds and has counted.
 pub struct Run {
     name: String,
@@ -204,10 +210,10 @@ impl Run {
     /// Those of the observer. From a step, `NonFinite` only once rolling back no longer helps, or if there is
     /// neither a checkpoint to return to nor a best look to fall back on.
     pub fn go(&mut self, rows: RunRows<'_>, until: Option<u64>, observer: &mut dyn Observer) -> Result<()> {
-        let mut batches = self.batches(rows);
+        let mut feed = self.feed(rows);
         self.end();
         while self.ended.is_none() && until.is_none_or(|until| self.steps() < until) {
-            self.turn(&mut batches, rows, observer)?;
+            self.turn(&mut feed, observer)?;
         }
         Ok(())
     }
@@ -218,26 +224,21 @@ impl Run {
     /// # Errors
     /// Those of [`Run::go`].
     pub fn advance(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<bool> {
-        let mut batches = self.batches(rows);
+        let mut feed = self.feed(rows);
         self.end();
         match self.ended {
             Some(_) => Ok(false),
-            None => self.turn(&mut batches, rows, observer),
+            None => self.turn(&mut feed, observer),
         }
     }
 
     /// The rows in order, from where the run stands.
-    fn batches<'a>(&self, rows: RunRows<'a>) -> Mixed<'a> {
-        mixed(&self.settings, self.batch, rows, self.course.progress.cursor)
+    fn feed<'a>(&self, rows: RunRows<'a>) -> Feed<'a> {
+        Feed { rows, batches: mixed(&self.settings, self.batch, rows, self.course.progress.cursor) }
     }
 
     /// Asks whether to go on, takes a step, and does what is due.
-    fn turn(
-        &mut self,
-        batches: &mut Mixed<'_>,
-        rows: RunRows<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
+    fn turn(&mut self, feed: &mut Feed<'_>, observer: &mut dyn Observer) -> Result<bool> {
         let mut saved = None;
         let save = &mut || {
             saved = self.save_where_it_stands()?;
@@ -248,8 +249,8 @@ impl Run {
             observer.tell(&self.name, Event::Checkpoint(self.steps(), &saved));
         }
         let done = match asked {
-            Ok(()) => match self.step(batches, rows, observer)? {
-                true => self.follow(rows, observer).map(|()| true),
+            Ok(()) => match self.step(feed, observer)? {
+                true => self.follow(feed.rows, observer).map(|()| true),
                 false => Ok(false),
             },
             Err(refused) => Err(refused),
@@ -257,7 +258,8 @@ impl Run {
         let done = match done {
             // The error came from before or after the step, not from the step itself.
             Err(broken) if broken.kind() == ErrorKind::NonFinite => {
-                let back = self.course.roll_back(&Disk, &mut self.trainer, batches, broken.message())?;
+                let (batches, why) = (&mut feed.batches, broken.message());
+                let back = self.course.roll_back(&Disk, &mut self.trainer, batches, why)?;
                 self.went_back(&back, observer);
                 false
             }
@@ -268,12 +270,7 @@ impl Run {
     }
 
     /// One step on the next rows; returns whether it was taken.
-    fn step(
-        &mut self,
-        batches: &mut Mixed<'_>,
-        rows: RunRows<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
+    fn step(&mut self, Feed { rows, batches }: &mut Feed<'_>, observer: &mut dyn Observer) -> Result<bool> {
         if let Some(weight) = self.settings.general_kl.filter(|_| self.steps().is_multiple_of(2)) {
             self.trainer
                 .stay_near_base_on(general_rows(rows.general, self.steps(), self.settings.seed), weight);

@@ -219,16 +219,8 @@ impl<'a> Timing<'a> {
         repeated(|| {
             if beside_base {
                 divergence::keep_base(ctx, &w, x, ids, head);
-                divergence::loss(
-                    ctx,
-                    &w,
-                    x,
-                    ids,
-                    Some((Pull { penalty, alone: false }, &mut *dx)),
-                    head,
-                    kernel,
-                    |_, _| {},
-                );
+                let pull = Some((Pull { penalty, alone: false }, &mut dx[..]));
+                divergence::loss(ctx, &w, x, ids, pull, head, kernel, |_, _| {});
                 return;
             }
             head::loss(ctx, &w, x, ids, Some(dx), head, kernel, |_, _| {});

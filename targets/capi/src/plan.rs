@@ -11,8 +11,8 @@ use engraft_runtime::generate::{KvType, Sequence};
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::{MemoryPlan, room};
 use engraft_runtime::run::{
-    Base, Begin, Extent, Length, Limit, Method, Nobody, Observer, Planned, RunRows, SampledReplay, Setting,
-    Settings, Warmup, settings,
+    Base, Begin, Extent, Length, Limit, Method, Observer, Planned, RunRows, SampledReplay, Setting, Settings,
+    Warmup, settings,
 };
 use engraft_runtime::train::schedule::Shape;
 use engraft_runtime::train::{Direction, KlPenalty};
@@ -161,7 +161,7 @@ pub(crate) struct Request {
     pub(crate) limit: Limit,
     exact: u32,
     threads: usize,
-    replay: Replayed,
+    pub(crate) replay: Replayed,
 }
 
 impl Request {
@@ -226,11 +226,6 @@ impl Request {
             gradient: precision.into(),
             held_bytes: held_bytes(model, data)?,
         })
-    }
-
-    /// The rows to replay; those from the base are sampled now.
-    pub(crate) fn replay(&self, base: &Base) -> Result<Vec<Example>> {
-        Ok(self.replay.read(base, &mut Nobody)?)
     }
 }
 
@@ -308,6 +303,7 @@ fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
         at_most(value, max, name).map(|value| or(value, usual as u32))
     };
     let plain = Settings::new(Method::Adapter(lora(p, c)?));
+    let norm = (settings::MAX_GRAD_NORM.into(), Some(0.0));
     let eva = within(p.eva_batches, (0, EVA_BATCHES_MAX), "eva_batches")?;
     Ok(Settings {
         begin: if eva > 0 { Begin::Eva(eva) } else { Begin::Random },
@@ -318,12 +314,7 @@ fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
         shape: shape(p.schedule)?,
         warmup: Warmup::Steps(p.warmup_steps.into()),
         weight_decay: number(p.weight_decay, (0.0, None), POSITIVE, "weight_decay")? as f32,
-        max_grad_norm: number(
-            p.max_grad_norm,
-            (settings::MAX_GRAD_NORM.into(), Some(0.0)),
-            POSITIVE,
-            "max_grad_norm",
-        )? as f32,
+        max_grad_norm: number(p.max_grad_norm, norm, POSITIVE, "max_grad_norm")? as f32,
         lora_plus_ratio: number(p.lora_plus_ratio, (1.0, None), POSITIVE, "lora_plus_ratio")? as f32,
         kl: penalty(p.kl_weight, p.kl_reverse)?,
         seed: p.seed,

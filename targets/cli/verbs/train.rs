@@ -128,15 +128,8 @@ impl Training<'_> {
             true => Start::Resume(checkpoints),
             false => Start::Fresh(Some(checkpoints)),
         };
-        let begun = Run::begin(
-            "",
-            &base,
-            prepared.settings.clone(),
-            &prepared.planned.request,
-            rows,
-            start,
-            &mut screen,
-        );
+        let (settings, request) = (prepared.settings.clone(), &prepared.planned.request);
+        let begun = Run::begin("", &base, settings, request, rows, start, &mut screen);
         let (mut run, restored) = begun?;
         run.save_in(&tune.adapter_path);
         if options.resume.resume

@@ -318,9 +318,8 @@ impl Checkpoints {
             let path = self.dir.join(file_name(generation));
             let opened = file::open(storage, &path, generation, identity, (into.theta.len(), into.m.len()));
             let read = opened.and_then(|mut checkpoint| {
-                let anchor = checkpoint.anchor;
+                let file::Header { anchor, steps, .. } = checkpoint.header;
                 let wanted = restored.found.is_none() && (anchor || !anchors_only);
-                let steps = checkpoint.steps;
                 let progress = if wanted { Some(checkpoint.load(into, anchors_only)?) } else { None };
                 Ok((anchor, progress.map(|progress| (steps, progress))))
             });
