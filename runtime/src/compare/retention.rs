@@ -34,8 +34,14 @@ impl RetentionSet {
     }
 
     /// Rows whose losses count alone.
-    fn plain(name: &str, rows: Vec<Example>) -> RetentionSet {
-        RetentionSet { name: name.to_string(), rows, task: None }
+    ///
+    /// # Errors
+    /// `BadData`, behind `what`, without any.
+    fn plain(name: &str, rows: Vec<Example>, what: &str) -> Result<RetentionSet> {
+        match rows.is_empty() {
+            false => Ok(RetentionSet { name: name.to_string(), rows, task: None }),
+            true => Err(Error::new(ErrorKind::BadData, format!("{what}: no token to predict"))),
+        }
     }
 
     /// Ordinary text that no training sees, as [`general::set_aside`](crate::run::general::set_aside) gives it: whole
@@ -43,11 +49,8 @@ impl RetentionSet {
     pub fn calibration(rows: Vec<Example>) -> Vec<RetentionSet> {
         let (plain, answers): (Vec<_>, Vec<_>) =
             rows.into_iter().partition(|row| row.mask.iter().skip(1).all(|target| *target));
-        let sets = [
-            RetentionSet::plain("set aside: text", plain),
-            RetentionSet::plain("set aside: answers", answers),
-        ];
-        sets.into_iter().filter(|set| !set.rows.is_empty()).collect()
+        let sets = [("set aside: text", plain), ("set aside: answers", answers)];
+        sets.into_iter().filter_map(|(name, rows)| RetentionSet::plain(name, rows, name).ok()).collect()
     }
 
     /// Questions with their answers, of which every token counts; what exceeds `rows_max` is cut.
@@ -60,16 +63,13 @@ impl RetentionSet {
         text: &Text,
         rows_max: usize,
     ) -> Result<RetentionSet> {
-        let bad = |why: &str| Error::new(ErrorKind::BadData, format!("retention answers {name}: {why}"));
+        let what = format!("retention answers {name}");
         let mut rows = Vec::new();
         for (prompt, completion) in pairs.iter().cloned() {
             let sample = Sample::Pair { prompt, completion, joint: "\n" };
-            rows.extend(encoded(sample, text, rows_max).map_err(|why| bad(&why))?);
+            rows.extend(encoded(&what, sample, text, rows_max)?);
         }
-        match rows.is_empty() {
-            false => Ok(RetentionSet::plain(name, rows)),
-            true => Err(bad("no token to predict")),
-        }
+        RetentionSet::plain(name, rows, &what)
     }
 
     /// A text in passages; each follows a line that starts with `%% `.
@@ -87,11 +87,12 @@ impl RetentionSet {
     /// `BadData` for a text without a token to predict.
     pub fn of_text(name: &str, passages: &[&str], text: &Text, rows_max: usize) -> Result<RetentionSet> {
         let plain = DataOptions::default();
-        let bad = |reason: &str| Error::new(ErrorKind::BadData, format!("retention text {name}: {reason}"));
+        let what = format!("retention text {name}");
+        let bad = |why: String| Error::new(ErrorKind::BadData, format!("{what}: {why}"));
         let mut rows = Vec::new();
         for passage in passages {
             let sample = Sample::Text((*passage).to_string());
-            let row = encode_sample(&sample, &text.tokenizer, &text.chat, &plain).map_err(|why| bad(&why))?;
+            let row = encode_sample(&sample, &text.tokenizer, &text.chat, &plain).map_err(bad)?;
             for (ids, mask) in row.ids.chunks(rows_max + 1).zip(row.mask.chunks(rows_max + 1)) {
                 let mut mask = mask.to_vec();
                 mask[0] = false;
@@ -100,10 +101,7 @@ impl RetentionSet {
                 }
             }
         }
-        match rows.is_empty() {
-            false => Ok(RetentionSet::plain(name, rows)),
-            true => Err(bad("no token to predict")),
-        }
+        RetentionSet::plain(name, rows, &what)
     }
 
     /// Rows of a task, whose answers count if there is a metric.

@@ -1,6 +1,6 @@
 //! A run in progress: steps, how failed ones are handled, and checkpoints of its whole state.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::checkpoint::{Checkpoints, Identity, Progress, Restored, Saved};
@@ -46,8 +46,10 @@ impl RolledBack {
 
 /// A run without its trainer and rows, which callers pass in.
 pub struct Course {
-    checkpoints: Option<Checkpoints>,
-    identity: Identity,
+    /// The place for checkpoints, if there is one.
+    pub checkpoints: Option<Checkpoints>,
+    /// Which run they belong to.
+    pub identity: Identity,
     /// Where it stands. The cursor is only updated when the run is saved or restored.
     pub progress: Progress,
 }
@@ -64,33 +66,12 @@ impl Course {
         Course { checkpoints: checkpoints.into(), ..self }
     }
 
-    /// Keeps checkpoints in `dir` from now on, unless they already are there.
-    ///
-    /// # Errors
-    /// Those of [`Checkpoints::open`].
-    pub fn keep_in(&mut self, storage: &dyn Storage, dir: &Path) -> Result<()> {
-        if self.checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.dir() != dir) {
-            self.checkpoints = Some(Checkpoints::open(storage, dir)?);
-        }
-        Ok(())
-    }
-
-    /// Whether there is a place for checkpoints.
-    pub fn has_place(&self) -> bool {
-        self.checkpoints.is_some()
-    }
-
     /// Removes all checkpoints.
     ///
     /// # Errors
     /// Those of [`Checkpoints::remove_all`].
     pub fn remove_checkpoints(&mut self, storage: &dyn Storage) -> Result<()> {
         self.checkpoints.as_mut().map_or(Ok(()), |checkpoints| checkpoints.remove_all(storage))
-    }
-
-    /// Which run the checkpoints belong to.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
     }
 
     /// One optimizer step on the next rows, filled into `micro`.

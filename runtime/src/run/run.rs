@@ -140,7 +140,7 @@ impl Run {
 
     /// The identity its checkpoints carry.
     pub fn identity(&self) -> &Identity {
-        self.course.identity()
+        &self.course.identity
     }
 
     /// The trainer, for callers that modify parameters between steps.
@@ -198,7 +198,7 @@ impl Run {
         }
         self.course.remove_checkpoints(&Disk)?;
         self.look(rows, observer)?;
-        if self.settings.checkpoint_every > 0 && self.course.has_place() {
+        if self.settings.checkpoint_every > 0 && self.course.checkpoints.is_some() {
             self.checkpoint(true, observer)?;
         }
         Ok(())
@@ -336,7 +336,7 @@ impl Run {
             observer.tell(&self.name, Event::Saved(&file));
         }
         // Comes last: a run resumed from it has nothing of this step left to do.
-        if due(self.settings.checkpoint_every) && self.course.has_place() {
+        if due(self.settings.checkpoint_every) && self.course.checkpoints.is_some() {
             self.checkpoint(true, observer)?;
         }
         Ok(())
@@ -450,7 +450,7 @@ impl Run {
     /// Saves before a wait the process may not survive; does nothing without a folder, or once the run has
     /// ended.
     fn save_where_it_stands(&mut self) -> Result<Option<Saved>> {
-        if !self.course.has_place() || self.ended.is_some() {
+        if !self.course.checkpoints.is_some() || self.ended.is_some() {
             return Ok(None);
         }
         self.commit(false).map(Some)
@@ -465,12 +465,15 @@ impl Run {
         self.saves_in = Some(folder.to_path_buf());
     }
 
-    /// Keeps checkpoints in a folder from now on.
+    /// Keeps checkpoints in a folder from now on, unless they already are there.
     ///
     /// # Errors
     /// Those of [`Checkpoints::open`].
     pub fn keep_in(&mut self, folder: &Path) -> Result<()> {
-        self.course.keep_in(&Disk, folder)
+        if self.course.checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.dir() != folder) {
+            self.course.checkpoints = Some(Checkpoints::open(&Disk, folder)?);
+        }
+        Ok(())
     }
 
     /// Continues from the newest intact checkpoint in a folder, which becomes the run's own. Only before the
@@ -485,7 +488,7 @@ impl Run {
         }
         // A separate course: if restoring fails, the run still has its own checkpoints to return to.
         let checkpoints = Checkpoints::open(&Disk, folder)?;
-        let mut course = Course::new(self.course.identity().clone()).kept_in(checkpoints);
+        let mut course = Course::new(self.course.identity.clone()).kept_in(checkpoints);
         let mut batches = mixed(&self.settings, self.batch, rows, MixedCursor::default());
         let restored = course.resume(&Disk, &mut self.trainer, &mut batches)?;
         if restored.found.is_some() {

@@ -66,10 +66,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     prepared.check()?;
     create_dir_all(&Disk, &tune.adapter_path)?;
     // Held until the end.
-    let _lock = match lock {
-        Some(lock) => lock,
-        None => take_lock(&tune.adapter_path)?,
-    };
+    let _lock = lock.map_or_else(|| take_lock(&tune.adapter_path), Ok)?;
     let screen = Screen {
         tune,
         cancel: invocation.cancel.clone(),
