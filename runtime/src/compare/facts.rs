@@ -150,6 +150,10 @@ const VERSION: u32 = 2;
 /// Digest of everything the figures depend on, except the model and the data. Postcard encodes a tuple as its
 /// elements in order.
 fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> String {
+    let examples = |(k, choice): &(usize, Choice)| match choice {
+        Choice::Seeded(seed) => (*k, Some(*seed)),
+        Choice::Nearest => (*k, None),
+    };
     let recipe = |recipe: &Recipe| {
         let rows = rows_digest(&recipe.extra);
         (recipe.name.clone(), recipe.baseline, stated(&recipe.settings, base), rows)
@@ -161,7 +165,7 @@ fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> Str
     let computed = (VERSION, env!("CARGO_PKG_VERSION"), base.precision.name(), base.gradient.name());
     let arms = (
         contest.active.as_ref().map(|(name, _)| name),
-        contest.shots.iter().map(|(k, choice)| (*k, seed_of(*choice))).collect::<Vec<_>>(),
+        contest.shots.iter().map(examples).collect::<Vec<_>>(),
         contest.recipes.iter().map(recipe).collect::<Vec<_>>(),
         rows_digest(&contest.replay),
         rows_digest(&contest.general),
@@ -179,12 +183,4 @@ fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> Str
     let read = (options.mask_prompt, options.raw, options.max_seq_length, over_long);
     let split = (options.valid_fraction, options.split_seed);
     hex::encode(&stated_digest(&(computed, arms, judged, read, split, contest.limit.budget)))
-}
-
-/// The seed of a choice of examples; `None` if each question has its own.
-fn seed_of(choice: Choice) -> Option<u64> {
-    match choice {
-        Choice::Seeded(seed) => Some(seed),
-        Choice::Nearest => None,
-    }
 }

@@ -208,17 +208,11 @@ impl SampledReplay {
     /// `DoesNotFit`.
     pub fn check(&self, base: &Base, limit: &Limit) -> Result<()> {
         let needed = base.resident_bytes() + self.bytes(base.model.config(), base.kernels.threads());
-        match limit.bytes().filter(|bytes| *bytes < needed as u64) {
-            None => Ok(()),
-            Some(bytes) => {
-                let message = format!(
-                    "sampling rows to replay needs {} of private memory; {} is available",
-                    bytes::show(needed as u64),
-                    bytes::show(bytes)
-                );
-                Err(Error::new(ErrorKind::DoesNotFit, message).advise(Advice::LessPreparation))
-            }
-        }
+        let Some(bytes) = limit.bytes().filter(|bytes| *bytes < needed as u64) else { return Ok(()) };
+        let (needed, left) = (bytes::show(needed as u64), bytes::show(bytes));
+        let message =
+            format!("sampling rows to replay needs {needed} of private memory; {left} is available");
+        Err(Error::new(ErrorKind::DoesNotFit, message).advise(Advice::LessPreparation))
     }
 
     /// Generates the rows.
@@ -299,12 +293,10 @@ fn walk_positions(settings: &Settings, setting: &Setting<'_>) -> (usize, usize) 
             (max_tokens(rows.general, GENERAL_ROWS), all)
         }
         Begin::Eva(count) => {
+            let in_epoch = rows.train.len().div_ceil(settings.batch);
             let (largest, batches) = match rows.train.is_empty() {
                 true => (settings.batch * extent.longest, count),
-                false => (
-                    max_tokens(rows.train, settings.batch),
-                    count.min(rows.train.len().div_ceil(settings.batch)),
-                ),
+                false => (max_tokens(rows.train, settings.batch), count.min(in_epoch)),
             };
             (largest, largest * batches)
         }
@@ -418,21 +410,18 @@ fn preparation_bytes(
 }
 
 fn keep_plan(settings: &Settings, c: &ModelConfig, request: &Request, limit: &Limit) -> KeepPlan {
-    let level = match settings.keep {
-        KeepChoice::Fixed(level) => level,
-        KeepChoice::Auto => {
-            let unasked = match request.full {
-                None => keep::UNASKED_BYTES,
-                // On top of what the weights take anyway.
-                Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
-            };
-            let bytes = |b: u64| usize::try_from(b).unwrap_or(usize::MAX);
-            let room = limit.room.as_ref().map_or(usize::MAX, |room| bytes(room.bytes));
-            let budget = limit.budget.map_or(unasked, bytes);
-            return keep::choose(c, request, settings.keep_precision, budget.min(room));
-        }
+    if let KeepChoice::Fixed(level) = settings.keep {
+        return KeepPlan::uniform(level, settings.keep_precision, request.kept_blocks);
+    }
+    let unasked = match request.full {
+        None => keep::UNASKED_BYTES,
+        // On top of what the weights take anyway.
+        Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
     };
-    KeepPlan::uniform(level, settings.keep_precision, request.kept_blocks)
+    let bytes = |b: u64| usize::try_from(b).unwrap_or(usize::MAX);
+    let room = limit.room.as_ref().map_or(usize::MAX, |room| bytes(room.bytes));
+    let budget = limit.budget.map_or(unasked, bytes);
+    keep::choose(c, request, settings.keep_precision, budget.min(room))
 }
 
 /// Refuses, before a tokenizer or rows take any memory, what can't fit however short the rows are.

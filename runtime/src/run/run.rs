@@ -163,11 +163,6 @@ impl Run {
         self.course.progress.total
     }
 
-    /// The step whose parameters count: the best look's, or the last.
-    pub fn best_step(&self) -> u64 {
-        self.course.progress.best.map_or(self.steps(), |best| best.step)
-    }
-
     /// Held-out loss at the last look, and before the first step.
     pub fn valid_losses(&self) -> (Option<f64>, Option<f64>) {
         (self.course.progress.tally.valid_before, self.valid_after)

@@ -108,8 +108,8 @@ struct Collected {
 
 impl Collected {
     fn new(c: &ModelConfig, layout: &Layout, batches: &[Batch], threads: usize) -> Collected {
-        let (rows, seq, tokens) = extent(batches);
-        let words = EvaWords::new(c, layout, (rows, seq, tokens), threads);
+        let words = EvaWords::new(c, layout, extent(batches), threads);
+        let tokens = words.tokens;
         let widest = words.widths.into_iter().max().unwrap_or(0);
         Collected {
             inputs: words.widths.map(|width| vec![0.0; tokens * width]),

@@ -12,9 +12,7 @@ use engraft_runtime::data::{Example, TrainValid};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::merge;
 use engraft_runtime::model::Proj;
-use engraft_runtime::run::{
-    Base, Checkpoints, Event, Method, Observer, Run, RunRows, Start, Stepping, Trained,
-};
+use engraft_runtime::run::{Base, Checkpoints, Event, Method, Observer, Run, RunRows, Start, Trained};
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use super::prepare::{Prepared, Replay, prepare, room_of};
@@ -327,12 +325,6 @@ impl Screen<'_> {
             self.failed = written;
         }
     }
-
-    fn step(&mut self, at: &Stepping) {
-        let (step, loss, tokens_per_s, elapsed_s) = (at.step, at.report.loss, at.tokens_per_s(), at.seconds);
-        let peak_private_bytes = self.watch.sample();
-        self.progress.step(&Step { step, loss, tokens_per_s, peak_private_bytes, elapsed_s });
-    }
 }
 
 impl Observer for Screen<'_> {
@@ -350,7 +342,13 @@ impl Observer for Screen<'_> {
 
     fn tell(&mut self, _: &str, event: Event<'_>) {
         match event {
-            Event::Step(at) => self.step(at),
+            Event::Step(at) => self.progress.step(&Step {
+                step: at.step,
+                loss: at.report.loss,
+                tokens_per_s: at.tokens_per_s(),
+                peak_private_bytes: self.watch.sample(),
+                elapsed_s: at.seconds,
+            }),
             Event::Report(at, means) => self.record(&StepRecord {
                 step: at.step,
                 train_loss: Some(means.loss),
