@@ -445,7 +445,7 @@ impl Run {
     /// Saves before a wait the process may not survive; does nothing without a folder, or once the run has
     /// ended.
     fn save_where_it_stands(&mut self) -> Result<Option<Saved>> {
-        if !self.course.checkpoints.is_some() || self.ended.is_some() {
+        if self.course.checkpoints.is_none() || self.ended.is_some() {
             return Ok(None);
         }
         self.commit(false).map(Some)
