@@ -38,7 +38,7 @@ fn begun(model: &Arc<ModelFile>, dora: bool, threads: usize) -> Result<Adapter, 
     let kernels = Arc::new(Kernels::detect(threads));
     let mut rng = Rng::new(1, 1);
     let mut adapter = Adapter::init_on(model, &kernels, &config(model, dora), &mut || rng.f32())?;
-    eva::initialize(&mut adapter, model, &kernels, Precision::F32, &batches(model), 5, |_| true)?;
+    eva::initialize(&mut adapter, model, &kernels, Precision::F32, &batches(model), 5, |_| Ok(()))?;
     Ok(adapter)
 }
 
@@ -203,7 +203,7 @@ fn what_cannot_begin_so_is_refused() -> TestResult {
     let begin = |rank: usize, batches: &[Batch]| {
         let config = LoraConfig::new(c, rank, 8.0, 0.0, &[Proj::Q], &[0]).expect("settings");
         let mut adapter = Adapter::init_on(&model, &kernels, &config, &mut || 0.25).expect("an adapter");
-        eva::initialize(&mut adapter, &model, &kernels, Precision::F32, batches, 0, |_| true)
+        eva::initialize(&mut adapter, &model, &kernels, Precision::F32, batches, 0, |_| Ok(()))
             .map_err(|e| e.kind())
     };
     assert_eq!(begin(45, &batches(&model)), Err(Misuse), "more directions than inputs");
@@ -217,6 +217,7 @@ fn what_cannot_begin_so_is_refused() -> TestResult {
 
 #[test]
 fn a_walk_stops_within_a_block_when_told() {
+    use engraft_runtime::{Error, ErrorKind};
     let model = FLOATS.model();
     let kernels = Arc::new(Kernels::detect(1));
     let blocks = model.config().n_layers;
@@ -226,7 +227,10 @@ fn a_walk_stops_within_a_block_when_told() {
         let mut told = Vec::new();
         let go_on = |done| {
             told.push(done);
-            told.len() < calls_max
+            match told.len() < calls_max {
+                true => Ok(()),
+                false => Err(Error::new(ErrorKind::Cancelled, "told to stop")),
+            }
         };
         let ended =
             eva::initialize(&mut adapter, &model, &kernels, Precision::F32, &batches(&model), 0, go_on);
@@ -237,6 +241,6 @@ fn a_walk_stops_within_a_block_when_told() {
     assert_eq!((ended, told.len()), (Ok(()), blocks * 7));
     assert!(told.is_sorted() && told.last() == Some(&(blocks - 1)));
     for calls in [1, 2, 4, 8] {
-        assert_eq!(begin(calls), (Err(engraft_runtime::ErrorKind::Cancelled), told[..calls].to_vec()));
+        assert_eq!(begin(calls), (Err(ErrorKind::Cancelled), told[..calls].to_vec()));
     }
 }

@@ -200,7 +200,7 @@ fn what_can_not_be_done_is_refused_and_changes_nothing() -> TestResult {
     let mut idle = step.clone();
     idle.iter_mut().for_each(|b| b.targets.fill(u32::MAX));
     assert_eq!(kind(at_end.step(&idle)), Err(ErrorKind::BadData));
-    assert!(values(&at_end) == before && at_end.steps() == 0);
+    assert!(values(&at_end) == before && at_end.numbers().steps == 0);
     assert_eq!(kind(at_end.step(&step)), Ok(()));
     let mut clipping = trainer(&model, 1, 1.0, FullUpdate::AtOnce, KeepPlan::default());
     assert_eq!(kind(clipping.step(&step)), Err(ErrorKind::Misuse));
@@ -288,7 +288,7 @@ fn a_loss_that_is_not_finite_changes_nothing() -> TestResult {
         let before: Vec<u32> = values(&trainer).iter().map(|v| v.to_bits()).collect();
         assert_eq!(trainer.step(&step).map(|_| ()).map_err(|e| e.kind()), Err(ErrorKind::NonFinite));
         let after: Vec<u32> = values(&trainer).iter().map(|v| v.to_bits()).collect();
-        assert!(before == after && trainer.steps() == 1, "{update:?}");
+        assert!(before == after && trainer.numbers().steps == 1, "{update:?}");
     }
     Ok(())
 }

@@ -225,7 +225,7 @@ fn eva_is_planned() -> TestResult {
         let mut adapter = adapter_of(&model, &lora);
         let words = EvaWords::new(model.config(), &adapter.layout, (96, 32, 4 * 96), 2);
         let peak = peak_of(|| {
-            Ok(eva::initialize(&mut adapter, &model, &kernels, Precision::Int8, &batches, 0, |_| true)?)
+            Ok(eva::initialize(&mut adapter, &model, &kernels, Precision::Int8, &batches, 0, |_| Ok(()))?)
         })?;
         assert_planned("EVA", peak, 4 * words.total());
     }

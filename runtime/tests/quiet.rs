@@ -36,7 +36,7 @@ fn begun(
     let mut rng = Rng::new(1, 1);
     let mut adapter = Adapter::init_on(model, &kernels, &config, &mut || rng.f32())?;
     let rows = batches(model);
-    quiet::initialize(&mut adapter, model, &kernels, Precision::F32, &rows, (energy, 5), |_| true)?;
+    quiet::initialize(&mut adapter, model, &kernels, Precision::F32, &rows, (energy, 5), |_| Ok(()))?;
     Ok(adapter)
 }
 

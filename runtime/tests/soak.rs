@@ -145,7 +145,7 @@ impl Loop {
         let mut checkpoints = Checkpoints::open(&Disk, folder)?;
         let saved =
             checkpoints.save(&Disk, &identity, &trainer.numbers(), &Progress::default(), true)?.generation;
-        let restored = checkpoints.restore(&Disk, &identity, &mut trainer.numbers_mut())?;
+        let restored = checkpoints.restore(&Disk, &identity, &mut trainer.numbers_mut(), false)?;
         assert_eq!(restored.found.map(|found| found.generation), Some(saved));
         let trained = trainer.into_adapter();
         let mut prober = Prober::new(&self.model, &self.kernels, trained.layout.rank_max());

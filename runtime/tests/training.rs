@@ -577,7 +577,7 @@ fn a_step_that_is_not_finite_changes_nothing() -> TestResult {
     let mut trainer = trainer(&model, &kernels, &start, &options(Precision::F32, 2, 0.5));
     let error = trainer.step(&data(&model, 1)[0]).expect_err("a NaN in A reaches the loss");
     assert_eq!(error.kind(), engraft_runtime::ErrorKind::NonFinite);
-    assert_eq!(trainer.steps(), 0);
+    assert_eq!(trainer.numbers().steps, 0);
     let bits = |theta: &[f32]| theta.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
     assert_eq!(bits(&trainer.adapter().theta), bits(&start.theta));
     Ok(())

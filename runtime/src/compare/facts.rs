@@ -2,17 +2,16 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
-
 use super::answers::{self, Metric, Question};
 use super::material::Material;
+use super::recipe::Recipe;
 use super::retention::RetentionSet;
 use super::shots::Choice;
 use super::{Contest, Outcome, Product};
 use crate::data::{DataOptions, OverLong};
 use crate::error::Result;
 use crate::gate::report::{ArmRun, DataFacts, ModelFacts, Output, RateTest, Report, SampleOutputs, Scoring};
-use crate::gate::verdict::{ArmResult, Basis, Thresholds, judge};
+use crate::gate::verdict::{ArmResult, Basis, judge};
 use crate::hex;
 use crate::model::Proj;
 use crate::model::tuned::TunedLayout;
@@ -148,77 +147,40 @@ fn told_length(length: Length) -> String {
 /// changes.
 const VERSION: u32 = 2;
 
-/// What the figures depend on besides model and data, in postcard's encoding.
-#[derive(Serialize)]
-struct Stated<'a> {
-    version: u32,
-    product: &'a str,
-    activations: &'a str,
-    input_gradients: &'a str,
-    active: Option<&'a str>,
-    shots: Vec<(usize, Option<u64>)>,
-    recipes: Vec<(&'a str, bool, Vec<(String, String)>, String)>,
-    replay: String,
-    general: String,
-    metric: Option<&'a str>,
-    answer_tokens: usize,
-    thresholds: &'a Thresholds,
-    retention: Vec<(&'a str, String, Option<&'a str>)>,
-    prompts_masked: bool,
-    raw: bool,
-    row_tokens: usize,
-    over_long: &'a str,
-    held_out_share: f64,
-    split_seed: u64,
-    memory_budget: Option<u64>,
-}
-
-/// Digest of everything the figures depend on, except the model and the data.
+/// Digest of everything the figures depend on, except the model and the data. Postcard encodes a tuple as its
+/// elements in order.
 fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> String {
-    let metric_of = |set: &RetentionSet| set.task.as_ref().map(|(_, metric)| metric.name());
-    let stated = Stated {
-        version: VERSION,
-        product: env!("CARGO_PKG_VERSION"),
-        activations: base.precision.name(),
-        input_gradients: base.gradient.name(),
-        active: contest.active.as_ref().map(|(name, _)| name.as_str()),
-        shots: contest.shots.iter().map(|(k, choice)| (*k, seed_of(*choice))).collect(),
-        recipes: contest
-            .recipes
-            .iter()
-            .map(|recipe| {
-                let rows = rows_digest(&recipe.extra);
-                (&*recipe.name, recipe.baseline, stated(&recipe.settings, base), rows)
-            })
-            .collect(),
-        replay: rows_digest(&contest.replay),
-        general: rows_digest(&contest.general),
-        metric: contest.metric.map(Metric::name),
-        answer_tokens: contest.answer_tokens,
-        thresholds: &contest.thresholds,
-        retention: contest
-            .retention
-            .iter()
-            .map(|set| (&*set.name, rows_digest(&set.rows), metric_of(set)))
-            .collect(),
-        prompts_masked: options.mask_prompt,
-        raw: options.raw,
-        row_tokens: options.max_seq_length,
-        over_long: match options.over_long {
-            OverLong::Truncate => "cut",
-            OverLong::Refuse => "refused",
-        },
-        held_out_share: options.valid_fraction,
-        split_seed: options.split_seed,
-        memory_budget: contest.limit.budget,
+    let examples = |(k, choice): &(usize, Choice)| match choice {
+        Choice::Seeded(seed) => (*k, Some(*seed)),
+        Choice::Nearest => (*k, None),
     };
-    hex::encode(&stated_digest(&stated))
-}
-
-/// The seed of a choice of examples; `None` if each question has its own.
-fn seed_of(choice: Choice) -> Option<u64> {
-    match choice {
-        Choice::Seeded(seed) => Some(seed),
-        Choice::Nearest => None,
-    }
+    let recipe = |recipe: &Recipe| {
+        let rows = rows_digest(&recipe.extra);
+        (recipe.name.clone(), recipe.baseline, stated(&recipe.settings, base), rows)
+    };
+    let set = |set: &RetentionSet| {
+        let metric = set.task.as_ref().map(|(_, metric)| metric.name());
+        (set.name.clone(), rows_digest(&set.rows), metric)
+    };
+    let computed = (VERSION, env!("CARGO_PKG_VERSION"), base.precision.name(), base.gradient.name());
+    let arms = (
+        contest.active.as_ref().map(|(name, _)| name),
+        contest.shots.iter().map(examples).collect::<Vec<_>>(),
+        contest.recipes.iter().map(recipe).collect::<Vec<_>>(),
+        rows_digest(&contest.replay),
+        rows_digest(&contest.general),
+    );
+    let judged = (
+        contest.metric.map(Metric::name),
+        contest.answer_tokens,
+        &contest.thresholds,
+        contest.retention.iter().map(set).collect::<Vec<_>>(),
+    );
+    let over_long = match options.over_long {
+        OverLong::Truncate => "cut",
+        OverLong::Refuse => "refused",
+    };
+    let read = (options.mask_prompt, options.raw, options.max_seq_length, over_long);
+    let split = (options.valid_fraction, options.split_seed);
+    hex::encode(&stated_digest(&(computed, arms, judged, read, split, contest.limit.budget)))
 }

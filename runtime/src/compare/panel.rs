@@ -112,8 +112,8 @@ impl<'a> Panel<'a> {
             None => return Ok(()),
             Some((name, InUse::FewShot(messages))) => {
                 let (rows, subject) = (&self.material.held_out, self.subject(None));
-                let context = subject.context();
-                let rows = shots::rows_behind_all(rows, messages, (self.text, self.options), context)?;
+                let how = (self.text, self.options);
+                let rows = shots::rows_behind_all(rows, messages, how, subject.context())?;
                 self.measure(name, ArmKind::Active, &subject, &rows)?
             }
             Some((name, InUse::Adapter(file))) => self.finished(name, ArmKind::Active, file)?,
@@ -150,13 +150,9 @@ impl<'a> Panel<'a> {
             Choice::Nearest => format!("{k}-shot nearest"),
         };
         let subject = self.subject(None);
-        let (rows, shots) = shots::rows_after(
-            (k, choice),
-            (&self.material.train, &self.material.held_out),
-            (self.text, self.options),
-            &subject,
-            subject.context(),
-        )?;
+        let parts = (&self.material.train, &self.material.held_out);
+        let how = (self.text, self.options);
+        let (rows, shots) = shots::rows_after((k, choice), parts, how, &subject, subject.context())?;
         let mut measured = self.measure(&name, ArmKind::FewShot { k }, &subject, &rows)?;
         measured.kept = Some(Product::FewShot(shots));
         self.arms.push(measured);
@@ -219,9 +215,9 @@ impl<'a> Panel<'a> {
     /// The base with an adapter, and the adapter again.
     fn stacked(&self, adapter: Adapter) -> Result<(Subject, Adapter)> {
         let alone = [(adapter, 1.0)];
-        let stacked = StackedAdapter::new(&self.base.model, &self.base.kernels, &alone)?;
+        let subject = self.subject(Some(self.base.stack(&alone)?));
         let [(adapter, _)] = alone;
-        Ok((self.subject(Some(Arc::new(stacked))), adapter))
+        Ok((subject, adapter))
     }
 
     /// This arm's losses on the held-out rows, and its answers.

@@ -6,7 +6,7 @@ use super::material::Material;
 use crate::data::Example;
 use crate::error::{Error, ErrorKind, Result};
 use crate::run::prepare::with_largest_rank;
-use crate::run::{Base, Begin, Extent, Limit, Method, Planned, RunRows, Setting, Settings};
+use crate::run::{Base, Begin, Limit, Method, Planned, RunRows, Settings};
 
 /// An arm to train.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,17 +44,7 @@ impl Recipe {
         let beside = if self.extra.is_empty() { &[][..] } else { &parts[0].data.examples };
         let run = RunRows { train: &rows, valid: &parts[1].data.examples, ..shared };
         let others = parts[2].data.examples.iter().chain(beside).chain(&self.extra);
-        let extent = Extent::of(run, others);
-        let setting = Setting {
-            model: &base.model,
-            threads: base.kernels.threads(),
-            extent,
-            sampled: None,
-            walk_positions: crate::run::prepare::walk_positions(&self.settings, &extent, run),
-            tokenizer_bytes: 0,
-            held_bytes: base.held_bytes + material.text_bytes(),
-        };
-        Planned::new(&self.settings, &setting, limit)
+        base.beside(material.text_bytes()).planned(&self.settings, run, others, limit)
     }
 
     /// Checks the plan against a limit.

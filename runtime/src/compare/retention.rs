@@ -7,6 +7,7 @@ use crate::data::{DataOptions, Example, Sample};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::retention;
 use crate::model::text::Text;
+use crate::run::general::encoded;
 
 /// One thing to retain.
 #[derive(Clone, Debug)]
@@ -32,14 +33,24 @@ impl RetentionSet {
         Ok(vec![written, answers])
     }
 
+    /// Rows whose losses count alone.
+    ///
+    /// # Errors
+    /// `BadData`, behind `what`, without any.
+    fn plain(name: &str, rows: Vec<Example>, what: &str) -> Result<RetentionSet> {
+        match rows.is_empty() {
+            false => Ok(RetentionSet { name: name.to_string(), rows, task: None }),
+            true => Err(Error::new(ErrorKind::BadData, format!("{what}: no token to predict"))),
+        }
+    }
+
     /// Ordinary text that no training sees, as [`general::set_aside`](crate::run::general::set_aside) gives it: whole
     /// passages and answers apart, since a model can keep the one and lose the other.
     pub fn calibration(rows: Vec<Example>) -> Vec<RetentionSet> {
         let (plain, answers): (Vec<_>, Vec<_>) =
             rows.into_iter().partition(|row| row.mask.iter().skip(1).all(|target| *target));
-        let set = |name: &str, rows| RetentionSet { name: name.to_string(), rows, task: None };
-        let sets = [set("set aside: text", plain), set("set aside: answers", answers)];
-        sets.into_iter().filter(|set| !set.rows.is_empty()).collect()
+        let sets = [("set aside: text", plain), ("set aside: answers", answers)];
+        sets.into_iter().filter_map(|(name, rows)| RetentionSet::plain(name, rows, name).ok()).collect()
     }
 
     /// Questions with their answers, of which every token counts; what exceeds `rows_max` is cut.
@@ -52,23 +63,13 @@ impl RetentionSet {
         text: &Text,
         rows_max: usize,
     ) -> Result<RetentionSet> {
-        let bad = |why: &str| Error::new(ErrorKind::BadData, format!("retention answers {name}: {why}"));
+        let what = format!("retention answers {name}");
         let mut rows = Vec::new();
         for (prompt, completion) in pairs.iter().cloned() {
             let sample = Sample::Pair { prompt, completion, joint: "\n" };
-            let plain = DataOptions::default();
-            let mut row =
-                encode_sample(&sample, &text.tokenizer, &text.chat, &plain).map_err(|why| bad(&why))?;
-            row.ids.truncate(rows_max + 1);
-            row.mask.truncate(rows_max + 1);
-            if row.mask.iter().skip(1).any(|m| *m) {
-                rows.push(row);
-            }
+            rows.extend(encoded(&what, sample, text, rows_max)?);
         }
-        match rows.is_empty() {
-            false => Ok(RetentionSet { name: name.to_string(), rows, task: None }),
-            true => Err(bad("no token to predict")),
-        }
+        RetentionSet::plain(name, rows, &what)
     }
 
     /// A text in passages; each follows a line that starts with `%% `.
@@ -85,12 +86,13 @@ impl RetentionSet {
     /// # Errors
     /// `BadData` for a text without a token to predict.
     pub fn of_text(name: &str, passages: &[&str], text: &Text, rows_max: usize) -> Result<RetentionSet> {
-        let plain = DataOptions { mask_prompt: true, ..DataOptions::default() };
-        let bad = |reason: &str| Error::new(ErrorKind::BadData, format!("retention text {name}: {reason}"));
+        let plain = DataOptions::default();
+        let what = format!("retention text {name}");
+        let bad = |why: String| Error::new(ErrorKind::BadData, format!("{what}: {why}"));
         let mut rows = Vec::new();
         for passage in passages {
             let sample = Sample::Text((*passage).to_string());
-            let row = encode_sample(&sample, &text.tokenizer, &text.chat, &plain).map_err(|why| bad(&why))?;
+            let row = encode_sample(&sample, &text.tokenizer, &text.chat, &plain).map_err(bad)?;
             for (ids, mask) in row.ids.chunks(rows_max + 1).zip(row.mask.chunks(rows_max + 1)) {
                 let mut mask = mask.to_vec();
                 mask[0] = false;
@@ -99,10 +101,7 @@ impl RetentionSet {
                 }
             }
         }
-        match rows.is_empty() {
-            false => Ok(RetentionSet { name: name.to_string(), rows, task: None }),
-            true => Err(bad("no token to predict")),
-        }
+        RetentionSet::plain(name, rows, &what)
     }
 
     /// Rows of a task, whose answers count if there is a metric.

@@ -200,25 +200,12 @@ impl Subject {
     ) -> Result<Answered> {
         let started = Instant::now();
         let shared = shared_length(prompts);
-        let (weights, kernels) = (&self.weights, &self.kernels);
+        let Subject { weights, adapter, kernels, precision } = self.clone();
         let first = prompts.first().map_or(&[][..], |p| &p[..shared]);
-        let prefix = Prefix::read(
-            weights.clone(),
-            kernels.clone(),
-            self.adapter.clone(),
-            self.precision,
-            CACHE,
-            first,
-        )?;
-        let mut batch = Sequences::new(
-            weights.clone(),
-            kernels.clone(),
-            self.adapter.clone(),
-            self.precision,
-            Arc::new(prefix),
-            slots,
-            self.own_positions(prompts, limit),
-        )?;
+        let prefix =
+            Prefix::read(weights.clone(), kernels.clone(), adapter.clone(), precision, CACHE, first)?;
+        let (prefix, positions) = (Arc::new(prefix), self.own_positions(prompts, limit));
+        let mut batch = Sequences::new(weights, kernels, adapter, precision, prefix, slots, positions)?;
         let own: Vec<Vec<u32>> = prompts.iter().map(|p| p[shared..].to_vec()).collect();
         let mut answers = batch.complete(&own, limit, is_end, |_| observer.ask().is_ok())?;
         let tokens = answers.iter().map(Vec::len).sum();

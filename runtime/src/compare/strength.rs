@@ -1,15 +1,12 @@
 //! How strongly an adapter acts. Its change of the weights, multiplied by a factor below 1, forgets less and mostly
 //! keeps what it learned (Wortsman et al., arXiv 2109.01903, on whole weights), at the price of some forward passes.
 
-use std::sync::Arc;
-
 use super::panel::Panel;
 use super::retention::RetentionSet;
 use super::score::Subject;
 use crate::adapter::Adapter;
 use crate::data::Example;
 use crate::error::Result;
-use crate::generate::StackedAdapter;
 use crate::nn::divergence::Direction;
 
 /// Factors to choose from, ascending.
@@ -35,8 +32,7 @@ pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Res
     let (mut low, mut high, mut at) = (0, FACTORS.len(), FACTORS.len() - 1);
     while low < high {
         alone[0].1 = FACTORS[at];
-        let stacked = StackedAdapter::new(&panel.base.model, &panel.base.kernels, &alone)?;
-        let subject = panel.subject(Some(Arc::new(stacked)));
+        let subject = panel.subject(Some(panel.base.stack(&alone)?));
         match is_tolerable(panel, &subject, (name, FACTORS[at]))? {
             true => low = at + 1,
             false => high = at,

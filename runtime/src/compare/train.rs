@@ -72,7 +72,7 @@ pub fn train(
         learning_rate: rate.unwrap_or_default(),
         curve: progress.looks.iter().map(point).collect(),
         steps: run.steps(),
-        best_step: run.best_step(),
+        best_step: progress.best.map_or(run.steps(), |best| best.step),
         ended: run.ended().unwrap_or_default().to_string(),
         tokens: progress.tally.tokens,
         seconds: progress.tally.seconds,

@@ -89,9 +89,7 @@ pub fn of(read: &dyn Fn(&str) -> Option<String>, threads: usize) -> Option<Room>
         let who = "MemAvailable of /proc/meminfo".to_string();
         rooms.push(Room { bytes: available.saturating_add(status.private), who });
     }
-    let mut rooms = rooms.into_iter();
-    let first = rooms.next()?;
-    Some(rooms.fold(first, |least, room| least.or_less(Some(room))))
+    rooms.into_iter().min_by_key(|room| room.bytes)
 }
 
 /// Checks that the machine has room for further bytes of private memory, for work with this many threads.

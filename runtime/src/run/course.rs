@@ -1,6 +1,6 @@
 //! A run in progress: steps, how failed ones are handled, and checkpoints of its whole state.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::checkpoint::{Checkpoints, Identity, Progress, Restored, Saved};
@@ -8,28 +8,7 @@ use super::guard::Judged;
 use crate::data::{Batch, Mixed, MixedCursor};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::storage::Storage;
-use crate::train::{AnyTrainer, FullTrainer, Numbers, NumbersMut, StepReport, Trainer};
-
-/// What a run needs from its trainer.
-pub trait Training {
-    /// One optimizer step.
-    ///
-    /// # Errors
-    /// Those of the trainer.
-    fn step(&mut self, micro: &[Batch]) -> Result<StepReport>;
-
-    /// What a checkpoint stores of it.
-    fn numbers(&self) -> Numbers<'_>;
-
-    /// The same, to be restored.
-    ///
-    /// # Errors
-    /// Those of the trainer.
-    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>>;
-
-    /// Multiplies the schedule's rates from the next step on.
-    fn set_rate_factor(&mut self, factor: f32);
-}
+use crate::train::{AnyTrainer, StepReport};
 
 /// The outcome of a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,8 +46,10 @@ impl RolledBack {
 
 /// A run without its trainer and rows, which callers pass in.
 pub struct Course {
-    checkpoints: Option<Checkpoints>,
-    identity: Identity,
+    /// The place for checkpoints, if there is one.
+    pub checkpoints: Option<Checkpoints>,
+    /// Which run they belong to.
+    pub identity: Identity,
     /// Where it stands. The cursor is only updated when the run is saved or restored.
     pub progress: Progress,
 }
@@ -81,24 +62,8 @@ impl Course {
 
     /// The same, keeping checkpoints here from now on.
     #[must_use]
-    pub fn kept_in(self, checkpoints: Checkpoints) -> Course {
-        Course { checkpoints: Some(checkpoints), ..self }
-    }
-
-    /// Keeps checkpoints in `dir` from now on, unless they already are there.
-    ///
-    /// # Errors
-    /// Those of [`Checkpoints::open`].
-    pub fn keep_in(&mut self, storage: &dyn Storage, dir: &Path) -> Result<()> {
-        if self.checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.dir() != dir) {
-            self.checkpoints = Some(Checkpoints::open(storage, dir)?);
-        }
-        Ok(())
-    }
-
-    /// Whether there is a place for checkpoints.
-    pub fn has_place(&self) -> bool {
-        self.checkpoints.is_some()
+    pub fn kept_in(self, checkpoints: impl Into<Option<Checkpoints>>) -> Course {
+        Course { checkpoints: checkpoints.into(), ..self }
     }
 
     /// Removes all checkpoints.
@@ -109,11 +74,6 @@ impl Course {
         self.checkpoints.as_mut().map_or(Ok(()), |checkpoints| checkpoints.remove_all(storage))
     }
 
-    /// Which run the checkpoints belong to.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
     /// One optimizer step on the next rows, filled into `micro`.
     ///
     /// # Errors
@@ -122,7 +82,7 @@ impl Course {
     pub fn step(
         &mut self,
         storage: &dyn Storage,
-        trainer: &mut dyn Training,
+        trainer: &mut AnyTrainer,
         batches: &mut Mixed<'_>,
         micro: &mut [Batch],
     ) -> Result<Stepped> {
@@ -154,7 +114,7 @@ impl Course {
     pub fn save(
         &mut self,
         storage: &dyn Storage,
-        trainer: &dyn Training,
+        trainer: &AnyTrainer,
         cursor: MixedCursor,
         anchor: bool,
     ) -> Result<Saved> {
@@ -171,11 +131,11 @@ impl Course {
     pub fn resume(
         &mut self,
         storage: &dyn Storage,
-        trainer: &mut dyn Training,
+        trainer: &mut AnyTrainer,
         batches: &mut Mixed<'_>,
     ) -> Result<Restored> {
         let checkpoints = self.checkpoints.as_mut().ok_or_else(no_place)?;
-        let restored = checkpoints.restore(storage, &self.identity, &mut trainer.numbers_mut()?)?;
+        let restored = checkpoints.restore(storage, &self.identity, &mut trainer.numbers_mut()?, false)?;
         if let Some(found) = &restored.found {
             self.go_on(found.progress.clone(), trainer, batches);
         }
@@ -185,11 +145,11 @@ impl Course {
     /// Returns to the last anchor at half the learning rate; `happened` says why.
     ///
     /// # Errors
-    /// `NonFinite` if there is none, or the run has rolled back too often; those of [`Checkpoints::roll_back`].
+    /// `NonFinite` if there is none, or the run has rolled back too often; those of [`Checkpoints::restore`].
     pub fn roll_back(
         &mut self,
         storage: &dyn Storage,
-        trainer: &mut dyn Training,
+        trainer: &mut AnyTrainer,
         batches: &mut Mixed<'_>,
         happened: &str,
     ) -> Result<RolledBack> {
@@ -198,7 +158,7 @@ impl Course {
         let restored = match &mut self.checkpoints {
             None => Restored::default(),
             Some(kept) => kept
-                .roll_back(storage, &self.identity, &mut trainer.numbers_mut()?)
+                .restore(storage, &self.identity, &mut trainer.numbers_mut()?, true)
                 .map_err(|e| e.at(format!("stopped after step {from}: {happened}")))?,
         };
         let reasons = restored.reasons();
@@ -217,7 +177,7 @@ impl Course {
         Ok(RolledBack { why: happened.to_string(), from, to: found.steps, path: found.path, factor })
     }
 
-    fn go_on(&mut self, progress: Progress, trainer: &mut dyn Training, batches: &mut Mixed<'_>) {
+    fn go_on(&mut self, progress: Progress, trainer: &mut AnyTrainer, batches: &mut Mixed<'_>) {
         trainer.set_rate_factor(progress.guard.factor);
         batches.seek(progress.cursor);
         self.progress = progress;
@@ -226,70 +186,4 @@ impl Course {
 
 fn no_place() -> Error {
     Error::new(ErrorKind::Misuse, "no folder was given for checkpoints")
-}
-
-impl Training for Trainer {
-    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        Trainer::step(self, micro)
-    }
-
-    fn numbers(&self) -> Numbers<'_> {
-        Trainer::numbers(self)
-    }
-
-    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
-        Ok(Trainer::numbers_mut(self))
-    }
-
-    fn set_rate_factor(&mut self, factor: f32) {
-        Trainer::set_rate_factor(self, factor);
-    }
-}
-
-impl Training for FullTrainer {
-    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        FullTrainer::step(self, micro)
-    }
-
-    fn numbers(&self) -> Numbers<'_> {
-        FullTrainer::numbers(self)
-    }
-
-    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
-        FullTrainer::numbers_mut(self)
-    }
-
-    fn set_rate_factor(&mut self, factor: f32) {
-        FullTrainer::set_rate_factor(self, factor);
-    }
-}
-
-impl AnyTrainer {
-    fn as_training_mut(&mut self) -> &mut dyn Training {
-        match self {
-            AnyTrainer::Adapter(trainer) => &mut **trainer,
-            AnyTrainer::Full(trainer) => &mut **trainer,
-        }
-    }
-}
-
-impl Training for AnyTrainer {
-    fn step(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        self.as_training_mut().step(micro)
-    }
-
-    fn numbers(&self) -> Numbers<'_> {
-        match self {
-            AnyTrainer::Adapter(trainer) => trainer.numbers(),
-            AnyTrainer::Full(trainer) => trainer.numbers(),
-        }
-    }
-
-    fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
-        self.as_training_mut().numbers_mut()
-    }
-
-    fn set_rate_factor(&mut self, factor: f32) {
-        self.as_training_mut().set_rate_factor(factor);
-    }
 }

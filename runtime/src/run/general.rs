@@ -9,6 +9,8 @@ use crate::model::text::Text;
 
 /// Longest row, in tokens.
 pub const ROW_TOKENS: usize = 96;
+/// What messages call it.
+const WHAT: &str = "general text";
 /// What the headings of answers begin with; the question follows.
 const CHAT: &str = "chat: ";
 /// The text that is compiled in: passages of many kinds, each behind a line `%% register: title`.
@@ -25,12 +27,13 @@ pub fn rows(text: &Text, rows_max: usize) -> Result<Vec<Example>> {
     for passage in passages::split(TEXT) {
         match passage.name.strip_prefix(CHAT) {
             None => {
-                let row = encoded(Sample::Text(passage.text.to_string()), text, rows_max)?;
+                let row = encoded(WHAT, Sample::Text(passage.text.to_string()), text, rows_max)?;
                 plain.extend(row.map(all_targets));
             }
             Some(prompt) => {
                 let (prompt, completion) = (prompt.to_string(), passage.text.to_string());
-                chat.extend(encoded(Sample::Pair { prompt, completion, joint: "\n" }, text, rows_max)?);
+                let sample = Sample::Pair { prompt, completion, joint: "\n" };
+                chat.extend(encoded(WHAT, sample, text, rows_max)?);
             }
         }
     }
@@ -58,8 +61,11 @@ pub fn set_aside(rows: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
 }
 
 /// The first tokens of a sample; `None` if no target is among them.
-fn encoded(sample: Sample, text: &Text, rows_max: usize) -> Result<Option<Example>> {
-    let bad = |why: String| Error::new(ErrorKind::BadData, format!("general text: {why}"));
+///
+/// # Errors
+/// `BadData`, behind `what`, for a sample that can't be encoded.
+pub(crate) fn encoded(what: &str, sample: Sample, text: &Text, rows_max: usize) -> Result<Option<Example>> {
+    let bad = |why: String| Error::new(ErrorKind::BadData, format!("{what}: {why}"));
     let whole = encode_sample(&sample, &text.tokenizer, &text.chat, &DataOptions::default()).map_err(bad)?;
     let Example { mut ids, mut mask } = whole;
     ids.truncate(rows_max + 1);

@@ -40,7 +40,7 @@ pub mod settings;
 
 pub use checkpoint::{Checkpoints, Identity, Progress};
 pub use control::{Control, Heat};
-pub use course::{Course, RolledBack, Stepped, Training};
+pub use course::{Course, RolledBack, Stepped};
 pub use guard::{Guard, Judged};
 pub use observer::{Event, Means, Nobody, Observer, Stepping};
 pub use prepare::{Base, Extent, Limit, Planned, RunRows, SampledReplay, Setting, Wear};

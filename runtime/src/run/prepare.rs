@@ -89,19 +89,29 @@ impl Base {
     /// # Errors
     /// `DoesNotFit`, saying what is needed and what fits.
     pub fn plan(&self, settings: &Settings, rows: RunRows<'_>, limit: &Limit) -> Result<Planned> {
-        let extent = Extent::of(rows, std::iter::empty());
+        let planned = self.planned(settings, rows, std::iter::empty(), limit);
+        limit.hold(&planned.plan, self.model.config(), &planned.request)?;
+        Ok(planned)
+    }
+
+    /// Plans a run on these rows, with `others` in memory beside them.
+    pub(crate) fn planned<'a>(
+        &self,
+        settings: &Settings,
+        rows: RunRows<'a>,
+        others: impl Iterator<Item = &'a Example> + Clone,
+        limit: &Limit,
+    ) -> Planned {
         let setting = Setting {
             model: &self.model,
             threads: self.kernels.threads(),
-            extent,
+            extent: Extent::of(rows, others),
+            rows,
             sampled: None,
-            walk_positions: walk_positions(settings, &extent, rows),
             tokenizer_bytes: 0,
             held_bytes: self.held_bytes,
         };
-        let planned = Planned::new(settings, &setting, limit);
-        limit.hold(&planned.plan, self.model.config(), &planned.request)?;
-        Ok(planned)
+        Planned::new(settings, &setting, limit)
     }
 
     /// Stacks adapters, each with a scale, for sequences on this model.
@@ -166,16 +176,6 @@ impl Extent {
             rows: all().count(),
         }
     }
-
-    /// Adds rows that are still to be sampled.
-    fn with(self, (tokens, rows, longest): (usize, usize, usize)) -> Extent {
-        Extent {
-            tokens: self.tokens + tokens,
-            rows: self.rows + rows,
-            longest: self.longest.max(longest),
-            ..self
-        }
-    }
 }
 
 /// Replay rows that the base itself generates.
@@ -208,17 +208,11 @@ impl SampledReplay {
     /// `DoesNotFit`.
     pub fn check(&self, base: &Base, limit: &Limit) -> Result<()> {
         let needed = base.resident_bytes() + self.bytes(base.model.config(), base.kernels.threads());
-        match limit.bytes().filter(|bytes| *bytes < needed as u64) {
-            None => Ok(()),
-            Some(bytes) => {
-                let message = format!(
-                    "sampling rows to replay needs {} of private memory; {} is available",
-                    bytes::show(needed as u64),
-                    bytes::show(bytes)
-                );
-                Err(Error::new(ErrorKind::DoesNotFit, message).advise(Advice::LessPreparation))
-            }
-        }
+        let Some(bytes) = limit.bytes().filter(|bytes| *bytes < needed as u64) else { return Ok(()) };
+        let (needed, left) = (bytes::show(needed as u64), bytes::show(bytes));
+        let message =
+            format!("sampling rows to replay needs {needed} of private memory; {left} is available");
+        Err(Error::new(ErrorKind::DoesNotFit, message).advise(Advice::LessPreparation))
     }
 
     /// Generates the rows.
@@ -276,12 +270,12 @@ pub struct Setting<'a> {
     pub model: &'a ModelFile,
     /// Worker threads.
     pub threads: usize,
-    /// The rows.
+    /// What memory depends on, of the rows.
     pub extent: Extent,
+    /// Those that walk through the blocks before training.
+    pub rows: RunRows<'a>,
     /// Rows the base has yet to generate.
     pub sampled: Option<&'a SampledReplay>,
-    /// Positions that walk through the blocks before training; see [`walk_positions`].
-    pub walk_positions: (usize, usize),
     /// Heap of a tokenizer that is freed before the run starts.
     pub tokenizer_bytes: usize,
     /// What is held throughout; see [`Base::held_bytes`].
@@ -290,7 +284,8 @@ pub struct Setting<'a> {
 
 /// Positions that walk through the blocks before training: of the largest batch, and of all. EVA's are of rows to
 /// train on, those of protected directions of general ones.
-pub fn walk_positions(settings: &Settings, extent: &Extent, rows: RunRows<'_>) -> (usize, usize) {
+fn walk_positions(settings: &Settings, setting: &Setting<'_>) -> (usize, usize) {
+    let Setting { extent, rows, .. } = setting;
     match settings.begin {
         Begin::Random => (0, 0),
         Begin::Protected(_) => {
@@ -298,12 +293,10 @@ pub fn walk_positions(settings: &Settings, extent: &Extent, rows: RunRows<'_>) -
             (max_tokens(rows.general, GENERAL_ROWS), all)
         }
         Begin::Eva(count) => {
+            let in_epoch = rows.train.len().div_ceil(settings.batch);
             let (largest, batches) = match rows.train.is_empty() {
                 true => (settings.batch * extent.longest, count),
-                false => (
-                    max_tokens(rows.train, settings.batch),
-                    count.min(rows.train.len().div_ceil(settings.batch)),
-                ),
+                false => (max_tokens(rows.train, settings.batch), count.min(in_epoch)),
             };
             (largest, largest * batches)
         }
@@ -324,7 +317,7 @@ impl Planned {
     /// limit is set.
     pub fn new(settings: &Settings, setting: &Setting<'_>, limit: &Limit) -> Planned {
         let c = setting.model.config();
-        let mut request = request(settings, setting);
+        let mut request = request(settings, setting, walk_positions(settings, setting));
         request.keep = keep_plan(settings, c, &request, limit);
         let plan = MemoryPlan::new(c, &request);
         Planned { request, plan }
@@ -367,7 +360,7 @@ pub struct Rung {
     pub chosen: bool,
 }
 
-fn request(settings: &Settings, setting: &Setting<'_>) -> Request {
+fn request(settings: &Settings, setting: &Setting<'_>, walk: (usize, usize)) -> Request {
     let c = setting.model.config();
     let extent = setting.extent;
     let request = Request {
@@ -378,13 +371,12 @@ fn request(settings: &Settings, setting: &Setting<'_>) -> Request {
         mapped_bytes: setting.model.mapped_bytes(),
         ..settings.request(c)
     };
-    let preparation_bytes = preparation_bytes(settings, c, &request, setting);
-    let sampled = setting.sampled.map(SampledReplay::extent);
-    let extent = sampled.map_or(extent, |sampled| extent.with(sampled));
+    let preparation_bytes = preparation_bytes(settings, c, &request, setting, walk);
+    let (tokens, rows, longest) = setting.sampled.map_or((0, 0, 0), SampledReplay::extent);
     Request {
-        seq: extent.longest,
-        data_tokens: extent.tokens,
-        data_rows: extent.rows,
+        seq: extent.longest.max(longest),
+        data_tokens: extent.tokens + tokens,
+        data_rows: extent.rows + rows,
         // With replay, batches can be larger than the training rows alone would fill.
         batch: match extent.train_rows {
             0 => request.batch,
@@ -397,10 +389,15 @@ fn request(settings: &Settings, setting: &Setting<'_>) -> Request {
 }
 
 /// The peak before training, apart from data: EVA's walk or the sampling of replay rows.
-fn preparation_bytes(settings: &Settings, c: &ModelConfig, r: &Request, setting: &Setting<'_>) -> usize {
+fn preparation_bytes(
+    settings: &Settings,
+    c: &ModelConfig,
+    r: &Request,
+    setting: &Setting<'_>,
+    (largest, all): (usize, usize),
+) -> usize {
     let walk = settings.method.lora().map_or(0, |lora| {
         let layout = Layout::new(c, lora);
-        let (largest, all) = setting.walk_positions;
         let extent = (largest, r.seq, all);
         let words = match settings.begin {
             Begin::Random => return 0,
@@ -413,21 +410,18 @@ fn preparation_bytes(settings: &Settings, c: &ModelConfig, r: &Request, setting:
 }
 
 fn keep_plan(settings: &Settings, c: &ModelConfig, request: &Request, limit: &Limit) -> KeepPlan {
-    let level = match settings.keep {
-        KeepChoice::Fixed(level) => level,
-        KeepChoice::Auto => {
-            let unasked = match request.full {
-                None => keep::UNASKED_BYTES,
-                // On top of what the weights take anyway.
-                Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
-            };
-            let bytes = |b: u64| usize::try_from(b).unwrap_or(usize::MAX);
-            let room = limit.room.as_ref().map_or(usize::MAX, |room| bytes(room.bytes));
-            let budget = limit.budget.map_or(unasked, bytes);
-            return keep::choose(c, request, settings.keep_precision, budget.min(room));
-        }
+    if let KeepChoice::Fixed(level) = settings.keep {
+        return KeepPlan::uniform(level, settings.keep_precision, request.kept_blocks);
+    }
+    let unasked = match request.full {
+        None => keep::UNASKED_BYTES,
+        // On top of what the weights take anyway.
+        Some(_) => MemoryPlan::new(c, request).private_bytes + keep::UNASKED_BYTES,
     };
-    KeepPlan::uniform(level, settings.keep_precision, request.kept_blocks)
+    let bytes = |b: u64| usize::try_from(b).unwrap_or(usize::MAX);
+    let room = limit.room.as_ref().map_or(usize::MAX, |room| bytes(room.bytes));
+    let budget = limit.budget.map_or(unasked, bytes);
+    keep::choose(c, request, settings.keep_precision, budget.min(room))
 }
 
 /// Refuses, before a tokenizer or rows take any memory, what can't fit however short the rows are.
@@ -436,7 +430,8 @@ fn keep_plan(settings: &Settings, c: &ModelConfig, request: &Request, limit: &Li
 /// `DoesNotFit`.
 pub fn refuse_early(settings: &Settings, setting: &Setting<'_>, room: Option<Room>) -> Result<()> {
     let c = setting.model.config();
-    let request = request(settings, setting);
+    // How many positions will walk isn't known yet.
+    let request = request(settings, setting, (0, 0));
     let least = Request { batch: 1, seq: request.seq.min(LEAST_SEQ), ..request };
     Limit { budget: None, room }.hold(&MemoryPlan::new(c, &least), c, &least)
 }

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::checkpoint::{Best, Checkpoints, Identity, Look, Restored};
+use super::checkpoint::{Best, Checkpoints, Identity, Look, Restored, Saved};
 use super::course::{Course, RolledBack, Stepped};
 use super::observer::{Event, Means, Observer, Stepping};
-use super::prepare::{Base, RunRows};
+use super::prepare::{Base, GENERAL_ROWS, RunRows};
 use super::settings::{Begin, Length, Looks, Method, Settings, Warmup};
 use crate::adapter::{Adapter, Init, LoraConfig};
 use crate::data::batches::in_order;
@@ -43,6 +43,12 @@ pub enum Trained {
     Full(Arc<TunedModel>),
 }
 
+/// A run's rows, and those to train on in order.
+struct Feed<'a> {
+    rows: RunRows<'a>,
+    batches: Mixed<'a>,
+}
+
 /// A training run: everything it holds and has counted.
 pub struct Run {
     name: String,
@@ -54,8 +60,6 @@ pub struct Run {
     micro: Vec<Batch>,
     /// Sequences per batch, at most the number of rows.
     batch: usize,
-    /// The highest learning rate.
-    peak: f64,
     valid_after: Option<f64>,
     /// Whether that loss is of the current parameters.
     is_valid_of_now: bool,
@@ -85,24 +89,17 @@ impl Run {
         start: Start,
         observer: &mut dyn Observer,
     ) -> Result<(Run, Restored)> {
-        let batch = request.batch;
-        let mut batches = mixed(&settings, batch, rows, MixedCursor::default());
-        let (total, options) = total_and_options(base, &settings, &batches, rows);
-        let peak = settings.rate.unwrap_or(settings.method.usual_rate());
-        let identity = identity(base, &settings, request, &options, rows);
-        let micro = vec![Batch::default(); settings.accumulation];
-        let (mut course, resumes) = match start {
-            Start::Fresh(None) => (Course::new(identity), false),
-            Start::Fresh(Some(checkpoints)) => (Course::new(identity).kept_in(checkpoints), false),
+        let setup = Setup::new(base, &settings, request, rows);
+        let (checkpoints, resumes) = match start {
+            Start::Fresh(checkpoints) => (checkpoints, false),
             Start::Resume(checkpoints) => {
                 let resumes = checkpoints.newest_file(&Disk)?.is_some();
-                (Course::new(identity).kept_in(checkpoints), resumes)
+                (Some(checkpoints), resumes)
             }
         };
-        let mut make = |resumes: bool| {
-            trainer(base, &settings, request, &options, rows, resumes, (name, &mut *observer))
-        };
-        let mut trainer = make(resumes)?;
+        let mut course = Course::new(setup.identity()).kept_in(checkpoints);
+        let mut trainer = setup.trainer(resumes, (name, &mut *observer))?;
+        let mut batches = mixed(&settings, request.batch, rows, MixedCursor::default());
         let restored = match resumes {
             true => course.resume(&Disk, &mut trainer, &mut batches)?,
             false => Restored::default(),
@@ -111,28 +108,25 @@ impl Run {
             // The adapter was made without initial values, for a checkpoint that isn't there. Drop it first:
             // the plan has room for one.
             drop(trainer);
-            trainer = make(false)?;
+            trainer = setup.trainer(false, (name, &mut *observer))?;
         }
         if restored.found.is_none() {
-            course.progress.total = total;
+            course.progress.total = setup.total;
         }
-        let (name, valid_after, last, ended) = (name.to_string(), None, None, None);
-        let (is_valid_of_now, saves_in, base) = (false, None, base.clone());
         let mut run = Run {
-            name,
-            settings,
-            base,
+            name: name.to_string(),
+            base: base.clone(),
             trainer,
             course,
-            micro,
-            batch,
-            peak,
-            valid_after,
-            is_valid_of_now,
-            last,
-            saves_in,
+            micro: vec![Batch::default(); settings.accumulation],
+            batch: request.batch,
+            valid_after: None,
+            is_valid_of_now: false,
+            last: None,
+            saves_in: None,
             is_restored: restored.found.is_some(),
-            ended,
+            ended: None,
+            settings,
         };
         run.schedule();
         run.end();
@@ -141,27 +135,15 @@ impl Run {
 
     /// The identity that checkpoints of a run with these settings carry; allocates nothing.
     pub fn identity_of(base: &Base, settings: &Settings, request: &Request, rows: RunRows<'_>) -> Identity {
-        let batches = mixed(settings, request.batch, rows, MixedCursor::default());
-        let (_, options) = total_and_options(base, settings, &batches, rows);
-        identity(base, settings, request, &options, rows)
-    }
-
-    /// Its settings.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+        Setup::new(base, settings, request, rows).identity()
     }
 
     /// The identity its checkpoints carry.
     pub fn identity(&self) -> &Identity {
-        self.course.identity()
+        &self.course.identity
     }
 
-    /// The trainer in its current state.
-    pub fn trainer(&self) -> &AnyTrainer {
-        &self.trainer
-    }
-
-    /// The same, for callers that modify parameters between steps.
+    /// The trainer, for callers that modify parameters between steps.
     pub fn trainer_mut(&mut self) -> &mut AnyTrainer {
         &mut self.trainer
     }
@@ -179,11 +161,6 @@ impl Run {
     /// Steps of the whole run; `None` while a timed run hasn't measured its steps yet.
     pub fn total(&self) -> Option<u64> {
         self.course.progress.total
-    }
-
-    /// The step whose parameters count: the best look's, or the last.
-    pub fn best_step(&self) -> u64 {
-        self.course.progress.best.map_or(self.steps(), |best| best.step)
     }
 
     /// Held-out loss at the last look, and before the first step.
@@ -216,7 +193,7 @@ impl Run {
         }
         self.course.remove_checkpoints(&Disk)?;
         self.look(rows, observer)?;
-        if self.settings.checkpoint_every > 0 && self.course.has_place() {
+        if self.settings.checkpoint_every > 0 && self.course.checkpoints.is_some() {
             self.checkpoint(true, observer)?;
         }
         Ok(())
@@ -228,10 +205,10 @@ impl Run {
     /// Those of the observer. From a step, `NonFinite` only once rolling back no longer helps, or if there is
     /// neither a checkpoint to return to nor a best look to fall back on.
     pub fn go(&mut self, rows: RunRows<'_>, until: Option<u64>, observer: &mut dyn Observer) -> Result<()> {
-        let mut batches = mixed(&self.settings, self.batch, rows, self.course.progress.cursor);
+        let mut feed = self.feed(rows);
         self.end();
         while self.ended.is_none() && until.is_none_or(|until| self.steps() < until) {
-            self.turn(&mut batches, rows, observer)?;
+            self.turn(&mut feed, observer)?;
         }
         Ok(())
     }
@@ -242,21 +219,21 @@ impl Run {
     /// # Errors
     /// Those of [`Run::go`].
     pub fn advance(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<bool> {
-        let mut batches = mixed(&self.settings, self.batch, rows, self.course.progress.cursor);
+        let mut feed = self.feed(rows);
         self.end();
         match self.ended {
             Some(_) => Ok(false),
-            None => self.turn(&mut batches, rows, observer),
+            None => self.turn(&mut feed, observer),
         }
     }
 
+    /// The rows in order, from where the run stands.
+    fn feed<'a>(&self, rows: RunRows<'a>) -> Feed<'a> {
+        Feed { rows, batches: mixed(&self.settings, self.batch, rows, self.course.progress.cursor) }
+    }
+
     /// Asks whether to go on, takes a step, and does what is due.
-    fn turn(
-        &mut self,
-        batches: &mut Mixed<'_>,
-        rows: RunRows<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
+    fn turn(&mut self, feed: &mut Feed<'_>, observer: &mut dyn Observer) -> Result<bool> {
         let mut saved = None;
         let save = &mut || {
             saved = self.save_where_it_stands()?;
@@ -267,8 +244,8 @@ impl Run {
             observer.tell(&self.name, Event::Checkpoint(self.steps(), &saved));
         }
         let done = match asked {
-            Ok(()) => match self.step(batches, rows, observer)? {
-                true => self.follow(rows, observer).map(|()| true),
+            Ok(()) => match self.step(feed, observer)? {
+                true => self.follow(feed.rows, observer).map(|()| true),
                 false => Ok(false),
             },
             Err(refused) => Err(refused),
@@ -276,7 +253,9 @@ impl Run {
         let done = match done {
             // The error came from before or after the step, not from the step itself.
             Err(broken) if broken.kind() == ErrorKind::NonFinite => {
-                self.go_back(batches, broken.message(), observer)?;
+                let (batches, why) = (&mut feed.batches, broken.message());
+                let back = self.course.roll_back(&Disk, &mut self.trainer, batches, why)?;
+                self.went_back(&back, observer);
                 false
             }
             done => done?,
@@ -286,12 +265,7 @@ impl Run {
     }
 
     /// One step on the next rows; returns whether it was taken.
-    fn step(
-        &mut self,
-        batches: &mut Mixed<'_>,
-        rows: RunRows<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
+    fn step(&mut self, Feed { rows, batches }: &mut Feed<'_>, observer: &mut dyn Observer) -> Result<bool> {
         if let Some(weight) = self.settings.general_kl.filter(|_| self.steps().is_multiple_of(2)) {
             self.trainer
                 .stay_near_base_on(general_rows(rows.general, self.steps(), self.settings.seed), weight);
@@ -335,7 +309,7 @@ impl Run {
 
     /// The learning rates for the length known so far.
     fn schedule(&mut self) {
-        self.trainer.set_schedule(self.settings.schedule(self.peak, self.total()));
+        self.trainer.set_schedule(self.settings.schedule(self.settings.peak(), self.total()));
     }
 
     fn is_late(&self) -> bool {
@@ -357,7 +331,7 @@ impl Run {
             observer.tell(&self.name, Event::Saved(&file));
         }
         // Comes last: a run resumed from it has nothing of this step left to do.
-        if due(self.settings.checkpoint_every) && self.course.has_place() {
+        if due(self.settings.checkpoint_every) && self.course.checkpoints.is_some() {
             self.checkpoint(true, observer)?;
         }
         Ok(())
@@ -417,7 +391,7 @@ impl Run {
     pub fn look(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<Option<f64>> {
         let mut stopped = Ok(());
         let asked = in_order(rows.valid, 1).take_while(|_| {
-            stopped = observer.go_on(&mut || Ok(()));
+            stopped = observer.ask();
             stopped.is_ok()
         });
         let found = self.trainer.evaluate(asked);
@@ -463,20 +437,22 @@ impl Run {
     /// # Errors
     /// Those of [`Checkpoints::save`]; `Misuse` if no folder was given.
     pub fn checkpoint(&mut self, anchor: bool, observer: &mut dyn Observer) -> Result<()> {
-        let cursor = self.course.progress.cursor;
-        let saved = self.course.save(&Disk, &self.trainer, cursor, anchor)?;
+        let saved = self.commit(anchor)?;
         observer.tell(&self.name, Event::Checkpoint(self.steps(), &saved));
         Ok(())
     }
 
     /// Saves before a wait the process may not survive; does nothing without a folder, or once the run has
     /// ended.
-    fn save_where_it_stands(&mut self) -> Result<Option<super::checkpoint::Saved>> {
-        if !self.course.has_place() || self.ended.is_some() {
+    fn save_where_it_stands(&mut self) -> Result<Option<Saved>> {
+        if self.course.checkpoints.is_none() || self.ended.is_some() {
             return Ok(None);
         }
-        let cursor = self.course.progress.cursor;
-        self.course.save(&Disk, &self.trainer, cursor, false).map(Some)
+        self.commit(false).map(Some)
+    }
+
+    fn commit(&mut self, anchor: bool) -> Result<Saved> {
+        self.course.save(&Disk, &self.trainer, self.course.progress.cursor, anchor)
     }
 
     /// Saves the adapter in a folder every [`Settings::save_every`] steps.
@@ -484,12 +460,15 @@ impl Run {
         self.saves_in = Some(folder.to_path_buf());
     }
 
-    /// Keeps checkpoints in a folder from now on.
+    /// Keeps checkpoints in a folder from now on, unless they already are there.
     ///
     /// # Errors
     /// Those of [`Checkpoints::open`].
     pub fn keep_in(&mut self, folder: &Path) -> Result<()> {
-        self.course.keep_in(&Disk, folder)
+        if self.course.checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.dir() != folder) {
+            self.course.checkpoints = Some(Checkpoints::open(&Disk, folder)?);
+        }
+        Ok(())
     }
 
     /// Continues from the newest intact checkpoint in a folder, which becomes the run's own. Only before the
@@ -503,8 +482,8 @@ impl Run {
             return Err(Error::new(ErrorKind::Misuse, message));
         }
         // A separate course: if restoring fails, the run still has its own checkpoints to return to.
-        let mut course = Course::new(self.course.identity().clone());
-        course.keep_in(&Disk, folder)?;
+        let checkpoints = Checkpoints::open(&Disk, folder)?;
+        let mut course = Course::new(self.course.identity.clone()).kept_in(checkpoints);
         let mut batches = mixed(&self.settings, self.batch, rows, MixedCursor::default());
         let restored = course.resume(&Disk, &mut self.trainer, &mut batches)?;
         if restored.found.is_some() {
@@ -524,18 +503,6 @@ impl Run {
         self.course.remove_checkpoints(&Disk)
     }
 
-    /// Returns to the last anchor, because of something found after a step.
-    fn go_back(
-        &mut self,
-        batches: &mut Mixed<'_>,
-        happened: &str,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        let back = self.course.roll_back(&Disk, &mut self.trainer, batches, happened)?;
-        self.went_back(&back, observer);
-        Ok(())
-    }
-
     fn went_back(&mut self, back: &RolledBack, observer: &mut dyn Observer) {
         self.is_valid_of_now = false;
         observer.tell(&self.name, Event::RolledBack(back));
@@ -544,7 +511,7 @@ impl Run {
     /// # Errors
     /// `Misuse` after a restore that failed midway.
     fn check_whole(&self) -> Result<()> {
-        match super::Training::numbers(&self.trainer).whole {
+        match self.trainer.numbers().whole {
             true => Ok(()),
             false => Err(Error::new(
                 ErrorKind::Misuse,
@@ -588,14 +555,11 @@ impl Run {
     fn note_training(&mut self) {
         let steps = self.steps();
         let after = self.valid_after.filter(|_| self.is_valid_of_now);
-        let (targets, before) = {
-            let tally = &self.course.progress.tally;
-            (tally.targets, tally.valid_before)
-        };
+        let tally = &self.course.progress.tally;
         let AnyTrainer::Adapter(trainer) = &mut self.trainer else { return };
         let meta = trainer.meta_mut();
-        (meta.steps, meta.tokens) = (steps, targets);
-        meta.valid_loss_before = before.map(|loss| loss as f32);
+        (meta.steps, meta.tokens) = (steps, tally.targets);
+        meta.valid_loss_before = tally.valid_before.map(|loss| loss as f32);
         meta.valid_loss_after = after.map(|loss| loss as f32);
     }
 
@@ -627,31 +591,6 @@ impl Run {
     }
 }
 
-/// Draws A inside the directions that general rows leave quiet.
-fn protect(
-    adapter: &mut Adapter,
-    base: &Base,
-    energy: f32,
-    general: &[Example],
-    (name, observer): (&str, &mut dyn Observer),
-) -> Result<()> {
-    let started = Instant::now();
-    let batches: Vec<Batch> = in_order(general, super::prepare::GENERAL_ROWS).collect();
-    let mut stopped = Ok(());
-    let go_on = |_: usize| {
-        stopped = observer.go_on(&mut || Ok(()));
-        stopped.is_ok()
-    };
-    // Of one seed, so that it is the same for every run on this model.
-    let (model, kernels) = (&base.model, &base.kernels);
-    let done = quiet::initialize(adapter, model, kernels, base.precision, &batches, (energy, 0), go_on);
-    stopped.and(done)?;
-    let took = started.elapsed().as_secs_f64();
-    let told = format!("protected directions from {} rows of ordinary text in {took:.1} s", general.len());
-    observer.tell(name, Event::Note(&told));
-    Ok(())
-}
-
 /// The general rows of a step: some in turn, from a place of the run's own.
 fn general_rows(general: &[Example], step: u64, seed: u64) -> Batch {
     let mut batch = Batch::default();
@@ -662,46 +601,103 @@ fn general_rows(general: &[Example], step: u64, seed: u64) -> Batch {
     batch
 }
 
-/// The run's rows in order, from where it stands.
+/// A run's rows in order, from a cursor.
 fn mixed<'a>(settings: &Settings, batch: usize, rows: RunRows<'a>, cursor: MixedCursor) -> Mixed<'a> {
     Mixed::new(rows.train, rows.replay, settings.replay_share, batch, settings.seed, cursor)
 }
 
-/// Steps of the whole run, if known in advance, and the trainer's options.
-fn total_and_options(
-    base: &Base,
-    settings: &Settings,
-    batches: &Mixed<'_>,
-    rows: RunRows<'_>,
-) -> (Option<u64>, TrainOptions) {
-    let positions = rows.train.iter().map(Example::rows).sum();
-    let total = settings.steps(batches, positions);
-    let peak = settings.rate.unwrap_or(settings.method.usual_rate());
-    (total, settings.options(base, settings.schedule(peak, total)))
+/// What a run is made from.
+struct Setup<'a> {
+    base: &'a Base,
+    settings: &'a Settings,
+    request: &'a Request,
+    rows: RunRows<'a>,
+    /// Steps of the whole run, if known in advance.
+    total: Option<u64>,
+    options: TrainOptions,
 }
 
-/// The trainer, with its arena allocated.
-fn trainer(
-    base: &Base,
-    settings: &Settings,
-    request: &Request,
-    options: &TrainOptions,
-    rows: RunRows<'_>,
-    resumes: bool,
-    watched: (&str, &mut dyn Observer),
-) -> Result<AnyTrainer> {
-    let (model, kernels) = (base.model.clone(), base.kernels.clone());
-    let adapter = match &settings.method {
-        Method::Adapter(lora) => Some(fresh_adapter(base, settings, lora, rows, resumes, watched)?),
-        Method::Full(_) => None,
-    };
-    let words = ArenaWords::new(model.config(), request);
-    Ok(match adapter {
-        Some(adapter) => {
-            AnyTrainer::Adapter(Box::new(Trainer::new(model, kernels, words, adapter, options.clone())))
-        }
-        None => AnyTrainer::Full(Box::new(FullTrainer::new(model, kernels, words, options.clone()))),
-    })
+impl<'a> Setup<'a> {
+    fn new(base: &'a Base, settings: &'a Settings, request: &'a Request, rows: RunRows<'a>) -> Setup<'a> {
+        let batches = mixed(settings, request.batch, rows, MixedCursor::default());
+        let positions = rows.train.iter().map(Example::rows).sum();
+        let total = settings.steps(&batches, positions);
+        let options = settings.options(base, settings.schedule(settings.peak(), total));
+        Setup { base, settings, request, rows, total, options }
+    }
+
+    /// The trainer, with its arena allocated. If the run `resumes`, its numbers come from a checkpoint.
+    fn trainer(&self, resumes: bool, watched: (&str, &mut dyn Observer)) -> Result<AnyTrainer> {
+        let (model, kernels) = (self.base.model.clone(), self.base.kernels.clone());
+        let words = ArenaWords::new(model.config(), self.request);
+        let options = self.options.clone();
+        Ok(match &self.settings.method {
+            Method::Adapter(lora) => {
+                let adapter = self.adapter(lora, resumes, watched)?;
+                AnyTrainer::Adapter(Box::new(Trainer::new(model, kernels, words, adapter, options)))
+            }
+            Method::Full(_) => AnyTrainer::Full(Box::new(FullTrainer::new(model, kernels, words, options))),
+        })
+    }
+
+    /// An adapter that changes nothing yet. If the run `resumes`, no rows are read for it.
+    fn adapter(
+        &self,
+        lora: &LoraConfig,
+        resumes: bool,
+        (name, observer): (&str, &mut dyn Observer),
+    ) -> Result<Adapter> {
+        let Setup { base: Base { model, kernels, precision, .. }, settings, rows, .. } = *self;
+        let mut random = Rng::new(settings.seed, INIT_STREAM);
+        let mut adapter = Adapter::init_on(model, kernels, lora, &mut || random.f32())?;
+        adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
+        adapter.meta.seed = settings.seed;
+        adapter.meta.init = match settings.begin {
+            Begin::Random => Init::Kaiming,
+            Begin::Eva(_) => Init::Eva,
+            Begin::Protected(_) => Init::Quiet,
+        };
+        let started = Instant::now();
+        let go_on = |_: usize| observer.ask();
+        let what = match settings.begin {
+            Begin::Random => return Ok(adapter),
+            _ if resumes => return Ok(adapter),
+            Begin::Protected(energy) => {
+                let batches: Vec<Batch> = in_order(rows.general, GENERAL_ROWS).collect();
+                // Of one seed, so that it is the same for every run on this model.
+                quiet::initialize(&mut adapter, model, kernels, *precision, &batches, (energy, 0), go_on)?;
+                format!("protected directions from {} rows of ordinary text", rows.general.len())
+            }
+            Begin::Eva(count) => {
+                // The batches training would start with, each once.
+                let batches = Batches::new(rows.train, settings.batch, settings.seed, Cursor::default());
+                let count = batches.batches_per_epoch().min(count);
+                let batches: Vec<Batch> = batches.take(count).collect();
+                eva::initialize(&mut adapter, model, kernels, *precision, &batches, settings.seed, go_on)?;
+                format!("EVA: A from {count} batches")
+            }
+        };
+        let told = format!("{what} in {:.1} s", started.elapsed().as_secs_f64());
+        observer.tell(name, Event::Note(&told));
+        Ok(adapter)
+    }
+
+    /// Everything a run's result depends on.
+    fn identity(&self) -> Identity {
+        let Setup { request: Request { keep, kept_blocks, batch, .. }, rows, .. } = self;
+        let kept = match keep.precision {
+            // Then it only affects speed.
+            KeepPrecision::F32 => "exactly".to_string(),
+            KeepPrecision::Bf16 => format!("as bf16: {}", keep.describe(*kept_blocks)),
+        };
+        settled(self.base, self.settings, &self.options)
+            .with("batch size", batch)
+            .with("kept for the backward", kept)
+            .with_rows("training rows", rows.train)
+            .with_rows("held-out rows", rows.valid)
+            .with_rows("replayed rows", rows.replay)
+            .with_rows("general rows", rows.general)
+    }
 }
 
 /// A trainer that starts as the run's does, at a constant rate.
@@ -717,85 +713,8 @@ pub fn trainer_at(
     watched: (&str, &mut dyn Observer),
 ) -> Result<AnyTrainer> {
     let constant = Schedule { shape: Shape::Constant, peak: rate as f32, warmup: 0, total: u64::MAX };
-    trainer(base, settings, request, &settings.options(base, constant), rows, false, watched)
-}
-
-/// An adapter that changes nothing yet. If the run `resumes`, its numbers come from a checkpoint, so EVA
-/// doesn't read any rows.
-fn fresh_adapter(
-    base: &Base,
-    settings: &Settings,
-    lora: &LoraConfig,
-    rows: RunRows<'_>,
-    resumes: bool,
-    (name, observer): (&str, &mut dyn Observer),
-) -> Result<Adapter> {
-    let mut random = Rng::new(settings.seed, INIT_STREAM);
-    let mut adapter = Adapter::init_on(&base.model, &base.kernels, lora, &mut || random.f32())?;
-    adapter.meta.base_name = base.model.gguf().string("general.name")?.unwrap_or_default().to_owned();
-    adapter.meta.seed = settings.seed;
-    let count = match settings.begin {
-        Begin::Random => return Ok(adapter),
-        Begin::Eva(count) => count,
-        Begin::Protected(energy) => {
-            adapter.meta.init = Init::Quiet;
-            if !resumes {
-                protect(&mut adapter, base, energy, rows.general, (name, observer))?;
-            }
-            return Ok(adapter);
-        }
-    };
-    if resumes {
-        adapter.meta.init = Init::Eva;
-        return Ok(adapter);
-    }
-    let started = Instant::now();
-    // The batches training would start with, each once.
-    let batches = Batches::new(rows.train, settings.batch, settings.seed, Cursor::default());
-    let count = batches.batches_per_epoch().min(count);
-    let batches: Vec<Batch> = batches.take(count).collect();
-    let mut stopped = Ok(());
-    let go_on = |_: usize| {
-        stopped = observer.go_on(&mut || Ok(()));
-        stopped.is_ok()
-    };
-    let done = eva::initialize(
-        &mut adapter,
-        &base.model,
-        &base.kernels,
-        base.precision,
-        &batches,
-        settings.seed,
-        go_on,
-    );
-    stopped.and(done)?;
-    let took: Duration = started.elapsed();
-    let told = format!("EVA: A from {count} batches in {:.1} s", took.as_secs_f64());
-    observer.tell(name, Event::Note(&told));
-    Ok(adapter)
-}
-
-/// Everything a run's result depends on.
-fn identity(
-    base: &Base,
-    settings: &Settings,
-    request: &Request,
-    options: &TrainOptions,
-    rows: RunRows<'_>,
-) -> Identity {
-    let keep = &request.keep;
-    let kept = match keep.precision {
-        // Then it only affects speed.
-        KeepPrecision::F32 => "exactly".to_string(),
-        KeepPrecision::Bf16 => format!("as bf16: {}", keep.describe(request.kept_blocks)),
-    };
-    settled(base, settings, options)
-        .with("batch size", request.batch)
-        .with("kept for the backward", kept)
-        .with_rows("training rows", rows.train)
-        .with_rows("held-out rows", rows.valid)
-        .with_rows("replayed rows", rows.replay)
-        .with_rows("general rows", rows.general)
+    let options = settings.options(base, constant);
+    Setup { base, settings, request, rows, total: None, options }.trainer(false, watched)
 }
 
 /// What is fixed before rows and memory are known.

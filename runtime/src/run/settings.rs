@@ -342,6 +342,11 @@ impl Settings {
         matches!(self.length, Length::Minutes(minutes) if seconds > 1.1 * 60.0 * minutes)
     }
 
+    /// The highest learning rate: the one that is set, or the usual one until a range test has found it.
+    pub(super) fn peak(&self) -> f64 {
+        self.rate.unwrap_or(self.method.usual_rate())
+    }
+
     /// The learning-rate schedule for `total` steps; until that is known, constant after a short warmup.
     pub(super) fn schedule(&self, peak: f64, total: Option<u64>) -> Schedule {
         let peak = peak as f32;

@@ -2,6 +2,7 @@
 
 use super::chain::Evaluated;
 use super::full::FullTrainer;
+use super::numbers::{Numbers, NumbersMut, State};
 use super::schedule::Schedule;
 use super::trainer::{StepReport, Trainer};
 use crate::data::Batch;
@@ -16,11 +17,41 @@ pub enum AnyTrainer {
 }
 
 impl AnyTrainer {
+    fn state(&self) -> &State {
+        match self {
+            AnyTrainer::Adapter(trainer) => &trainer.state,
+            AnyTrainer::Full(trainer) => &trainer.state,
+        }
+    }
+
+    fn state_mut(&mut self) -> &mut State {
+        match self {
+            AnyTrainer::Adapter(trainer) => &mut trainer.state,
+            AnyTrainer::Full(trainer) => &mut trainer.state,
+        }
+    }
+
     /// Steps done.
     pub fn steps(&self) -> u64 {
+        self.state().step
+    }
+
+    /// What a checkpoint stores of it.
+    pub fn numbers(&self) -> Numbers<'_> {
         match self {
-            AnyTrainer::Adapter(trainer) => trainer.steps(),
-            AnyTrainer::Full(trainer) => trainer.steps(),
+            AnyTrainer::Adapter(trainer) => trainer.numbers(),
+            AnyTrainer::Full(trainer) => trainer.numbers(),
+        }
+    }
+
+    /// The same, to be restored.
+    ///
+    /// # Errors
+    /// Those of the trainer.
+    pub fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
+        match self {
+            AnyTrainer::Adapter(trainer) => Ok(trainer.numbers_mut()),
+            AnyTrainer::Full(trainer) => trainer.numbers_mut(),
         }
     }
 
@@ -42,19 +73,21 @@ impl AnyTrainer {
         }
     }
 
-    /// Takes another schedule from the next step on.
+    /// Uses another schedule from the next step on, for runs whose length is known only once they have started.
     pub fn set_schedule(&mut self, schedule: Schedule) {
-        match self {
-            AnyTrainer::Adapter(trainer) => trainer.set_schedule(schedule),
-            AnyTrainer::Full(trainer) => trainer.set_schedule(schedule),
-        }
+        self.state_mut().options.schedule = schedule;
+    }
+
+    /// Multiplies the schedule's rates from the next step on.
+    pub fn set_rate_factor(&mut self, factor: f32) {
+        self.state_mut().rate_factor = factor;
     }
 
     /// Loss of rows with the current parameters; before the first step, the base's.
     pub fn evaluate(&mut self, rows: impl Iterator<Item = Batch>) -> Evaluated {
         match self {
             AnyTrainer::Adapter(trainer) => {
-                let begun = trainer.steps() > 0;
+                let begun = trainer.state.step > 0;
                 trainer.evaluate(rows, begun)
             }
             AnyTrainer::Full(trainer) => trainer.evaluate(rows),

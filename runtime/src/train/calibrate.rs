@@ -178,8 +178,7 @@ impl<'a> Timing<'a> {
             convert_all_s: mean(3),
             convert_attention_s: mean(4),
             backward_s: mean(5),
-            head_s: 0.0,
-            rest_s: 0.0,
+            ..Pieces::default()
         }
     }
 
@@ -220,16 +219,8 @@ impl<'a> Timing<'a> {
         repeated(|| {
             if beside_base {
                 divergence::keep_base(ctx, &w, x, ids, head);
-                divergence::loss(
-                    ctx,
-                    &w,
-                    x,
-                    ids,
-                    Some((Pull { penalty, alone: false }, &mut *dx)),
-                    head,
-                    kernel,
-                    |_, _| {},
-                );
+                let pull = Some((Pull { penalty, alone: false }, &mut dx[..]));
+                divergence::loss(ctx, &w, x, ids, pull, head, kernel, |_, _| {});
                 return;
             }
             head::loss(ctx, &w, x, ids, Some(dx), head, kernel, |_, _| {});

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use engraft_kernels::Kernels;
 
 use super::subspace::Subspace;
-use super::walk::{SHARING, Walk, WalkWords, check_ranks, extent, widths};
+use super::walk::{SHARING, Walk, WalkWords, check_ranks, extent, not_finite, widths};
 use crate::adapter::{Adapter, Init, Layout};
 use crate::data::Batch;
 use crate::data::batches::NO_TARGET;
@@ -56,11 +56,11 @@ impl EvaWords {
 }
 
 /// Sets A of every adapted projection from its inputs over `batches`. After each batch and each input,
-/// `progress` receives the number of blocks done; return false to stop, which leaves A partly set.
+/// `go_on` receives the number of blocks done; its error ends the walk, which leaves A partly set.
 ///
 /// # Errors
 /// `Misuse` if a rank exceeds its projection's width; `BadData` for batches without a target; `NonFinite` if an
-/// input isn't finite; `Cancelled`.
+/// input isn't finite; those of `go_on`.
 pub fn initialize(
     adapter: &mut Adapter,
     model: &ModelFile,
@@ -68,7 +68,7 @@ pub fn initialize(
     precision: Precision,
     batches: &[Batch],
     seed: u64,
-    mut progress: impl FnMut(usize) -> bool,
+    mut go_on: impl FnMut(usize) -> Result<()>,
 ) -> Result<()> {
     check_ranks(&adapter.layout).map_err(|e| e.at("EVA"))?;
     if !batches.iter().any(|b| b.trained_tokens() > 0) {
@@ -80,22 +80,18 @@ pub fn initialize(
     let last = adapter.layout.layers().last().copied().unwrap_or(0);
     for layer in 0..=last {
         let adapted = adapter.layout.block(layer).is_some();
-        let mut go_on = || match progress(layer) {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Cancelled, "stopped during EVA initialization")),
-        };
         collected.rows = 0;
         walk.pass(layer, &mut |batch, inputs, _| {
             if adapted {
                 collected.take(batch, inputs);
             }
-            go_on()
+            go_on(layer)
         })?;
         for (which, projs) in SHARING.into_iter().enumerate().filter(|_| adapted) {
             collected
                 .set(walk.kernels, adapter, (layer, which, projs), seed)
                 .map_err(|e| e.at(format!("EVA: {}, block {layer} of {}", projs[0].hf_name(), c.n_layers)))?;
-            go_on()?;
+            go_on(layer)?;
         }
     }
     adapter.meta.init = Init::Eva;
@@ -112,8 +108,8 @@ struct Collected {
 
 impl Collected {
     fn new(c: &ModelConfig, layout: &Layout, batches: &[Batch], threads: usize) -> Collected {
-        let (rows, seq, tokens) = extent(batches);
-        let words = EvaWords::new(c, layout, (rows, seq, tokens), threads);
+        let words = EvaWords::new(c, layout, extent(batches), threads);
+        let tokens = words.tokens;
         let widest = words.widths.into_iter().max().unwrap_or(0);
         Collected {
             inputs: words.widths.map(|width| vec![0.0; tokens * width]),
@@ -151,8 +147,7 @@ impl Collected {
         let mut rng = Rng::new(seed, STREAM + (layer * SHARING.len() + which) as u64);
         let x = &self.inputs[which][..self.rows * width];
         let vectors = self.space.leading(kernels, x, (self.rows, width), rank, &mut rng);
-        let vectors = vectors
-            .ok_or_else(|| Error::new(ErrorKind::NonFinite, "an input isn't finite: the model is broken"))?;
+        let vectors = vectors.ok_or_else(not_finite)?;
         for slot in slots {
             let a = &mut adapter.theta[slot.a];
             a.copy_from_slice(&vectors[..a.len()]);

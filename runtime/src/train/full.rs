@@ -6,12 +6,10 @@ use std::sync::Arc;
 use engraft_kernels::{AdamWStep, Kernels};
 
 use super::chain::{Chain, Evaluated};
-use super::numbers::{Numbers, NumbersMut};
-use super::optim::AdamW;
-use super::schedule::Schedule;
+use super::numbers::{Numbers, NumbersMut, State};
 use super::trainer::{StepReport, TrainOptions};
 use crate::data::Batch;
-use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
 use crate::model::tuned::{TunedLayout, TunedModel, Weights};
 use crate::model::weights::ModelFile;
@@ -27,15 +25,7 @@ pub struct FullTrainer {
     update: FullUpdate,
     /// In parameter order; with [`FullUpdate::AtOnce`], only those outside the blocks and of one block.
     grads: Vec<f32>,
-    optimizer: AdamW,
-    options: TrainOptions,
-    /// Factor on the schedule's rates.
-    rate_factor: f32,
-    step: u64,
-    /// Weights of the best look; empty without one.
-    best: Vec<f32>,
-    /// Whether a step failed after changing some weights, or a restore failed midway.
-    broken: bool,
+    pub(super) state: State,
 }
 
 impl FullTrainer {
@@ -57,37 +47,14 @@ impl FullTrainer {
             chain: Chain::new(Arc::new(tuned), kernels.clone(), Precision::F32, words),
             update: full.update,
             grads: vec![0.0; full.gradients],
-            optimizer: AdamW::new(options.adamw, full.weights),
-            options,
-            rate_factor: 1.0,
+            state: State::new(options, full.weights),
             kernels,
-            step: 0,
-            best: Vec::new(),
-            broken: false,
         }
-    }
-
-    /// Steps done.
-    pub fn steps(&self) -> u64 {
-        self.step
-    }
-
-    /// Uses another schedule from the next step on, for runs whose length is known only once they have started.
-    pub fn set_schedule(&mut self, schedule: Schedule) {
-        self.options.schedule = schedule;
-    }
-
-    /// Multiplies the schedule's rates from the next step on.
-    pub fn set_rate_factor(&mut self, factor: f32) {
-        self.rate_factor = factor;
     }
 
     /// What a checkpoint stores of it.
     pub fn numbers(&self) -> Numbers<'_> {
-        let AdamW { m, v, updates, .. } = &self.optimizer;
-        let theta = self.chain.tuned().map_or(&[][..], TunedModel::values);
-        let (best, steps, whole) = (&self.best[..], self.step, !self.broken);
-        Numbers { theta, m, v, best, updates: *updates, steps, whole }
+        self.state.numbers(self.chain.tuned().map_or(&[], TunedModel::values))
     }
 
     /// The same, for restoring.
@@ -95,16 +62,13 @@ impl FullTrainer {
     /// # Errors
     /// `Misuse` while others hold the weights.
     pub fn numbers_mut(&mut self) -> Result<NumbersMut<'_>> {
-        let AdamW { m, v, updates, .. } = &mut self.optimizer;
-        let Some(model) = self.chain.weights_mut() else { return Err(in_use()) };
-        let (theta, steps, broken) = (model.values_mut(), &mut self.step, &mut self.broken);
-        Ok(NumbersMut { theta, m, v, best: &mut self.best, updates, steps, broken })
+        let model = self.chain.weights_mut().ok_or_else(in_use)?;
+        Ok(self.state.numbers_mut(model.values_mut()))
     }
 
     /// Stores the current weights as those of the best look.
     pub fn keep_best(&mut self) {
-        self.best.clear();
-        self.best.extend_from_slice(self.chain.tuned().map_or(&[][..], TunedModel::values));
+        self.state.keep_best(self.chain.tuned().map_or(&[], TunedModel::values));
     }
 
     /// The current weights, for sequences and scoring chains. While any such user is alive,
@@ -115,10 +79,10 @@ impl FullTrainer {
 
     /// The final weights: those of the best look, if kept. Everything else is freed.
     pub fn into_weights(mut self) -> Arc<TunedModel> {
-        if !self.best.is_empty()
+        if !self.state.best.is_empty()
             && let Some(model) = self.chain.weights_mut()
         {
-            model.values_mut().copy_from_slice(&self.best);
+            model.values_mut().copy_from_slice(&self.state.best);
         }
         match self.chain.weights() {
             Weights::Tuned(model) => model,
@@ -140,12 +104,12 @@ impl FullTrainer {
     /// elsewhere, or for several micro-batches or clipping with `AtOnce`.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         self.check(batches)?;
-        let lr = self.options.schedule.rate(self.step) * self.rate_factor;
+        let lr = self.state.rate();
         let (total, grad_norm) = match (self.update, batches) {
             (FullUpdate::AtOnce, [batch]) => self.step_at_once(batch, lr)?,
             _ => self.step_at_end(batches, lr)?,
         };
-        self.step += 1;
+        self.state.step += 1;
         Ok(StepReport {
             loss: total.loss_sum / total.targets as f64,
             kl: None,
@@ -160,9 +124,7 @@ impl FullTrainer {
     pub fn evaluate(&mut self, batches: impl Iterator<Item = Batch>) -> Evaluated {
         let mut total = Evaluated::default();
         for b in batches {
-            let e = self.chain.evaluate(None, &b, |_, _| {});
-            total.loss_sum += e.loss_sum;
-            total.targets += e.targets;
+            total += self.chain.evaluate(None, &b, |_, _| {});
         }
         total
     }
@@ -170,13 +132,13 @@ impl FullTrainer {
     /// Checks that a step is possible at all.
     fn check(&mut self, batches: &[Batch]) -> Result<()> {
         let misuse = |message: &str| Err(Error::new(ErrorKind::Misuse, message));
-        if self.broken {
+        if self.state.broken {
             return misuse(
                 "an earlier step failed midway, so the weights are unusable; restore a checkpoint",
             );
         }
-        if self.update == FullUpdate::AtOnce && (batches.len() != 1 || self.options.adamw.max_grad_norm > 0.0)
-        {
+        let clips = self.state.options.adamw.max_grad_norm > 0.0;
+        if self.update == FullUpdate::AtOnce && (batches.len() != 1 || clips) {
             return misuse("updating blocks at once needs a single micro-batch and no clipping");
         }
         if self.chain.weights_mut().is_none() {
@@ -190,21 +152,20 @@ impl FullTrainer {
         let mut total = Evaluated::default();
         for (i, batch) in batches.iter().enumerate() {
             let accumulate = i > 0;
-            let e = self.chain.forward_weights(batch, head_grads(&self.layout, &mut self.grads, accumulate));
+            total += self.chain.forward_weights(batch, head_grads(&self.layout, &mut self.grads, accumulate));
             for l in (0..self.chain.config().n_layers).rev() {
                 let grads = block_grads(&self.layout, &mut self.grads[self.layout.block(l)], accumulate);
                 self.chain.backward_weights(batch, l, grads);
             }
             self.embedding_gradient(batch, accumulate);
-            total.loss_sum += e.loss_sum;
-            total.targets += e.targets;
         }
         let count = self.counted(&total)?;
         let (outer, layers) = (self.layout.outer(), 0..self.chain.config().n_layers);
         let parts = || std::iter::once(outer.clone()).chain(layers.clone().map(|l| self.layout.block(l)));
         let squares: f64 = parts().map(|at| self.kernels.sum_squares(&self.grads[at])).sum();
         let norm = squares.sqrt() / count;
-        let step = self.optimizer.begin_with(norm, count, lr).ok_or_else(|| self.not_finite())?;
+        let begun = self.state.optimizer.begin_with(norm, count, lr);
+        let step = begun.ok_or_else(|| self.state.not_finite())?;
         self.apply(outer.clone(), outer, &step);
         for l in layers {
             self.apply(self.layout.block(l), self.layout.block(l), &step);
@@ -217,7 +178,8 @@ impl FullTrainer {
         let total = self.chain.forward_weights(batch, head_grads(&self.layout, &mut self.grads, false));
         let count = self.counted(&total)?;
         // Without clipping, the update doesn't depend on the norm.
-        let step = self.optimizer.begin_with(0.0, count, lr).ok_or_else(|| self.not_finite())?;
+        let begun = self.state.optimizer.begin_with(0.0, count, lr);
+        let step = begun.ok_or_else(|| self.state.not_finite())?;
         let outer = self.layout.outer();
         let mut squares = 0.0f64;
         for l in (0..self.chain.config().n_layers).rev() {
@@ -239,24 +201,17 @@ impl FullTrainer {
         if squares.is_finite() {
             return Ok(squares);
         }
-        self.broken = true;
-        Err(self.not_finite())
+        self.state.broken = true;
+        Err(self.state.not_finite())
     }
 
     /// The number of a step's targets, as a divisor, checked before anything changes.
     fn counted(&self, total: &Evaluated) -> Result<f64> {
-        if total.targets == 0 {
-            return Err(Error::new(ErrorKind::BadData, "the step has no token to train on"));
-        }
+        let count = State::counted(total)?;
         if !total.loss_sum.is_finite() {
-            return Err(self.not_finite());
+            return Err(self.state.not_finite());
         }
-        Ok(total.targets as f64)
-    }
-
-    fn not_finite(&self) -> Error {
-        let what = format!("step {}: loss or gradient isn't finite", self.step + 1);
-        Error::new(ErrorKind::NonFinite, what).advise(Advice::LowerRate)
+        Ok(count)
     }
 
     fn embedding_gradient(&mut self, batch: &Batch, accumulate: bool) {
@@ -278,7 +233,7 @@ impl FullTrainer {
             let first = at.start + within.start;
             let theta = &mut model.values_mut()[first..at.start + within.end];
             let grads = &self.grads[from.start + within.start..from.start + within.end];
-            self.optimizer.update_part(&self.kernels, theta, grads, first, step);
+            self.state.optimizer.update_part(&self.kernels, theta, grads, first, step);
         }
     }
 }

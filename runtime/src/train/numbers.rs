@@ -1,6 +1,70 @@
 //! A trainer's learned numbers, as a checkpoint stores them.
 
-use crate::error::{Error, ErrorKind, Result};
+use super::chain::Evaluated;
+use super::optim::AdamW;
+use super::trainer::TrainOptions;
+use crate::error::{Advice, Error, ErrorKind, Result};
+
+/// What every trainer has beside its parameters and their gradients.
+pub(super) struct State {
+    pub(super) optimizer: AdamW,
+    pub(super) options: TrainOptions,
+    /// Factor on the schedule's rates.
+    pub(super) rate_factor: f32,
+    /// Optimizer steps done.
+    pub(super) step: u64,
+    /// Parameters of the best look; empty without one.
+    pub(super) best: Vec<f32>,
+    /// Whether a step failed after changing some parameters, or a restore failed midway.
+    pub(super) broken: bool,
+}
+
+impl State {
+    /// Before the first step, for so many trained parameters.
+    pub(super) fn new(options: TrainOptions, trained: usize) -> State {
+        let optimizer = AdamW::new(options.adamw, trained);
+        State { optimizer, options, rate_factor: 1.0, step: 0, best: Vec::new(), broken: false }
+    }
+
+    /// The learning rate of the next step.
+    pub(super) fn rate(&self) -> f32 {
+        self.options.schedule.rate(self.step) * self.rate_factor
+    }
+
+    /// Stores these parameters as those of the best look.
+    pub(super) fn keep_best(&mut self, theta: &[f32]) {
+        self.best.clear();
+        self.best.extend_from_slice(theta);
+    }
+
+    pub(super) fn numbers<'a>(&'a self, theta: &'a [f32]) -> Numbers<'a> {
+        let AdamW { m, v, updates, .. } = &self.optimizer;
+        Numbers { theta, m, v, best: &self.best, updates: *updates, steps: self.step, whole: !self.broken }
+    }
+
+    pub(super) fn numbers_mut<'a>(&'a mut self, theta: &'a mut [f32]) -> NumbersMut<'a> {
+        let State { step: steps, best, broken, .. } = self;
+        let AdamW { m, v, updates, .. } = &mut self.optimizer;
+        NumbersMut { theta, m, v, best, updates, steps, broken }
+    }
+
+    /// The number of a step's targets, as a divisor.
+    ///
+    /// # Errors
+    /// `BadData` if there is none.
+    pub(super) fn counted(total: &Evaluated) -> Result<f64> {
+        match total.targets {
+            0 => Err(Error::new(ErrorKind::BadData, "the step has no token to train on")),
+            targets => Ok(targets as f64),
+        }
+    }
+
+    /// The error of the next step when it comes upon a NaN or an infinity.
+    pub(super) fn not_finite(&self) -> Error {
+        let what = format!("step {}: loss or gradient isn't finite", self.step + 1);
+        Error::new(ErrorKind::NonFinite, what).advise(Advice::LowerRate)
+    }
+}
 
 /// Parameters θ and the moments of those that are trained, in one order.
 pub struct Numbers<'a> {

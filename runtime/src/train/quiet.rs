@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use engraft_kernels::{Kernels, SymmetricEigen};
 
-use super::walk::{SHARING, Walk, WalkWords, check_ranks, widths};
+use super::walk::{SHARING, Walk, WalkWords, check_ranks, not_finite, widths};
 use crate::adapter::{Adapter, Init, Layout};
 use crate::algebra::dot;
 use crate::data::Batch;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::Precision;
@@ -45,10 +45,10 @@ pub fn words(c: &ModelConfig, layout: &Layout, extent: (usize, usize, usize), th
 
 /// Draws A of every adapted projection inside the directions that the inputs over `batches` leave quiet: those of the
 /// least energy whose shares add up to at most `energy`, and twice the rank at least. After each batch and each input,
-/// `progress` receives the number of blocks done; return false to stop, which leaves A partly set.
+/// `go_on` receives the number of blocks done; its error ends the walk, which leaves A partly set.
 ///
 /// # Errors
-/// `Misuse` if a rank exceeds its projection's width; `NonFinite` if an input isn't finite; `Cancelled`.
+/// `Misuse` if a rank exceeds its projection's width; `NonFinite` if an input isn't finite; those of `go_on`.
 pub fn initialize(
     adapter: &mut Adapter,
     model: &ModelFile,
@@ -56,7 +56,7 @@ pub fn initialize(
     precision: Precision,
     batches: &[Batch],
     (energy, seed): (f32, u64),
-    mut progress: impl FnMut(usize) -> bool,
+    mut go_on: impl FnMut(usize) -> Result<()>,
 ) -> Result<()> {
     check_ranks(&adapter.layout)?;
     let c = model.config();
@@ -65,22 +65,18 @@ pub fn initialize(
     let last = adapter.layout.layers().last().copied().unwrap_or(0);
     for layer in 0..=last {
         let adapted = adapter.layout.block(layer).is_some();
-        let mut go_on = || match progress(layer) {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Cancelled, "stopped while measuring ordinary text")),
-        };
         covariances.iter_mut().for_each(|own| own.fill(0.0));
         walk.pass(layer, &mut |batch, inputs, scratch| {
             let m = batch.rows();
             for (own, x) in covariances.iter_mut().zip(inputs).filter(|(own, _)| adapted && !own.is_empty()) {
                 kernels.gemm_tn(x, x, m, own, true, scratch);
             }
-            go_on()
+            go_on(layer)
         })?;
         for (covariance, projs) in covariances.iter().zip(SHARING).filter(|_| adapted) {
             draw(adapter, covariance, (layer, projs), (energy, seed))
                 .map_err(|e| e.at(format!("{}, block {layer} of {}", projs[0].hf_name(), c.n_layers)))?;
-            go_on()?;
+            go_on(layer)?;
         }
     }
     adapter.meta.init = Init::Quiet;
@@ -97,8 +93,7 @@ fn draw(
     let slots: Vec<_> = projs.iter().filter_map(|p| Some((*p, adapter.layout.slot(layer, *p)?))).collect();
     let Some(rank) = slots.iter().map(|(_, s)| s.rank).max() else { return Ok(()) };
     let n = slots[0].1.inputs;
-    let found = SymmetricEigen::new(covariance, n)
-        .ok_or_else(|| Error::new(ErrorKind::NonFinite, "an input isn't finite: the model is broken"))?;
+    let found = SymmetricEigen::new(covariance, n).ok_or_else(not_finite)?;
     let values: Vec<f64> = found.values().iter().map(|v| f64::from(*v).max(0.0)).collect();
     let quiet = quiet(&values, energy).max(2 * rank).min(n);
     for (proj, slot) in slots {

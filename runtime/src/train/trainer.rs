@@ -5,12 +5,12 @@ use std::sync::Arc;
 use engraft_kernels::Kernels;
 
 use super::chain::{AdapterView, Chain, Evaluated};
-use super::numbers::{Numbers, NumbersMut};
-use super::optim::{AdamW, AdamWConfig};
+use super::numbers::{Numbers, NumbersMut, State};
+use super::optim::AdamWConfig;
 use super::schedule::Schedule;
 use crate::adapter::{Adapter, Gains, Layout, TrainedWith};
 use crate::data::Batch;
-use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::{Compared, Direction, KlPenalty, Pull};
 use crate::nn::{Dropout, GradientPrecision, Precision};
@@ -65,18 +65,10 @@ pub struct Trainer {
     /// Where gradients and moments lie: as in θ, or without A while that is frozen.
     trained: Layout,
     grads: Vec<f32>,
-    optimizer: AdamW,
-    options: TrainOptions,
-    /// Factor on the schedule's rates.
-    rate_factor: f32,
-    step: u64,
+    pub(super) state: State,
     /// Rows of ordinary text on which the next step also stays near the base, and the weight of their mean
     /// divergence.
     general: Option<(Batch, f32)>,
-    /// Parameters of the best look; empty without one.
-    best: Vec<f32>,
-    /// Whether a restore failed midway.
-    broken: bool,
 }
 
 impl Trainer {
@@ -100,14 +92,9 @@ impl Trainer {
             kernels,
             trained,
             grads: vec![0.0; n],
-            optimizer: AdamW::new(options.adamw, n),
+            state: State::new(options, n),
             adapter,
-            options,
-            rate_factor: 1.0,
-            step: 0,
             general: None,
-            best: Vec::new(),
-            broken: false,
         }
     }
 
@@ -115,11 +102,6 @@ impl Trainer {
     /// mean loss with this weight; their own words are no targets. Needs `beside_base` in the plan.
     pub fn stay_near_base_on(&mut self, rows: Batch, weight: f32) {
         self.general = Some((rows, weight));
-    }
-
-    /// Steps done.
-    pub fn steps(&self) -> u64 {
-        self.step
     }
 
     /// The current adapter.
@@ -132,41 +114,26 @@ impl Trainer {
         &mut self.adapter.meta
     }
 
-    /// Uses another schedule from the next step on, for runs whose length is known only once they have started.
-    pub fn set_schedule(&mut self, schedule: Schedule) {
-        self.options.schedule = schedule;
-    }
-
-    /// Multiplies the schedule's rates from the next step on.
-    pub fn set_rate_factor(&mut self, factor: f32) {
-        self.rate_factor = factor;
-    }
-
     /// What a checkpoint stores of it.
     pub fn numbers(&self) -> Numbers<'_> {
-        let AdamW { m, v, updates, .. } = &self.optimizer;
-        let (theta, steps, whole) = (&self.adapter.theta, self.step, !self.broken);
-        Numbers { theta, m, v, best: &self.best, updates: *updates, steps, whole }
+        self.state.numbers(&self.adapter.theta)
     }
 
     /// The same, for restoring.
     pub fn numbers_mut(&mut self) -> NumbersMut<'_> {
         self.fresh = None;
-        let AdamW { m, v, updates, .. } = &mut self.optimizer;
-        let (theta, steps, broken) = (&mut self.adapter.theta, &mut self.step, &mut self.broken);
-        NumbersMut { theta, m, v, best: &mut self.best, updates, steps, broken }
+        self.state.numbers_mut(&mut self.adapter.theta)
     }
 
     /// Stores the current parameters as those of the best look.
     pub fn keep_best(&mut self) {
-        self.best.clear();
-        self.best.extend_from_slice(&self.adapter.theta);
+        self.state.keep_best(&self.adapter.theta);
     }
 
     /// The final adapter, with the parameters of the best look, if kept.
     pub fn into_adapter(mut self) -> Adapter {
-        if !self.best.is_empty() {
-            self.adapter.theta = self.best;
+        if !self.state.best.is_empty() {
+            self.adapter.theta = self.state.best;
         }
         self.adapter
     }
@@ -183,45 +150,40 @@ impl Trainer {
     /// `NonFinite` if loss or gradient isn't finite; `BadData` if no row has a target; `Misuse` after a restore
     /// that failed midway; `Io` if the model's file was truncated or changed. θ is unchanged in every case.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
-        if self.broken {
+        if self.state.broken {
             return Err(Error::new(ErrorKind::Misuse, "a restore failed midway: restore another checkpoint"));
         }
         self.model.check_whole()?;
         self.grads.fill(0.0);
-        self.refresh(self.options.precision);
+        self.refresh(self.state.options.precision);
         let (mut total, mut kl_sum) = (Evaluated::default(), 0.0);
         let mut tokens = 0;
         for (i, b) in batches.iter().enumerate() {
             let (e, kl) = self.accumulate(i, b);
-            total.loss_sum += e.loss_sum;
-            total.targets += e.targets;
+            total += e;
             kl_sum += kl;
             tokens += b.ids.len();
         }
-        if total.targets == 0 {
-            return Err(Error::new(ErrorKind::BadData, "the step has no token to train on"));
-        }
+        let count = State::counted(&total)?;
         kl_sum += self.stay_near_base(total.targets);
         // Data read from a file truncated meanwhile must not change θ.
         self.model.check_whole()?;
-        let count = total.targets as f64;
-        let lr = self.options.schedule.rate(self.step) * self.rate_factor;
+        let lr = self.state.rate();
         let theta = &mut self.adapter.theta;
         // A non-finite loss must not change θ, whatever its gradient looks like.
         let grad_norm = match total.loss_sum.is_finite() && kl_sum.is_finite() {
             true => {
                 let layouts = (&self.adapter.layout, &self.trained);
-                self.optimizer.update_adapter(&self.kernels, layouts, theta, &self.grads, count, lr)
+                self.state.optimizer.update_adapter(&self.kernels, layouts, theta, &self.grads, count, lr)
             }
             false => f64::NAN,
         };
         if !grad_norm.is_finite() {
-            let what = format!("step {}: loss or gradient isn't finite", self.step + 1);
-            return Err(Error::new(ErrorKind::NonFinite, what).advise(Advice::LowerRate));
+            return Err(self.state.not_finite());
         }
-        self.step += 1;
+        self.state.step += 1;
         self.fresh = None;
-        let kl = self.options.kl.map(|_| kl_sum / count);
+        let kl = self.state.options.kl.map(|_| kl_sum / count);
         Ok(StepReport { loss: total.loss_sum / count, kl, targets: total.targets, tokens, grad_norm, lr })
     }
 
@@ -230,7 +192,7 @@ impl Trainer {
     fn accumulate(&mut self, i: usize, batch: &Batch) -> (Evaluated, f64) {
         let dropout = self.dropout(i);
         let view = view(&self.adapter, &self.gains);
-        let Some(penalty) = self.options.kl else {
+        let Some(penalty) = self.state.options.kl else {
             return (self.chain.accumulate(view, batch, dropout, (&self.trained, &mut self.grads)), 0.0);
         };
         let (grads, pull) = ((&self.trained, &mut self.grads[..]), Pull { penalty, alone: false });
@@ -260,9 +222,7 @@ impl Trainer {
         self.refresh(Precision::F32);
         for b in batches {
             let view = view(&self.adapter, &self.gains);
-            let e = self.chain.evaluate(with_adapter.then_some(&view), &b, |_, _| {});
-            total.loss_sum += e.loss_sum;
-            total.targets += e.targets;
+            total += self.chain.evaluate(with_adapter.then_some(&view), &b, |_, _| {});
         }
         total
     }
@@ -294,7 +254,8 @@ impl Trainer {
 
     fn dropout(&self, micro: usize) -> Dropout {
         let p = self.adapter.config.dropout;
-        let key = crate::rng::mix(self.options.seed ^ crate::rng::mix(self.step << 16 | micro as u64));
+        let key =
+            crate::rng::mix(self.state.options.seed ^ crate::rng::mix(self.state.step << 16 | micro as u64));
         Dropout { p, key }
     }
 }

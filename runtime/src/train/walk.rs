@@ -131,6 +131,11 @@ pub(super) fn widths(c: &ModelConfig, layout: &Layout) -> [usize; 4] {
     SHARING.map(|projs| if adapted(projs) { projs[0].shape(c).1 } else { 0 })
 }
 
+/// The error for an input that holds a NaN or an infinity.
+pub(super) fn not_finite() -> Error {
+    Error::new(ErrorKind::NonFinite, "an input isn't finite: the model is broken")
+}
+
 /// Refuses more directions than an input has.
 ///
 /// # Errors

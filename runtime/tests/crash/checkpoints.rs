@@ -6,7 +6,7 @@ use std::path::Path;
 use engraft_runtime::error::Result;
 use engraft_runtime::nn::{GradientPrecision, Precision};
 use engraft_runtime::rng::Rng;
-use engraft_runtime::run::checkpoint::{Progress, Restored};
+use engraft_runtime::run::checkpoint::Progress;
 use engraft_runtime::run::{Checkpoints, Identity};
 use engraft_runtime::storage::{Storage, remove_stray_files};
 use engraft_runtime::train::optim::AdamWConfig;
@@ -67,7 +67,7 @@ fn save(device: &Device, running: &Running, step: u64) -> Result<()> {
     if running.as_ref().is_none_or(|(of, _)| !of.is(device)) {
         let mut checkpoints = Checkpoints::open(device, Path::new(DIR))?;
         // What is passed over for a failing device is told, and the run goes on from what is left.
-        let _told = restore(device, &mut checkpoints, Checkpoints::restore)?;
+        let _told = restore(device, &mut checkpoints, false)?;
         *running = Some((device.clone(), checkpoints));
     }
     let Some((_, checkpoints)) = running.as_mut() else { unreachable!("it was taken up") };
@@ -77,14 +77,12 @@ fn save(device: &Device, running: &Running, step: u64) -> Result<()> {
     checkpoints.save(device, &identity(), &numbers, &progress, step.is_multiple_of(ANCHORS)).map(drop)
 }
 
-type Restore = fn(&mut Checkpoints, &dyn Storage, &Identity, &mut NumbersMut<'_>) -> Result<Restored>;
-
 /// The step that is restored; an error text where its numbers are not those of the step, or something was
 /// passed over.
 fn restore(
     device: &Device,
     checkpoints: &mut Checkpoints,
-    restore: Restore,
+    anchors_only: bool,
 ) -> Result<std::result::Result<Option<u64>, String>> {
     let [mut theta, mut m, mut v] = [0; 3].map(|_| vec![0.0; LEN]);
     let (mut updates, mut steps, mut broken, mut best) = (0, 0, false, Vec::new());
@@ -97,7 +95,7 @@ fn restore(
         steps: &mut steps,
         broken: &mut broken,
     };
-    let restored = restore(checkpoints, device, &identity(), &mut into)?;
+    let restored = checkpoints.restore(device, &identity(), &mut into, anchors_only)?;
     if !restored.passed_over.is_empty() {
         return Ok(Err(format!("passed over: {:?}", restored.passed_over)));
     }
@@ -108,8 +106,8 @@ fn restore(
 
 fn find(device: &Device) -> std::result::Result<Found, String> {
     let mut checkpoints = Checkpoints::open(device, Path::new(DIR)).map_err(|e| e.to_string())?;
-    let newest = restore(device, &mut checkpoints, Checkpoints::restore).map_err(|e| e.to_string())??;
-    let anchor = restore(device, &mut checkpoints, Checkpoints::roll_back).map_err(|e| e.to_string())??;
+    let newest = restore(device, &mut checkpoints, false).map_err(|e| e.to_string())??;
+    let anchor = restore(device, &mut checkpoints, true).map_err(|e| e.to_string())??;
     match (newest, anchor) {
         (None, None) => Ok(NOTHING),
         (Some(newest), Some(anchor)) if anchor == newest / ANCHORS * ANCHORS => Ok(newest as Found),

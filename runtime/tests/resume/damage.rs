@@ -9,7 +9,7 @@ use std::rc::Rc;
 use engraft_codec::{Element, Kind, Meta, Section, Writer};
 use engraft_runtime::error::ErrorKind;
 use engraft_runtime::run::checkpoint::payload_bytes;
-use engraft_runtime::run::{Checkpoints, Course, Training};
+use engraft_runtime::run::{Checkpoints, Course};
 use engraft_runtime::storage::{Disk, EntryKind, FileLock, Opened, StdIo, Storage, StorageFile};
 use engraft_runtime::train::AnyTrainer;
 

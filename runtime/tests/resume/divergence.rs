@@ -6,7 +6,7 @@ use engraft_runtime::error::ErrorKind;
 use engraft_runtime::model::map::Map;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::run::guard::{FAILED_MAX, ROLLBACKS_MAX};
-use engraft_runtime::run::{Course, Stepped, Training};
+use engraft_runtime::run::{Course, Stepped};
 use engraft_runtime::storage::Disk;
 use engraft_runtime::train::AnyTrainer;
 

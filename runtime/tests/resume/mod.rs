@@ -17,7 +17,7 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::{ArenaWords, FullUpdate, Request};
 use engraft_runtime::rng::Rng;
-use engraft_runtime::run::{Checkpoints, Course, Identity, Stepped, Training};
+use engraft_runtime::run::{Checkpoints, Course, Identity, Stepped};
 use engraft_runtime::storage::Disk;
 use engraft_runtime::train::optim::AdamWConfig;
 use engraft_runtime::train::schedule::Shape;
@@ -166,7 +166,7 @@ fn go(
 
 /// Everything that training changed, bit by bit, and the adapter's file.
 fn result(arm: &AnyTrainer, dir: &Path) -> TestResult<(Vec<u32>, Vec<u8>)> {
-    let numbers = Training::numbers(arm);
+    let numbers = arm.numbers();
     let parts = [numbers.theta, numbers.m, numbers.v];
     let bits = parts.iter().flat_map(|part| part.iter().map(|v| v.to_bits())).collect();
     let AnyTrainer::Adapter(trainer) = arm else { return Ok((bits, Vec::new())) };

@@ -10,10 +10,9 @@ use engraft_runtime::generate::replay::Starts;
 use engraft_runtime::generate::{KvType, Sequence};
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::{MemoryPlan, room};
-use engraft_runtime::run::prepare::walk_positions;
 use engraft_runtime::run::{
-    Base, Begin, Extent, Length, Limit, Method, Nobody, Observer, Planned, RunRows, SampledReplay, Setting,
-    Settings, Warmup, settings,
+    Base, Begin, Extent, Length, Limit, Method, Observer, Planned, RunRows, SampledReplay, Setting, Settings,
+    Warmup, settings,
 };
 use engraft_runtime::train::schedule::Shape;
 use engraft_runtime::train::{Direction, KlPenalty};
@@ -24,6 +23,7 @@ use crate::error::{Failure, Result};
 use crate::handle::{self, kind};
 use crate::model::{self, Model};
 use crate::session::SessionParams;
+use crate::trainer;
 
 /// The query projection, in `modules`.
 pub const ENGRAFT_MODULE_Q: u32 = 1;
@@ -161,7 +161,7 @@ pub(crate) struct Request {
     pub(crate) limit: Limit,
     exact: u32,
     threads: usize,
-    replay: Replayed,
+    pub(crate) replay: Replayed,
 }
 
 impl Request {
@@ -193,7 +193,8 @@ impl Request {
     /// The run's memory; without data, as if all rows had the maximum length.
     pub(crate) fn planned(&self, model: &model::Inner, data: Option<&data::Inner>) -> Result<Planned> {
         let c = model.file.config();
-        let rows = self.rows(data);
+        let replay = self.replay.given();
+        let rows = data.map_or(RunRows { replay, ..RunRows::default() }, |data| trainer::rows(data, replay));
         let extent = match data {
             Some(_) => Extent::of(rows, [].iter()),
             None => Extent::unknown(c.context_len.min(settings::ROW_TOKENS)),
@@ -203,21 +204,11 @@ impl Request {
             threads: self.threads,
             extent,
             sampled: self.replay.sampled.as_ref(),
-            walk_positions: walk_positions(&self.settings, &extent, rows),
+            rows,
             tokenizer_bytes: 0,
             held_bytes: held_bytes(model, data)?,
         };
         Ok(Planned::new(&self.settings, &setting, &self.limit))
-    }
-
-    fn rows<'a>(&'a self, data: Option<&'a data::Inner>) -> RunRows<'a> {
-        let none = &[][..];
-        RunRows {
-            train: data.map_or(none, |data| &data.rows.train.examples),
-            valid: data.map_or(none, |data| &data.rows.valid.examples),
-            replay: self.replay.given(),
-            general: none,
-        }
     }
 
     /// The model, and how to compute.
@@ -235,11 +226,6 @@ impl Request {
             gradient: precision.into(),
             held_bytes: held_bytes(model, data)?,
         })
-    }
-
-    /// The rows to replay; those from the base are sampled now.
-    pub(crate) fn replay(&self, base: &Base) -> Result<Vec<Example>> {
-        Ok(self.replay.read(base, &mut Nobody)?)
     }
 }
 
@@ -317,6 +303,7 @@ fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
         at_most(value, max, name).map(|value| or(value, usual as u32))
     };
     let plain = Settings::new(Method::Adapter(lora(p, c)?));
+    let norm = (settings::MAX_GRAD_NORM.into(), Some(0.0));
     let eva = within(p.eva_batches, (0, EVA_BATCHES_MAX), "eva_batches")?;
     Ok(Settings {
         begin: if eva > 0 { Begin::Eva(eva) } else { Begin::Random },
@@ -327,12 +314,7 @@ fn settings_of(p: &TrainParams, c: &ModelConfig) -> Result<Settings> {
         shape: shape(p.schedule)?,
         warmup: Warmup::Steps(p.warmup_steps.into()),
         weight_decay: number(p.weight_decay, (0.0, None), POSITIVE, "weight_decay")? as f32,
-        max_grad_norm: number(
-            p.max_grad_norm,
-            (settings::MAX_GRAD_NORM.into(), Some(0.0)),
-            POSITIVE,
-            "max_grad_norm",
-        )? as f32,
+        max_grad_norm: number(p.max_grad_norm, norm, POSITIVE, "max_grad_norm")? as f32,
         lora_plus_ratio: number(p.lora_plus_ratio, (1.0, None), POSITIVE, "lora_plus_ratio")? as f32,
         kl: penalty(p.kl_weight, p.kl_reverse)?,
         seed: p.seed,

@@ -191,7 +191,7 @@ impl Bench<'_> {
             threads: self.base.kernels.threads(),
             extent: Extent::unknown(seq),
             sampled: None,
-            walk_positions: (0, 0),
+            rows: RunRows::default(),
             tokenizer_bytes: 0,
             held_bytes: 0,
         };

@@ -16,7 +16,7 @@ use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::room::{self, Room};
 use engraft_runtime::plan::{FullUpdate, MemoryPlan, Request};
 use engraft_runtime::run::general;
-use engraft_runtime::run::prepare::{Rung, refuse_early, walk_positions};
+use engraft_runtime::run::prepare::{Rung, refuse_early};
 use engraft_runtime::run::{Extent, Limit, Method, Planned, RunRows, SampledReplay, Setting, Settings, Wear};
 use engraft_runtime::train::Direction;
 use engraft_runtime::train::calibrate::Pieces;
@@ -54,20 +54,6 @@ pub(crate) enum Replay {
 }
 
 impl Replay {
-    fn rows(&self) -> &[Example] {
-        match self {
-            Replay::Rows(rows) => rows,
-            Replay::Sampled(_) => &[],
-        }
-    }
-
-    fn sampled(&self) -> Option<&SampledReplay> {
-        match self {
-            Replay::Rows(_) => None,
-            Replay::Sampled(sampled) => Some(sampled),
-        }
-    }
-
     /// For people; empty if nothing is replayed.
     fn describe(&self, share: f64) -> String {
         let origin = match self {
@@ -105,7 +91,7 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
         threads: tune.compute.threads as usize,
         extent: Extent::unknown(rows_max),
         sampled: None,
-        walk_positions: (0, 0),
+        rows: RunRows::default(),
         tokenizer_bytes: Text::heap_bytes(&model)?,
         held_bytes: 0,
     };
@@ -117,17 +103,16 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
     })?;
     let (train, valid) =
         data.as_ref().map_or((&[][..], &[][..]), |data| (&data.train.examples[..], &data.valid.examples[..]));
-    let rows = RunRows { train, valid, replay: replay.rows(), general: &general };
+    let (given, sampled) = match &replay {
+        Replay::Rows(rows) => (&rows[..], None),
+        Replay::Sampled(sampled) => (&[][..], Some(sampled)),
+    };
+    let rows = RunRows { train, valid, replay: given, general: &general };
     let extent = match &data {
         Some(_) => Extent::of(rows, [].iter()),
         None => unknown.extent,
     };
-    let setting = Setting {
-        extent,
-        sampled: replay.sampled(),
-        walk_positions: walk_positions(&settings, &extent, rows),
-        ..unknown
-    };
+    let setting = Setting { extent, rows, sampled, ..unknown };
     let planned = Planned::new(&settings, &setting, &limit);
     let wear = Wear::new(&settings, model.config(), &planned.request);
     Ok(Prepared { model, settings, data, replay, general, planned, wear, limit })
@@ -250,7 +235,8 @@ fn describe_full(model: &ModelFile, dtype: Option<DType>) -> String {
     let n = TunedLayout::new(model.config()).len();
     let mut text = format!("full fine-tuning: all {n} weights, in f32");
     let stored = dtype.unwrap_or(model.block(0).proj(Proj::Down).dtype());
-    if is_coarse(stored) {
+    // Fewer than eight bits per element.
+    if stored.block_bytes() < stored.block_len() {
         text += &format!(
             "\nwarning: the model will be stored as {}, whose rounding can undo small changes; --type Q8_0 or F16 \
              keeps them",
@@ -265,11 +251,6 @@ fn describe_full(model: &ModelFile, dtype: Option<DType>) -> String {
          below 300M and can leave them worse than untrained (arXiv 2606.06920); use --fine-tune-type lora or dora \
          instead"
     )
-}
-
-/// Whether a type has fewer than eight bits per element.
-fn is_coarse(dtype: DType) -> bool {
-    dtype.block_bytes() < dtype.block_len()
 }
 
 /// What is adapted, with the multiplier of each distinct case.

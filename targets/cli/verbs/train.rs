@@ -12,10 +12,7 @@ use engraft_runtime::data::{Example, TrainValid};
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::merge;
 use engraft_runtime::model::Proj;
-use engraft_runtime::model::tuned::TunedModel;
-use engraft_runtime::run::{
-    Base, Checkpoints, Event, Method, Observer, Run, RunRows, Start, Stepping, Trained,
-};
+use engraft_runtime::run::{Base, Checkpoints, Event, Method, Observer, Run, RunRows, Start, Trained};
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use super::prepare::{Prepared, Replay, prepare, room_of};
@@ -67,10 +64,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     prepared.check()?;
     create_dir_all(&Disk, &tune.adapter_path)?;
     // Held until the end.
-    let _lock = match lock {
-        Some(lock) => lock,
-        None => take_lock(&tune.adapter_path)?,
-    };
+    let _lock = lock.map_or_else(|| take_lock(&tune.adapter_path), Ok)?;
     let screen = Screen {
         tune,
         cancel: invocation.cancel.clone(),
@@ -129,15 +123,8 @@ impl Training<'_> {
             true => Start::Resume(checkpoints),
             false => Start::Fresh(Some(checkpoints)),
         };
-        let begun = Run::begin(
-            "",
-            &base,
-            prepared.settings.clone(),
-            &prepared.planned.request,
-            rows,
-            start,
-            &mut screen,
-        );
+        let (settings, request) = (prepared.settings.clone(), &prepared.planned.request);
+        let begun = Run::begin("", &base, settings, request, rows, start, &mut screen);
         let (mut run, restored) = begun?;
         run.save_in(&tune.adapter_path);
         if options.resume.resume
@@ -216,7 +203,7 @@ impl Training<'_> {
         }
         let Training { run, mut screen, rows, prepared, .. } = self;
         if let (Trained::Full(tuned), Method::Full(dtype)) = (run.finish(), &prepared.settings.method) {
-            let file = write_model(tune, &tuned, *dtype, MODEL_FILE)?;
+            let file = merge::tuned::write(&Disk, &tune.adapter_path, MODEL_FILE, &tuned, *dtype)?.path;
             drop(tuned);
             screen.note(&format!("saved {}", file.display()));
             let stored = common::held_out_loss(&tune.compute, rows.valid, &file, &mut screen)?;
@@ -237,13 +224,14 @@ impl Training<'_> {
     /// separate name.
     fn keep(&mut self) -> Result<Option<PathBuf>, Error> {
         self.run.checkpoint(false, &mut self.screen)?;
-        if let Some(file) = self.run.save(&Disk, &self.options.tune.adapter_path)? {
+        let folder = &self.options.tune.adapter_path;
+        if let Some(file) = self.run.save(&Disk, folder)? {
             return Ok(Some(file));
         }
         let (Some(tuned), Method::Full(dtype)) = (self.run.weights(), &self.prepared.settings.method) else {
             return Ok(None);
         };
-        Ok(Some(write_model(&self.options.tune, &tuned, *dtype, STOPPED_FILE)?))
+        Ok(Some(merge::tuned::write(&Disk, folder, STOPPED_FILE, &tuned, *dtype)?.path))
     }
 
     /// What to tell after Ctrl-C or when time is up. Keeps what was learned so far, if anything.
@@ -285,16 +273,6 @@ fn replay_rows(prepared: &mut Prepared, base: &Base, screen: &mut Screen<'_>) ->
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("sampled {} rows of {tokens} tokens from the base in {seconds:.1} s", rows.len());
     Ok(rows)
-}
-
-/// Commits tuned weights as a model in `--adapter-path`.
-fn write_model(
-    tune: &TuneOptions,
-    tuned: &TunedModel,
-    dtype: Option<DType>,
-    name: &str,
-) -> Result<PathBuf, Error> {
-    Ok(merge::tuned::write(&Disk, &tune.adapter_path, name, tuned, dtype)?.path)
 }
 
 /// How much of the gain was left after storing the model.
@@ -347,12 +325,6 @@ impl Screen<'_> {
             self.failed = written;
         }
     }
-
-    fn step(&mut self, at: &Stepping) {
-        let (step, loss, tokens_per_s, elapsed_s) = (at.step, at.report.loss, at.tokens_per_s(), at.seconds);
-        let peak_private_bytes = self.watch.sample();
-        self.progress.step(&Step { step, loss, tokens_per_s, peak_private_bytes, elapsed_s });
-    }
 }
 
 impl Observer for Screen<'_> {
@@ -370,7 +342,13 @@ impl Observer for Screen<'_> {
 
     fn tell(&mut self, _: &str, event: Event<'_>) {
         match event {
-            Event::Step(at) => self.step(at),
+            Event::Step(at) => self.progress.step(&Step {
+                step: at.step,
+                loss: at.report.loss,
+                tokens_per_s: at.tokens_per_s(),
+                peak_private_bytes: self.watch.sample(),
+                elapsed_s: at.seconds,
+            }),
             Event::Report(at, means) => self.record(&StepRecord {
                 step: at.step,
                 train_loss: Some(means.loss),

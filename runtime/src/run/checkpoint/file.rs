@@ -18,12 +18,12 @@ const SCHEMA: u16 = 2;
 const SECTIONS: [&str; 4] = ["theta", "m", "v", "best"];
 
 #[derive(Serialize, Deserialize)]
-struct Header<Settings, State> {
+pub(super) struct Header<Settings, State> {
     /// The run's settings; its base is in the frame.
     settings: Settings,
-    steps: u64,
+    pub(super) steps: u64,
     updates: u64,
-    anchor: bool,
+    pub(super) anchor: bool,
     progress: State,
 }
 
@@ -60,20 +60,7 @@ pub(super) struct Checked {
     path: PathBuf,
     frame: Frame,
     source: Box<dyn ReadSeek>,
-    pub(super) steps: u64,
-    pub(super) anchor: bool,
-    updates: u64,
-    progress: Progress,
-}
-
-/// Checks a file, and that it belongs to this run.
-pub(super) fn identify(
-    storage: &dyn Storage,
-    path: &Path,
-    generation: u64,
-    identity: &Identity,
-) -> Result<()> {
-    checked(storage, path, generation, identity).map(|_| ())
+    pub(super) header: Header<Vec<(String, String)>, Progress>,
 }
 
 /// Opens and checks a file, without allocating anything of its size.
@@ -85,7 +72,7 @@ pub(super) fn open(
     lengths: (usize, usize),
 ) -> Result<Checked> {
     let checked = checked(storage, path, generation, identity)?;
-    if sections(lengths, &checked.progress).is_none_or(|sections| checked.frame.table() != sections) {
+    if sections(lengths, &checked.header.progress).is_none_or(|sections| checked.frame.table() != sections) {
         return Err(corrupt(path, "its sections don't match its run"));
     }
     Ok(checked)
@@ -95,7 +82,13 @@ fn corrupt(path: &Path, what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, format!("{}: {what}", path.display()))
 }
 
-fn checked(storage: &dyn Storage, path: &Path, generation: u64, identity: &Identity) -> Result<Checked> {
+/// Checks a file, and that it belongs to this run.
+pub(super) fn checked(
+    storage: &dyn Storage,
+    path: &Path,
+    generation: u64,
+    identity: &Identity,
+) -> Result<Checked> {
     let Opened { mut source, bytes } = storage.open(path).map_err(|e| reading(path, e))?;
     let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(path, e))?;
     if frame.kind() != Kind::CHECKPOINT {
@@ -119,24 +112,23 @@ fn checked(storage: &dyn Storage, path: &Path, generation: u64, identity: &Ident
     if !header.progress.guard.is_sane() {
         return Err(corrupt(path, "its learning rate or smoothed loss is out of range"));
     }
-    let Header { steps, updates, anchor, progress, .. } = header;
-    Ok(Checked { path: path.to_path_buf(), frame, source, steps, anchor, updates, progress })
+    Ok(Checked { path: path.to_path_buf(), frame, source, header })
 }
 
 impl Checked {
     /// Reads it into a trainer, which counts as broken until everything is there. A trainer that rolls back
     /// keeps its best look.
     pub(super) fn load(&mut self, into: &mut NumbersMut<'_>, returns: bool) -> Result<Progress> {
-        let path = &self.path;
+        let (path, progress) = (&self.path, &self.header.progress);
         self.source.rewind().map_err(|e| reading(path, e))?;
         *into.broken = true;
         let mut sections = self.frame.sections(StdIo(&mut self.source)).map_err(|e| frame_error(path, e))?;
         if !returns {
-            let best = if self.progress.best.is_some() { into.theta.len() } else { 0 };
+            let best = if progress.best.is_some() { into.theta.len() } else { 0 };
             into.best.resize(best, 0.0);
         }
         let parts = [&mut *into.theta, &mut *into.m, &mut *into.v];
-        let best = self.progress.best.filter(|_| !returns).map(|_| &mut into.best[..]);
+        let best = progress.best.filter(|_| !returns).map(|_| &mut into.best[..]);
         for (name, values) in SECTIONS.into_iter().zip(parts.into_iter().chain(best)) {
             sections.f32(name, values).map_err(|e| frame_error(path, e))?;
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
@@ -144,8 +136,8 @@ impl Checked {
                 return Err(Error::new(ErrorKind::Corrupt, message));
             }
         }
-        (*into.updates, *into.steps, *into.broken) = (self.updates, self.steps, false);
-        Ok(self.progress.clone())
+        (*into.updates, *into.steps, *into.broken) = (self.header.updates, self.header.steps, false);
+        Ok(progress.clone())
     }
 }
 

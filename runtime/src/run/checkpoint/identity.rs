@@ -27,14 +27,6 @@ pub struct Identity {
     settings: Vec<(String, String)>,
 }
 
-/// What [`Identity::digest`] hashes, in postcard's encoding.
-#[derive(Serialize)]
-struct Stated<'a> {
-    version: u32,
-    base: &'a [u8; 32],
-    settings: &'a [(String, String)],
-}
-
 impl Identity {
     /// A run on the model with this digest, training an adapter or (`None`) every weight.
     pub fn new(base: [u8; 32], lora: Option<&LoraConfig>, options: &TrainOptions) -> Identity {
@@ -87,8 +79,7 @@ impl Identity {
 
     /// One digest of all of it: SHA-256 of its statement in postcard's encoding.
     pub fn digest(&self) -> [u8; 32] {
-        let stated = Stated { version: VERSION, base: &self.base, settings: &self.settings };
-        stated_digest(&stated)
+        stated_digest(&(VERSION, self.base, &self.settings))
     }
 
     pub(super) fn base(&self) -> &[u8; 32] {

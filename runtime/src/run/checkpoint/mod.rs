@@ -225,8 +225,8 @@ impl Checkpoints {
     pub fn are_of(&self, storage: &dyn Storage, identity: &Identity) -> Result<bool> {
         for generation in generations(storage, &self.dir)? {
             let path = self.dir.join(file_name(generation));
-            match file::identify(storage, &path, generation, identity) {
-                Ok(()) => return Ok(true),
+            match file::checked(storage, &path, generation, identity) {
+                Ok(_) => return Ok(true),
                 Err(error) if error.kind() == ErrorKind::Io => return Err(error),
                 Err(error) if error.kind() == ErrorKind::Corrupt => {}
                 Err(_) => return Ok(false),
@@ -272,35 +272,6 @@ impl Checkpoints {
         Ok(Saved { path, generation, bytes: done.bytes })
     }
 
-    /// Fills `into` from the newest intact checkpoint; touches nothing if there is none.
-    ///
-    /// # Errors
-    /// [`ErrorKind::BaseMismatch`] and [`ErrorKind::Misuse`], naming what differs, for an intact checkpoint
-    /// with another model, settings or rows; [`ErrorKind::Unsupported`] for one from a newer version;
-    /// [`ErrorKind::Io`] if none was intact and the device failed to read one; [`ErrorKind::Corrupt`] if a file
-    /// changed while it was read and no other was left.
-    pub fn restore(
-        &mut self,
-        storage: &dyn Storage,
-        identity: &Identity,
-        into: &mut NumbersMut<'_>,
-    ) -> Result<Restored> {
-        self.restore_if(storage, identity, into, false)
-    }
-
-    /// The same from the newest anchor, for a run that diverged.
-    ///
-    /// # Errors
-    /// Those of [`Checkpoints::restore`].
-    pub fn roll_back(
-        &mut self,
-        storage: &dyn Storage,
-        identity: &Identity,
-        into: &mut NumbersMut<'_>,
-    ) -> Result<Restored> {
-        self.restore_if(storage, identity, into, true)
-    }
-
     /// Removes all checkpoints: the run is finished or starts over.
     ///
     /// # Errors
@@ -322,7 +293,15 @@ impl Checkpoints {
         storage.sync_dir(&self.dir).map_err(|e| Error::io(format!("syncing {}", self.dir.display()), e))
     }
 
-    fn restore_if(
+    /// Fills `into` from the newest intact checkpoint, or from the newest anchor for a run that diverged; touches
+    /// nothing if there is none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BaseMismatch`] and [`ErrorKind::Misuse`], naming what differs, for an intact checkpoint
+    /// with another model, settings or rows; [`ErrorKind::Unsupported`] for one from a newer version;
+    /// [`ErrorKind::Io`] if none was intact and the device failed to read one; [`ErrorKind::Corrupt`] if a file
+    /// changed while it was read and no other was left.
+    pub fn restore(
         &mut self,
         storage: &dyn Storage,
         identity: &Identity,
@@ -339,9 +318,8 @@ impl Checkpoints {
             let path = self.dir.join(file_name(generation));
             let opened = file::open(storage, &path, generation, identity, (into.theta.len(), into.m.len()));
             let read = opened.and_then(|mut checkpoint| {
-                let anchor = checkpoint.anchor;
+                let file::Header { anchor, steps, .. } = checkpoint.header;
                 let wanted = restored.found.is_none() && (anchor || !anchors_only);
-                let steps = checkpoint.steps;
                 let progress = if wanted { Some(checkpoint.load(into, anchors_only)?) } else { None };
                 Ok((anchor, progress.map(|progress| (steps, progress))))
             });

@@ -49,10 +49,9 @@ impl Chain {
 
     /// Runs the base forward; its last hidden states go to the head's buffers.
     fn take_base(&mut self, batch: &Batch) {
+        self.forward(None, batch, Dropout::OFF, self.model.config().n_layers);
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
-        self.forward(None, batch, Dropout::OFF, c.n_layers);
-        let c = self.model.config();
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
         let ctx = Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
         divergence::keep_base(&ctx, &w, &self.saved[..n], &batch.targets, &mut self.head);
@@ -70,15 +69,9 @@ impl Chain {
         let n = batch.ids.len() * c.d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
         let ctx = Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
-        divergence::loss(
-            &ctx,
-            &w,
-            &self.saved[slot * n..(slot + 1) * n],
-            &batch.targets,
-            train.map(|pull| (pull, &mut self.dx[..n])),
-            &mut self.head,
-            &mut self.block.kernel,
-            each,
-        )
+        let x = &self.saved[slot * n..(slot + 1) * n];
+        let pull = train.map(|pull| (pull, &mut self.dx[..n]));
+        let (head, kernel) = (&mut self.head, &mut self.block.kernel);
+        divergence::loss(&ctx, &w, x, &batch.targets, pull, head, kernel, each)
     }
 }

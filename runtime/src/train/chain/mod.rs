@@ -4,6 +4,7 @@
 
 mod compare;
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use engraft_kernels::Kernels;
@@ -72,6 +73,13 @@ pub struct Evaluated {
     pub loss_sum: f64,
     /// Targets.
     pub targets: usize,
+}
+
+impl AddAssign for Evaluated {
+    fn add_assign(&mut self, other: Evaluated) {
+        self.loss_sum += other.loss_sum;
+        self.targets += other.targets;
+    }
 }
 
 impl Chain {
@@ -187,16 +195,11 @@ impl Chain {
         let c = self.model.config();
         let n = batch.ids.len() * c.d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
-        let (loss_sum, targets) = head::loss_with_weights(
-            &Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient),
-            &w,
-            &self.saved[c.n_layers * n..(c.n_layers + 1) * n],
-            &batch.targets,
-            &mut self.dx[..n],
-            grads,
-            &mut self.head,
-            &mut self.block.kernel,
-        );
+        let ctx = Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
+        let (x, dx) = (&self.saved[c.n_layers * n..(c.n_layers + 1) * n], &mut self.dx[..n]);
+        let (head, kernel) = (&mut self.head, &mut self.block.kernel);
+        let (loss_sum, targets) =
+            head::loss_with_weights(&ctx, &w, x, &batch.targets, dx, grads, head, kernel);
         Evaluated { loss_sum, targets }
     }
 
@@ -219,11 +222,8 @@ impl Chain {
     fn forward(&mut self, adapter: Option<&dyn Adapted>, batch: &Batch, dropout: Dropout, first_kept: usize) {
         let c = self.model.config();
         let (rows, d) = (batch.ids.len(), c.d_model);
-        assert!(
-            rows <= self.words.rows,
-            "a micro-batch of {rows} rows exceeds the arena's {}",
-            self.words.rows
-        );
+        let most = self.words.rows;
+        assert!(rows <= most, "a micro-batch of {rows} rows exceeds the arena's {most}");
         self.pos.clear();
         self.pos.extend(batch.seqs.iter().flat_map(|s| 0..s.len() as u32));
         let embedding = self.model.token_embd();
@@ -246,17 +246,8 @@ impl Chain {
             if let Some(own) = &mut own {
                 own.lend(&mut self.block);
             }
-            block::forward(
-                &ctx,
-                &self.model.block(l),
-                &pairs,
-                map,
-                x,
-                y,
-                &mut self.block,
-                Keys::Batch,
-                dropout_of(dropout, l),
-            );
+            let (w, dropout) = (self.model.block(l), dropout_of(dropout, l));
+            block::forward(&ctx, &w, &pairs, map, x, y, &mut self.block, Keys::Batch, dropout);
             if let Some(own) = &mut own {
                 own.take(kernels, c, rows, x, &mut self.block);
             }
@@ -278,16 +269,9 @@ impl Chain {
         let n = batch.ids.len() * c.d_model;
         let w = HeadWeights { norm: self.model.output_norm(), w: self.model.output() };
         let ctx = Ctx::new(&self.kernels, c, &self.rope, self.precision).with_gradient(self.gradient);
-        let (loss_sum, targets) = head::loss(
-            &ctx,
-            &w,
-            &self.saved[slot * n..(slot + 1) * n],
-            &batch.targets,
-            train.then_some(&mut self.dx[..n]),
-            &mut self.head,
-            &mut self.block.kernel,
-            each,
-        );
+        let (x, dx) = (&self.saved[slot * n..(slot + 1) * n], train.then_some(&mut self.dx[..n]));
+        let (head, kernel) = (&mut self.head, &mut self.block.kernel);
+        let (loss_sum, targets) = head::loss(&ctx, &w, x, &batch.targets, dx, head, kernel, each);
         Evaluated { loss_sum, targets }
     }
 
@@ -333,19 +317,9 @@ impl Chain {
         };
         // Below the lowest block only a trained embedding needs a gradient.
         let want_dx = l > first || grads.norms[0].is_some();
-        block::backward(
-            &ctx,
-            &self.model.block(l),
-            pairs,
-            grads,
-            map,
-            (x, y),
-            &mut self.dx[..n],
-            &mut self.block,
-            found,
-            dropout_of(dropout, l),
-            want_dx,
-        );
+        let (w, dx, dropout) = (self.model.block(l), &mut self.dx[..n], dropout_of(dropout, l));
+        let b = &mut self.block;
+        block::backward(&ctx, &w, pairs, grads, map, (x, y), dx, b, found, dropout, want_dx);
         if let Some(Some(own)) = own {
             own.release(&mut self.block);
         }

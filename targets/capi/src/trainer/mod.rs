@@ -54,7 +54,7 @@ impl Run {
         let planned = request.planned(model, Some(data))?;
         request.limit.hold(&planned.plan, model.file.config(), &planned.request)?;
         let base = request.base(model, Some(data), params.threads)?;
-        let replay = request.replay(&base)?;
+        let replay = request.replay.read(&base, &mut run::Nobody)?;
         let rows = rows(data, &replay);
         let (settings, start) = (request.settings, Start::Fresh(None));
         let (run, _) = run::Run::begin("", &base, settings, &planned.request, rows, start, &mut run::Nobody)?;
@@ -140,7 +140,8 @@ impl Run {
     }
 }
 
-fn rows<'a>(data: &'a data::Inner, replay: &'a [Example]) -> RunRows<'a> {
+/// The rows of a run on this data.
+pub(crate) fn rows<'a>(data: &'a data::Inner, replay: &'a [Example]) -> RunRows<'a> {
     let rows = &data.rows;
     RunRows { train: &rows.train.examples, valid: &rows.valid.examples, replay, general: &[] }
 }

@@ -2,8 +2,6 @@ use std::ptr::null_mut;
 
 use std::time::Instant;
 
-use engraft_runtime::run::Training;
-
 use super::*;
 use crate::adapter::engraft_adapter_save;
 use crate::data::engraft_data_free;
