@@ -230,8 +230,8 @@ isa_table!(
         nn_item: portable::nn_item,
         tn_item: portable::tn_item,
         unpack: scalar::decode::unpack,
-        dequant: portable::dequantize,
-        strip: portable::dequantize_strip,
+        dequant: scalar::decode::dequantize,
+        strip: scalar::products::dequantize_strip,
         dot_rows: scalar::decode::dot_rows,
     }
 );
