@@ -3,11 +3,11 @@
 
 use gemm::Parallelism;
 
+use crate::block::DType;
 use crate::generic::gemm::{NN_CHUNK, NN_STRIP, take};
 use crate::generic::simd::Simd;
 use crate::items::{LowRank, NnItem, NtItem, Rows, TnItem};
-use crate::scalar::decode::dequantize;
-use crate::scalar::products;
+use crate::scalar::{decode, products};
 
 /// Columns of an output strip, the same as the scalar products, which handle everything that isn't f32.
 pub(crate) const STRIP: usize = products::STRIP;
@@ -255,5 +255,13 @@ pub(crate) unsafe fn tn_item(it: &TnItem<'_>, c0: usize, _: &mut [f32]) {
     unsafe {
         let x = (it.x.as_ptr().add(c0), k, 1);
         product((n, valid, it.m), (it.dw.add(c0), k), it.accumulate, (it.dy.as_ptr(), 1, n), x);
+    }
+}
+
+/// Elements of a stored row as floats, checked once.
+fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+    match dtype.is_float() {
+        true => decode::dequantize(dtype, row, start, out),
+        false => decode::dequantize_blocks(dtype, row, start, out),
     }
 }

@@ -237,24 +237,28 @@ pub fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
                 *out = bf16::from_le_bytes(*bytes).to_f32();
             }
         }
-        _ => {
-            let group = dtype.group_len();
-            for (i, out) in out.as_chunks_mut::<CHUNK>().0.iter_mut().enumerate() {
-                let (codes, scale, bias) = unpack_chunk(dtype, row, start + i * CHUNK);
-                for (k, out) in out.iter_mut().enumerate() {
-                    let product = scale[k / group] * f32::from(codes[k]);
-                    *out = if dtype.has_bias() { product + bias[k / group] } else { product };
-                }
-            }
+        _ => dequantize_blocks(dtype, row, start, out),
+    }
+}
+
+/// [`dequantize`] of a block type, which leaves the rules of its arguments to [`unpack`].
+pub(crate) fn dequantize_blocks(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+    let group = dtype.group_len();
+    for (i, out) in out.as_chunks_mut::<CHUNK>().0.iter_mut().enumerate() {
+        let (codes, scale, bias) = unpack_chunk(dtype, row, start + i * CHUNK);
+        for (k, out) in out.iter_mut().enumerate() {
+            *out = scale[k / group] * f32::from(codes[k]) + bias[k / group];
         }
     }
 }
 
-/// [`unpack`] of one chunk; of scales and biases, as many as it has groups are set.
+/// [`unpack`] of one chunk; of scales and biases, as many as it has groups are set. The other biases are −0, which
+/// changes no number, not even a zero's sign.
+#[inline(always)]
 fn unpack_chunk(dtype: DType, row: &[u8], start: usize) -> ([i8; CHUNK], [f32; 2], [f32; 2]) {
     let groups = CHUNK / dtype.group_len();
     let biases = if dtype.has_bias() { groups } else { 0 };
-    let (mut codes, mut scale, mut bias) = ([0; CHUNK], [0.0; 2], [0.0; 2]);
+    let (mut codes, mut scale, mut bias) = ([0; CHUNK], [0.0; 2], [-0.0; 2]);
     unpack(dtype, row, start, &mut codes, &mut scale[..groups], &mut bias[..biases]);
     (codes, scale, bias)
 }
