@@ -3,8 +3,11 @@
 //! Layouts are those of ggml's `ggml-common.h`; every block is a plain run of unaligned little-endian bytes, so
 //! matrices are addressed as bytes and decoded by offset.
 
+use strum::{FromRepr, IntoStaticStr, VariantArray};
+
 /// Element type of a stored matrix, named and numbered as in ggml (`enum ggml_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromRepr, IntoStaticStr, VariantArray)]
+#[repr(u8)]
 #[allow(non_camel_case_types, reason = "ggml's own names, as users know them")]
 #[allow(missing_docs, reason = "the names are the documentation; see `block_bytes` for layouts")]
 pub enum DType {
@@ -27,34 +30,11 @@ pub enum DType {
 
 impl DType {
     /// Every supported type.
-    pub const ALL: [DType; 15] = [
-        DType::F32,
-        DType::F16,
-        DType::BF16,
-        DType::Q4_0,
-        DType::Q4_1,
-        DType::Q5_0,
-        DType::Q5_1,
-        DType::Q8_0,
-        DType::Q2_K,
-        DType::Q3_K,
-        DType::Q4_K,
-        DType::Q5_K,
-        DType::Q6_K,
-        DType::IQ4_NL,
-        DType::IQ4_XS,
-    ];
+    pub const ALL: [DType; 15] = *DType::VARIANTS.first_chunk().expect("there are fifteen");
 
     /// The type with ggml's numeric id, if it is supported.
     pub const fn from_ggml(id: u32) -> Option<DType> {
-        let mut i = 0;
-        while i < DType::ALL.len() {
-            if DType::ALL[i].ggml_id() == id {
-                return Some(DType::ALL[i]);
-            }
-            i += 1;
-        }
-        None
+        if id <= u8::MAX as u32 { DType::from_repr(id as u8) } else { None }
     }
 
     /// ggml's numeric id.
@@ -63,24 +43,8 @@ impl DType {
     }
 
     /// ggml's name, as llama-quantize prints it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            DType::F32 => "F32",
-            DType::F16 => "F16",
-            DType::BF16 => "BF16",
-            DType::Q4_0 => "Q4_0",
-            DType::Q4_1 => "Q4_1",
-            DType::Q5_0 => "Q5_0",
-            DType::Q5_1 => "Q5_1",
-            DType::Q8_0 => "Q8_0",
-            DType::Q2_K => "Q2_K",
-            DType::Q3_K => "Q3_K",
-            DType::Q4_K => "Q4_K",
-            DType::Q5_K => "Q5_K",
-            DType::Q6_K => "Q6_K",
-            DType::IQ4_NL => "IQ4_NL",
-            DType::IQ4_XS => "IQ4_XS",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 
     /// Elements per block.

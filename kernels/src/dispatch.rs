@@ -188,7 +188,7 @@ macro_rules! isa_table {
             };
         }
     };
-    ($table:ident, $simd:ty, $features:tt, $unpack:path, $dequant:path, $strip:path, $dot_rows:path) => {
+    ($table:ident, $simd:ty, $features:tt, $decode:ident, $dot_rows:path) => {
         isa_table!($table, $simd, $features,
             functions {
                 nt_item(it: &NtItem<'_>, n0: usize, scratch: &mut [f32])
@@ -208,9 +208,9 @@ macro_rules! isa_table {
                 nt_item,
                 nn_item,
                 tn_item,
-                unpack: $unpack,
-                dequant: $dequant,
-                strip: $strip,
+                unpack: $decode::unpack,
+                dequant: $decode::dequantize,
+                strip: $decode::dequantize_strip,
                 dot_rows: $dot_rows,
             });
     };
@@ -230,8 +230,8 @@ isa_table!(
         nn_item: portable::nn_item,
         tn_item: portable::tn_item,
         unpack: scalar::decode::unpack,
-        dequant: portable::dequantize,
-        strip: portable::dequantize_strip,
+        dequant: scalar::decode::dequantize,
+        strip: scalar::products::dequantize_strip,
         dot_rows: scalar::decode::dot_rows,
     }
 );
@@ -243,33 +243,15 @@ mod own {
     use super::*;
     use crate::x86_64::{avx2, avx512, decode, dot, dot_avx512};
 
-    isa_table!(
-        avx2_table,
-        avx2::Avx2,
-        [target_feature(enable = "avx2,fma,f16c")],
-        decode::unpack_avx2,
-        decode::dequantize_avx2,
-        decode::dequantize_strip_avx2,
-        dot::dot_rows_avx2
-    );
-    isa_table!(
-        avxvnni_table,
-        avx2::AvxVnni,
-        [target_feature(enable = "avx2,fma,f16c,avxvnni")],
-        decode::unpack_avx2,
-        decode::dequantize_avx2,
-        decode::dequantize_strip_avx2,
-        dot::dot_rows_avxvnni
-    );
-    isa_table!(
-        avx512_table,
-        avx512::Avx512,
+    isa_table! { avx2_table, avx2::Avx2, [target_feature(enable = "avx2,fma,f16c")], decode, dot::dot_rows_avx2 }
+    isa_table! {
+        avxvnni_table, avx2::AvxVnni, [target_feature(enable = "avx2,fma,f16c,avxvnni")], decode, dot::dot_rows_avxvnni
+    }
+    isa_table! {
+        avx512_table, avx512::Avx512,
         [target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")],
-        decode::unpack_avx2,
-        decode::dequantize_avx2,
-        decode::dequantize_strip_avx2,
-        dot_avx512::dot_rows_avx512
-    );
+        decode, dot_avx512::dot_rows_avx512
+    }
 
     bf16_table!(
         avx512_bf16_table,
@@ -310,33 +292,13 @@ mod own {
     use super::*;
     use crate::aarch64::{decode, dot, dotprod, i8mm, neon};
 
-    isa_table!(
-        neon_table,
-        neon::Neon,
-        [target_feature(enable = "neon")],
-        decode::unpack_neon,
-        decode::dequantize_neon,
-        decode::dequantize_strip_neon,
-        dot::dot_rows_neon
-    );
-    isa_table!(
-        dotprod_table,
-        dotprod::DotProd,
-        [target_feature(enable = "neon,dotprod")],
-        decode::unpack_neon,
-        decode::dequantize_neon,
-        decode::dequantize_strip_neon,
-        dot::dot_rows_dotprod
-    );
-    isa_table!(
-        i8mm_table,
-        i8mm::I8mm,
-        [target_feature(enable = "neon,dotprod,i8mm")],
-        decode::unpack_neon,
-        decode::dequantize_neon,
-        decode::dequantize_strip_neon,
-        dot::dot_rows_dotprod
-    );
+    isa_table! { neon_table, neon::Neon, [target_feature(enable = "neon")], decode, dot::dot_rows_neon }
+    isa_table! {
+        dotprod_table, dotprod::DotProd, [target_feature(enable = "neon,dotprod")], decode, dot::dot_rows_dotprod
+    }
+    isa_table! {
+        i8mm_table, i8mm::I8mm, [target_feature(enable = "neon,dotprod,i8mm")], decode, dot::dot_rows_dotprod
+    }
 
     bf16_table!(i8mm_bf16_table, i8mm::I8mm, "neon,dotprod,i8mm,bf16");
 

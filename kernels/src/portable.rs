@@ -7,7 +7,6 @@ use crate::block::DType;
 use crate::generic::gemm::{NN_CHUNK, NN_STRIP, take};
 use crate::generic::simd::Simd;
 use crate::items::{LowRank, NnItem, NtItem, Rows, TnItem};
-use crate::scalar::decode::CHUNK;
 use crate::scalar::{decode, products};
 
 /// Columns of an output strip, the same as the scalar products, which handle everything that isn't f32.
@@ -259,32 +258,10 @@ pub(crate) unsafe fn tn_item(it: &TnItem<'_>, c0: usize, _: &mut [f32]) {
     }
 }
 
-/// Elements of a stored row as floats, by their codes: faster than element by element.
-pub(crate) fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-    if dtype.is_float() {
-        return decode::dequantize(dtype, row, start, out);
-    }
-    let group = dtype.group_len();
-    let (groups, biases) = (CHUNK / group, if dtype.has_bias() { CHUNK / group } else { 0 });
-    for (i, out) in out.as_chunks_mut::<CHUNK>().0.iter_mut().enumerate() {
-        let (mut codes, mut scale, mut bias) = ([0; CHUNK], [0.0; 2], [0.0; 2]);
-        let at = start + i * CHUNK;
-        decode::unpack(dtype, row, at, &mut codes, &mut scale[..groups], &mut bias[..biases]);
-        for (j, out) in out.iter_mut().enumerate() {
-            *out = scale[j / group] * f32::from(codes[j]) + bias[j / group];
-        }
-    }
-}
-
-/// 32 columns of successive rows; see [`crate::items::StripFn`].
-pub(crate) fn dequantize_strip(
-    dtype: DType,
-    bytes: &[u8],
-    row_bytes: usize,
-    start: usize,
-    out: &mut [[f32; CHUNK]],
-) {
-    for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
-        dequantize(dtype, row, start, out);
+/// Elements of a stored row as floats, checked once.
+fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+    match dtype.is_float() {
+        true => decode::dequantize(dtype, row, start, out),
+        false => decode::dequantize_blocks(dtype, row, start, out),
     }
 }

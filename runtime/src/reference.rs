@@ -111,7 +111,6 @@ impl Reference {
     /// # Errors
     /// Those of candle, if memory runs short.
     pub fn of(model: &ModelFile, kernels: &Kernels) -> Result<Reference> {
-        let view = model.view();
         let matrix = |w: &QMatrix<'_>| {
             let mut values = vec![0.0; w.rows() * w.cols()];
             for (r, row) in values.chunks_exact_mut(w.cols()).enumerate() {
@@ -122,19 +121,20 @@ impl Reference {
         let vector = |x: &[f32]| Tensor::from_slice(x, x.len(), &Device::Cpu);
         let mut tensors = HashMap::new();
         let mut put = |name: String, tensor: Tensor| tensors.insert(format!("{name}.weight"), tensor);
-        put("token_embd".into(), matrix(&view.token_embd)?);
-        put("output_norm".into(), vector(view.output_norm)?);
+        put("token_embd".into(), matrix(&model.token_embd())?);
+        put("output_norm".into(), vector(model.output_norm())?);
         if !model.config().tied {
-            put("output".into(), matrix(&view.output)?);
+            put("output".into(), matrix(&model.output())?);
         }
-        for (layer, block) in view.blocks.iter().enumerate() {
+        for layer in 0..model.config().n_layers {
+            let block = model.block(layer);
             put(format!("blk.{layer}.attn_norm"), vector(block.attn_norm)?);
             put(format!("blk.{layer}.ffn_norm"), vector(block.ffn_norm)?);
             for (proj, w) in Proj::ALL.into_iter().zip(&block.proj) {
                 put(format!("blk.{layer}.{}", proj.gguf_name()), matrix(w)?);
             }
         }
-        Reference::new(model.config(), tensors, view.rope_freqs.map(<[f32]>::to_vec))
+        Reference::new(model.config(), tensors, model.rope_freqs().map(<[f32]>::to_vec))
     }
 
     /// Next-token logits of one sequence, `[T, V]`.

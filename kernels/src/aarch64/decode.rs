@@ -10,19 +10,17 @@ use crate::scalar::decode::{CHUNK, IQ4_LEVELS};
 /// Decoding with NEON.
 pub(crate) struct NeonDecode;
 
-decoders!(NeonDecode, "neon", unpack_neon, dequantize_neon, dequantize_strip_neon);
+decoders!(NeonDecode, "neon");
 
 impl Decode for NeonDecode {
     /// As values: a lane that is a variable costs a load either way.
     type Scales = ([f32; 16], [f32; 16]);
 
-    #[inline(always)]
+    #[target_feature(enable = "neon")]
+    #[inline]
     unsafe fn scales<const T: u32, const B: usize>(block: &[u8; B]) -> Self::Scales {
-        // SAFETY: the trait's contract, as in all methods here.
-        unsafe {
-            let Scales { scale, bias } = block_scales::<T, B>(block);
-            (to_array(scale), to_array(bias))
-        }
+        let Scales { scale, bias } = block_scales::<T, B>(block);
+        (to_array(scale), to_array(bias))
     }
 
     #[inline(always)]
@@ -30,77 +28,53 @@ impl Decode for NeonDecode {
         *scales
     }
 
-    #[inline(always)]
+    #[target_feature(enable = "neon")]
+    #[inline]
     unsafe fn codes<const T: u32, const B: usize>(block: &[u8; B], j: usize, out: &mut [i8; CHUNK]) {
-        // SAFETY: as above.
-        unsafe { store_codes(signed::<T, B>(block, j), out) }
+        store_codes(signed::<T, B>(block, j), out);
     }
 
-    #[inline(always)]
+    #[target_feature(enable = "neon")]
+    #[inline]
     unsafe fn dequantize_chunk<const T: u32, const B: usize>(
         block: &[u8; B],
         j: usize,
         (scale, bias): &Self::Scales,
         out: &mut [f32; CHUNK],
     ) {
-        // SAFETY: as above.
-        unsafe { dequantize_chunk::<T, B>(block, j, scale, bias, out) }
-    }
-
-    #[inline(always)]
-    unsafe fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-        // SAFETY: as above.
-        unsafe { dequantize_halves(dtype, row, start, out) }
-    }
-}
-
-#[target_feature(enable = "neon")]
-#[inline]
-fn dequantize_chunk<const T: u32, const B: usize>(
-    block: &[u8; B],
-    j: usize,
-    scale: &[f32; 16],
-    bias: &[f32; 16],
-    out: &mut [f32; CHUNK],
-) {
-    let codes = signed::<T, B>(block, j);
-    for (h, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let group = if of(T).group_len() == 16 { 2 * j + h } else { j % 16 };
-        let (low, high) = (vmovl_s8(vget_low_s8(codes[h])), vmovl_high_s8(codes[h]));
-        let words = [
-            vmovl_s16(vget_low_s16(low)),
-            vmovl_high_s16(low),
-            vmovl_s16(vget_low_s16(high)),
-            vmovl_high_s16(high),
-        ];
-        for (word, out) in words.into_iter().zip(out.as_chunks_mut::<4>().0) {
-            let floats = vcvtq_f32_s32(word);
-            // scale · code is exact, so fused and separate rounding agree.
-            let values = if of(T).has_bias() {
-                vfmaq_n_f32(vdupq_n_f32(bias[group]), floats, scale[group])
-            } else {
-                vmulq_n_f32(floats, scale[group])
-            };
-            // SAFETY: the reference covers the four floats written.
-            unsafe { vst1q_f32(out.as_mut_ptr(), values) }
+        let codes = signed::<T, B>(block, j);
+        for (h, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let group = if of(T).group_len() == 16 { 2 * j + h } else { j % 16 };
+            let words = widened(codes[h]);
+            for (word, out) in words.into_iter().zip(out.as_chunks_mut::<4>().0) {
+                let floats = vcvtq_f32_s32(word);
+                // scale · code is exact, so fused and separate rounding agree.
+                let values = if of(T).has_bias() {
+                    vfmaq_n_f32(vdupq_n_f32(bias[group]), floats, scale[group])
+                } else {
+                    vmulq_n_f32(floats, scale[group])
+                };
+                // SAFETY: the reference covers the four floats written.
+                unsafe { vst1q_f32(out.as_mut_ptr(), values) }
+            }
         }
     }
-}
 
-#[target_feature(enable = "neon")]
-fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-    let (wide, rest) = out.as_chunks_mut::<4>();
-    for (out, bytes) in wide.iter_mut().zip(row[2 * start..].as_chunks::<8>().0) {
-        let bits = vcreate_u16(u64::from_le_bytes(*bytes));
-        let floats = if dtype == DType::F16 {
-            vcvt_f32_f16(vreinterpret_f16_u16(bits))
-        } else {
-            vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(bits)))
-        };
-        // SAFETY: the reference covers the four floats written.
-        unsafe { vst1q_f32(out.as_mut_ptr(), floats) }
+    #[target_feature(enable = "neon")]
+    unsafe fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
+        let (wide, rest) = out.as_chunks_mut::<4>();
+        for (out, bytes) in wide.iter_mut().zip(row[2 * start..].as_chunks::<8>().0) {
+            let bits = vcreate_u16(u64::from_le_bytes(*bytes));
+            let floats = if dtype == DType::F16 {
+                vcvt_f32_f16(vreinterpret_f16_u16(bits))
+            } else {
+                vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(bits)))
+            };
+            // SAFETY: the reference covers the four floats written.
+            unsafe { vst1q_f32(out.as_mut_ptr(), floats) }
+        }
+        crate::scalar::decode::dequantize(dtype, row, start + 4 * wide.len(), rest);
     }
-    crate::scalar::decode::dequantize(dtype, row, start + 4 * wide.len(), rest);
 }
 
 /// The offset in [`shifted`] codes: subtracting it once from a sum of products is cheaper than from every code.
@@ -260,13 +234,21 @@ pub(crate) fn block_scales<const T: u32, const B: usize>(block: &[u8; B]) -> Sca
 #[target_feature(enable = "neon")]
 #[inline]
 fn bytes_times(bytes: int8x16_t, d: float32x4_t) -> [float32x4_t; 4] {
-    let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+    let [w0, w1, w2, w3] = widened(bytes);
     [
-        vmulq_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), d),
-        vmulq_f32(vcvtq_f32_s32(vmovl_high_s16(low)), d),
-        vmulq_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), d),
-        vmulq_f32(vcvtq_f32_s32(vmovl_high_s16(high)), d),
+        vmulq_f32(vcvtq_f32_s32(w0), d),
+        vmulq_f32(vcvtq_f32_s32(w1), d),
+        vmulq_f32(vcvtq_f32_s32(w2), d),
+        vmulq_f32(vcvtq_f32_s32(w3), d),
     ]
+}
+
+/// Sixteen signed bytes as words.
+#[target_feature(enable = "neon")]
+#[inline]
+fn widened(bytes: int8x16_t) -> [int32x4_t; 4] {
+    let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+    [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
 }
 
 /// The sixteen scales of Q3_K, a signed byte each.

@@ -218,19 +218,8 @@ pub unsafe fn backward<S: Simd, const MR: usize, const NV: usize>(
                 softmax_bwd::<S>(&p[r * sr..r * sr + own], d, h.scale, &mut ds[r * sr..r * sr + own]);
                 ds[r * sr + own..r * sr + seen].fill(0.0);
             }
-            rows_by_rows::<S, MR, NV>(
-                ds.as_ptr(),
-                sr,
-                1,
-                rows,
-                seen,
-                kr,
-                h.hd,
-                hp,
-                g.dq.add(i0 * h.q_row),
-                h.q_row,
-                false,
-            );
+            let dq = g.dq.add(i0 * h.q_row);
+            rows_by_rows::<S, MR, NV>(ds.as_ptr(), sr, 1, rows, seen, kr, h.hd, hp, dq, h.q_row, false);
             rows_by_rows::<S, MR, NV>(ds.as_ptr(), 1, sr, seen, rows, qr, h.hd, hp, g.dk, h.hd, true);
             rows_by_rows::<S, MR, NV>(p.as_ptr(), 1, sr, seen, rows, dor, h.hd, hp, g.dv, h.hd, true);
         }

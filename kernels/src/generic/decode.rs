@@ -76,16 +76,33 @@ macro_rules! for_each_chunk {
 }
 pub(crate) use for_each_chunk;
 
-/// The decoding functions of one instruction set, from its [`Decode`]. A macro, since a function's instruction set
-/// can't be a generic parameter.
+/// `$module::$function::<$isa, T, B>(arguments)` with the constants of block type `$dtype`, each type in a function
+/// with the instruction set's features. A macro, since a function's instruction set can't be a generic parameter.
+macro_rules! by_type {
+    (
+        $(#[$attribute:meta])* $isa:ty, $features:literal,
+        $dtype:expr, $module:ident::$function:ident ($($argument:ident: $type:ty),*)
+    ) => {{
+        $(#[$attribute])*
+        #[target_feature(enable = $features)]
+        fn of_type<const T: u32, const B: usize>($($argument: $type),*) {
+            // SAFETY: the features are enabled here.
+            unsafe { $crate::generic::$module::$function::<$isa, T, B>($($argument),*) }
+        }
+        $crate::generic::decode::with_block_type!($dtype, of_type($($argument),*))
+    }};
+}
+pub(crate) use by_type;
+
+/// The decoding functions of one instruction set, from its [`Decode`].
 macro_rules! decoders {
-    ($isa:ty, $features:literal, $unpack:ident, $dequantize:ident, $strip:ident) => {
+    ($isa:ty, $features:literal) => {
         /// [`crate::scalar::decode::unpack`] on this instruction set.
         ///
         /// # Safety
         /// The CPU has it.
         #[target_feature(enable = $features)]
-        pub(crate) unsafe fn $unpack(
+        pub(crate) unsafe fn unpack(
             dtype: DType,
             row: &[u8],
             start: usize,
@@ -93,19 +110,11 @@ macro_rules! decoders {
             scale: &mut [f32],
             bias: &mut [f32],
         ) {
-            #[target_feature(enable = $features)]
-            fn of_type<const T: u32, const B: usize>(
-                row: &[u8],
-                start: usize,
-                codes: &mut [i8],
-                scale: &mut [f32],
-                bias: &mut [f32],
-            ) {
-                // SAFETY: the features are enabled here.
-                unsafe { $crate::generic::decode::unpack::<$isa, T, B>(row, start, codes, scale, bias) }
-            }
             $crate::scalar::decode::assert_unpack(dtype, row, start, codes, scale, bias);
-            $crate::generic::decode::with_block_type!(dtype, of_type(row, start, codes, scale, bias))
+            $crate::generic::decode::by_type!(
+                $isa, $features,
+                dtype, decode::unpack(row: &[u8], start: usize, codes: &mut [i8], scale: &mut [f32], bias: &mut [f32])
+            )
         }
 
         /// [`crate::scalar::decode::dequantize`] on this instruction set.
@@ -113,12 +122,7 @@ macro_rules! decoders {
         /// # Safety
         /// The CPU has it.
         #[target_feature(enable = $features)]
-        pub(crate) unsafe fn $dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-            #[target_feature(enable = $features)]
-            fn of_type<const T: u32, const B: usize>(row: &[u8], start: usize, out: &mut [f32]) {
-                // SAFETY: the features are enabled here.
-                unsafe { $crate::generic::decode::dequantize::<$isa, T, B>(row, start, out) }
-            }
+        pub(crate) unsafe fn dequantize(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
             $crate::scalar::decode::assert_range(dtype, row, start, out.len());
             match dtype {
                 DType::F32 => $crate::scalar::decode::dequantize(dtype, row, start, out),
@@ -126,7 +130,10 @@ macro_rules! decoders {
                 DType::F16 | DType::BF16 => unsafe {
                     <$isa as $crate::generic::decode::Decode>::dequantize_halves(dtype, row, start, out)
                 },
-                _ => $crate::generic::decode::with_block_type!(dtype, of_type(row, start, out)),
+                _ => $crate::generic::decode::by_type!(
+                    $isa, $features,
+                    dtype, decode::dequantize(row: &[u8], start: usize, out: &mut [f32])
+                ),
             }
         }
 
@@ -138,35 +145,47 @@ macro_rules! decoders {
         /// # Safety
         /// The CPU has the instruction set.
         #[target_feature(enable = $features)]
-        pub(crate) unsafe fn $strip(
+        pub(crate) unsafe fn dequantize_strip(
             dtype: DType,
             bytes: &[u8],
             row_bytes: usize,
             start: usize,
             out: &mut [[f32; CHUNK]],
         ) {
-            #[target_feature(enable = $features)]
-            fn of_type<const T: u32, const B: usize>(
-                bytes: &[u8],
-                row_bytes: usize,
-                start: usize,
-                out: &mut [[f32; CHUNK]],
-            ) {
-                // SAFETY: the features are enabled here.
-                unsafe { $crate::generic::decode::strip::<$isa, T, B>(bytes, row_bytes, start, out) }
-            }
             if dtype.is_float() {
                 for (row, out) in bytes.chunks_exact(row_bytes).zip(out) {
                     // SAFETY: the features are enabled here.
-                    unsafe { $dequantize(dtype, row, start, out) };
+                    unsafe { dequantize(dtype, row, start, out) };
                 }
                 return;
             }
-            $crate::generic::decode::with_block_type!(dtype, of_type(bytes, row_bytes, start, out))
+            $crate::generic::decode::by_type!(
+                $isa, $features,
+                dtype, decode::strip(bytes: &[u8], row_bytes: usize, start: usize, out: &mut [[f32; CHUNK]])
+            )
         }
     };
 }
 pub(crate) use decoders;
+
+/// `$body` for each of the chunks of a block of type `$t` from chunk `$first` on: of a whole block, with `$j` a
+/// constant.
+macro_rules! chunks_of_block {
+    ($t:ident, $first:ident, $chunks:ident, |$j:ident, $out:ident| $body:expr) => {
+        if $chunks.len() == chunks_per_block($t) {
+            for_each_chunk!(J, {
+                if J < chunks_per_block($t) {
+                    let ($j, $out) = (J, &mut $chunks[J]);
+                    $body;
+                }
+            });
+        } else {
+            for ($j, $out) in ($first..).zip($chunks.iter_mut()) {
+                $body;
+            }
+        }
+    };
+}
 
 /// The type with ggml id `t`; evaluated at compile time.
 pub(crate) const fn of(t: u32) -> DType {
@@ -216,19 +235,8 @@ pub(crate) unsafe fn unpack<D: Decode, const T: u32, const B: usize>(
             bias[done..][..n * groups].copy_from_slice(&b[first * groups..][..n * groups]);
         }
         let (now, later) = left.split_at_mut(n);
-        if n == chunks_per_block(T) {
-            for_each_chunk!(J, {
-                if J < chunks_per_block(T) {
-                    // SAFETY: the caller's contract.
-                    unsafe { D::codes::<T, B>(block, J, &mut now[J]) };
-                }
-            });
-        } else {
-            for (j, out) in now.iter_mut().enumerate() {
-                // SAFETY: the caller's contract.
-                unsafe { D::codes::<T, B>(block, first + j, out) };
-            }
-        }
+        // SAFETY: the caller's contract.
+        chunks_of_block!(T, first, now, |j, out| unsafe { D::codes::<T, B>(block, j, out) });
         (at, left) = (at + n, later);
     }
 }
@@ -250,19 +258,10 @@ pub(crate) unsafe fn dequantize<D: Decode, const T: u32, const B: usize>(
         // SAFETY: the caller's contract.
         let scales = unsafe { D::scales::<T, B>(block) };
         let (now, later) = left.split_at_mut(n);
-        if n == chunks_per_block(T) {
-            for_each_chunk!(J, {
-                if J < chunks_per_block(T) {
-                    // SAFETY: the caller's contract.
-                    unsafe { D::dequantize_chunk::<T, B>(block, J, &scales, &mut now[J]) };
-                }
-            });
-        } else {
-            for (j, out) in now.iter_mut().enumerate() {
-                // SAFETY: the caller's contract.
-                unsafe { D::dequantize_chunk::<T, B>(block, first + j, &scales, out) };
-            }
-        }
+        // SAFETY: the caller's contract.
+        chunks_of_block!(T, first, now, |j, out| unsafe {
+            D::dequantize_chunk::<T, B>(block, j, &scales, out)
+        });
         (at, left) = (at + n, later);
     }
 }

@@ -154,8 +154,7 @@ unsafe fn few_rows<D: RowDot, const T: u32, const B: usize, const R: usize>(
     }
 }
 
-/// Defines `$public` over the [`RowDot`] of one instruction set. A macro, since a function's instruction set can't
-/// be a generic parameter.
+/// Defines `$public` over the [`RowDot`] of one instruction set.
 macro_rules! dot_rows {
     ($isa:ty, $features:literal, $public:ident) => {
         /// [`crate::scalar::decode::dot_rows`] on this instruction set.
@@ -171,23 +170,14 @@ macro_rules! dot_rows {
             xs: &[f32],
             out: &mut [f32],
         ) {
+            $crate::scalar::decode::assert_dot(dtype, rows, xq, xd, xs, out.len());
             // A separate function per type: in a shared body the compiler keeps fewer values in registers, and
             // profiles would be unreadable. It takes all rows: a small model's are so short that choosing the
             // function for every four of them would show.
-            #[inline(never)]
-            #[target_feature(enable = $features)]
-            fn kernel<const T: u32, const B: usize>(
-                rows: &[u8],
-                xq: &[i8],
-                xd: &[f32],
-                xs: &[f32],
-                out: &mut [f32],
-            ) {
-                // SAFETY: the features are enabled here.
-                unsafe { $crate::generic::dot::all_rows::<$isa, T, B>(rows, xq, xd, xs, out) }
-            }
-            $crate::scalar::decode::assert_dot(dtype, rows, xq, xd, xs, out.len());
-            $crate::generic::decode::with_block_type!(dtype, kernel(rows, xq, xd, xs, out));
+            $crate::generic::decode::by_type!(
+                #[inline(never)] $isa, $features,
+                dtype, dot::all_rows(rows: &[u8], xq: &[i8], xd: &[f32], xs: &[f32], out: &mut [f32])
+            );
         }
     };
 }

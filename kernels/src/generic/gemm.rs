@@ -134,20 +134,10 @@ unsafe fn pack_f32<S: Simd>(it: &NtItem<'_>, n0: usize, nr: usize, scratch: &mut
         let rows = S::LANES.min(valid - j0);
         for c0 in (0..k).step_by(NN_STRIP) {
             let cols = NN_STRIP.min(k - c0);
-            // SAFETY: the caller's contract; whole blocks of LANES × LANES lie within strip and panel.
-            unsafe {
-                decode_strip(&it.w, it.strip, it.dequant, n0 + j0, c0, cols, &mut strip[..rows]);
-                let whole = if rows == S::LANES { cols / S::LANES * S::LANES } else { 0 };
-                for c in (0..whole).step_by(S::LANES) {
-                    let to = panel.as_mut_ptr().add((c0 + c) * nr + j0);
-                    S::transpose(strip.as_ptr().cast::<f32>().add(c), NN_STRIP, to, nr);
-                }
-                for c in whole..cols {
-                    for j in 0..rows {
-                        *panel.get_unchecked_mut((c0 + c) * nr + j0 + j) = strip[j][c];
-                    }
-                }
-            }
+            // SAFETY: the caller's contract.
+            unsafe { decode_strip(&it.w, it.strip, it.dequant, n0 + j0, c0, cols, &mut strip[..rows]) };
+            let to = &mut panel[c0 * nr + j0..];
+            transpose_rows::<S>(strip.as_flattened(), NN_STRIP, cols, rows, to, nr);
         }
     }
     panel.as_ptr()
@@ -236,32 +226,40 @@ unsafe fn pack_codes<S: Int8, const NV: usize, const G: usize, const BIAS: bool>
             for (b, s) in row_bias[..rows * groups].iter_mut().zip(&*row_scale) {
                 *b = (if own_bias > 0 { *b } else { 0.0 }) - s * fold;
             }
-            transpose_rows::<S>(row_bias, groups, rows, &mut bias[j0..], nr);
+            transpose_rows::<S>(row_bias, groups, groups, rows, &mut bias[j0..], nr);
         }
-        transpose_rows::<S>(row_scale, groups, rows, &mut scale[j0..], nr);
+        transpose_rows::<S>(row_scale, groups, groups, rows, &mut scale[j0..], nr);
         if S::CODES_TOGETHER == 8 {
             transpose_pairs(row_codes, k / 8, rows, &mut codes[2 * j0..], nr);
         } else {
-            transpose_rows::<S>(row_codes, k / 4, rows, &mut codes[j0..], nr);
+            transpose_rows::<S>(row_codes, k / 4, k / 4, rows, &mut codes[j0..], nr);
         }
     }
     CodePanel { codes: codes.as_ptr().cast(), scale: scale.as_ptr(), bias: bias.as_ptr() }
 }
 
-/// dst[c·dst_row + j] = src[j·cols + c] for up to LANES rows of words of any meaning.
+/// dst[c·dst_row + j] = src[j·src_row + c] for `cols` columns of up to LANES rows of words of any meaning.
 #[inline(always)]
-fn transpose_rows<S: Simd>(src: &[f32], cols: usize, rows: usize, dst: &mut [f32], dst_row: usize) {
+fn transpose_rows<S: Simd>(
+    src: &[f32],
+    src_row: usize,
+    cols: usize,
+    rows: usize,
+    dst: &mut [f32],
+    dst_row: usize,
+) {
     let whole = if rows == S::LANES { cols / S::LANES * S::LANES } else { 0 };
-    assert!(src.len() >= rows * cols && (cols == 0 || dst.len() >= (cols - 1) * dst_row + rows));
+    assert!(cols <= src_row && src.len() >= rows * src_row);
+    assert!(cols == 0 || dst.len() >= (cols - 1) * dst_row + rows);
     for c in (0..whole).step_by(S::LANES) {
         // SAFETY: LANES rows and columns from c lie within both, as asserted; S's features are present
         // where any kernel of S runs.
-        unsafe { S::transpose(src.as_ptr().add(c), cols, dst.as_mut_ptr().add(c * dst_row), dst_row) };
+        unsafe { S::transpose(src.as_ptr().add(c), src_row, dst.as_mut_ptr().add(c * dst_row), dst_row) };
     }
     for c in whole..cols {
         for j in 0..rows {
             // SAFETY: as above.
-            unsafe { *dst.get_unchecked_mut(c * dst_row + j) = *src.get_unchecked(j * cols + c) };
+            unsafe { *dst.get_unchecked_mut(c * dst_row + j) = *src.get_unchecked(j * src_row + c) };
         }
     }
 }

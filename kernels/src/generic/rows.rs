@@ -226,22 +226,14 @@ pub unsafe fn swiglu<S: Simd>(g: &[f32], u: &[f32], h: &mut [f32]) {
             let s = S::mul(gv, sigmoid::<S>(gv));
             S::store(h.as_mut_ptr().add(i), S::mul(s, S::load(u.as_ptr().add(i))));
         });
-        tail::<S, _>(done, g.len(), |i| {
+        for i in done..g.len() {
             let mut b = [[0.0f32; 16]; 3];
             (b[0][0], b[1][0]) = (g[i], u[i]);
             let gv = S::load(b[0].as_ptr());
             let s = S::mul(gv, sigmoid::<S>(gv));
             S::store(b[2].as_mut_ptr(), S::mul(s, S::load(b[1].as_ptr())));
             h[i] = b[2][0];
-        });
-    }
-}
-
-/// Calls `f` for the indices left over by whole vectors.
-#[inline(always)]
-fn tail<S: Simd, F: FnMut(usize)>(from: usize, to: usize, mut f: F) {
-    for i in from..to {
-        f(i);
+        }
     }
 }
 
@@ -272,7 +264,7 @@ pub unsafe fn swiglu_bwd<S: Simd>(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
             S::store(gp, dg);
             S::store(up, du);
         });
-        tail::<S, _>(done, dh.len(), |i| {
+        for i in done..dh.len() {
             let mut b = [[0.0f32; 16]; 3];
             (b[0][0], b[1][0], b[2][0]) = (g[i], u[i], dh[i]);
             let (dg, du) =
@@ -280,7 +272,7 @@ pub unsafe fn swiglu_bwd<S: Simd>(g: &mut [f32], u: &mut [f32], dh: &[f32]) {
             S::store(b[0].as_mut_ptr(), dg);
             S::store(b[1].as_mut_ptr(), du);
             (g[i], u[i]) = (b[0][0], b[1][0]);
-        });
+        }
     }
 }
 

@@ -10,87 +10,70 @@ use crate::scalar::decode::{CHUNK, IQ4_LEVELS};
 /// Decoding with AVX2, FMA and F16C.
 pub(crate) struct Avx2Decode;
 
-decoders!(Avx2Decode, "avx2,fma,f16c", unpack_avx2, dequantize_avx2, dequantize_strip_avx2);
+decoders!(Avx2Decode, "avx2,fma,f16c");
 
 impl Decode for Avx2Decode {
     type Scales = Scales;
 
-    #[inline(always)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     unsafe fn scales<const T: u32, const B: usize>(block: &[u8; B]) -> Scales {
-        // SAFETY: the trait's contract, as in all methods here.
-        unsafe { block_scales::<T, B>(block) }
+        block_scales::<T, B>(block)
     }
 
-    #[inline(always)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     unsafe fn values(scales: &Scales) -> ([f32; 16], [f32; 16]) {
-        // SAFETY: as above.
-        unsafe { (to_array(scales.scale), to_array(scales.bias)) }
+        (to_array(scales.scale), to_array(scales.bias))
     }
 
-    #[inline(always)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     unsafe fn codes<const T: u32, const B: usize>(block: &[u8; B], j: usize, out: &mut [i8; CHUNK]) {
-        // SAFETY: as above.
-        unsafe { store256(signed::<T, B>(block, j), out) }
+        store256(signed::<T, B>(block, j), out);
     }
 
-    #[inline(always)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     unsafe fn dequantize_chunk<const T: u32, const B: usize>(
         block: &[u8; B],
         j: usize,
         scales: &Scales,
         out: &mut [f32; CHUNK],
     ) {
-        // SAFETY: as above.
-        unsafe { dequantize_chunk::<T, B>(block, j, scales, out) }
+        let codes = signed::<T, B>(block, j);
+        let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
+        let quarters = [low, _mm_srli_si128::<8>(low), high, _mm_srli_si128::<8>(high)];
+        for (q, (quarter, out)) in quarters.into_iter().zip(out.as_chunks_mut::<8>().0).enumerate() {
+            let group = if of(T).group_len() == 16 { 2 * j + q / 2 } else { j };
+            let lane = _mm256_set1_epi32(group as i32 % 8);
+            let scale = _mm256_permutevar8x32_ps(scales.scale[group / 8], lane);
+            let floats = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(quarter));
+            // scale · code is exact, so fused and separate rounding agree.
+            let values = if of(T).has_bias() {
+                let bias = _mm256_permutevar8x32_ps(scales.bias[group / 8], lane);
+                _mm256_fmadd_ps(scale, floats, bias)
+            } else {
+                _mm256_mul_ps(scale, floats)
+            };
+            store_floats(values, out);
+        }
     }
 
-    #[inline(always)]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-        // SAFETY: as above.
-        unsafe { dequantize_halves(dtype, row, start, out) }
+        let (wide, rest) = out.as_chunks_mut::<8>();
+        for (out, bytes) in wide.iter_mut().zip(row[2 * start..].as_chunks::<16>().0) {
+            let bits = load128(bytes, 0);
+            let floats = if dtype == DType::F16 {
+                _mm256_cvtph_ps(bits)
+            } else {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+            };
+            store_floats(floats, out);
+        }
+        crate::scalar::decode::dequantize(dtype, row, start + 8 * wide.len(), rest);
     }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn dequantize_chunk<const T: u32, const B: usize>(
-    block: &[u8; B],
-    j: usize,
-    scales: &Scales,
-    out: &mut [f32; CHUNK],
-) {
-    let codes = signed::<T, B>(block, j);
-    let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
-    let quarters = [low, _mm_srli_si128::<8>(low), high, _mm_srli_si128::<8>(high)];
-    for (q, (quarter, out)) in quarters.into_iter().zip(out.as_chunks_mut::<8>().0).enumerate() {
-        let group = if of(T).group_len() == 16 { 2 * j + q / 2 } else { j };
-        let lane = _mm256_set1_epi32(group as i32 % 8);
-        let scale = _mm256_permutevar8x32_ps(scales.scale[group / 8], lane);
-        let floats = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(quarter));
-        // scale · code is exact, so fused and separate rounding agree.
-        let values = if of(T).has_bias() {
-            let bias = _mm256_permutevar8x32_ps(scales.bias[group / 8], lane);
-            _mm256_fmadd_ps(scale, floats, bias)
-        } else {
-            _mm256_mul_ps(scale, floats)
-        };
-        store_floats(values, out);
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dequantize_halves(dtype: DType, row: &[u8], start: usize, out: &mut [f32]) {
-    let (wide, rest) = out.as_chunks_mut::<8>();
-    for (out, bytes) in wide.iter_mut().zip(row[2 * start..].as_chunks::<16>().0) {
-        let bits = load128(bytes, 0);
-        let floats = if dtype == DType::F16 {
-            _mm256_cvtph_ps(bits)
-        } else {
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
-        };
-        store_floats(floats, out);
-    }
-    crate::scalar::decode::dequantize(dtype, row, start + 8 * wide.len(), rest);
 }
 
 /// What is added to the stored bits' number to make it non-negative; see [`unsigned`].

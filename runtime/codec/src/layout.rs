@@ -46,15 +46,15 @@ pub struct Meta {
     pub base_digest: [u8; DIGEST_BYTES],
 }
 
-/// Element type of a section.
+/// Element type of a section; the discriminant is its code in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// Uninterpreted bytes.
-    Bytes,
+    Bytes = 0,
     /// IEEE 754 binary32.
-    F32,
+    F32 = 1,
     /// IEEE 754 binary16.
-    F16,
+    F16 = 2,
 }
 
 impl Element {
@@ -67,21 +67,8 @@ impl Element {
         }
     }
 
-    const fn code(self) -> u32 {
-        match self {
-            Element::Bytes => 0,
-            Element::F32 => 1,
-            Element::F16 => 2,
-        }
-    }
-
-    const fn from_code(code: u32) -> Option<Element> {
-        match code {
-            0 => Some(Element::Bytes),
-            1 => Some(Element::F32),
-            2 => Some(Element::F16),
-            _ => None,
-        }
+    fn from_code(code: u32) -> Option<Element> {
+        [Element::Bytes, Element::F32, Element::F16].into_iter().find(|e| *e as u32 == code)
     }
 }
 
@@ -132,7 +119,7 @@ impl Section {
     pub(crate) fn encode(&self) -> [u8; ENTRY_BYTES] {
         let mut out = [0; ENTRY_BYTES];
         out[..20].copy_from_slice(&self.name);
-        out[20..24].copy_from_slice(&self.element.code().to_le_bytes());
+        out[20..24].copy_from_slice(&(self.element as u32).to_le_bytes());
         out[24..].copy_from_slice(&self.count.to_le_bytes());
         out
     }

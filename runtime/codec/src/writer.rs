@@ -78,15 +78,7 @@ impl<'s, W: Write> Writer<'s, W> {
     /// # Errors
     /// [`Error::Misuse`] for another element type or more elements than declared, [`Error::Io`].
     pub fn f32(&mut self, values: &[f32]) -> Result<(), Error<W::Error>> {
-        self.claim(Element::F32, values.len())?;
-        let mut chunk = [0; CHUNK_BYTES];
-        for piece in values.chunks(CHUNK_BYTES / 4) {
-            for (bytes, value) in chunk.chunks_exact_mut(4).zip(piece) {
-                bytes.copy_from_slice(&value.to_le_bytes());
-            }
-            self.append(&chunk[..piece.len() * 4])?;
-        }
-        self.end_if_full()
+        self.elements(Element::F32, values, f32::to_le_bytes)
     }
 
     /// Appends elements, as bit patterns, to the current section, which must be [`Element::F16`].
@@ -94,13 +86,22 @@ impl<'s, W: Write> Writer<'s, W> {
     /// # Errors
     /// As [`Writer::f32`].
     pub fn f16_bits(&mut self, values: &[u16]) -> Result<(), Error<W::Error>> {
-        self.claim(Element::F16, values.len())?;
+        self.elements(Element::F16, values, u16::to_le_bytes)
+    }
+
+    fn elements<T: Copy, const N: usize>(
+        &mut self,
+        element: Element,
+        values: &[T],
+        encode: fn(T) -> [u8; N],
+    ) -> Result<(), Error<W::Error>> {
+        self.claim(element, values.len())?;
         let mut chunk = [0; CHUNK_BYTES];
-        for piece in values.chunks(CHUNK_BYTES / 2) {
-            for (bytes, value) in chunk.chunks_exact_mut(2).zip(piece) {
-                bytes.copy_from_slice(&value.to_le_bytes());
+        for piece in values.chunks(CHUNK_BYTES / N) {
+            for (bytes, value) in chunk.as_chunks_mut().0.iter_mut().zip(piece) {
+                *bytes = encode(*value);
             }
-            self.append(&chunk[..piece.len() * 2])?;
+            self.append(&chunk[..piece.len() * N])?;
         }
         self.end_if_full()
     }

@@ -362,15 +362,22 @@ pub(super) fn module_of(path: &str) -> Option<(usize, Proj)> {
     let (layer, rest) = rest.split_once('.')?;
     let (room, proj) = rest.split_once('.')?;
     let proj = Proj::ALL.into_iter().find(|p| p.hf_name() == proj)?;
-    let expected = if matches!(proj, Proj::Gate | Proj::Up | Proj::Down) { "mlp" } else { "self_attn" };
-    let plain = layer == "0" || !layer.starts_with('0') && layer.bytes().all(|b| b.is_ascii_digit());
-    (room == expected && plain).then_some((layer.parse().ok()?, proj))
+    (room == room_of(proj)).then_some((layer_of(layer)?, proj))
+}
+
+/// A layer's number, in its one spelling.
+pub(super) fn layer_of(digits: &str) -> Option<usize> {
+    digits.parse().ok().filter(|layer: &usize| layer.to_string() == digits)
+}
+
+/// The part of a layer that a projection belongs to, as Hugging Face has it.
+fn room_of(proj: Proj) -> &'static str {
+    if matches!(proj, Proj::Gate | Proj::Up | Proj::Down) { "mlp" } else { "self_attn" }
 }
 
 /// The Hugging Face name of a module.
 pub(super) fn hf_path(layer: usize, proj: Proj) -> String {
-    let room = if matches!(proj, Proj::Gate | Proj::Up | Proj::Down) { "mlp" } else { "self_attn" };
-    format!("model.layers.{layer}.{room}.{}", proj.hf_name())
+    format!("model.layers.{layer}.{}.{}", room_of(proj), proj.hf_name())
 }
 
 /// The error for a tensor that has no place in an adapter here.

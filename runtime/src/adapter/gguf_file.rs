@@ -8,7 +8,7 @@ use std::path::Path;
 use engraft_kernels::{DType, scalar};
 
 use super::StoredAs;
-use super::exchange::{Exchange, Matrix, Module, Part, Parts, name, unknown_tensor, unsupported};
+use super::exchange::{Exchange, Matrix, Module, Part, Parts, layer_of, name, unknown_tensor, unsupported};
 use super::imported::Imported;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::gguf::write::{Header, failed};
@@ -96,8 +96,7 @@ fn place(tensor: &str) -> Option<((usize, Proj), Part)> {
         "lora_b" => Part::B,
         _ => return None,
     };
-    let plain = layer == "0" || !layer.starts_with('0') && layer.bytes().all(|b| b.is_ascii_digit());
-    plain.then_some(((layer.parse().ok()?, proj), part))
+    Some(((layer_of(layer)?, proj), part))
 }
 
 /// A tensor's elements. Sizes were checked when the file was parsed; rows of block types are whole blocks.
@@ -168,7 +167,7 @@ fn encode(
         let b = folded(exchange, m, alpha);
         for (part, values, dims) in [("lora_a", &m.a, [inputs, m.rank]), ("lora_b", &b, [m.rank, outputs])] {
             let bytes = precision.encode(values).map_err(|e| e.at(name(m)))?;
-            let tensor = format!("blk.{}.{}.weight.{part}", m.layer, m.proj.gguf_name());
+            let tensor = format!("{}.{part}", m.proj.tensor_name(m.layer));
             let dtype = if precision == StoredAs::F16 { DType::F16 } else { DType::F32 };
             header.tensor(&tensor, dtype, &dims, bytes.len());
             data.push(bytes);

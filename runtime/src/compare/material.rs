@@ -35,7 +35,7 @@ impl Rows {
     /// Rows read from a file, with their samples.
     ///
     /// # Errors
-    /// Those of [`samples`](crate::data::samples).
+    /// Those of [`samples_from`].
     pub fn of(data: Dataset, options: &DataOptions) -> Result<Rows> {
         let source = data.source.clone();
         Rows::from(data, Origin::File(&source), options)

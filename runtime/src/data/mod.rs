@@ -31,8 +31,7 @@ pub use batches::{Batch, Batches, Cursor};
 pub use formats::{DataOptions, Format, OverLong, RowReader, Sample};
 pub use replay::{Mixed, MixedCursor};
 pub use source::{
-    Origin, Part, TrainValid, load, load_from, load_parts, load_train_valid, samples, samples_from, split,
-    split_off,
+    Origin, Part, TrainValid, load, load_from, load_parts, load_train_valid, samples_from, split, split_off,
 };
 
 use std::path::{Path, PathBuf};

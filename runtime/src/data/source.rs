@@ -176,18 +176,11 @@ pub fn load_from(
     if data.examples.is_empty() { Err(nothing_left(&data)) } else { Ok(data) }
 }
 
-/// The examples as they were before tokenization, in the same order. Reads the rows again.
+/// The examples as they were before tokenization, in the same order, of rows loaded from `origin`. Reads the rows
+/// again.
 ///
 /// # Errors
 /// `Io`; `BadData` when the file changed in between.
-pub fn samples(data: &Dataset, options: &DataOptions) -> Result<Vec<Sample>> {
-    samples_from(Origin::File(&data.source), data, options)
-}
-
-/// [`samples`] for rows loaded from `origin`.
-///
-/// # Errors
-/// As [`samples`].
 pub fn samples_from(origin: Origin<'_>, data: &Dataset, options: &DataOptions) -> Result<Vec<Sample>> {
     let mut wanted: Vec<(usize, usize)> = data.lines.iter().map(|l| *l as usize).zip(0..).collect();
     wanted.sort_unstable();

@@ -32,7 +32,6 @@ use engraft_kernels::{DType, QMatrix, scalar};
 
 use crate::adapter::exchange::{Exchange, Module};
 use crate::error::{Advice, Error, ErrorKind, Result};
-use crate::model::Proj;
 use crate::model::gguf::write::{Header, failed};
 use crate::model::gguf::{Entry, TensorInfo, ValueType};
 use crate::model::weights::ModelFile;
@@ -139,10 +138,7 @@ fn file_type(dtype: DType) -> Option<u32> {
 
 /// The module that changes a tensor.
 fn module_of<'e>(tensor: &TensorInfo, exchange: &'e Exchange) -> Option<&'e Module> {
-    let (layer, rest) = tensor.name.strip_prefix("blk.")?.split_once('.')?;
-    let (layer, proj): (usize, _) = (layer.parse().ok()?, rest.strip_suffix(".weight")?);
-    let proj = Proj::ALL.into_iter().find(|p| p.gguf_name() == proj)?;
-    exchange.modules.iter().find(|m| (m.layer, m.proj) == (layer, proj))
+    exchange.modules.iter().find(|m| *m.proj.tensor_name(m.layer) == *tensor.name)
 }
 
 /// Bytes of a tensor's rows in a type.
@@ -172,10 +168,7 @@ fn merged(
         let count = at_once.min(tensor.rows() - first);
         for (i, row) in values[..count * cols].chunks_exact_mut(cols).enumerate() {
             merged_row(&w, exchange, module, first + i, row);
-            if let Some(bad) = row.iter().find(|v| !v.is_finite() || beyond(dtype, **v)) {
-                let message = format!("row {}: {bad} can't be stored as {}", first + i, dtype.name());
-                return Err(Error::new(ErrorKind::NonFinite, message));
-            }
+            check_storable(row, dtype).map_err(|e| e.at(format_args!("row {}", first + i)))?;
         }
         bytes.clear();
         quantize::rows(dtype, &values[..count * cols], cols, &mut bytes)?;
@@ -185,9 +178,15 @@ fn merged(
     Ok(written)
 }
 
-/// Whether a value overflows f16, which stores floats and every block's scale.
-fn beyond(dtype: DType, value: f32) -> bool {
-    !matches!(dtype, DType::F32 | DType::BF16) && value.abs() > 65_504.0
+/// Refuses values that aren't finite or overflow f16, which stores floats and every block's scale.
+fn check_storable(values: &[f32], dtype: DType) -> Result<()> {
+    let most = if matches!(dtype, DType::F32 | DType::BF16) { f32::MAX } else { 65_504.0 };
+    match values.iter().find(|v| !v.is_finite() || v.abs() > most) {
+        Some(bad) => {
+            Err(Error::new(ErrorKind::NonFinite, format!("{bad} can't be stored as {}", dtype.name())))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Row `r` of diag(c)·(W + s·B·A), c = m / ‖row‖ for DoRA and 1 else.

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use engraft_kernels::DType;
 
-use super::{CHUNK, beyond, commit_like, copied, quantize, row_bytes};
-use crate::error::{Error, ErrorKind, Result};
+use super::{CHUNK, check_storable, commit_like, copied, quantize, row_bytes};
+use crate::error::Result;
 use crate::model::gguf::TensorInfo;
 use crate::model::gguf::write::failed;
 use crate::model::tuned::TunedModel;
@@ -52,10 +52,7 @@ fn stored_as(tensor: &TensorInfo, dtype: Option<DType>) -> DType {
 fn rows(out: &mut dyn Write, values: &[f32], cols: usize, dtype: DType) -> Result<usize> {
     let (mut bytes, mut written) = (Vec::new(), 0);
     for part in values.chunks((CHUNK / cols).max(1) * cols) {
-        if let Some(bad) = part.iter().find(|v| !v.is_finite() || beyond(dtype, **v)) {
-            let message = format!("{bad} can't be stored as {}", dtype.name());
-            return Err(Error::new(ErrorKind::NonFinite, message));
-        }
+        check_storable(part, dtype)?;
         bytes.clear();
         quantize::rows(dtype, part, cols, &mut bytes)?;
         out.write_all(&bytes).map_err(failed)?;

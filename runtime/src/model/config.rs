@@ -92,6 +92,11 @@ impl Proj {
         }
     }
 
+    /// The GGUF tensor's name in a layer.
+    pub fn tensor_name(self, layer: usize) -> String {
+        format!("blk.{layer}.{}.weight", self.gguf_name())
+    }
+
     /// The projection with this module name in any convention (`q_proj`, `attn_q`, or `q`).
     pub fn from_name(name: &str) -> Option<Proj> {
         Proj::ALL.into_iter().find(|p| {

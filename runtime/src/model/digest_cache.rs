@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::hex;
-use crate::storage::{Disk, Storage, commit, create_dir_all};
+use crate::storage::{Storage, commit, create_dir_all};
 
 /// Sets this encoding apart from any other use of SHA-256; a change of the encoding changes it.
 pub(super) const DIGEST_DOMAIN: &str = "engraft base model, encoding 1\n";
@@ -88,12 +88,7 @@ impl DigestCache {
     }
 
     /// The cached digest for a state of a file.
-    pub fn get(&self, stamp: &Stamp) -> Option<[u8; 32]> {
-        self.get_on(&Disk, stamp)
-    }
-
-    /// [`DigestCache::get`] from any storage.
-    pub fn get_on(&self, storage: &dyn Storage, stamp: &Stamp) -> Option<[u8; 32]> {
+    pub fn get(&self, storage: &dyn Storage, stamp: &Stamp) -> Option<[u8; 32]> {
         self.entries(storage).into_iter().rev().find(|(s, _)| s == stamp).map(|(_, digest)| digest)
     }
 
@@ -101,15 +96,7 @@ impl DigestCache {
     ///
     /// # Errors
     /// Those of the system. Callers may ignore them: a read-only home costs time, not the run.
-    pub fn put(&self, stamp: &Stamp, digest: &[u8; 32]) -> Result<()> {
-        self.put_on(&Disk, stamp, digest)
-    }
-
-    /// [`DigestCache::put`] on any storage.
-    ///
-    /// # Errors
-    /// Those of [`DigestCache::put`].
-    pub fn put_on(&self, storage: &dyn Storage, stamp: &Stamp, digest: &[u8; 32]) -> Result<()> {
+    pub fn put(&self, storage: &dyn Storage, stamp: &Stamp, digest: &[u8; 32]) -> Result<()> {
         if !stamp.is_settled() {
             return Ok(());
         }
@@ -168,6 +155,7 @@ fn entry(line: &str) -> Option<(Stamp, [u8; 32])> {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+    use crate::storage::Disk;
     use std::fs;
 
     fn stamp(inode: u64) -> Stamp {
@@ -178,21 +166,24 @@ mod tests {
     fn digests_are_kept_by_every_part_of_a_stamp() {
         let dir = tempfile::tempdir().expect("a folder");
         let cache = DigestCache::new(dir.path().join("a/b"));
-        assert_eq!(cache.get(&stamp(1)), None);
-        cache.put(&stamp(1), &[0xa5; 32]).expect("room");
-        cache.put(&stamp(2), &[7; 32]).expect("room");
-        assert_eq!((cache.get(&stamp(1)), cache.get(&stamp(2))), (Some([0xa5; 32]), Some([7; 32])));
+        assert_eq!(cache.get(&Disk, &stamp(1)), None);
+        cache.put(&Disk, &stamp(1), &[0xa5; 32]).expect("room");
+        cache.put(&Disk, &stamp(2), &[7; 32]).expect("room");
+        assert_eq!(
+            (cache.get(&Disk, &stamp(1)), cache.get(&Disk, &stamp(2))),
+            (Some([0xa5; 32]), Some([7; 32]))
+        );
         let mut others = [stamp(1); 7];
         others[0].device = 2;
         others[1].inode = 3;
         others[2].bytes = 11;
         (0..4).for_each(|i| others[3 + i].times[i] += 1);
-        assert!(others.iter().all(|s| cache.get(s).is_none()));
+        assert!(others.iter().all(|s| cache.get(&Disk, s).is_none()));
         // A changed file takes its entry's place; the oldest go.
-        cache.put(&others[2], &[1; 32]).expect("room");
-        assert_eq!((cache.get(&stamp(1)), cache.get(&others[2])), (None, Some([1; 32])));
-        (10..10 + ENTRIES_MAX as u64).for_each(|i| cache.put(&stamp(i), &[9; 32]).expect("room"));
-        assert_eq!((cache.get(&others[2]), cache.entries(&Disk).len()), (None, ENTRIES_MAX));
+        cache.put(&Disk, &others[2], &[1; 32]).expect("room");
+        assert_eq!((cache.get(&Disk, &stamp(1)), cache.get(&Disk, &others[2])), (None, Some([1; 32])));
+        (10..10 + ENTRIES_MAX as u64).for_each(|i| cache.put(&Disk, &stamp(i), &[9; 32]).expect("room"));
+        assert_eq!((cache.get(&Disk, &others[2]), cache.entries(&Disk).len()), (None, ENTRIES_MAX));
     }
 
     #[test]
@@ -202,8 +193,8 @@ mod tests {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_secs() as i64;
         for times in [[now, 0, 0, 0], [0, 0, now, 0], [now + 1000, 0, 0, 0]] {
             let fresh = Stamp { times, ..stamp(1) };
-            cache.put(&fresh, &[1; 32]).expect("room");
-            assert_eq!(cache.get(&fresh), None);
+            cache.put(&Disk, &fresh, &[1; 32]).expect("room");
+            assert_eq!(cache.get(&Disk, &fresh), None);
         }
     }
 
@@ -212,7 +203,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("a folder");
         let cache = DigestCache::new(dir.path().join("own"));
-        cache.put(&stamp(1), &[0xa5; 32]).expect("room");
+        cache.put(&Disk, &stamp(1), &[0xa5; 32]).expect("room");
         let file = dir.path().join("own").join(CACHE_FILE);
         let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
         assert_eq!((mode(&file), mode(file.parent().expect("a folder"))), (0o600, 0o700));
@@ -221,20 +212,20 @@ mod tests {
         for at in 0..good.len() {
             for bad in [good[..at].to_vec(), flipped(&good, at)] {
                 fs::write(&file, bad).expect("writing");
-                accepted += usize::from(cache.get(&stamp(1)).is_some_and(|d| d != [0xa5; 32]));
+                accepted += usize::from(cache.get(&Disk, &stamp(1)).is_some_and(|d| d != [0xa5; 32]));
                 assert_eq!(cache.entries(&Disk), vec![], "byte {at}");
             }
         }
         assert_eq!(accepted, 0);
         for bad in [vec![b'x'; 1 << 20], vec![0xff; 9]] {
             fs::write(&file, bad).expect("writing");
-            cache.put(&stamp(3), &[2; 32]).expect("room");
-            assert_eq!(cache.get(&stamp(3)), Some([2; 32]));
+            cache.put(&Disk, &stamp(3), &[2; 32]).expect("room");
+            assert_eq!(cache.get(&Disk, &stamp(3)), Some([2; 32]));
         }
         // Where nothing can be written, nothing is kept.
         let blocked = DigestCache::new(file.join("below a file"));
-        assert!(blocked.put(&stamp(1), &[1; 32]).is_err());
-        assert_eq!(blocked.get(&stamp(1)), None);
+        assert!(blocked.put(&Disk, &stamp(1), &[1; 32]).is_err());
+        assert_eq!(blocked.get(&Disk, &stamp(1)), None);
     }
 
     fn flipped(good: &[u8], at: usize) -> Vec<u8> {

@@ -33,17 +33,17 @@ fn dequantize(w: &QMatrix<'_>) -> Vec<f32> {
 
 /// All weights of a model as f32 tensors by name, dequantized by the specification.
 pub fn tensors(model: &ModelFile) -> Result<HashMap<String, Tensor>> {
-    let view = model.view();
     let matrix = |w: &QMatrix<'_>| Tensor::from_vec(dequantize(w), (w.rows(), w.cols()), &Device::Cpu);
     let vector = |x: &[f32]| Tensor::from_slice(x, x.len(), &Device::Cpu);
     let mut all = HashMap::new();
     let mut put = |name: String, tensor: Tensor| all.insert(format!("{name}.weight"), tensor);
-    put("token_embd".into(), matrix(&view.token_embd)?);
-    put("output_norm".into(), vector(view.output_norm)?);
+    put("token_embd".into(), matrix(&model.token_embd())?);
+    put("output_norm".into(), vector(model.output_norm())?);
     if !model.config().tied {
-        put("output".into(), matrix(&view.output)?);
+        put("output".into(), matrix(&model.output())?);
     }
-    for (layer, block) in view.blocks.iter().enumerate() {
+    for layer in 0..model.config().n_layers {
+        let block = model.block(layer);
         put(format!("blk.{layer}.attn_norm"), vector(block.attn_norm)?);
         put(format!("blk.{layer}.ffn_norm"), vector(block.ffn_norm)?);
         for (proj, w) in Proj::ALL.into_iter().zip(&block.proj) {

@@ -203,7 +203,7 @@ fn digests() -> Workload {
     let put = move |stamp: Stamp, digest: u8| -> Step {
         Box::new(move |device| {
             // Whether it is kept is for the cache to say, and never the end of what needs the digest.
-            let _ = DigestCache::new("/cache").put_on(device, &stamp, &[digest; 32]);
+            let _ = DigestCache::new("/cache").put(device, &stamp, &[digest; 32]);
             Ok(())
         })
     };
@@ -211,7 +211,7 @@ fn digests() -> Workload {
     put(one, 1)(&start).unwrap();
     let find = move |device: &Device| {
         let cache = DigestCache::new("/cache");
-        let (one, other) = (cache.get_on(device, &one), cache.get_on(device, &other));
+        let (one, other) = (cache.get(device, &one), cache.get(device, &other));
         let right = one.is_none_or(|d| d == [1; 32]) && other.is_none_or(|d| d == [2; 32]);
         if right { Ok(NOTHING) } else { Err(format!("{one:?} and {other:?} are taken for digests")) }
     };

@@ -27,19 +27,18 @@ fn the_tiny_model_is_read_as_written() {
         assert_eq!((c.vocab, c.d_model, c.n_layers, c.n_heads, c.n_kv_heads), (8, 32, 1, 4, 2));
         assert_eq!((c.head_dim, c.d_ff, c.rope_dim, c.context_len, c.tied), (8, 64, 8, 64, true));
         assert_eq!((c.rope_base, c.rope_scale, c.rms_eps), (10_000.0, 1.0, 1e-5));
-        let v = m.view();
-        assert_eq!(v.output.bytes().as_ptr(), v.token_embd.bytes().as_ptr(), "tied");
+        assert_eq!(m.output().bytes().as_ptr(), m.token_embd().bytes().as_ptr(), "tied");
         for p in Proj::ALL {
-            let q = v.blocks[0].proj(p);
+            let q = m.block(0).proj(p);
             assert_eq!((q.rows(), q.cols()), p.shape(c));
             let name = format!("blk.0.{}.weight", p.gguf_name());
             assert_eq!(q.bytes(), &w.tensor(&name).data[..], "{name}");
             assert_eq!(m.block(0).proj(p).bytes().as_ptr(), q.bytes().as_ptr());
         }
         let f32s = |i: usize| 0.5 + i as f32 / 64.0;
-        assert!((0..32).all(|i| v.blocks[0].attn_norm[i] == f32s(i)), "F32 norm");
-        assert!((0..32).all(|i| v.output_norm[i] == 0.5 + i as f32 / 2048.0), "F16 norm");
-        assert!((0..32).all(|i| v.blocks[0].ffn_norm[i] == 0.5 * (1.0 + i as f32 / 128.0)), "BF16 norm");
+        assert!((0..32).all(|i| m.block(0).attn_norm[i] == f32s(i)), "F32 norm");
+        assert!((0..32).all(|i| m.output_norm()[i] == 0.5 + i as f32 / 2048.0), "F16 norm");
+        assert!((0..32).all(|i| m.block(0).ffn_norm[i] == 0.5 * (1.0 + i as f32 / 128.0)), "BF16 norm");
         let tokens: Vec<_> = m.gguf().strings("tokenizer.ggml.tokens", m.bytes()).unwrap().unwrap().collect();
         let tokens: Vec<&str> = tokens.into_iter().map(Result::unwrap).collect();
         assert_eq!(tokens, ["<unk>", "<s>", "</s>", "a", "b", "c", "é", ""]);
@@ -97,9 +96,8 @@ fn heads_scaling_and_head_variants() {
     w.set("llama.attention.layer_norm_rms_epsilon", f64v(1e-5));
     let m = model(&w);
     assert!(!m.config().tied && m.config().rope_scale == 4.0 && m.config().rms_eps == 1e-5);
-    let v = m.view();
-    assert_eq!(v.output.dtype(), DType::BF16);
-    assert_eq!(v.rope_freqs.unwrap().len(), 4);
+    assert_eq!(m.output().dtype(), DType::BF16);
+    assert_eq!(m.rope_freqs().unwrap().len(), 4);
     w.set("llama.rope.scaling.type", strv("none"));
     assert_eq!(model(&w).config().rope_scale, 1.0);
 
@@ -252,16 +250,15 @@ fn shared_models_open_and_vocabularies_are_refused() {
             continue;
         }
         let m = opened.unwrap_or_else(|e| panic!("{e}"));
-        let v = m.view();
-        assert_eq!(v.blocks.len(), m.config().n_layers);
-        assert!(m.config().tied && v.blocks.iter().all(|b| b.attn_norm.len() == m.config().d_model));
+        let mut blocks = (0..m.config().n_layers).map(|l| m.block(l));
+        assert!(m.config().tied && blocks.all(|b| b.attn_norm.len() == m.config().d_model));
         assert!(m.private_bytes() < 1 << 20 && m.mapped_bytes() == m.bytes().len());
         if path.ends_with("SmolLM2-135M-Instruct.Q4_1.gguf") {
             let c = m.config();
             assert_eq!((c.vocab, c.d_model, c.n_layers, c.n_heads, c.n_kv_heads), (49152, 576, 30, 9, 3));
             assert_eq!((c.head_dim, c.d_ff, c.rope_base, c.context_len), (64, 1536, 100_000.0, 8192));
             assert_eq!(
-                (v.token_embd.dtype(), v.blocks[7].proj(Proj::Down).dtype()),
+                (m.token_embd().dtype(), m.block(7).proj(Proj::Down).dtype()),
                 (DType::Q8_0, DType::Q4_1)
             );
         }

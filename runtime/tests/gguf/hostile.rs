@@ -594,12 +594,12 @@ fn use_it_all(m: &ModelFile) {
         assert!(t.range.start >= end && t.range.end <= m.bytes().len() && t.range.start % 32 == 0);
         end = t.range.end;
     }
-    let view = m.view();
-    let matrices = view.blocks.iter().flat_map(|b| b.proj).chain([view.token_embd, view.output]);
+    let blocks = (0..m.config().n_layers).flat_map(|l| m.block(l).proj);
+    let matrices = blocks.chain([m.token_embd(), m.output()]);
     for q in matrices {
         assert_eq!(q.row(q.rows() - 1).len(), q.row_bytes());
     }
-    assert!(view.output_norm.iter().all(|v| v.is_finite()));
+    assert!(m.output_norm().iter().all(|v| v.is_finite()));
     for e in m.gguf().entries() {
         if let Ok(Some(strings)) = m.gguf().strings(&e.key, m.bytes()) {
             strings.for_each(|s| assert!(s.is_ok()));

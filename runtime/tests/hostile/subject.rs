@@ -31,12 +31,12 @@ pub fn gguf(bytes: &[u8]) -> Result<()> {
         use_description(&file, bytes);
     }
     let model = ModelFile::from_map(Map::from_vec(LABEL, bytes.to_vec()))?;
-    let view = model.view();
-    let matrices = view.blocks.iter().flat_map(|b| b.proj).chain([view.token_embd, view.output]);
+    let blocks = (0..model.config().n_layers).flat_map(|l| model.block(l).proj);
+    let matrices = blocks.chain([model.token_embd(), model.output()]);
     for q in matrices {
         assert_eq!(q.row(q.rows() - 1).len(), q.row_bytes());
     }
-    assert!(view.output_norm.iter().all(|v| v.is_finite()));
+    assert!(model.output_norm().iter().all(|v| v.is_finite()));
     assert_ne!(model.digest(), [0; 32]);
     model.template_digest()?;
     let planned = Text::heap_bytes(&model)?;

@@ -13,7 +13,7 @@ use std::hash::BuildHasher;
 /// Prefix of the message when a template raises an exception.
 pub(super) const RAISED: &str = "the template refuses: ";
 
-type JinjaResult = std::result::Result<Value, JinjaError>;
+type JinjaResult<T = Value> = std::result::Result<T, JinjaError>;
 
 /// The index used for marks around tools' texts.
 const TOOLS: u32 = u32::MAX;
@@ -235,7 +235,7 @@ const UNPAID_TESTS: [&str; 2] = ["lower", "upper"];
 ///
 /// # Errors
 /// Never in practice: the delimiters are the engine's defaults.
-fn syntax() -> std::result::Result<SyntaxConfig, JinjaError> {
+fn syntax() -> JinjaResult<SyntaxConfig> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 
@@ -247,10 +247,7 @@ fn syntax() -> std::result::Result<SyntaxConfig, JinjaError> {
 ///
 /// # Errors
 /// Templates the engine can't compile, or that nest too deep.
-pub(super) fn environment(
-    marks: &Marks,
-    source: &str,
-) -> std::result::Result<Environment<'static>, JinjaError> {
+pub(super) fn environment(marks: &Marks, source: &str) -> JinjaResult<Environment<'static>> {
     let mut env = Environment::new();
     let syntax = syntax()?;
     let guarded = guard::guarded(source, &syntax)?;
@@ -373,7 +370,7 @@ fn python_method(
         (ValueKind::Map, "items") => state.apply_filter("items", std::slice::from_ref(value)),
         (ValueKind::Map, "keys") => Ok(Value::from(value.try_iter()?.collect::<Vec<_>>())),
         (ValueKind::Map, "values") => Ok(Value::from(
-            value.try_iter()?.map(|key| value.get_item(&key)).collect::<std::result::Result<Vec<_>, _>>()?,
+            value.try_iter()?.map(|key| value.get_item(&key)).collect::<JinjaResult<Vec<_>>>()?,
         )),
         (ValueKind::Map, "get") => {
             let found = value.get_item(args.first().unwrap_or(&Value::UNDEFINED))?;
@@ -433,7 +430,7 @@ fn strip(
     text: &str,
     chars: Option<&str>,
     (start, end): (bool, bool),
-) -> std::result::Result<String, JinjaError> {
+) -> JinjaResult<String> {
     state.consume_fuel(fuel(text.len()) + chars.map_or(0, str::len) as u64)?;
     // Sorted for binary search: with a set as long as the text, a linear search would be quadratic.
     let mut set: Vec<char> = chars.unwrap_or_default().chars().collect();
@@ -445,12 +442,7 @@ fn strip(
 }
 
 /// `startswith` and `endswith`, for one text or any of several.
-fn affix(
-    state: &State,
-    bare: &str,
-    method: &str,
-    wanted: Option<&Value>,
-) -> std::result::Result<bool, JinjaError> {
+fn affix(state: &State, bare: &str, method: &str, wanted: Option<&Value>) -> JinjaResult<bool> {
     let has =
         |affix: &str| if method == "startswith" { bare.starts_with(affix) } else { bare.ends_with(affix) };
     let Some(wanted) = wanted else { return Err(JinjaError::from(JinjaKind::MissingArgument)) };
@@ -469,10 +461,7 @@ fn affix(
 }
 
 /// Parts of a text; each costs fuel for its marks and its list entry.
-fn paid<'t>(
-    state: &State,
-    parts: impl Iterator<Item = &'t str>,
-) -> std::result::Result<Vec<&'t str>, JinjaError> {
+fn paid<'t>(state: &State, parts: impl Iterator<Item = &'t str>) -> JinjaResult<Vec<&'t str>> {
     parts.map(|part| state.consume_fuel(fuel(4 * MARK_BYTES)).map(|()| part)).collect()
 }
 
@@ -482,7 +471,7 @@ fn split<'t>(
     method: &str,
     separator: Option<&str>,
     times: Option<&Value>,
-) -> std::result::Result<Vec<&'t str>, JinjaError> {
+) -> JinjaResult<Vec<&'t str>> {
     let times = times.and_then(Value::as_i64).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX - 1);
     Ok(match separator {
         Some("") => return Err(JinjaError::new(JinjaKind::InvalidOperation, "empty separator")),

@@ -3,16 +3,11 @@
 use super::Sink;
 use super::pretokenize::Pre;
 use super::vocab::{NONE, Vocab, VocabIndex, table_slots};
+use super::word::{WORD_BYTES_MAX, Word};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::gguf::quote;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-
-/// Words are cut at this many bytes, which bounds the memory for merging. No tokenizer was trained on longer
-/// words.
-pub(super) const WORD_BYTES_MAX: usize = 1 << 16;
 
 /// (left, right) become `result`; lower ranks first.
 #[derive(Clone, Copy)]
@@ -92,117 +87,35 @@ impl Bpe {
 
     /// Encodes a span of ordinary text.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, sink: &mut Sink) {
-        let mut scratch = Scratch::default();
+        let mut scratch = Word::default();
         self.pre.split(text, |word| {
             let mut start = word.start;
             while start < word.end {
-                let mut end = word.end.min(start + WORD_BYTES_MAX);
-                while !text.is_char_boundary(end) {
-                    end -= 1;
-                }
+                let end = text.floor_char_boundary(word.end.min(start + WORD_BYTES_MAX));
                 self.encode_word(vocab, &text.as_bytes()[start..end], start, &mut scratch, sink);
                 start = end;
             }
         });
     }
 
-    fn encode_word(&self, vocab: &Vocab, word: &[u8], base: usize, scratch: &mut Scratch, sink: &mut Sink) {
+    fn encode_word(&self, vocab: &Vocab, word: &[u8], base: usize, scratch: &mut Word, sink: &mut Sink) {
         if let Some(id) = self.whole_words.as_ref().and_then(|index| index.find(vocab, word)) {
             return sink.push(id, base + word.len());
         }
-        scratch.start(word, &self.byte_ids);
-        for left in 0..word.len().saturating_sub(1) {
-            self.propose(left as u32, scratch);
-        }
-        while let Some(Reverse((_, left, left_id, right_id, result))) = scratch.queue.pop() {
-            let held = scratch.symbols[left as usize];
-            let still = held.id == left_id && held.next != NONE && {
-                scratch.symbols[held.next as usize].id == right_id
-            };
-            if still {
-                scratch.merge(left, result);
-                self.propose(left, scratch);
-                if scratch.symbols[left as usize].prev != NONE {
-                    self.propose(scratch.symbols[left as usize].prev, scratch);
-                }
-            }
-        }
-        let mut at = 0;
-        while at != NONE {
-            let symbol = scratch.symbols[at as usize];
-            // A byte without a token is dropped, as in the tokenizers crate and llama.cpp.
-            if symbol.id != NONE {
-                sink.push(symbol.id, base + symbol.end as usize);
-            }
-            at = symbol.next;
-        }
-    }
-
-    /// Queues the merge of a symbol with its right neighbour, if such a merge exists.
-    fn propose(&self, left: u32, scratch: &mut Scratch) {
-        let symbol = scratch.symbols[left as usize];
-        if symbol.next == NONE || symbol.id == NONE {
-            return;
-        }
-        let right = scratch.symbols[symbol.next as usize].id;
-        let merge = self.merges[self.slot(symbol.id, right)];
-        if merge.left != NONE {
-            scratch.queue.push(Reverse((merge.rank, left, symbol.id, right, merge.result)));
+        let bytes = word.iter().map(|b| self.byte_ids[usize::from(*b)]).zip(1..);
+        scratch.merge(bytes, |[left, right], _| {
+            let merge = self.merges[self.slot(left, right)];
+            (merge.left != NONE).then_some((!merge.rank, merge.result))
+        });
+        // A byte without a token is dropped, as in the tokenizers crate and llama.cpp.
+        for (id, range) in scratch.symbols().filter(|(id, _)| *id != NONE) {
+            sink.push(id, base + range.end);
         }
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
         self.merges.capacity() * size_of::<Merge>()
             + self.whole_words.as_ref().map_or(0, VocabIndex::heap_bytes)
-    }
-}
-
-/// A linked list of symbols over one word.
-#[derive(Clone, Copy)]
-struct Symbol {
-    /// NONE once merged away, or for a byte without a token.
-    id: u32,
-    prev: u32,
-    next: u32,
-    /// End in the word, in bytes.
-    end: u32,
-}
-
-/// A candidate merge: (rank, left symbol, its id, its neighbour's id, result), ordered by lowest rank, then
-/// leftmost.
-type Candidate = (u32, u32, u32, u32, u32);
-
-#[derive(Default)]
-struct Scratch {
-    symbols: Vec<Symbol>,
-    queue: BinaryHeap<Reverse<Candidate>>,
-}
-
-impl Scratch {
-    fn start(&mut self, word: &[u8], byte_ids: &[u32; 256]) {
-        self.queue.clear();
-        self.symbols.clear();
-        let last = word.len() as u32 - 1;
-        self.symbols.extend(word.iter().zip(0u32..).map(|(&b, i)| Symbol {
-            id: byte_ids[usize::from(b)],
-            prev: if i == 0 { NONE } else { i - 1 },
-            next: if i == last { NONE } else { i + 1 },
-            end: i + 1,
-        }));
-    }
-
-    /// Replaces a symbol and its right neighbour by `result`.
-    fn merge(&mut self, left: u32, result: u32) {
-        let right = self.symbols[left as usize].next;
-        let gone = self.symbols[right as usize];
-        self.symbols[right as usize].id = NONE;
-        let kept = &mut self.symbols[left as usize];
-        kept.id = result;
-        kept.next = gone.next;
-        kept.end = gone.end;
-        if gone.next != NONE {
-            self.symbols[gone.next as usize].prev = left;
-        }
     }
 }
 

@@ -12,6 +12,7 @@ mod bpe;
 mod pretokenize;
 mod spm;
 mod vocab;
+mod word;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::gguf::quote;

@@ -2,10 +2,8 @@
 //! best, and uses bytes for characters without a token. Tokens hold plain blanks here, not U+2581.
 
 use super::Sink;
-use super::bpe::WORD_BYTES_MAX;
 use super::vocab::{NONE, Vocab, VocabIndex};
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use super::word::{WORD_BYTES_MAX, Word};
 
 pub(super) struct Spm {
     index: VocabIndex,
@@ -39,7 +37,7 @@ impl Spm {
     /// Encodes a run of ordinary text, any space prefix already put before it.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, sink: &mut Sink) {
         let bytes = text.as_bytes();
-        let mut scratch = Scratch::default();
+        let mut scratch = Word::default();
         let mut start = 0;
         while start < bytes.len() {
             let mut end = bytes.len().min(start + WORD_BYTES_MAX);
@@ -47,59 +45,21 @@ impl Spm {
                 let word = bytes[start..end].windows(2).position(|w| w[0] != b' ' && w[1] == b' ');
                 end = word.map_or(end, |at| start + at + 1);
             }
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
+            end = text.floor_char_boundary(end);
             self.encode_word(vocab, &text[start..end], start, &mut scratch, sink);
             start = end;
         }
     }
 
-    fn encode_word(&self, vocab: &Vocab, word: &str, base: usize, scratch: &mut Scratch, sink: &mut Sink) {
-        scratch.start(word);
-        for left in 0..scratch.symbols.len() as u32 {
-            self.propose(vocab, word, left, scratch);
-        }
-        while let Some(union) = scratch.queue.pop() {
-            let left = scratch.symbols[union.left as usize];
-            let still = left.end == union.middle && left.next != NONE && {
-                scratch.symbols[left.next as usize].end == union.end
-            };
-            if still {
-                scratch.merge(union.left);
-                self.propose(vocab, word, union.left, scratch);
-                if left.prev != NONE {
-                    self.propose(vocab, word, left.prev, scratch);
-                }
-            }
-        }
-        let mut at = 0;
-        while at != NONE {
-            let symbol = scratch.symbols[at as usize];
-            self.emit(
-                vocab,
-                &word[symbol.start as usize..symbol.end as usize],
-                base + symbol.end as usize,
-                sink,
-            );
-            at = symbol.next;
-        }
-    }
-
-    /// Queues the union of a symbol with its right neighbour, if it is a token.
-    fn propose(&self, vocab: &Vocab, word: &str, left: u32, scratch: &mut Scratch) {
-        let symbol = scratch.symbols[left as usize];
-        if symbol.next == NONE {
-            return;
-        }
-        let end = scratch.symbols[symbol.next as usize].end;
-        let text = &word.as_bytes()[symbol.start as usize..end as usize];
-        if text.len() > self.token_bytes_max {
-            return;
-        }
-        if let Some(id) = self.index.find(vocab, text) {
-            let score = self.scores.get(id as usize).copied().unwrap_or(0.0);
-            scratch.queue.push(Union { score, left, middle: symbol.end, end });
+    fn encode_word(&self, vocab: &Vocab, word: &str, base: usize, scratch: &mut Word, sink: &mut Sink) {
+        let chars = word.char_indices().map(|(start, c)| (NONE, start + c.len_utf8()));
+        scratch.merge(chars, |_, range| {
+            let text = Some(&word.as_bytes()[range]).filter(|text| text.len() <= self.token_bytes_max)?;
+            let id = self.index.find(vocab, text)?;
+            Some((priority(self.scores.get(id as usize).copied().unwrap_or(0.0)), id))
+        });
+        for (_, range) in scratch.symbols() {
+            self.emit(vocab, &word[range.clone()], base + range.end, sink);
         }
     }
 
@@ -123,72 +83,8 @@ impl Spm {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Symbol {
-    start: u32,
-    end: u32,
-    prev: u32,
-    next: u32,
-}
-
-/// Two neighbours that may merge: the greatest score first, then the leftmost.
-struct Union {
-    score: f32,
-    left: u32,
-    /// Where left ends and right begins; with `end`, tells whether the proposal is still valid.
-    middle: u32,
-    end: u32,
-}
-
-impl Ord for Union {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let key = |u: &Union| (Reverse(u.left), u.middle, u.end);
-        self.score.total_cmp(&other.score).then_with(|| key(self).cmp(&key(other)))
-    }
-}
-
-impl PartialOrd for Union {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Union {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Union {}
-
-#[derive(Default)]
-struct Scratch {
-    symbols: Vec<Symbol>,
-    queue: BinaryHeap<Union>,
-}
-
-impl Scratch {
-    fn start(&mut self, word: &str) {
-        self.queue.clear();
-        self.symbols.clear();
-        for ((start, c), i) in word.char_indices().zip(0u32..) {
-            let end = (start + c.len_utf8()) as u32;
-            let prev = i.checked_sub(1).unwrap_or(NONE);
-            let next = if end as usize == word.len() { NONE } else { i + 1 };
-            self.symbols.push(Symbol { start: start as u32, end, prev, next });
-        }
-    }
-
-    fn merge(&mut self, left: u32) {
-        let right = self.symbols[left as usize].next;
-        let gone = self.symbols[right as usize];
-        // Marked by an end of 0: no proposal has a middle of 0.
-        self.symbols[right as usize].end = 0;
-        let kept = &mut self.symbols[left as usize];
-        kept.end = gone.end;
-        kept.next = gone.next;
-        if gone.next != NONE {
-            self.symbols[gone.next as usize].prev = left;
-        }
-    }
+/// A number that orders scores as [`f32::total_cmp`] does.
+fn priority(score: f32) -> u32 {
+    let bits = score.to_bits();
+    if score.is_sign_negative() { !bits } else { bits | 1 << 31 }
 }

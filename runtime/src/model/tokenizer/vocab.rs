@@ -2,12 +2,13 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use strum::FromRepr;
 
 /// "No id", in tables of ids.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// GGUF's `tokenizer.ggml.token_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr)]
 #[repr(u8)]
 pub(super) enum Kind {
     Normal = 1,
@@ -21,15 +22,7 @@ pub(super) enum Kind {
 impl Kind {
     /// The kind of a GGUF value; 0 ("undefined") counts as normal, as llama.cpp has it.
     pub(super) fn from_gguf(value: i32) -> Option<Kind> {
-        Some(match value {
-            0 | 1 => Kind::Normal,
-            2 => Kind::Unknown,
-            3 => Kind::Control,
-            4 => Kind::UserDefined,
-            5 => Kind::Unused,
-            6 => Kind::Byte,
-            _ => return None,
-        })
+        Kind::from_repr(value.try_into().ok()?).or((value == 0).then_some(Kind::Normal))
     }
 
     /// Never produced from user text and never shown to users.

@@ -53,7 +53,7 @@ fn block(seats: &mut Seats<'_>, c: &ModelConfig, l: usize) -> Result<BlockLayout
     let mut proj = [0; 7];
     for (index, p) in proj.iter_mut().zip(Proj::ALL) {
         let (out, inner) = p.shape(c);
-        *index = seats.take(&format!("blk.{l}.{}.weight", p.gguf_name()), &[inner, out])?;
+        *index = seats.take(&p.tensor_name(l), &[inner, out])?;
     }
     Ok(BlockLayout {
         attn_norm: seats.take(&format!("blk.{l}.attn_norm.weight"), &[c.d_model])?,

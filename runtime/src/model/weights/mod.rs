@@ -7,14 +7,15 @@ mod layout;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use engraft_kernels::{DType, QMatrix};
-use half::{bf16, f16};
+use engraft_kernels::QMatrix;
+use engraft_kernels::scalar::decode::dequantize;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::model::config::{ModelConfig, Proj};
 use crate::model::digest_cache::DigestCache;
-use crate::model::gguf::{Gguf, TensorInfo};
+use crate::model::gguf::Gguf;
 use crate::model::map::Map;
+use crate::storage::Disk;
 
 use layout::Layout;
 
@@ -34,23 +35,6 @@ pub struct ModelFile {
     rope_freqs: Option<Vec<f32>>,
     digest: OnceLock<[u8; 32]>,
     digest_cache: Option<DigestCache>,
-}
-
-/// The frozen weights of a whole model, as views of the file.
-#[derive(Clone, Debug)]
-pub struct FrozenModel<'m> {
-    /// Shapes and constants.
-    pub config: &'m ModelConfig,
-    /// `[vocab, d_model]`.
-    pub token_embd: QMatrix<'m>,
-    /// The head, `[vocab, d_model]`; the embedding itself when the model ties them.
-    pub output: QMatrix<'m>,
-    /// Weight of the RMSNorm before the head, `[d_model]`.
-    pub output_norm: &'m [f32],
-    /// Divisors of the rotary frequencies (Llama 3's long-context scaling), `[rope_dim / 2]`.
-    pub rope_freqs: Option<&'m [f32]>,
-    /// The transformer blocks in order.
-    pub blocks: Vec<FrozenBlock<'m>>,
 }
 
 /// The frozen weights of one transformer block.
@@ -181,18 +165,6 @@ impl ModelFile {
         self.rope_freqs.as_deref()
     }
 
-    /// All weights as views. Allocates the list of blocks; [`ModelFile::block`] allocates nothing.
-    pub fn view(&self) -> FrozenModel<'_> {
-        FrozenModel {
-            config: &self.config,
-            token_embd: self.token_embd(),
-            output: self.output(),
-            output_norm: self.output_norm(),
-            rope_freqs: self.rope_freqs(),
-            blocks: (0..self.config.n_layers).map(|l| self.block(l)).collect(),
-        }
-    }
-
     /// The weights of block `l`, as views.
     ///
     /// # Panics
@@ -216,11 +188,11 @@ impl ModelFile {
             let Some((cache, stamp)) = self.digest_cache.as_ref().zip(self.map.stamp()) else {
                 return compute();
             };
-            cache.get(&stamp).unwrap_or_else(|| {
+            cache.get(&Disk, &stamp).unwrap_or_else(|| {
                 let digest = compute();
                 // If the file was changed or replaced meanwhile, it is unknown which state was read.
                 if self.map.stamp_now() == Some(stamp) {
-                    unkept = cache.put(&stamp, &digest).err();
+                    unkept = cache.put(&Disk, &stamp, &digest).err();
                 }
                 digest
             })
@@ -256,33 +228,19 @@ impl ModelFile {
 /// Appends a float tensor's elements as f32; refuses block types, NaN and infinities.
 fn floats_into(out: &mut Vec<f32>, gguf: &Gguf, index: usize, bytes: &[u8]) -> Result<()> {
     let t = &gguf.tensors()[index];
-    let start = out.len();
-    let bytes = &bytes[t.range.clone()];
-    match t.dtype {
-        DType::F32 => {
-            out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-        }
-        DType::F16 => {
-            out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()));
-        }
-        DType::BF16 => {
-            out.extend(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()));
-        }
-        _ => return Err(not_float(gguf, t)),
+    let (name, start) = (&t.name, out.len());
+    if !t.dtype.is_float() {
+        let found = t.dtype.name();
+        let message = format!("tensor {name} is of type {found}; a vector must be F32, F16 or BF16");
+        return Err(gguf.error(ErrorKind::Unsupported, message));
     }
+    out.resize(start + t.rows() * t.cols(), 0.0);
+    dequantize(t.dtype, &bytes[t.range.clone()], 0, &mut out[start..]);
     match out[start..].iter().position(|v| !v.is_finite()) {
         Some(i) => {
-            let message =
-                format!("tensor {}: element {i} is {}; the model is broken", t.name, out[start + i]);
+            let message = format!("tensor {name}: element {i} is {}; the model is broken", out[start + i]);
             Err(gguf.error(ErrorKind::NonFinite, message))
         }
         None => Ok(()),
     }
-}
-
-fn not_float(gguf: &Gguf, t: &TensorInfo) -> Error {
-    gguf.error(
-        ErrorKind::Unsupported,
-        format!("tensor {} is of type {}; a vector must be F32, F16 or BF16", t.name, t.dtype.name()),
-    )
 }
