@@ -21,6 +21,8 @@ trap 'rm -rf "$root"' EXIT
 install -D -m 755 "$CARGO_TARGET_DIR/$target/dist/engraft" "$root/usr/bin/engraft"
 install -D -m 644 -t "$root/lib/systemd/system" "$here"/systemd/engraft-adapt@.*
 install -D -m 644 -t "$root/usr/share/doc/engraft" README.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$here/example.toml"
+# Where the README's links lead.
+install -D -m 644 -t "$root/usr/share/doc/engraft/targets/cli/guide" targets/cli/guide/*
 # The binary writes its own pages and completions, on this machine through the emulator.
 made() { "$emulator" "$root/usr/bin/engraft" completions "$@"; }
 made --man "$root/usr/share/man/man1"
