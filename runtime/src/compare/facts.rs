@@ -27,6 +27,8 @@ pub(super) struct Measured {
     pub(super) run: Option<ArmRun>,
     pub(super) rate_test: Option<RateTest>,
     pub(super) kept: Option<Product>,
+    /// What tells an arm apart that was made before the comparison: by its examples, or by what its adapter computes.
+    pub(super) made_before: Option<String>,
     /// Answers to the sample questions.
     pub(super) samples: Vec<(String, Option<bool>)>,
 }
@@ -44,7 +46,7 @@ pub(super) fn conclude(
     let basis = Basis {
         model: hex::encode(&base.model.digest()),
         data_split: material.digest.clone(),
-        settings: settings_digest(base, contest, options),
+        settings: settings_digest(base, contest, options, &arms),
         seed: contest.seed,
     };
     let results: Vec<ArmResult> = arms.iter().map(|arm| arm.result.clone()).collect();
@@ -149,7 +151,7 @@ const VERSION: u32 = 2;
 
 /// Digest of everything the figures depend on, except the model and the data. Postcard encodes a tuple as its
 /// elements in order.
-fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> String {
+fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions, arms: &[Measured]) -> String {
     let examples = |(k, choice): &(usize, Choice)| match choice {
         Choice::Seeded(seed) => (*k, Some(*seed)),
         Choice::Nearest => (*k, None),
@@ -164,11 +166,12 @@ fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions) -> Str
     };
     let computed = (VERSION, env!("CARGO_PKG_VERSION"), base.precision.name(), base.gradient.name());
     let arms = (
-        contest.active.as_ref().map(|(name, _)| name),
+        arms.iter().filter_map(|arm| Some((&arm.result.name, arm.made_before.as_ref()?))).collect::<Vec<_>>(),
         contest.shots.iter().map(examples).collect::<Vec<_>>(),
         contest.recipes.iter().map(recipe).collect::<Vec<_>>(),
         rows_digest(&contest.replay),
         rows_digest(&contest.general),
+        contest.calibration.iter().map(set).collect::<Vec<_>>(),
     );
     let judged = (
         contest.metric.map(Metric::name),

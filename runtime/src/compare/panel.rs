@@ -20,11 +20,13 @@ use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::gate::report::Scoring;
 use crate::gate::verdict::{ArmKind, ArmResult, Retained, Retention};
 use crate::generate::StackedAdapter;
+use crate::hex;
 use crate::merge;
 use crate::model::text::Text;
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::Direction;
 use crate::probe::Prober;
+use crate::run::checkpoint::stated_digest;
 use crate::run::{Base, Method, Observer, Trained};
 use crate::storage::{Disk, create_dir_within};
 
@@ -114,7 +116,10 @@ impl<'a> Panel<'a> {
                 let (rows, subject) = (&self.material.held_out, self.subject(None));
                 let how = (self.text, self.options);
                 let rows = shots::rows_behind_all(rows, messages, how, subject.context())?;
-                self.measure(name, ArmKind::Active, &subject, &rows)?
+                let mut measured = self.measure(name, ArmKind::Active, &subject, &rows)?;
+                let turns: Vec<_> = messages.iter().map(|m| (&m.role, &m.content)).collect();
+                measured.made_before = Some(hex::encode(&stated_digest(&turns)));
+                measured
             }
             Some((name, InUse::Adapter(file))) => self.finished(name, ArmKind::Active, file)?,
         };
@@ -136,10 +141,12 @@ impl<'a> Panel<'a> {
         adapter
             .check_base(&self.base.model.digest(), self.base.model.config())
             .map_err(|e| e.at(file.display()))?;
+        let computed = adapter.binding.as_ref().map(|binding| binding.adapted.0.to_vec());
         let (subject, _) = self.stacked(adapter)?;
         let rows = &self.material.held_out.data.examples;
         let mut measured = self.measure(name, kind, &subject, rows)?;
         self.forgetting(&subject, &mut measured.result)?;
+        measured.made_before = Some(hex::encode(&stated_digest(&computed)));
         Ok(measured)
     }
 
@@ -264,7 +271,7 @@ impl<'a> Panel<'a> {
             generate_seconds: answered.seconds,
         };
         let samples = answered.samples;
-        Ok(Measured { result, scoring, run: None, rate_test: None, kept: None, samples })
+        Ok(Measured { result, scoring, run: None, rate_test: None, kept: None, made_before: None, samples })
     }
 
     /// How far a tuned model is from its base, on the task and on the retention sets.

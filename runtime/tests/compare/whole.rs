@@ -7,13 +7,14 @@ use engraft_runtime::compare::material::Material;
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
-use engraft_runtime::compare::{Contest, Outcome, Product, ZERO_SHOT, check, compare, fitting};
+use engraft_runtime::compare::{Contest, InUse, Outcome, Product, ZERO_SHOT, check, compare, fitting};
 use engraft_runtime::data;
 use engraft_runtime::data::masks::TEXT_ROLE;
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::gate::verdict::{
     ArmKind, ArmReport, ArmResult, Basis, Decision, ExampleNll, Retention, Thresholds, judge,
 };
+use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::nn::keep::Keep;
 use engraft_runtime::rng::Rng;
@@ -79,6 +80,26 @@ fn what_was_learned_is_promoted() {
     let Some(Product::FewShot(turns)) = outcome.kept("3-shot") else { panic!("nothing is kept") };
     assert_eq!(turns.len(), 6);
     assert!(outcome.kept(ZERO_SHOT).is_none());
+}
+
+/// A verdict is bound to all that its figures depend on, be it what is in use, by more than its name, or the rows that
+/// strength is chosen on.
+#[test]
+fn a_verdict_is_bound_to_what_it_compared() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let material = household(&text, 20);
+    let plain = Contest { shots: Vec::new(), ..contest(&text, Vec::new()) };
+    let bound =
+        |contest: &Contest| held(&base, &material, contest).expect("a verdict").verdict.binding.settings;
+    let in_use = |answer: &str| {
+        let turns = vec![Message::new("user", "the cave?"), Message::new("assistant", answer)];
+        Contest { active: Some(("generation 1".into(), InUse::FewShot(turns))), ..plain.clone() }
+    };
+    let calibrated = Contest { calibration: plain.retention.clone(), ..plain.clone() };
+    let all = [bound(&plain), bound(&calibrated), bound(&in_use("study")), bound(&in_use("cellar"))];
+    assert!((1..all.len()).all(|i| !all[..i].contains(&all[i])), "{all:?}");
+    assert_eq!(all[2], bound(&in_use("study")));
 }
 
 /// What forgets too much at full strength is weakened until ordinary text is within the ceilings, and is judged, kept
