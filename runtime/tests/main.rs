@@ -14,6 +14,7 @@ mod eva;
 mod exchange;
 mod exposure;
 mod forward;
+mod from;
 mod full;
 mod gguf;
 mod hostile;

@@ -156,7 +156,7 @@ mod tests {
     fn keys_are_flags_and_flags_win() {
         let toml =
             "rank = 4\nlora_alpha = 32\nlearning-rate = 1e-3\nlora-modules = [\"q\", \"v_proj\"]\nepochs = 2";
-        let of = |flags: &[&str]| train(toml, flags).unwrap().settings(&small()).unwrap();
+        let of = |flags: &[&str]| train(toml, flags).unwrap().settings(&small(), None).unwrap();
         let settings = of(&["--rank", "16"]);
         let lora = settings.method.lora().unwrap();
         assert_eq!((lora.rank, lora.alpha, lora.targets.len()), (16, 32.0, 2));

@@ -31,6 +31,8 @@ impl Kind {
     pub const ADAPTER: Kind = Kind(*b"ADPT");
     /// A training checkpoint.
     pub const CHECKPOINT: Kind = Kind(*b"CKPT");
+    /// Protected directions: A of every projection, before any training.
+    pub const DIRECTIONS: Kind = Kind(*b"DIRS");
 }
 
 /// What a frame says about itself ahead of its header.

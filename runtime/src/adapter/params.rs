@@ -67,7 +67,7 @@ pub struct TrainedWith {
     /// How A was initialized. Files hold it elsewhere: in their flags.
     #[serde(skip)]
     pub init: Init,
-    /// Held-out loss of the base alone, nats per token.
+    /// Held-out loss when its training began, nats per token: of the base alone, or of the adapter it went on with.
     pub valid_loss_before: Option<f32>,
     /// Held-out loss with the adapter, nats per token.
     pub valid_loss_after: Option<f32>,

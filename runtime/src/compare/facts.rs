@@ -17,7 +17,7 @@ use crate::model::Proj;
 use crate::model::tuned::TunedLayout;
 use crate::model::weights::ModelFile;
 use crate::run::checkpoint::{rows_digest, stated_digest};
-use crate::run::run::stated;
+use crate::run::setup::stated;
 use crate::run::{Base, Length, Settings};
 
 /// One arm, measured.

@@ -12,7 +12,7 @@ use crate::error::{ErrorKind, Result};
 use crate::gate::report::RateTest;
 use crate::model::tuned::Weights;
 use crate::plan::{ArenaWords, Request};
-use crate::run::run::trainer_at;
+use crate::run::setup::trainer_at;
 use crate::run::{Base, Event, Method, Observer, RunRows, Stepping};
 use crate::train::Chain;
 use crate::train::schedule::{Schedule, Shape};

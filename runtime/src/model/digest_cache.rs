@@ -87,6 +87,11 @@ impl DigestCache {
         DigestCache { dir: dir.into() }
     }
 
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.dir
+    }
+
     /// The cached digest for a state of a file.
     pub fn get(&self, storage: &dyn Storage, stamp: &Stamp) -> Option<[u8; 32]> {
         self.entries(storage).into_iter().rev().find(|(s, _)| s == stamp).map(|(_, digest)| digest)

@@ -30,6 +30,7 @@
 pub mod checkpoint;
 pub mod control;
 pub mod course;
+mod directions;
 pub mod general;
 pub mod guard;
 pub mod observer;
@@ -37,6 +38,7 @@ pub mod prepare;
 #[allow(clippy::module_inception, reason = "the run itself, next to its parts")]
 pub mod run;
 pub mod settings;
+pub mod setup;
 
 pub use checkpoint::{Checkpoints, Identity, Progress};
 pub use control::{Control, Heat};
@@ -46,3 +48,4 @@ pub use observer::{Event, Means, Nobody, Observer, Stepping};
 pub use prepare::{Base, Extent, Limit, Planned, RunRows, SampledReplay, Setting, Wear};
 pub use run::{Run, Start, Trained};
 pub use settings::{Begin, KeepChoice, Length, Looks, Method, Settings, Warmup};
+pub use setup::Earlier;

@@ -287,6 +287,7 @@ pub struct Setting<'a> {
 fn walk_positions(settings: &Settings, setting: &Setting<'_>) -> (usize, usize) {
     let Setting { extent, rows, .. } = setting;
     match settings.begin {
+        _ if settings.from.is_some() => (0, 0),
         Begin::Random => (0, 0),
         Begin::Protected(_) => {
             let all = rows.general.iter().map(Example::rows).sum();
@@ -400,6 +401,7 @@ fn preparation_bytes(
         let layout = Layout::new(c, lora);
         let extent = (largest, r.seq, all);
         let words = match settings.begin {
+            _ if settings.from.is_some() => return 0,
             Begin::Random => return 0,
             Begin::Eva(_) => EvaWords::new(c, &layout, extent, r.threads).total(),
             Begin::Protected(_) => quiet::words(c, &layout, extent, r.threads),

@@ -2,28 +2,23 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::checkpoint::{Best, Checkpoints, Identity, Look, Restored, Saved};
 use super::course::{Course, RolledBack, Stepped};
 use super::observer::{Event, Means, Observer, Stepping};
-use super::prepare::{Base, GENERAL_ROWS, RunRows};
-use super::settings::{Begin, Length, Looks, Method, Settings, Warmup};
-use crate::adapter::{Adapter, Init, LoraConfig};
+use super::prepare::{Base, RunRows};
+use super::settings::{Begin, Looks, Settings};
+use super::setup::{Setup, mixed};
+use crate::adapter::Adapter;
 use crate::data::batches::in_order;
-use crate::data::{Batch, Batches, Cursor, Example, Mixed, MixedCursor};
+use crate::data::{Batch, Example, Mixed, MixedCursor};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::tuned::{TunedModel, Weights};
-use crate::nn::keep::KeepPrecision;
-use crate::plan::{ArenaWords, Request};
+use crate::plan::Request;
 use crate::probe::Prober;
-use crate::rng::Rng;
 use crate::storage::{Disk, Storage, create_dir_all};
-use crate::train::schedule::{Schedule, Shape};
-use crate::train::{AnyTrainer, FullTrainer, StepReport, TrainOptions, Trainer, eva, quiet};
+use crate::train::{AnyTrainer, StepReport};
 
-/// Random stream of an adapter's initial values.
-const INIT_STREAM: u64 = 0x494E_4954;
 /// General rows of a step that stays near the base.
 const GENERAL_PER_STEP: u64 = 3;
 
@@ -63,6 +58,8 @@ pub struct Run {
     valid_after: Option<f64>,
     /// Whether that loss is of the current parameters.
     is_valid_of_now: bool,
+    /// Steps and targets of an adapter that this run goes on with.
+    earlier: (u64, u64),
     /// The last step.
     last: Option<StepReport>,
     /// Where the adapter is saved during the run, if anywhere.
@@ -99,6 +96,10 @@ impl Run {
         };
         let mut course = Course::new(setup.identity()).kept_in(checkpoints);
         let mut trainer = setup.trainer(resumes, (name, &mut *observer))?;
+        let earlier = match &trainer {
+            AnyTrainer::Adapter(trainer) => (trainer.adapter().meta.steps, trainer.adapter().meta.tokens),
+            AnyTrainer::Full(_) => (0, 0),
+        };
         let mut batches = mixed(&settings, request.batch, rows, MixedCursor::default());
         let restored = match resumes {
             true => course.resume(&Disk, &mut trainer, &mut batches)?,
@@ -122,6 +123,7 @@ impl Run {
             batch: request.batch,
             valid_after: None,
             is_valid_of_now: false,
+            earlier,
             last: None,
             saves_in: None,
             is_restored: restored.found.is_some(),
@@ -553,12 +555,12 @@ impl Run {
 
     /// Records in the adapter how it was trained.
     fn note_training(&mut self) {
-        let steps = self.steps();
         let after = self.valid_after.filter(|_| self.is_valid_of_now);
         let tally = &self.course.progress.tally;
+        let (steps, targets) = (self.earlier.0 + self.steps(), self.earlier.1 + tally.targets);
         let AnyTrainer::Adapter(trainer) = &mut self.trainer else { return };
         let meta = trainer.meta_mut();
-        (meta.steps, meta.tokens) = (steps, tally.targets);
+        (meta.steps, meta.tokens) = (steps, targets);
         meta.valid_loss_before = tally.valid_before.map(|loss| loss as f32);
         meta.valid_loss_after = after.map(|loss| loss as f32);
     }
@@ -571,7 +573,8 @@ impl Run {
             AnyTrainer::Adapter(trainer) => {
                 let mut adapter = trainer.into_adapter();
                 if let Some(best) = best {
-                    (adapter.meta.steps, adapter.meta.valid_loss_after) = (best.step, Some(best.loss as f32));
+                    adapter.meta.steps = self.earlier.0 + best.step;
+                    adapter.meta.valid_loss_after = Some(best.loss as f32);
                 }
                 Trained::Adapter(Box::new(adapter))
             }
@@ -599,166 +602,4 @@ fn general_rows(general: &[Example], step: u64, seed: u64) -> Batch {
         batch.push(&general[(first.wrapping_add(i) % general.len() as u64) as usize]);
     }
     batch
-}
-
-/// A run's rows in order, from a cursor.
-fn mixed<'a>(settings: &Settings, batch: usize, rows: RunRows<'a>, cursor: MixedCursor) -> Mixed<'a> {
-    Mixed::new(rows.train, rows.replay, settings.replay_share, batch, settings.seed, cursor)
-}
-
-/// What a run is made from.
-struct Setup<'a> {
-    base: &'a Base,
-    settings: &'a Settings,
-    request: &'a Request,
-    rows: RunRows<'a>,
-    /// Steps of the whole run, if known in advance.
-    total: Option<u64>,
-    options: TrainOptions,
-}
-
-impl<'a> Setup<'a> {
-    fn new(base: &'a Base, settings: &'a Settings, request: &'a Request, rows: RunRows<'a>) -> Setup<'a> {
-        let batches = mixed(settings, request.batch, rows, MixedCursor::default());
-        let positions = rows.train.iter().map(Example::rows).sum();
-        let total = settings.steps(&batches, positions);
-        let options = settings.options(base, settings.schedule(settings.peak(), total));
-        Setup { base, settings, request, rows, total, options }
-    }
-
-    /// The trainer, with its arena allocated. If the run `resumes`, its numbers come from a checkpoint.
-    fn trainer(&self, resumes: bool, watched: (&str, &mut dyn Observer)) -> Result<AnyTrainer> {
-        let (model, kernels) = (self.base.model.clone(), self.base.kernels.clone());
-        let words = ArenaWords::new(model.config(), self.request);
-        let options = self.options.clone();
-        Ok(match &self.settings.method {
-            Method::Adapter(lora) => {
-                let adapter = self.adapter(lora, resumes, watched)?;
-                AnyTrainer::Adapter(Box::new(Trainer::new(model, kernels, words, adapter, options)))
-            }
-            Method::Full(_) => AnyTrainer::Full(Box::new(FullTrainer::new(model, kernels, words, options))),
-        })
-    }
-
-    /// An adapter that changes nothing yet. If the run `resumes`, no rows are read for it.
-    fn adapter(
-        &self,
-        lora: &LoraConfig,
-        resumes: bool,
-        (name, observer): (&str, &mut dyn Observer),
-    ) -> Result<Adapter> {
-        let Setup { base: Base { model, kernels, precision, .. }, settings, rows, .. } = *self;
-        let mut random = Rng::new(settings.seed, INIT_STREAM);
-        let mut adapter = Adapter::init_on(model, kernels, lora, &mut || random.f32())?;
-        adapter.meta.base_name = model.gguf().string("general.name")?.unwrap_or_default().to_owned();
-        adapter.meta.seed = settings.seed;
-        adapter.meta.init = match settings.begin {
-            Begin::Random => Init::Kaiming,
-            Begin::Eva(_) => Init::Eva,
-            Begin::Protected(_) => Init::Quiet,
-        };
-        let started = Instant::now();
-        let go_on = |_: usize| observer.ask();
-        let what = match settings.begin {
-            Begin::Random => return Ok(adapter),
-            _ if resumes => return Ok(adapter),
-            Begin::Protected(energy) => {
-                let batches: Vec<Batch> = in_order(rows.general, GENERAL_ROWS).collect();
-                // Of one seed, so that it is the same for every run on this model.
-                quiet::initialize(&mut adapter, model, kernels, *precision, &batches, (energy, 0), go_on)?;
-                format!("protected directions from {} rows of ordinary text", rows.general.len())
-            }
-            Begin::Eva(count) => {
-                // The batches training would start with, each once.
-                let batches = Batches::new(rows.train, settings.batch, settings.seed, Cursor::default());
-                let count = batches.batches_per_epoch().min(count);
-                let batches: Vec<Batch> = batches.take(count).collect();
-                eva::initialize(&mut adapter, model, kernels, *precision, &batches, settings.seed, go_on)?;
-                format!("EVA: A from {count} batches")
-            }
-        };
-        let told = format!("{what} in {:.1} s", started.elapsed().as_secs_f64());
-        observer.tell(name, Event::Note(&told));
-        Ok(adapter)
-    }
-
-    /// Everything a run's result depends on.
-    fn identity(&self) -> Identity {
-        let Setup { request: Request { keep, kept_blocks, batch, .. }, rows, .. } = self;
-        let kept = match keep.precision {
-            // Then it only affects speed.
-            KeepPrecision::F32 => "exactly".to_string(),
-            KeepPrecision::Bf16 => format!("as bf16: {}", keep.describe(*kept_blocks)),
-        };
-        settled(self.base, self.settings, &self.options)
-            .with("batch size", batch)
-            .with("kept for the backward", kept)
-            .with_rows("training rows", rows.train)
-            .with_rows("held-out rows", rows.valid)
-            .with_rows("replayed rows", rows.replay)
-            .with_rows("general rows", rows.general)
-    }
-}
-
-/// A trainer that starts as the run's does, at a constant rate.
-///
-/// # Errors
-/// Those of [`Run::begin`].
-pub fn trainer_at(
-    base: &Base,
-    settings: &Settings,
-    request: &Request,
-    rows: RunRows<'_>,
-    rate: f64,
-    watched: (&str, &mut dyn Observer),
-) -> Result<AnyTrainer> {
-    let constant = Schedule { shape: Shape::Constant, peak: rate as f32, warmup: 0, total: u64::MAX };
-    let options = settings.options(base, constant);
-    Setup { base, settings, request, rows, total: None, options }.trainer(false, watched)
-}
-
-/// What is fixed before rows and memory are known.
-fn settled(base: &Base, settings: &Settings, options: &TrainOptions) -> Identity {
-    let begin = match settings.begin {
-        Begin::Random => "random".to_string(),
-        Begin::Eva(batches) => format!("EVA of {batches} batches"),
-        Begin::Protected(energy) => format!("inside {energy} of ordinary text's energy"),
-    };
-    let stored = match settings.method {
-        Method::Adapter(_) => settings.stored.name().to_string(),
-        Method::Full(dtype) => dtype.map_or("as in the base".to_string(), |dtype| dtype.name().to_string()),
-    };
-    let looks = match settings.looks {
-        Looks::Every(_) => "the last step counts".to_string(),
-        Looks::Best { times, patience } => format!("the best of {times} looks counts, {patience} end it"),
-    };
-    Identity::new(base.model.digest(), settings.method.lora(), options)
-        .with("accumulation steps", settings.accumulation)
-        .with("initial values", begin)
-        .with("share of replayed rows", settings.replay_share)
-        .with("stored as", stored)
-        .with("looks", looks)
-        .with("divergence on general rows", settings.general_kl.unwrap_or_default())
-}
-
-/// A run's settings by name, worded as files may store them.
-pub(crate) fn stated(settings: &Settings, base: &Base) -> Vec<(String, String)> {
-    let options = settings.options(base, settings.schedule(settings.rate.unwrap_or_default(), None));
-    let length = match settings.length {
-        Length::Steps(n) => format!("{n} steps"),
-        Length::Epochs(n) => format!("{n} epochs"),
-        Length::Tokens(n) => format!("{n} tokens"),
-        Length::Minutes(n) => format!("{n} minutes"),
-    };
-    let warmup = match settings.warmup {
-        Warmup::Steps(n) => format!("{n} steps"),
-        Warmup::Share(share) => format!("{share} of the run"),
-    };
-    settled(base, settings, &options)
-        .with("length", length)
-        .with("warmup", warmup)
-        .with("batch size", settings.batch)
-        .with("rate is searched", settings.rate.is_none())
-        .settings()
-        .to_vec()
 }

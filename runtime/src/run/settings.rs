@@ -3,7 +3,7 @@
 
 use engraft_kernels::DType;
 
-use crate::adapter::{Layout, LoraConfig, StoredAs};
+use crate::adapter::{Init, Layout, LoraConfig, StoredAs};
 use crate::data::Mixed;
 use crate::error::Result;
 use crate::model::tuned::TunedLayout;
@@ -14,7 +14,7 @@ use crate::plan::{FullUpdate, Request};
 use crate::train::optim::AdamWConfig;
 use crate::train::schedule::{Schedule, Shape};
 
-use super::Base;
+use super::{Base, Earlier};
 use crate::train::TrainOptions;
 
 /// Rank of an adapter.
@@ -71,6 +71,8 @@ pub const EVALUATIONS: u64 = 10;
 pub const PATIENCE: u64 = 3;
 /// Examples in a few-shot prompt.
 pub const SHOTS: usize = 5;
+/// Turns in which few rows are each held out once.
+pub const FOLDS: usize = 5;
 /// Most tokens of a judged answer.
 pub const ANSWER_TOKENS: usize = 256;
 /// Held-out rows a report shows with every arm's answer.
@@ -215,6 +217,8 @@ pub struct Settings {
     pub method: Method,
     /// How an adapter is initialized.
     pub begin: Begin,
+    /// A finished adapter to go on with, instead of a new one. Its optimizer begins anew.
+    pub from: Option<Earlier>,
     /// How long.
     pub length: Length,
     /// Sequences per batch.
@@ -262,6 +266,7 @@ impl Settings {
     pub fn new(method: Method) -> Settings {
         Settings {
             begin: Begin::Random,
+            from: None,
             length: Length::Steps(STEPS),
             batch: BATCH,
             accumulation: 1,
@@ -303,6 +308,22 @@ impl Settings {
             batch: BATCH_PROTECTED,
             ..self
         }
+    }
+
+    /// The settings that go on with a finished adapter. One whose A began in protected directions keeps to them.
+    #[must_use]
+    pub fn going_on(self, earlier: Earlier) -> Settings {
+        let settings = match earlier.init {
+            Init::Quiet if matches!(self.begin, Begin::Protected(_)) => self,
+            Init::Quiet => self.protected(),
+            Init::Kaiming | Init::Eva => self,
+        };
+        Settings { method: Method::Adapter(earlier.lora.clone()), from: Some(earlier), ..settings }
+    }
+
+    /// Whether ordinary text is read before or during training.
+    pub fn reads_general(&self) -> bool {
+        self.general_kl.is_some() || (self.from.is_none() && matches!(self.begin, Begin::Protected(_)))
     }
 
     /// Whether the best look's parameters are kept beside the current ones.

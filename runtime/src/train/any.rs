@@ -83,11 +83,11 @@ impl AnyTrainer {
         self.state_mut().rate_factor = factor;
     }
 
-    /// Loss of rows with the current parameters; before the first step, the base's.
+    /// Loss of rows with the current parameters; before an adapter's first step, the base's.
     pub fn evaluate(&mut self, rows: impl Iterator<Item = Batch>) -> Evaluated {
         match self {
             AnyTrainer::Adapter(trainer) => {
-                let begun = trainer.state.step > 0;
+                let begun = trainer.state.step > 0 || trainer.adapter().meta.steps > 0;
                 trainer.evaluate(rows, begun)
             }
             AnyTrainer::Full(trainer) => trainer.evaluate(rows),

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, value_parser};
+use engraft_runtime::adapter::Init;
 use engraft_runtime::error::Error;
-use engraft_runtime::run::{Begin, Settings, settings};
+use engraft_runtime::run::{Begin, Earlier, Settings, settings};
 use engraft_runtime::train::{Direction, KlPenalty};
 
 use super::{misuse, parse};
@@ -30,9 +31,9 @@ pub(crate) struct ForgettingOptions {
     replay_tokens: Option<u32>,
 
     /// Let a LoRA act only where ordinary text is quiet: general (the built-in text), off, or a .jsonl file with rows
-    /// to protect [default: off; for adapt: general]
+    /// to protect; may be repeated [default: off; for adapt: general]
     #[arg(long, value_name = "general|off|FILE", value_parser = protect_source)]
-    pub(crate) protect: Option<ProtectSource>,
+    pub(crate) protect: Vec<ProtectSource>,
 
     /// Share of ordinary text's energy that the protected directions leave to the adapter [default: 0.04]
     #[arg(long, value_name = "SHARE", value_parser = parse::positive_f32)]
@@ -91,7 +92,7 @@ fn protect_source(text: &str) -> Result<ProtectSource, String> {
 impl ForgettingOptions {
     /// Whether ordinary text is protected, which is `usual` unless somebody says.
     pub(crate) fn protects(&self, usual: bool) -> bool {
-        self.protect.as_ref().map_or(usual, |source| *source != ProtectSource::Off)
+        if self.protect.is_empty() { usual } else { !self.protect.contains(&ProtectSource::Off) }
     }
 
     /// Puts the protection into settings.
@@ -100,6 +101,21 @@ impl ForgettingOptions {
         let energy = self.protect_energy.map_or(protected.begin, Begin::Protected);
         let weight = self.general_kl.or(protected.general_kl).filter(|weight| *weight > 0.0);
         Settings { begin: energy, general_kl: weight, ..protected }
+    }
+
+    /// Whether a run protects ordinary text: as it is told, or as the adapter it goes on with does.
+    ///
+    /// # Errors
+    /// `Misuse` if that adapter's A isn't in protected directions, and they were asked for.
+    pub(super) fn protects_from(&self, earlier: Option<&Earlier>, usual: bool) -> Result<bool, Error> {
+        let Some(earlier) = earlier else { return Ok(self.protects(usual)) };
+        let is_quiet = earlier.init == Init::Quiet;
+        match !is_quiet && self.protects(false) {
+            true => Err(misuse(
+                "--protect: the adapter of --from wasn't trained in protected directions; leave it out",
+            )),
+            false => Ok(self.protects(is_quiet) && is_quiet),
+        }
     }
 
     /// The share of replayed rows; 0 without `--replay`.
@@ -130,6 +146,9 @@ impl ForgettingOptions {
             }
         }
         let protects = self.protects(true);
+        if !protects && self.protect.len() > 1 {
+            return Err(misuse("--protect off leaves nothing to protect; leave it out, or the others"));
+        }
         for (flag, given) in [("--protect-energy", self.protect_energy), ("--general-kl", self.general_kl)] {
             if given.is_some() && !protects {
                 return Err(misuse(format!("{flag} has no effect with --protect off; leave it out")));

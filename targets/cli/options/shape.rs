@@ -1,14 +1,19 @@
 //! Options shared by `train`, `plan`, `compare` and `adapt`: which parts an adapter adapts, and the optimizer.
 
+use std::path::{Path, PathBuf};
+
 use clap::{Args, value_parser};
-use engraft_runtime::adapter::{LoraConfig, Override, StoredAs};
+use engraft_runtime::adapter::{ADAPTER_FILE, LoraConfig, Override, StoredAs};
 use engraft_runtime::error::Result;
+use engraft_runtime::gate::store::Store;
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
-use engraft_runtime::run::{Begin, Settings, Warmup, settings};
+use engraft_runtime::run::{Begin, Earlier, Settings, Warmup, settings};
+use engraft_runtime::storage::Disk;
 use engraft_runtime::train::schedule::Shape;
 
-use super::misuse;
 use super::parse::{self, Layers, Modules, Pattern};
+use super::{misuse, stat};
 
 /// Which parts an adapter adapts, and how it starts.
 #[derive(Args, Clone, Debug)]
@@ -48,6 +53,10 @@ pub(crate) struct ShapeOptions {
     /// Batches of training rows that --init eva analyzes [default: 8]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=4096))]
     eva_batches: Option<u32>,
+
+    /// Go on with a finished adapter (its file, its folder, or a store's active one) instead of beginning a new one
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) from: Option<PathBuf>,
 }
 
 impl ShapeOptions {
@@ -68,6 +77,25 @@ impl ShapeOptions {
             true => Err(misuse("--eva-batches has no effect without --init eva; add it")),
             false => Ok(()),
         }
+    }
+
+    /// The adapter to go on with, if any.
+    ///
+    /// # Errors
+    /// `Misuse` for flags that the adapter decides; those of [`Earlier::open`] and [`Store::active`].
+    pub(crate) fn earlier(&self, rank: bool, model: &ModelFile) -> Result<Option<Earlier>> {
+        let Some(path) = &self.from else { return Ok(None) };
+        let own = ShapeOptions { from: None, adapter_precision: StoredAs::F32, ..self.clone() };
+        let decided = own.given().or(rank.then_some("--rank"));
+        if let Some(flag) = decided {
+            return Err(misuse(format!("{flag} is decided by the adapter of --from; leave it out")));
+        }
+        let found = stat(path, "--from")?;
+        let file = match found.is_dir() && !path.join(ADAPTER_FILE).exists() {
+            false => path.clone(),
+            true => active_in(path)?,
+        };
+        Earlier::open(&file, model).map(Some).map_err(|e| e.at("--from"))
     }
 
     /// The adapter's settings, checked against a model.
@@ -114,9 +142,19 @@ impl ShapeOptions {
             ("--alpha-pattern", !self.alpha_pattern.0.is_empty()),
             ("--adapter-precision", self.adapter_precision != StoredAs::F32),
             ("--init eva", self.begin() != Begin::Random),
+            ("--from", self.from.is_some()),
         ];
         flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
+}
+
+/// The adapter that is active in a store.
+fn active_in(folder: &Path) -> Result<PathBuf> {
+    let store = Store::open(&Disk, folder).map_err(|e| e.at("--from"))?;
+    let active = store.active()?.and_then(|active| store.adapter_file(&active.generation));
+    active.ok_or_else(|| {
+        misuse(format!("--from: no adapter is active in {}; name an adapter", folder.display()))
+    })
 }
 
 /// Batches and the optimizer.

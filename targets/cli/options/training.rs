@@ -1,13 +1,15 @@
 //! The options of a training run. They also determine its memory, so `plan` and `train` take the same flags.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, value_parser};
 use engraft_kernels::DType;
+use engraft_runtime::adapter::ADAPTER_FILE;
 use engraft_runtime::error::Result;
 use engraft_runtime::model::ModelConfig;
+use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::keep::KeepPrecision;
-use engraft_runtime::run::{KeepChoice, Length, Looks, Method, Settings, settings};
+use engraft_runtime::run::{Earlier, KeepChoice, Length, Looks, Method, Settings, settings};
 
 use super::shape::{refuse_beside_protection, refuse_for_full};
 use super::{
@@ -145,18 +147,44 @@ pub(crate) struct RunOptions {
     checkpoint_every: u32,
 }
 
+/// Whether two paths lead to the same place that exists.
+fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
 impl TuneOptions {
     /// Whether every weight is trained.
     pub(crate) fn is_full(&self) -> bool {
         self.what.fine_tune_type == FineTune::Full
     }
 
-    /// The settings of the run on a model.
+    /// The adapter that the run goes on with, if any.
+    ///
+    /// # Errors
+    /// Those of [`ShapeOptions::earlier`]; `Misuse` where that would be overwritten.
+    pub(crate) fn earlier(&self, model: &ModelFile) -> Result<Option<Earlier>> {
+        let own = self.adapter_path.join(ADAPTER_FILE);
+        if self
+            .what
+            .shape
+            .from
+            .as_ref()
+            .is_some_and(|from| is_same(from, &own) || is_same(from, &self.adapter_path))
+        {
+            let message =
+                "--from: that adapter would be overwritten; name another folder with --adapter-path";
+            return Err(misuse(message));
+        }
+        self.what.shape.earlier(self.what.rank != settings::RANK as u32, model)
+    }
+
+    /// The settings of the run on a model, going on with an earlier adapter, if any.
     ///
     /// # Errors
     /// `Misuse` for flags that have no effect with the others, or don't fit the model.
-    pub(crate) fn settings(&self, model: &ModelConfig) -> Result<Settings> {
+    pub(crate) fn settings(&self, model: &ModelConfig, earlier: Option<Earlier>) -> Result<Settings> {
         self.check_effects()?;
+        let protects = self.forgetting.protects_from(earlier.as_ref(), false)? && !self.is_full();
         let (what, run) = (&self.what, &self.run);
         let method = match what.fine_tune_type {
             FineTune::Full => Method::Full(what.dtype),
@@ -166,9 +194,10 @@ impl TuneOptions {
             }
         };
         let plain = Settings { begin: what.shape.begin(), ..Settings::new(method) };
-        let settings = match self.forgetting.protects(false) && !self.is_full() {
-            true => self.forgetting.protect(plain),
-            false => plain,
+        let settings = if protects { self.forgetting.protect(plain) } else { plain };
+        let settings = match earlier {
+            Some(earlier) => settings.going_on(earlier),
+            None => settings,
         };
         let settings = run.optimizer.apply(settings);
         Ok(Settings {

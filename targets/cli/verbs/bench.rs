@@ -16,7 +16,7 @@ use engraft_runtime::model::Proj;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::Request;
 use engraft_runtime::rng::Rng;
-use engraft_runtime::run::run::trainer_at;
+use engraft_runtime::run::setup::trainer_at;
 use engraft_runtime::run::{
     Base, Extent, Limit, Method, Nobody, Planned, RunRows, Setting, Settings, settings,
 };

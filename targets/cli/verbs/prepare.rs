@@ -81,7 +81,7 @@ impl Replay {
 pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -> Result<Prepared> {
     let model = tune.model.open()?;
     let limit = Limit { budget: tune.memory.memory_budget, room: room() };
-    let settings = tune.settings(model.config())?;
+    let settings = tune.settings(model.config(), tune.earlier(&model)?)?;
     if let Method::Full(dtype) = settings.method {
         check_type(&model, dtype).map_err(|e| e.at("--type"))?;
     }
@@ -99,7 +99,7 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
     let (data, replay, general) = std::thread::scope(|scope| {
         // The digest reads the whole file. In parallel with the tokenizer it costs no extra time.
         scope.spawn(|| model.digest());
-        read_rows(tune, &model, rows_max)
+        read_rows(tune, &model, settings.reads_general(), rows_max)
     })?;
     let (train, valid) =
         data.as_ref().map_or((&[][..], &[][..]), |data| (&data.train.examples[..], &data.valid.examples[..]));
@@ -128,6 +128,7 @@ pub(crate) fn room_of(tune: &TuneOptions, device: Option<&str>) -> Option<Room> 
 fn read_rows(
     tune: &TuneOptions,
     model: &ModelFile,
+    reads_general: bool,
     rows_max: usize,
 ) -> Result<(Option<TrainValid>, Replay, Vec<Example>)> {
     let forgetting = &tune.forgetting;
@@ -140,7 +141,7 @@ fn read_rows(
     }
     let text = Text::of(model)?;
     let data = read_data(tune, &text, rows_max)?;
-    let general = match forgetting.protects(false) {
+    let general = match reads_general {
         true => read_general(forgetting, &tune.data, &text, rows_max)?,
         false => Vec::new(),
     };
@@ -190,14 +191,23 @@ pub(crate) fn read_general(
     text: &Text,
     rows_max: usize,
 ) -> Result<Vec<Example>> {
-    let file = match &forgetting.protect {
-        Some(ProtectSource::Off) => return Ok(Vec::new()),
-        None | Some(ProtectSource::General) => return general::rows(text, rows_max),
-        Some(ProtectSource::File(file)) => file,
-    };
     let options = data.reading(rows_max.min(general::ROW_TOKENS), 0);
-    let rows = load(file, &text.tokenizer, &text.chat, &options).map_err(|e| e.at("--protect"))?;
-    Ok(rows.examples.into_iter().map(general::all_targets).collect())
+    let built_in = [ProtectSource::General];
+    let sources = if forgetting.protects(false) { &forgetting.protect[..] } else { &built_in };
+    let mut all = Vec::new();
+    for source in sources {
+        match source {
+            ProtectSource::General => all.extend(general::rows(text, rows_max)?),
+            ProtectSource::File(file) => {
+                let rows = load(file, &text.tokenizer, &text.chat, &options)
+                    .map_err(|e| e.at("--protect"))?
+                    .examples;
+                all.extend(rows.into_iter().map(general::all_targets));
+            }
+            ProtectSource::Off => {}
+        }
+    }
+    Ok(all)
 }
 
 /// Reads the rows of `--data` as token ids and reports on them.

@@ -109,6 +109,11 @@ impl ModelFile {
         self
     }
 
+    /// The folder of that cache, for what else is worth keeping about this model.
+    pub fn cache_folder(&self) -> Option<&Path> {
+        self.digest_cache.as_ref().map(DigestCache::folder)
+    }
+
     /// Shapes and constants.
     pub fn config(&self) -> &ModelConfig {
         &self.config
