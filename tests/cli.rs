@@ -29,6 +29,8 @@ mod prose;
 mod resume;
 #[path = "cli/room.rs"]
 mod room;
+#[path = "cli/search.rs"]
+mod search;
 #[path = "cli/truncation.rs"]
 mod truncation;
 

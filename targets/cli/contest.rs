@@ -115,7 +115,7 @@ impl ContestOptions {
         };
         let text = Text::of(&base.model)?;
         let reading = self.rows.reading(&self.data, base.model.config().context_len);
-        let material = self.material(&text, &reading)?;
+        let material = self.material(verb.search, &text, &reading)?;
         if verb.search {
             check_decidable(&material, &self.gate.thresholds(false), reading.valid_fraction)?;
         }
@@ -135,14 +135,21 @@ impl ContestOptions {
     }
 
     /// Reads the rows and prints how many there are of each kind.
-    fn material(&self, text: &Text, reading: &Reading) -> Result<Material> {
-        let material = Material::read(self.data()?, text, reading, self.rows.limits())?;
+    fn material(&self, search: bool, text: &Text, reading: &Reading) -> Result<Material> {
+        let limits = self.rows.limits(search, self.gate.thresholds(false).examples_min);
+        let material = Material::read(self.data()?, text, reading, limits)?;
         for (rows, what) in
             [(&material.train, "train"), (&material.valid, "validate"), (&material.held_out, "decide")]
         {
             tell_rows(&rows.data, reading.max_seq_length);
             let (rows, targets) = rows.extent();
             eprintln!("to {what}: {rows} rows with {targets} targets");
+        }
+        if !material.folds.is_empty() {
+            eprintln!(
+                "few rows: each is held out in one of {} turns, and what is promoted is trained on all",
+                material.folds.len()
+            );
         }
         for leak in &material.leaks {
             let how = if leak.exact { "equals" } else { "nearly equals" };
@@ -161,16 +168,9 @@ impl ContestOptions {
     ) -> Result<Contest> {
         let arms = self.arms.or(verb.arms);
         let limit = self.limit(base);
-        let recipes = self.arms.recipes(arms, verb.search, base.model.config())?;
+        let recipes = self.arms.recipes(arms, (verb.search, 1 + material.folds.len()), &base.model)?;
         let replay = self.replay(base, (text, reading), &limit, observer)?;
-        let general = match self.arms.forgetting.protects(verb.search) && !recipes.is_empty() {
-            true => read_general(&self.arms.forgetting, &self.data, text, reading.max_seq_length)?,
-            false => Vec::new(),
-        };
-        let (general, aside) = match verb.search {
-            true => general::set_aside(general),
-            false => (general, Vec::new()),
-        };
+        let (general, aside) = self.ordinary(verb.search, &recipes, (text, reading))?;
         warn_of_full(&recipes, base, observer);
         let shared = RunRows { replay: &replay, general: &general, ..RunRows::default() };
         let prompts = arms.contains(&ArmName::FewShot);
@@ -199,6 +199,24 @@ impl ContestOptions {
             folder: verb.folder.map(Path::to_path_buf),
             unfinished: Some(verb.unfinished.to_path_buf()),
         })
+    }
+
+    /// Ordinary text to train with, if an arm needs any, and, for a search that is judged by such text, some that no
+    /// training sees.
+    fn ordinary(
+        &self,
+        search: bool,
+        recipes: &[Recipe],
+        (text, reading): (&Text, &Reading),
+    ) -> Result<(Vec<Example>, Vec<Example>)> {
+        let trains = recipes.iter().any(|recipe| recipe.settings.reads_general());
+        let calibrates = search && !recipes.is_empty() && self.gate.judges_built_in();
+        if !trains && !calibrates {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let all = read_general(&self.arms.forgetting, &self.data, text, reading.max_seq_length)?;
+        let (general, aside) = if calibrates { general::set_aside(all) } else { (all, Vec::new()) };
+        Ok((if trains { general } else { Vec::new() }, aside))
     }
 
     /// The budget asked for, and the memory that the machine or the named device leaves.

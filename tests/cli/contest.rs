@@ -333,15 +333,10 @@ fn adapting_protects_ordinary_text() {
     let output = engraft(&[&words[..], &["--resamples", "500", "--store", &store]].concat());
     let told = stderr(&output);
     assert!(output.status.code().is_some_and(|code| [0, 4].contains(&code)), "{told}");
-    for words in
-        ["protected directions from ", "lora: on built-in the loss", "lora: on everyday answers the loss"]
+    for words in ["protected directions", "lora: on built-in the loss", "lora: on everyday answers the loss"]
     {
         assert!(told.contains(words), "{words}: {told}");
     }
-    // Rows too few to decide anything end it before anything is trained.
-    let few = shipped("demo/private_train.jsonl");
-    let few = ["adapt", "-m", &model, "--data", &few, "-t", "2", "--store", &store];
-    assert_refused(&few, 4, "gate_refused", &["it takes 20", "200 rows"]);
     assert_refused(
         &[&words[..], &["--store", &store, "--protect", "off", "--general-kl", "1"]].concat(),
         2,

@@ -1,7 +1,7 @@
 //! The rows of a comparison: training rows, validation rows that choose a run's best step, and held-out rows
 //! the gate decides by, which no arm ever sees.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -21,6 +21,8 @@ use crate::rng::mix;
 const VALID_STREAM: u64 = 0x5641_4C49;
 /// Keeps the choice of training rows independent of both.
 const TRAIN_STREAM: u64 = 0x5452_4149;
+/// Fewer rows than this can't be held out in turns.
+const MIN_TURNS_ROWS: usize = 4;
 
 /// Rows, as ids and as samples.
 #[derive(Clone, Debug)]
@@ -95,6 +97,52 @@ impl Rows {
         (of(rest), of(chosen))
     }
 
+    /// Splits off one of `turns` equal parts; rows that are equal stay together.
+    fn split_off_evenly(self, turns: usize, seed: u64) -> (Rows, Rows) {
+        let count = self.samples.len().div_ceil(turns);
+        if turns == 1 {
+            let rest = self.clone().retain(|_| false);
+            return (rest, self);
+        }
+        let (rest, part) = self.split_off(count, seed);
+        let taken: HashSet<u64> = part.data.keys.iter().copied().collect();
+        let twins: HashSet<u32> = rest
+            .data
+            .keys
+            .iter()
+            .zip(&rest.data.lines)
+            .filter_map(|(key, line)| taken.contains(key).then_some(*line))
+            .collect();
+        match twins.is_empty() {
+            true => (rest, part),
+            false => {
+                let also = rest.clone().retain(|line| twins.contains(&line));
+                (rest.retain(|line| !twins.contains(&line)), part.followed_by(also))
+            }
+        }
+    }
+
+    /// The rows of some lines.
+    fn retain(self, keep: impl Fn(u32) -> bool) -> Rows {
+        let Rows { mut data, samples } = self;
+        let kept: Vec<bool> = data.lines.iter().map(|line| keep(*line)).collect();
+        let chosen = |i: &usize| kept[*i];
+        let places: Vec<usize> = (0..kept.len()).filter(chosen).collect();
+        data.examples = places.iter().map(|i| data.examples[*i].clone()).collect();
+        data.keys = places.iter().map(|i| data.keys[*i]).collect();
+        data.lines = places.iter().map(|i| data.lines[*i]).collect();
+        Rows { samples: places.iter().map(|i| samples[*i].clone()).collect(), data }
+    }
+
+    /// These rows and then others of the same file.
+    fn followed_by(mut self, others: Rows) -> Rows {
+        self.data.examples.extend(others.data.examples);
+        self.data.keys.extend(others.data.keys);
+        self.data.lines.extend(others.data.lines);
+        self.samples.extend(others.samples);
+        self
+    }
+
     /// The name of row `i` for people: "test.jsonl:12".
     pub fn name(&self, i: usize) -> String {
         let file = self.data.source.file_name().unwrap_or_default();
@@ -120,6 +168,17 @@ pub struct Limits {
     pub train_rows: Option<usize>,
     /// Most held-out rows, chosen by seed.
     pub held_out_rows: Option<usize>,
+    /// Whether each row is held out in turn, where held-out rows are split off from those to train on.
+    pub folds: Option<Folds>,
+}
+
+/// When each row is held out in turn, and in how many turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Folds {
+    /// Turns.
+    pub turns: usize,
+    /// Only if fewer rows than this would be held out otherwise.
+    pub below: usize,
 }
 
 /// Where the rows of a comparison come from.
@@ -144,6 +203,9 @@ pub struct Material {
     pub held_out: Rows,
     /// Held-out rows that also occur among the others.
     pub leaks: Vec<Leak>,
+    /// If each row is held out in turn: the parts of each turn. Then all rows are held out, in the order of the turns,
+    /// and what is kept is trained on all but the validation rows.
+    pub folds: Vec<Material>,
     /// Digest of the three parts, hexadecimal.
     pub digest: String,
 }
@@ -183,6 +245,11 @@ impl Material {
             (Some(test), valid) => (rest, read(test)?, test, valid),
             (None, Some(valid)) => (rest, read(valid)?, valid, None),
             (None, None) => {
+                let wanted = (rest.examples.len() as f64 * fraction).round() as usize;
+                if let Some(folds) = limits.folds.filter(|folds| wanted < folds.below) {
+                    let rest = at_most(rest, limits.train_rows, mix(seed ^ TRAIN_STREAM));
+                    return Material::in_turns(Rows::from(rest, parts.train, options)?, folds.turns, options);
+                }
                 let (rest, held_out) = split(rest, fraction, seed);
                 (rest, held_out, parts.train, None)
             }
@@ -216,13 +283,51 @@ impl Material {
         seen.extend(valid.hashes(options));
         let leaks = leaks(&seen, &held_out.hashes(options));
         let digest = digest(&[&train, &valid, &held_out]);
-        Ok(Material { train, valid, held_out, leaks, digest })
+        Ok(Material { train, valid, held_out, leaks, folds: Vec::new(), digest })
+    }
+
+    /// Material of rows that are each held out in one of several turns.
+    ///
+    /// # Errors
+    /// `BadData` for too few rows.
+    fn in_turns(rows: Rows, turns: usize, options: &DataOptions) -> Result<Material> {
+        let count = rows.samples.len();
+        if count < turns.max(MIN_TURNS_ROWS) {
+            let source = rows.data.source.display();
+            let message =
+                format!("{source}: {count} rows are too few to hold each of them out in {turns} turns");
+            return Err(Error::new(ErrorKind::BadData, message).advise(Advice::AnotherSplit));
+        }
+        let seed = options.split_seed;
+        let validated = |rows: Rows| {
+            let count = (rows.samples.len() as f64 * options.valid_fraction).round().max(1.0) as usize;
+            rows.split_off(count, mix(seed ^ VALID_STREAM))
+        };
+        let (mut folds, mut rest) = (Vec::with_capacity(turns), rows.clone());
+        for left in (1..=turns).rev() {
+            let (others, held_out) = rest.split_off_evenly(left, seed);
+            rest = others;
+            let is_held: HashSet<u32> = held_out.data.lines.iter().copied().collect();
+            let (train, valid) = validated(rows.clone().retain(|line| !is_held.contains(&line)));
+            folds.push(Material::of(train, valid, held_out, options)?);
+        }
+        let held_out = folds.iter().map(|fold| fold.held_out.clone()).reduce(Rows::followed_by);
+        let (train, valid) = validated(rows);
+        let held_out = held_out.expect("at least one turn");
+        let digest = digest(&[&train, &valid, &held_out]);
+        let leaks = folds.iter().flat_map(|fold| fold.leaks.iter().cloned()).collect();
+        Ok(Material { train, valid, held_out, leaks, folds, digest })
     }
 
     /// Bytes of text held beside the ids.
     pub fn text_bytes(&self) -> usize {
         let parts = [&self.train, &self.valid, &self.held_out];
-        parts.iter().flat_map(|r| &r.samples).map(sample_bytes).sum()
+        let own: usize = parts.iter().flat_map(|r| &r.samples).map(sample_bytes).sum();
+        let ids = |fold: &Material| {
+            let parts = [&fold.train, &fold.valid, &fold.held_out];
+            parts.iter().map(|rows| rows.data.heap_bytes()).sum::<usize>()
+        };
+        own + self.folds.iter().map(|fold| fold.text_bytes() + ids(fold)).sum::<usize>()
     }
 
     /// Positions of the longest row.

@@ -26,6 +26,7 @@
 
 pub mod answers;
 mod facts;
+mod folds;
 pub mod material;
 mod panel;
 pub mod rate;
@@ -41,7 +42,7 @@ use std::time::Instant;
 
 use answers::Metric;
 use material::Material;
-use panel::Panel;
+use panel::{Arm, Panel};
 use recipe::Recipe;
 use retention::RetentionSet;
 use shots::Choice;
@@ -268,20 +269,17 @@ pub fn compare(
     let started = Instant::now();
     check(base, material, options, contest)?;
     forewarn(material, &contest.thresholds, observer);
-    let mut panel = Panel::new(base, material, (text, options), contest, observer);
-    panel.zero_shot()?;
-    panel.active()?;
-    for (k, choice) in &contest.shots {
-        panel.few_shot(*k, *choice)?;
-    }
-    for recipe in &contest.recipes {
-        panel.trained(recipe)?;
-    }
-    for (name, file) in &contest.given {
-        panel.given(name, file)?;
-    }
+    let how = (text, options);
+    let (arms, questions) = match material.folds.is_empty() {
+        false => folds::measured(base, material, how, contest, observer)?,
+        true => {
+            let mut panel = Panel::new(base, material, how, contest, observer);
+            let arms = Arm::of(contest).iter().map(|arm| panel.measured(arm)).collect::<Result<Vec<_>>>()?;
+            (arms, panel.questions)
+        }
+    };
     base.model.check_whole()?;
-    let outcome = panel.conclude(started)?;
+    let outcome = facts::conclude((base, material, options, contest), &questions, arms, started)?;
     train::clear(contest)?;
     Ok(outcome)
 }
@@ -374,7 +372,8 @@ pub fn check_decidable(material: &Material, thresholds: &Thresholds, fraction: f
     if held_out >= least {
         return Ok(());
     }
-    let message = match material.held_out.data.source == material.train.data.source {
+    let is_split = material.folds.is_empty() && material.held_out.data.source == material.train.data.source;
+    let message = match is_split {
         false => format!("{held_out} held-out rows can't decide; it takes {least}"),
         true => format!(
             "{held_out} held-out rows can't decide; it takes {least}, or {} rows in all",

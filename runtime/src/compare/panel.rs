@@ -1,8 +1,8 @@
-//! Measures the arms one after the other, one in memory at a time.
+//! Makes arms ready and measures them, one in memory at a time.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::answers::{self, Manner, Question};
 use super::facts::Measured;
@@ -10,19 +10,20 @@ use super::material::Material;
 use super::recipe::Recipe;
 use super::score::Subject;
 use super::shots::{self, Choice};
-use super::strength;
+use super::strength::{self, Weakened};
 use super::train::train;
-use super::{Contest, InUse, MODEL_FILE, Outcome, Product, SCORING_BYTES, ZERO_SHOT, facts, held_bytes};
+use super::{Contest, InUse, MODEL_FILE, Product, SCORING_BYTES, ZERO_SHOT, held_bytes};
 use crate::adapter::{Adapter, StoredAs};
 use crate::bytes::mib;
 use crate::data::{DataOptions, Example};
 use crate::error::{Advice, Error, ErrorKind, Result};
-use crate::gate::report::Scoring;
+use crate::gate::report::{ArmRun, RateTest, Scoring};
 use crate::gate::verdict::{ArmKind, ArmResult, Retained, Retention};
 use crate::generate::StackedAdapter;
 use crate::hex;
 use crate::merge;
 use crate::model::text::Text;
+use crate::model::tuned::TunedModel;
 use crate::model::weights::ModelFile;
 use crate::nn::divergence::Direction;
 use crate::probe::Prober;
@@ -30,16 +31,83 @@ use crate::run::checkpoint::stated_digest;
 use crate::run::{Base, Method, Observer, Trained};
 use crate::storage::{Disk, create_dir_within};
 
-/// The measurements so far, and what they are taken with.
+/// An arm of a contest.
+#[derive(Clone, Copy)]
+pub(super) enum Arm<'a> {
+    /// The base alone.
+    ZeroShot,
+    /// What is in use.
+    Active(&'a str, &'a InUse),
+    /// The base behind so many examples.
+    FewShot(usize, Choice),
+    /// Trained by a recipe.
+    Trained(&'a Recipe),
+    /// A finished adapter that may be promoted.
+    Given(&'a str, &'a Path),
+}
+
+impl<'a> Arm<'a> {
+    /// All arms of a contest, in the order of its report.
+    pub(super) fn of(contest: &'a Contest) -> Vec<Arm<'a>> {
+        let active = contest.active.iter().map(|(name, what)| Arm::Active(name, what));
+        let shots = contest.shots.iter().map(|(k, choice)| Arm::FewShot(*k, *choice));
+        let given = contest.given.iter().map(|(name, file)| Arm::Given(name, file));
+        let trained = contest.recipes.iter().map(Arm::Trained);
+        std::iter::once(Arm::ZeroShot).chain(active).chain(shots).chain(trained).chain(given).collect()
+    }
+}
+
+/// An arm that is ready to be measured.
+pub(super) struct Made<'a> {
+    name: String,
+    kind: ArmKind,
+    pub(super) subject: Subject,
+    /// Whether its weights aren't the base's alone.
+    pub(super) is_tuned: bool,
+    /// The held-out rows as it sees them.
+    rows: Cow<'a, [Example]>,
+    kept: Option<Product>,
+    run: Option<ArmRun>,
+    rate_test: Option<RateTest>,
+    strength: Option<f64>,
+    made_before: Option<String>,
+}
+
+impl<'a> Made<'a> {
+    /// An arm that leaves nothing, and sees the held-out rows as they are.
+    fn new(name: &str, kind: ArmKind, subject: Subject, material: &'a Material) -> Made<'a> {
+        Made {
+            name: name.to_string(),
+            kind,
+            subject,
+            is_tuned: false,
+            rows: Cow::Borrowed(&material.held_out.data.examples),
+            kept: None,
+            run: None,
+            rate_test: None,
+            strength: None,
+            made_before: None,
+        }
+    }
+
+    /// Hands what it leaves to its measurement.
+    pub(super) fn left_to(self, measured: &mut Measured) {
+        let Made { kept, run, rate_test, strength, made_before, .. } = self;
+        measured.result.strength = strength;
+        (measured.kept, measured.run) = (kept, run);
+        (measured.rate_test, measured.made_before) = (rate_test, made_before);
+    }
+}
+
+/// The contest, and what its arms are measured with.
 pub(super) struct Panel<'a> {
     pub(super) base: &'a Base,
     material: &'a Material,
     text: &'a Text,
     options: &'a DataOptions,
     pub(super) contest: &'a Contest,
-    questions: Vec<Question>,
+    pub(super) questions: Vec<Question>,
     pub(super) observer: &'a mut dyn Observer,
-    arms: Vec<Measured>,
     /// Which answers the base gets right in each retention task, computed when needed.
     retained: Vec<Option<Vec<bool>>>,
 }
@@ -53,8 +121,7 @@ impl<'a> Panel<'a> {
         observer: &'a mut dyn Observer,
     ) -> Panel<'a> {
         let questions = answers::questions(&material.held_out, text);
-        let (arms, retained) = (Vec::new(), Vec::new());
-        Panel { base, material, text, options, contest, questions, observer, arms, retained }
+        Panel { base, material, text, options, contest, questions, observer, retained: Vec::new() }
     }
 
     pub(super) fn subject(&self, adapter: Option<Arc<StackedAdapter>>) -> Subject {
@@ -99,58 +166,54 @@ impl<'a> Panel<'a> {
         Err(Error::new(ErrorKind::DoesNotFit, message).advise(Advice::FewerExamplesOrShorterRows))
     }
 
-    pub(super) fn zero_shot(&mut self) -> Result<()> {
-        let subject = self.subject(None);
-        let rows = &self.material.held_out.data.examples;
-        let measured = self.measure(ZERO_SHOT, ArmKind::ZeroShot, &subject, rows)?;
-        self.arms.push(measured);
-        Ok(())
+    /// Makes an arm ready and measures it on the held-out rows; if it was tuned, also what it forgot.
+    pub(super) fn measured(&mut self, arm: &Arm<'_>) -> Result<Measured> {
+        let made = self.made(arm)?;
+        let mut measured = self.measure(&made)?;
+        if made.is_tuned {
+            self.forgetting(&made.subject, &mut measured.result)?;
+        }
+        made.left_to(&mut measured);
+        Ok(measured)
     }
 
-    /// Measures what is in use, if anything is beside the base alone.
-    pub(super) fn active(&mut self) -> Result<()> {
-        let contest = self.contest;
-        let measured = match &contest.active {
-            None => return Ok(()),
-            Some((name, InUse::FewShot(messages))) => {
-                let (rows, subject) = (&self.material.held_out, self.subject(None));
+    /// Makes an arm ready: what answers, behind which rows, and what it leaves.
+    pub(super) fn made(&mut self, arm: &Arm<'_>) -> Result<Made<'a>> {
+        let (contest, material) = (self.contest, self.material);
+        match *arm {
+            Arm::ZeroShot => Ok(Made::new(ZERO_SHOT, ArmKind::ZeroShot, self.subject(None), material)),
+            Arm::Active(name, InUse::Adapter(file)) => self.finished(name, ArmKind::Active, file),
+            Arm::Active(name, InUse::FewShot(messages)) => {
+                let (rows, subject) = (&material.held_out, self.subject(None));
                 let how = (self.text, self.options);
                 let rows = shots::rows_behind_all(rows, messages, how, subject.context())?;
-                let mut measured = self.measure(name, ArmKind::Active, &subject, &rows)?;
                 let turns: Vec<_> = messages.iter().map(|m| (&m.role, &m.content)).collect();
-                measured.made_before = Some(hex::encode(&stated_digest(&turns)));
-                measured
+                let made_before = Some(hex::encode(&stated_digest(&turns)));
+                let made = Made::new(name, ArmKind::Active, subject, material);
+                Ok(Made { rows: Cow::Owned(rows), made_before, ..made })
             }
-            Some((name, InUse::Adapter(file))) => self.finished(name, ArmKind::Active, file)?,
-        };
-        self.arms.push(measured);
-        Ok(())
+            Arm::FewShot(k, choice) => self.few_shot(k, choice),
+            Arm::Trained(recipe) => self.trained(recipe, contest),
+            Arm::Given(name, file) => {
+                let made = self.finished(name, ArmKind::Trained, file)?;
+                Ok(Made { kept: Some(Product::File(file.to_path_buf())), ..made })
+            }
+        }
     }
 
-    /// Measures a finished adapter that may be promoted.
-    pub(super) fn given(&mut self, name: &str, file: &Path) -> Result<()> {
-        let mut measured = self.finished(name, ArmKind::Trained, file)?;
-        measured.kept = Some(Product::File(file.to_path_buf()));
-        self.arms.push(measured);
-        Ok(())
-    }
-
-    /// The figures of an adapter that was trained before.
-    fn finished(&mut self, name: &str, kind: ArmKind, file: &Path) -> Result<Measured> {
+    /// An adapter that was trained before.
+    fn finished(&mut self, name: &str, kind: ArmKind, file: &Path) -> Result<Made<'a>> {
         let adapter = Adapter::load(file)?;
         adapter
             .check_base(&self.base.model.digest(), self.base.model.config())
             .map_err(|e| e.at(file.display()))?;
         let computed = adapter.binding.as_ref().map(|binding| binding.adapted.0.to_vec());
         let (subject, _) = self.stacked(adapter)?;
-        let rows = &self.material.held_out.data.examples;
-        let mut measured = self.measure(name, kind, &subject, rows)?;
-        self.forgetting(&subject, &mut measured.result)?;
-        measured.made_before = Some(hex::encode(&stated_digest(&computed)));
-        Ok(measured)
+        let made_before = Some(hex::encode(&stated_digest(&computed)));
+        Ok(Made { made_before, is_tuned: true, ..Made::new(name, kind, subject, self.material) })
     }
 
-    pub(super) fn few_shot(&mut self, k: usize, choice: Choice) -> Result<()> {
+    fn few_shot(&mut self, k: usize, choice: Choice) -> Result<Made<'a>> {
         let name = match choice {
             Choice::Seeded(0) => format!("{k}-shot"),
             Choice::Seeded(seed) => format!("{k}-shot seed {seed}"),
@@ -160,51 +223,73 @@ impl<'a> Panel<'a> {
         let parts = (&self.material.train, &self.material.held_out);
         let how = (self.text, self.options);
         let (rows, shots) = shots::rows_after((k, choice), parts, how, &subject, subject.context())?;
-        let mut measured = self.measure(&name, ArmKind::FewShot { k }, &subject, &rows)?;
-        measured.kept = Some(Product::FewShot(shots));
-        self.arms.push(measured);
-        Ok(())
+        let made = Made::new(&name, ArmKind::FewShot { k }, subject, self.material);
+        Ok(Made { rows: Cow::Owned(rows), kept: Some(Product::FewShot(shots)), ..made })
     }
 
-    pub(super) fn trained(&mut self, recipe: &Recipe) -> Result<()> {
-        let contest = self.contest;
+    /// Trains by a recipe. What forgets too much at any strength is trained again, more gently, while there is time.
+    fn trained(&mut self, recipe: &Recipe, contest: &Contest) -> Result<Made<'a>> {
         let before = contest.recipes.iter().take_while(|r| r.name != recipe.name);
         let held: usize = before.map(|r| held_bytes(r, self.base, contest.folder.is_some())).sum();
         let base = self.base.beside(held);
         self.observer.note(&format!("{}: {}", recipe.name, recipe.settings.method.describe()));
-        let (trained, run, rate_test) = train(recipe, &base, self.material, contest, self.observer)?;
-        let (mut run, mut strength) = (run, None);
-        let (subject, kept) = match trained {
-            Trained::Adapter(adapter) => {
-                let (adapter, factor) = strength::choose(self, *adapter, &recipe.name)?;
-                if factor < 1.0 {
-                    run.what += &format!(", at {factor} of its strength");
-                    strength = Some(f64::from(factor));
-                }
-                self.adapted(adapter, &recipe.name)?
+        let (mut attempt, mut spent) = (recipe.clone(), 0.0);
+        loop {
+            let (trained, run, rate_test) = train(&attempt, &base, self.material, contest, self.observer)?;
+            spent += run.seconds;
+            let adapter = match trained {
+                Trained::Full(tuned) => return self.tuned(recipe, &tuned, run, rate_test),
+                Trained::Adapter(adapter) => *adapter,
+            };
+            let weakened = strength::choose(self, adapter, &recipe.name)?;
+            if !weakened.is_tolerable
+                && let Some(gentler) = recipe.gentler(&attempt, run.learning_rate, spent)
+            {
+                let rate = gentler.settings.rate.unwrap_or_default();
+                self.observer.note(&format!(
+                    "{}: forgets too much at any strength; trained again, at a rate of {rate:.1e}",
+                    recipe.name
+                ));
+                attempt = gentler;
+                continue;
             }
-            Trained::Full(tuned) => {
-                let Method::Full(dtype) = recipe.settings.method else {
-                    unreachable!("a full fine-tuning arm has tuned weights")
-                };
-                let folder = contest.folder.clone().unwrap_or_default().join(&recipe.name);
-                create_dir_within(&Disk, &folder)?;
-                let file = merge::tuned::write(&Disk, &folder, MODEL_FILE, &tuned, dtype)?.path;
-                drop(tuned);
-                let weights = Arc::new(ModelFile::open(&file)?).into();
-                (Subject { weights, ..self.subject(None) }, Product::Model(file))
+            let Weakened { adapter, factor, .. } = weakened;
+            let (mut run, strength) = (run, (factor < 1.0).then_some(f64::from(factor)));
+            run.arm.clone_from(&recipe.name);
+            if strength.is_some() {
+                run.what += &format!(", at {factor} of its strength");
             }
+            let (subject, kept) = self.adapted(adapter, &recipe.name)?;
+            let made = Made::new(&recipe.name, recipe.kind(), subject, self.material);
+            return Ok(Made {
+                is_tuned: true,
+                kept: Some(kept),
+                run: Some(run),
+                rate_test,
+                strength,
+                ..made
+            });
+        }
+    }
+
+    /// A model tuned in every weight, as its file gives it.
+    fn tuned(
+        &self,
+        recipe: &Recipe,
+        tuned: &TunedModel,
+        run: ArmRun,
+        rate_test: Option<RateTest>,
+    ) -> Result<Made<'a>> {
+        let Method::Full(dtype) = recipe.settings.method else {
+            unreachable!("a full fine-tuning arm has tuned weights")
         };
-        let rows = &self.material.held_out.data.examples;
-        let kind = if recipe.baseline { ArmKind::Baseline } else { ArmKind::Trained };
-        let mut measured = self.measure(&recipe.name, kind, &subject, rows)?;
-        self.forgetting(&subject, &mut measured.result)?;
-        measured.result.strength = strength;
-        measured.run = Some(run);
-        measured.rate_test = rate_test;
-        measured.kept = Some(kept);
-        self.arms.push(measured);
-        Ok(())
+        let folder = self.contest.folder.clone().unwrap_or_default().join(&recipe.name);
+        create_dir_within(&Disk, &folder)?;
+        let file = merge::tuned::write(&Disk, &folder, MODEL_FILE, tuned, dtype)?.path;
+        let weights = Arc::new(ModelFile::open(&file)?).into();
+        let made =
+            Made::new(&recipe.name, recipe.kind(), Subject { weights, ..self.subject(None) }, self.material);
+        Ok(Made { is_tuned: true, kept: Some(Product::Model(file)), run: Some(run), rate_test, ..made })
     }
 
     /// Binds an adapter to its base, puts it to use and keeps it.
@@ -227,14 +312,9 @@ impl<'a> Panel<'a> {
         Ok((subject, adapter))
     }
 
-    /// This arm's losses on the held-out rows, and its answers.
-    fn measure(
-        &mut self,
-        name: &str,
-        kind: ArmKind,
-        subject: &Subject,
-        rows: &[Example],
-    ) -> Result<Measured> {
+    /// An arm's losses on the held-out rows, and its answers.
+    fn measure(&mut self, made: &Made<'_>) -> Result<Measured> {
+        let Made { name, subject, rows, .. } = made;
         let free = self.free_bytes();
         let rows_max = rows.iter().map(Example::rows).max().unwrap_or(1);
         self.check(name, subject.losses_bytes(rows_max))?;
@@ -254,8 +334,8 @@ impl<'a> Panel<'a> {
             share.unwrap_or_default()
         ));
         let result = ArmResult {
-            name: name.to_string(),
-            kind,
+            name: name.clone(),
+            kind: made.kind,
             nll: scored.nll,
             correct: answered.correct,
             retention: Vec::new(),
@@ -263,7 +343,7 @@ impl<'a> Panel<'a> {
             strength: None,
         };
         let scoring = Scoring {
-            arm: name.to_string(),
+            arm: name.clone(),
             prefix_tokens: scored.prefix_tokens as u64,
             tokens: scored.tokens as u64,
             nll_seconds: scored.seconds,
@@ -275,7 +355,7 @@ impl<'a> Panel<'a> {
     }
 
     /// How far a tuned model is from its base, on the task and on the retention sets.
-    fn forgetting(&mut self, subject: &Subject, result: &mut ArmResult) -> Result<()> {
+    pub(super) fn forgetting(&mut self, subject: &Subject, result: &mut ArmResult) -> Result<()> {
         let base = self.subject(None);
         let contest = self.contest;
         let held_out = self.material.held_out.data.examples.iter();
@@ -320,12 +400,6 @@ impl<'a> Panel<'a> {
             all.push(answers::answer(subject, questions, &set.rows, asked, free, self.observer)?.correct);
         }
         Ok(all)
-    }
-
-    /// The verdict and the full report.
-    pub(super) fn conclude(self, started: Instant) -> Result<Outcome> {
-        let Panel { base, material, options, contest, questions, arms, .. } = self;
-        facts::conclude((base, material, options, contest), &questions, arms, started)
     }
 }
 

@@ -5,8 +5,16 @@ use std::borrow::Cow;
 use super::material::Material;
 use crate::data::Example;
 use crate::error::{Error, ErrorKind, Result};
+use crate::gate::verdict::ArmKind;
 use crate::run::prepare::with_largest_rank;
-use crate::run::{Base, Begin, Limit, Method, Planned, RunRows, Settings};
+use crate::run::{Base, Begin, Length, Limit, Method, Planned, RunRows, Settings};
+
+/// Most attempts at one arm.
+const ATTEMPTS: usize = 3;
+/// What is left of the rate and of the energy in the next attempt.
+const GENTLER: f64 = 0.25;
+/// The smallest share of the time that is worth another attempt.
+const LEAST_LEFT: f64 = 0.25;
 
 /// An arm to train.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +33,34 @@ impl Recipe {
     /// An arm trained on the material's rows alone.
     pub fn new(name: &str, settings: Settings) -> Recipe {
         Recipe { name: name.to_string(), settings, baseline: false, extra: Vec::new() }
+    }
+
+    /// What its arm is to the gate.
+    pub fn kind(&self) -> ArmKind {
+        if self.baseline { ArmKind::Baseline } else { ArmKind::Trained }
+    }
+
+    /// What to try after an attempt at `rate` that forgot too much at any strength: a quarter of the rate and of the
+    /// energy, in the rest of the time. `None` after [`ATTEMPTS`], or with less than a quarter of the time left.
+    pub(super) fn gentler(&self, attempt: &Recipe, rate: f64, spent: f64) -> Option<Recipe> {
+        let tried =
+            attempt.name.strip_prefix(&self.name)?.strip_prefix('-').map_or(1, |n| n.parse().unwrap_or(1));
+        let length = match self.settings.length {
+            Length::Minutes(all) => {
+                let left = all - spent / 60.0;
+                (left >= LEAST_LEFT * all).then_some(Length::Minutes(left))?
+            }
+            length => length,
+        };
+        let begin = match attempt.settings.begin {
+            Begin::Protected(energy) => Begin::Protected(GENTLER as f32 * energy),
+            begin => begin,
+        };
+        (tried < ATTEMPTS).then(|| Recipe {
+            name: format!("{}-{}", self.name, tried + 1),
+            settings: Settings { rate: Some(GENTLER * rate), begin, length, ..attempt.settings.clone() },
+            ..attempt.clone()
+        })
     }
 
     /// The rows to train on: the material's, and the extra ones.

@@ -14,17 +14,27 @@ const FACTORS: [f32; 7] = [0.2, 0.35, 0.5, 0.6, 0.7, 0.85, 1.0];
 /// Share of the gate's ceilings that calibration may use up: the gate judges by other text.
 const MARGIN: f64 = 0.8;
 
+/// An adapter as strong as may be.
+pub(super) struct Weakened {
+    /// The adapter, whose alpha has the factor.
+    pub(super) adapter: Adapter,
+    /// The factor.
+    pub(super) factor: f32,
+    /// Whether it forgets little enough so.
+    pub(super) is_tolerable: bool,
+}
+
 /// Chooses the largest factor whose forgetting on the contest's calibration rows stays within the gate's ceilings, or
 /// the smallest there is, and puts it into the adapter's alpha. Where forgetting isn't judged, and for a DoRA, whose
 /// magnitudes don't shrink with the factor, it is 1.
 ///
 /// # Errors
 /// `Cancelled`; `DoesNotFit`; those of scoring.
-pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Result<(Adapter, f32)> {
+pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Result<Weakened> {
     let contest = panel.contest;
     let is_judged = contest.thresholds.retention_nll_max.is_finite();
     if contest.calibration.is_empty() || adapter.config.dora || !is_judged {
-        return Ok((adapter, 1.0));
+        return Ok(Weakened { adapter, factor: 1.0, is_tolerable: true });
     }
     let mut alone = [(adapter, 1.0)];
     // Factors below `low` are tolerable, those from `high` on aren't: forgetting grows with the factor. Most often the
@@ -46,7 +56,7 @@ pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Res
         let why = "at more it forgets too much of what the model knew";
         panel.observer.note(&format!("{name}: acts at {factor} of its full strength: {why}"));
     }
-    Ok((adapter, factor))
+    Ok(Weakened { adapter, factor, is_tolerable: low > 0 })
 }
 
 /// Whether a tuned model's forgetting on all calibration rows is well within the gate's ceilings.

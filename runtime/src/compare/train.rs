@@ -16,6 +16,8 @@ use crate::storage::{Disk, Storage, commit, create_dir_all, create_dir_within};
 
 /// File with an unfinished arm's range test, beside its checkpoints.
 const RATE_TEST_FILE: &str = "range-test.json";
+/// What the folder of a turn's unfinished arms begins with.
+pub(super) const TURN: &str = "turn-";
 /// A longer file can't be ours.
 const RATE_TEST_BYTES_MAX: u64 = 1 << 20;
 
@@ -140,9 +142,19 @@ pub(super) fn clear(contest: &Contest) -> Result<()> {
     let Some(unfinished) = contest.unfinished.as_ref().filter(|folder| folder.is_dir()) else {
         return Ok(());
     };
-    for arm in Disk.list(unfinished).map_err(|e| Error::io(format!("listing {}", unfinished.display()), e))? {
-        let folder = unfinished.join(arm);
+    clear_folder(unfinished)
+}
+
+fn clear_folder(unfinished: &Path) -> Result<()> {
+    for name in
+        Disk.list(unfinished).map_err(|e| Error::io(format!("listing {}", unfinished.display()), e))?
+    {
+        let folder = unfinished.join(&name);
         if !folder.is_dir() || folder.is_symlink() {
+            continue;
+        }
+        if name.starts_with(TURN) {
+            clear_folder(&folder)?;
             continue;
         }
         Checkpoints::open(&Disk, &folder)?.remove_all(&Disk)?;

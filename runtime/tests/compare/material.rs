@@ -52,12 +52,12 @@ fn one_file_becomes_three_parts_that_share_no_row() {
     assert!(numbers(&other.held_out) != parts[2] && other.digest != whole.digest);
 
     // Fewer rows to train on are a choice among them; what is held out, and what validates, stays.
-    let few = Limits { train_rows: Some(10), held_out_rows: None };
+    let few = Limits { train_rows: Some(10), ..Limits::default() };
     let few = read_with(&file, &text, &reading(), few);
     assert_eq!((numbers(&few.valid), numbers(&few.held_out)), (parts[1].clone(), parts[2].clone()));
     assert_eq!(few.train.samples.len(), 10);
     assert!(numbers(&few.train).iter().all(|row| parts[0].contains(row)));
-    let fewer = Limits { train_rows: Some(10), held_out_rows: Some(7) };
+    let fewer = Limits { train_rows: Some(10), held_out_rows: Some(7), folds: None };
     let fewer = read_with(&file, &text, &reading(), fewer);
     assert_eq!((numbers(&fewer.train), fewer.held_out.samples.len()), (numbers(&few.train), 7));
     assert!(numbers(&fewer.held_out).iter().all(|row| parts[2].contains(row)));

@@ -1,6 +1,7 @@
 //! Comparisons of arms: what each part measures against something that computes it otherwise, and whole
 //! comparisons whose winner, or lack of one, is known beforehand.
 
+mod folds;
 mod material;
 mod run;
 mod score;

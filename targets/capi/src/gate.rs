@@ -9,7 +9,7 @@ use std::time::Duration;
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::compare::answers::Metric;
-use engraft_runtime::compare::material::{Limits, Material, Rows};
+use engraft_runtime::compare::material::{Folds, Limits, Material, Rows};
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
@@ -219,7 +219,12 @@ impl Trial {
         let (p, file) = (&self.params, &self.model.file);
         let text = self.model.text().map_err(Failure::into_error)?;
         let limit = |n: u32| (n > 0).then_some(n as usize);
-        let limits = Limits { train_rows: limit(p.train_rows), held_out_rows: limit(p.held_out_rows) };
+        let folds = Folds { turns: settings::FOLDS, below: self.thresholds.examples_min };
+        let limits = Limits {
+            train_rows: limit(p.train_rows),
+            held_out_rows: limit(p.held_out_rows),
+            folds: Some(folds),
+        };
         let options = &self.data.options;
         let material = Material::read_from(self.data.parts(), &text, options, limits)?;
         self.data.check_unchanged().map_err(Failure::into_error)?;

@@ -6,7 +6,8 @@ use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::shots::Choice;
 use engraft_runtime::error::Result;
 use engraft_runtime::model::ModelConfig;
-use engraft_runtime::run::{Begin, Length, Looks, Method, Settings, settings};
+use engraft_runtime::model::weights::ModelFile;
+use engraft_runtime::run::{Begin, Earlier, Length, Looks, Method, Settings, settings};
 
 use super::shape::refuse_beside_protection;
 use super::{ForgettingOptions, MemoryOptions, OptimizerOptions, ShapeOptions, misuse, parse};
@@ -105,6 +106,11 @@ pub(crate) enum ArmName {
 }
 
 impl ArmName {
+    /// The arm that goes on with this adapter.
+    fn of(earlier: &Earlier) -> ArmName {
+        if earlier.lora.dora { ArmName::Dora } else { ArmName::Lora }
+    }
+
     /// The name of a trained arm; `None` for one that is only prompted.
     fn trained(self) -> Option<&'static str> {
         match self {
@@ -130,9 +136,9 @@ impl ArmOptions {
         if self.arms.is_empty() { usual } else { &self.arms }
     }
 
-    /// Whether a rank was named.
+    /// Whether the rank is settled: it was named, or an adapter to go on with has it.
     pub(crate) fn has_rank(&self) -> bool {
-        self.rank.is_some()
+        self.rank.is_some() || self.shape.from.is_some()
     }
 
     /// Refuses options that would do nothing, or the same thing twice.
@@ -169,20 +175,34 @@ impl ArmOptions {
         }
     }
 
-    /// One recipe for each trained arm and seed. With `search`, a range test chooses the rates that aren't given.
+    /// One recipe for each trained arm and seed; each is trained in so many turns. With `search`, a range test chooses
+    /// the rates that aren't given.
     ///
     /// # Errors
     /// `Misuse` for options that don't fit the model.
-    pub(crate) fn recipes(&self, arms: &[ArmName], search: bool, model: &ModelConfig) -> Result<Vec<Recipe>> {
+    pub(crate) fn recipes(
+        &self,
+        arms: &[ArmName],
+        (search, turns): (bool, usize),
+        model: &ModelFile,
+    ) -> Result<Vec<Recipe>> {
+        let earlier = self.shape.earlier(self.rank.is_some(), model)?;
         let kinds =
             [ArmName::Lora, ArmName::Dora, ArmName::Full].into_iter().filter(|arm| arms.contains(arm));
         let kinds: Vec<_> = kinds.filter_map(|arm| Some((arm, arm.trained()?))).collect();
+        let is_same = |earlier: &Earlier| kinds.iter().any(|(arm, _)| *arm == ArmName::of(earlier));
+        if let Some(left_out) = earlier.as_ref().filter(|earlier| !is_same(earlier)) {
+            let arm = ArmName::of(left_out).trained().unwrap_or_default();
+            return Err(misuse(format!("--from: the adapter is a {arm}; add {arm} to --arms")));
+        }
         let runs = kinds.len() * self.seeds.len();
         let mut recipes = Vec::with_capacity(runs);
         for (arm, kind) in kinds {
             for seed in &self.seeds {
                 let name = if self.seeds.len() > 1 { format!("{kind}-{seed}") } else { kind.into() };
-                let settings = Settings { seed: *seed, ..self.settings(arm, search, runs, model)? };
+                let settings =
+                    self.settings(arm, (search, earlier.as_ref()), runs * turns, model.config())?;
+                let settings = Settings { seed: *seed, ..settings };
                 recipes.push(Recipe { baseline: !self.is_candidate(arm), ..Recipe::new(&name, settings) });
             }
         }
@@ -198,10 +218,17 @@ impl ArmOptions {
         }
     }
 
-    fn settings(&self, arm: ArmName, search: bool, runs: usize, model: &ModelConfig) -> Result<Settings> {
+    fn settings(
+        &self,
+        arm: ArmName,
+        (search, earlier): (bool, Option<&Earlier>),
+        runs: usize,
+        model: &ModelConfig,
+    ) -> Result<Settings> {
         let is_full = arm == ArmName::Full;
+        let earlier = earlier.filter(|earlier| arm == ArmName::of(earlier));
         // Magnitudes act on every input, so that a DoRA can't be kept to some directions.
-        let protects = arm == ArmName::Lora && self.forgetting.protects(search);
+        let protects = arm == ArmName::Lora && self.forgetting.protects_from(earlier, search)?;
         if protects {
             refuse_beside_protection(&self.shape)?;
         }
@@ -218,6 +245,10 @@ impl ArmOptions {
             (true, _) => self.forgetting.protect(plain),
             (false, true) => Settings { rate: None, ..plain },
             (false, false) => plain,
+        };
+        let plain = match earlier {
+            Some(earlier) => plain.going_on(earlier.clone()),
+            None => plain,
         };
         let plain = self.optimizer.apply(plain);
         let plain = match is_full {

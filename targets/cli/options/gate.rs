@@ -88,6 +88,11 @@ impl GateOptions {
         }
     }
 
+    /// Whether the built-in text must not be forgotten.
+    pub(crate) fn judges_built_in(&self) -> bool {
+        !self.no_built_in_retention
+    }
+
     /// The texts and rows that must not be forgotten.
     ///
     /// # Errors

@@ -184,6 +184,13 @@ pub(crate) fn kl_weight(text: &str) -> Result<f32, String> {
     Ok(number(text, "of 0 to 1e6", |v| v == 0.0 || v as f32 > 0.0 && v <= 1e6)? as f32)
 }
 
+/// Parses a number of turns, 0 for none.
+pub(crate) fn folds(text: &str) -> Result<u32, String> {
+    let turns =
+        number(text, "of 2 to 20, or 0", |v| v == 0.0 || (2.0..=20.0).contains(&v) && v.fract() == 0.0)?;
+    Ok(turns as u32)
+}
+
 /// Parses a seed; -1 draws one.
 pub(crate) fn seed(text: &str) -> Result<u64, String> {
     if text == "-1" {

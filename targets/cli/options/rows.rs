@@ -2,7 +2,7 @@
 
 use clap::{Args, value_parser};
 use engraft_runtime::compare::answers::Metric;
-use engraft_runtime::compare::material::Limits;
+use engraft_runtime::compare::material::{Folds, Limits};
 use engraft_runtime::data::{DataOptions as Reading, OverLong};
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::run::settings;
@@ -36,6 +36,11 @@ pub(crate) struct RowOptions {
     /// Maximum number of held-out rows, chosen by --split-seed
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     held_out_rows: Option<u32>,
+
+    /// Hold each row out in one of K turns, where held-out rows are split off (0: never) [default: 0; for adapt: 5 where
+    /// the held-out rows alone couldn't decide]
+    #[arg(long, value_name = "K", value_parser = parse::folds)]
+    folds: Option<u32>,
 
     /// Seed for the split and these choices, shared by all arms and --seeds
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse::seed)]
@@ -73,9 +78,15 @@ impl RowOptions {
         Reading { reader: self.task.map(Task::reader), over_long: OverLong::Truncate, ..plain }
     }
 
-    /// The maximum numbers of rows.
-    pub(crate) fn limits(&self) -> Limits {
+    /// The maximum numbers of rows, and whether they are held out in turns: in a search, where fewer than `least` would
+    /// be held out otherwise.
+    pub(crate) fn limits(&self, search: bool, least: usize) -> Limits {
         let limit = |n: Option<u32>| n.map(|n| n as usize);
-        Limits { train_rows: limit(self.train_rows), held_out_rows: limit(self.held_out_rows) }
+        let folds = match self.folds {
+            Some(0) => None,
+            Some(turns) => Some(Folds { turns: turns as usize, below: usize::MAX }),
+            None => search.then_some(Folds { turns: settings::FOLDS, below: least }),
+        };
+        Limits { train_rows: limit(self.train_rows), held_out_rows: limit(self.held_out_rows), folds }
     }
 }
