@@ -195,6 +195,7 @@ impl ContestOptions {
             thresholds: self.gate.thresholds(prompts),
             seed: self.gate.seed,
             samples: self.rows.samples as usize,
+            minutes: self.arms.minutes,
             limit,
             folder: verb.folder.map(Path::to_path_buf),
             unfinished: Some(verb.unfinished.to_path_buf()),

@@ -4,7 +4,7 @@ use super::material::Rows;
 use super::score::Subject;
 use crate::data::{Example, Sample};
 use crate::error::Result;
-use crate::gate::metrics::{exact_match, json_match};
+use crate::gate::metrics::{begins_exact, begins_json, exact_match, json_match};
 use crate::gate::task::Task;
 use crate::model::text::Text;
 use crate::run::Observer;
@@ -39,6 +39,15 @@ impl Metric {
             Metric::Numeric(task) => task.is_correct(answer, reference),
             Metric::Exact => Some(exact_match(answer, reference)),
             Metric::Json => json_match(answer, reference).ok().map(|m| m.all_equal()),
+        }
+    }
+
+    /// Whether an answer that begins so can still be right. True where that isn't known.
+    pub fn can_be_right(self, begun: &str, reference: &str) -> bool {
+        match self {
+            Metric::Numeric(_) => true,
+            Metric::Exact => begins_exact(begun, reference),
+            Metric::Json => begins_json(begun),
         }
     }
 }
@@ -125,10 +134,12 @@ pub fn answer(
     observer: &mut dyn Observer,
 ) -> Result<Answered> {
     let shown = shown(questions.len(), manner.samples);
-    let asked: Vec<usize> = match manner.metric {
+    let mut asked: Vec<usize> = match manner.metric {
         Some(_) => (0..questions.len()).collect(),
         None => shown.clone(),
     };
+    // The longest first, so that none is left to end alone.
+    asked.sort_by_key(|i| std::cmp::Reverse(rows[*i].trained_tokens()));
     if asked.is_empty() {
         return Ok(Answered::default());
     }
@@ -138,12 +149,22 @@ pub fn answer(
         None => manner.tokens.min(2 * TEXT_PROMPT),
     };
     let is_end = |id: u32| text.tokenizer.is_end(id);
+    // What is certainly wrong needs no end, except where people see it.
+    let is_lost = |at: usize, answer: &[u32]| {
+        let judged = manner.metric.filter(|_| !shown.contains(&asked[at]));
+        judged
+            .is_some_and(|m| !m.can_be_right(&text.tokenizer.decode(answer), &questions[asked[at]].reference))
+    };
     let slots = subject.slots(&prompts, limit, free_bytes);
-    let found = subject.answers(&prompts, (limit, slots), &is_end, observer)?;
+    let found = subject.answers(&prompts, (limit, slots), &is_end, &is_lost, observer)?;
     let texts: Vec<String> = found.answers.iter().map(|ids| text.tokenizer.decode(ids)).collect();
     let right =
         |at: usize| manner.metric.and_then(|m| m.is_correct(&texts[at], &questions[asked[at]].reference));
-    let correct = manner.metric.map(|_| (0..asked.len()).map(|at| right(at).unwrap_or(false)).collect());
+    let correct = manner.metric.map(|_| {
+        let mut correct = vec![false; questions.len()];
+        asked.iter().enumerate().for_each(|(at, question)| correct[*question] = right(at).unwrap_or(false));
+        correct
+    });
     let samples = shown.iter().filter_map(|i| {
         let at = asked.iter().position(|a| a == i)?;
         Some((texts[at].clone(), right(at)))

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Contest;
 use super::answers::Question;
+use super::clock::Clock;
 use super::facts::Measured;
 use super::material::Material;
 use super::panel::{Arm, Panel};
@@ -24,13 +25,13 @@ pub(super) fn measured(
     material: &Material,
     (text, options): (&Text, &DataOptions),
     contest: &Contest,
-    observer: &mut dyn Observer,
+    (observer, clock): (&mut dyn Observer, &Clock),
 ) -> Result<(Vec<Measured>, Vec<Question>)> {
     let (mut arms, mut questions) = (Vec::new(), Vec::new());
     for (turn, fold) in material.folds.iter().enumerate() {
         observer.note(&format!("turn {} of {}", turn + 1, material.folds.len()));
         let contest = in_turn(contest, turn);
-        let mut panel = Panel::new(base, fold, (text, options), &contest, observer);
+        let mut panel = Panel::new(base, fold, (text, options), &contest, (observer, clock));
         for (i, arm) in Arm::of(&contest).iter().enumerate() {
             // What it would leave has not seen all rows.
             let found = Measured { kept: None, ..panel.measured(arm)? };
@@ -44,7 +45,7 @@ pub(super) fn measured(
         }
     }
     observer.note("on all rows");
-    let mut panel = Panel::new(base, material, (text, options), contest, observer);
+    let mut panel = Panel::new(base, material, (text, options), contest, (observer, clock));
     for (arm, measured) in Arm::of(contest).iter().zip(&mut arms) {
         let made = panel.made(arm)?;
         if made.is_tuned {

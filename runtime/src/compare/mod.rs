@@ -3,7 +3,7 @@
 //!
 //! The modules in order: [`material`] holds the rows, split once for all arms. [`shots`] puts examples before
 //! them. A [`recipe`] says how an arm is trained and what memory that takes. [`rate`] finds a learning rate if
-//! none is given, and [`train`] trains; `strength` then weakens what forgets too much. [`score`] and [`answers`]
+//! none is given, and [`train`] trains, within what `clock` leaves; `strength` then weakens what forgets too much. [`score`] and [`answers`]
 //! measure on held-out rows and on what must be retained ([`retention`]). `panel` takes the arms through these
 //! steps, one in memory at a time. `facts` assembles the figures for the gate and its report.
 //!
@@ -25,6 +25,7 @@
 //! ```
 
 pub mod answers;
+mod clock;
 mod facts;
 mod folds;
 pub mod material;
@@ -41,6 +42,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use answers::Metric;
+use clock::{Clock, Patient};
 use material::Material;
 use panel::{Arm, Panel};
 use recipe::Recipe;
@@ -98,6 +100,9 @@ pub struct Contest {
     pub seed: u64,
     /// Held-out rows the report shows with every arm's answer.
     pub samples: usize,
+    /// Minutes for all of it; training takes what scoring leaves of them. Trainings with a length of their own, in steps
+    /// or epochs, also end in time.
+    pub minutes: Option<f64>,
     /// The memory for training and scoring. Without a budget, scoring uses whatever is fastest within
     /// [`SCORING_BYTES`].
     pub limit: Limit,
@@ -132,6 +137,7 @@ impl Contest {
             thresholds: Thresholds::default(),
             seed: 0,
             samples: settings::SAMPLES,
+            minutes: None,
             limit: Limit::default(),
             folder: None,
             unfinished: None,
@@ -270,10 +276,12 @@ pub fn compare(
     check(base, material, options, contest)?;
     forewarn(material, &contest.thresholds, observer);
     let how = (text, options);
+    let clock = Clock::new(contest.minutes, contest.recipes.len() * (1 + material.folds.len()));
+    let observer = &mut Patient { observer, clock: &clock };
     let (arms, questions) = match material.folds.is_empty() {
-        false => folds::measured(base, material, how, contest, observer)?,
+        false => folds::measured(base, material, how, contest, (observer, &clock))?,
         true => {
-            let mut panel = Panel::new(base, material, how, contest, observer);
+            let mut panel = Panel::new(base, material, how, contest, (observer, &clock));
             let arms = Arm::of(contest).iter().map(|arm| panel.measured(arm)).collect::<Result<Vec<_>>>()?;
             (arms, panel.questions)
         }

@@ -3,11 +3,14 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::answers::{self, Manner, Question};
+use super::clock::Clock;
 use super::facts::Measured;
 use super::material::Material;
 use super::recipe::Recipe;
+use super::retention::RetentionSet;
 use super::score::Subject;
 use super::shots::{self, Choice};
 use super::strength::{self, Weakened};
@@ -108,6 +111,7 @@ pub(super) struct Panel<'a> {
     pub(super) contest: &'a Contest,
     pub(super) questions: Vec<Question>,
     pub(super) observer: &'a mut dyn Observer,
+    clock: &'a Clock,
     /// Which answers the base gets right in each retention task, computed when needed.
     retained: Vec<Option<Vec<bool>>>,
 }
@@ -118,10 +122,10 @@ impl<'a> Panel<'a> {
         material: &'a Material,
         (text, options): (&'a Text, &'a DataOptions),
         contest: &'a Contest,
-        observer: &'a mut dyn Observer,
+        (observer, clock): (&'a mut dyn Observer, &'a Clock),
     ) -> Panel<'a> {
         let questions = answers::questions(&material.held_out, text);
-        Panel { base, material, text, options, contest, questions, observer, retained: Vec::new() }
+        Panel { base, material, text, options, contest, questions, observer, clock, retained: Vec::new() }
     }
 
     pub(super) fn subject(&self, adapter: Option<Arc<StackedAdapter>>) -> Subject {
@@ -233,17 +237,21 @@ impl<'a> Panel<'a> {
         let held: usize = before.map(|r| held_bytes(r, self.base, contest.folder.is_some())).sum();
         let base = self.base.beside(held);
         self.observer.note(&format!("{}: {}", recipe.name, recipe.settings.method.describe()));
-        let (mut attempt, mut spent) = (recipe.clone(), 0.0);
+        let mut attempt = recipe.clone();
         loop {
-            let (trained, run, rate_test) = train(&attempt, &base, self.material, contest, self.observer)?;
-            spent += run.seconds;
+            let ends = self.training_ends();
+            let (trained, run, rate_test) =
+                train(&attempt, &base, self.material, contest, (ends, self.observer))?;
             let adapter = match trained {
-                Trained::Full(tuned) => return self.tuned(recipe, &tuned, run, rate_test),
+                Trained::Full(tuned) => {
+                    self.clock.judged();
+                    return self.tuned(recipe, &tuned, run, rate_test);
+                }
                 Trained::Adapter(adapter) => *adapter,
             };
             let weakened = strength::choose(self, adapter, &recipe.name)?;
             if !weakened.is_tolerable
-                && let Some(gentler) = recipe.gentler(&attempt, run.learning_rate, spent)
+                && let Some(gentler) = recipe.gentler(&attempt, run.learning_rate, self.clock.left())
             {
                 let rate = gentler.settings.rate.unwrap_or_default();
                 self.observer.note(&format!(
@@ -253,6 +261,7 @@ impl<'a> Panel<'a> {
                 attempt = gentler;
                 continue;
             }
+            self.clock.judged();
             let Weakened { adapter, factor, .. } = weakened;
             let (mut run, strength) = (run, (factor < 1.0).then_some(f64::from(factor)));
             run.arm.clone_from(&recipe.name);
@@ -270,6 +279,15 @@ impl<'a> Panel<'a> {
                 ..made
             });
         }
+    }
+
+    /// When a training has to end: strength takes about three passes over the calibration rows.
+    fn training_ends(&self) -> Option<Instant> {
+        let tokens = |rows: &[Example]| rows.iter().map(Example::rows).sum::<usize>();
+        let sets = |sets: &[RetentionSet]| sets.iter().map(|set| tokens(&set.rows)).sum::<usize>();
+        let (held_out, contest) = (tokens(&self.material.held_out.data.examples), self.contest);
+        let beside = held_out + sets(&contest.retention) + 3 * sets(&contest.calibration);
+        self.clock.training_ends(held_out, beside)
     }
 
     /// A model tuned in every weight, as its file gives it.
@@ -322,6 +340,7 @@ impl<'a> Panel<'a> {
         let Contest { metric, answer_tokens: tokens, samples, .. } = *self.contest;
         let asked = (Manner { metric, tokens, samples }, self.text);
         let answered = answers::answer(subject, &self.questions, rows, asked, free, self.observer)?;
+        self.clock.scored((scored.tokens, scored.seconds), answered.seconds);
         let targets: usize = scored.nll.iter().map(|e| e.targets).sum();
         let nll = scored.nll.iter().map(|e| e.sum).sum::<f64>() / targets as f64;
         let share = answered.correct.as_ref().map(|c| {

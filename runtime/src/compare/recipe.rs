@@ -7,7 +7,7 @@ use crate::data::Example;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::verdict::ArmKind;
 use crate::run::prepare::with_largest_rank;
-use crate::run::{Base, Begin, Length, Limit, Method, Planned, RunRows, Settings};
+use crate::run::{Base, Begin, Limit, Method, Planned, RunRows, Settings};
 
 /// Most attempts at one arm.
 const ATTEMPTS: usize = 3;
@@ -41,24 +41,18 @@ impl Recipe {
     }
 
     /// What to try after an attempt at `rate` that forgot too much at any strength: a quarter of the rate and of the
-    /// energy, in the rest of the time. `None` after [`ATTEMPTS`], or with less than a quarter of the time left.
-    pub(super) fn gentler(&self, attempt: &Recipe, rate: f64, spent: f64) -> Option<Recipe> {
+    /// energy. `None` after [`ATTEMPTS`], or with little left of `time`: all of it, and what is left.
+    pub(super) fn gentler(&self, attempt: &Recipe, rate: f64, time: Option<(f64, f64)>) -> Option<Recipe> {
         let tried =
             attempt.name.strip_prefix(&self.name)?.strip_prefix('-').map_or(1, |n| n.parse().unwrap_or(1));
-        let length = match self.settings.length {
-            Length::Minutes(all) => {
-                let left = all - spent / 60.0;
-                (left >= LEAST_LEFT * all).then_some(Length::Minutes(left))?
-            }
-            length => length,
-        };
+        let in_time = time.is_none_or(|(all, left)| left >= LEAST_LEFT * all);
         let begin = match attempt.settings.begin {
             Begin::Protected(energy) => Begin::Protected(GENTLER as f32 * energy),
             begin => begin,
         };
-        (tried < ATTEMPTS).then(|| Recipe {
+        (tried < ATTEMPTS && in_time).then(|| Recipe {
             name: format!("{}-{}", self.name, tried + 1),
-            settings: Settings { rate: Some(GENTLER * rate), begin, length, ..attempt.settings.clone() },
+            settings: Settings { rate: Some(GENTLER * rate), begin, ..attempt.settings.clone() },
             ..attempt.clone()
         })
     }

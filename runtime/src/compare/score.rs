@@ -187,7 +187,8 @@ impl Subject {
         Ok(total)
     }
 
-    /// Greedy answers to prompts, of at most `limit` tokens each. The prompts' common prefix is read once.
+    /// Greedy answers to prompts, of at most `limit` tokens each. The prompts' common prefix is read once. An answer also
+    /// ends once `is_over` says so of its prompt's index and its tokens so far.
     ///
     /// # Errors
     /// Those of [`Sequences`]; `Cancelled`.
@@ -196,6 +197,7 @@ impl Subject {
         prompts: &[&[u32]],
         (limit, slots): (usize, usize),
         is_end: &dyn Fn(u32) -> bool,
+        is_over: &dyn Fn(usize, &[u32]) -> bool,
         observer: &mut dyn Observer,
     ) -> Result<Answered> {
         let started = Instant::now();
@@ -207,7 +209,9 @@ impl Subject {
         let (prefix, positions) = (Arc::new(prefix), self.own_positions(prompts, limit));
         let mut batch = Sequences::new(weights, kernels, adapter, precision, prefix, slots, positions)?;
         let own: Vec<Vec<u32>> = prompts.iter().map(|p| p[shared..].to_vec()).collect();
-        let mut answers = batch.complete(&own, limit, is_end, |_| observer.ask().is_ok())?;
+        let is_over =
+            |i: usize, answer: &[u32]| answer.last().is_some_and(|last| is_end(*last)) || is_over(i, answer);
+        let mut answers = batch.complete_until(&own, limit, is_over, |_| observer.ask().is_ok())?;
         let tokens = answers.iter().map(Vec::len).sum();
         for answer in &mut answers {
             if answer.last().is_some_and(|id| is_end(*id)) {

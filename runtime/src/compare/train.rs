@@ -1,6 +1,7 @@
 //! Trains one arm: a range test if no rate is given, the run, and the report's facts about it.
 
 use std::path::Path;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +22,7 @@ pub(super) const TURN: &str = "turn-";
 /// A longer file can't be ours.
 const RATE_TEST_BYTES_MAX: u64 = 1 << 20;
 
-/// Trains an arm by its recipe. With a folder for unfinished arms it resumes where the same arm stopped, and
+/// Trains an arm by its recipe, to its end or until that time. With a folder for unfinished arms it resumes where the same arm stopped, and
 /// leaves its state there until [`clear`].
 ///
 /// # Errors
@@ -31,7 +32,7 @@ pub fn train(
     base: &Base,
     material: &Material,
     contest: &Contest,
-    observer: &mut dyn Observer,
+    (ends, observer): (Option<Instant>, &mut dyn Observer),
 ) -> Result<(Trained, ArmRun, Option<RateTest>)> {
     let Contest { limit, unfinished, .. } = contest;
     let planned = recipe.check(base, material, contest.shared(), limit)?;
@@ -53,6 +54,9 @@ pub fn train(
     let start = start(folder.as_deref(), &of)?;
     let begun = Run::begin(&recipe.name, base, settings, &planned.request, rows, start, observer);
     let (mut run, restored) = begun?;
+    if let Some(ends) = ends {
+        run.end_by(ends);
+    }
     if let Some(found) = restored.found {
         observer.note(&format!("{}: continues after step {}", recipe.name, found.steps));
     }

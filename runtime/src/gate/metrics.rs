@@ -13,6 +13,30 @@ pub fn exact_match(output: &str, reference: &str) -> bool {
     output.split_whitespace().eq(reference.split_whitespace())
 }
 
+/// What stands for the first bytes of a character whose others are still to come.
+const UNFINISHED: char = '\u{FFFD}';
+
+/// Whether an output that begins so can still be an exact match.
+pub fn begins_exact(begun: &str, reference: &str) -> bool {
+    let begun = begun.trim_end_matches(UNFINISHED);
+    let (mut found, mut expected) = (begun.split_whitespace().peekable(), reference.split_whitespace());
+    while let Some(word) = found.next() {
+        let Some(whole) = expected.next() else { return false };
+        let may_go_on = found.peek().is_none() && !begun.ends_with(char::is_whitespace);
+        if !(if may_go_on { whole.starts_with(word) } else { whole == word }) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether an output that begins so can still be JSON, alone or in a Markdown fence.
+pub fn begins_json(begun: &str) -> bool {
+    let begun = begun.trim_end_matches(UNFINISHED).trim_start();
+    let is_open = |e: serde_json::Error| e.is_eof();
+    begun.starts_with('`') || serde_json::from_str::<Value>(begun).map_or_else(is_open, |_| true)
+}
+
 /// How far a JSON output is what it should be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JsonMatch {
@@ -108,6 +132,32 @@ mod tests {
     fn white_space_is_all_that_is_forgiven() {
         assert!(exact_match("  light \n off ", "light off") && exact_match("", " "));
         assert!(!exact_match("Light off", "light off") && !exact_match("light off.", "light off"));
+    }
+
+    /// No beginning of a right answer, cut at any byte, counts as lost; wrong ones are lost early.
+    #[test]
+    fn what_can_still_be_right_goes_on() {
+        let begun = |text: &str, to: usize| String::from_utf8_lossy(&text.as_bytes()[..to]).into_owned();
+        let reference = "größer  als 7 €";
+        for right in [reference, " größer als\n7 €  ", "größer als 7 €"] {
+            assert!(exact_match(right, reference));
+            assert!((0..=right.len()).all(|to| begins_exact(&begun(right, to), reference)), "{right}");
+        }
+        for wrong in ["gross", "größer a ls", "größer als 7 € und", "als"] {
+            assert!(!begins_exact(wrong, reference), "{wrong}");
+        }
+        let reference = r#"{"a": -1.5e3, "b": [true, null, "\u00e4ü\\\""], "c": {}}"#;
+        let fenced = format!("```json\n{reference}\n```");
+        let compact = reference.replace(": ", ":");
+        for right in
+            [reference, &fenced, &compact, "\n {\"c\":{},\"b\":[true,null,\"äü\\\\\\\"\"],\"a\":-1500} "]
+        {
+            assert!(json_match(right, reference).unwrap().all_equal(), "{right}");
+            assert!((0..=right.len()).all(|to| begins_json(&begun(right, to))), "{right}");
+        }
+        for wrong in ["I'm", "{a", "{} {", "{\"a\" 1", "[1,,"] {
+            assert!(!begins_json(wrong), "{wrong}");
+        }
     }
 
     #[test]

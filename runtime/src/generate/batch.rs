@@ -206,6 +206,21 @@ impl Sequences {
         prompts: &[Vec<u32>],
         limit: usize,
         is_end: impl Fn(u32) -> bool,
+        progress: impl FnMut(usize) -> bool,
+    ) -> Result<Vec<Vec<u32>>> {
+        let is_over = |_: usize, answer: &[u32]| answer.last().is_some_and(|last| is_end(*last));
+        self.complete_until(prompts, limit, is_over, progress)
+    }
+
+    /// [`Sequences::complete`], where an answer ends once `is_over` says so of its prompt's index and its tokens so far.
+    ///
+    /// # Errors
+    /// As [`Sequences::complete`].
+    pub fn complete_until(
+        &mut self,
+        prompts: &[Vec<u32>],
+        limit: usize,
+        is_over: impl Fn(usize, &[u32]) -> bool,
         mut progress: impl FnMut(usize) -> bool,
     ) -> Result<Vec<Vec<u32>>> {
         self.check_prompts(prompts)?;
@@ -222,7 +237,7 @@ impl Sequences {
                 while self.slots[slot].is_none() {
                     let Some(i) = waiting.next() else { break };
                     self.read(slot, i, &prompts[i])?;
-                    done += usize::from(self.take_token(slot, &mut answers, limit, &is_end));
+                    done += usize::from(self.take_token(slot, &mut answers, limit, &is_over));
                     go_on(done)?;
                 }
             }
@@ -231,7 +246,7 @@ impl Sequences {
             }
             self.step()?;
             for row in 0..self.rows.len() {
-                done += usize::from(self.take_token(self.rows[row].0, &mut answers, limit, &is_end));
+                done += usize::from(self.take_token(self.rows[row].0, &mut answers, limit, &is_over));
             }
             go_on(done)?;
         }
@@ -258,13 +273,13 @@ impl Sequences {
         slot: usize,
         answers: &mut [Vec<u32>],
         limit: usize,
-        is_end: &impl Fn(u32) -> bool,
+        is_over: &impl Fn(usize, &[u32]) -> bool,
     ) -> bool {
         let Some(s) = self.slots[slot] else { return false };
         let answer = &mut answers[s.prompt];
         answer.push(s.last);
         let full = answer.len() == limit || s.past == self.capacity;
-        let ended = full || is_end(s.last) || is_cycle(answer);
+        let ended = full || is_over(s.prompt, answer) || is_cycle(answer);
         if ended {
             self.slots[slot] = None;
         }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::checkpoint::{Best, Checkpoints, Identity, Look, Restored, Saved};
 use super::course::{Course, RolledBack, Stepped};
@@ -64,6 +65,10 @@ pub struct Run {
     last: Option<StepReport>,
     /// Where the adapter is saved during the run, if anywhere.
     saves_in: Option<PathBuf>,
+    /// When the run has to end, whatever its length.
+    end_by: Option<Instant>,
+    /// Time that the last look took.
+    look_time: Duration,
     /// Whether the run resumed from a checkpoint.
     is_restored: bool,
     /// Why the run ended, once it has.
@@ -126,6 +131,8 @@ impl Run {
             earlier,
             last: None,
             saves_in: None,
+            end_by: None,
+            look_time: Duration::ZERO,
             is_restored: restored.found.is_some(),
             ended: None,
             settings,
@@ -241,7 +248,12 @@ impl Run {
             saved = self.save_where_it_stands()?;
             Ok(())
         };
+        let waits = Instant::now();
         let asked = observer.go_on(save);
+        // Time spent waiting for the machine isn't the run's.
+        if let Some(end_by) = &mut self.end_by {
+            *end_by += waits.elapsed();
+        }
         if let Some(saved) = saved {
             observer.tell(&self.name, Event::Checkpoint(self.steps(), &saved));
         }
@@ -303,7 +315,10 @@ impl Run {
     /// Fixes the length of a timed run once some steps show how long one takes.
     fn time(&mut self) {
         let seconds = self.course.progress.tally.seconds;
-        if let Some(total) = self.settings.timed(self.total(), self.steps(), seconds) {
+        let looks = self.settings.look_count() as f64 * self.look_time.as_secs_f64();
+        let left =
+            self.end_by.map(|end_by| end_by.saturating_duration_since(Instant::now()).as_secs_f64() - looks);
+        if let Some(total) = self.settings.timed(self.total(), self.steps(), seconds, left) {
             self.course.progress.total = Some(total);
             self.schedule();
         }
@@ -315,7 +330,8 @@ impl Run {
     }
 
     fn is_late(&self) -> bool {
-        self.settings.is_late(self.course.progress.tally.seconds)
+        let ends = self.end_by.is_some_and(|end_by| Instant::now() + self.look_time >= end_by);
+        ends || self.settings.is_late(self.course.progress.tally.seconds)
     }
 
     /// Does what is due after a good step.
@@ -391,13 +407,14 @@ impl Run {
     /// `NonFinite` for a loss that isn't finite, except that after the first step it merely can't be the best
     /// look. Those of the observer: a partial evaluation is discarded.
     pub fn look(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<Option<f64>> {
-        let mut stopped = Ok(());
+        let (mut stopped, began) = (Ok(()), Instant::now());
         let asked = in_order(rows.valid, 1).take_while(|_| {
             stopped = observer.ask();
             stopped.is_ok()
         });
         let found = self.trainer.evaluate(asked);
         stopped?;
+        self.look_time = began.elapsed();
         self.base.model.check_whole()?;
         if found.targets == 0 {
             return Ok(None);
@@ -455,6 +472,11 @@ impl Run {
 
     fn commit(&mut self, anchor: bool) -> Result<Saved> {
         self.course.save(&Disk, &self.trainer, self.course.progress.cursor, anchor)
+    }
+
+    /// Ends the run by that time, with a look if looks count. Time spent waiting for the observer moves it.
+    pub fn end_by(&mut self, time: Instant) {
+        self.end_by = Some(time);
     }
 
     /// Saves the adapter in a folder every [`Settings::save_every`] steps.

@@ -80,8 +80,8 @@ pub const SAMPLES: usize = 4;
 
 /// Share of an arm's run spent on warmup.
 const WARMUP_SHARE: f64 = 0.05;
-/// Steps timed to size a run given in minutes.
-const TIMED_STEPS: u64 = 5;
+/// Steps timed to size a run given in minutes: an even number, since every second one may also read general rows.
+const TIMED_STEPS: u64 = 6;
 
 /// What is trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -346,15 +346,30 @@ impl Settings {
         }
     }
 
-    /// The length in steps of a run given in minutes, derived from the `seconds` its first steps took; `None`
-    /// if it is known already or can't be told yet.
-    pub(super) fn timed(&self, total: Option<u64>, step: u64, seconds: f64) -> Option<u64> {
+    /// The length in steps of a run given in minutes, derived from the `seconds` its first steps took, and from what is
+    /// `left` beside its looks, if that is set; `None` if it is known already or can't be told yet.
+    pub(super) fn timed(
+        &self,
+        total: Option<u64>,
+        step: u64,
+        seconds: f64,
+        left: Option<f64>,
+    ) -> Option<u64> {
         match (self.length, total) {
             (Length::Minutes(minutes), None) if step == TIMED_STEPS => {
-                let steps = minutes * 60.0 / (seconds / TIMED_STEPS as f64);
-                Some((steps as u64).max(TIMED_STEPS))
+                let left = left.unwrap_or(minutes * 60.0 - seconds).max(0.0);
+                let steps = left * TIMED_STEPS as f64 / seconds;
+                Some(TIMED_STEPS + steps as u64)
             }
             _ => None,
+        }
+    }
+
+    /// Looks that count, of a whole run.
+    pub(super) fn look_count(&self) -> u64 {
+        match self.looks {
+            Looks::Best { times, .. } => times,
+            Looks::Every(_) => 0,
         }
     }
 

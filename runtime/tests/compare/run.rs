@@ -1,6 +1,7 @@
 //! A run gives back its best step, keeps its budget and its seed, and refuses what does not fit.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use engraft_kernels::DType;
 use engraft_runtime::ErrorKind;
@@ -22,7 +23,7 @@ const CACHE: f64 = 1e-3;
 fn trained(recipe: &Recipe, base: &Base, material: &Material) -> (Trained, ArmRun) {
     let contest = Contest::new("one arm");
     let (trained, run, tested) =
-        train(recipe, base, material, &contest, &mut Quiet::default()).expect("a run");
+        train(recipe, base, material, &contest, (None, &mut Quiet::default())).expect("a run");
     assert_eq!(tested.is_none(), recipe.settings.rate.is_some());
     (trained, run)
 }
@@ -166,7 +167,8 @@ fn what_does_not_fit_is_refused_before_anything_is_trained() {
     for rate in [Some(1e-3), None] {
         let recipe = with(&recipe(&base, "lora", 1e-3, Length::Steps(5)), |s| Settings { rate, ..s });
         let mut watcher = Quiet::default();
-        let error = train(&recipe, &base, &material, &contest, &mut watcher).err().expect("too little");
+        let error =
+            train(&recipe, &base, &material, &contest, (None, &mut watcher)).err().expect("too little");
         assert_eq!(error.kind(), ErrorKind::DoesNotFit);
         assert!(error.message().contains("lora"), "{error}");
         assert_eq!((watcher.steps, watcher.looks.len()), (0, 0));
@@ -211,11 +213,11 @@ fn a_stop_is_heard_and_a_rate_is_found() {
     let material = household(&text_of(&base), 5);
     let (plain, contest) = (recipe(&base, "lora", 1e-3, Length::Steps(1000)), Contest::new("one arm"));
     let mut watcher = Quiet { stop_after: Some(3), ..Quiet::default() };
-    let error = train(&plain, &base, &material, &contest, &mut watcher).err().expect("stopped");
+    let error = train(&plain, &base, &material, &contest, (None, &mut watcher)).err().expect("stopped");
     assert_eq!((error.kind(), watcher.steps), (ErrorKind::Cancelled, 3));
 
     let searching = with(&plain, |s| Settings { rate: None, length: Length::Steps(20), ..s });
-    let found = train(&searching, &base, &material, &contest, &mut Quiet::default()).expect("a run");
+    let found = train(&searching, &base, &material, &contest, (None, &mut Quiet::default())).expect("a run");
     let (_, run, tested) = found;
     let tested = tested.expect("a test");
     assert_eq!(run.learning_rate, tested.chosen);
@@ -236,18 +238,18 @@ fn an_arm_that_was_stopped_goes_on_to_the_same_result() {
         Trained::Adapter(adapter) => adapter.theta.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
         Trained::Full(_) => panic!("every weight"),
     };
-    let whole = train(&searching, &base, &material, &Contest::new("one arm"), &mut Quiet::default());
+    let whole = train(&searching, &base, &material, &Contest::new("one arm"), (None, &mut Quiet::default()));
     let (whole, run, tested) = whole.expect("a run");
     let whole = bits(whole);
 
     let test_steps = tested.expect("a test").points.len() as u64;
     let mut stopped = Quiet { stop_after: Some(test_steps + 13), ..Quiet::default() };
-    let error = train(&searching, &base, &material, &contest, &mut stopped).err().expect("stopped");
+    let error = train(&searching, &base, &material, &contest, (None, &mut stopped)).err().expect("stopped");
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     for (left, which) in [(10, "stopped"), (0, "finished")] {
         let mut watcher = Quiet::default();
         let (found, again, _) =
-            train(&searching, &base, &material, &contest, &mut watcher).expect("the rest of the run");
+            train(&searching, &base, &material, &contest, (None, &mut watcher)).expect("the rest of the run");
         assert_eq!(watcher.steps, left, "{which}: steps that were left, without any of a range test");
         assert_eq!((again.curve, again.best_step), (run.curve.clone(), run.best_step), "{which}");
         assert!(bits(found) == whole, "{which}: other bits");
@@ -255,6 +257,28 @@ fn an_arm_that_was_stopped_goes_on_to_the_same_result() {
     // Of another seed nothing is gone on from.
     let other = with(&searching, |s| Settings { seed: 1, rate: Some(1e-3), ..s });
     let mut watcher = Quiet::default();
-    train(&other, &base, &material, &contest, &mut watcher).expect("a run");
+    train(&other, &base, &material, &contest, (None, &mut watcher)).expect("a run");
     assert_eq!(watcher.steps, 20);
+}
+
+/// A training that has to end does, with a look at what it has learned, however long it was to be; one whose length is
+/// minutes takes no more steps than fit.
+#[test]
+fn training_ends_in_time() {
+    let base = base_of(2);
+    let material = household(&text_of(&base), 25);
+    let contest = Contest::new("one arm");
+    for length in [Length::Steps(1_000_000), Length::Minutes(60.0)] {
+        let (began, time) = (Instant::now(), Duration::from_secs(2));
+        let recipe = recipe(&base, "lora", 1e-3, length);
+        let mut watcher = Quiet::default();
+        let found = train(&recipe, &base, &material, &contest, (Some(began + time), &mut watcher));
+        let (_, run, _) = found.expect("a run");
+        let took = began.elapsed();
+        assert!(took < time + time / 4, "{took:?}");
+        assert!(run.steps > 6 && run.best_step > 0, "{} steps", run.steps);
+        assert_eq!(watcher.looks.last().map(|look| look.0), Some(run.steps), "the last step is looked at");
+        let expected = if length == Length::Minutes(60.0) { "all steps done" } else { "time budget spent" };
+        assert!(run.ended == expected || run.ended == "time budget spent", "{}", run.ended);
+    }
 }

@@ -623,7 +623,7 @@ typedef struct {
    */
   uint32_t protect_off;
   /**
-   * Minutes to train instead of steps, shared by the trained arms (0: use steps).
+   * Minutes for everything instead of steps: training takes what scoring leaves (0: use steps).
    */
   double minutes;
   /**

@@ -138,7 +138,7 @@ pub struct GateParams {
     /// 1 lets a LoRA act on what ordinary text uses, too. By default it keeps to directions that such text leaves quiet,
     /// which costs some gain and saves most of what a plain LoRA forgets.
     pub protect_off: u32,
-    /// Minutes to train instead of steps, shared by the trained arms (0: use steps).
+    /// Minutes for everything instead of steps: training takes what scoring leaves (0: use steps).
     pub minutes: f64,
     /// Peak learning rate (0: 2e-3 for a protected LoRA, else found by a range test).
     pub learning_rate: f64,
@@ -292,6 +292,7 @@ impl Trial {
             thresholds: Thresholds { few_shot_required: few_shot, ..self.thresholds },
             seed: p.seed,
             samples: settings::SAMPLES,
+            minutes: (p.minutes > 0.0).then_some(p.minutes),
             limit,
             folder: None,
             unfinished: self.unfinished.clone(),

@@ -48,9 +48,9 @@ pub(crate) struct ArmOptions {
     #[arg(long, value_name = "N", group = "budget", value_parser = value_parser!(u64).range(1..))]
     tokens: Option<u64>,
 
-    /// Minutes to train, shared by all trained arms
+    /// Minutes for everything: training, which all trained arms share, takes what scoring leaves
     #[arg(long, value_name = "MIN", group = "budget", value_parser = parse::positive)]
-    minutes: Option<f64>,
+    pub(crate) minutes: Option<f64>,
 
     /// Peak learning rate of lora and dora (also -lr) [default: 2e-4; with --protect: 2e-3; for adapt without it: chosen by a range test]
     #[arg(long, visible_alias = "lr", value_name = "RATE", value_parser = parse::positive)]

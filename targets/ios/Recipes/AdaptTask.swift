@@ -19,8 +19,8 @@ struct AdaptTask: Sendable {
     let adapters: URL
     /// Minimum time in seconds from one night's work to the next, if nobody calls `schedule()` meanwhile.
     var interval: TimeInterval = 20 * 3600
-    /// Minutes to train, shared by the trained arms. Measuring takes additional time, limited by the next three
-    /// settings. The system grants only a few minutes, and a comparison that is cut off decides nothing.
+    /// Minutes for everything: training takes what measuring leaves, which the next three settings limit. The system
+    /// grants only a few minutes, and a comparison that is cut off decides nothing.
     var minutes = 2.0
     /// Evaluations on the validation rows per training run.
     var evaluations: UInt32 = 4

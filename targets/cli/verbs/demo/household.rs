@@ -81,7 +81,7 @@ pub(super) fn replay(
     let prompts: Vec<Vec<u32>> = EVERYDAY.lines().map(asked).collect::<Result<_>>()?;
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let is_end = |id: u32| text.tokenizer.is_end(id);
-    let found = base.answers(&prompts, (ANSWER_MAX, Sequences::SLOTS), &is_end, observer)?;
+    let found = base.answers(&prompts, (ANSWER_MAX, Sequences::SLOTS), &is_end, &|_, _| false, observer)?;
     let answers = found.answers.iter().map(|ids| text.tokenizer.decode(ids));
     let pairs: Vec<_> = EVERYDAY.lines().map(str::to_owned).zip(answers).collect();
     Ok(Rows::of_pairs("everyday.txt", &pairs, text, reading)?.data.examples)

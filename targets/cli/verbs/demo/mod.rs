@@ -24,7 +24,6 @@ use engraft_runtime::compare::shots::{Choice, rows_after};
 use engraft_runtime::compare::{Contest, compare};
 use engraft_runtime::data::{DataOptions, Example};
 use engraft_runtime::gate::store::Store;
-use engraft_runtime::gate::verdict::Thresholds;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::run::{Base, Length, Limit, Looks, Method, RunRows, Settings};
@@ -142,23 +141,16 @@ impl<'a> Demo<'a> {
         let planned = recipes[0].plan(&self.base, &self.material, RunRows::default(), &limit);
         eprintln!("{}", plan_table(&planned.request, &planned.plan));
         Ok(Contest {
-            active: None,
-            given: Vec::new(),
-            calibration: Vec::new(),
-            title: "demo".to_string(),
             shots: vec![(self.shots_that_fit(&base), Choice::Seeded(self.options.seed))],
             recipes,
-            replay: Vec::new(),
-            general: Vec::new(),
             metric: Some(Metric::Exact),
             answer_tokens: household::ANSWER_MAX,
             retention: vec![RetentionSet::of_rows(EVERYDAY, &self.everyday, Some(Metric::Exact), &self.text)],
-            thresholds: Thresholds::default(),
             seed: self.options.seed,
             samples: SAMPLES,
             limit,
             folder: Some(folder.to_path_buf()),
-            unfinished: None,
+            ..Contest::new("demo")
         })
     }
 

@@ -84,7 +84,7 @@ public final class Gate: ThermalSteered {
         /// Whether a LoRA keeps to directions that ordinary text leaves quiet. That costs some gain and saves most of
         /// what a plain LoRA forgets.
         public var protectsOrdinaryText = true
-        /// Minutes to train instead of steps, shared by the trained arms (0: use steps).
+        /// Minutes for everything instead of steps: training takes what scoring leaves (0: use steps).
         public var minutes = 0.0
         /// Peak learning rate (0: 2e-3 for a protected LoRA, else found by a range test).
         public var learningRate = 0.0

@@ -39,7 +39,7 @@ public final class GateParams {
      * quiet, which costs some gain and saves most of what a plain LoRA forgets.
      */
     public boolean protectOff;
-    /** Minutes to train instead of steps, shared by the trained arms (0: use steps). */
+    /** Minutes for everything instead of steps: training takes what scoring leaves (0: use steps). */
     public double minutes;
     /** Peak learning rate (0: 2e-3 for a protected LoRA, else found by a range test). */
     public double learningRate;
