@@ -2,8 +2,8 @@
 //! seen before, and arms that are equal; and it lets through what was learned.
 
 use engraft_runtime::adapter::LoraConfig;
-use engraft_runtime::compare::answers::Metric;
-use engraft_runtime::compare::material::Material;
+use engraft_runtime::compare::answers::{Manner, Metric, answer, questions};
+use engraft_runtime::compare::material::{Material, Rows};
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::Choice;
@@ -21,7 +21,8 @@ use engraft_runtime::rng::Rng;
 use engraft_runtime::run::{Base, KeepChoice, Length, Limit, Looks, Method, RunRows, Settings};
 
 use super::{
-    Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, text_of, with, write_rows,
+    Quiet, base_of, household, lines, pair, read, reading, recipe, shipped, subject, text_of, with,
+    write_rows,
 };
 
 /// Everyday commands, which the base knows and must not forget.
@@ -402,4 +403,39 @@ fn arms_are_fitted_beside_what_earlier_arms_hold() {
         let contest = Contest { recipes, limit, ..contest(&text_of(&base), Vec::new()) };
         check(&base, &material, &reading(), &contest).expect("what was fitted fits");
     }
+}
+
+/// What is certainly wrong isn't written to its end, and what is counted right stays the same: on commands that the base
+/// knows, and on those that it gets wrong. Rows that people see are written out.
+#[test]
+fn wrong_answers_end_early_and_count_the_same() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let (material, subject) = (household(&text, 30), subject(&base));
+    let everyday = Rows::of(
+        data::load(&shipped("demo/generic_test.jsonl"), &text.tokenizer, &text.chat, &reading())
+            .expect("rows"),
+        &reading(),
+    );
+    let mut saved = false;
+    for (rows, metric) in [
+        (&material.held_out, Metric::Exact),
+        (&material.held_out, Metric::Json),
+        (&everyday.expect("samples"), Metric::Exact),
+    ] {
+        let questions = questions(rows, &text);
+        let examples = &rows.data.examples;
+        let count = examples.len();
+        let asked = |samples| {
+            let how = (Manner { metric: Some(metric), tokens: 24, samples }, &text);
+            answer(&subject, &questions, examples, how, 64 << 20, &mut Quiet::default()).expect("answers")
+        };
+        let (short, long) = (asked(0), asked(count));
+        assert_eq!(short.correct, long.correct);
+        assert_eq!(long.samples.len(), count);
+        let right = short.correct.expect("judged").iter().filter(|right| **right).count();
+        assert!(short.tokens <= long.tokens);
+        saved |= right < count / 2 && 5 * short.tokens < 4 * long.tokens;
+    }
+    assert!(saved, "nothing ended early");
 }
