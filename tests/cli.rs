@@ -940,7 +940,11 @@ fn a_budget_is_kept_and_its_hint_fits() {
         let budget = budget.to_string();
         let bounded = [&run[..], &["--memory-budget", &budget]].concat();
         let output = engraft(&[&["plan", "--json"], &bounded[..]].concat());
-        assert_eq!((output.status.code(), &last_line(&output)["fits"]), (Some(3), &false.into()));
+        assert_eq!((output.status.code(), &last_line(&output)["error"]["exit_code"]), (Some(3), &3.into()));
+        let printed = stdout(&output);
+        let plan: serde_json::Value =
+            serde_json::from_str(printed.lines().rev().nth(1).expect("the plan")).expect("JSON");
+        assert_eq!(plan["fits"], false);
         let train = [&["train", "--adapter-path", &out, "--iters", "2"], &bounded[..]].concat();
         assert_refused(&train, 3, "does_not_fit", &["--memory-budget", " fits"]);
         let told = stderr(&output);

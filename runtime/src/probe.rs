@@ -200,7 +200,7 @@ fn matched(model: &ModelFile, layout: &Layout) -> usize {
     layout.slots().filter(|(layer, proj, s)| finds(*layer, *proj, (s.outputs, s.inputs))).count()
 }
 
-/// Refuses an adapter that should have an effect but has none.
+/// Refuses an adapter without any effect.
 ///
 /// # Errors
 /// `Corrupt`.
@@ -209,17 +209,22 @@ pub fn check_effect(binding: &Binding, adapter: &Adapter) -> Result<()> {
         return Err(corrupt("none of its projections is in the model, so it would do nothing"));
     }
     // Compared to the bit: an effect fully hidden by rounding is no effect.
-    match binding.adapted == binding.base && has_effect(adapter) {
-        true => Err(corrupt(
-            "the adapter loads but does nothing: its B isn't zero, yet no output of the base changes; \
-             it is broken or was made for another base",
-        )),
-        false => Ok(()),
+    if binding.adapted != binding.base {
+        return Ok(());
     }
+    Err(corrupt(match has_weights(adapter) {
+        true => {
+            "the adapter loads but does nothing: its B isn't zero, yet no output of the base changes; \
+             it is broken or was made for another base"
+        }
+        false => {
+            "the adapter does nothing: all of its B is zero, as before any training; train it, or take another"
+        }
+    }))
 }
 
-/// Whether an adapter should change outputs.
-fn has_effect(adapter: &Adapter) -> bool {
+/// Whether any of B isn't zero.
+fn has_weights(adapter: &Adapter) -> bool {
     adapter.layout.slots().any(|(_, _, s)| adapter.theta[s.b].iter().any(|b| *b != 0.0))
 }
 

@@ -165,8 +165,12 @@ fn an_adapter_that_does_nothing_is_refused() {
         let dead = bound(&model, dead);
         assert_differs(check(&model, &dead), ErrorKind::Corrupt, &["does nothing"]);
         assert!(check_effect(&dead.binding.expect("bound"), &dead).is_err());
-        // One that never learned has nothing to do, and may do nothing.
-        check(&model, &bound(&model, fresh)).expect("a fresh adapter");
+        // So does one that never learned.
+        assert_differs(
+            check(&model, &bound(&model, fresh)),
+            ErrorKind::Corrupt,
+            &["does nothing", "B is zero"],
+        );
     }
     let live = bound(&model, full(&model));
     check_effect(&live.binding.expect("bound"), &live).expect("the control");

@@ -250,6 +250,9 @@ fn adapters_of_mlx_are_read() -> TestResult {
     let rank = refused(r#"{"lora_parameters": {"rank": 4, "scale": 1}}"#);
     assert!(rank.kind() == ErrorKind::Corrupt && rank.message().contains("rank 2"), "{rank}");
     assert_eq!(refused(r#"{"lora_parameters": {"rank": 2}}"#).kind(), ErrorKind::Corrupt);
+    // MLX itself would leave out what belongs to earlier blocks.
+    let fewer = refused(r#"{"num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1}}"#);
+    assert!(fewer.kind() == ErrorKind::Corrupt && fewer.message().contains("num_layers"), "{fewer}");
     Ok(())
 }
 
@@ -410,5 +413,20 @@ fn foreign_and_corrupt_files_are_told_apart() -> TestResult {
     nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     let error = import(&nan).expect_err("NaN");
     assert!(error.kind() == ErrorKind::Corrupt && error.message().contains("NaN"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn patterns_that_match_nothing_are_told() -> TestResult {
+    let model = base();
+    let folder = tempfile::tempdir()?;
+    let mut settings: serde_json::Map<String, Value> =
+        serde_json::from_str(&fs::read_to_string(golden("lora/adapter_config.json"))?)?;
+    settings.insert("alpha_pattern".into(), serde_json::json!({"q_proj": 4, "z_proj": 4, "^q_proj": 4}));
+    fs::write(folder.path().join("adapter_config.json"), Value::Object(settings).to_string())?;
+    fs::copy(golden("lora/adapter_model.safetensors"), folder.path().join("adapter_model.safetensors"))?;
+    let told = Format::Peft.import(folder.path(), model.config())?.warnings;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("alpha_pattern \"^q_proj\" and 1 more name no module"), "{told:?}");
     Ok(())
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use engraft_runtime::compare::material::Material;
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
-use engraft_runtime::compare::{Contest, InUse, Outcome, check, check_decidable, compare, fitting};
+use engraft_runtime::compare::{Contest, InUse, Outcome, check, check_decidable, compare, fitting, shots};
 use engraft_runtime::data::{DataOptions as Reading, Example, Format};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::model::text::Text;
@@ -173,7 +173,10 @@ impl ContestOptions {
         let (general, aside) = self.ordinary(verb.search, &recipes, (text, reading))?;
         warn_of_full(&recipes, base, observer);
         let shared = RunRows { replay: &replay, general: &general, ..RunRows::default() };
-        let prompts = arms.contains(&ArmName::FewShot);
+        let shots = if arms.contains(&ArmName::FewShot) { self.arms.few_shot() } else { Vec::new() };
+        let parts = (&material.train, &material.held_out);
+        let shots = shots::fitting(shots, base, parts, (text, reading), observer)?;
+        let prompts = !shots.is_empty();
         // If no arm fits, examples in the prompt can still be compared with the base.
         let how = (verb.search && !self.arms.has_rank(), verb.search, verb.folder.is_some());
         let recipes = match fitting(recipes, base, material, (shared, &limit), how, observer) {
@@ -184,7 +187,7 @@ impl ContestOptions {
             title: verb.title.to_string(),
             active: verb.active.clone(),
             given: verb.given.clone(),
-            shots: if prompts { self.arms.few_shot() } else { Vec::new() },
+            shots,
             recipes,
             replay,
             general,

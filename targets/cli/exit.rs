@@ -83,6 +83,8 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     match error.downcast_ref::<clap::Error>() {
         // If stdout or stderr is closed, there is nobody to tell.
         Some(usage) => drop(usage.print()),
+        // What the gate decides is a result.
+        None if code == code_of(ErrorKind::GateRefused) => eprintln!("{}", message(error)),
         None => eprintln!("error: {}", message(error)),
     }
     if json

@@ -25,6 +25,9 @@ pub(crate) fn install(saves: bool) -> Result<Arc<AtomicBool>> {
         }
         flag::register(signal, Arc::clone(&asked)).context("installing the signal handlers")?;
     }
+    // A file that may not grow further becomes an error of its write, which names the file, instead of the process's end.
+    #[cfg(unix)]
+    flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).context("installing the signal handlers")?;
     Ok(asked)
 }
 

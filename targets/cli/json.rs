@@ -1,7 +1,8 @@
 //! The object that `--json` prints on the last line of stdout. A verb composes its own with [`object`], unless its
 //! fields are also shown to people or printed by other verbs; those types are here. Field names are stable.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 
 use engraft_runtime::compare::Outcome;
 use engraft_runtime::gate::store::ContentKind;
@@ -223,19 +224,37 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     show(&format!("{text}\n"))
 }
 
-/// Writes a part of a result to stdout at once.
+/// Writes a part of a result to stdout at once. On a terminal, which control characters of a model's text could steer,
+/// they are shown as what they are.
 ///
 /// # Errors
 /// As [`line`].
 pub(crate) fn show(part: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
+    let part = if stdout.is_terminal() { visible(part) } else { Cow::Borrowed(part) };
     let shown = stdout.write_all(part.as_bytes()).and_then(|()| stdout.flush());
     shown.map_err(|e| io::Error::new(e.kind(), format!("writing to stdout: {e}")))
+}
+
+/// The text with every control character but line ends and tabs spelled out, as `\u{1b}`.
+fn visible(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let spelled = |c: char| if steers(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(spelled).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_spelled_out() {
+        assert_eq!(visible("a\tb\n€"), "a\tb\n€");
+        assert_eq!(visible("\u{1b}[2J\u{7}x\r\u{9b}"), "\\u{1b}[2J\\u{7}x\\u{d}\\u{9b}");
+    }
 
     #[test]
     fn fields_are_those_documented() {

@@ -30,6 +30,10 @@ struct Mapped {
 
 /// Notes a file that is about to be mapped. If it can't be opened, mapping it reports the error.
 pub(crate) fn expect(path: &Path) {
+    // Opening a pipe would wait for a writer.
+    if !path.metadata().is_ok_and(|found| found.is_file()) {
+        return;
+    }
     let open = || {
         let file = File::open(path)?;
         let bytes = file.metadata()?.len();

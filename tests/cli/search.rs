@@ -118,3 +118,38 @@ fn strength_is_chosen_without_protection() {
     let output = engraft(&[&words[..], &how].concat());
     assert!(stderr(&output).contains("of its strength: on set aside: text"), "{}", stderr(&output));
 }
+
+/// A prompt holds as many examples as the model's context does; where it holds none, `adapt` goes on without them.
+#[test]
+fn examples_that_do_not_fit_become_fewer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows = |name: &str, words: usize| {
+        let row = |i: usize| {
+            let long = format!("call number {i} {}", "please ".repeat(words));
+            serde_json::json!({"prompt": long, "completion": format!("lamp {i}")}).to_string()
+        };
+        let data = folder.path().join(name);
+        std::fs::create_dir(&data).expect("a folder");
+        for (part, rows) in [("train", 0..12), ("test", 20..42)] {
+            std::fs::write(data.join(format!("{part}.jsonl")), rows.map(row).collect::<Vec<_>>().join("\n"))
+                .expect("writing");
+        }
+        data.display().to_string()
+    };
+    for (name, words, told) in
+        [("longish", 40, "are used"), ("long", 130, "nor one: examples in the prompt are left out")]
+    {
+        let (model, data) = (seedling(), rows(name, words));
+        let store = folder.path().join(format!("{name}-store")).display().to_string();
+        let adapt = ["adapt", "-m", &model, "--data", &data, "--store", &store, "-t", "2", "--iters", "2"];
+        let output = engraft(&[&adapt[..], &["--samples", "0", "--resamples", "500", "--json"]].concat());
+        let said = stderr(&output);
+        assert!(
+            said.contains("context of 256 tokens doesn't hold 5 examples") && said.contains(told),
+            "{said}"
+        );
+        assert!(output.status.code().is_some_and(|code| [0, 4].contains(&code)), "{said}");
+        let arms = last_line(&output)["losses"].as_array().map(Vec::len);
+        assert_eq!(arms, Some(if name == "long" { 2 } else { 3 }), "{said}");
+    }
+}

@@ -56,6 +56,8 @@ struct MlxSettings {
     scale: f32,
     dropout: f32,
     dora: bool,
+    /// How many blocks are adapted, the last ones; `None` for all.
+    blocks: Option<usize>,
 }
 
 impl MlxSettings {
@@ -86,11 +88,26 @@ impl MlxSettings {
             scale: required("scale")? as f32,
             dropout: number("dropout")?.unwrap_or(0.0) as f32,
             dora,
+            blocks: match object.get("num_layers").and_then(Value::as_f64) {
+                Some(count) if count >= 0.0 => Some(whole("num_layers", count)?),
+                // -1 is all of them.
+                _ => None,
+            },
         })
     }
 
     fn exchange(self, parts: Parts, model: &ModelConfig) -> Result<Imported> {
-        let MlxSettings { rank, scale, dropout, dora } = self;
+        let MlxSettings { rank, scale, dropout, dora, blocks } = self;
+        let first = blocks.map_or(0, |count| model.n_layers.saturating_sub(count));
+        if let Some((layer, proj)) = parts.names().find(|(layer, _)| *layer < first) {
+            return Err(corrupt(format!(
+                "it has tensors for layers.{layer}.{}, but num_layers says that the last {} of the model's {} blocks are \
+                 adapted",
+                proj.hf_name(),
+                model.n_layers - first,
+                model.n_layers
+            )));
+        }
         let modules = parts.modules(
             |proj| Some(RowOrder::of(model, proj)),
             |layer, proj, found| match found == rank {

@@ -3,7 +3,7 @@
 //! Settings that change the computation are honoured or refused by name, never ignored. Only keys PEFT itself
 //! doesn't know are skipped, with a warning.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 use std::path::Path;
 
@@ -101,6 +101,7 @@ pub fn import(dir: &Path, model: &ModelConfig) -> Result<Imported> {
     let mut parts = Parts::default();
     safetensors::read(&file, |tensor| put(&mut parts, tensor, model))?;
     settings.check_presence(&parts, model).map_err(|e| e.at(dir.display()))?;
+    warnings.extend([&settings.ranks, &settings.alphas].iter().filter_map(|p| p.unused(parts.names())));
     let mut exchange = settings.exchange(parts, model).map_err(|e| e.at(dir.display()))?;
     exchange.check(model).map_err(|e| e.at(file.display()))?;
     Ok(Imported { exchange, warnings })
@@ -350,6 +351,26 @@ impl Patterns {
             }
         }
         Ok(Patterns { key, values })
+    }
+
+    /// What to tell of the patterns that name none of these modules, if there are any.
+    fn unused(&self, modules: impl Iterator<Item = (usize, Proj)>) -> Option<String> {
+        let paths: Vec<String> = modules.map(|(layer, proj)| hf_path(layer, proj)).collect();
+        let mut names: HashSet<&str> = HashSet::new();
+        for path in &paths {
+            names.extend(ends_of(path));
+        }
+        let names_one = |pattern: &str| match pattern.strip_prefix('^') {
+            Some(whole) => paths.iter().any(|path| path == whole),
+            None => names.contains(pattern),
+        };
+        let mut unused = self.values.keys().filter(|pattern| !names_one(pattern));
+        let first = quote(unused.next()?);
+        let others = match unused.count() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        Some(format!("{CONFIG_FILE}: {} {first}{others} name no module and are ignored", self.key))
     }
 
     /// The value for a module: from the pattern that equals its name or, without `^`, its suffix.

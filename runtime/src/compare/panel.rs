@@ -129,12 +129,7 @@ impl<'a> Panel<'a> {
     }
 
     pub(super) fn subject(&self, adapter: Option<Arc<StackedAdapter>>) -> Subject {
-        Subject {
-            weights: self.base.model.clone().into(),
-            adapter,
-            kernels: self.base.kernels.clone(),
-            precision: self.base.precision,
-        }
+        Subject { adapter, ..Subject::of(self.base) }
     }
 
     /// The requested bytes, capped by what the machine has left; `None` if nothing was requested and the

@@ -16,7 +16,7 @@ use crate::model::tuned::Weights;
 use crate::nn::Precision;
 use crate::nn::divergence::Compared;
 use crate::nn::head::{HeadBufs, HeadWords};
-use crate::run::Observer;
+use crate::run::{Base, Observer};
 
 /// Rows whose logits are held at once, for each of two models.
 const LOGIT_ROWS: usize = 32;
@@ -62,6 +62,16 @@ pub struct Answered {
 }
 
 impl Subject {
+    /// The base alone.
+    pub fn of(base: &Base) -> Subject {
+        Subject {
+            weights: base.model.clone().into(),
+            adapter: None,
+            kernels: base.kernels.clone(),
+            precision: base.precision,
+        }
+    }
+
     fn config(&self) -> &ModelConfig {
         self.weights.config()
     }

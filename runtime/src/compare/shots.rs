@@ -11,6 +11,7 @@ use crate::model::chat::Message;
 use crate::model::text::Text;
 use crate::model::tokenizer::Special;
 use crate::rng::Rng;
+use crate::run::{Base, Observer};
 
 /// Random stream of seeded choices.
 const SHOTS_STREAM: u64 = 0x5348_4F54;
@@ -73,6 +74,42 @@ pub fn rows_after(
         chosen[i].iter().flat_map(|at| turns(&train.samples[*at], as_chat)).collect()
     };
     Ok((rows_behind(held_out, (text, options), context, before)?, common))
+}
+
+/// The same prompts with as many examples as fit into the model's context behind every held-out row; one for which not
+/// even a single example fits is left out. Says what it changes. Neighbours are left as they are, since each row has its
+/// own.
+///
+/// # Errors
+/// Those of [`rows_after`], except that too many examples for the context become fewer.
+pub fn fitting(
+    prompts: Vec<(usize, Choice)>,
+    base: &Base,
+    parts: (&Rows, &Rows),
+    how: (&Text, &DataOptions),
+    observer: &mut dyn Observer,
+) -> Result<Vec<(usize, Choice)>> {
+    let subject = Subject::of(base);
+    let context = subject.context();
+    let mut fit = Vec::with_capacity(prompts.len());
+    for (asked, choice) in prompts {
+        let mut k = asked;
+        while k > 0 && choice != Choice::Nearest {
+            match rows_after((k, choice), parts, how, &subject, context) {
+                Ok(_) => break,
+                Err(error) if error.kind() == ErrorKind::Misuse => k -= 1,
+                Err(error) => return Err(error),
+            }
+        }
+        let why = format!("the model's context of {context} tokens doesn't hold {asked} examples and a row");
+        match k {
+            0 => observer.note(&format!("{why}, nor one: examples in the prompt are left out")),
+            k if k < asked => observer.note(&format!("{why}: {k} are used")),
+            _ => {}
+        }
+        fit.extend((k > 0).then_some((k, choice)));
+    }
+    Ok(fit)
 }
 
 /// The held-out rows, each behind the same messages. A row with an instruction of its own keeps that one.

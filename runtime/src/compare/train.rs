@@ -49,7 +49,7 @@ pub fn train(
         }
     };
     let rate = recipe.settings.rate.or(tested.as_ref().map(|test| test.chosen));
-    let settings = Settings { rate, ..recipe.settings.clone() };
+    let settings = Settings { rate, by_answers: contest.metric.is_some(), ..recipe.settings.clone() };
     let of = Run::identity_of(base, &settings, &planned.request, rows);
     let start = start(folder.as_deref(), &of)?;
     let begun = Run::begin(&recipe.name, base, settings, &planned.request, rows, start, observer);

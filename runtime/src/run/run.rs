@@ -435,16 +435,21 @@ impl Run {
             (self.valid_after, self.is_valid_of_now) = (Some(loss), true);
         }
         if self.settings.keeps_best() {
-            self.keep_if_best(step, loss);
+            self.keep_if_best(step, loss, found.sure as u64);
         }
         Ok(Some(loss))
     }
 
     /// Keeps the current parameters if no look was better; the initial parameters count until then.
-    fn keep_if_best(&mut self, step: u64, loss: f64) {
+    fn keep_if_best(&mut self, step: u64, loss: f64, sure: u64) {
+        let by_answers = self.settings.by_answers;
+        let is_better = |best: Best| match by_answers && sure != best.sure {
+            true => sure > best.sure,
+            false => loss < best.loss,
+        };
         let best = &mut self.course.progress.best;
-        if best.is_none_or(|best| loss < best.loss) {
-            *best = Some(Best { step, loss, waited: 0 });
+        if best.is_none_or(is_better) {
+            *best = Some(Best { step, loss, sure, waited: 0 });
             self.trainer.keep_best();
         } else if let Some(best) = best {
             best.waited += 1;

@@ -251,6 +251,9 @@ pub struct Settings {
     pub keep_precision: KeepPrecision,
     /// Looks at the validation rows.
     pub looks: Looks,
+    /// Whether the best look is the one that is sure of the most answers, and only of equals the one with the lowest loss.
+    /// Losses turn before answers do: they count how sure a model is of what it gets wrong.
+    pub by_answers: bool,
     /// How the adapter's file holds its numbers.
     pub stored: StoredAs,
     /// Steps between checkpoints (0: only when the run is stopped).
@@ -283,6 +286,7 @@ impl Settings {
             keep: KeepChoice::Auto,
             keep_precision: KeepPrecision::F32,
             looks: Looks::Every(0),
+            by_answers: false,
             stored: StoredAs::F32,
             checkpoint_every: CHECKPOINT_EVERY,
             save_every: SAVE_EVERY,

@@ -222,7 +222,10 @@ fn settled(base: &Base, settings: &Settings, options: &TrainOptions) -> Identity
     };
     let looks = match settings.looks {
         Looks::Every(_) => "the last step counts".to_string(),
-        Looks::Best { times, patience } => format!("the best of {times} looks counts, {patience} end it"),
+        Looks::Best { times, patience } => {
+            let by = if settings.by_answers { " by its answers" } else { "" };
+            format!("the best of {times} looks counts{by}, {patience} end it")
+        }
     };
     let identity = Identity::new(base.model.digest(), settings.method.lora(), options);
     let identity = match &settings.from {

@@ -197,7 +197,7 @@ impl Trainer {
         };
         let (grads, pull) = ((&self.trained, &mut self.grads[..]), Pull { penalty, alone: false });
         let c = self.chain.accumulate_near_base(view, batch, dropout, pull, grads);
-        (Evaluated { loss_sum: c.loss, targets: c.targets }, c.kl(penalty.direction))
+        (Evaluated { loss_sum: c.loss, targets: c.targets, sure: 0 }, c.kl(penalty.direction))
     }
 
     /// Adds the gradient of the general rows' divergence, weighted against `targets` of the step; returns that

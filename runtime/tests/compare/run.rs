@@ -7,13 +7,18 @@ use engraft_kernels::DType;
 use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::Adapter;
 use engraft_runtime::compare::Contest;
+use engraft_runtime::compare::answers::{Manner, Metric, answer, questions};
 use engraft_runtime::compare::material::Material;
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::score::Subject;
 use engraft_runtime::compare::train::train;
+use engraft_runtime::data::Example;
+use engraft_runtime::data::batches::in_order;
+use engraft_runtime::eval::scoring_chain;
 use engraft_runtime::gate::report::ArmRun;
 use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::run::{Base, Length, Limit, Looks, Method, RunRows, Settings, Trained};
+use engraft_runtime::train::chain::AdapterView;
 
 use super::{Quiet, base_of, household, recipe, subject, text_of, with};
 
@@ -281,4 +286,50 @@ fn training_ends_in_time() {
         let expected = if length == Length::Minutes(60.0) { "all steps done" } else { "time budget spent" };
         assert!(run.ended == expected || run.ended == "time budget spent", "{}", run.ended);
     }
+}
+
+/// Rows that a model is sure of are answered word for word, and the look that counts by answers is sure of no fewer than
+/// the one that counts by its loss.
+#[test]
+fn looks_count_by_answers_where_those_are_judged() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let material = household(&text, 30);
+    let recipe = recipe(&base, "lora", 4e-3, Length::Steps(40));
+    let longest = material.rows_max();
+    let trained = |metric| {
+        let contest = Contest { metric, ..Contest::new("one arm") };
+        let found = train(&recipe, &base, &material, &contest, (None, &mut Quiet::default()));
+        match found.expect("a run") {
+            (Trained::Adapter(adapter), run, _) => (*adapter, run.best_step),
+            (Trained::Full(_), ..) => panic!("an adapter was asked for"),
+        }
+    };
+    let sure = |adapter: &Adapter, rows: &[Example]| -> Vec<bool> {
+        let Adapter { layout, theta, config, .. } = adapter;
+        let (model, kernels) = (base.model.clone(), base.kernels.clone());
+        let mut chain = scoring_chain(model, kernels, base.precision, 4, longest);
+        let view = AdapterView { layout, theta, config, gains: &[] };
+        in_order(rows, 1).map(|row| chain.evaluate(Some(&view), &row, |_, _| {}).sure == 1).collect()
+    };
+    let ((by_loss, first), (by_answers, second)) = (trained(None), trained(Some(Metric::Exact)));
+    let valid = &material.valid.data.examples;
+    let count = |adapter: &Adapter| sure(adapter, valid).iter().filter(|sure| **sure).count();
+    let counts = (count(&by_loss), count(&by_answers));
+    eprintln!("step {first}: sure of {}; step {second}: sure of {}", counts.0, counts.1);
+    assert!(counts.1 >= counts.0 && counts.1 > 0, "{counts:?}");
+
+    let rows = &material.held_out.data.examples;
+    let tuned = Subject {
+        adapter: Some(base.stack(&[(by_answers.clone(), 1.0)]).expect("it fits")),
+        ..subject(&base)
+    };
+    let asked = questions(&material.held_out, &text);
+    let manner = Manner { metric: Some(Metric::Exact), tokens: 24, samples: 0 };
+    let found =
+        answer(&tuned, &asked, rows, (manner, &text), 64 << 20, &mut Quiet::default()).expect("answers");
+    let right = found.correct.expect("judged");
+    let sure = sure(&by_answers, rows);
+    assert!(sure.iter().any(|sure| *sure) && !sure.iter().all(|sure| *sure), "{sure:?}");
+    assert!(sure.iter().zip(&right).all(|(sure, right)| !sure || *right), "{sure:?} {right:?}");
 }

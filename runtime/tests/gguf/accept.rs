@@ -77,6 +77,11 @@ fn what_may_be_left_out_has_its_default() {
     }
     let (m, full) = (model(&w), model(&tiny()));
     assert_eq!(m.config(), full.config());
+    // The same for each block is the same as once.
+    let mut each = tiny();
+    each.set("llama.attention.head_count_kv", arr(&[i32v(2)]));
+    each.set("llama.feed_forward_length", arr(&[u32v(64)]));
+    assert_eq!(model(&each).config(), full.config());
     w.remove("llama.attention.head_count_kv");
     w.reshape("blk.0.attn_k.weight", DType::Q4_0, &[32, 32]);
     w.reshape("blk.0.attn_v.weight", DType::F16, &[32, 32]);

@@ -197,6 +197,9 @@ fn values_and_arrays(c: &mut Cases) {
             c.add(&name, Corrupt, "needs more than", |w| w.set("x", arrv(element, count, &[u64v(0)])));
         }
     }
+    c.add("one head count for two blocks", Corrupt, "has 2 elements for 1 blocks", |w| {
+        w.set("llama.attention.head_count_kv", arr(&[i32v(2), i32v(2)]));
+    });
     c.add("array of arrays", Unsupported, "arrays of arrays", |w| {
         w.set("x", arr(&[arr(&[u32v(1)])]));
     });
@@ -209,8 +212,8 @@ fn values_and_arrays(c: &mut Cases) {
         wrong("llama.block_count", f32v(1.0)),
         wrong("llama.block_count", boolv(true)),
         wrong("llama.block_count", i32v(-1)),
-        wrong("llama.feed_forward_length", arr(&[u32v(64)])),
-        wrong("llama.attention.head_count_kv", arr(&[i32v(2)])),
+        wrong("llama.feed_forward_length", arr(&[f32v(64.0)])),
+        wrong("llama.embedding_length", arr(&[u32v(32)])),
         wrong("llama.rope.freq_base", u32v(10_000)),
         wrong("llama.rope.scaling.type", u32v(1)),
         wrong("llama.attention.layer_norm_rms_epsilon", strv("1e-5")),
@@ -421,6 +424,12 @@ fn kinds_of_models(c: &mut Cases) {
     c.add("an adapter", Unsupported, "this is an adapter", |w| w.set("general.type", strv("adapter")));
     c.add("a projector", Unsupported, "general.type", |w| w.set("general.type", strv("mmproj")));
     c.add("a part of a split", Unsupported, "split", |w| w.set("split.count", V(2, vec![2, 0])));
+    // Parts after the first say nothing else of the model.
+    c.add("the second part of a split", Unsupported, "part 2 of a model split into 2 files", |w| {
+        w.remove("general.architecture");
+        w.set("split.count", V(2, vec![2, 0]));
+        w.set("split.no", V(2, vec![1, 0]));
+    });
     c.add("no tensors", Unsupported, "only a vocabulary", |w| w.tensors.clear());
     c.add("old quantization", Unsupported, "quantization version 1", |w| {
         w.set("general.quantization_version", u32v(1));

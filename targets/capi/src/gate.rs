@@ -12,7 +12,7 @@ use engraft_runtime::compare::answers::Metric;
 use engraft_runtime::compare::material::{Folds, Limits, Material, Rows};
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
-use engraft_runtime::compare::shots::Choice;
+use engraft_runtime::compare::shots::{self, Choice};
 use engraft_runtime::compare::{Contest, Outcome, Product, compare, fitting};
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
@@ -276,20 +276,23 @@ impl Trial {
             Err(error) if few_shot && error.kind() == ErrorKind::DoesNotFit => Vec::new(),
             recipes => recipes?,
         };
-        let shots = or(p.shots, settings::SHOTS as u32);
+        let shots = (or(p.shots, settings::SHOTS as u32), Choice::Seeded(p.seed));
+        let shots = if few_shot { vec![shots] } else { Vec::new() };
+        let parts = (&material.train, &material.held_out);
+        let shots = shots::fitting(shots, base, parts, (text, &self.data.options), looker)?;
         Ok(Contest {
             active: None,
             given: Vec::new(),
             calibration: RetentionSet::calibration(aside),
             title: "adapt".into(),
-            shots: if few_shot { vec![(shots, Choice::Seeded(p.seed))] } else { Vec::new() },
+            thresholds: Thresholds { few_shot_required: !shots.is_empty(), ..self.thresholds },
+            shots,
             recipes,
             replay,
             general,
             metric: self.metric,
             answer_tokens: or(p.answer_tokens, settings::ANSWER_TOKENS as u32),
             retention: self.retention(text)?,
-            thresholds: Thresholds { few_shot_required: few_shot, ..self.thresholds },
             seed: p.seed,
             samples: settings::SAMPLES,
             minutes: (p.minutes > 0.0).then_some(p.minutes),

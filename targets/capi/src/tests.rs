@@ -29,6 +29,7 @@ use crate::session::{
 };
 use crate::trainer::{
     Trainer, engraft_trainer_adapter, engraft_trainer_create, engraft_trainer_free, engraft_trainer_save,
+    engraft_trainer_step,
 };
 
 pub(crate) fn ok(code: i32) {
@@ -318,6 +319,8 @@ fn what_a_file_would_not_tell_is_not_saved() {
     };
     // SAFETY: handles, and texts of the lengths that are said.
     unsafe {
+        // An adapter that never learned can't be loaded.
+        ok(engraft_trainer_step(trainer, &mut settings::<Progress>()));
         ok(engraft_trainer_save(trainer, saved, length));
         for (adapter, wanted) in [
             (load(own, settings()), ENGRAFT_OK),

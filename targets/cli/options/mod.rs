@@ -33,12 +33,48 @@ pub(crate) fn misuse(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Misuse, message)
 }
 
-/// Metadata of a path given with a flag.
+/// The kind of an existing file or folder. Pipes and devices are refused: opening one may wait forever, and what is read
+/// twice can't come from one.
+///
+/// # Errors
+/// `Io` with the flag if there is no such path; `Misuse` for a pipe or a device.
 pub(crate) fn stat(path: &Path, flag: &str) -> Result<std::fs::Metadata, Error> {
-    std::fs::metadata(path).map_err(|e| match e.kind() {
+    let found = stat_stream(path, flag)?;
+    match found.is_file() || found.is_dir() {
+        true => Ok(found),
+        false => {
+            let path = path.display();
+            Err(misuse(format!(
+                "{flag}: {path} is a pipe; write what comes from it to a file, and name that"
+            )))
+        }
+    }
+}
+
+/// The same where a pipe will do, since it is read once and to a limit.
+///
+/// # Errors
+/// As [`stat`], but for pipes.
+pub(crate) fn stat_stream(path: &Path, flag: &str) -> Result<std::fs::Metadata, Error> {
+    let found = std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
             Error::new(ErrorKind::Io, format!("{flag}: {} does not exist; check the path", path.display()))
         }
         _ => Error::io(format!("{flag}: {}", path.display()), e),
-    })
+    })?;
+    match is_device(&found) {
+        true => Err(misuse(format!("{flag}: {} is a device; name a file", path.display()))),
+        false => Ok(found),
+    }
+}
+
+#[cfg(unix)]
+fn is_device(found: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    found.file_type().is_char_device() || found.file_type().is_block_device()
+}
+
+#[cfg(not(unix))]
+fn is_device(_: &std::fs::Metadata) -> bool {
+    false
 }

@@ -1,5 +1,6 @@
 //! Work that several verbs share: loading adapters, measuring, refusing.
 
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -190,12 +191,22 @@ pub(crate) fn cancelled(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Cancelled, what)
 }
 
-/// Reads a UTF-8 text file.
+/// Longest text that is read whole.
+const TEXT_BYTES_MAX: u64 = 1 << 30;
+
+/// Reads a UTF-8 text file, or a pipe to its end.
 ///
 /// # Errors
-/// `Io`; `BadData` with the position of the first byte that isn't UTF-8.
+/// `Io`; `BadData` for one that is too long, or with the position of the first byte that isn't UTF-8.
 pub(crate) fn read_text(file: &Path) -> Result<String> {
-    let bytes = std::fs::read(file).map_err(|e| Error::io(format!("reading {}", file.display()), e))?;
+    let reading = |e| Error::io(format!("reading {}", file.display()), e);
+    let mut bytes = Vec::new();
+    let source = std::fs::File::open(file).map_err(reading)?;
+    source.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(reading)?;
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
+        let message = format!("{}: longer than 1 GiB; name a shorter text", file.display());
+        return Err(Error::new(ErrorKind::BadData, message));
+    }
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::new(

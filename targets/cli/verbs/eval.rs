@@ -77,7 +77,7 @@ impl Options {
     /// [`engraft_runtime::ErrorKind::Misuse`] if neither is given, `Io` if the path doesn't exist.
     pub(crate) fn subject(&self) -> Result<Subject<'_>, Error> {
         match (&self.perplexity, self.data.path()?) {
-            (Some(file), _) => options::stat(file, "--perplexity").map(|_| Subject::Text(file)),
+            (Some(file), _) => options::stat_stream(file, "--perplexity").map(|_| Subject::Text(file)),
             (None, Some(rows)) => Ok(Subject::Rows(rows)),
             (None, None) => Err(misuse("nothing to measure; add --perplexity FILE or --data DIR")),
         }

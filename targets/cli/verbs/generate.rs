@@ -118,7 +118,7 @@ impl Options {
             (Some(text), _) => Ok(text.clone()),
             (None, Some(file)) if file.as_os_str() == "-" => read_prompt(std::io::stdin().lock(), "stdin"),
             (None, Some(file)) => {
-                options::stat(file, "-f/--file")?;
+                options::stat_stream(file, "-f/--file")?;
                 let open = std::fs::File::open(file);
                 let opened = open.map_err(|e| Error::io(format!("-f/--file: {}", file.display()), e))?;
                 read_prompt(opened, &file.display().to_string())

@@ -52,6 +52,6 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     json::line(&format!("\n{}", ladder_table(&ladder)))?;
     json::line(&format!("\n{}", prepared.wear.describe(chosen_rate(&ladder))))?;
     invocation.emit(&prepared.json(fits.is_ok(), ladder))?;
-    // A plan that doesn't fit is still a result: only the exit code shows the failure.
-    fits.map_err(|e| invocation.after("plan", e))
+    // A plan that doesn't fit is still a result; what went wrong follows it, as for every other failure.
+    Ok(fits?)
 }

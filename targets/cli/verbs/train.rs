@@ -201,6 +201,14 @@ impl Training<'_> {
             self.screen.note(&format!("saved {}", file.display()));
             result.adapter = Some(file.display().to_string());
         }
+        if let (Some(before), Some(after)) = (valid_loss_before, valid_loss_after)
+            && after > before
+        {
+            self.screen.note(&format!(
+                "warning: the held-out loss rose from {before:.4} to {after:.4}, so the result does worse than what it \
+                 began with; train again at a lower --learning-rate, or for fewer steps"
+            ));
+        }
         let Training { run, mut screen, rows, prepared, .. } = self;
         if let (Trained::Full(tuned), Method::Full(dtype)) = (run.finish(), &prepared.settings.method) {
             let file = merge::tuned::write(&Disk, &tune.adapter_path, MODEL_FILE, &tuned, *dtype)?.path;

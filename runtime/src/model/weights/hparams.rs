@@ -16,12 +16,15 @@ const MAX_VOCAB: u64 = 1 << 22;
 
 const ARCHITECTURE: &str = "llama";
 
+/// What files may state for each block, as an array.
+const PER_BLOCK: [&str; 3] = ["attention.head_count", "attention.head_count_kv", "feed_forward_length"];
+
 /// Reads and validates all hyperparameters, and checks the vocabulary's arrays against them.
 pub(super) fn read(gguf: &Gguf, bytes: &[u8]) -> Result<ModelConfig> {
     kind_of_file(gguf)?;
     foreign_mathematics(gguf)?;
     let vocab = vocabulary(gguf, bytes)?;
-    let p = Params { gguf };
+    let p = Params { gguf, bytes };
     let d_model = p.uint("embedding_length", None, MAX_WIDTH)?;
     let n_heads = p.uint("attention.head_count", None, MAX_HEADS)?;
     let n_kv_heads = p.uint("attention.head_count_kv", Some(n_heads), MAX_HEADS)?;
@@ -73,13 +76,15 @@ fn kind_of_file(gguf: &Gguf) -> Result<()> {
         }
         Some(other) => return unsupported(format!("general.type is {}, not \"model\"", quote(other))),
     }
+    // Only the first part of a split model holds what follows.
+    if let Some(parts @ 2..) = gguf.uint("split.count")? {
+        let part = gguf.uint("split.no")?.map_or(String::new(), |no| format!("part {} ", no + 1));
+        let message = format!("this is {part}of a model split into {parts} files");
+        return Err(gguf.error(ErrorKind::Unsupported, message).advise(Advice::JoinParts));
+    }
     let architecture = gguf.required("general.architecture", gguf.string("general.architecture")?)?;
     if architecture != ARCHITECTURE {
         return unsupported(format!("architecture {} is not supported; \"llama\" is", quote(architecture)));
-    }
-    if gguf.uint("split.count")?.unwrap_or(1) > 1 {
-        let message = "this is one part of a split model";
-        return Err(gguf.error(ErrorKind::Unsupported, message).advise(Advice::JoinParts));
     }
     if gguf.tensors().is_empty() {
         return unsupported("it holds only a vocabulary, no weights; use the model's full GGUF file".into());
@@ -217,19 +222,44 @@ fn rope_scale(p: &Params<'_>) -> Result<f32> {
 /// Getters below `llama.`, with bounds.
 struct Params<'a> {
     gguf: &'a Gguf,
+    bytes: &'a [u8],
 }
 
 impl Params<'_> {
     /// An integer in 1..=max.
     fn uint(&self, name: &str, default: Option<usize>, max: u64) -> Result<usize> {
         let key = format!("{ARCHITECTURE}.{name}");
-        let stored = self.gguf.uint(&key)?.or(default.map(|v| v as u64));
+        let stored = match self.gguf.get(&key) {
+            Some(Value::Array(_)) if PER_BLOCK.contains(&name) => self.same_in_all(&key)?,
+            _ => self.gguf.uint(&key)?,
+        };
+        let stored = stored.or(default.map(|v| v as u64));
         let value = self.gguf.required(&key, stored)?;
         if !(1..=max).contains(&value) {
             return Err(self.bad(name, format_args!("{value} is not in 1 to {max}")));
         }
         usize::try_from(value)
             .map_err(|_| self.bad(name, format_args!("{value} exceeds this machine's integers")))
+    }
+
+    /// The one value of an array with an integer for each block.
+    fn same_in_all(&self, key: &str) -> Result<Option<u64>> {
+        let blocks = self.gguf.uint("llama.block_count")?;
+        let count = self.gguf.array(key)?.map(|array| array.count as u64);
+        if count != blocks {
+            let (found, blocks) = (count.unwrap_or(0), blocks.unwrap_or(0));
+            let message = format!("metadata key {key} has {found} elements for {blocks} blocks");
+            return Err(self.gguf.error(ErrorKind::Corrupt, message));
+        }
+        let mut first = None;
+        for value in self.gguf.ints(key, self.bytes)?.into_iter().flatten() {
+            if *first.get_or_insert(value) != value {
+                let message =
+                    format!("metadata key {key} differs from block to block, which is not supported");
+                return Err(self.gguf.error(ErrorKind::Unsupported, message));
+            }
+        }
+        Ok(first.and_then(|value| u64::try_from(value).ok()))
     }
 
     /// A finite float in min..=max.

@@ -59,6 +59,8 @@ pub struct Best {
     pub step: u64,
     /// Loss of the validation rows at that point.
     pub loss: f64,
+    /// Their answers that the model was sure of.
+    pub sure: u64,
     /// Looks since then.
     pub waited: u64,
 }

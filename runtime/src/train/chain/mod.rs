@@ -73,12 +73,16 @@ pub struct Evaluated {
     pub loss_sum: f64,
     /// Targets.
     pub targets: usize,
+    /// Evaluated micro-batches of which every target is likelier than all else together: with one row each, the answers
+    /// that greedy choice gives word for word, and surely.
+    pub sure: usize,
 }
 
 impl AddAssign for Evaluated {
     fn add_assign(&mut self, other: Evaluated) {
         self.loss_sum += other.loss_sum;
         self.targets += other.targets;
+        self.sure += other.sure;
     }
 }
 
@@ -166,10 +170,15 @@ impl Chain {
         &mut self,
         adapter: Option<&dyn Adapted>,
         batch: &Batch,
-        each: impl FnMut(usize, f64),
+        mut each: impl FnMut(usize, f64),
     ) -> Evaluated {
         self.forward(adapter, batch, Dropout::OFF, self.model.config().n_layers);
-        self.head_loss(batch, 0, false, each)
+        let mut is_sure = true;
+        let found = self.head_loss(batch, 0, false, |row, loss| {
+            is_sure &= loss < std::f64::consts::LN_2;
+            each(row, loss);
+        });
+        Evaluated { sure: usize::from(is_sure && found.targets > 0), ..found }
     }
 
     /// Loss of a micro-batch; adds its gradient to `grads`, which lie as their layout says: that of θ, or
@@ -200,7 +209,7 @@ impl Chain {
         let (head, kernel) = (&mut self.head, &mut self.block.kernel);
         let (loss_sum, targets) =
             head::loss_with_weights(&ctx, &w, x, &batch.targets, dx, grads, head, kernel);
-        Evaluated { loss_sum, targets }
+        Evaluated { loss_sum, targets, sure: 0 }
     }
 
     /// The gradients of block `l`'s weights; call it after the blocks above.
@@ -272,7 +281,7 @@ impl Chain {
         let (x, dx) = (&self.saved[slot * n..(slot + 1) * n], train.then_some(&mut self.dx[..n]));
         let (head, kernel) = (&mut self.head, &mut self.block.kernel);
         let (loss_sum, targets) = head::loss(&ctx, &w, x, &batch.targets, dx, head, kernel, each);
-        Evaluated { loss_sum, targets }
+        Evaluated { loss_sum, targets, sure: 0 }
     }
 
     /// Walks the blocks back to the first adapted one.

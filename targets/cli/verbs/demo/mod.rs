@@ -20,13 +20,13 @@ use engraft_runtime::compare::material::{Material, Rows};
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::score::Subject;
-use engraft_runtime::compare::shots::{Choice, rows_after};
+use engraft_runtime::compare::shots::{self, Choice};
 use engraft_runtime::compare::{Contest, compare};
 use engraft_runtime::data::{DataOptions, Example};
 use engraft_runtime::gate::store::Store;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
-use engraft_runtime::run::{Base, Length, Limit, Looks, Method, RunRows, Settings};
+use engraft_runtime::run::{Base, Length, Limit, Looks, Method, Nobody, RunRows, Settings};
 use engraft_runtime::storage::Disk;
 
 pub(crate) use household::model as built_in;
@@ -129,19 +129,18 @@ impl<'a> Demo<'a> {
     /// Two arms to train, what they are compared with, and what they must not forget. That is the everyday
     /// commands: this model knows no running English that it could forget.
     fn contest(&mut self, folder: &Path) -> Result<Contest> {
-        let base = Subject {
-            weights: self.base.model.clone().into(),
-            adapter: None,
-            kernels: self.base.kernels.clone(),
-            precision: self.base.precision,
-        };
-        let replay = household::replay(&base, &self.text, &self.reading, &mut self.screen)?;
+        let replay =
+            household::replay(&Subject::of(&self.base), &self.text, &self.reading, &mut self.screen)?;
+        // Some commands mean several actions and are long.
+        let shots = vec![(SHOTS, Choice::Seeded(self.options.seed))];
+        let parts = (&self.material.train, &self.material.held_out);
+        let shots = shots::fitting(shots, &self.base, parts, (&self.text, &self.reading), &mut Nobody)?;
         let recipes = vec![self.lora(replay)?, self.full()];
         let limit = Limit::default();
         let planned = recipes[0].plan(&self.base, &self.material, RunRows::default(), &limit);
         eprintln!("{}", plan_table(&planned.request, &planned.plan));
         Ok(Contest {
-            shots: vec![(self.shots_that_fit(&base), Choice::Seeded(self.options.seed))],
+            shots,
             recipes,
             metric: Some(Metric::Exact),
             answer_tokens: household::ANSWER_MAX,
@@ -152,16 +151,6 @@ impl<'a> Demo<'a> {
             folder: Some(folder.to_path_buf()),
             ..Contest::new("demo")
         })
-    }
-
-    /// The most examples that fit before every question. Some commands mean several actions and are long.
-    fn shots_that_fit(&self, base: &Subject) -> usize {
-        let fits = |k: &usize| {
-            let which = (*k, Choice::Seeded(self.options.seed));
-            let rows = (&self.material.train, &self.material.held_out);
-            rows_after(which, rows, (&self.text, &self.reading), base, base.context()).is_ok()
-        };
-        (1..=SHOTS).rev().find(fits).unwrap_or(1)
     }
 
     /// An adapter, trained on the private commands mixed with replayed everyday ones.
