@@ -54,7 +54,7 @@ pub const REPLAY_COUNT: usize = 64;
 /// Most tokens sampled per replay row.
 pub const REPLAY_TOKENS: usize = 64;
 /// Share of ordinary text's energy that protected directions leave to an adapter.
-pub const PROTECT_ENERGY: f32 = 0.04;
+pub const PROTECT_ENERGY: f32 = 0.08;
 /// Rank of an adapter in protected directions, for models wide enough.
 pub const RANK_PROTECTED: usize = 64;
 /// Widths of the model for each rank of such an adapter.

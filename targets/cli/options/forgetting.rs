@@ -35,7 +35,7 @@ pub(crate) struct ForgettingOptions {
     #[arg(long, value_name = "general|off|FILE", value_parser = protect_source)]
     pub(crate) protect: Vec<ProtectSource>,
 
-    /// Share of ordinary text's energy that the protected directions leave to the adapter [default: 0.04]
+    /// Share of ordinary text's energy that the protected directions leave to the adapter [default: 0.08]
     #[arg(long, value_name = "SHARE", value_parser = parse::positive_f32)]
     protect_energy: Option<f32>,
 
