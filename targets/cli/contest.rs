@@ -145,6 +145,12 @@ impl ContestOptions {
             let (rows, targets) = rows.extent();
             eprintln!("to {what}: {rows} rows with {targets} targets");
         }
+        if self.rows.asks_for_turns() && material.folds.is_empty() {
+            let file = material.held_out.data.source.display();
+            return Err(misuse(format!(
+                "--folds has no effect: {file} holds the rows that decide; leave it out"
+            )));
+        }
         if !material.folds.is_empty() {
             eprintln!(
                 "few rows: each is held out in one of {} turns, and what is promoted is trained on all",

@@ -50,6 +50,18 @@ fn few_rows_are_held_out_in_turns() {
     let alone = adapt(&rows, &["--folds", "0"]);
     let alone: Vec<&str> = alone.iter().map(String::as_str).collect();
     assert_refused(&alone, 4, "gate_refused", &["4 held-out rows can't decide", "200 rows in all"]);
+    let both = folder.path().join("both");
+    std::fs::create_dir(&both).expect("a folder");
+    for part in ["train", "test"] {
+        std::fs::copy(&rows, both.join(format!("{part}.jsonl"))).expect("copying");
+    }
+    let both = adapt(&both.display().to_string(), &["--folds", "3"]);
+    assert_refused(
+        &both.iter().map(String::as_str).collect::<Vec<_>>(),
+        2,
+        "usage",
+        &["--folds", "test.jsonl"],
+    );
     let odd = adapt(&rows, &["--folds", "1"]);
     assert_refused(&odd.iter().map(String::as_str).collect::<Vec<_>>(), 2, "usage", &["--folds"]);
 }

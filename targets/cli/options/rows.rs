@@ -78,6 +78,11 @@ impl RowOptions {
         Reading { reader: self.task.map(Task::reader), over_long: OverLong::Truncate, ..plain }
     }
 
+    /// Whether rows are to be held out in turns by the user's word.
+    pub(crate) fn asks_for_turns(&self) -> bool {
+        self.folds.is_some_and(|turns| turns > 0)
+    }
+
     /// The maximum numbers of rows, and whether they are held out in turns: in a search, where fewer than `least` would
     /// be held out otherwise.
     pub(crate) fn limits(&self, search: bool, least: usize) -> Limits {
