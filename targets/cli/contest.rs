@@ -116,6 +116,14 @@ impl ContestOptions {
         let text = Text::of(&base.model)?;
         let reading = self.rows.reading(&self.data, base.model.config().context_len);
         let material = self.material(verb.search, &text, &reading)?;
+        // A finished adapter may have been trained on all rows, after turns of its own: they can't judge it.
+        if !material.folds.is_empty() && (self.arms.goes_on() || !verb.given.is_empty()) {
+            let what = if self.arms.goes_on() { "--from" } else { "--folds" };
+            return Err(misuse(format!(
+                "{what}: the adapter may have seen every row that would be held out in turns; add a test.jsonl with rows \
+                 that it hasn't"
+            )));
+        }
         if verb.search {
             check_decidable(&material, &self.gate.thresholds(false), reading.valid_fraction)?;
         }

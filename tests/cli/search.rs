@@ -109,6 +109,9 @@ fn training_and_adapting_go_on_with_an_adapter() {
     let output = engraft(&[&adapt[..], &kept, &["--from", &second, "--iters", "30", "-lr", "2e-3"]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stderr(&output).contains("LoRA, rank 4"), "{}", stderr(&output));
+    // Rows that the adapter may have seen decide nothing about it.
+    let turns = ["adapt", "-m", &model, "--data", &rows, "--store", &store, "--from", &first];
+    assert_refused(&turns, 2, "usage", &["--from", "test.jsonl"]);
     // From the store's active one, and by the kind that it is.
     let more = [&adapt[..], &kept, &["--from", &store, "--iters", "2"]].concat();
     let output = engraft(&more);

@@ -138,7 +138,12 @@ impl ArmOptions {
 
     /// Whether the rank is settled: it was named, or an adapter to go on with has it.
     pub(crate) fn has_rank(&self) -> bool {
-        self.rank.is_some() || self.shape.from.is_some()
+        self.rank.is_some() || self.goes_on()
+    }
+
+    /// Whether arms go on with a finished adapter.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.shape.from.is_some()
     }
 
     /// Refuses options that would do nothing, or the same thing twice.
