@@ -3,9 +3,10 @@
 //!
 //! The modules in order: [`material`] holds the rows, split once for all arms. [`shots`] puts examples before
 //! them. A [`recipe`] says how an arm is trained and what memory that takes. [`rate`] finds a learning rate if
-//! none is given, and [`train`] trains, within what `clock` leaves; `strength` then weakens what forgets too much. [`score`] and [`answers`]
-//! measure on held-out rows and on what must be retained ([`retention`]). `panel` takes the arms through these
-//! steps, one in memory at a time. `facts` assembles the figures for the gate and its report.
+//! none is given, and [`train`] trains, within what `clock` leaves; `strength` then weakens what forgets too much.
+//! [`score`] and [`answers`] measure on held-out rows and on what must be retained ([`retention`]). `panel` takes
+//! the arms through these steps, one in memory at a time. `facts` assembles the figures for the gate and its
+//! report.
 //!
 //! ```
 //! use engraft_runtime::*;

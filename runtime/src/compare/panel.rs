@@ -232,8 +232,9 @@ impl<'a> Panel<'a> {
         let held: usize = before.map(|r| held_bytes(r, self.base, contest.folder.is_some())).sum();
         let base = self.base.beside(held);
         self.observer.note(&format!("{}: {}", recipe.name, recipe.settings.method.describe()));
-        let mut attempt = recipe.clone();
+        let (mut attempt, mut tried) = (recipe.clone(), 0);
         loop {
+            tried += 1;
             let ends = self.training_ends();
             let (trained, run, rate_test) =
                 train(&attempt, &base, self.material, contest, (ends, self.observer))?;
@@ -246,7 +247,7 @@ impl<'a> Panel<'a> {
             };
             let weakened = strength::choose(self, adapter, &recipe.name)?;
             if !weakened.is_tolerable
-                && let Some(gentler) = recipe.gentler(&attempt, run.learning_rate, self.clock.left())
+                && let Some(gentler) = recipe.gentler(&attempt, (tried, run.learning_rate), self.clock.left())
             {
                 let rate = gentler.settings.rate.unwrap_or_default();
                 self.observer.note(&format!(

@@ -40,11 +40,15 @@ impl Recipe {
         if self.baseline { ArmKind::Baseline } else { ArmKind::Trained }
     }
 
-    /// What to try after an attempt at `rate` that forgot too much at any strength: a quarter of the rate and of the
-    /// energy. `None` after [`ATTEMPTS`], or with little left of `time`: all of it, and what is left.
-    pub(super) fn gentler(&self, attempt: &Recipe, rate: f64, time: Option<(f64, f64)>) -> Option<Recipe> {
-        let tried =
-            attempt.name.strip_prefix(&self.name)?.strip_prefix('-').map_or(1, |n| n.parse().unwrap_or(1));
+    /// What to try after `tried` attempts, the last of them at `rate`, that forgot too much at any strength: a quarter of
+    /// the rate and of the energy. `None` after [`ATTEMPTS`], or with little left of `time`: all of it, and what is
+    /// left.
+    pub(super) fn gentler(
+        &self,
+        attempt: &Recipe,
+        (tried, rate): (usize, f64),
+        time: Option<(f64, f64)>,
+    ) -> Option<Recipe> {
         let in_time = time.is_none_or(|(all, left)| left >= LEAST_LEFT * all);
         let begin = match attempt.settings.begin {
             Begin::Protected(energy) => Begin::Protected(GENTLER as f32 * energy),

@@ -22,8 +22,8 @@ pub(super) const TURN: &str = "turn-";
 /// A longer file can't be ours.
 const RATE_TEST_BYTES_MAX: u64 = 1 << 20;
 
-/// Trains an arm by its recipe, to its end or until that time. With a folder for unfinished arms it resumes where the same arm stopped, and
-/// leaves its state there until [`clear`].
+/// Trains an arm by its recipe, to its end or until that time. With a folder for unfinished arms it resumes where the
+/// same arm stopped, and leaves its state there until [`clear`].
 ///
 /// # Errors
 /// `DoesNotFit` beyond the limit; `Cancelled`; those of the trainers, except that a diverging run just ends.

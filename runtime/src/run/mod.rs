@@ -1,7 +1,7 @@
 //! A training run: its settings ([`settings`]), the memory it needs ([`prepare`]), its course from first step
 //! to last ([`run`]), and who watches it ([`observer`]).
 //!
-//! Below that, [`course`] is a run between two looks: its steps, how failed ones are handled ([`guard`]), and
+//! [`setup`] makes what a run trains with. Below that, [`course`] is a run between two looks: its steps, how failed ones are handled ([`guard`]), and
 //! the [`checkpoint`]s it resumes from or rolls back to. [`control`] is the part of an observer that other
 //! threads steer: pause, cancel, heat.
 //!

@@ -330,8 +330,10 @@ impl Run {
     }
 
     fn is_late(&self) -> bool {
-        let ends = self.end_by.is_some_and(|end_by| Instant::now() + self.look_time >= end_by);
-        ends || self.settings.is_late(self.course.progress.tally.seconds)
+        match self.end_by {
+            Some(end_by) => Instant::now() + self.look_time >= end_by,
+            None => self.settings.is_late(self.course.progress.tally.seconds),
+        }
     }
 
     /// Does what is due after a good step.

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::checkpoint::{Identity, stated_digest};
+use sha2::{Digest, Sha256};
+
+use super::checkpoint::Identity;
 use super::directions::Found;
 use super::observer::{Event, Observer};
 use super::prepare::{Base, GENERAL_ROWS, RunRows};
@@ -30,7 +32,7 @@ const DIRECTIONS_SEED: u64 = 0;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Earlier {
     file: PathBuf,
-    /// Of its shape and parameters.
+    /// Of its parameters.
     digest: String,
     /// What it adapts.
     pub lora: LoraConfig,
@@ -42,8 +44,7 @@ impl Earlier {
     /// An adapter in a file or folder, for a model.
     ///
     /// # Errors
-    /// Those of [`Adapter::load`]; `BaseMismatch`; `Unsupported` for a DoRA in protected directions, which nothing
-    /// makes.
+    /// Those of [`Adapter::load`]; `BaseMismatch`.
     pub fn open(path: &Path, model: &ModelFile) -> Result<Earlier> {
         let adapter = Adapter::load(path)?;
         adapter.check_base(&model.digest(), model.config()).map_err(|e| e.at(path.display()))?;
@@ -65,10 +66,11 @@ impl Earlier {
     }
 }
 
+/// Of θ; what it means is in the run's identity. Taken without a copy, which no plan has room for.
 fn digest(adapter: &Adapter) -> String {
-    let shape: Vec<_> =
-        adapter.layout.slots().map(|(layer, proj, slot)| (layer, proj as usize, slot.rank)).collect();
-    hex::encode(&stated_digest(&(shape, &adapter.theta)))
+    let mut hash = Sha256::new();
+    adapter.theta.iter().for_each(|value| hash.update(value.to_le_bytes()));
+    hex::encode(&hash.finalize())
 }
 
 /// A run's rows in order, from a cursor.
@@ -120,7 +122,7 @@ impl<'a> Setup<'a> {
         })
     }
 
-    /// An adapter that changes nothing yet. If the run `resumes`, no rows are read for it.
+    /// The adapter to go on with, or one that changes nothing yet. If the run `resumes`, no rows are read for it.
     fn adapter(
         &self,
         lora: &LoraConfig,

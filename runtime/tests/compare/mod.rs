@@ -74,12 +74,7 @@ fn text_of(base: &Base) -> Text {
 }
 
 fn subject(base: &Base) -> Subject {
-    Subject {
-        weights: base.model.clone().into(),
-        adapter: None,
-        kernels: base.kernels.clone(),
-        precision: base.precision,
-    }
+    Subject::of(base)
 }
 
 /// How rows of the built-in model are read.
