@@ -168,3 +168,20 @@ fn examples_that_do_not_fit_become_fewer() {
         assert_eq!(arms, Some(if name == "long" { 2 } else { 3 }), "{said}");
     }
 }
+
+/// One short row a step: the ordinary rows beside it need no more memory than planned for.
+#[test]
+fn protection_works_with_one_row_a_step() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), folder.path().join("rows.jsonl"));
+    let rows: String = (0..6).map(|i| format!("{{\"text\": \"row {i}\"}}\n")).collect();
+    std::fs::write(&data, rows).expect("writing");
+    let (data, out) = (data.display().to_string(), folder.path().join("out").display().to_string());
+    for batch in ["1", "2"] {
+        let words = ["train", "-m", &model, "--data", &data, "--adapter-path", &out, "--protect", "general"];
+        let trained = result_of(&[&words[..], &["--iters", "4", "-t", "2", "-b", batch]].concat());
+        assert_eq!(trained["steps"], 4, "{trained}");
+        super::assert_within_plan(&trained);
+        std::fs::remove_dir_all(&out).expect("removing");
+    }
+}

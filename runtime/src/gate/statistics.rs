@@ -91,6 +91,9 @@ pub struct McNemar {
     pub p_mid: f64,
 }
 
+/// Steps in which [`McNemar::examples_to_decide`] looks for its answer, which is no more exact.
+const GROWTH: f64 = 1.05;
+
 impl McNemar {
     /// Discordant pairs: only these carry information.
     pub fn discordant(&self) -> usize {
@@ -101,6 +104,26 @@ impl McNemar {
     pub fn new(first: &[bool], second: &[bool]) -> McNemar {
         let count = |a: bool| first.iter().zip(second).filter(|(x, y)| **x == a && **y != a).count();
         McNemar::of(count(true), count(false))
+    }
+
+    /// About how many examples in place of `examples` let the first arm's lead reach `level`, both counts growing in
+    /// proportion; at least `examples`. `None` if it isn't ahead, or beyond a thousand times as many.
+    pub fn examples_to_decide(&self, examples: usize, level: f64) -> Option<u64> {
+        if self.only_first <= self.only_second {
+            return None;
+        }
+        let decides = |factor: f64| {
+            let [first, second] = [self.only_first, self.only_second].map(|n| (n as f64 * factor).round());
+            McNemar::of(first as usize, second as usize).p_mid <= level
+        };
+        let mut factor = 1.0;
+        while !decides(factor) {
+            factor *= GROWTH;
+            if factor > 1000.0 {
+                return None;
+            }
+        }
+        Some((examples as f64 * factor).ceil() as u64)
     }
 
     /// The test for counts of discordant pairs.
@@ -230,6 +253,17 @@ mod tests {
     fn mcnemar_counts_discordant_pairs() {
         let t = McNemar::new(&[true, true, false, false, true], &[true, false, true, false, false]);
         assert_eq!((t.only_first, t.only_second, t.discordant()), (2, 1, 3));
+    }
+
+    #[test]
+    fn a_lead_tells_how_many_examples_it_takes() {
+        // One alone of 60: five alone reach 2^-5 < 0.05, so about 300, to the step of the search.
+        let needed = McNemar::of(1, 0).examples_to_decide(60, 0.05).expect("ahead");
+        assert!((270..=315).contains(&needed), "{needed}");
+        assert_eq!(McNemar::of(30, 2).examples_to_decide(100, 0.05), Some(100), "decided already");
+        assert_eq!(McNemar::of(2, 2).examples_to_decide(100, 0.05), None);
+        assert_eq!(McNemar::of(1, 3).examples_to_decide(100, 0.05), None);
+        assert_eq!(McNemar::of(100_001, 100_000).examples_to_decide(300_000, 1e-300), None, "out of reach");
     }
 
     #[test]

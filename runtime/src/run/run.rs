@@ -281,8 +281,8 @@ impl Run {
     /// One step on the next rows; returns whether it was taken.
     fn step(&mut self, Feed { rows, batches }: &mut Feed<'_>, observer: &mut dyn Observer) -> Result<bool> {
         if let Some(weight) = self.settings.general_kl.filter(|_| self.steps().is_multiple_of(2)) {
-            self.trainer
-                .stay_near_base_on(general_rows(rows.general, self.steps(), self.settings.seed), weight);
+            let general = general_rows(rows.general, self.steps(), &self.settings);
+            self.trainer.stay_near_base_on(general, weight);
         }
         let stepped = self.course.step(&Disk, &mut self.trainer, batches, &mut self.micro);
         // A failed step isn't retried on the same rows.
@@ -623,11 +623,12 @@ impl Run {
     }
 }
 
-/// The general rows of a step: some in turn, from a place of the run's own.
-fn general_rows(general: &[Example], step: u64, seed: u64) -> Batch {
+/// The general rows of a step: some in turn, from a place of the run's own; no more than the arena's batch holds.
+fn general_rows(general: &[Example], step: u64, settings: &Settings) -> Batch {
     let mut batch = Batch::default();
-    let first = crate::rng::mix(seed).wrapping_add(step / 2 * GENERAL_PER_STEP);
-    for i in (0..GENERAL_PER_STEP).filter(|_| !general.is_empty()) {
+    let count = GENERAL_PER_STEP.min(settings.batch as u64);
+    let first = crate::rng::mix(settings.seed).wrapping_add(step / 2 * count);
+    for i in (0..count).filter(|_| !general.is_empty()) {
         batch.push(&general[(first.wrapping_add(i) % general.len() as u64) as usize]);
     }
     batch

@@ -235,9 +235,14 @@ fn keep_base(verdict: &Verdict) -> String {
     let learned_a_form =
         |a: &&ArmReport| a.comparisons.iter().all(|c| c.better) && solves_no_more(verdict, a);
     if let Some(arm) = trained().find(learned_a_form) {
+        let lead = arm.comparisons.iter().filter_map(|c| c.accuracy?.examples_to_decide).max();
+        let how = match lead {
+            Some(n) => format!("About {} held-out rows would show a lead of this size", show::count(n)),
+            None => "It takes more training data".to_string(),
+        };
         return format!(
-            "{} makes the right answers likelier but isn't shown to give more of them. Try more training data \
-             or more held-out rows, or let the loss alone decide.",
+            "{} makes the right answers likelier but isn't shown to give more of them. {how}; more training data \
+             or more minutes may widen it. Or let the loss alone decide.",
             arm.name
         );
     }

@@ -405,6 +405,7 @@ impl Court<'_> {
             p_exact: test.p_exact,
             p_mid: test.p_mid,
             decidable: test.discordant() >= self.held_out.discordant_min,
+            examples_to_decide: test.examples_to_decide(arm.len(), level),
             better: test.p_mid <= level && test.only_first > test.only_second,
             worse: test.p_mid <= self.thresholds.alpha && test.only_first < test.only_second,
         }
@@ -433,7 +434,7 @@ impl Court<'_> {
             sound &= !a.worse && !self.falls_behind(c);
             let must_gain = t.accuracy_required && c.against == self.arms[self.zero].name;
             if must_gain && !a.better && !a.worse {
-                report.undecided.push(report::no_more_solved(&result.name, &c.against));
+                report.undecided.push(report::no_more_solved(&result.name, &c.against, &a));
                 sound = false;
             }
         }
