@@ -29,6 +29,7 @@ pub mod answers;
 mod clock;
 mod facts;
 mod folds;
+mod in_use;
 pub mod material;
 mod panel;
 pub mod rate;
@@ -38,6 +39,8 @@ pub mod score;
 pub mod shots;
 mod strength;
 pub mod train;
+
+pub use in_use::InUse;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -144,16 +147,6 @@ impl Contest {
             unfinished: None,
         }
     }
-}
-
-/// What is in use before a comparison. An adapter is read only while it is measured, so that it takes no memory from
-/// training.
-#[derive(Clone, Debug)]
-pub enum InUse {
-    /// An adapter's file.
-    Adapter(PathBuf),
-    /// Examples that go before every prompt.
-    FewShot(Vec<Message>),
 }
 
 /// What a measured arm leaves: what would be promoted.

@@ -1025,7 +1025,7 @@ static const field gate_params[] = {
 };
 
 NATIVE(jlong, gateCreate)(JNIEnv *env, jclass class, jlong model, jlong data, jobject settings, jlong replay,
-                          jbyteArray retention, jlong retention_rows, jbyteArray unfinished)
+                          jbyteArray retention, jlong retention_rows, jbyteArray unfinished, jlong store)
 {
   (void)class;
   engraft_gate *gate = NULL;
@@ -1043,6 +1043,7 @@ NATIVE(jlong, gateCreate)(JNIEnv *env, jclass class, jlong model, jlong data, jo
   params.retention_rows = HANDLE(data, retention_rows);
   params.unfinished = (const char *)folder.bytes;
   params.unfinished_length = folder.length;
+  params.store = HANDLE(store, store);
   int32_t code = engraft_gate_create(HANDLE(model, model), HANDLE(data, data), &params, &gate);
   give_back(env, &folder);
   give_back(env, &text);

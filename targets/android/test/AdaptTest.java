@@ -324,7 +324,15 @@ public final class AdaptTest {
         params.resamples = 200;
         params.threads = 2;
         params.retention = "%% letter\nDear neighbour, the keys lie under the mat.\n%% note\nBuy bread.\n";
-        try (Gate gate = Gate.create(model, data, params); Store store = Store.open(in("judged"))) {
+        try (Store store = Store.open(in("judged"))) {
+            params.store = store;
+            judged(model, data, params);
+        }
+    }
+
+    private void judged(Model model, Data data, GateParams params) {
+        Store store = params.store;
+        try (Gate gate = Gate.create(model, data, params)) {
             check("nothing is judged yet", gate.decision() == Engraft.DECISION_NONE);
             expect(Engraft.MISUSE, gate::verdict);
             AtomicInteger events = new AtomicInteger();

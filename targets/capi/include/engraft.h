@@ -219,6 +219,11 @@
 #define ENGRAFT_DECISION_KEEP_BASE 3
 
 /**
+ * Keep the store's active generation: nothing is shown to be better.
+ */
+#define ENGRAFT_DECISION_KEEP_ACTIVE 4
+
+/**
  * No lines.
  */
 #define ENGRAFT_LOG_NONE 0
@@ -684,6 +689,10 @@ typedef struct {
    * Bytes of `unfinished`.
    */
   size_t unfinished_length;
+  /**
+   * A store whose active generation is compared, too: nothing replaces it that isn't better. NULL for none.
+   */
+  const engraft_store *store;
 } engraft_gate_params;
 
 /**
@@ -1355,11 +1364,10 @@ int32_t engraft_gate_verdict(const engraft_gate *gate, char *buffer, size_t capa
 int32_t engraft_gate_report(const engraft_gate *gate, char *buffer, size_t capacity, size_t *length);
 
 /**
- * Copies what the verdict chose: an adapter or examples. `GATE_REFUSED` if the base alone stays. `*adapter` is
+ * Copies what the verdict chose: an adapter or examples. `GATE_REFUSED` if what is there stays. `*adapter` is
  * freed with `engraft_adapter_free`.
  */
-int32_t engraft_gate_adapter(const engraft_gate *gate,
-                             engraft_adapter **adapter);
+int32_t engraft_gate_adapter(const engraft_gate *gate, engraft_adapter **adapter);
 
 /**
  * Ends the running call, and later ones, with `CANCELLED` until `engraft_gate_resume`. May be called from

@@ -13,15 +13,17 @@ use engraft_runtime::compare::material::{Folds, Limits, Material, Rows};
 use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::{self, Choice};
-use engraft_runtime::compare::{Contest, Outcome, Product, compare, fitting};
+use engraft_runtime::compare::{Contest, InUse, Outcome, Product, compare, fitting};
+use engraft_runtime::gate::store::Store as Folder;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::room;
 use engraft_runtime::run::{
-    Base, Control, Length, Limit, Looks, Method, RunRows, Settings, general, settings,
+    Base, Control, Length, Limit, Looks, Method, Observer, RunRows, Settings, general, settings,
 };
+use engraft_runtime::storage::Disk;
 use engraft_runtime::train::KlPenalty;
 
 use crate::adapter::{self, Adapter};
@@ -33,6 +35,7 @@ use crate::handle::{self, Exclusive, kind};
 use crate::model::{self, Model};
 use crate::plan::{Replayed, penalty};
 use crate::progress::{ENGRAFT_EVENT_STEP, Listener, Looker, Progress, ProgressCallback};
+use crate::store::Store;
 
 /// Examples in the prompt.
 pub const ENGRAFT_ARM_FEW_SHOT: u32 = 1;
@@ -56,6 +59,8 @@ pub const ENGRAFT_DECISION_PROMOTE: u32 = 1;
 pub const ENGRAFT_DECISION_KEEP_PROMPTING: u32 = 2;
 /// Keep the base alone.
 pub const ENGRAFT_DECISION_KEEP_BASE: u32 = 3;
+/// Keep the store's active generation: nothing is shown to be better.
+pub const ENGRAFT_DECISION_KEEP_ACTIVE: u32 = 4;
 
 /// The name of the caller's text in reports.
 const OWN_RETENTION: &str = "own";
@@ -93,6 +98,8 @@ pub(crate) struct Trial {
     retention_rows: Option<Arc<data::Inner>>,
     /// The folder for checkpoints of unfinished arms.
     unfinished: Option<PathBuf>,
+    /// The folder of the store whose active generation must be beaten.
+    store: Option<PathBuf>,
     outcome: Option<Outcome>,
 }
 
@@ -170,6 +177,8 @@ pub struct GateParams {
     pub unfinished: *const c_char,
     /// Bytes of `unfinished`.
     pub unfinished_length: usize,
+    /// A store whose active generation is compared, too: nothing replaces it that isn't better. NULL for none.
+    pub store: *const Store,
 }
 
 // SAFETY: numbers, and a text that is copied during the call and never read afterwards.
@@ -193,7 +202,7 @@ impl Trial {
     /// What the verdict chose.
     ///
     /// # Errors
-    /// `GATE_REFUSED` if the base alone stays, or if the examples differ for each question.
+    /// `GATE_REFUSED` if what is there stays, or if the examples differ for each question.
     pub(crate) fn winner(&self) -> Result<&Product> {
         let outcome = self.outcome()?;
         match outcome.winner() {
@@ -281,7 +290,7 @@ impl Trial {
         let parts = (&material.train, &material.held_out);
         let shots = shots::fitting(shots, base, parts, (text, &self.data.options), looker)?;
         Ok(Contest {
-            active: None,
+            active: self.in_use(base, looker)?,
             given: Vec::new(),
             calibration: RetentionSet::calibration(aside),
             title: "adapt".into(),
@@ -300,6 +309,16 @@ impl Trial {
             folder: None,
             unfinished: self.unfinished.clone(),
         })
+    }
+
+    /// The store's active generation.
+    fn in_use(
+        &self,
+        base: &Base,
+        looker: &mut Looker<'_>,
+    ) -> engraft_runtime::Result<Option<(String, InUse)>> {
+        let Some(folder) = &self.store else { return Ok(None) };
+        InUse::of_store(&Folder::open(&Disk, folder)?, &base.model, &mut |why| looker.note(why))
     }
 
     /// Whether a LoRA is trained and keeps to protected directions.
@@ -366,8 +385,8 @@ impl Trial {
         match &outcome.verdict.decision {
             Decision::Promote { arm } => (ENGRAFT_DECISION_PROMOTE, arm),
             Decision::KeepPrompting { arm, .. } => (ENGRAFT_DECISION_KEEP_PROMPTING, arm),
-            // This gate never compares with what is in use.
-            Decision::KeepActive { .. } | Decision::KeepBase => (ENGRAFT_DECISION_KEEP_BASE, ""),
+            Decision::KeepActive { arm } => (ENGRAFT_DECISION_KEEP_ACTIVE, arm),
+            Decision::KeepBase => (ENGRAFT_DECISION_KEEP_BASE, ""),
         }
     }
 }
@@ -387,6 +406,7 @@ impl Trial {
         data.check_of(model)?;
         p.check()?;
         let arms = p.arms()?;
+        let store = handle::find_if_given(p.store)?.map(|store| store.value.folder.clone());
         let retention_rows = handle::find_if_given(p.retention_rows)?.map(|rows| rows.value.clone());
         retention_rows.as_ref().map_or(Ok(()), |rows: &Arc<data::Inner>| rows.check_of(model))?;
         let trained = arms & (ENGRAFT_ARM_LORA | ENGRAFT_ARM_DORA) != 0;
@@ -418,6 +438,7 @@ impl Trial {
             retention,
             retention_rows,
             unfinished,
+            store,
             outcome: None,
             model: model.clone(),
             data,
@@ -573,7 +594,7 @@ pub unsafe extern "C" fn engraft_gate_report(
     })
 }
 
-/// Copies what the verdict chose: an adapter or examples. `GATE_REFUSED` if the base alone stays. `*adapter` is
+/// Copies what the verdict chose: an adapter or examples. `GATE_REFUSED` if what is there stays. `*adapter` is
 /// freed with `engraft_adapter_free`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn engraft_gate_adapter(gate: *const Gate, adapter: *mut *mut Adapter) -> i32 {

@@ -29,7 +29,7 @@ kind!(Store, Inner, "store");
 
 /// The value behind a store handle.
 pub(crate) struct Inner {
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 /// How to open a store. Zero is the default for every field.

@@ -571,9 +571,14 @@ static bool on_arm(const engraft_progress *progress, void *user)
   return --*(int *)user != 0;
 }
 
-static void test_gate(const world *w)
+/* The store holds what is in use, and the gate compares it, too. */
+static void test_gate(const world *w, engraft_adapter *in_use)
 {
   engraft_gate *gate = NULL;
+  engraft_store *store = NULL;
+  uint64_t number = 0;
+  EXPECT(ENGRAFT_OK, engraft_store_open(TEXT(within(w, "judged")), NULL, &store));
+  EXPECT(ENGRAFT_OK, engraft_store_promote_adapter(store, in_use, TEXT("a test"), &number));
   engraft_gate_params params;
   EXPECT(ENGRAFT_OK, engraft_gate_default_params(&params, sizeof params));
   params.arms = ENGRAFT_ARM_FEW_SHOT | ENGRAFT_ARM_LORA;
@@ -587,6 +592,7 @@ static void test_gate(const world *w)
   params.protect_off = 2;
   EXPECT(ENGRAFT_MISUSE, engraft_gate_create(w->model, w->data, &params, &gate));
   params.protect_off = 0;
+  params.store = store;
   params.retention = "%% letter\nDear neighbour, the keys lie under the mat.\n%% note\nBuy bread.\n";
   params.retention_length = strlen(params.retention);
 #ifdef BRIEF
@@ -617,14 +623,14 @@ static void test_gate(const world *w)
   EXPECT(ENGRAFT_TOO_SMALL, engraft_gate_verdict(gate, verdict, length, NULL));
   EXPECT(ENGRAFT_OK, engraft_gate_verdict(gate, verdict, length + 1, NULL));
   CHECK(verdict[0] == '{' && strstr(verdict, "\"decision\"") != NULL && strstr(verdict, "\"own\"") != NULL);
+  CHECK(strstr(verdict, "\"generation 1\"") != NULL);
   free(verdict);
   EXPECT(ENGRAFT_OK, engraft_gate_report(gate, NULL, 0, &length));
 
-  engraft_store *store = NULL;
   engraft_adapter *won = NULL;
-  uint64_t number = 0;
-  int32_t wanted = decision == ENGRAFT_DECISION_KEEP_BASE ? ENGRAFT_GATE_REFUSED : ENGRAFT_OK;
-  EXPECT(ENGRAFT_OK, engraft_store_open(TEXT(within(w, "judged")), NULL, &store));
+  bool stays = decision == ENGRAFT_DECISION_KEEP_BASE || decision == ENGRAFT_DECISION_KEEP_ACTIVE;
+  CHECK((decision == ENGRAFT_DECISION_KEEP_ACTIVE) == (strcmp(arm, "generation 1") == 0));
+  int32_t wanted = stays ? ENGRAFT_GATE_REFUSED : ENGRAFT_OK;
   EXPECT(ENGRAFT_MISUSE, engraft_store_promote(store, NULL, &number));
   EXPECT(wanted, engraft_store_promote(store, gate, &number));
   EXPECT(wanted, engraft_gate_adapter(gate, &won));
@@ -704,9 +710,9 @@ int main(int count, char **arguments)
   EXPECT(ENGRAFT_OK, engraft_adapter_save(loaded, TEXT(within(&w, "half")), 1));
   test_session(&w, loaded);
   test_store(&w, trained);
+  test_gate(&w, trained);
   EXPECT(ENGRAFT_OK, engraft_adapter_free(trained));
   EXPECT(ENGRAFT_OK, engraft_adapter_free(loaded));
-  test_gate(&w);
 #ifdef PANIC_INJECTION
   test_panics(&w);
 #endif

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use engraft_runtime::compare::{InUse, Outcome, Promotion};
 use engraft_runtime::error::{Error, ErrorKind};
-use engraft_runtime::gate::store::{self, Generation, LAST_DIR, Store, Writer};
+use engraft_runtime::gate::store::{Generation, LAST_DIR, Store, Writer};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::storage::{Disk, check_dir_within};
 
@@ -97,31 +97,9 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     }
 }
 
-/// The store's active generation, which a new one must beat. One that can't be read, or that was made for another model,
-/// has nothing to be beaten in.
+/// The store's active generation, which a new one must beat.
 pub(super) fn in_use(store: &Store<'_>, model: &ModelFile) -> Result<Option<(String, InUse)>, Error> {
-    let generation = match store.active() {
-        Ok(None) => return Ok(None),
-        Ok(Some(active)) => active.generation,
-        Err(error) if error.kind() == ErrorKind::Corrupt => {
-            eprintln!("warning: what is in use can't be compared: {error}");
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    if let Err(error) = generation.check_base(&model.digest()) {
-        eprintln!("warning: what is in use can't be compared: {error}");
-        return Ok(None);
-    }
-    let name = format!("generation {}", generation.number);
-    let in_use = match store.load(&generation)? {
-        store::InUse::Base => return Ok(None),
-        store::InUse::FewShot(messages) => InUse::FewShot(messages),
-        store::InUse::Adapter(_) => {
-            InUse::Adapter(store.adapter_file(&generation).expect("its content is an adapter"))
-        }
-    };
-    Ok(Some((name, in_use)))
+    InUse::of_store(store, model, &mut |why| eprintln!("warning: {why}"))
 }
 
 /// What to type next to use the active generation.

@@ -93,6 +93,8 @@ struct AdaptTask: Sendable {
         options.evaluations = evaluations
         options.heldOutRows = heldOutRows
         options.answerTokens = answerTokens
+        let store = try await blocking { try Store(folder: adapters.appendingPathComponent("store")) }
+        options.store = store
         let gate = try Gate(model: base, data: data, options: options)
         let thermal = ThermalObserver(gate)
         defer { withExtendedLifetime(thermal) {} }
@@ -105,10 +107,9 @@ struct AdaptTask: Sendable {
 
         switch try gate.decision() {
         case .promote, .keepPrompting:
-            let store = try await blocking { try Store(folder: adapters.appendingPathComponent("store")) }
             try await promote(gate, into: store)
             await prune(store)
-        case .keepBase, .undecided, .other:
+        case .keepBase, .keepActive, .undecided, .other:
             break
         }
     }

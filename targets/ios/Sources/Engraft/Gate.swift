@@ -44,6 +44,8 @@ public final class Gate: ThermalSteered {
         /// Keep prompting: examples in the prompt help, and no trained arm passed.
         case keepPrompting
         case keepBase
+        /// Keep the store's active generation: nothing is shown to be better.
+        case keepActive
         /// A decision from a later version of the library.
         case other(UInt32)
     }
@@ -111,6 +113,8 @@ public final class Gate: ThermalSteered {
         /// A folder for unfinished work, created if missing. The same comparison continues from it after the process
         /// has ended.
         public var unfinished: String?
+        /// A store whose active generation is compared, too: nothing replaces it that isn't better.
+        public var store: Store?
         public init() {}
 
         /// All but texts and data, whose addresses are valid only during a call.
@@ -154,14 +158,17 @@ public final class Gate: ThermalSteered {
                 use(options.retentionRows?.handle) { rows in
                     withText(options.retention) { retention, retentionLength in
                         withText(options.unfinished) { unfinished, unfinishedLength in
-                            params.replay = replay
-                            params.retention_rows = rows
-                            params.retention = retention
-                            params.retention_length = retentionLength
-                            params.unfinished = unfinished
-                            params.unfinished_length = unfinishedLength
-                            return model.handle.use { model in
-                                data.handle.use { engraft_gate_create(model, $0, &params, made) }
+                            use(options.store?.handle) { store in
+                                params.replay = replay
+                                params.retention_rows = rows
+                                params.retention = retention
+                                params.retention_length = retentionLength
+                                params.unfinished = unfinished
+                                params.unfinished_length = unfinishedLength
+                                params.store = store
+                                return model.handle.use { model in
+                                    data.handle.use { engraft_gate_create(model, $0, &params, made) }
+                                }
                             }
                         }
                     }
@@ -193,6 +200,7 @@ public final class Gate: ThermalSteered {
         case UInt32(ENGRAFT_DECISION_PROMOTE): return .promote(arm: arm)
         case UInt32(ENGRAFT_DECISION_KEEP_PROMPTING): return .keepPrompting
         case UInt32(ENGRAFT_DECISION_KEEP_BASE): return .keepBase
+        case UInt32(ENGRAFT_DECISION_KEEP_ACTIVE): return .keepActive
         default: return .other(decision)
         }
     }

@@ -110,6 +110,8 @@ public final class Engraft {
     public static final int DECISION_KEEP_PROMPTING = 2;
     /** Keep the base alone. */
     public static final int DECISION_KEEP_BASE = 3;
+    /** Keep the store's active generation: nothing is shown to be better. */
+    public static final int DECISION_KEEP_ACTIVE = 4;
     /** No lines. */
     public static final int LOG_NONE = 0;
     /** Errors. */

@@ -16,8 +16,9 @@ public final class Gate extends Handle {
         byte[] unfinished = Native.utf8OrNull(p.unfinished);
         long replay = orNone(p.replay);
         long retentionRows = orNone(p.retentionRows);
+        long store = orNone(p.store);
         return new Gate(Native.gateCreate(
-                model.handle(), data.handle(), p, replay, retention, retentionRows, unfinished));
+                model.handle(), data.handle(), p, replay, retention, retentionRows, unfinished, store));
     }
 
     /**
@@ -52,7 +53,7 @@ public final class Gate extends Handle {
         return Native.text(Native.gateReport(handle()));
     }
 
-    /** Copies what the verdict chose; throws {@link Engraft#GATE_REFUSED} if the base alone stays. */
+    /** Copies what the verdict chose; throws {@link Engraft#GATE_REFUSED} if what is there stays. */
     public Adapter adapter() {
         return new Adapter(Native.gateAdapter(handle()));
     }

@@ -71,4 +71,6 @@ public final class GateParams {
      * ended. Null for none.
      */
     public String unfinished;
+    /** A store whose active generation is compared, too: nothing replaces it that isn't better; null for none. */
+    public Store store;
 }

@@ -91,7 +91,7 @@ final class Native {
 
     static native long gateCreate(
             long model, long data, GateParams params, long replay, byte[] retention, long retentionRows,
-            byte[] unfinished);
+            byte[] unfinished, long store);
     static native void gateFree(long gate);
     static native void gateRun(long gate, ProgressListener listener);
     static native int gateDecision(long gate);

@@ -84,11 +84,15 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
     private suspend fun adapt(): Int =
         Model.open(argument(MODEL), applicationContext.cacheDir.path, false).use { model ->
             Data.open(model, argument(ROWS), null).use { data ->
-                Gate.create(model, data, settings()).use { gate -> judge(gate) }
+                Store.open(argument(STORE)).use { store ->
+                    val settings = settings()
+                    settings.store = store
+                    Gate.create(model, data, settings).use { gate -> judge(gate, store) }
+                }
             }
         }
 
-    private suspend fun judge(gate: Gate): Int {
+    private suspend fun judge(gate: Gate, store: Store): Int {
         val power = applicationContext.getSystemService(Context.POWER_SERVICE) as PowerManager
         val heat = if (Build.VERSION.SDK_INT >= 29) Heat(power, gate) else null
         try {
@@ -101,12 +105,10 @@ open class AdaptWorker(context: Context, parameters: WorkerParameters) : Corouti
             heat?.close()
         }
         val decision = gate.decision()
-        if (decision != Engraft.DECISION_KEEP_BASE) {
-            Store.open(argument(STORE)).use {
-                promote(gate, it)
-                // The promotion stands, whatever happens to older generations.
-                try { it.prune(3) } catch (e: EngraftException) { }
-            }
+        if (decision == Engraft.DECISION_PROMOTE || decision == Engraft.DECISION_KEEP_PROMPTING) {
+            promote(gate, store)
+            // The promotion stands, whatever happens to older generations.
+            try { store.prune(3) } catch (e: EngraftException) { }
         }
         return decision
     }
