@@ -7,6 +7,8 @@ mod build_script;
 
 #[path = "cli/adapters.rs"]
 mod adapters;
+#[path = "cli/answers.rs"]
+mod answers;
 #[path = "cli/contest.rs"]
 mod contest;
 #[path = "cli/demo.rs"]
@@ -369,7 +371,7 @@ fn training_changes_what_eval_and_generate_see() {
     // The same rows are held out, whatever the length limit.
     let eval = ["eval", "-m", &model, "--data", &data, "-c", "200"];
     let (plain, adapted) = (result_of(&eval), result_of(&[&eval[..], &["--lora", &adapter]].concat()));
-    assert_keys(&adapted, &["nll", "ppl", "tokens"]);
+    assert_keys(&adapted, &["nll", "ppl", "tokens", "answers"]);
     assert_eq!(&plain["nll"], before);
     assert!((adapted["nll"].as_f64().expect("nll") - after.as_f64().expect("loss")).abs() < 1e-4);
 

@@ -74,6 +74,13 @@ pub struct Question {
     cut: Option<usize>,
 }
 
+impl Question {
+    /// Whether it is a running text, which has no answer of its own.
+    pub fn is_text(&self) -> bool {
+        self.cut.is_some()
+    }
+}
+
 /// What an arm answered.
 #[derive(Clone, Debug, Default)]
 pub struct Answered {

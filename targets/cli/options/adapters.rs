@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use engraft_runtime::error::{Error, ErrorKind};
+use engraft_runtime::gate::store::Store;
+use engraft_runtime::storage::Disk;
 
-use super::stat;
+use super::{misuse, stat};
 
 /// The adapter's file inside `--adapter-path`.
 pub(crate) const ADAPTER_FILE: &str = "adapter.engraft";
@@ -54,6 +56,50 @@ impl AdapterOptions {
         };
         plain.chain(scaled).map(resolve).collect()
     }
+}
+
+/// The one adapter that a verb reads.
+#[derive(Args, Clone, Debug)]
+#[command(group(clap::ArgGroup::new("adapter").args(["lora", "store"]).required(true)))]
+pub(crate) struct AdapterOption {
+    /// The adapter: a folder or a file
+    #[arg(long, value_name = "FILE")]
+    lora: Option<PathBuf>,
+
+    /// The adapter that is active in this store
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+
+    /// Use the adapter even if it was made for another base, if its shapes fit
+    #[arg(long)]
+    pub(crate) force_base: bool,
+}
+
+impl AdapterOption {
+    /// The adapter's file.
+    ///
+    /// # Errors
+    /// Those of [`adapter_file`] and [`active_in`].
+    pub(crate) fn file(&self) -> Result<PathBuf, Error> {
+        match (&self.lora, &self.store) {
+            (Some(path), _) => adapter_file(path, "--lora"),
+            (None, Some(folder)) => active_in(folder, "--store"),
+            (None, None) => Err(misuse("the adapter is missing; add --lora FILE or --store DIR")),
+        }
+    }
+}
+
+/// The file of the adapter that is active in a store.
+///
+/// # Errors
+/// `Misuse` if there is none; those of [`Store::active`].
+pub(crate) fn active_in(folder: &Path, flag: &str) -> Result<PathBuf, Error> {
+    stat(folder, flag)?;
+    let store = Store::open(&Disk, folder).map_err(|e| e.at(flag))?;
+    let active = store.active()?.and_then(|active| store.adapter_file(&active.generation));
+    active.ok_or_else(|| {
+        misuse(format!("{flag}: no adapter is active in {}; name an adapter", folder.display()))
+    })
 }
 
 /// An existing adapter file: the path itself, or the file inside if the path is a folder.

@@ -13,7 +13,7 @@ mod rows;
 mod shape;
 mod training;
 
-pub(crate) use adapters::{AdapterOptions, adapter_file, import_hint};
+pub(crate) use adapters::{AdapterOption, AdapterOptions, adapter_file, import_hint};
 pub(crate) use arms::{ArmName, ArmOptions};
 pub(crate) use compute::{ComputeOptions, threads_default};
 pub(crate) use data::{DataOptions, tell_rows};

@@ -1,17 +1,16 @@
 //! Options shared by `train`, `plan`, `compare` and `adapt`: which parts an adapter adapts, and the optimizer.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, value_parser};
 use engraft_runtime::adapter::{ADAPTER_FILE, LoraConfig, Override, StoredAs};
 use engraft_runtime::error::Result;
-use engraft_runtime::gate::store::Store;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::run::{Begin, Earlier, Settings, Warmup, settings};
-use engraft_runtime::storage::Disk;
 use engraft_runtime::train::schedule::Shape;
 
+use super::adapters::active_in;
 use super::parse::{self, Layers, Modules, Pattern};
 use super::{misuse, stat};
 
@@ -93,7 +92,7 @@ impl ShapeOptions {
         let found = stat(path, "--from")?;
         let file = match found.is_dir() && !path.join(ADAPTER_FILE).exists() {
             false => path.clone(),
-            true => active_in(path)?,
+            true => active_in(path, "--from")?,
         };
         Earlier::open(&file, model).map(Some).map_err(|e| e.at("--from"))
     }
@@ -146,15 +145,6 @@ impl ShapeOptions {
         ];
         flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
-}
-
-/// The adapter that is active in a store.
-fn active_in(folder: &Path) -> Result<PathBuf> {
-    let store = Store::open(&Disk, folder).map_err(|e| e.at("--from"))?;
-    let active = store.active()?.and_then(|active| store.adapter_file(&active.generation));
-    active.ok_or_else(|| {
-        misuse(format!("--from: no adapter is active in {}; name an adapter", folder.display()))
-    })
 }
 
 /// Batches and the optimizer.

@@ -20,16 +20,15 @@ use serde::Serialize;
 use super::measure::{self, HeldOut};
 use super::{Invocation, common};
 use crate::json;
-use crate::options::{ComputeOptions, ModelOptions, adapter_file, misuse, parse};
+use crate::options::{AdapterOption, ComputeOptions, ModelOptions, misuse, parse};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
     model: ModelOptions,
 
-    /// The adapter: a folder or a file
-    #[arg(long, value_name = "FILE")]
-    lora: PathBuf,
+    #[command(flatten)]
+    adapter: AdapterOption,
 
     /// Format to write
     #[arg(long, value_parser = parse::format())]
@@ -51,10 +50,6 @@ pub(crate) struct Options {
     #[arg(long, value_name = "R", value_parser = value_parser!(u32).range(1..=256))]
     dora_svd_rank: Option<u32>,
 
-    /// Use the adapter even if it was made for another base, if its shapes fit
-    #[arg(long)]
-    force_base: bool,
-
     #[command(flatten)]
     held_out: HeldOut,
 
@@ -64,11 +59,11 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     options.model.path()?;
-    let file = adapter_file(&options.lora, "--lora")?;
+    let file = options.adapter.file()?;
     check_paths(options)?;
     let model = options.model.open()?;
     let kernels = options.compute.kernels()?;
-    let adapter = common::adapter(&model, &kernels, &file, options.force_base)?;
+    let adapter = common::adapter(&model, &kernels, &file, options.adapter.force_base)?;
     // Read first, so that a bad text is refused at once.
     let examples = options.held_out.examples(&model)?;
     let (mut exchange, approximated) = match options.dora_svd_rank {
@@ -110,7 +105,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
 fn check_paths(options: &Options) -> Result<(), Error> {
     let output = &options.output;
     common::refuse_input(options.model.path()?, output, "-o/--output")?;
-    common::refuse_input(&adapter_file(&options.lora, "--lora")?, output, "-o/--output")?;
+    common::refuse_input(&options.adapter.file()?, output, "-o/--output")?;
     if (options.format == Format::Gguf && output.is_dir())
         || (options.format == Format::Peft && output.is_file())
     {

@@ -20,16 +20,15 @@ use serde::Serialize;
 use super::measure::{self, HeldOut};
 use super::{Invocation, common};
 use crate::json;
-use crate::options::{ComputeOptions, ModelOptions, adapter_file, misuse};
+use crate::options::{AdapterOption, ComputeOptions, ModelOptions, misuse};
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
     model: ModelOptions,
 
-    /// The adapter: a folder or a file
-    #[arg(long, value_name = "FILE")]
-    lora: PathBuf,
+    #[command(flatten)]
+    adapter: AdapterOption,
 
     /// Merged model to write: a GGUF file
     #[arg(short, long, value_name = "FILE")]
@@ -47,10 +46,6 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with_all = ["file", "data"])]
     unmeasured: bool,
 
-    /// Use the adapter even if it was made for another base, if its shapes fit
-    #[arg(long)]
-    force_base: bool,
-
     #[command(flatten)]
     held_out: HeldOut,
 
@@ -60,7 +55,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let base = options.model.path()?;
-    let file = adapter_file(&options.lora, "--lora")?;
+    let file = options.adapter.file()?;
     let (dir, name) = output(&options.output, base)?;
     if !options.held_out.is_given()? && !options.unmeasured {
         let message = "merging can erase an adapter; add a held-out text with --file or --data, or skip the check with --unmeasured";
@@ -68,7 +63,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     }
     let model = options.model.open()?;
     let kernels = options.compute.kernels()?;
-    let adapter = common::adapter(&model, &kernels, &file, options.force_base)?;
+    let adapter = common::adapter(&model, &kernels, &file, options.adapter.force_base)?;
     // Read first, so that a bad text is refused at once.
     let examples = if options.unmeasured { Vec::new() } else { options.held_out.examples(&model)? };
     create_dir_all(&Disk, &dir)?;

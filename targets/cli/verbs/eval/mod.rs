@@ -1,4 +1,6 @@
-//! `engraft eval`: the perplexity of a text, or the masked loss of held-out rows.
+//! `engraft eval`: the perplexity of a text, or the masked loss of held-out rows and the answers to them.
+
+mod answers;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,9 +20,10 @@ use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tokenizer::Special;
 use engraft_runtime::model::weights::ModelFile;
-use engraft_runtime::nn::Adapted;
+use engraft_runtime::nn::{Adapted, Precision};
 use engraft_runtime::train::{Chain, Evaluated};
 
+use self::answers::{AnswerOptions, Right};
 use super::adapter::Stored;
 use super::{Invocation, common};
 use crate::json;
@@ -53,6 +56,9 @@ pub(crate) struct Options {
 
     #[command(flatten)]
     pub(crate) data: DataOptions,
+
+    #[command(flatten)]
+    answers: AnswerOptions,
 
     #[command(flatten)]
     pub(crate) adapters: AdapterOptions,
@@ -97,15 +103,15 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     }
     let kernels = options.compute.kernels()?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
-    let used = (&kernels, adapter.as_deref());
-    let total = match subject {
+    let used = Used { kernels: &kernels, adapter, precision: options.compute.precision };
+    let (total, answers) = match subject {
         Subject::Text(_) if !stored.few_shot.is_empty() => {
             let message = "--store: its active generation holds few-shot examples, which don't work with \
                            --perplexity; use --data";
             return Err(misuse(message).into());
         }
-        Subject::Text(file) => score_text(options, invocation, &model, used, file)?,
-        Subject::Rows(path) => score_rows(options, invocation, &model, used, stored.few_shot, path)?,
+        Subject::Text(file) => (score_text(options, invocation, &model, &used, file)?, None),
+        Subject::Rows(path) => score_rows(options, invocation, &model, &used, stored.few_shot, path)?,
     };
     let nll = common::finite(total.loss_sum / total.targets as f64, "the loss")?;
     let (ppl, tokens) = (nll.exp(), total.targets);
@@ -117,18 +123,22 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         ppl: ppl,
         /// Scored tokens.
         tokens: tokens,
+        /// `right` of `questions`; `null` without `--metric`.
+        answers: answers,
     })
 }
 
+/// What computes.
+struct Used<'a> {
+    kernels: &'a Arc<Kernels>,
+    adapter: Option<Arc<StackedAdapter>>,
+    precision: Precision,
+}
+
 /// A chain for one sequence of at most `rows` positions.
-fn chain(
-    options: &Options,
-    model: &Arc<ModelFile>,
-    (kernels, adapter): (&Arc<Kernels>, Option<&StackedAdapter>),
-    rows: usize,
-) -> Chain {
-    let rank = adapter.map_or(0, StackedAdapter::rank);
-    eval::scoring_chain(model.clone(), kernels.clone(), options.compute.precision, rank, rows)
+fn chain(model: &Arc<ModelFile>, used: &Used<'_>, rows: usize) -> Chain {
+    let rank = used.adapter.as_ref().map_or(0, |adapter| adapter.rank());
+    eval::scoring_chain(model.clone(), used.kernels.clone(), used.precision, rank, rows)
 }
 
 /// Perplexity of a text, in llama-perplexity's convention.
@@ -136,7 +146,7 @@ fn score_text(
     options: &Options,
     invocation: &Invocation,
     model: &Arc<ModelFile>,
-    used: (&Arc<Kernels>, Option<&StackedAdapter>),
+    used: &Used<'_>,
     file: &Path,
 ) -> Result<Evaluated> {
     let trained = model.config().context_len;
@@ -147,7 +157,7 @@ fn score_text(
         );
     }
     let (ids, bos) = encode_text(model, file)?;
-    let mut chain = chain(options, model, used, window);
+    let mut chain = chain(model, used, window);
     let mut told = Instant::now();
     let progress = |done: usize, all: usize, so_far: Evaluated| {
         if told.elapsed() >= TELL_EVERY || done == all {
@@ -159,7 +169,7 @@ fn score_text(
         }
         !invocation.is_cancelled()
     };
-    let adapter = used.1.map(|a| a as &dyn Adapted);
+    let adapter = used.adapter.as_deref().map(|a| a as &dyn Adapted);
     let scored = eval::perplexity(&mut chain, adapter, &ids, window, bos, progress);
     Ok(scored.map_err(|e| e.at(file.display()))?)
 }
@@ -172,18 +182,18 @@ pub(super) fn encode_text(model: &ModelFile, file: &Path) -> Result<(Vec<u32>, O
     Ok((ids, bos))
 }
 
-/// Masked loss of held-out rows.
+/// Masked loss of held-out rows, and the answers to them if they are asked for.
 fn score_rows(
     options: &Options,
     invocation: &Invocation,
     model: &Arc<ModelFile>,
-    used: (&Arc<Kernels>, Option<&StackedAdapter>),
+    used: &Used<'_>,
     few_shot: Vec<Message>,
     path: &Path,
-) -> Result<Evaluated> {
+) -> Result<(Evaluated, Option<Right>)> {
     let trained = model.config().context_len;
     let rows_max = (options.ctx_size.unwrap_or(ROWS_MAX) as usize).min(trained);
-    let HeldOut { data, which, by_seed } =
+    let HeldOut { data, reading, which, by_seed } =
         held_out(&options.data, options.seed, model, path, rows_max, few_shot)?;
     if data.rows_max() > trained {
         let message = format!(
@@ -198,8 +208,8 @@ fn score_rows(
     if by_seed {
         warn_of_seeds(&options.adapters, options.seed)?;
     }
-    let mut chain = chain(options, model, used, data.rows_max());
-    let adapter = used.1.map(|a| a as &dyn Adapted);
+    let mut chain = chain(model, used, data.rows_max());
+    let adapter = used.adapter.as_deref().map(|a| a as &dyn Adapted);
     let mut total = Evaluated::default();
     for batch in in_order(&data.examples, 1) {
         if invocation.is_cancelled() {
@@ -209,7 +219,9 @@ fn score_rows(
         total.loss_sum += scored.loss_sum;
         total.targets += scored.targets;
     }
-    Ok(total)
+    drop(chain);
+    let answers = options.answers.ask((model, used), (data, &reading), invocation)?;
+    Ok((total, answers))
 }
 
 /// Warns of adapters that were trained with another seed, and so held out other rows.
@@ -232,6 +244,8 @@ fn warn_of_seeds(adapters: &AdapterOptions, seed: u64) -> Result<(), Error> {
 /// The rows to score.
 pub(super) struct HeldOut {
     pub(super) data: Dataset,
+    /// How they were read.
+    reading: data::DataOptions,
     /// Which they are, for people.
     pub(super) which: String,
     /// Whether training with the same seed and share holds them out.
@@ -253,15 +267,15 @@ pub(super) fn held_out(
     for (part, which) in [(Part::Test, "the test rows"), (Part::Valid, "the validation rows")] {
         if let Some(file) = part_file(path, part)? {
             let data = data::load(&file, &text.tokenizer, &text.chat, &reading)?;
-            return Ok(HeldOut { data, which: which.into(), by_seed: false });
+            return Ok(HeldOut { data, reading, which: which.into(), by_seed: false });
         }
     }
     let parts = load_train_valid(path, &text.tokenizer, &text.chat, &reading)?;
     if parts.valid.examples.is_empty() {
         let which = "all of them, none held out".into();
-        return Ok(HeldOut { data: parts.train, which, by_seed: false });
+        return Ok(HeldOut { data: parts.train, reading, which, by_seed: false });
     }
     let share = options.valid_fraction;
     let which = format!("held out of the file by --seed {seed} and --valid-fraction {share}");
-    Ok(HeldOut { data: parts.valid, which, by_seed: true })
+    Ok(HeldOut { data: parts.valid, reading, which, by_seed: true })
 }
