@@ -29,6 +29,22 @@ pub enum Op {
 }
 
 impl Op {
+    /// What it is, for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Op::Forward => "forward products",
+            Op::Gemv => "products of a few rows",
+            Op::InputGradient => "gradients of inputs",
+            Op::WeightGradient => "gradients of weights",
+            Op::RankR => "the adapter's own products",
+            Op::Quantize => "rounding of activations",
+            Op::Attention => "attention",
+            Op::Rows => "norms, rotations, gates",
+            Op::CrossEntropy => "softmax and loss",
+            Op::Optimizer => "optimizer",
+        }
+    }
+
     /// All classes.
     pub const ALL: [Op; 10] = [
         Op::Forward,

@@ -270,7 +270,9 @@ fn show(store: &Store<'_>, number: Option<u64>, invocation: &Invocation) -> Resu
         }
     };
     let verdict = serde_json::from_slice(&store.verdict(&generation)?).unwrap_or(serde_json::Value::Null);
-    let (adapter, few_shot) = match store.load(&generation)? {
+    let in_use = store.load(&generation)?;
+    json::line(&page(&generation, active_number, &in_use, &verdict))?;
+    let (adapter, few_shot) = match in_use {
         InUse::Adapter(adapter) => (Some(settings(&adapter)), None),
         InUse::FewShot(messages) => {
             let turn = |m: Message| json::object! { role: m.role, content: m.content };
@@ -289,8 +291,48 @@ fn show(store: &Store<'_>, number: Option<u64>, invocation: &Invocation) -> Resu
         /// verdict.json as stored; `null` if it isn't JSON.
         verdict_json: verdict,
     };
-    json::line(&serde_json::to_string_pretty(&shown)?)?;
     invocation.emit(&shown)
+}
+
+/// A generation for people: what it holds, how it was made, and why it was promoted or not.
+fn page(generation: &Generation, active: Option<u64>, in_use: &InUse, verdict: &serde_json::Value) -> String {
+    let Generation { number, previous, tried, .. } = generation;
+    let state = match (active == Some(*number), *tried) {
+        (true, _) => "in use",
+        (false, true) => "tried and not promoted",
+        (false, false) => "promoted before, not in use",
+    };
+    let mut page = format!("generation {number}: {state}; {}", bytes::show(generation.bytes()));
+    let mut add = |what: &str, told: String| page += &format!("\n{what:<10} {told}");
+    match in_use {
+        InUse::Adapter(adapter) => {
+            let (config, meta) = (&adapter.config, &adapter.meta);
+            let kind = if config.dora { "DoRA" } else { "LoRA" };
+            let size = adapter.theta.len();
+            add(
+                "adapter",
+                format!("{kind}, rank {}, alpha {}; {size} parameters", config.rank, config.alpha),
+            );
+            add("training", format!("{} steps, {} tokens, seed {}", meta.steps, meta.tokens, meta.seed));
+            if let (Some(before), Some(after)) = (meta.valid_loss_before, meta.valid_loss_after) {
+                add("validation", format!("loss {before:.4} before, {after:.4} after, nats per token"));
+            }
+        }
+        InUse::FewShot(messages) => {
+            add("examples", format!("{} messages before every prompt", messages.len()));
+        }
+        InUse::Base => add("content", "nothing: the model alone".into()),
+    }
+    add("model", hex::encode(&generation.base)[..12].to_string());
+    if let Some(previous) = previous {
+        add("before", format!("generation {previous}; a rollback leads there"));
+    }
+    for key in ["sentence", "because"] {
+        if let Some(text) = verdict.get(key).and_then(serde_json::Value::as_str) {
+            add("verdict", text.to_string());
+        }
+    }
+    page + "\nEverything, with the figures of the verdict: add --json"
 }
 
 /// How an adapter was made.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, value_parser};
-use engraft_kernels::{Isa, Kernels};
+use engraft_kernels::{Isa, Kernels, Op};
 use engraft_runtime::adapter::LoraConfig;
 use engraft_runtime::bytes;
 use engraft_runtime::data::Batch;
@@ -81,8 +81,10 @@ fn table(r: &json::Bench) -> String {
     text += &line(format!("prompt of {} tokens", r.prefill_tokens), r.prefill_tokens_per_s);
     text += &line(format!("{} generated tokens", r.decode_tokens), r.decode_tokens_per_s);
     text += "share of the training step:";
-    for (name, share) in r.shares.iter().filter(|(_, share)| *share >= 0.001) {
-        text += &format!("\n  {name:<32} {:>9.1} %", share * 100.0);
+    // In this order, with names for machines.
+    let shares = Op::ALL.iter().zip(&r.shares).map(|(op, (_, share))| (op.words(), share));
+    for (words, share) in shares.filter(|(_, share)| **share >= 0.001) {
+        text += &format!("\n  {words:<32} {:>9.1} %", share * 100.0);
     }
     text
 }
