@@ -237,12 +237,18 @@ fn keep_base(verdict: &Verdict) -> String {
     if let Some(arm) = trained().find(learned_a_form) {
         let lead = arm.comparisons.iter().filter_map(|c| c.accuracy?.examples_to_decide).max();
         let how = match lead {
-            Some(n) => format!("About {} held-out rows would show a lead of this size", show::count(n)),
-            None => "It takes more training data".to_string(),
+            Some(n) => format!(
+                "About {} held-out rows would show a lead of this size; more training data or more minutes may \
+                 widen it.",
+                show::count(n)
+            ),
+            None => "There is no lead that more held-out rows could show: it takes more rows to train on, or more \
+                     minutes."
+                .to_string(),
         };
         return format!(
-            "{} makes the right answers likelier but isn't shown to give more of them. {how}; more training data \
-             or more minutes may widen it. Or let the loss alone decide.",
+            "{} makes the right answers likelier but isn't shown to give more of them. {how} Or let the loss alone \
+             decide.",
             arm.name
         );
     }

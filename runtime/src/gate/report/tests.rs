@@ -489,7 +489,16 @@ fn the_next_step_fits_the_verdict() {
         arm.eligible = false;
         arm.comparisons.iter_mut().filter_map(|c| c.accuracy.as_mut()).for_each(|a| a.better = false);
     }
-    assert!(step(&r).contains("isn't shown to give more of them"), "{}", step(&r));
+    for (needed, words) in [(Some(1234), "About 1,234 held-out rows"), (None, "There is no lead")] {
+        for arm in &mut r.verdict.arms {
+            arm.comparisons
+                .iter_mut()
+                .filter_map(|c| c.accuracy.as_mut())
+                .for_each(|a| a.examples_to_decide = needed);
+        }
+        let told = step(&r);
+        assert!(told.contains("isn't shown to give more of them") && told.contains(words), "{told}");
+    }
     let told = outcome::outcome(&r.verdict, &r.verdict.arms[2]);
     assert_eq!(told, "not shown to solve more than zero-shot");
     let told = leaked().words().to_string();
