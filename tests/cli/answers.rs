@@ -61,7 +61,16 @@ fn eval_counts_the_answers_that_the_verdict_counted() {
     std::fs::write(&text, "{\"text\": \"no question\"}\n").expect("writing");
     let of_text = ["eval", "-m", &model, "--data", &text, "--metric", "exact"];
     assert_refused(&of_text, 2, "usage", &["--metric", "running text"]);
-    let own = format!("{data}/test.jsonl");
-    let over = [&eval[..], &["--answers", &own]].concat();
-    assert_refused(&over, 2, "usage", &["--answers", "test.jsonl"]);
+    // Nothing that is read is written over, nor any row beside it.
+    let copy = within("model.gguf");
+    std::fs::copy(&model, &copy).expect("copying");
+    let of_copy = ["eval", "-m", &copy, "--data", &data, "--store", &store, "--metric", "json"];
+    for own in [copy.clone(), file, format!("{data}/test.jsonl"), format!("{data}/train.jsonl")] {
+        let over = [&of_copy[..], &["--answers", &own]].concat();
+        assert_refused(&over, 2, "usage", &["--answers", "is an input"]);
+    }
+    let nowhere = within("nowhere/answers.jsonl");
+    let nowhere = [&of_copy[..], &["--answers", &nowhere]].concat();
+    assert_refused(&nowhere, 1, "io", &["--answers", "nowhere"]);
+    assert!(std::fs::read(&copy).expect("reading") == std::fs::read(&model).expect("reading"));
 }

@@ -1,7 +1,7 @@
 //! Work that several verbs share: loading adapters, measuring, refusing.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,6 +32,27 @@ pub(crate) fn refuse_input(input: &Path, output: &Path, flag: &str) -> Result<()
         }
         _ => Ok(()),
     }
+}
+
+/// The folder and the name of a file to write, which must be none of these inputs.
+///
+/// # Errors
+/// `Misuse`.
+pub(crate) fn output_file<'a>(
+    output: &Path,
+    flag: &str,
+    inputs: impl IntoIterator<Item = &'a Path>,
+) -> Result<(PathBuf, String)> {
+    let refuse = |why: &str| misuse(format!("{flag}: {} {why}", output.display()));
+    let name = output.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| refuse("isn't a file name; name a file"))?;
+    if output.is_dir() {
+        return Err(refuse("is a folder; name a file"));
+    }
+    for input in inputs {
+        refuse_input(input, output, flag)?;
+    }
+    Ok((output.parent().unwrap_or(Path::new("")).to_path_buf(), name.to_string()))
 }
 
 /// Kernels for the best instruction set, for verbs that compute little.

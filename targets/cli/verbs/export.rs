@@ -1,6 +1,6 @@
 //! `engraft export`: writes an adapter in another tool's format.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -60,7 +60,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     options.model.path()?;
     let file = options.adapter.file()?;
-    check_paths(options)?;
+    check_paths(options, &file)?;
     let model = options.model.open()?;
     let kernels = options.compute.kernels()?;
     let adapter = common::adapter(&model, &kernels, &file, options.adapter.force_base)?;
@@ -102,10 +102,10 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     })
 }
 
-fn check_paths(options: &Options) -> Result<(), Error> {
+fn check_paths(options: &Options, adapter: &Path) -> Result<(), Error> {
     let output = &options.output;
     common::refuse_input(options.model.path()?, output, "-o/--output")?;
-    common::refuse_input(&options.adapter.file()?, output, "-o/--output")?;
+    common::refuse_input(adapter, output, "-o/--output")?;
     if (options.format == Format::Gguf && output.is_dir())
         || (options.format == Format::Peft && output.is_file())
     {

@@ -56,7 +56,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let base = options.model.path()?;
     let file = options.adapter.file()?;
-    let (dir, name) = output(&options.output, base)?;
+    let (dir, name) = common::output_file(&options.output, "-o/--output", [base, file.as_path()])?;
     if !options.held_out.is_given()? && !options.unmeasured {
         let message = "merging can erase an adapter; add a held-out text with --file or --data, or skip the check with --unmeasured";
         return Err(misuse(message).into());
@@ -97,20 +97,6 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         /// Whether most of the gain was lost and only `--force` kept the file.
         forced: lost,
     })
-}
-
-/// The output's folder and name. It must not be the base, which is mapped and must not change.
-fn output(output: &Path, base: &Path) -> Result<(PathBuf, String), Error> {
-    let refuse = |why: &str| misuse(format!("-o/--output: {} {why}", output.display()));
-    let name = output
-        .file_name()
-        .and_then(|n| n.to_str())
-        .ok_or_else(|| refuse("isn't a file name; name a file"))?;
-    if output.is_dir() {
-        return Err(refuse("is a folder; name a file"));
-    }
-    common::refuse_input(base, output, "-o/--output")?;
-    Ok((output.parent().unwrap_or(Path::new("")).to_path_buf(), name.to_string()))
 }
 
 /// A file that is removed on drop, unless it was renamed into place.

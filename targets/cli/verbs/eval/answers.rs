@@ -10,7 +10,8 @@ use engraft_runtime::compare::SCORING_BYTES;
 use engraft_runtime::compare::answers::{Manner, Metric, answer, questions};
 use engraft_runtime::compare::material::Rows;
 use engraft_runtime::compare::score::Subject;
-use engraft_runtime::data::{DataOptions as Reading, Dataset};
+use engraft_runtime::data::source::part_file;
+use engraft_runtime::data::{DataOptions as Reading, Dataset, Part};
 use engraft_runtime::error::Error;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::weights::ModelFile;
@@ -21,9 +22,9 @@ use serde::Serialize;
 
 use super::Used;
 use crate::json;
-use crate::options::{misuse, parse};
+use crate::options::{misuse, parse, stat};
 use crate::verbs::Invocation;
-use crate::verbs::common::refuse_input;
+use crate::verbs::common::output_file;
 use crate::verbs::compare::Screen;
 
 /// How answers are judged.
@@ -62,6 +63,24 @@ struct Line<'a> {
 }
 
 impl AnswerOptions {
+    /// Refuses to write answers over what this command reads, before it computes anything.
+    ///
+    /// # Errors
+    /// `Misuse`; `Io` if there is no such folder.
+    pub(super) fn check(&self, data: &Path, others: &[PathBuf]) -> Result<()> {
+        let Some(file) = &self.answers else { return Ok(()) };
+        let mut inputs = vec![data.to_path_buf()];
+        for part in [Part::Train, Part::Valid, Part::Test] {
+            inputs.extend(part_file(data, part)?);
+        }
+        let all = inputs.iter().chain(others).map(PathBuf::as_path);
+        let (folder, _) = output_file(file, "--answers", all)?;
+        if !folder.as_os_str().is_empty() {
+            stat(&folder, "--answers")?;
+        }
+        Ok(())
+    }
+
     /// Lets the model answer rows that were read so, and prints how many answers are right.
     ///
     /// # Errors
@@ -77,9 +96,6 @@ impl AnswerOptions {
         }
         let text = Text::of(model)?;
         let source = data.source.clone();
-        if let Some(file) = &self.answers {
-            refuse_input(&source, file, "--answers")?;
-        }
         let rows = Rows::of(data, reading)?;
         let questions = questions(&rows, &text);
         if questions.iter().any(|question| question.is_text()) {
@@ -115,6 +131,7 @@ impl AnswerOptions {
                 right: right.unwrap_or(false),
             });
             write(file, lines)?;
+            eprintln!("answers: {}", file.display());
         }
         Ok(Some(right))
     }
@@ -127,10 +144,8 @@ fn write<'a>(file: &Path, lines: impl Iterator<Item = Line<'a>>) -> Result<()> {
         serde_json::to_writer(&mut text, &line)?;
         text.write_all(b"\n")?;
     }
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = file.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| misuse(format!("--answers: {} names no file", file.display())))?;
-    commit(&Disk, folder, name, |out| {
+    let (folder, name) = output_file(file, "--answers", [])?;
+    commit(&Disk, &folder, &name, |out| {
         out.write_all(&text).map_err(|e| Error::io(format!("--answers: writing {}", file.display()), e))
     })?;
     Ok(())

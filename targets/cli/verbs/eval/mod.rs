@@ -101,6 +101,14 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
             "--no-mask-prompt: few-shot examples from a store are never scored; leave this flag out";
         return Err(misuse(message).into());
     }
+    if let Subject::Rows(data) = &subject {
+        let named = options.adapters.files()?.into_iter().map(|adapter| adapter.path);
+        let read: Vec<PathBuf> = std::iter::once(options.model.path()?.to_path_buf())
+            .chain(named)
+            .chain(stored.adapter.clone())
+            .collect();
+        options.answers.check(data, &read)?;
+    }
     let kernels = options.compute.kernels()?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let used = Used { kernels: &kernels, adapter, precision: options.compute.precision };
