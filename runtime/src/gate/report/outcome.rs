@@ -1,6 +1,7 @@
 //! What a verdict means for each arm and for the reader's next step, in a few words.
 
-use super::super::verdict::{ArmKind, ArmReport, Comparison, Decision, RetentionReport, Verdict};
+use super::super::statistics::REACH;
+use super::super::verdict::{Accuracy, ArmKind, ArmReport, Comparison, Decision, RetentionReport, Verdict};
 use super::{Report, show};
 
 impl Report {
@@ -134,10 +135,14 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
 
 /// Whether an arm's answers must be better than zero-shot's, but are neither better nor worse.
 fn solves_no_more(verdict: &Verdict, arm: &ArmReport) -> bool {
-    let zero = zero_shot(verdict);
-    let beside_zero = arm.comparisons.iter().find(|c| Some(c.against.as_str()) == zero);
-    let answers = beside_zero.and_then(|c| c.accuracy);
+    let answers = beside_zero_shot(verdict, arm);
     verdict.thresholds.accuracy_required && answers.is_some_and(|a| !a.better && !a.worse)
+}
+
+/// An arm's answers against zero-shot's.
+fn beside_zero_shot(verdict: &Verdict, arm: &ArmReport) -> Option<Accuracy> {
+    let zero = zero_shot(verdict);
+    arm.comparisons.iter().find(|c| Some(c.against.as_str()) == zero)?.accuracy
 }
 
 /// Where a trained arm exceeds its ceilings for forgetting.
@@ -235,8 +240,7 @@ fn keep_base(verdict: &Verdict) -> String {
     let learned_a_form =
         |a: &&ArmReport| a.comparisons.iter().all(|c| c.better) && solves_no_more(verdict, a);
     if let Some(arm) = trained().find(learned_a_form) {
-        let lead = arm.comparisons.iter().filter_map(|c| c.accuracy?.examples_to_decide).max();
-        let how = match lead {
+        let how = match beside_zero_shot(verdict, arm).and_then(|a| a.examples_to_decide) {
             Some(n) => format!(
                 "About {} held-out rows would show a lead of this size; more training data or more minutes may \
                  widen it.",
@@ -259,9 +263,9 @@ fn keep_base(verdict: &Verdict) -> String {
 }
 
 /// The fewest held-out rows that may decide one of the open comparisons. `None` when it takes more than
-/// a hundred times the rows at hand, which would be useless advice.
+/// [`REACH`] times the rows at hand, which would be useless advice.
 fn more_rows(verdict: &Verdict) -> Option<String> {
-    let reach = 100 * verdict.held_out.examples as u64;
+    let reach = REACH * verdict.held_out.examples as u64;
     let open = verdict.arms.iter().flat_map(|a| &a.comparisons).filter(|c| !c.better && !c.worse);
     let needed = open.filter(|c| c.gain.is_some_and(|g| g > 0.0)).filter_map(|c| c.examples_to_decide);
     needed.min().filter(|n| *n <= reach).map(show::count)

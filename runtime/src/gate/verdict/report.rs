@@ -87,7 +87,8 @@ pub struct Accuracy {
     pub p_mid: f64,
     /// Whether the discordant pairs are enough to ever tell.
     pub decidable: bool,
-    /// About how many examples would show that the arm is better, if it stays ahead as it is; `null` if it isn't ahead.
+    /// About how many examples would show that the arm is better, if it stays ahead as it is; `null` if it isn't
+    /// ahead, or too little.
     #[serde(default)]
     pub examples_to_decide: Option<u64>,
     /// Whether the arm is significantly better.
@@ -360,7 +361,7 @@ pub(super) fn accuracy_sentence(name: &str, against: &str, a: &Accuracy, held_ou
 pub(super) fn no_more_solved(name: &str, against: &str, a: &Accuracy) -> String {
     let needed = match a.examples_to_decide {
         Some(n) => format!("about {n} held-out examples would decide a lead of this size"),
-        None => "no number of held-out examples would change that".to_string(),
+        None => "more held-out examples wouldn't show it".to_string(),
     };
     format!(
         "{name} isn't shown to solve more examples than {against}: its lower loss may only mean a better form; \
