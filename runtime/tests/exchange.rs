@@ -9,7 +9,7 @@ use crate::common::TestResult;
 use engraft_kernels::{Kernels, KvType};
 use engraft_runtime::adapter::exchange::{Exchange, RowOrder};
 use engraft_runtime::adapter::foreign::Format;
-use engraft_runtime::adapter::{Adapter, LoraConfig, StoredAs, gguf_file, peft};
+use engraft_runtime::adapter::{Adapter, LoraConfig, StoredAs, gguf_file, mlx, peft};
 use engraft_runtime::generate::{Sequence, StackedAdapter};
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::weights::ModelFile;
@@ -253,6 +253,31 @@ fn adapters_of_mlx_are_read() -> TestResult {
     // MLX itself would leave out what belongs to earlier blocks.
     let fewer = refused(r#"{"num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1}}"#);
     assert!(fewer.kind() == ErrorKind::Corrupt && fewer.message().contains("num_layers"), "{fewer}");
+    Ok(())
+}
+
+/// What is written for MLX is what came from PEFT, whatever its ranks and multipliers.
+#[test]
+fn adapters_for_mlx_come_back_as_they_were() -> TestResult {
+    let model = base();
+    for name in ["lora", "layers", "patterns", "rslora", "dora"] {
+        let folder = tempfile::tempdir()?;
+        let theirs = imported(&golden(name), &model);
+        mlx::export(&Disk, folder.path(), &theirs, model.config(), StoredAs::F32)?;
+        assert_eq!(Format::detect(folder.path())?, Format::Mlx);
+        let ours = imported(folder.path(), &model);
+        assert_eq!(ours.modules.len(), theirs.modules.len());
+        let found = distance(&model, Some(adapter(&model, ours)?), name);
+        assert!(found < 1e-4, "{name}: {found}");
+        // mlx_lm adapts the last blocks, and in them what is named; what the file lacks stays the base's.
+        let settings: Value =
+            serde_json::from_str(&fs::read_to_string(folder.path().join("adapter_config.json"))?)?;
+        let first = theirs.modules.iter().map(|m| m.layer).min().expect("modules");
+        assert_eq!(settings["num_layers"], model.config().n_layers - first);
+        let keys = settings["lora_parameters"]["keys"].as_array().expect("a list");
+        let projs: std::collections::BTreeSet<_> = theirs.modules.iter().map(|m| m.proj).collect();
+        assert_eq!(keys.len(), projs.len(), "{name}");
+    }
     Ok(())
 }
 

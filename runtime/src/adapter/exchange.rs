@@ -377,7 +377,12 @@ fn room_of(proj: Proj) -> &'static str {
 
 /// The Hugging Face name of a module.
 pub(super) fn hf_path(layer: usize, proj: Proj) -> String {
-    format!("model.layers.{layer}.{}.{}", room_of(proj), proj.hf_name())
+    format!("model.layers.{layer}.{}", hf_path_in_block(proj))
+}
+
+/// The same within its block.
+pub(super) fn hf_path_in_block(proj: Proj) -> String {
+    format!("{}.{}", room_of(proj), proj.hf_name())
 }
 
 /// The error for a tensor that has no place in an adapter here.

@@ -1,20 +1,24 @@
 //! Adapters of mlx_lm: a folder of `adapter_config.json` and `adapters.safetensors`.
 //!
 //! A is `[in, r]` and B `[r, out]` there, and the multiplier is given directly (`scale`), so alpha is scale ·
-//! r. Rows are in Hugging Face's order.
+//! r. Rank and multiplier are the same for all modules. Rows are in Hugging Face's order.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::StoredAs;
 use super::exchange::{
-    Exchange, Matrix, Part, Parts, RowOrder, corrupt, module_of, transpose, unknown_tensor, unsupported,
+    Exchange, Matrix, Module, Part, Parts, RowOrder, corrupt, hf_path, hf_path_in_block, module_of,
+    transpose, unknown_tensor, unsupported,
 };
 use super::imported::{Imported, read_json};
-use super::peft::{CONFIG_FILE, whole};
+use super::peft::{CONFIG_FILE, short, whole, write};
 use super::safetensors::{self, Tensor};
 use crate::error::{Result, told};
 use crate::model::ModelConfig;
+use crate::storage::Storage;
 
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapters.safetensors";
@@ -122,4 +126,61 @@ impl MlxSettings {
         exchange.check(model)?;
         Ok(Imported { exchange, warnings: Vec::new() })
     }
+}
+
+/// Writes the folder. Lower ranks are filled up with zeros, and where a module's multiplier differs from the first one's,
+/// its B makes up for it.
+///
+/// # Errors
+/// `NonFinite` for numbers that overflow f16; `Io`.
+pub fn export(
+    storage: &dyn Storage,
+    dir: &Path,
+    exchange: &Exchange,
+    model: &ModelConfig,
+    precision: StoredAs,
+) -> Result<()> {
+    let modules = &exchange.modules;
+    let rank = modules.iter().map(|m| m.rank).max().unwrap_or_default();
+    let scale = modules.first().map_or(1.0, |m| exchange.scale(m));
+    let tensors = modules.iter().flat_map(|m| tensors_of(m, model, rank, exchange.scale(m) / scale));
+    let tensors: Vec<Tensor> = tensors.collect();
+    let first = modules.iter().map(|m| m.layer).min().unwrap_or_default();
+    let keys: BTreeSet<String> = modules.iter().map(|m| hf_path_in_block(m.proj)).collect();
+    let base = Some(&exchange.base_name).filter(|name| !name.is_empty());
+    let config = json!({
+        "fine_tune_type": if exchange.dora { "dora" } else { "lora" },
+        "lora_parameters": {
+            "dropout": short(exchange.dropout),
+            "keys": keys,
+            "rank": rank,
+            "scale": short(scale),
+        },
+        "model": base,
+        "num_layers": model.n_layers - first,
+    });
+    write(storage, dir, (TENSORS_FILE, &tensors, precision), &config)
+}
+
+/// A module's tensors at a rank of at least its own, with B multiplied by a factor.
+fn tensors_of(m: &Module, model: &ModelConfig, rank: usize, factor: f32) -> Vec<Tensor> {
+    let (outputs, inputs) = m.proj.shape(model);
+    let (path, rows) = (hf_path(m.layer, m.proj), RowOrder::of(model, m.proj));
+    let tensor = |suffix: &str, shape: &[usize], values| Tensor {
+        name: format!("{path}.{suffix}"),
+        shape: shape.to_vec(),
+        values,
+    };
+    let mut a = vec![0.0; inputs * rank];
+    for (k, row) in m.a.chunks_exact(inputs).enumerate() {
+        row.iter().enumerate().for_each(|(i, v)| a[i * rank + k] = *v);
+    }
+    let mut b = vec![0.0; rank * outputs];
+    transpose(&rows.to_hf(&m.b, m.rank), m.rank, &mut b[..m.rank * outputs]);
+    b.iter_mut().for_each(|v| *v *= factor);
+    let mut tensors = vec![tensor("lora_a", &[inputs, rank], a), tensor("lora_b", &[rank, outputs], b)];
+    if let Some(magnitude) = &m.magnitude {
+        tensors.push(tensor("m", &[outputs], rows.to_hf(magnitude, 1)));
+    }
+    tensors
 }

@@ -423,9 +423,7 @@ pub(super) fn whole(key: &str, value: f64) -> Result<usize> {
     Err(corrupt(format!("{key} {value} is not a whole number in range")))
 }
 
-/// Writes the folder: tensors first, so the presence of settings means a whole adapter. Two files can't be
-/// replaced in one step, so differing settings already there are removed before anything else. An interrupted
-/// export then leaves a folder that is refused, never the tensors of one adapter with the settings of another.
+/// Writes the folder.
 ///
 /// # Errors
 /// `NonFinite` for numbers that overflow f16; `Io`.
@@ -437,12 +435,24 @@ pub fn export(
     precision: StoredAs,
 ) -> Result<()> {
     let tensors: Vec<_> = exchange.modules.iter().flat_map(|m| tensors_of(m, model)).collect();
-    let mut config = serde_json::to_string_pretty(&config_of(exchange, model))
+    write(storage, dir, (TENSORS_FILE, &tensors, precision), &config_of(exchange, model))
+}
+
+/// Commits a folder of tensors and settings: tensors first, so the presence of settings means a whole adapter. Two files
+/// can't be replaced in one step, so differing settings already there are removed before anything else. An interrupted
+/// export then leaves a folder that is refused, never the tensors of one adapter with the settings of another.
+pub(super) fn write(
+    storage: &dyn Storage,
+    dir: &Path,
+    (file, tensors, precision): (&str, &[Tensor], StoredAs),
+    config: &Value,
+) -> Result<()> {
+    let mut config = serde_json::to_string_pretty(config)
         .map_err(|e| Error::new(ErrorKind::Misuse, format!("{CONFIG_FILE}: {e}")))?;
     config.push('\n');
     create_dir_all(storage, dir)?;
     remove_other(storage, dir, config.as_bytes())?;
-    commit(storage, dir, TENSORS_FILE, |out| safetensors::write(out, &tensors, precision))?;
+    commit(storage, dir, file, |out| safetensors::write(out, tensors, precision))?;
     commit(storage, dir, CONFIG_FILE, |out| {
         out.write_all(config.as_bytes()).map_err(|e| Error::io(format!("writing {CONFIG_FILE}"), e))
     })?;
@@ -552,7 +562,7 @@ fn commonest<T: Ord + Copy + Default>(values: impl Iterator<Item = T>) -> T {
 }
 
 /// The shortest decimal form of an f32, an integer if whole: 0.1 rather than 0.10000000149011612.
-fn short(value: f32) -> Value {
+pub(super) fn short(value: f32) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e9 {
         return (value as i64).into();
     }

@@ -146,7 +146,11 @@ pub(crate) fn cache_type() -> impl TypedValueParser<Value = KvType> {
 
 /// Another tool's format of adapters to write.
 pub(crate) fn format() -> impl TypedValueParser<Value = Format> {
-    choice(&[(Format::Peft, "peft", "A folder for PEFT"), (Format::Gguf, "gguf", "A file for llama.cpp")])
+    choice(&[
+        (Format::Peft, "peft", "A folder for PEFT"),
+        (Format::Mlx, "mlx", "A folder for mlx_lm"),
+        (Format::Gguf, "gguf", "A file for llama.cpp"),
+    ])
 }
 
 /// Parses a finite number that obeys a rule.

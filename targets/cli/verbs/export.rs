@@ -8,7 +8,7 @@ use clap::{Args, value_parser};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::approximate::{self, Approximation, ModuleError};
 use engraft_runtime::adapter::foreign::Format;
-use engraft_runtime::adapter::{Adapter, StoredAs, gguf_file, peft};
+use engraft_runtime::adapter::{Adapter, StoredAs, gguf_file, mlx, peft};
 use engraft_runtime::data::Example;
 use engraft_runtime::error::Error;
 use engraft_runtime::generate::StackedAdapter;
@@ -34,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, value_parser = parse::format())]
     format: Format,
 
-    /// Folder (PEFT) or file (GGUF) to write
+    /// Folder (PEFT, MLX) or file (GGUF) to write
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
 
@@ -42,7 +42,7 @@ pub(crate) struct Options {
     #[arg(long = "type", value_name = "TYPE", default_value = "f32", value_parser = parse::stored_as())]
     stored: StoredAs,
 
-    /// Name of the base for PEFT's settings, such as its name on a hub
+    /// Name of the base for PEFT's or MLX's settings, such as its name on a hub
     #[arg(long, value_name = "NAME")]
     base_name: Option<String>,
 
@@ -85,13 +85,14 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let (output, stored) = (&options.output, options.stored);
     match options.format {
         Format::Gguf => drop(gguf_file::export(&Disk, output, &exchange, model.config(), stored)?),
-        _ => peft::export(&Disk, output, &exchange, model.config(), stored)?,
+        Format::Mlx => mlx::export(&Disk, output, &exchange, model.config(), stored)?,
+        Format::Peft => peft::export(&Disk, output, &exchange, model.config(), stored)?,
     }
     let format = options.format.name();
     let (modules, output) = (exchange.modules.len(), output.display().to_string());
     json::line(&format!("{modules} projections written as {format}: {output}"))?;
     invocation.emit(&json::object! {
-        /// `peft` or `gguf`.
+        /// `peft`, `mlx` or `gguf`.
         format: format,
         /// Adapted projections, over all blocks.
         modules: modules,
@@ -107,7 +108,7 @@ fn check_paths(options: &Options, adapter: &Path) -> Result<(), Error> {
     common::refuse_input(options.model.path()?, output, "-o/--output")?;
     common::refuse_input(adapter, output, "-o/--output")?;
     if (options.format == Format::Gguf && output.is_dir())
-        || (options.format == Format::Peft && output.is_file())
+        || (options.format != Format::Gguf && output.is_file())
     {
         let wanted = if options.format == Format::Gguf { "a file" } else { "a folder" };
         return Err(misuse(format!("-o/--output: {}: name {wanted}", output.display())));
