@@ -35,8 +35,7 @@ fn main() -> anyhow::Result<()> {
     let text = Text::of(&base.model)?;
     let reading = DataOptions { max_seq_length: 256, ..DataOptions::default() };
     let data = load_train_valid(rows.as_ref(), &text.tokenizer, &text.chat, &reading)?;
-    let rows =
-        RunRows { train: &data.train.examples, valid: &data.valid.examples, replay: &[], general: &[] };
+    let rows = RunRows { train: &data.train.examples, valid: &data.valid.examples, ..RunRows::default() };
 
     let method = Method::usual(base.model.config())?;
     let settings = Settings { length: Length::Steps(60), checkpoint_every: 10, ..Settings::new(method) };

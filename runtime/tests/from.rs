@@ -43,8 +43,8 @@ impl Given {
         RunRows {
             train: &self.data.train.examples,
             valid: &self.data.valid.examples,
-            replay: &[],
             general: &self.general,
+            ..RunRows::default()
         }
     }
 

@@ -198,7 +198,7 @@ fn a_protected_run_resumes_to_the_same_bits() -> TestResult {
     let file = "../targets/cli/demo/private_train.jsonl".as_ref();
     let data = load_train_valid(file, &text.tokenizer, &text.chat, &reading)?;
     let general = general::rows(&text, 48)?;
-    let rows = RunRows { train: &data.train.examples, valid: &[], replay: &[], general: &general[..24] };
+    let rows = RunRows { train: &data.train.examples, general: &general[..24], ..RunRows::default() };
     let layers: Vec<usize> = (0..base.model.config().n_layers).collect();
     let lora = LoraConfig::new(base.model.config(), 4, 8.0, 0.0, &Proj::ALL, &layers)?;
     let settings = Settings { length: Length::Steps(6), ..Settings::new(Method::Adapter(lora)).protected() };

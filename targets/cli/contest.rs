@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use engraft_runtime::compare::material::Material;
 use engraft_runtime::compare::recipe::Recipe;
-use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::{Contest, InUse, Outcome, check, check_decidable, compare, fitting, shots};
 use engraft_runtime::data::{DataOptions as Reading, Example, Format};
 use engraft_runtime::error::{ErrorKind, Result};
 use engraft_runtime::model::text::Text;
 use engraft_runtime::plan::room;
-use engraft_runtime::run::{Base, Limit, Method, Observer, RunRows, general};
+use engraft_runtime::run::general::{self, Aside};
+use engraft_runtime::run::{Base, Limit, Method, Observer, RunRows};
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use crate::conditions::WhenOptions;
@@ -186,7 +186,7 @@ impl ContestOptions {
         let replay = self.replay(base, (text, reading), &limit, observer)?;
         let (general, aside) = self.ordinary(verb.search, &recipes, (text, reading))?;
         warn_of_full(&recipes, base, observer);
-        let shared = RunRows { replay: &replay, general: &general, ..RunRows::default() };
+        let shared = RunRows { replay: &replay, general: &general, aside: &aside, ..RunRows::default() };
         let shots = if arms.contains(&ArmName::FewShot) { self.arms.few_shot() } else { Vec::new() };
         let parts = (&material.train, &material.held_out);
         let shots = shots::fitting(shots, base, parts, (text, reading), observer)?;
@@ -205,7 +205,7 @@ impl ContestOptions {
             recipes,
             replay,
             general,
-            calibration: RetentionSet::calibration(aside),
+            aside,
             metric: self.rows.metric(),
             answer_tokens: self.rows.answer_tokens(),
             retention: self.gate.retention(text, reading, self.rows.named_metric())?,
@@ -226,7 +226,7 @@ impl ContestOptions {
         search: bool,
         recipes: &[Recipe],
         (text, reading): (&Text, &Reading),
-    ) -> Result<(Vec<Example>, Vec<Example>)> {
+    ) -> Result<(Vec<Example>, Vec<Aside>)> {
         let trains = recipes.iter().any(|recipe| recipe.settings.reads_general());
         let calibrates = search && !recipes.is_empty() && self.gate.judges_built_in();
         if !trains && !calibrates {

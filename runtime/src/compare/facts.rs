@@ -171,7 +171,7 @@ fn settings_digest(base: &Base, contest: &Contest, options: &DataOptions, arms: 
         contest.recipes.iter().map(recipe).collect::<Vec<_>>(),
         rows_digest(&contest.replay),
         rows_digest(&contest.general),
-        contest.calibration.iter().map(set).collect::<Vec<_>>(),
+        contest.aside.iter().map(|set| (set.name.clone(), rows_digest(&set.rows))).collect::<Vec<_>>(),
     );
     let judged = (
         contest.metric.map(Metric::name),

@@ -56,7 +56,7 @@ pub(super) fn measured(
     Ok((arms, questions))
 }
 
-/// Of so many calibration rows, one is read in a turn: all of them would take longer than a turn's training.
+/// Of so many rows set aside, one is read in a turn: all of them would take longer than a turn's training.
 const THINNED: usize = 4;
 
 /// The contest of one turn: what arms forget is measured on those that are kept.
@@ -64,7 +64,7 @@ fn in_turn(contest: &Contest, turn: usize) -> Contest {
     let within = |folder: &Path| folder.join(format!("{TURN}{}", turn + 1));
     Contest {
         retention: Vec::new(),
-        calibration: contest.calibration.iter().map(|set| set.thinned(THINNED)).collect(),
+        aside: contest.aside.iter().map(|set| set.thinned(THINNED)).collect(),
         // Only the first turn's answers are shown.
         samples: if turn == 0 { contest.samples } else { 0 },
         folder: None,

@@ -63,6 +63,7 @@ use crate::merge;
 use crate::model::chat::Message;
 use crate::model::text::Text;
 use crate::model::weights::ModelFile;
+use crate::run::general::Aside;
 use crate::run::{Base, Limit, Method, Observer, RunRows, settings};
 
 /// The name of the base's own arm.
@@ -89,9 +90,9 @@ pub struct Contest {
     pub replay: Vec<Example>,
     /// Ordinary text: what protected directions are measured on, and where tuned models stay near their base.
     pub general: Vec<Example>,
-    /// Ordinary text that no arm trains on: on it, how strongly a LoRA acts is chosen. Without any, it acts at its
-    /// full strength.
-    pub calibration: Vec<RetentionSet>,
+    /// Ordinary text that no arm trains on. By what arms forget of it, the look to keep and how strongly a LoRA acts are
+    /// chosen. Without any, looks are compared by the task alone, and a LoRA acts at its full strength.
+    pub aside: Vec<Aside>,
     /// How answers are compared with the rows' own; `None` compares losses alone.
     pub metric: Option<Metric>,
     /// Most tokens per answer.
@@ -121,7 +122,7 @@ pub struct Contest {
 impl Contest {
     /// The rows that all trained arms share.
     pub fn shared(&self) -> RunRows<'_> {
-        RunRows { replay: &self.replay, general: &self.general, ..RunRows::default() }
+        RunRows { replay: &self.replay, general: &self.general, aside: &self.aside, ..RunRows::default() }
     }
 
     /// The base alone, compared by losses, with the default thresholds.
@@ -134,7 +135,7 @@ impl Contest {
             recipes: Vec::new(),
             replay: Vec::new(),
             general: Vec::new(),
-            calibration: Vec::new(),
+            aside: Vec::new(),
             metric: None,
             answer_tokens: settings::ANSWER_TOKENS,
             retention: Vec::new(),

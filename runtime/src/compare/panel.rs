@@ -10,7 +10,6 @@ use super::clock::Clock;
 use super::facts::Measured;
 use super::material::Material;
 use super::recipe::Recipe;
-use super::retention::RetentionSet;
 use super::score::Subject;
 use super::shots::{self, Choice};
 use super::strength::{self, Weakened};
@@ -277,12 +276,13 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// When a training has to end: strength takes about three passes over the calibration rows.
+    /// When a training has to end: strength takes about three passes over the rows set aside.
     fn training_ends(&self) -> Option<Instant> {
         let tokens = |rows: &[Example]| rows.iter().map(Example::rows).sum::<usize>();
-        let sets = |sets: &[RetentionSet]| sets.iter().map(|set| tokens(&set.rows)).sum::<usize>();
         let (held_out, contest) = (tokens(&self.material.held_out.data.examples), self.contest);
-        let beside = held_out + sets(&contest.retention) + 3 * sets(&contest.calibration);
+        let retention: usize = contest.retention.iter().map(|set| tokens(&set.rows)).sum();
+        let aside: usize = contest.aside.iter().map(|set| tokens(&set.rows)).sum();
+        let beside = held_out + retention + 3 * aside;
         self.clock.training_ends(held_out, beside)
     }
 

@@ -44,21 +44,6 @@ impl RetentionSet {
         }
     }
 
-    /// Every `n`-th row of a set without a task, beginning with the first.
-    pub(super) fn thinned(&self, n: usize) -> RetentionSet {
-        let rows = self.rows.iter().step_by(n).cloned().collect();
-        RetentionSet { name: self.name.clone(), rows, task: None }
-    }
-
-    /// Ordinary text that no training sees, as [`general::set_aside`](crate::run::general::set_aside) gives it: whole
-    /// passages and answers apart, since a model can keep the one and lose the other.
-    pub fn calibration(rows: Vec<Example>) -> Vec<RetentionSet> {
-        let (plain, answers): (Vec<_>, Vec<_>) =
-            rows.into_iter().partition(|row| row.mask.iter().skip(1).all(|target| *target));
-        let sets = [("set aside: text", plain), ("set aside: answers", answers)];
-        sets.into_iter().filter_map(|(name, rows)| RetentionSet::plain(name, rows, name).ok()).collect()
-    }
-
     /// Questions with their answers, of which every token counts; what exceeds `rows_max` is cut.
     ///
     /// # Errors

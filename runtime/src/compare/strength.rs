@@ -2,17 +2,17 @@
 //! keeps what it learned (Wortsman et al., arXiv 2109.01903, on whole weights), at the price of some forward passes.
 
 use super::panel::Panel;
-use super::retention::RetentionSet;
 use super::score::Subject;
 use crate::adapter::Adapter;
 use crate::data::Example;
 use crate::error::Result;
 use crate::nn::divergence::Direction;
+use crate::run::general::Aside;
 
 /// Factors to choose from, ascending.
 const FACTORS: [f32; 7] = [0.2, 0.35, 0.5, 0.6, 0.7, 0.85, 1.0];
-/// Share of the gate's ceilings that calibration may use up: the gate judges by other text.
-const MARGIN: f64 = 0.8;
+/// Share of the gate's ceilings that may be used up on the rows set aside: the gate judges by other text.
+pub(super) const MARGIN: f64 = 0.8;
 
 /// An adapter as strong as may be.
 pub(super) struct Weakened {
@@ -24,7 +24,7 @@ pub(super) struct Weakened {
     pub(super) is_tolerable: bool,
 }
 
-/// Chooses the largest factor whose forgetting on the contest's calibration rows stays within the gate's ceilings, or
+/// Chooses the largest factor whose forgetting on the rows set aside stays within the gate's ceilings, or
 /// the smallest there is, and puts it into the adapter's alpha. Where forgetting isn't judged, and for a DoRA, whose
 /// magnitudes don't shrink with the factor, it is 1.
 ///
@@ -33,7 +33,7 @@ pub(super) struct Weakened {
 pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Result<Weakened> {
     let contest = panel.contest;
     let is_judged = contest.thresholds.retention_nll_max.is_finite();
-    if contest.calibration.is_empty() || adapter.config.dora || !is_judged {
+    if contest.aside.is_empty() || adapter.config.dora || !is_judged {
         return Ok(Weakened { adapter, factor: 1.0, is_tolerable: true });
     }
     let mut alone = [(adapter, 1.0)];
@@ -59,11 +59,11 @@ pub(super) fn choose(panel: &mut Panel<'_>, adapter: Adapter, name: &str) -> Res
     Ok(Weakened { adapter, factor, is_tolerable: low > 0 })
 }
 
-/// Whether a tuned model's forgetting on all calibration rows is well within the gate's ceilings.
+/// Whether a tuned model's forgetting on all rows set aside is well within the gate's ceilings.
 fn is_tolerable(panel: &mut Panel<'_>, subject: &Subject, (name, factor): (&str, f32)) -> Result<bool> {
     let (base, thresholds) = (panel.subject(None), &panel.contest.thresholds);
     let mut all_within = true;
-    for RetentionSet { rows, name: set, .. } in &panel.contest.calibration {
+    for Aside { rows, name: set } in &panel.contest.aside {
         panel.check(name, subject.beside_bytes(rows.iter().map(Example::rows).max().unwrap_or(1)))?;
         let found = subject.beside(&base, rows, panel.observer)?;
         let n = found.targets as f64;

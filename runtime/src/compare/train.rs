@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::material::Material;
 use super::recipe::Recipe;
+use super::strength::MARGIN;
 use super::{Contest, rate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{ArmRun, CurvePoint, RateTest};
@@ -49,7 +50,9 @@ pub fn train(
         }
     };
     let rate = recipe.settings.rate.or(tested.as_ref().map(|test| test.chosen));
-    let settings = Settings { rate, by_answers: contest.metric.is_some(), ..recipe.settings.clone() };
+    let forgets_most = MARGIN * contest.thresholds.retention_nll_max;
+    let by_answers = contest.metric.is_some();
+    let settings = Settings { rate, by_answers, forgets_most, ..recipe.settings.clone() };
     let of = Run::identity_of(base, &settings, &planned.request, rows);
     let start = start(folder.as_deref(), &of)?;
     let begun = Run::begin(&recipe.name, base, settings, &planned.request, rows, start, observer);

@@ -47,9 +47,26 @@ pub fn rows(text: &Text, rows_max: usize) -> Result<Vec<Example>> {
 /// Rows in a group of which the last two, a passage and an answer of the built-in text, are set aside.
 const GROUP: usize = 10;
 
-/// Splits general rows into those to train with and those that no training sees: a fifth, by which it is told what
-/// training forgets.
-pub fn set_aside(rows: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
+/// Ordinary rows that no training sees: by them it is told what training forgets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Aside {
+    /// What messages call them.
+    pub name: String,
+    /// The rows.
+    pub rows: Vec<Example>,
+}
+
+impl Aside {
+    /// Every `n`-th row, beginning with the first.
+    #[must_use]
+    pub fn thinned(&self, n: usize) -> Aside {
+        Aside { name: self.name.clone(), rows: self.rows.iter().step_by(n).cloned().collect() }
+    }
+}
+
+/// Splits general rows into those to train with and those set aside, a fifth: whole passages and answers apart, since a
+/// model can keep the one and lose the other.
+pub fn set_aside(rows: Vec<Example>) -> (Vec<Example>, Vec<Aside>) {
     let (mut kept, mut aside) = (Vec::new(), Vec::new());
     for (i, row) in rows.into_iter().enumerate() {
         let place = if i % GROUP < GROUP - 2 { &mut kept } else { &mut aside };
@@ -57,7 +74,11 @@ pub fn set_aside(rows: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
     }
     // Answers occur more than once.
     kept.retain(|row| !aside.contains(row));
-    (kept, aside)
+    let is_plain = |row: &Example| row.mask.iter().skip(1).all(|target| *target);
+    let (plain, answers): (Vec<_>, Vec<_>) = aside.into_iter().partition(is_plain);
+    let sets = [("set aside: text", plain), ("set aside: answers", answers)];
+    let sets = sets.into_iter().filter(|(_, rows)| !rows.is_empty());
+    (kept, sets.map(|(name, rows)| Aside { name: name.to_string(), rows }).collect())
 }
 
 /// The first tokens of a sample; `None` if no target is among them.
@@ -87,13 +108,15 @@ mod tests {
     #[test]
     fn what_is_set_aside_is_nowhere_else() {
         // Passages, each followed by one of 23 answers.
-        let row = |id: u32| Example { ids: vec![id, id], mask: vec![false, true] };
-        let rows: Vec<Example> = (0..50).flat_map(|i| [row(100 + i), row(i % 23)]).collect();
+        let row = |id: u32, first: bool| Example { ids: vec![id; 3], mask: vec![false, first, true] };
+        let rows: Vec<Example> = (0..50).flat_map(|i| [row(100 + i, true), row(i % 23, false)]).collect();
         let (kept, aside) = set_aside(rows.clone());
-        assert!(kept.iter().all(|row| !aside.contains(row)));
-        assert_eq!(aside.len(), 20);
+        let [text, answers] = &aside[..] else { panic!("{aside:?}") };
+        assert!(text.rows.iter().all(|row| row.ids[0] >= 100) && text.rows.len() == 10);
+        assert!(answers.rows.iter().all(|row| row.ids[0] < 100) && answers.rows.len() == 10);
+        let aside = [&text.rows[..], &answers.rows].concat();
         assert!(rows.iter().all(|row| kept.contains(row) != aside.contains(row)));
-        let answers = |rows: &[Example]| rows.iter().filter(|row| row.ids[0] < 100).count();
-        assert!(answers(&aside) == 10 && answers(&kept) > 20, "{}", answers(&kept));
+        assert!(kept.iter().filter(|row| row.ids[0] < 100).count() > 20);
+        assert_eq!(text.thinned(4).rows, [0, 4, 8].map(|i| text.rows[i].clone()));
     }
 }

@@ -15,7 +15,7 @@
 //! let reading = DataOptions { max_seq_length: 128, ..DataOptions::default() };
 //! let file = "../targets/cli/demo/private_train.jsonl".as_ref();
 //! let data = load_train_valid(file, &text.tokenizer, &text.chat, &reading)?;
-//! let rows = RunRows { train: &data.train.examples, valid: &data.valid.examples, replay: &[], general: &[] };
+//! let rows = RunRows { train: &data.train.examples, valid: &data.valid.examples, ..RunRows::default() };
 //!
 //! let settings = Settings { length: Length::Steps(5), ..Settings::new(Method::usual(base.model.config())?) };
 //! let planned = base.plan(&settings, rows, &Limit::here(&base))?;
@@ -33,6 +33,7 @@ pub mod course;
 mod directions;
 pub mod general;
 pub mod guard;
+mod look;
 pub mod observer;
 pub mod prepare;
 #[allow(clippy::module_inception, reason = "the run itself, next to its parts")]

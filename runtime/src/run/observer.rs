@@ -58,6 +58,8 @@ pub enum Event<'a> {
         total: Option<u64>,
         /// Mean loss, nats per token.
         loss: f64,
+        /// Nats per token forgotten of ordinary text set aside, on the set that lost most; `None` without any.
+        forgot: Option<f64>,
     },
     /// A step failed, nothing was changed, and its rows are skipped.
     Skipped(&'a str),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use engraft_kernels::Kernels;
 
+use super::general::Aside;
 use super::settings::{Begin, KeepChoice, Method, Settings};
 use crate::adapter::{Adapter, Layout};
 use crate::bytes;
@@ -144,6 +145,8 @@ pub struct RunRows<'a> {
     pub replay: &'a [Example],
     /// Ordinary text: what protected directions are measured on, and where the tuned model stays near its base.
     pub general: &'a [Example],
+    /// Ordinary text that isn't trained on: at each look, how much of it the model forgot.
+    pub aside: &'a [Aside],
 }
 
 /// What memory depends on, of a set of rows.
@@ -167,7 +170,9 @@ impl Extent {
 
     /// The extent of a run's rows, and of `others` held in memory beside them.
     pub fn of<'a>(rows: RunRows<'a>, others: impl Iterator<Item = &'a Example> + Clone) -> Extent {
-        let own = || rows.train.iter().chain(rows.valid).chain(rows.replay).chain(rows.general);
+        let aside = || rows.aside.iter().flat_map(|set| &set.rows);
+        let own =
+            || rows.train.iter().chain(rows.valid).chain(rows.replay).chain(rows.general).chain(aside());
         let all = || own().chain(others.clone());
         Extent {
             train_rows: rows.train.len(),

@@ -4,16 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{Best, Checkpoints, Identity, Look, Restored, Saved};
+use super::checkpoint::{Checkpoints, Identity, Restored, Saved};
 use super::course::{Course, RolledBack, Stepped};
 use super::observer::{Event, Means, Observer, Stepping};
 use super::prepare::{Base, RunRows};
 use super::settings::{Begin, Looks, Settings};
 use super::setup::{Setup, mixed};
 use crate::adapter::Adapter;
-use crate::data::batches::in_order;
 use crate::data::{Batch, Example, Mixed, MixedCursor};
-use crate::error::{Advice, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::tuned::{TunedModel, Weights};
 use crate::plan::Request;
 use crate::probe::Prober;
@@ -47,18 +46,18 @@ struct Feed<'a> {
 
 /// A training run: everything it holds and has counted.
 pub struct Run {
-    name: String,
-    settings: Settings,
-    base: Base,
-    trainer: AnyTrainer,
-    course: Course,
+    pub(super) name: String,
+    pub(super) settings: Settings,
+    pub(super) base: Base,
+    pub(super) trainer: AnyTrainer,
+    pub(super) course: Course,
     /// The micro-batches of a step, refilled each time.
     micro: Vec<Batch>,
     /// Sequences per batch, at most the number of rows.
     batch: usize,
-    valid_after: Option<f64>,
+    pub(super) valid_after: Option<f64>,
     /// Whether that loss is of the current parameters.
-    is_valid_of_now: bool,
+    pub(super) is_valid_of_now: bool,
     /// Steps and targets of an adapter that this run goes on with.
     earlier: (u64, u64),
     /// The last step.
@@ -68,7 +67,7 @@ pub struct Run {
     /// When the run has to end, whatever its length.
     end_by: Option<Instant>,
     /// Time that the last look took.
-    look_time: Duration,
+    pub(super) look_time: Duration,
     /// Whether the run resumed from a checkpoint.
     is_restored: bool,
     /// Why the run ended, once it has.
@@ -329,7 +328,7 @@ impl Run {
         self.trainer.set_schedule(self.settings.schedule(self.settings.peak(), self.total()));
     }
 
-    fn is_late(&self) -> bool {
+    pub(super) fn is_late(&self) -> bool {
         match self.end_by {
             Some(end_by) => Instant::now() + self.look_time >= end_by,
             None => self.settings.is_late(self.course.progress.tally.seconds),
@@ -370,18 +369,6 @@ impl Run {
         observer.tell(&self.name, Event::Report(&self.stepping(report), means));
     }
 
-    fn is_look_due(&self) -> bool {
-        let step = self.steps();
-        match self.settings.looks {
-            Looks::Every(every) => every > 0 && step.is_multiple_of(every) && Some(step) != self.total(),
-            // The last steps' parameters count too.
-            Looks::Best { .. } if self.is_late() => true,
-            Looks::Best { times, .. } => self
-                .total()
-                .is_some_and(|total| step == total || step.is_multiple_of((total / times.max(1)).max(1))),
-        }
-    }
-
     /// Sets why the run ended, if it has.
     fn end(&mut self) {
         if self.ended.is_some() {
@@ -398,63 +385,6 @@ impl Run {
             self.ended = Some(format!("no better for {patience} looks"));
         } else if self.is_late() {
             self.ended = Some("time budget spent".into());
-        }
-    }
-
-    /// Evaluates the held-out rows; returns their mean loss, reported and recorded, or `None` without such
-    /// rows. Before the first step this is the base's loss. If the best look counts and this is it, keeps the
-    /// parameters.
-    ///
-    /// # Errors
-    /// `NonFinite` for a loss that isn't finite, except that after the first step it merely can't be the best
-    /// look. Those of the observer: a partial evaluation is discarded.
-    pub fn look(&mut self, rows: RunRows<'_>, observer: &mut dyn Observer) -> Result<Option<f64>> {
-        let (mut stopped, began) = (Ok(()), Instant::now());
-        let asked = in_order(rows.valid, 1).take_while(|_| {
-            stopped = observer.ask();
-            stopped.is_ok()
-        });
-        let found = self.trainer.evaluate(asked);
-        stopped?;
-        self.look_time = began.elapsed();
-        self.base.model.check_whole()?;
-        if found.targets == 0 {
-            return Ok(None);
-        }
-        let (step, loss) = (self.steps(), found.loss_sum / found.targets as f64);
-        if !loss.is_finite() && (step == 0 || !self.settings.keeps_best()) {
-            let message = format!("the held-out loss is {loss}: the model or an adapter is broken");
-            return Err(Error::new(ErrorKind::NonFinite, message).advise(Advice::ExactActivations));
-        }
-        observer.tell(&self.name, Event::Look { step, total: self.total(), loss });
-        let train = std::mem::take(&mut self.course.progress.tally.unlooked);
-        let train = (train.count > 0).then(|| train.value());
-        let valid = Some(loss).filter(|loss| loss.is_finite());
-        self.course.progress.looks.push(Look { step, train, valid });
-        if step == 0 {
-            self.course.progress.tally.valid_before = Some(loss);
-        } else {
-            (self.valid_after, self.is_valid_of_now) = (Some(loss), true);
-        }
-        if self.settings.keeps_best() {
-            self.keep_if_best(step, loss, found.sure as u64);
-        }
-        Ok(Some(loss))
-    }
-
-    /// Keeps the current parameters if no look was better; the initial parameters count until then.
-    fn keep_if_best(&mut self, step: u64, loss: f64, sure: u64) {
-        let by_answers = self.settings.by_answers;
-        let is_better = |best: Best| match by_answers && sure != best.sure {
-            true => sure > best.sure,
-            false => loss < best.loss,
-        };
-        let best = &mut self.course.progress.best;
-        if best.is_none_or(is_better) {
-            *best = Some(Best { step, loss, sure, waited: 0 });
-            self.trainer.keep_best();
-        } else if let Some(best) = best {
-            best.waited += 1;
         }
     }
 

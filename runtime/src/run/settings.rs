@@ -254,6 +254,9 @@ pub struct Settings {
     /// Whether the best look is the one that is sure of the most answers, and only of equals the one with the lowest loss.
     /// Losses turn before answers do: they count how sure a model is of what it gets wrong.
     pub by_answers: bool,
+    /// Most nats per token of ordinary text set aside that a look may have forgotten and still count in full; one that
+    /// forgot more counts for as much less as it will have to be weakened.
+    pub forgets_most: f64,
     /// How the adapter's file holds its numbers.
     pub stored: StoredAs,
     /// Steps between checkpoints (0: only when the run is stopped).
@@ -287,6 +290,7 @@ impl Settings {
             keep_precision: KeepPrecision::F32,
             looks: Looks::Every(0),
             by_answers: false,
+            forgets_most: f64::INFINITY,
             stored: StoredAs::F32,
             checkpoint_every: CHECKPOINT_EVERY,
             save_every: SAVE_EVERY,

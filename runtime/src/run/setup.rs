@@ -184,6 +184,7 @@ impl<'a> Setup<'a> {
             KeepPrecision::F32 => "exactly".to_string(),
             KeepPrecision::Bf16 => format!("as bf16: {}", keep.describe(*kept_blocks)),
         };
+        let aside: Vec<Example> = rows.aside.iter().flat_map(|set| set.rows.clone()).collect();
         settled(self.base, self.settings, &self.options)
             .with("batch size", batch)
             .with("kept for the backward", kept)
@@ -191,6 +192,7 @@ impl<'a> Setup<'a> {
             .with_rows("held-out rows", rows.valid)
             .with_rows("replayed rows", rows.replay)
             .with_rows("general rows", rows.general)
+            .with_rows("rows set aside", &aside)
     }
 }
 
@@ -226,7 +228,11 @@ fn settled(base: &Base, settings: &Settings, options: &TrainOptions) -> Identity
         Looks::Every(_) => "the last step counts".to_string(),
         Looks::Best { times, patience } => {
             let by = if settings.by_answers { " by its answers" } else { "" };
-            format!("the best of {times} looks counts{by}, {patience} end it")
+            let within = match settings.forgets_most {
+                most if most.is_finite() => format!(", less beyond {most} forgotten"),
+                _ => String::new(),
+            };
+            format!("the best of {times} looks counts{by}{within}, {patience} end it")
         }
     };
     let identity = Identity::new(base.model.digest(), settings.method.lora(), options);

@@ -29,6 +29,8 @@ use engraft_runtime::run::{Base, Event, Length, Looks, Method, Observer, Setting
 pub struct Quiet {
     pub(crate) steps: u64,
     pub(crate) looks: Vec<(u64, f64)>,
+    /// What was forgotten at each, where that is measured.
+    pub(crate) forgot: Vec<f64>,
     pub(crate) notes: Vec<String>,
     /// Steps after which nothing goes on.
     pub stop_after: Option<u64>,
@@ -46,7 +48,10 @@ impl Observer for Quiet {
         match event {
             Event::Note(text) => self.notes.push(text.to_string()),
             Event::Step(_) => self.steps += 1,
-            Event::Look { step, loss, .. } => self.looks.push((step, loss)),
+            Event::Look { step, loss, forgot, .. } => {
+                self.looks.push((step, loss));
+                self.forgot.extend(forgot);
+            }
             _ => {}
         }
     }

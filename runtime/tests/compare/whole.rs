@@ -18,6 +18,7 @@ use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::nn::keep::Keep;
 use engraft_runtime::rng::Rng;
+use engraft_runtime::run::general::Aside;
 use engraft_runtime::run::{Base, KeepChoice, Length, Limit, Looks, Method, RunRows, Settings};
 
 use super::{
@@ -31,6 +32,11 @@ fn everyday(text: &Text) -> Vec<RetentionSet> {
     let rows = data::load(&file, &text.tokenizer, &text.chat, &reading()).expect("the demo's rows").examples;
     let rows = rows.into_iter().take(40).collect();
     vec![RetentionSet { name: "everyday".into(), rows, task: None }]
+}
+
+/// The same rows, set aside for what training forgets.
+fn aside(contest: &Contest) -> Vec<Aside> {
+    contest.retention.iter().map(|set| Aside { name: set.name.clone(), rows: set.rows.clone() }).collect()
 }
 
 fn contest(text: &Text, recipes: Vec<Recipe>) -> Contest {
@@ -97,7 +103,7 @@ fn a_verdict_is_bound_to_what_it_compared() {
         let turns = vec![Message::new("user", "the cave?"), Message::new("assistant", answer)];
         Contest { active: Some(("generation 1".into(), InUse::FewShot(turns))), ..plain.clone() }
     };
-    let calibrated = Contest { calibration: plain.retention.clone(), ..plain.clone() };
+    let calibrated = Contest { aside: aside(&plain), ..plain.clone() };
     let all = [bound(&plain), bound(&calibrated), bound(&in_use("study")), bound(&in_use("cellar"))];
     assert!((1..all.len()).all(|i| !all[..i].contains(&all[i])), "{all:?}");
     assert_eq!(all[2], bound(&in_use("study")));
@@ -111,6 +117,7 @@ fn strength_falls_until_little_is_forgotten() {
     let text = text_of(&base);
     let material = household(&text, 50);
     let lora = recipe(&base, "lora", 4e-3, Length::Steps(40));
+    let lora = with(&lora, |lora| Settings { looks: Looks::Best { times: 1, patience: 0 }, ..lora });
     let plain = contest(&text, vec![lora]);
     let ceiling = 0.02;
     let thresholds = Thresholds { retention_nll_max: ceiling, ..plain.thresholds };
@@ -119,7 +126,7 @@ fn strength_falls_until_little_is_forgotten() {
     let lost = |outcome: &Outcome| arm(outcome, "lora").retention[0].delta_nll.expect("a figure");
     assert!(lost(&whole) > ceiling, "nothing to weaken: {}", lost(&whole));
 
-    let weakened = Contest { calibration: plain.retention.clone(), ..plain.clone() };
+    let weakened = Contest { aside: aside(&plain), ..plain.clone() };
     let weakened = held(&base, &material, &weakened).expect("a verdict");
     assert!(lost(&weakened) <= ceiling, "{}", lost(&weakened));
     let told = |outcome: &Outcome| outcome.report.runs[0].what.contains("of its strength");
@@ -134,8 +141,37 @@ fn strength_falls_until_little_is_forgotten() {
 
     // What forgets little acts fully.
     let gentle = Thresholds { retention_nll_max: 1.0, retention_kl_max: 9.0, ..plain.thresholds };
-    let gentle = Contest { calibration: plain.retention.clone(), thresholds: gentle, ..plain };
+    let gentle = Contest { aside: aside(&plain), thresholds: gentle, ..plain };
     assert_eq!(alpha(&held(&base, &material, &gentle).expect("a verdict")).0, full);
+}
+
+/// The look that counts is the best of those that forget little enough, or what is nearest to it; without a ceiling, the
+/// best of all.
+#[test]
+fn the_look_that_counts_forgets_little() {
+    let base = base_of(2);
+    let text = text_of(&base);
+    let material = household(&text, 50);
+    let lora = recipe(&base, "lora", 4e-3, Length::Steps(40));
+    let plain = contest(&text, vec![lora]);
+    let plain = Contest { metric: None, aside: aside(&plain), ..plain };
+    let counted = |retention_nll_max: f64| {
+        let thresholds = Thresholds { retention_nll_max, retention_kl_max: 9.0, ..plain.thresholds };
+        let contest = Contest { thresholds, ..plain.clone() };
+        let mut seen = Quiet::default();
+        let outcome = compare(&base, &material, (&text, &reading()), &contest, &mut seen).expect("a verdict");
+        (outcome.report.runs[0].best_step, seen.looks, seen.forgot)
+    };
+    let (of_all, looks, forgot) = counted(f64::INFINITY);
+    let of_losses = looks.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("looks").0;
+    assert_eq!(of_all, of_losses);
+    // A ceiling between what the best look forgot and what an earlier one did.
+    let last = looks.iter().position(|look| look.0 == of_all).expect("it");
+    let least = forgot[1..last].iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(least < forgot[last], "nothing to choose: {forgot:?}");
+    let (within, ..) = counted((0.9 * least + 0.1 * forgot[last]) / 0.8);
+    let chosen = looks.iter().position(|look| look.0 == within).expect("it");
+    assert!(forgot[chosen] < forgot[last], "step {within} of {looks:?}, {forgot:?}");
 }
 
 /// Commands of the everyday kind: eighty to train with, each with the answer of another, and forty with their

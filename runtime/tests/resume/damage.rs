@@ -180,8 +180,8 @@ fn foreign_files_are_passed_over_and_newer_ones_refused() -> TestResult {
     };
     let foreign = [
         ("an older one under a newer name", first.clone()),
-        ("an adapter", frame(Kind::ADAPTER, 3, 2, count)?),
-        ("another header", frame(Kind::CHECKPOINT, 3, 2, count)?),
+        ("an adapter", frame(Kind::ADAPTER, 4, 2, count)?),
+        ("another header", frame(Kind::CHECKPOINT, 4, 2, count)?),
         ("no frame", b"{}".to_vec()),
         ("nothing", Vec::new()),
         ("one that lies about its length", [&second[..], b"x"].concat()),
@@ -191,7 +191,7 @@ fn foreign_files_are_passed_over_and_newer_ones_refused() -> TestResult {
         assert_eq!(damage.restore()?, (Some((1, 1)), 1), "{what}");
     }
     // An older version's, and a newer one's.
-    for schema in [1, 2, 4] {
+    for schema in [1, 2, 3, 5] {
         damage.put(2, &frame(Kind::CHECKPOINT, schema, 2, count)?);
         let error = damage.restore().expect_err("a schema of another version");
         assert_eq!(error.kind(), ErrorKind::Unsupported);

@@ -277,7 +277,7 @@ impl Trial {
             recipes,
             base,
             material,
-            (RunRows { replay: &replay, general: &general, ..RunRows::default() }, &limit),
+            (RunRows { replay: &replay, general: &general, aside: &aside, ..RunRows::default() }, &limit),
             how,
             looker,
         ) {
@@ -292,7 +292,7 @@ impl Trial {
         Ok(Contest {
             active: self.in_use(base, looker)?,
             given: Vec::new(),
-            calibration: RetentionSet::calibration(aside),
+            aside,
             title: "adapt".into(),
             thresholds: Thresholds { few_shot_required: !shots.is_empty(), ..self.thresholds },
             shots,

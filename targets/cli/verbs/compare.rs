@@ -159,8 +159,9 @@ impl Observer for Screen {
         match event {
             Event::Note(text) => self.progress.note(text),
             Event::Step(at) => self.step(run, at),
-            Event::Look { step, loss, .. } => {
-                self.progress.note(&format!("{run}: step {step}  validation loss {loss:.4}"));
+            Event::Look { step, loss, forgot, .. } => {
+                let forgot = forgot.map_or(String::new(), |nats| format!("  ordinary text {nats:+.4}"));
+                self.progress.note(&format!("{run}: step {step}  validation loss {loss:.4}{forgot}"));
             }
             Event::Skipped(why) => self.progress.note(&format!("{run}: skipped: {why}")),
             Event::RolledBack(back) => self.progress.note(&format!("{run}: {}", back.describe())),

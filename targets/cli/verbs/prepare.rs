@@ -107,7 +107,7 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
         Replay::Rows(rows) => (&rows[..], None),
         Replay::Sampled(sampled) => (&[][..], Some(sampled)),
     };
-    let rows = RunRows { train, valid, replay: given, general: &general };
+    let rows = RunRows { train, valid, replay: given, general: &general, aside: &[] };
     let extent = match &data {
         Some(_) => Extent::of(rows, [].iter()),
         None => unknown.extent,

@@ -116,8 +116,13 @@ impl Training<'_> {
         let general = std::mem::take(&mut prepared.general);
         let Some(data) = prepared.data.take() else { return Ok(serde_json::Value::Null) };
         let TrainValid { train, valid, .. } = &data;
-        let rows =
-            RunRows { train: &train.examples, valid: &valid.examples, replay: &replay, general: &general };
+        let rows = RunRows {
+            train: &train.examples,
+            valid: &valid.examples,
+            replay: &replay,
+            general: &general,
+            aside: &[],
+        };
         let checkpoints = options.resume.open(&tune.adapter_path)?;
         let start = match options.resume.resume {
             true => Start::Resume(checkpoints),
@@ -367,7 +372,7 @@ impl Observer for Screen<'_> {
                 peak_private_bytes: self.watch.sample(),
                 ..StepRecord::default()
             }),
-            Event::Look { step, total, loss } => {
+            Event::Look { step, total, loss, .. } => {
                 self.record(&StepRecord { step, valid_loss: Some(loss), ..StepRecord::default() });
                 let total = total.unwrap_or_default();
                 self.progress.note(&format!("step {step}/{total}  held-out loss {loss:.4}"));

@@ -14,7 +14,7 @@ use crate::storage::{Opened, ReadSeek, StdIo, StdIoError, Storage, frame_error};
 use crate::train::{Numbers, NumbersMut};
 
 /// Version of the header and of the sections.
-const SCHEMA: u16 = 3;
+const SCHEMA: u16 = 4;
 const SECTIONS: [&str; 4] = ["theta", "m", "v", "best"];
 
 #[derive(Serialize, Deserialize)]

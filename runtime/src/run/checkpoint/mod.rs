@@ -61,6 +61,8 @@ pub struct Best {
     pub loss: f64,
     /// Their answers that the model was sure of.
     pub sure: u64,
+    /// Nats per token forgotten of ordinary text, on the set that lost most.
+    pub forgot: f64,
     /// Looks since then.
     pub waited: u64,
 }
@@ -86,6 +88,8 @@ pub struct Tally {
     pub reported_kl: Option<f64>,
     /// Held-out loss before the first step.
     pub valid_before: Option<f64>,
+    /// Losses then of the sets of ordinary text that are set aside.
+    pub aside_before: Vec<f64>,
 }
 
 /// A mean over targets.

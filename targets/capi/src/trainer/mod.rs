@@ -143,7 +143,7 @@ impl Run {
 /// The rows of a run on this data.
 pub(crate) fn rows<'a>(data: &'a data::Inner, replay: &'a [Example]) -> RunRows<'a> {
     let rows = &data.rows;
-    RunRows { train: &rows.train.examples, valid: &rows.valid.examples, replay, general: &[] }
+    RunRows { train: &rows.train.examples, valid: &rows.valid.examples, replay, ..RunRows::default() }
 }
 
 /// Makes a trainer. Plans first, and returns `DOES_NOT_FIT` if the plan exceeds the budget, before allocating
