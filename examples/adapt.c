@@ -70,7 +70,7 @@ int main(int count, char **arguments)
 
   engraft_generate_params asking;
   need(engraft_generate_default_params(&asking, sizeof asking), NULL);
-  asking.chat = 1;
+  asking.prompting = ENGRAFT_PROMPT_CHAT;
   asking.greedy = 1;
   need(engraft_session_create(model, adapter, NULL, &session), model);
   need(engraft_session_generate(session, question, strlen(question), &asking, on_text, NULL, NULL), session);

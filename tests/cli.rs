@@ -203,7 +203,8 @@ fn a_wrong_command_line_is_refused_with_2() {
     assert_refused(&["train", "--data", "."], 2, "usage", &["--model"]);
     assert_refused(&["plan", "-m", "."], 2, "usage", &["--model", "folder"]);
     assert_refused(&["generate", "-p", "x", "--temp", "-1"], 2, "usage", &["--temp"]);
-    assert_refused(&["generate", "-p", "x", "--system", "y"], 2, "usage", &["--chat"]);
+    let system = ["generate", "-m", &seedling(), "-p", "x", "--system", "y"];
+    assert_refused(&system, 2, "usage", &["--chat"]);
 }
 
 #[test]
@@ -770,7 +771,14 @@ fn few_shot_examples_of_a_store_go_before_every_prompt() {
     let examples = [Message::new("user", "turn on the lamp"), Message::new("assistant", "{\"x\":1}")];
     assert_eq!(promote(&dir, &Candidate::FewShot(&examples)), 1);
     let generate = ["generate", "-m", &model, "-p", "turn on the light", "--temp", "0", "-n", "8", "-t", "2"];
-    assert_refused(&[&generate[..], &["--store", &store]].concat(), 2, "usage", &["--chat"]);
+    // They are of a chat, so that a prompt is one, too.
+    let [by_itself, as_chat] =
+        [&[][..], &["--chat"]].map(|more| result_of(&[&generate[..], &["--store", &store], more].concat()));
+    assert_eq!(
+        (&by_itself["text"], &by_itself["prompt_tokens"]),
+        (&as_chat["text"], &as_chat["prompt_tokens"])
+    );
+    assert_refused(&[&generate[..], &["--store", &store, "--plain"]].concat(), 2, "usage", &["--plain"]);
     let tokens = |more: &[&str]| {
         result_of(&[&generate[..], &["--chat"], more].concat())["prompt_tokens"].as_u64().expect("tokens")
     };

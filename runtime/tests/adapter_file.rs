@@ -9,6 +9,7 @@ use engraft_runtime::adapter::{
     ADAPTER_FILE, Adapter, BaseIdentity, Binding, Fingerprint, Layout, LoraConfig, Override, StoredAs,
     TrainedWith,
 };
+use engraft_runtime::model::usage::{Prompting, Usage};
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::storage::{Disk, Storage};
 use engraft_runtime::{Advice, ErrorKind};
@@ -51,6 +52,7 @@ fn adapter() -> Adapter {
     adapter.meta.base_name = "toy".into();
     adapter.meta.steps = 300;
     adapter.meta.valid_loss_after = Some(1.25);
+    adapter.meta.usage = Usage { prompting: Prompting::Chat(Some("Be brief.".into())), greedy: true };
     adapter
 }
 
@@ -352,7 +354,8 @@ fn contradicting_parts_are_not_saved() {
 fn whole_frames_with_wrong_content_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let good = Forged::default();
-    assert!(load_bytes(dir.path(), &good.bytes()).is_ok(), "positive control");
+    // A positive control, of the version before: it says nothing of usage.
+    assert_eq!(load_bytes(dir.path(), &good.bytes()).unwrap().meta.usage, Usage::default());
     type Edit = fn(&mut Forged);
     let wrong: [(&str, Edit); 15] = [
         ("NaN", |f| f.theta[3] = f32::NAN),
@@ -377,7 +380,7 @@ fn whole_frames_with_wrong_content_are_refused() {
         let error = load_bytes(dir.path(), &forged.bytes()).expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
     }
-    for (schema, remedy) in [(3, "again"), (5, "update")] {
+    for (schema, remedy) in [(3, "again"), (6, "update")] {
         let other = Forged { meta: Meta { schema, ..good.meta }, ..Forged::default() };
         let error = load_bytes(dir.path(), &other.bytes()).unwrap_err();
         assert!(error.kind() == ErrorKind::Unsupported && error.message().contains(remedy), "{error}");

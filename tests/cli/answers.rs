@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engraft_runtime::gate::verdict::Verdict;
 
-use super::{assert_refused, engraft, result_of, seedling, shipped, stderr};
+use super::{assert_refused, engraft, program, result_of, seedling, shipped, stderr, stdout};
 
 #[test]
 fn eval_counts_the_answers_that_the_verdict_counted() {
@@ -44,6 +44,8 @@ fn eval_counts_the_answers_that_the_verdict_counted() {
     assert_eq!((lines.len(), adapted["answers"]["right"].as_u64()), (50, Some(right as u64)));
     assert!(lines.iter().all(|line| line["prompt"].is_string() && line["answer"].is_string()), "{lines:?}");
 
+    answer_alike(&lines, &["-m", &model, "--store", &store, "-t", "2"], &within("talk.txt"));
+
     // What is active leaves the store like any adapter.
     let file = Path::new(&store).join("generations/000001/adapter.engraft").display().to_string();
     let written = |name: &str, words: &[&str]| {
@@ -73,4 +75,30 @@ fn eval_counts_the_answers_that_the_verdict_counted() {
     let nowhere = [&of_copy[..], &["--answers", &nowhere]].concat();
     assert_refused(&nowhere, 1, "io", &["--answers", "nowhere"]);
     assert!(std::fs::read(&copy).expect("reading") == std::fs::read(&model).expect("reading"));
+}
+
+/// What generates and talks answers as was judged, without being told how.
+fn answer_alike(lines: &[serde_json::Value], used: &[&str], talk_file: &str) {
+    let answers: Vec<String> =
+        lines.iter().map(|line| line["answer"].as_str().expect("text").into()).collect();
+    let mut talk = String::new();
+    for (line, answer) in lines.iter().zip(&answers) {
+        let prompt = line["prompt"].as_str().expect("text");
+        let said = result_of(&[&["generate", "-p", prompt], used].concat());
+        assert_eq!(said["text"].as_str().map(str::trim), Some(answer.trim()), "{prompt}");
+        talk += &format!("{prompt}\n/reset\n");
+    }
+    std::fs::write(talk_file, &talk).expect("writing");
+    let lines_in = std::fs::File::open(talk_file).expect("opening");
+    let output = program().arg("chat").args(used).stdin(lines_in).output().expect("running engraft");
+    let told = stdout(&output);
+    assert_eq!(
+        told.lines().map(str::trim).collect::<Vec<_>>(),
+        answers.iter().map(|a| a.trim()).collect::<Vec<_>>()
+    );
+    // A drawn answer takes a word.
+    let drawn = ["--temp", "2", "--top-k", "0", "--top-p", "1", "--min-p", "0"];
+    let prompt = lines[0]["prompt"].as_str().expect("text");
+    let said = result_of(&[&["generate", "-p", prompt], used, &drawn].concat());
+    assert_ne!(said["text"].as_str().map(str::trim), Some(answers[0].trim()));
 }

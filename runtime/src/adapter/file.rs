@@ -19,6 +19,7 @@ use super::config::{Layout, LoraConfig, Override};
 use super::params::{Adapter, BaseIdentity, Init, TrainedWith};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Proj;
+use crate::model::usage::Usage;
 use crate::storage::{
     Committed, Disk, Opened, ReadSeek, StdIo, StdIoError, Storage, commit, create_dir_all, frame_error,
 };
@@ -27,7 +28,9 @@ use crate::storage::{
 pub const ADAPTER_FILE: &str = "adapter.engraft";
 
 /// Version of the headers and of the meaning of the sections.
-const SCHEMA: u16 = 4;
+const SCHEMA: u16 = 5;
+/// The version before, whose header says nothing of usage.
+const SCHEMA_BEFORE: u16 = 4;
 const THETA: &str = "theta";
 const MAGNITUDE: &str = "magnitude";
 /// Bounds on what a header may claim, far above any model this runtime accepts.
@@ -73,9 +76,10 @@ impl StoredAs {
 /// The result of reading or writing a frame.
 type FrameResult<T> = std::result::Result<T, engraft_codec::Error<StdIoError>>;
 
-/// The file's header; the order of all fields, and of those within them, is the format.
+/// The file's header; the order of all fields, and of those within them, is the format. `U` is [`Usage`], or nothing in
+/// the version before.
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct Header<U> {
     base: BaseIdentity,
     rank: usize,
     alpha: f32,
@@ -89,6 +93,7 @@ struct Header {
     dora: bool,
     overrides: Vec<Override>,
     binding: Option<Binding>,
+    usage: U,
 }
 
 /// Bits of [`Header::flags`].
@@ -147,9 +152,19 @@ impl Adapter {
         let Opened { mut source, bytes } = storage.open(&path).map_err(io)?;
         let frame = Frame::verify(StdIo(&mut source), bytes).map_err(|e| frame_error(&path, e))?;
         check_kind(&frame).map_err(|e| e.at(path.display()))?;
-        let header = frame.header().map_err(|e| frame_error(&path, e))?;
-        let mut adapter = from_header(header, *frame.base_digest())
-            .map_err(|problem| corrupt(&problem).at(path.display()))?;
+        let digest = *frame.base_digest();
+        let described = match frame.meta().schema {
+            SCHEMA_BEFORE => {
+                let header: Header<()> = frame.header().map_err(|e| frame_error(&path, e))?;
+                from_header(header, Usage::default(), digest)
+            }
+            _ => {
+                let mut header: Header<Usage> = frame.header().map_err(|e| frame_error(&path, e))?;
+                let usage = std::mem::take(&mut header.usage);
+                from_header(header, usage, digest)
+            }
+        };
+        let mut adapter = described.map_err(|problem| corrupt(&problem).at(path.display()))?;
         let element = check_table(&frame, &adapter.layout).map_err(|e| e.at(path.display()))?;
         source.rewind().map_err(io)?;
         adapter.theta =
@@ -237,7 +252,7 @@ impl Adapter {
         writer.finish().map(|_| ())
     }
 
-    fn header(&self, binding: Option<&Binding>) -> Header {
+    fn header(&self, binding: Option<&Binding>) -> Header<Usage> {
         let LoraConfig { rank, alpha, dropout, layers, rslora, dora, overrides, .. } = &self.config;
         let init = match self.meta.init {
             Init::Kaiming => 0,
@@ -256,6 +271,7 @@ impl Adapter {
             dora: *dora,
             overrides: overrides.clone(),
             binding: binding.copied(),
+            usage: self.meta.usage.clone(),
         }
     }
 }
@@ -272,7 +288,7 @@ fn magnitudes(layout: &Layout) -> impl Iterator<Item = Range<usize>> + '_ {
 
 fn check_kind(frame: &Frame) -> Result<()> {
     match (frame.kind(), frame.meta().schema) {
-        (Kind::ADAPTER, SCHEMA) => Ok(()),
+        (Kind::ADAPTER, SCHEMA | SCHEMA_BEFORE) => Ok(()),
         (Kind::ADAPTER, other) => {
             let remedy = if other > SCHEMA { "update Engraft" } else { "train or import it again" };
             let message = format!("adapter schema {other}; this version knows schema {SCHEMA}; {remedy}");
@@ -284,7 +300,7 @@ fn check_kind(frame: &Frame) -> Result<()> {
 }
 
 /// The adapter a header describes, without its parameters yet.
-fn from_header(header: Header, digest: [u8; 32]) -> std::result::Result<Adapter, String> {
+fn from_header<U>(header: Header<U>, usage: Usage, digest: [u8; 32]) -> std::result::Result<Adapter, String> {
     let Header { base, rank, alpha, dropout, targets: shapes, layers, trained, .. } = header;
     let Header { flags, dora, overrides, binding, .. } = header;
     if digest == [0; 32] {
@@ -313,7 +329,7 @@ fn from_header(header: Header, digest: [u8; 32]) -> std::result::Result<Adapter,
         _ if flags & QUIET != 0 => Init::Quiet,
         _ => Init::Kaiming,
     };
-    let (base, meta) = (BaseIdentity { digest, ..base }, TrainedWith { init, ..trained });
+    let (base, meta) = (BaseIdentity { digest, ..base }, TrainedWith { init, usage, ..trained });
     Ok(Adapter { config, layout, theta: Vec::new(), base, meta, binding })
 }
 

@@ -9,6 +9,7 @@ use super::gains;
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::hex;
 use crate::model::ModelConfig;
+use crate::model::usage::Usage;
 use crate::model::weights::ModelFile;
 
 /// Which base model an adapter belongs to.
@@ -53,7 +54,7 @@ pub enum Init {
     Quiet,
 }
 
-/// How an adapter was trained. For people only: nothing depends on it.
+/// How an adapter was trained. What it computes doesn't depend on it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainedWith {
     /// The base's own name (`general.name`).
@@ -71,6 +72,9 @@ pub struct TrainedWith {
     pub valid_loss_before: Option<f32>,
     /// Held-out loss with the adapter, nats per token.
     pub valid_loss_after: Option<f32>,
+    /// How it is meant to be used. Files hold it elsewhere: at their header's end.
+    #[serde(skip)]
+    pub usage: Usage,
 }
 
 /// A LoRA or DoRA adapter in memory.

@@ -12,6 +12,7 @@ use super::{Contest, rate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::report::{ArmRun, CurvePoint, RateTest};
 use crate::hex;
+use crate::model::usage::Usage;
 use crate::run::checkpoint::Look;
 use crate::run::{Base, Checkpoints, Identity, Observer, Run, RunRows, Settings, Start, Trained};
 use crate::storage::{Disk, Storage, commit, create_dir_all, create_dir_within};
@@ -52,7 +53,8 @@ pub fn train(
     let rate = recipe.settings.rate.or(tested.as_ref().map(|test| test.chosen));
     let forgets_most = MARGIN * contest.thresholds.retention_nll_max;
     let by_answers = contest.metric.is_some();
-    let settings = Settings { rate, by_answers, forgets_most, ..recipe.settings.clone() };
+    let usage = Usage { prompting: material.train.data.prompting.clone(), greedy: by_answers };
+    let settings = Settings { rate, by_answers, forgets_most, usage, ..recipe.settings.clone() };
     let of = Run::identity_of(base, &settings, &planned.request, rows);
     let start = start(folder.as_deref(), &of)?;
     let begun = Run::begin(&recipe.name, base, settings, &planned.request, rows, start, observer);

@@ -4,6 +4,7 @@ use super::Example;
 use super::formats::{DataOptions, Sample};
 use crate::model::chat::{Author, ChatTemplate, Message, Piece, TemplateKind, encode_pieces, is_assistant};
 use crate::model::tokenizer::{Segment, Special, Tokenizer};
+use crate::model::usage::Prompting;
 
 /// Encodes a row, whole. Targets are
 /// - of running text: every token, and the end of text that is put after it;
@@ -34,6 +35,24 @@ pub fn is_conversation(sample: &Sample, chat: &ChatTemplate, options: &DataOptio
         Sample::Text(_) => false,
         Sample::Pair { .. } => !options.raw && chat.kind() == TemplateKind::Model,
         Sample::Chat { .. } => true,
+    }
+}
+
+/// How a row puts its question.
+pub fn prompting(sample: &Sample, chat: &ChatTemplate, options: &DataOptions) -> Prompting {
+    match sample {
+        Sample::Chat { messages, .. } => Prompting::chat(messages),
+        _ if is_conversation(sample, chat, options) => Prompting::Chat(None),
+        Sample::Pair { joint, .. } => Prompting::Text((*joint).to_string()),
+        Sample::Text(_) => Prompting::Text(String::new()),
+    }
+}
+
+/// How a question is put behind few-shot examples: as they put theirs.
+pub fn prompting_behind(examples: &[Message]) -> Prompting {
+    match examples.iter().all(|m| m.role == TEXT_ROLE) {
+        true => Prompting::Text(String::new()),
+        false => Prompting::Chat(None),
     }
 }
 

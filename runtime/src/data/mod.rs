@@ -36,6 +36,8 @@ pub use source::{
 
 use std::path::{Path, PathBuf};
 
+use crate::model::usage::Prompting;
+
 /// A row as the model sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Example {
@@ -93,6 +95,8 @@ pub struct Dataset {
     pub lines: Vec<u32>,
     /// A hash of each example's whole row, before truncation: [`split`] uses it.
     pub keys: Vec<u64>,
+    /// How all of them put their questions.
+    pub prompting: Prompting,
 }
 
 /// Most skipped rows that are named; the rest are only counted.
@@ -103,7 +107,8 @@ impl Dataset {
     pub(crate) fn empty(file: &Path, format: Format) -> Dataset {
         let (skipped, source) = (Vec::new(), file.to_owned());
         let (examples, lines, keys) = (Vec::new(), Vec::new(), Vec::new());
-        Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, lines, keys }
+        let prompting = Prompting::Unknown;
+        Dataset { examples, skipped, skipped_count: 0, truncated: 0, format, source, lines, keys, prompting }
     }
 
     /// Targets in all examples.

@@ -2,7 +2,7 @@
 
 use super::formats::{DataOptions, Format, OverLong, Sample};
 use super::jsonl::{EachRow, for_each_row, for_each_row_of};
-use super::masks::{encode_after, encode_sample};
+use super::masks::{encode_after, encode_sample, prompting};
 use super::{Dataset, Example, SKIPPED_NAMED_MAX, Skipped};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::chat::ChatTemplate;
@@ -148,10 +148,16 @@ pub fn load_from(
         let fitted = encoded.and_then(|(example, sample)| {
             let whole = example.ids.len();
             let fitted = fit(example, options, &mut data.truncated)?;
-            fitted.map(|own| after_few_shot(own, whole, &sample, tokenizer, chat, options)).transpose()
+            let prompting = prompting(&sample, chat, options);
+            let placed = fitted.map(|own| after_few_shot(own, whole, &sample, tokenizer, chat, options));
+            Ok(placed.transpose()?.map(|example| (example, prompting)))
         });
         match fitted {
-            Ok(Some(example)) => {
+            Ok(Some((example, prompting))) => {
+                data.prompting = match data.examples.is_empty() {
+                    true => prompting,
+                    false => std::mem::take(&mut data.prompting).and(&prompting),
+                };
                 data.examples.push(example);
                 data.keys.push(row_key);
                 data.lines.push(line as u32);
@@ -376,6 +382,7 @@ impl Dataset {
             keys: Vec::new(),
             skipped: self.skipped.clone(),
             source: self.source.clone(),
+            prompting: self.prompting.clone(),
             ..*self
         }
     }

@@ -7,6 +7,7 @@ use engraft_kernels::Kernels;
 
 use crate::adapter::{Adapter, Gains, Slot};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::usage::Usage;
 use crate::model::weights::ModelFile;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::{Adapted, BlockPairs, Gain, Pair};
@@ -26,6 +27,7 @@ pub struct StackedAdapter {
     rank: usize,
     /// The shapes it fits.
     config: ModelConfig,
+    usage: Usage,
 }
 
 /// The adapters of one projection as one.
@@ -90,7 +92,14 @@ impl StackedAdapter {
             })
             .collect();
         let rank = pairs.iter().flatten().flatten().map(|s| s.rank).max().unwrap_or(0);
-        Ok(StackedAdapter { pairs, rank, config: c.clone() })
+        let acting = adapters.iter().filter(|(_, factor)| *factor != 0.0);
+        let usage = Usage::of_all(acting.map(|(adapter, _)| &adapter.meta.usage));
+        Ok(StackedAdapter { pairs, rank, config: c.clone(), usage })
+    }
+
+    /// How all of its adapters are meant to be used.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// The largest rank of a projection, which buffers must have room for.

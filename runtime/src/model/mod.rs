@@ -21,6 +21,7 @@ pub mod map;
 pub mod text;
 pub mod tokenizer;
 pub mod tuned;
+pub mod usage;
 pub mod weights;
 
 pub use config::{ModelConfig, Proj};

@@ -517,8 +517,10 @@ impl Run {
         let after = self.valid_after.filter(|_| self.is_valid_of_now);
         let tally = &self.course.progress.tally;
         let (steps, targets) = (self.earlier.0 + self.steps(), self.earlier.1 + tally.targets);
+        let usage = self.settings.usage.clone();
         let AnyTrainer::Adapter(trainer) = &mut self.trainer else { return };
         let meta = trainer.meta_mut();
+        meta.usage = usage;
         (meta.steps, meta.tokens) = (steps, targets);
         meta.valid_loss_before = tally.valid_before.map(|loss| loss as f32);
         meta.valid_loss_after = after.map(|loss| loss as f32);

@@ -7,6 +7,7 @@ use crate::adapter::{Init, Layout, LoraConfig, StoredAs};
 use crate::data::Mixed;
 use crate::error::Result;
 use crate::model::tuned::TunedLayout;
+use crate::model::usage::Usage;
 use crate::model::{ModelConfig, Proj};
 use crate::nn::divergence::KlPenalty;
 use crate::nn::keep::{Keep, KeepPrecision};
@@ -257,6 +258,8 @@ pub struct Settings {
     /// Most nats per token of ordinary text set aside that a look may have forgotten and still count in full; one that
     /// forgot more counts for as much less as it will have to be weakened.
     pub forgets_most: f64,
+    /// How the adapter is meant to be used.
+    pub usage: Usage,
     /// How the adapter's file holds its numbers.
     pub stored: StoredAs,
     /// Steps between checkpoints (0: only when the run is stopped).
@@ -291,6 +294,7 @@ impl Settings {
             looks: Looks::Every(0),
             by_answers: false,
             forgets_most: f64::INFINITY,
+            usage: Usage::default(),
             stored: StoredAs::F32,
             checkpoint_every: CHECKPOINT_EVERY,
             save_every: SAVE_EVERY,

@@ -889,7 +889,7 @@ static const field session_params[] = {
 
 static const field generate_params[] = {
   FIELD(engraft_generate_params, n_predict, "nPredict", INT),
-  FIELD(engraft_generate_params, chat, "chat", FLAG),
+  FIELD(engraft_generate_params, prompting, "prompting", INT),
   FIELD(engraft_generate_params, keep, "keep", FLAG),
   FIELD(engraft_generate_params, greedy, "greedy", FLAG),
   FIELD(engraft_generate_params, top_k, "topK", INT),

@@ -148,7 +148,7 @@ public final class AdaptTest {
     private static GenerateParams greedy() {
         GenerateParams params = new GenerateParams();
         params.greedy = true;
-        params.chat = true;
+        params.prompting = Engraft.PROMPT_CHAT;
         params.nPredict = 24;
         return params;
     }

@@ -334,6 +334,22 @@
 #define ENGRAFT_CACHE_Q8 2
 
 /**
+ * A prompt is put as the session's adapter was trained: into the model's chat template or as a text; as a text without
+ * an adapter, or where that isn't known.
+ */
+#define ENGRAFT_PROMPT_AS_TRAINED 0
+
+/**
+ * A prompt is the user's message in the model's chat template.
+ */
+#define ENGRAFT_PROMPT_CHAT 1
+
+/**
+ * A prompt is the beginning of a text.
+ */
+#define ENGRAFT_PROMPT_TEXT 2
+
+/**
  * The model ended its text.
  */
 #define ENGRAFT_ENDED_MODEL 0
@@ -1041,15 +1057,15 @@ typedef struct {
    */
   uint32_t n_predict;
   /**
-   * 1 puts the prompt into the model's chat template, as the user's message.
+   * `ENGRAFT_PROMPT_*`.
    */
-  uint32_t chat;
+  uint32_t prompting;
   /**
    * 1 continues the session's chat or text, which must be of the same kind; 0 starts over.
    */
   uint32_t keep;
   /**
-   * 1 always takes the most likely token.
+   * 1 always takes the most likely token; 0 does so without a `temp`, if the adapter's answers were judged so.
    */
   uint32_t greedy;
   /**
@@ -1077,7 +1093,8 @@ typedef struct {
    */
   uint64_t seed;
   /**
-   * The system message at the start of a chat (no effect when continuing one): UTF-8; NULL for none.
+   * The system message at the start of a chat (no effect when continuing one): UTF-8; NULL for the one that the
+   * adapter was trained with, if there is one.
    */
   const char *system;
   /**

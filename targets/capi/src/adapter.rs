@@ -10,6 +10,7 @@ use engraft_runtime::ErrorKind;
 use engraft_runtime::adapter::{Adapter as Parameters, StoredAs};
 use engraft_runtime::generate::{AdapterSlot, StackedAdapter};
 use engraft_runtime::model::chat::Message;
+use engraft_runtime::model::usage::Usage;
 use engraft_runtime::storage::{Disk, FileLock, create_dir_all, lock_folder};
 
 use crate::caller::{self, structs};
@@ -72,6 +73,8 @@ pub(crate) struct Inner {
     pub(crate) stacked: Option<Arc<StackedAdapter>>,
     /// Examples to put before prompts.
     pub(crate) few_shot: Vec<Message>,
+    /// How it is meant to be used.
+    pub(crate) usage: Usage,
     /// Why a file of it would differ from what is used here, if it would.
     unlike: Option<(i32, &'static str)>,
 }
@@ -118,8 +121,12 @@ structs!(AdapterParams = "engraft_adapter_params", AdapterInfo = "engraft_adapte
 
 impl Inner {
     /// Examples, or the base alone if there are none.
-    pub(crate) fn without_parameters(model: &Arc<model::Inner>, few_shot: Vec<Message>) -> Inner {
-        Inner { model: model.clone(), parameters: None, stacked: None, few_shot, unlike: None }
+    pub(crate) fn without_parameters(
+        model: &Arc<model::Inner>,
+        few_shot: Vec<Message>,
+        usage: Usage,
+    ) -> Inner {
+        Inner { model: model.clone(), parameters: None, stacked: None, few_shot, usage, unlike: None }
     }
 
     /// An adapter that was trained here, so there is nothing to check it against.
@@ -132,8 +139,8 @@ impl Inner {
         let stacked = Arc::new(StackedAdapter::new(&model.file, kernels, &alone)?);
         let [(parameters, _)] = alone;
         let parameters = Some(Box::new(parameters));
-        let few_shot = Vec::new();
-        Ok(Inner { model: model.clone(), parameters, stacked: Some(stacked), few_shot, unlike: None })
+        let (few_shot, usage) = (Vec::new(), stacked.usage().clone());
+        Ok(Inner { model: model.clone(), parameters, stacked: Some(stacked), few_shot, usage, unlike: None })
     }
 
     /// An adapter from a file, checked against the model.
@@ -168,6 +175,11 @@ impl Inner {
         }
         inner.unlike = unlike;
         Ok(inner)
+    }
+
+    /// The same, judged in another way than its file says.
+    pub(crate) fn used_as(self, usage: Usage) -> Inner {
+        Inner { usage, ..self }
     }
 
     /// Refuses what was loaded for another model. The base alone fits every model.

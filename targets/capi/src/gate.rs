@@ -14,10 +14,12 @@ use engraft_runtime::compare::recipe::Recipe;
 use engraft_runtime::compare::retention::RetentionSet;
 use engraft_runtime::compare::shots::{self, Choice};
 use engraft_runtime::compare::{Contest, InUse, Outcome, Product, compare, fitting};
+use engraft_runtime::data::masks::prompting_behind;
 use engraft_runtime::gate::store::Store as Folder;
 use engraft_runtime::gate::task::Task;
 use engraft_runtime::gate::verdict::{Decision, Thresholds};
 use engraft_runtime::model::text::Text;
+use engraft_runtime::model::usage::Usage;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::room;
 use engraft_runtime::run::{
@@ -602,7 +604,8 @@ pub unsafe extern "C" fn engraft_gate_adapter(gate: *const Gate, adapter: *mut *
         let trial = gate.trial.enter()?;
         match trial.winner()? {
             Product::FewShot(messages) => {
-                Ok(adapter::Inner::without_parameters(&trial.model, messages.clone()))
+                let usage = Usage { prompting: prompting_behind(messages), greedy: trial.metric.is_some() };
+                Ok(adapter::Inner::without_parameters(&trial.model, messages.clone(), usage))
             }
             Product::Adapter(parameters) => {
                 let kernels = model::kernels(trial.params.threads)?;

@@ -55,6 +55,8 @@ pub mod store;
 mod tests;
 #[cfg(feature = "train")]
 pub mod trainer;
+#[cfg(all(test, feature = "gate"))]
+mod used;
 
 use std::ffi::c_char;
 

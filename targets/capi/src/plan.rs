@@ -8,6 +8,7 @@ use engraft_runtime::adapter::{LoraConfig, StoredAs};
 use engraft_runtime::data::Example;
 use engraft_runtime::generate::replay::Starts;
 use engraft_runtime::generate::{KvType, Sequence};
+use engraft_runtime::model::usage::Usage;
 use engraft_runtime::model::{ModelConfig, Proj};
 use engraft_runtime::plan::{MemoryPlan, room};
 use engraft_runtime::run::{
@@ -177,7 +178,9 @@ impl Request {
         let threads = model::threads(p.threads)?;
         let rows_max = data.map_or(c.context_len.min(settings::ROW_TOKENS), |d| d.options.max_seq_length);
         let replay = Replayed::new((p.replay, p.replay_count, p.replay_tokens), model, rows_max, p.seed)?;
-        let settings = Settings { replay_share: replay.share(p.replay_share)?, ..settings_of(p, c)? };
+        let prompting = data.map(|data| data.rows.train.prompting.clone()).unwrap_or_default();
+        let usage = Usage { prompting, greedy: false };
+        let settings = Settings { replay_share: replay.share(p.replay_share)?, usage, ..settings_of(p, c)? };
         Ok(Request {
             settings,
             limit: Limit {

@@ -13,6 +13,7 @@ use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::{Text, opening};
 use engraft_runtime::model::tokenizer::Special;
+use engraft_runtime::model::usage::{Prompting, Usage};
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::room;
 use engraft_runtime::run::Control;
@@ -29,6 +30,14 @@ pub const ENGRAFT_CACHE_F16: u32 = 0;
 pub const ENGRAFT_CACHE_F32: u32 = 1;
 /// 8 bits per element, in blocks of 32.
 pub const ENGRAFT_CACHE_Q8: u32 = 2;
+
+/// A prompt is put as the session's adapter was trained: into the model's chat template or as a text; as a text without
+/// an adapter, or where that isn't known.
+pub const ENGRAFT_PROMPT_AS_TRAINED: u32 = 0;
+/// A prompt is the user's message in the model's chat template.
+pub const ENGRAFT_PROMPT_CHAT: u32 = 1;
+/// A prompt is the beginning of a text.
+pub const ENGRAFT_PROMPT_TEXT: u32 = 2;
 
 /// The model ended its text.
 pub const ENGRAFT_ENDED_MODEL: u32 = 0;
@@ -69,6 +78,8 @@ struct State {
     adapters: Option<Arc<StackedAdapter>>,
     slot: Option<Arc<AdapterSlot>>,
     few_shot: Vec<Message>,
+    /// How what is in use is meant to be used.
+    usage: Usage,
     talk: Talk,
 }
 
@@ -107,11 +118,11 @@ pub struct GenerateParams {
     pub struct_size: u32,
     /// Maximum tokens (0: 128; `UINT32_MAX`: until the model stops or the context is full).
     pub n_predict: u32,
-    /// 1 puts the prompt into the model's chat template, as the user's message.
-    pub chat: u32,
+    /// `ENGRAFT_PROMPT_*`.
+    pub prompting: u32,
     /// 1 continues the session's chat or text, which must be of the same kind; 0 starts over.
     pub keep: u32,
-    /// 1 always takes the most likely token.
+    /// 1 always takes the most likely token; 0 does so without a `temp`, if the adapter's answers were judged so.
     pub greedy: u32,
     /// Draw from this many of the most likely tokens (0: 40; negative: all).
     pub top_k: i32,
@@ -125,7 +136,8 @@ pub struct GenerateParams {
     pub repeat_penalty: f32,
     /// Seed for the draws.
     pub seed: u64,
-    /// The system message at the start of a chat (no effect when continuing one): UTF-8; NULL for none.
+    /// The system message at the start of a chat (no effect when continuing one): UTF-8; NULL for the one that the
+    /// adapter was trained with, if there is one.
     pub system: *const c_char,
     /// Bytes of `system`.
     pub system_length: usize,
@@ -192,7 +204,24 @@ impl SessionParams {
 }
 
 impl GenerateParams {
-    fn sampler(&self) -> Result<Sampler> {
+    /// How the prompt is put, beside what is in use.
+    ///
+    /// # Errors
+    /// `MISUSE`.
+    fn prompting(&self, system: &str, judged: &Prompting) -> Result<Prompting> {
+        let own = (!system.is_empty()).then(|| system.to_string());
+        match (self.prompting, judged) {
+            (ENGRAFT_PROMPT_AS_TRAINED | ENGRAFT_PROMPT_CHAT, Prompting::Chat(system)) => {
+                Ok(Prompting::Chat(own.or_else(|| system.clone())))
+            }
+            (ENGRAFT_PROMPT_CHAT, _) => Ok(Prompting::Chat(own)),
+            (ENGRAFT_PROMPT_AS_TRAINED, Prompting::Text(joint)) => Ok(Prompting::Text(joint.clone())),
+            (ENGRAFT_PROMPT_AS_TRAINED | ENGRAFT_PROMPT_TEXT, _) => Ok(Prompting::Text(String::new())),
+            (other, _) => Err(Failure::misuse(format!("prompting is {other}; use one of ENGRAFT_PROMPT_*"))),
+        }
+    }
+
+    fn sampler(&self, usage: &Usage) -> Result<Sampler> {
         let share = |value: f32, default: f64, off: f64, name: &str| {
             number(f64::from(value), (default, Some(off)), 0.0..=1.0, name).map(|value| value as f32)
         };
@@ -201,7 +230,7 @@ impl GenerateParams {
         };
         let temp = positive(self.temp, 0.8, "temp")?;
         Ok(Sampler::new(SamplerOptions {
-            temp: if self.greedy == 0 { temp } else { 0.0 },
+            temp: if self.greedy == 1 || (self.temp == 0.0 && usage.greedy) { 0.0 } else { temp },
             top_k: if self.top_k == 0 { 40 } else { usize::try_from(self.top_k).unwrap_or(0) },
             top_p: share(self.top_p, 0.95, 1.0, "top_p")?,
             min_p: share(self.min_p, 0.05, 0.0, "min_p")?,
@@ -267,7 +296,10 @@ impl State {
         if self.few_shot.is_empty() || texts != chat {
             return Ok(());
         }
-        let what = if texts { "texts; set chat to 0" } else { "a chat; set chat to 1" };
+        let what = match texts {
+            true => "texts; set prompting to ENGRAFT_PROMPT_TEXT",
+            false => "a chat; set prompting to ENGRAFT_PROMPT_CHAT",
+        };
         Err(Failure::misuse(format!("this session's examples are {what}")))
     }
 
@@ -292,6 +324,28 @@ impl State {
         }
     }
 
+    /// How what is in use is meant to be used.
+    fn usage(&self) -> Usage {
+        match &self.slot {
+            Some(slot) => slot.load().adapters.as_ref().map(|a| a.usage().clone()).unwrap_or_default(),
+            None => self.usage.clone(),
+        }
+    }
+
+    /// Puts a prompt so: as a chat's next turn, or as it is read.
+    fn put(&mut self, prompt: &str, prompting: Prompting) -> String {
+        match prompting {
+            Prompting::Chat(system) => {
+                let system = system.filter(|_| self.talk.turns.is_empty());
+                self.talk.turns.extend(system.map(|system| Message::new("system", system)));
+                self.talk.turns.push(Message::new("user", prompt));
+                prompt.to_string()
+            }
+            Prompting::Text(joint) => format!("{prompt}{joint}"),
+            Prompting::Unknown => prompt.to_string(),
+        }
+    }
+
     /// Reads the prompt and generates until something ends it. If it is stopped while reading the prompt, the
     /// prompt counts as not asked.
     fn generate(
@@ -300,8 +354,11 @@ impl State {
         p: &GenerateParams,
         reader: &mut Reader<'_>,
     ) -> Result<GenerateInfo> {
-        let (text, chat) = (self.model.text()?, p.chat != 0);
-        let mut sampler = p.sampler()?;
+        let text = self.model.text()?;
+        let usage = self.usage();
+        let prompting = p.prompting(system, &usage.prompting)?;
+        let chat = matches!(prompting, Prompting::Chat(_));
+        let mut sampler = p.sampler(&usage)?;
         self.check_examples(chat)?;
         if p.keep == 0 {
             self.talk = Talk::default();
@@ -315,12 +372,8 @@ impl State {
             return Err(Failure::misuse(message));
         }
         let turns = self.talk.turns.len();
-        if chat {
-            let system = (turns == 0 && !system.is_empty()).then(|| Message::new("system", system));
-            self.talk.turns.extend(system);
-            self.talk.turns.push(Message::new("user", prompt));
-        }
-        let done = self.whole_ids(&text, chat, prompt).and_then(|ids| {
+        let prompt = self.put(prompt, prompting);
+        let done = self.whole_ids(&text, chat, &prompt).and_then(|ids| {
             let tokenizer = &text.tokenizer;
             // A chat's answer starts a new text; a continuation keeps its leading blank.
             let decoder = if chat { tokenizer.decoder() } else { tokenizer.decoder_continuing() };
@@ -408,6 +461,7 @@ pub unsafe extern "C" fn engraft_session_create(
             slot: None,
             talk: Talk::default(),
             few_shot: adapter.map(|adapter| adapter.few_shot.clone()).unwrap_or_default(),
+            usage: adapter.map(|adapter| adapter.usage.clone()).unwrap_or_default(),
         };
         state.sequence()?;
         Ok(Value { control: Control::default(), state: Exclusive::new(state) })
@@ -443,6 +497,7 @@ pub unsafe extern "C" fn engraft_session_set_adapter(
         }
         (state.adapters, state.slot) = (stacked, None);
         state.few_shot = adapter.map(|adapter| adapter.few_shot.clone()).unwrap_or_default();
+        state.usage = adapter.map(|adapter| adapter.usage.clone()).unwrap_or_default();
         Ok(())
     })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 #[cfg(feature = "gate")]
 use engraft_runtime::compare::Product;
 use engraft_runtime::gate::store::{Candidate, ContentKind, Generation, InUse, Listing, Store as Folder};
+use engraft_runtime::model::usage::Usage;
 use engraft_runtime::storage::Disk;
 
 use crate::adapter::{
@@ -238,21 +239,24 @@ pub unsafe extern "C" fn engraft_store_load(
         let model: Arc<model::Inner> = handle::find(model)?.value.clone();
         let folder = store.open()?;
         let Some(active) = folder.active()? else {
-            return Ok(adapter::Inner::without_parameters(&model, Vec::new()));
+            return Ok(adapter::Inner::without_parameters(&model, Vec::new(), Usage::default()));
         };
         active.passed_over.iter().for_each(|why| ::log::warn!("passed over: {why}"));
         let (generation, digest) = (&active.generation, model.file.digest());
-        match folder.load(generation)? {
+        let in_use = folder.load(generation)?;
+        let usage = folder.usage(generation, &in_use)?;
+        match in_use {
             InUse::Adapter(parameters) => {
-                adapter::Inner::held(&model, &model::kernels(params.threads)?, *parameters, &params)
+                let kernels = model::kernels(params.threads)?;
+                Ok(adapter::Inner::held(&model, &kernels, *parameters, &params)?.used_as(usage))
             }
             InUse::FewShot(messages) => {
                 if params.force_base == 0 {
                     generation.check_base(&digest)?;
                 }
-                Ok(adapter::Inner::without_parameters(&model, messages))
+                Ok(adapter::Inner::without_parameters(&model, messages, usage))
             }
-            InUse::Base => Ok(adapter::Inner::without_parameters(&model, Vec::new())),
+            InUse::Base => Ok(adapter::Inner::without_parameters(&model, Vec::new(), usage)),
         }
     };
     // SAFETY: the crate's contract, for the caller's place.

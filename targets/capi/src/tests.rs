@@ -23,9 +23,9 @@ use crate::model::{Model, engraft_model_free, engraft_model_open};
 use crate::plan::TrainParams;
 use crate::progress::Progress;
 use crate::session::{
-    ENGRAFT_ENDED_CANCELLED, GenerateInfo, GenerateParams, Session, SessionParams, engraft_session_cancel,
-    engraft_session_create, engraft_session_follow, engraft_session_free, engraft_session_generate,
-    engraft_session_set_adapter,
+    ENGRAFT_ENDED_CANCELLED, ENGRAFT_PROMPT_CHAT, GenerateInfo, GenerateParams, Session, SessionParams,
+    engraft_session_cancel, engraft_session_create, engraft_session_follow, engraft_session_free,
+    engraft_session_generate, engraft_session_set_adapter,
 };
 use crate::trainer::{
     Trainer, engraft_trainer_adapter, engraft_trainer_create, engraft_trainer_free, engraft_trainer_save,
@@ -57,7 +57,7 @@ pub(crate) fn settings<S: Struct>() -> S {
     with_size(caller::zeroed())
 }
 
-fn shipped(name: &str) -> PathBuf {
+pub(crate) fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli").join(name)
 }
 
@@ -150,7 +150,8 @@ fn a_prompt_that_is_stopped_in_has_its_figures_and_counts_as_not_asked() {
     let (code, session) = session(model, null_mut());
     ok(code);
     let generate = |prompt: &str, keep: u32| {
-        let params = GenerateParams { n_predict: 1, greedy: 1, chat: 1, keep, ..settings() };
+        let params =
+            GenerateParams { n_predict: 1, greedy: 1, prompting: ENGRAFT_PROMPT_CHAT, keep, ..settings() };
         let mut info = settings::<GenerateInfo>();
         let (text, length) = (prompt.as_ptr().cast(), prompt.len());
         // SAFETY: the text has the length that is said, and everything else is ours or NULL.
@@ -342,7 +343,7 @@ fn a_chat_does_not_go_on_from_a_text_nor_a_text_from_a_chat() {
     let (code, session) = session(model, null_mut());
     ok(code);
     let generate = |chat: u32, keep: u32| {
-        let params = GenerateParams { n_predict: 1, greedy: 1, chat, keep, ..settings() };
+        let params = GenerateParams { n_predict: 1, greedy: 1, prompting: chat, keep, ..settings() };
         // SAFETY: the text has the length that is said, and everything else is ours or NULL.
         unsafe { engraft_session_generate(session, c"Hi".as_ptr(), 2, &params, None, null_mut(), null_mut()) }
     };

@@ -464,7 +464,7 @@ static heard generate(engraft_session *session, const char *prompt, uint32_t kee
   engraft_generate_info info = {.struct_size = sizeof info};
   EXPECT(ENGRAFT_OK, engraft_generate_default_params(&params, sizeof params));
   params.greedy = 1;
-  params.chat = 1;
+  params.prompting = ENGRAFT_PROMPT_CHAT;
   params.n_predict = TOKENS;
   params.keep = keep;
   EXPECT(ENGRAFT_OK, engraft_session_generate(session, TEXT(prompt), &params, on_text, &all, &info));

@@ -108,7 +108,7 @@ unsafe extern "C" fn hear(text: *const c_char, length: usize, user: *mut c_void)
 /// A session's answer, its tokens, and the number of swaps before the last token was computed.
 fn generate(session: Shared<Session>) -> (Vec<u8>, u64, u64) {
     let mut params: GenerateParams = defaults(session::engraft_generate_default_params);
-    (params.n_predict, params.greedy, params.chat) = (16, 1, 1);
+    (params.n_predict, params.greedy, params.prompting) = (16, 1, 1);
     let mut heard = Vec::new();
     // SAFETY: numbers alone, for which zeros are values.
     let mut info: GenerateInfo = unsafe { std::mem::zeroed() };

@@ -44,6 +44,11 @@ pub(crate) struct ScaledAdapter {
 }
 
 impl AdapterOptions {
+    /// Whether adapters are named one by one.
+    pub(crate) fn names_some(&self) -> bool {
+        !self.lora.is_empty() || !self.lora_scaled.is_empty()
+    }
+
     /// All adapters, with folders resolved to the file inside.
     ///
     /// # Errors

@@ -105,8 +105,8 @@ pub(super) fn in_use(store: &Store<'_>, model: &ModelFile) -> Result<Option<(Str
 /// What to type next to use the active generation.
 fn use_it(model: &Path, store: &Path, chat: bool) -> String {
     let (model, store) = (model.display(), store.display());
-    let (chat, prompt) = if chat { ("--chat ", "a question") } else { ("", "the beginning of a text") };
-    format!("Use it: engraft generate -m {model} --store {store} {chat}-p \"{prompt}\"")
+    let prompt = if chat { "a question" } else { "the beginning of a text" };
+    format!("Use it: engraft generate -m {model} --store {store} -p \"{prompt}\"")
 }
 
 /// The error when nothing was promoted: what happened and why, then what to try; `None` for a promotion.

@@ -11,8 +11,10 @@ use engraft_runtime::adapter::Adapter;
 use engraft_runtime::bytes;
 use engraft_runtime::error::{Error, ErrorKind};
 use engraft_runtime::gate::store::{Active, ContentKind, Generation, InUse, Listed, Store};
+use engraft_runtime::generate::StackedAdapter;
 use engraft_runtime::hex;
 use engraft_runtime::model::chat::Message;
+use engraft_runtime::model::usage::{Prompting, Usage};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::probe::Prober;
 use engraft_runtime::storage::Disk;
@@ -100,6 +102,8 @@ pub(crate) struct Stored {
     pub(crate) adapter: Option<PathBuf>,
     /// Messages that go before the user's.
     pub(crate) few_shot: Vec<Message>,
+    /// How it was judged.
+    usage: Usage,
 }
 
 impl Stored {
@@ -117,18 +121,29 @@ impl Stored {
         tell(&passed_over);
         let number = generation.number;
         eprintln!("{}: generation {number}, {}", dir.display(), describe(generation.content));
-        if generation.content != ContentKind::FewShot {
-            return Ok(Stored { adapter: store.adapter_file(&generation), few_shot: Vec::new() });
-        }
+        let in_use = store.load(&generation)?;
+        let usage = store.usage(&generation, &in_use)?;
+        let InUse::FewShot(few_shot) = in_use else {
+            return Ok(Stored { adapter: store.adapter_file(&generation), few_shot: Vec::new(), usage });
+        };
         if let Err(error) = generation.check_base(&model.digest()) {
             if !options.force_base {
                 return Err(error.at(dir.display()));
             }
             eprintln!("--force-base: {}: {}", dir.display(), error.message());
         }
-        match store.load(&generation)? {
-            InUse::FewShot(few_shot) => Ok(Stored { adapter: None, few_shot }),
-            _ => Ok(Stored::default()),
+        Ok(Stored { adapter: None, few_shot, usage })
+    }
+
+    /// How all that is used is meant to be used: what the store holds, and `adapters` if there are others.
+    pub(crate) fn usage(&self, adapters: Option<&StackedAdapter>, options: &AdapterOptions) -> Usage {
+        let adapters = adapters.map(StackedAdapter::usage);
+        match (options.names_some(), options.store.is_some()) {
+            (false, true) => self.usage.clone(),
+            (true, true) if !self.few_shot.is_empty() => {
+                Usage::of_all(adapters.into_iter().chain([&self.usage]))
+            }
+            _ => adapters.cloned().unwrap_or_default(),
         }
     }
 }
@@ -271,7 +286,8 @@ fn show(store: &Store<'_>, number: Option<u64>, invocation: &Invocation) -> Resu
     };
     let verdict = serde_json::from_slice(&store.verdict(&generation)?).unwrap_or(serde_json::Value::Null);
     let in_use = store.load(&generation)?;
-    json::line(&page(&generation, active_number, &in_use, &verdict))?;
+    let usage = store.usage(&generation, &in_use)?;
+    json::line(&page(&generation, active_number, (&in_use, &usage), &verdict))?;
     let (adapter, few_shot) = match in_use {
         InUse::Adapter(adapter) => (Some(settings(&adapter)), None),
         InUse::FewShot(messages) => {
@@ -295,7 +311,12 @@ fn show(store: &Store<'_>, number: Option<u64>, invocation: &Invocation) -> Resu
 }
 
 /// A generation for people: what it holds, how it was made, and why it was promoted or not.
-fn page(generation: &Generation, active: Option<u64>, in_use: &InUse, verdict: &serde_json::Value) -> String {
+fn page(
+    generation: &Generation,
+    active: Option<u64>,
+    (in_use, usage): (&InUse, &Usage),
+    verdict: &serde_json::Value,
+) -> String {
     let Generation { number, previous, tried, .. } = generation;
     let state = match (active == Some(*number), *tried) {
         (true, _) => "in use",
@@ -323,6 +344,9 @@ fn page(generation: &Generation, active: Option<u64>, in_use: &InUse, verdict: &
         }
         InUse::Base => add("content", "nothing: the model alone".into()),
     }
+    if let Some(told) = used_so(usage) {
+        add("use", told);
+    }
     add("model", hex::encode(&generation.base)[..12].to_string());
     if let Some(previous) = previous {
         add("before", format!("generation {previous}; a rollback leads there"));
@@ -333,6 +357,17 @@ fn page(generation: &Generation, active: Option<u64>, in_use: &InUse, verdict: &
         }
     }
     page + "\nEverything, with the figures of the verdict: add --json"
+}
+
+/// How it is used unless flags say otherwise; `None` if nobody knows.
+fn used_so(usage: &Usage) -> Option<String> {
+    let put = match &usage.prompting {
+        Prompting::Unknown => return None,
+        Prompting::Text(_) => "continues a text".to_string(),
+        Prompting::Chat(None) => "answers in the model's chat template".to_string(),
+        Prompting::Chat(Some(system)) => format!("answers in the model's chat template, behind {system:?}"),
+    };
+    Some(if usage.greedy { put + ", with the most likely tokens" } else { put })
 }
 
 /// How an adapter was made.

@@ -11,6 +11,7 @@ use engraft_runtime::error::Error;
 use engraft_runtime::generate::{Ended, KvType, Sampler, Sequence};
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::{Text, opening};
+use engraft_runtime::model::usage::Prompting;
 
 use super::adapter::Stored;
 use super::generate::{CONTEXT_DEFAULT_MAX, SamplingOptions, context_asked, emit, sequence, shown};
@@ -31,7 +32,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) model: ModelOptions,
 
-    /// System message at the start of the conversation
+    /// System message at the start of the conversation [default: the adapter's own, if it was trained with one]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
 
@@ -69,15 +70,26 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     }
     let kernels = options.compute.kernels()?;
     let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
+    let usage = stored.usage(adapter.as_deref(), &options.adapters);
+    let system = match &usage.prompting {
+        Prompting::Chat(system) => system.as_deref(),
+        Prompting::Text(_) => {
+            eprintln!(
+                "what is in use was trained on texts, not on a chat: `engraft generate` continues them"
+            );
+            None
+        }
+        Prompting::Unknown => None,
+    };
     let text = Text::of(&model)?;
     let trained = model.config().context_len;
     let capacity = context_asked(options.ctx_size, trained)?.unwrap_or(trained.min(CONTEXT_DEFAULT_MAX));
     let how = (options.compute.precision, options.cache_type);
     let mut talk = Talk {
         sequence: sequence(model, kernels, adapter, how, capacity)?,
-        opening: opening(options.system.as_deref(), &stored.few_shot),
+        opening: opening(options.system.as_deref().or(system), &stored.few_shot),
         turns: Vec::new(),
-        sampler: Sampler::new(options.sampling.options())?,
+        sampler: Sampler::new(options.sampling.options(&usage))?,
         limit: usize::try_from(options.n_predict).unwrap_or(usize::MAX),
         text: &text,
     };

@@ -16,6 +16,7 @@ use engraft_runtime::model::ModelConfig;
 use engraft_runtime::model::chat::Message;
 use engraft_runtime::model::text::{Text, opening};
 use engraft_runtime::model::tokenizer::{Decoder, Tokenizer};
+use engraft_runtime::model::usage::{Prompting, Usage};
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::nn::Precision;
 use engraft_runtime::plan::room;
@@ -27,6 +28,8 @@ use crate::options::{self, AdapterOptions, ComputeOptions, ModelOptions, misuse}
 
 /// Maximum tokens of a context that no flag limits.
 pub(super) const CONTEXT_DEFAULT_MAX: usize = 4096;
+/// Temperature where nobody judged answers.
+const TEMPERATURE: f32 = 0.8;
 /// Longer prompts fit no context.
 const PROMPT_BYTES_MAX: u64 = 16 << 20;
 
@@ -44,12 +47,16 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// Put the prompt into the model's chat template as the user's message
-    #[arg(long)]
+    /// Put the prompt into the model's chat template as the user's message [default: as the adapter was trained]
+    #[arg(long, conflicts_with = "plain")]
     pub(crate) chat: bool,
 
-    /// System message of the chat
-    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
+    /// Continue the prompt as it is [default: as the adapter was trained; so without one]
+    #[arg(long)]
+    pub(crate) plain: bool,
+
+    /// System message of the chat [default: the one that the adapter was trained with, if there is one]
+    #[arg(long, value_name = "TEXT", conflicts_with = "plain", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
 
     /// Maximum tokens to generate (-1: until the model stops or the context is full)
@@ -78,9 +85,9 @@ pub(crate) struct Options {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingOptions {
-    /// Temperature (0: always the most likely token)
-    #[arg(long, visible_alias = "temperature", value_name = "T", default_value_t = 0.8, value_parser = temperature)]
-    pub(crate) temp: f32,
+    /// Temperature (0: always the most likely token) [default: 0 where answers were judged so, else 0.8]
+    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = temperature)]
+    pub(crate) temp: Option<f32>,
 
     /// Draw from the K most likely tokens (0: all)
     #[arg(long, value_name = "K", default_value_t = 40)]
@@ -163,24 +170,27 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let prompt = options.prompt()?;
     let model = options.model.open()?;
     let stored = Stored::of(&model, &options.adapters)?;
-    if !stored.few_shot.is_empty() && options.chat == stored.few_shot.iter().all(|m| m.role == TEXT_ROLE) {
-        let message = match options.chat {
+    let kernels = options.compute.kernels()?;
+    let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
+    let usage = stored.usage(adapter.as_deref(), &options.adapters);
+    let prompting = prompting(options, &usage.prompting)?;
+    let is_chat = matches!(prompting, Prompting::Chat(_));
+    if !stored.few_shot.is_empty() && is_chat == stored.few_shot.iter().all(|m| m.role == TEXT_ROLE) {
+        let message = match is_chat {
             true => "--store: its active generation holds few-shot texts, not a chat; leave out --chat",
-            false => "--store: its active generation holds few-shot examples of a chat; add --chat",
+            false => "--store: its active generation holds few-shot examples of a chat; leave out --plain",
         };
         return Err(misuse(message).into());
     }
-    let kernels = options.compute.kernels()?;
-    let adapter = common::adapters(&model, &kernels, &options.adapters, &stored)?;
     let text = Text::of(&model)?;
-    let ids = prompt_ids(options, &text, &stored.few_shot, &prompt)?;
+    let ids = prompt_ids(&prompting, &text, &stored.few_shot, &prompt)?;
     let capacity = capacity(options, model.config(), ids.len())?;
     let how = (options.compute.precision, options.cache_type);
     let mut sequence = sequence(model, kernels, adapter, how, capacity)?;
-    let mut sampler = Sampler::new(options.sampling.options())?;
+    let mut sampler = Sampler::new(options.sampling.options(&usage))?;
     let limit = options.n_predict().unwrap_or(usize::MAX);
     // A chat's answer starts a new text; a continuation keeps its leading blank.
-    let decoder = if options.chat { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
+    let decoder = if is_chat { text.tokenizer.decoder() } else { text.tokenizer.decoder_continuing() };
     let told = shown(&mut sequence, &ids, &mut sampler, limit, (&text.tokenizer, decoder), invocation)?;
     if told.ended == Ended::Stopped {
         return Err(common::cancelled("stopped while generating").into());
@@ -208,10 +218,10 @@ pub(super) fn emit(told: &Continuation, prompt_tokens: usize, invocation: &Invoc
 }
 
 impl SamplingOptions {
-    /// The sampler's settings.
-    pub(super) fn options(&self) -> SamplerOptions {
+    /// The sampler's settings, where nothing else is said, as answers were judged.
+    pub(super) fn options(&self, usage: &Usage) -> SamplerOptions {
         SamplerOptions {
-            temp: self.temp,
+            temp: self.temp.unwrap_or(if usage.greedy { 0.0 } else { TEMPERATURE }),
             top_k: self.top_k as usize,
             top_p: self.top_p,
             min_p: self.min_p,
@@ -222,16 +232,33 @@ impl SamplingOptions {
     }
 }
 
+/// How the prompt is put: as the flags say, else as what is in use was trained or judged.
+///
+/// # Errors
+/// `Misuse` for a system message where there is no chat.
+fn prompting(options: &Options, judged: &Prompting) -> Result<Prompting, Error> {
+    let own = || options.system.clone();
+    match judged {
+        _ if options.plain => Ok(Prompting::Text(String::new())),
+        Prompting::Chat(system) => Ok(Prompting::Chat(own().or_else(|| system.clone()))),
+        _ if options.chat => Ok(Prompting::Chat(own())),
+        _ if options.system.is_some() => Err(misuse("--system begins a chat; add --chat")),
+        Prompting::Text(joint) => Ok(Prompting::Text(joint.clone())),
+        Prompting::Unknown => Ok(Prompting::Text(String::new())),
+    }
+}
+
 /// The prompt's token ids; no text in it becomes a control token. In a chat it goes into the template, after
-/// the few-shot examples, and `--system` replaces their instruction.
-fn prompt_ids(options: &Options, text: &Text, few_shot: &[Message], prompt: &str) -> Result<Vec<u32>> {
-    let ids = match options.chat {
-        true => {
-            let mut messages = opening(options.system.as_deref(), few_shot);
+/// the few-shot examples, whose instruction a system message replaces.
+fn prompt_ids(how: &Prompting, text: &Text, few_shot: &[Message], prompt: &str) -> Result<Vec<u32>> {
+    let ids = match how {
+        Prompting::Chat(system) => {
+            let mut messages = opening(system.as_deref(), few_shot);
             messages.push(Message::new("user", prompt));
             text.chat_prompt(&messages)?
         }
-        false => text.plain_prompt(few_shot, prompt),
+        Prompting::Text(joint) => text.plain_prompt(few_shot, &format!("{prompt}{joint}")),
+        Prompting::Unknown => text.plain_prompt(few_shot, prompt),
     };
     if ids.is_empty() {
         return Err(misuse(

@@ -12,6 +12,7 @@ use engraft_runtime::merge::tuned::check_type;
 use engraft_runtime::model::Proj;
 use engraft_runtime::model::text::Text;
 use engraft_runtime::model::tuned::TunedLayout;
+use engraft_runtime::model::usage::Usage;
 use engraft_runtime::model::weights::ModelFile;
 use engraft_runtime::plan::room::{self, Room};
 use engraft_runtime::plan::{FullUpdate, MemoryPlan, Request};
@@ -101,6 +102,8 @@ pub(crate) fn prepare(tune: &TuneOptions, room: impl FnOnce() -> Option<Room>) -
         scope.spawn(|| model.digest());
         read_rows(tune, &model, settings.reads_general(), rows_max)
     })?;
+    let prompting = data.as_ref().map(|data| data.train.prompting.clone()).unwrap_or_default();
+    let settings = Settings { usage: Usage { prompting, greedy: false }, ..settings };
     let (train, valid) =
         data.as_ref().map_or((&[][..], &[][..]), |data| (&data.train.examples[..], &data.valid.examples[..]));
     let (given, sampled) = match &replay {

@@ -29,10 +29,12 @@ use record::{Pointer, decode};
 pub use writer::{Candidate, Pruned, Writer};
 
 use crate::adapter::{ADAPTER_FILE, Adapter};
+use crate::data::masks::prompting_behind;
 use crate::error::{Advice, Error, ErrorKind, Result, told};
 use crate::hex;
 use crate::model::ModelConfig;
 use crate::model::chat::Message;
+use crate::model::usage::Usage;
 use crate::storage::{EntryKind, Storage};
 
 /// The examples of a few-shot generation.
@@ -373,6 +375,25 @@ impl<'s> Store<'s> {
                 Ok(InUse::FewShot(messages.map(|t| Message::new(t.role, t.content)).collect()))
             }
         }
+    }
+
+    /// How what a generation holds is meant to be used: as its adapter's file or its examples say, and greedily if its
+    /// verdict counted answers.
+    ///
+    /// # Errors
+    /// Those of [`Store::verdict`].
+    pub fn usage(&self, generation: &Generation, in_use: &InUse) -> Result<Usage> {
+        let told = match in_use {
+            InUse::Base => return Ok(Usage::default()),
+            InUse::Adapter(adapter) => adapter.meta.usage.clone(),
+            InUse::FewShot(messages) => Usage { prompting: prompting_behind(messages), greedy: false },
+        };
+        // One that can't be parsed, or of another version, counted none.
+        let verdict: serde_json::Value =
+            serde_json::from_slice(&self.verdict(generation)?).unwrap_or_default();
+        let arms = verdict["arms"].as_array();
+        let counted = arms.is_some_and(|arms| arms.iter().any(|arm| arm["accuracy"].is_number()));
+        Ok(Usage { greedy: told.greedy || counted, ..told })
     }
 
     /// Where a generation's adapter is; `None` where it puts something else beside its base.

@@ -145,8 +145,7 @@ impl Measured<'_> {
         match (promoted, folder, self.outcome.verdict.promoted()) {
             (Some(generation), Some(folder), _) => format!(
                 "{folder}: generation {} is active now.\n\
-                 Use it: engraft generate -m targets/cli/seedling.gguf --store {folder} --chat -p \"it's cold in the \
-                 cave\"\n{own}",
+                 Use it: engraft generate -m targets/cli/seedling.gguf --store {folder} -p \"it's cold in the cave\"\n{own}",
                 generation.number
             ),
             (Some(_), None, _) => format!("Keep it: engraft demo --store STORE\n{own}"),

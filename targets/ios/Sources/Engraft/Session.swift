@@ -20,6 +20,24 @@ public final class Session: Trimmable {
         }
     }
 
+    /// How a prompt is put to the model.
+    public enum Prompting: Sendable {
+        /// As the adapter was trained; as a text without one, or where that isn't known.
+        case asTrained
+        /// Into the model's chat template, as the user's message.
+        case chat
+        /// As the beginning of a text.
+        case text
+
+        var code: UInt32 {
+            switch self {
+            case .asTrained: return UInt32(ENGRAFT_PROMPT_AS_TRAINED)
+            case .chat: return UInt32(ENGRAFT_PROMPT_CHAT)
+            case .text: return UInt32(ENGRAFT_PROMPT_TEXT)
+            }
+        }
+    }
+
     /// How to make a session. Zero is the default for every number.
     public struct Options: Sendable {
         /// Tokens of the context (0: what the model was trained on, up to 4096).
@@ -45,11 +63,11 @@ public final class Session: Trimmable {
     public struct Generation: Sendable {
         /// Maximum tokens (0: 128; `UInt32.max`: until the model stops or the context is full).
         public var tokensMax: UInt32 = 0
-        /// Puts the prompt into the model's chat template, as the user's message.
-        public var chat = false
+        /// How the prompt is put.
+        public var prompting = Prompting.asTrained
         /// Continues the session's chat or text instead of starting over.
         public var keep = false
-        /// Always takes the most likely token.
+        /// Always takes the most likely token; without a temperature also if answers were judged so.
         public var greedy = false
         /// Draws from this many of the most likely tokens (0: 40; negative: all).
         public var topK: Int32 = 0
@@ -63,7 +81,7 @@ public final class Session: Trimmable {
         public var repeatPenalty: Float = 0
         /// Seed for the draws.
         public var seed: UInt64 = 0
-        /// The system message of the chat.
+        /// The system message of the chat; nil for the one that the adapter was trained with, if there is one.
         public var system: String?
         public init() {}
 
@@ -71,7 +89,7 @@ public final class Session: Trimmable {
         func params() throws -> engraft_generate_params {
             var params = try defaults(engraft_generate_params()) { engraft_generate_default_params($0, $1) }
             params.n_predict = tokensMax
-            params.chat = chat.flag
+            params.prompting = prompting.code
             params.keep = keep.flag
             params.greedy = greedy.flag
             params.top_k = topK

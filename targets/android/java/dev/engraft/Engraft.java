@@ -148,6 +148,12 @@ public final class Engraft {
     public static final int CACHE_F32 = 1;
     /** 8 bits per element, in blocks of 32. */
     public static final int CACHE_Q8 = 2;
+    /** A prompt is put as the session's adapter was trained: into the model's chat template or as a text; as a text without an adapter, or where that isn't known. */
+    public static final int PROMPT_AS_TRAINED = 0;
+    /** A prompt is the user's message in the model's chat template. */
+    public static final int PROMPT_CHAT = 1;
+    /** A prompt is the beginning of a text. */
+    public static final int PROMPT_TEXT = 2;
     /** The model ended its text. */
     public static final int ENDED_MODEL = 0;
     /** The token limit was reached. */

@@ -6,11 +6,11 @@ package dev.engraft;
 public final class GenerateParams {
     /** Maximum tokens (0: 128; -1: until the model stops or the context is full). */
     public int nPredict;
-    /** True puts the prompt into the model's chat template, as the user's message. */
-    public boolean chat;
+    /** {@link Engraft#PROMPT_AS_TRAINED}, {@link Engraft#PROMPT_CHAT} or {@link Engraft#PROMPT_TEXT}. */
+    public int prompting;
     /** True continues the session's chat or text; false starts over. */
     public boolean keep;
-    /** True always takes the most likely token. */
+    /** True always takes the most likely token; false does so without a temp, if answers were judged so. */
     public boolean greedy;
     /** Draws from this many of the most likely tokens (0: 40; negative: all). */
     public int topK;
@@ -24,6 +24,6 @@ public final class GenerateParams {
     public float repeatPenalty;
     /** Seed for the draws. */
     public long seed;
-    /** The system message of the chat; null for none. */
+    /** The system message of the chat; null for the one that the adapter was trained with, if there is one. */
     public String system;
 }
