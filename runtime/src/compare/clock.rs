@@ -9,7 +9,7 @@ use crate::run::{Event, Observer};
 /// How much longer a model takes with an adapter beside it.
 const ADAPTED: f64 = 1.4;
 /// A tuned model beside its base: both run, and their logits are compared.
-const BESIDE: f64 = 3.0;
+const BESIDE: f64 = 2.5;
 /// Waits that count as such; shorter ones are the observer's own work.
 const WAIT: Duration = Duration::from_millis(50);
 /// The least that a training gets of the time asked for, however little scoring leaves.
@@ -24,6 +24,8 @@ pub(super) struct Clock {
     runs: Cell<usize>,
     /// Time spent waiting for the machine, which isn't counted.
     waited: Cell<Duration>,
+    /// Whether its shares were told.
+    is_told: Cell<bool>,
     /// Seconds of one arm's answers, and of reading a token.
     answers: Cell<f64>,
     token: Cell<f64>,
@@ -37,6 +39,7 @@ impl Clock {
             all: minutes.map(|minutes| 60.0 * minutes),
             runs: Cell::new(runs),
             waited: Cell::new(Duration::ZERO),
+            is_told: Cell::new(false),
             answers: Cell::new(0.0),
             token: Cell::new(0.0),
         }
@@ -51,12 +54,23 @@ impl Clock {
     /// When the next training has to end, so that there is time to judge it (one arm's answers, `alone` tokens read by
     /// it, and `beside` read by it and its base), and for the trainings after it. `None` without a limit.
     pub(super) fn training_ends(&self, alone: usize, beside: usize) -> Option<Instant> {
+        Some(Instant::now() + Duration::from_secs_f64(self.own(alone, beside)?))
+    }
+
+    /// All the time and that for training, in seconds, the first time; afterwards, or without a limit or a training, `None`.
+    pub(super) fn shares(&self, alone: usize, beside: usize) -> Option<(f64, f64)> {
+        let (all, runs) = (self.all?, self.runs.get());
+        let own = self.own(alone, beside)?;
+        (runs > 0 && !self.is_told.replace(true)).then_some((all, own * runs as f64))
+    }
+
+    /// Seconds of the next training.
+    fn own(&self, alone: usize, beside: usize) -> Option<f64> {
         let (all, left) = self.left()?;
         let tokens = ADAPTED * alone as f64 + BESIDE * beside as f64;
         let after = ADAPTED * self.answers.get() + tokens * self.token.get();
         let runs = self.runs.get().max(1) as f64;
-        let own = (left / runs - after).max(LEAST_SHARE * all / runs);
-        Some(Instant::now() + Duration::from_secs_f64(own))
+        Some((left / runs - after).max(LEAST_SHARE * all / runs))
     }
 
     /// A training has ended and was judged.
@@ -115,10 +129,13 @@ mod tests {
         let clock = Clock::new(Some(2.0), 2);
         assert!((seconds(&clock, 0, 0) - 60.0).abs() < 1.0, "two trainings share two minutes");
         clock.scored((100, 1.0), 10.0);
-        // 1.4 · (10 s + 100 · 10 ms) + 3 · 200 · 10 ms.
-        assert!((seconds(&clock, 100, 200) - (60.0 - 15.4 - 6.0)).abs() < 1.0);
+        // 1.4 · (10 s + 100 · 10 ms) + 2.5 · 200 · 10 ms.
+        assert!((seconds(&clock, 100, 200) - (60.0 - 15.4 - 5.0)).abs() < 1.0);
         clock.judged();
-        assert!((seconds(&clock, 100, 200) - (120.0 - 21.4)).abs() < 1.0);
+        assert!((seconds(&clock, 100, 200) - (120.0 - 20.4)).abs() < 1.0);
+        let (all, training) = clock.shares(100, 200).expect("the first time");
+        assert!(all == 120.0 && (training - (120.0 - 20.4)).abs() < 1.0, "{training}");
+        assert!(clock.shares(100, 200).is_none(), "told once");
         // However little is left, something is trained.
         clock.scored((100, 1.0), 1000.0);
         assert!((seconds(&clock, 0, 0) - 12.0).abs() < 1.0);

@@ -33,6 +33,11 @@ use crate::run::checkpoint::stated_digest;
 use crate::run::{Base, Method, Observer, Trained};
 use crate::storage::{Disk, create_dir_within};
 
+/// Held-out rows that tell how far a tuned model is from its base, where no ceiling depends on it.
+const TASK_ROWS: usize = 50;
+/// Passes over the rows set aside that strength takes: one where all of it is tolerable, at most four.
+const STRENGTH_PASSES: usize = 2;
+
 /// An arm of a contest.
 #[derive(Clone, Copy)]
 pub(super) enum Arm<'a> {
@@ -111,6 +116,8 @@ pub(super) struct Panel<'a> {
     pub(super) questions: Vec<Question>,
     pub(super) observer: &'a mut dyn Observer,
     clock: &'a Clock,
+    /// The most that a training was planned to take, in bytes; `None` without one.
+    planned: Option<u64>,
     /// Which answers the base gets right in each retention task, computed when needed.
     retained: Vec<Option<Vec<bool>>>,
 }
@@ -124,7 +131,12 @@ impl<'a> Panel<'a> {
         (observer, clock): (&'a mut dyn Observer, &'a Clock),
     ) -> Panel<'a> {
         let questions = answers::questions(&material.held_out, text);
-        Panel { base, material, text, options, contest, questions, observer, clock, retained: Vec::new() }
+        let plans = contest.recipes.iter().filter_map(|recipe| {
+            let planned = recipe.check(base, material, contest.shared(), &contest.limit).ok()?;
+            Some(planned.plan.private_bytes as u64)
+        });
+        let (planned, retained) = (plans.max(), Vec::new());
+        Panel { base, material, text, options, contest, questions, observer, clock, planned, retained }
     }
 
     pub(super) fn subject(&self, adapter: Option<Arc<StackedAdapter>>) -> Subject {
@@ -141,19 +153,24 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// The memory for scoring, beside the model, the tokenizer and the rows.
-    fn free_bytes(&self) -> usize {
+    /// What of so many bytes is left beside the model, the tokenizer and the rows.
+    fn left_of(&self, bytes: u64) -> usize {
         let Material { train, valid, held_out, .. } = self.material;
         let rows: usize = [train, valid, held_out].iter().map(|rows| rows.data.heap_bytes()).sum();
         let held = self.base.resident_bytes() + self.material.text_bytes() + rows;
+        usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(held)
+    }
+
+    /// The memory for scoring: no more than what training was planned to take.
+    fn free_bytes(&self) -> usize {
         let budget = self.budget().unwrap_or(SCORING_BYTES);
-        usize::try_from(budget).unwrap_or(usize::MAX).saturating_sub(held)
+        self.left_of(budget.min(self.planned.unwrap_or(budget)))
     }
 
     /// Refuses scoring that exceeds the budget, if there is one.
     pub(super) fn check(&self, arm: &str, bytes: usize) -> Result<()> {
-        let free = self.free_bytes();
-        if self.budget().is_none() || bytes <= free {
+        let Some(free) = self.budget().map(|budget| self.left_of(budget)) else { return Ok(()) };
+        if bytes <= free {
             return Ok(());
         }
         let message = format!(
@@ -168,6 +185,7 @@ impl<'a> Panel<'a> {
     pub(super) fn measured(&mut self, arm: &Arm<'_>) -> Result<Measured> {
         let made = self.made(arm)?;
         let mut measured = self.measure(&made)?;
+        self.tell_time();
         if made.is_tuned {
             self.forgetting(&made.subject, &mut measured.result)?;
         }
@@ -276,14 +294,32 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// When a training has to end: strength takes about three passes over the rows set aside.
+    /// When a training has to end.
     fn training_ends(&self) -> Option<Instant> {
+        let (held_out, beside) = self.to_judge();
+        self.clock.training_ends(held_out, beside)
+    }
+
+    /// Tells once how the time is shared, as soon as it is known how long measuring takes.
+    fn tell_time(&mut self) {
+        let (held_out, beside) = self.to_judge();
+        let Some((all, training)) = self.clock.shares(held_out, beside) else { return };
+        let minutes = |seconds: f64| format!("{}:{:02}", seconds as u64 / 60, seconds as u64 % 60);
+        self.observer.note(&format!(
+            "time: {} of {} for training, the rest for measuring and judging",
+            minutes(training),
+            minutes(all)
+        ));
+    }
+
+    /// Tokens that a trained arm reads to be judged: alone, and beside its base.
+    fn to_judge(&self) -> (usize, usize) {
         let tokens = |rows: &[Example]| rows.iter().map(Example::rows).sum::<usize>();
         let (held_out, contest) = (tokens(&self.material.held_out.data.examples), self.contest);
         let retention: usize = contest.retention.iter().map(|set| tokens(&set.rows)).sum();
         let aside: usize = contest.aside.iter().map(|set| tokens(&set.rows)).sum();
-        let beside = held_out + retention + 3 * aside;
-        self.clock.training_ends(held_out, beside)
+        let on_task = tokens(&self.on_task());
+        (held_out, on_task + retention + STRENGTH_PASSES * aside)
     }
 
     /// A model tuned in every weight, as its file gives it.
@@ -369,6 +405,18 @@ impl<'a> Panel<'a> {
         Ok(Measured { result, scoring, run: None, rate_test: None, kept: None, made_before: None, samples })
     }
 
+    /// The held-out rows on which a tuned model is compared with its base: all of them if a ceiling depends on it, else
+    /// some, evenly spread.
+    fn on_task(&self) -> Cow<'a, [Example]> {
+        let all = &self.material.held_out.data.examples;
+        match self.contest.thresholds.task_kl_max {
+            None if all.len() > TASK_ROWS => {
+                Cow::Owned(answers::shown(all.len(), TASK_ROWS).into_iter().map(|i| all[i].clone()).collect())
+            }
+            _ => Cow::Borrowed(all),
+        }
+    }
+
     /// How far a tuned model is from its base, on the task and on the retention sets.
     pub(super) fn forgetting(&mut self, subject: &Subject, result: &mut ArmResult) -> Result<()> {
         let base = self.subject(None);
@@ -377,7 +425,8 @@ impl<'a> Panel<'a> {
         let all = contest.retention.iter().flat_map(|set| &set.rows).chain(held_out);
         let rows_max = all.map(Example::rows).max().unwrap_or(1);
         self.check(&result.name, subject.beside_bytes(rows_max))?;
-        let on_task = subject.beside(&base, &self.material.held_out.data.examples, self.observer)?;
+        let held_out = self.on_task();
+        let on_task = subject.beside(&base, &held_out, self.observer)?;
         result.task_kl = Some(on_task.kl(Direction::Reverse) / on_task.targets as f64);
         if self.retained.is_empty() {
             self.retained = self.retained_by(&base)?;

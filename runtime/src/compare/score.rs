@@ -16,7 +16,7 @@ use crate::model::tuned::Weights;
 use crate::nn::Precision;
 use crate::nn::divergence::Compared;
 use crate::nn::head::{HeadBufs, HeadWords};
-use crate::run::{Base, Observer};
+use crate::run::{Base, Event, Observer};
 
 /// Rows whose logits are held at once, for each of two models.
 const LOGIT_ROWS: usize = 32;
@@ -155,6 +155,8 @@ impl Subject {
             })?;
             scored.nll.push(ExampleNll { sum, targets });
             scored.tokens += example.rows() - prefix;
+            let (done, all) = (scored.nll.len(), examples.len());
+            observer.tell("", Event::Measured { what: "losses", done, all });
             observer.ask()?;
         }
         scored.seconds = started.elapsed().as_secs_f64();
@@ -173,7 +175,7 @@ impl Subject {
         let mut heads = [self.head(held), base.head(held)];
         let mut logits = [vec![0.0; held * vocab], vec![0.0; held * vocab]];
         let mut total = Compared::default();
-        for example in rows.iter().filter(|e| e.rows() > 0) {
+        for (i, example) in rows.iter().enumerate().filter(|(_, e)| e.rows() > 0) {
             tuned.truncate(0);
             plain.truncate(0);
             for (part, ids) in example.ids[..example.rows()].chunks(part_rows).enumerate() {
@@ -192,6 +194,7 @@ impl Subject {
                     total += compare_logits(self.kernels.threads(), z, y, group, vocab);
                 }
             }
+            observer.tell("", Event::Measured { what: "what was forgotten", done: i + 1, all: rows.len() });
             observer.ask()?;
         }
         Ok(total)
@@ -221,7 +224,10 @@ impl Subject {
         let own: Vec<Vec<u32>> = prompts.iter().map(|p| p[shared..].to_vec()).collect();
         let is_over =
             |i: usize, answer: &[u32]| answer.last().is_some_and(|last| is_end(*last)) || is_over(i, answer);
-        let mut answers = batch.complete_until(&own, limit, is_over, |_| observer.ask().is_ok())?;
+        let mut answers = batch.complete_until(&own, limit, is_over, |done| {
+            observer.tell("", Event::Measured { what: "answers", done, all: prompts.len() });
+            observer.ask().is_ok()
+        })?;
         let tokens = answers.iter().map(Vec::len).sum();
         for answer in &mut answers {
             if answer.last().is_some_and(|id| is_end(*id)) {

@@ -20,9 +20,10 @@ impl Run {
             Looks::Every(every) => every > 0 && step.is_multiple_of(every) && Some(step) != self.total(),
             // The last steps' parameters count too.
             Looks::Best { .. } if self.is_late() => true,
-            Looks::Best { times, .. } => self
-                .total()
-                .is_some_and(|total| step == total || step.is_multiple_of((total / times.max(1)).max(1))),
+            Looks::Best { times, .. } => {
+                let times = self.course.progress.times.unwrap_or(times).max(1);
+                self.total().is_some_and(|total| step == total || step.is_multiple_of((total / times).max(1)))
+            }
         }
     }
 

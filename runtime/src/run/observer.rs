@@ -61,6 +61,15 @@ pub enum Event<'a> {
         /// Nats per token forgotten of ordinary text set aside, on the set that lost most; `None` without any.
         forgot: Option<f64>,
     },
+    /// So many rows of so many were measured, in a pass that may take long.
+    Measured {
+        /// What is measured, for people.
+        what: &'static str,
+        /// Rows done.
+        done: usize,
+        /// All of them.
+        all: usize,
+    },
     /// A step failed, nothing was changed, and its rows are skipped.
     Skipped(&'a str),
     /// The run had diverged and returned to an earlier step.

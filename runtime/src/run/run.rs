@@ -22,6 +22,10 @@ use crate::train::{AnyTrainer, StepReport};
 /// General rows of a step that stays near the base.
 const GENERAL_PER_STEP: u64 = 3;
 
+/// Share of a timed run's seconds that looks may take, and the least number of them all the same.
+const LOOKS_SHARE: f64 = 0.2;
+const LOOKS_MIN: u64 = 3;
+
 /// How a run starts.
 pub enum Start {
     /// From scratch, with checkpoints in this folder, if any.
@@ -292,7 +296,7 @@ impl Run {
                 self.last = Some(report);
                 let stepping = self.stepping(report);
                 observer.tell(&self.name, Event::Step(&stepping));
-                self.time();
+                self.time(observer);
                 return Ok(true);
             }
             Ok(Stepped::Skipped(why)) => observer.tell(&self.name, Event::Skipped(&why)),
@@ -311,15 +315,20 @@ impl Run {
         Stepping { step, total, report, tokens: tally.tokens, seconds: tally.seconds }
     }
 
-    /// Fixes the length of a timed run once some steps show how long one takes.
-    fn time(&mut self) {
-        let seconds = self.course.progress.tally.seconds;
-        let looks = self.settings.look_count() as f64 * self.look_time.as_secs_f64();
-        let left =
-            self.end_by.map(|end_by| end_by.saturating_duration_since(Instant::now()).as_secs_f64() - looks);
-        if let Some(total) = self.settings.timed(self.total(), self.steps(), seconds, left) {
+    /// Fixes the length of a timed run once some steps show how long one takes, and its number of looks.
+    fn time(&mut self, observer: &mut dyn Observer) {
+        let (seconds, wanted) = (self.course.progress.tally.seconds, self.settings.look_count());
+        let left = self.end_by.map(|end_by| end_by.saturating_duration_since(Instant::now()).as_secs_f64());
+        let looks = left.map_or(wanted, |left| affordable(wanted, left, self.look_time.as_secs_f64()));
+        let for_steps = left.map(|left| left - looks as f64 * self.look_time.as_secs_f64());
+        if let Some(total) = self.settings.timed(self.total(), self.steps(), seconds, for_steps) {
             self.course.progress.total = Some(total);
+            self.course.progress.times = Some(looks);
             self.schedule();
+            if looks < wanted {
+                let name = &self.name;
+                observer.note(&format!("{name}: time is short, so {looks} looks instead of {wanted}"));
+            }
         }
     }
 
@@ -553,6 +562,12 @@ impl Run {
             },
         }
     }
+}
+
+/// So many looks of those wanted as take no more than a fair share of the seconds left, at least some.
+fn affordable(wanted: u64, left: f64, look: f64) -> u64 {
+    let afforded = LOOKS_SHARE * left.max(0.0) / look.max(1e-9);
+    wanted.min((afforded as u64).max(LOOKS_MIN))
 }
 
 /// The general rows of a step: some in turn, from a place of the run's own; no more than the arena's batch holds.

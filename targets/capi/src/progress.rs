@@ -216,7 +216,7 @@ impl Observer for Looker<'_> {
                 let event = ENGRAFT_EVENT_VALIDATION;
                 self.event(Progress { event, step, valid_loss: loss, ..now }, run);
             }
-            Event::Report(..) | Event::Checkpoint(..) | Event::Saved(_) => {}
+            Event::Measured { .. } | Event::Report(..) | Event::Checkpoint(..) | Event::Saved(_) => {}
         }
     }
 }

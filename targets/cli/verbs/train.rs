@@ -377,6 +377,7 @@ impl Observer for Screen<'_> {
                 let total = total.unwrap_or_default();
                 self.progress.note(&format!("step {step}/{total}  held-out loss {loss:.4}"));
             }
+            Event::Measured { .. } => {}
             Event::Note(text) => self.progress.note(text),
             Event::Skipped(why) => self.progress.note(&format!("skipped: {why}")),
             Event::RolledBack(back) => {

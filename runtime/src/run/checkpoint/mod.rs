@@ -35,6 +35,8 @@ pub struct Progress {
     pub tally: Tally,
     /// Optimizer steps of the whole run, once that is known.
     pub total: Option<u64>,
+    /// Looks that count, of the whole run, where time is short; else as many as the settings say.
+    pub times: Option<u64>,
     /// All looks at the validation rows so far, in order.
     pub looks: Vec<Look>,
     /// The best of them, if the best one counts.
