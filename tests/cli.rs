@@ -20,6 +20,9 @@ mod examples;
 #[path = "cli/locks.rs"]
 mod locks;
 #[cfg(unix)]
+#[path = "cli/next.rs"]
+mod next;
+#[cfg(unix)]
 #[path = "cli/places.rs"]
 mod places;
 #[path = "cli/privacy.rs"]

@@ -4,6 +4,7 @@
 //! logs to stderr, and the exit code tells the kind of failure (see `exit.rs`).
 
 mod advice;
+mod again;
 mod args;
 mod conditions;
 mod config;

@@ -1,7 +1,7 @@
 //! `engraft adapt`: plans, checks the data, trains what the budget allows, judges it, and promotes only
 //! what beats both the unchanged model and a better prompt.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
@@ -13,6 +13,7 @@ use engraft_runtime::storage::{Disk, check_dir_within};
 
 use super::Invocation;
 use super::compare::{REPORT_PAGE, Screen, UNFINISHED_DIR, tell, write};
+use crate::again::{self, Line, Place};
 use crate::contest::{ContestOptions, Held, Verb};
 use crate::exit::AfterJson;
 use crate::json;
@@ -64,6 +65,8 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let model = contest.model.open()?;
     let promoted = promote(&writer, &outcome, &model)?;
     let tried = outcome.keep_tried(&writer, &model, options.keep_candidates as usize)?;
+    let files = (contest.model.path()?, contest.data()?);
+    let next = again::after(&outcome.report, &Line::own(), files, (Place::Store(folder), chat));
     tell(&outcome.report)?;
     eprintln!("Report: {}", last.join(REPORT_PAGE).display());
     for (arm, number) in &tried {
@@ -78,10 +81,10 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         Some(generation) => {
             eprintln!("{}", outcome.verdict.sentence);
             eprintln!("{}: generation {} is active now.", folder.display(), generation.number);
-            eprintln!("{}", use_it(contest.model.path()?, folder, chat));
+            eprintln!("Use it: {next}");
             None
         }
-        None => refusal(&outcome),
+        None => refusal(&outcome, &next),
     };
     if invocation.json {
         let generation = promoted.map(|g| g.number);
@@ -102,17 +105,10 @@ pub(super) fn in_use(store: &Store<'_>, model: &ModelFile) -> Result<Option<(Str
     InUse::of_store(store, model, &mut |why| eprintln!("warning: {why}"))
 }
 
-/// What to type next to use the active generation.
-fn use_it(model: &Path, store: &Path, chat: bool) -> String {
-    let (model, store) = (model.display(), store.display());
-    let prompt = if chat { "a question" } else { "the beginning of a text" };
-    format!("Use it: engraft generate -m {model} --store {store} -p \"{prompt}\"")
-}
-
 /// The error when nothing was promoted: what happened and why, then what to try; `None` for a promotion.
-fn refusal(outcome: &Outcome) -> Option<Error> {
+fn refusal(outcome: &Outcome, next: &str) -> Option<Error> {
     outcome.verdict.require_promotion().err().map(|refused| {
-        let message = format!("{}\nNext: {}", refused.message(), outcome.report.next_step());
+        let message = format!("{}\nNext: {}\nType: {next}", refused.message(), outcome.report.next_step());
         Error::new(ErrorKind::GateRefused, message)
     })
 }

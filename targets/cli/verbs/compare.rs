@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
@@ -15,15 +16,19 @@ use engraft_runtime::run::{Event, Observer, Stepping};
 use engraft_runtime::storage::{Disk, commit, create_dir_all};
 
 use super::{Invocation, WATCH_INTERVAL, common};
+use crate::again::{self, Line, Place};
 use crate::conditions::Conditions;
 use crate::contest::{ContestOptions, Held, Verb};
 use crate::json;
 use crate::memory::Watch;
 use crate::options::{ArmName, misuse};
 use crate::progress::{Progress, Step};
+use crate::units::show_seconds;
 
 /// Steps between progress lines when stderr isn't a terminal.
 const TELL_EVERY: u32 = 50;
+/// Time between two lines of a pass over rows.
+const MEASURED_EVERY: Duration = Duration::from_secs(5);
 /// Columns of the report when the terminal's width is unknown.
 const COLUMNS: usize = 100;
 
@@ -64,10 +69,12 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         unfinished: &options.out.join(UNFINISHED_DIR),
     };
     let mut screen = Screen::new(invocation.cancel.clone(), Some(contest.when.watch()?));
-    let Held { outcome, lock: _lock, .. } = contest.hold(&verb, &mut screen)?;
+    let Held { outcome, lock: _lock, chat } = contest.hold(&verb, &mut screen)?;
     write(&options.out, &outcome)?;
     tell(&outcome.report)?;
     eprintln!("{}: {VERDICT_FILE}, {REPORT_PAGE}, {REPORT_JSON}", options.out.display());
+    let (files, place) = ((contest.model.path()?, contest.data()?), Place::Folder(&options.out));
+    eprintln!("Type: {}", again::after(&outcome.report, &Line::own(), files, (place, chat)));
     invocation.emit(&json::Compare::of(&outcome, &options.out.display().to_string()))
 }
 
@@ -105,8 +112,37 @@ pub(super) struct Screen {
     /// The run whose progress is shown, and its number of steps if known.
     shown: (String, Option<u64>),
     /// When its progress was first shown, and at which step.
-    begun: (std::time::Instant, u64),
+    begun: (Instant, u64),
+    measuring: Measuring,
     watch: Watch,
+}
+
+/// A pass over rows, told from time to time.
+struct Measuring {
+    done: usize,
+    began: Instant,
+    told: Instant,
+}
+
+impl Measuring {
+    fn new() -> Measuring {
+        Measuring { done: 0, began: Instant::now(), told: Instant::now() }
+    }
+
+    /// What to tell now, if anything: how far it is, and how long it will take.
+    fn heard(&mut self, what: &str, done: usize, all: usize) -> Option<String> {
+        if done < self.done || self.done == 0 {
+            *self = Measuring::new();
+        }
+        // A finished pass is followed by another.
+        self.done = if done >= all { 0 } else { done };
+        if done == 0 || done >= all || self.told.elapsed() < MEASURED_EVERY {
+            return None;
+        }
+        self.told = Instant::now();
+        let left = self.began.elapsed().as_secs_f64() / done as f64 * (all - done) as f64;
+        Some(format!("{what}: {done} of {all} rows, {} left", show_seconds(left)))
+    }
 }
 
 impl Screen {
@@ -116,7 +152,8 @@ impl Screen {
             when,
             progress: Progress::on_stderr(TELL_EVERY, None),
             shown: (String::new(), None),
-            begun: (std::time::Instant::now(), 0),
+            begun: (Instant::now(), 0),
+            measuring: Measuring::new(),
             watch: Watch::start(WATCH_INTERVAL),
         }
     }
@@ -126,7 +163,7 @@ impl Screen {
             self.progress.finish();
             self.progress = Progress::on_stderr(TELL_EVERY, at.total);
             self.shown = (run.to_string(), at.total);
-            self.begun = (std::time::Instant::now(), at.step);
+            self.begun = (Instant::now(), at.step);
         }
         // A resumed run starts at a later step: scale the time of the steps seen here up to all of them.
         let (begun, first) = self.begun;
@@ -162,6 +199,11 @@ impl Observer for Screen {
             Event::Look { step, loss, forgot, .. } => {
                 let forgot = forgot.map_or(String::new(), |nats| format!("  ordinary text {nats:+.4}"));
                 self.progress.note(&format!("{run}: step {step}  validation loss {loss:.4}{forgot}"));
+            }
+            Event::Measured { what, done, all } => {
+                if let Some(told) = self.measuring.heard(what, done, all) {
+                    self.progress.note(&told);
+                }
             }
             Event::Skipped(why) => self.progress.note(&format!("{run}: skipped: {why}")),
             Event::RolledBack(back) => self.progress.note(&format!("{run}: {}", back.describe())),

@@ -3,6 +3,7 @@
 //! Figures and strings only, as measured: whoever shows them rounds them. [`Report::to_html`] gives the page,
 //! [`Report::to_text`] the text; both show the same tables.
 
+pub mod next;
 mod outcome;
 mod show;
 mod tables;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::verdict::Verdict;
+pub use next::Next;
 use tables::Table;
 
 /// The page, with slots for what is put in. It needs nothing else: no font, no image, no net.

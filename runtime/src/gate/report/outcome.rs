@@ -1,15 +1,9 @@
-//! What a verdict means for each arm and for the reader's next step, in a few words.
+//! What a verdict means for each arm, in a few words.
 
-use super::super::statistics::REACH;
 use super::super::verdict::{Accuracy, ArmKind, ArmReport, Comparison, Decision, RetentionReport, Verdict};
 use super::{Report, show};
 
 impl Report {
-    /// What to do next, in one or two sentences.
-    pub fn next_step(&self) -> String {
-        next_step(&self.verdict, &self.model.file)
-    }
-
     /// Model and task, as far as they have names.
     pub(super) fn heading(&self) -> String {
         let model = if self.model.name.is_empty() { &self.model.file } else { &self.model.name };
@@ -134,19 +128,19 @@ fn refusals(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
 }
 
 /// Whether an arm's answers must be better than zero-shot's, but are neither better nor worse.
-fn solves_no_more(verdict: &Verdict, arm: &ArmReport) -> bool {
+pub(super) fn solves_no_more(verdict: &Verdict, arm: &ArmReport) -> bool {
     let answers = beside_zero_shot(verdict, arm);
     verdict.thresholds.accuracy_required && answers.is_some_and(|a| !a.better && !a.worse)
 }
 
 /// An arm's answers against zero-shot's.
-fn beside_zero_shot(verdict: &Verdict, arm: &ArmReport) -> Option<Accuracy> {
+pub(super) fn beside_zero_shot(verdict: &Verdict, arm: &ArmReport) -> Option<Accuracy> {
     let zero = zero_shot(verdict);
     arm.comparisons.iter().find(|c| Some(c.against.as_str()) == zero)?.accuracy
 }
 
 /// Where a trained arm exceeds its ceilings for forgetting.
-fn forgotten(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
+pub(super) fn forgotten(verdict: &Verdict, arm: &ArmReport) -> Vec<String> {
     let t = &verdict.thresholds;
     if arm.retention.is_empty() {
         return vec!["forgetting wasn't measured".into()];
@@ -197,76 +191,4 @@ pub(super) fn warnings(verdict: &Verdict) -> Vec<String> {
         n => found.push(format!("Undecided: {n} questions")),
     }
     found
-}
-
-/// What to do next.
-pub(super) fn next_step(verdict: &Verdict, model_file: &str) -> String {
-    let too_few = verdict.held_out.examples < verdict.held_out.examples_min;
-    match &verdict.decision {
-        _ if verdict.leak_count > 0 => {
-            "Split the data so that no held-out row is also a training row, then compare again.".into()
-        }
-        Decision::Promote { arm } => {
-            format!("Use {arm} with {model_file}: it is in the store, or in the arm's folder.")
-        }
-        Decision::KeepPrompting { k, .. } => {
-            let open = more_rows(verdict)
-                .map(|n| format!(" About {n} held-out rows could decide whether training does better."));
-            format!("Put the same {k} examples before each question.{}", open.unwrap_or_default())
-        }
-        Decision::KeepActive { .. } | Decision::KeepBase if too_few => {
-            format!("Hold out at least {} examples, then compare again.", verdict.held_out.examples_min)
-        }
-        Decision::KeepActive { .. } | Decision::KeepBase => keep_base(verdict),
-    }
-}
-
-fn keep_base(verdict: &Verdict) -> String {
-    let trained = || verdict.arms.iter().filter(|a| a.kind.is_trained());
-    let only_forgets = |a: &ArmReport| {
-        let won = !a.comparisons.is_empty() && a.comparisons.iter().all(|c| c.better);
-        won && !a.retention.is_empty() && !forgotten(verdict, a).is_empty()
-    };
-    if let Some(arm) = trained().find(|a| only_forgets(a)) {
-        return format!(
-            "{} learned the task but forgot too much. Try fewer steps, a lower learning rate, general rows \
-             replayed among yours, or a penalty on moving away from the base.",
-            arm.name
-        );
-    }
-    if trained().any(|a| a.negative_transfer || a.nll.is_none()) {
-        return "Training did harm. Try a lower learning rate, fewer steps or more data.".into();
-    }
-    let learned_a_form =
-        |a: &&ArmReport| a.comparisons.iter().all(|c| c.better) && solves_no_more(verdict, a);
-    if let Some(arm) = trained().find(learned_a_form) {
-        let how = match beside_zero_shot(verdict, arm).and_then(|a| a.examples_to_decide) {
-            Some(n) => format!(
-                "About {} held-out rows would show a lead of this size; more training data or more minutes may \
-                 widen it.",
-                show::count(n)
-            ),
-            None => "There is no lead that more held-out rows could show: it takes more rows to train on, or more \
-                     minutes."
-                .to_string(),
-        };
-        return format!(
-            "{} makes the right answers likelier but isn't shown to give more of them. {how} Or let the loss alone \
-             decide.",
-            arm.name
-        );
-    }
-    match more_rows(verdict) {
-        Some(n) => format!("Hold out more rows: about {n} could decide. More training data may help, too."),
-        None => "Try more training data, more steps, or examples in the prompt.".into(),
-    }
-}
-
-/// The fewest held-out rows that may decide one of the open comparisons. `None` when it takes more than
-/// [`REACH`] times the rows at hand, which would be useless advice.
-fn more_rows(verdict: &Verdict) -> Option<String> {
-    let reach = REACH * verdict.held_out.examples as u64;
-    let open = verdict.arms.iter().flat_map(|a| &a.comparisons).filter(|c| !c.better && !c.worse);
-    let needed = open.filter(|c| c.gain.is_some_and(|g| g > 0.0)).filter_map(|c| c.examples_to_decide);
-    needed.min().filter(|n| *n <= reach).map(show::count)
 }

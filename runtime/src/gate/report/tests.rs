@@ -472,7 +472,7 @@ fn what_is_missing_is_not_shown() {
 
 #[test]
 fn the_next_step_fits_the_verdict() {
-    let step = |r: &Report| outcome::next_step(&r.verdict, &r.model.file);
+    let step = Report::next_step;
     assert!(step(&realistic()).contains("in the store"));
     assert!(step(&leaked()).starts_with("Split the data"));
     let mut r = realistic();

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm, wrap};
 
 use super::super::verdict::{Comparison, Decision};
-use super::outcome::{caveat, next_step, rivals, warnings, zero_shot};
+use super::outcome::{caveat, rivals, warnings, zero_shot};
 use super::tables::{self, Table, word};
 use super::{Output, Report, SampleOutputs, show};
 
@@ -54,11 +54,11 @@ impl Report {
             Decision::Promote { .. } => Tone::Good,
             Decision::KeepPrompting { .. } | Decision::KeepActive { .. } | Decision::KeepBase => Tone::Bold,
         };
+        sheet.say(tone, 0, &self.verdict.sentence);
+        sheet.say(Tone::Plain, 0, &format!("Next: {}", self.next_step()));
         sheet.say(Tone::Plain, 0, &self.heading());
-        sheet.say(tone, 0, &self.verdict.decision.to_string());
-        sheet.say(Tone::Bold, 0, &self.verdict.sentence);
+        sheet.say(Tone::Plain, 0, &self.verdict.decision.to_string());
         warnings(&self.verdict).iter().for_each(|w| sheet.say(Tone::Open, 0, &format!("! {w}")));
-        sheet.say(Tone::Plain, 0, &format!("Next: {}", next_step(&self.verdict, &self.model.file)));
     }
 
     fn tell_arms(&self, sheet: &mut Sheet) {
