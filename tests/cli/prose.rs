@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use engraft_runtime::gate::verdict::Verdict;
+
 /// What a page's folder calls the real model.
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 /// Rows that pages call `letters`: running text.
 const LETTERS: usize = 60;
-/// Further letters beside the README's, held out: as few as `adapt` can decide by. Without them it stops at once.
-const HELD_OUT: usize = 20;
 /// What `--minutes` is cut to, and `--iters`.
 const MINUTES: &str = "0.1";
 const STEPS: u32 = 40;
@@ -86,8 +86,11 @@ fn pages() -> Vec<PathBuf> {
 }
 
 /// What pages take for granted.
-fn lay_out(folder: &Path, model: &Path, held_out: usize) {
-    std::os::unix::fs::symlink(model, folder.join(MODEL)).expect("a link");
+fn lay_out(folder: &Path, model: &Path) {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    for (what, name) in [(model, MODEL), (&examples, "examples")] {
+        std::os::unix::fs::symlink(what, folder.join(name)).expect("a link");
+    }
     let commands = include_str!("../../targets/cli/demo/private_train.jsonl");
     let letter = |i: usize| {
         let day = i % 28 + 1;
@@ -101,10 +104,6 @@ fn lay_out(folder: &Path, model: &Path, held_out: usize) {
     for (name, rows) in [("commands", commands), ("letters", &letters(0..LETTERS))] {
         std::fs::create_dir(folder.join(name)).expect("a folder");
         std::fs::write(folder.join(name).join("train.jsonl"), rows).expect("rows");
-    }
-    if held_out > 0 {
-        let rows = letters(LETTERS..LETTERS + held_out);
-        std::fs::write(folder.join("letters/valid.jsonl"), rows).expect("rows");
     }
 }
 
@@ -136,18 +135,44 @@ fn blocks_are_found_and_bad_ones_are_named() {
     assert_eq!(cut_short(typed), run);
 }
 
+fn real_model() -> PathBuf {
+    PathBuf::from(std::env::var_os("ENGRAFT_MODEL").expect("set ENGRAFT_MODEL to the model's file"))
+}
+
+#[test]
+#[ignore = "needs ENGRAFT_MODEL"]
+fn the_rows_in_examples_teach_the_real_model() {
+    let (folder, model) = (tempfile::tempdir().expect("a folder"), real_model().display().to_string());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (data, store) = (root.join("examples/data"), folder.path().join("home").display().to_string());
+    let data = data.display().to_string();
+    let adapt = ["adapt", "-m", &model, "--data", &data, "--metric", "exact", "--store", &store];
+    let output = super::engraft(&[&adapt[..], &["--iters", "100"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", super::stderr(&output));
+    let verdict = std::fs::read_to_string(folder.path().join("home/last/verdict.json")).expect("a verdict");
+    let verdict = Verdict::from_json(&verdict).expect("a verdict");
+    let share =
+        |arm: &str| verdict.arms.iter().find(|a| a.name == arm).and_then(|a| a.accuracy).expect("answers");
+    assert_eq!(verdict.promoted(), Some("lora"), "{}", verdict.sentence);
+    let (lora, shots, alone) = (share("lora"), share("5-shot"), share("zero-shot"));
+    assert!(lora >= 0.6 && lora > shots + 0.15 && lora > alone + 0.15, "{lora}, {shots}, {alone}");
+    let ask =
+        ["generate", "-m", &model, "--store", &store, "-p", "The brake lever is loose, can you mend it?"];
+    let said = super::result_of(&ask);
+    assert_eq!(said["text"].as_str().map(str::trim), Some("repair"), "{said}");
+}
+
 #[test]
 #[ignore = "needs ENGRAFT_MODEL"]
 fn commands_of_the_readme_and_the_guides_run_on_the_real_model() {
-    let model =
-        PathBuf::from(std::env::var_os("ENGRAFT_MODEL").expect("set ENGRAFT_MODEL to the model's file"));
+    let model = real_model();
     let programs = Path::new(env!("CARGO_BIN_EXE_engraft")).parent().expect("a folder");
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
     let mut ran = 0;
     for page in pages() {
         let folder = tempfile::tempdir().expect("a folder");
         let is_readme = page.ends_with("README.md") && !page.ends_with("guide/README.md");
-        lay_out(folder.path(), &model, if is_readme { HELD_OUT } else { 0 });
+        lay_out(folder.path(), &model);
         let text = std::fs::read_to_string(&page).expect("a page");
         for block in blocks(&text).expect("blocks") {
             let (mut command, started) = (Command::new("bash"), Instant::now());
