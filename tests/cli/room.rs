@@ -31,6 +31,22 @@ fn arguments<'a>(verb: &'a str, model: &'a str, data: &'a str, more: &[&'a str])
     [&[verb, "-m", model, "--data", data, "--json"][..], &shape, more].concat()
 }
 
+/// What many tiny rows take is in their lists, not in their tokens.
+#[test]
+fn many_tiny_rows_stay_within_the_plan() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let within = |name: &str| folder.path().join(name).display().to_string();
+    let rows: String = (0..100_000).map(|i| format!("{{\"text\": \"ab{}\"}}\n", i % 977)).collect();
+    std::fs::write(within("tiny.jsonl"), rows).expect("writing");
+    let (model, data, out) = (seedling(), within("tiny.jsonl"), within("adapter"));
+    let train = ["train", "-m", &model, "--data", &data, "--iters", "2", "-b", "4", "-t", "2"];
+    let told = result_of(&[&train[..], &["--adapter-path", &out]].concat());
+    let bytes = |key: &str| told[key].as_u64().expect("bytes");
+    let (planned, peak) = (bytes("planned_private_bytes"), bytes("peak_private_bytes"));
+    let is_close = peak <= planned && planned < 2 * peak;
+    assert!(is_close || !memory_is_the_programs(), "{peak} of {planned}");
+}
+
 #[test]
 fn a_tenth_more_than_planned_is_enough_and_less_is_refused() {
     if !memory_is_the_programs() {

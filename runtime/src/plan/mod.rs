@@ -135,8 +135,9 @@ const PROCESS_BYTES: usize = 3 << 20;
 const THREAD_BYTES: usize = 64 << 10;
 /// Bytes per data token: its id and its mask.
 const TOKEN_BYTES: usize = 5;
-/// Bytes per data row beside its tokens.
-const ROW_BYTES: usize = 64;
+/// Bytes per data row beside its tokens: the lists it stands in, the look-up that finds doubles while rows are read, and
+/// what the heap rounds its two small blocks up to.
+const ROW_BYTES: usize = 160;
 /// Rank of the adapter suggested when full fine-tuning doesn't fit.
 const LORA_RANK: usize = 8;
 
