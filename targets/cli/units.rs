@@ -57,6 +57,12 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     share.filter(|s| (0.0..=1.0).contains(s)).ok_or_else(|| "write a share from 0 to 1".to_string())
 }
 
+/// A number with so many significant digits, as far as it has a fraction.
+pub(crate) fn show_digits(value: f64, digits: usize) -> String {
+    let whole = if value.abs() >= 1.0 { (value.abs().log10().floor() as usize).saturating_add(1) } else { 1 };
+    format!("{value:.*}", digits.saturating_sub(whole))
+}
+
 /// A duration for people: `7s`, `2:05`, `1:02:05`.
 pub(crate) fn show_seconds(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
@@ -93,6 +99,12 @@ mod tests {
         for text in ["", "M", "0", "-1M", "1e3", "60Q", "1.2.3", "99999999G", "0.1", "inf", "nan", "é"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn digits_are_significant() {
+        let shown = [98.24749, 101.1123, 3.078419, 0.51, 123456.7, f64::INFINITY].map(|x| show_digits(x, 5));
+        assert_eq!(shown, ["98.247", "101.11", "3.0784", "0.5100", "123457", "inf"]);
     }
 
     #[test]

@@ -298,28 +298,36 @@ fn a_stop_promotes_nothing() {
     let store = folder.path().join("store").display().to_string();
     let told = folder.path().join("stderr.txt");
     let long = ["--store", &store, "--iters", "1000000", "-lr", "1e-4", "--arms", "lora"];
-    let mut child = program()
-        .args(contest("adapt", &model, &data, &everyday, &long))
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&told).expect("a file"))
-        .spawn()
-        .expect("starting");
-    let begun = || std::fs::read_to_string(&told).is_ok_and(|t| t.contains("validation loss"));
-    for _ in 0..600 {
-        if begun() {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    assert!(begun(), "{}", std::fs::read_to_string(&told).unwrap_or_default());
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-    assert!(killed.success());
-    assert_eq!(child.wait().expect("an end").code(), Some(130));
-    let said = std::fs::read_to_string(&told).expect("reading");
+    // Nothing was stopped yet.
+    let resume = [&long[..], &["--resume"]].concat();
+    let resume = contest("adapt", &model, &data, &everyday, &resume);
+    assert_refused(&resume, 2, "usage", &["--resume", "leave it out"]);
+    let first = contest("adapt", &model, &data, &everyday, &long);
+    let said = interrupted(&first, &told, "validation loss");
     assert!(said.contains("nothing was promoted"), "{said}");
     assert_eq!(active(&store), serde_json::Value::Null);
     assert!(!Path::new(&store).join("last/verdict.json").exists());
     assert!(said.contains("Run the same command again"), "{said}");
+    interrupted(&resume, &told, "continues after step");
+}
+
+/// Runs a command until it says something, and stops it with Ctrl-C's signal; returns what it told.
+#[cfg(unix)]
+fn interrupted(words: &[&str], told: &Path, until: &str) -> String {
+    let out = std::fs::File::create(told).expect("a file");
+    let mut child = program().args(words).stdout(Stdio::null()).stderr(out).spawn().expect("starting");
+    let said = || std::fs::read_to_string(told).unwrap_or_default();
+    for _ in 0..600 {
+        if said().contains(until) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(said().contains(until), "{}", said());
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    assert_eq!(child.wait().expect("an end").code(), Some(130));
+    said()
 }
 
 /// What `adapt` does when it is told nothing: it protects ordinary text, and holds answers against it, too.

@@ -28,6 +28,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
 
+    /// Go on with the same command where Ctrl-C stopped it, which happens anyway; refused if nothing was stopped
+    #[arg(long)]
+    resume: bool,
+
     /// Adapters to keep in the store that were tried and not promoted: the newest N
     #[arg(long, value_name = "N", default_value_t = KEEP_TRIED)]
     keep_candidates: u32,
@@ -50,6 +54,10 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     let writer = store.writer()?;
     let last = folder.join(LAST_DIR);
     check_dir_within(&Disk, &last)?;
+    if options.resume && !last.join(UNFINISHED_DIR).is_dir() {
+        let message = format!("--resume: {} holds no stopped training; leave it out", folder.display());
+        return Err(misuse(message).into());
+    }
     let verb = Verb {
         title: "adapt",
         arms: &[ArmName::FewShot, ArmName::Lora],

@@ -28,6 +28,7 @@ use super::adapter::Stored;
 use super::{Invocation, common};
 use crate::json;
 use crate::options::{self, AdapterOptions, ComputeOptions, DataOptions, ModelOptions, misuse, tell_rows};
+use crate::units::show_digits;
 
 /// Tokens per window, the default of llama-perplexity.
 const TEXT_WINDOW: u32 = 512;
@@ -123,7 +124,10 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
     };
     let nll = common::finite(total.loss_sum / total.targets as f64, "the loss")?;
     let (ppl, tokens) = (nll.exp(), total.targets);
-    json::line(&format!("loss {nll:.5} nats/token, perplexity {ppl:.4}, over {tokens} tokens"))?;
+    json::line(&format!(
+        "loss {nll:.5} nats/token, perplexity {}, over {tokens} tokens",
+        show_digits(ppl, 5)
+    ))?;
     invocation.emit(&json::object! {
         /// Mean negative log likelihood of a scored token, in nats.
         nll: nll,
@@ -171,8 +175,8 @@ fn score_text(
         if told.elapsed() >= TELL_EVERY || done == all {
             told = Instant::now();
             eprintln!(
-                "window {done}/{all}  perplexity {:.4}",
-                (so_far.loss_sum / so_far.targets as f64).exp()
+                "window {done}/{all}  perplexity {}",
+                show_digits((so_far.loss_sum / so_far.targets as f64).exp(), 5)
             );
         }
         !invocation.is_cancelled()
