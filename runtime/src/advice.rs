@@ -26,8 +26,8 @@ pub enum Advice {
     SmallerAdapter {
         /// Its rank.
         rank: usize,
-        /// Most tokens per row, with one row per batch.
-        tokens: usize,
+        /// Most tokens per row, with one row per batch; `None` if rows can stay as long as they are.
+        tokens: Option<usize>,
         /// Whether blocks must also keep what the memory allows.
         keep_less: bool,
     },
@@ -109,7 +109,8 @@ impl fmt::Display for Advice {
                 was.1
             ),
             Advice::SmallerAdapter { rank, tokens, keep_less } => {
-                write!(f, "{}rank {rank} with one row of {tokens} tokens a batch fits", kept(keep_less))
+                let length = tokens.map_or(String::new(), |tokens| format!(" of {tokens} tokens"));
+                write!(f, "{}rank {rank} with one row{length} a batch fits", kept(keep_less))
             }
             Advice::UpdateAtOnce => f.write_str(
                 "it fits without a largest gradient norm and without accumulation: each block's gradients are then \

@@ -26,7 +26,8 @@ fn words(advice: &Advice) -> String {
             was.1
         ),
         Advice::SmallerAdapter { rank, tokens, keep_less } => {
-            format!("{}--rank {rank} --batch-size 1 --max-seq-length {tokens} fits", kept(keep_less))
+            let length = tokens.map_or(String::new(), |tokens| format!(" --max-seq-length {tokens}"));
+            format!("{}--rank {rank} --batch-size 1{length} fits", kept(keep_less))
         }
         Advice::UpdateAtOnce => {
             "--max-grad-norm 0 --grad-accumulation-steps 1 fits (it frees each block's gradients \
@@ -83,7 +84,8 @@ mod tests {
             Advice::KeepLess,
             Advice::Batches { batch: 2, tokens: None, was: (4, 256), keep_less: true },
             Advice::Batches { batch: 1, tokens: Some(64), was: (4, 256), keep_less: false },
-            Advice::SmallerAdapter { rank: 2, tokens: 64, keep_less: true },
+            Advice::SmallerAdapter { rank: 2, tokens: Some(64), keep_less: true },
+            Advice::SmallerAdapter { rank: 7, tokens: None, keep_less: false },
             Advice::UpdateAtOnce,
             Advice::AdapterInstead { rank: 8, bytes: 1 << 20, fits: true, full_bytes: 1 << 30 },
             Advice::NothingFits { least: 1 << 20 },

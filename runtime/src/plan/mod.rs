@@ -265,7 +265,8 @@ impl MemoryPlan {
     }
 }
 
-/// What fits: the largest batch, else the longest sequence, else a smaller adapter.
+/// What fits: the largest batch, else a smaller adapter, since shorter rows may lose what is to be learned; else the longest
+/// sequence, or both.
 fn advice(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool) -> Advice {
     let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
     if r.full == Some(FullUpdate::AtEnd) {
@@ -279,6 +280,9 @@ fn advice(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool) -> Advic
     if r.batch > 1 && fits(&Request { batch: 1, ..*r }) {
         let batch = (1..r.batch).rfind(|b| fits(&Request { batch: *b, ..*r })).unwrap_or(1);
         return Advice::Batches { batch, tokens: None, was, keep_less };
+    }
+    if let Some(rank) = (1..r.rank).rfind(|rank| fits(&with_rank(r, *rank, r.seq))) {
+        return Advice::SmallerAdapter { rank, tokens: None, keep_less };
     }
     let shorter = |s: &usize| fits(&Request { batch: 1, seq: *s, ..*r });
     match (16..r.seq).step_by(16).rfind(shorter) {
@@ -302,25 +306,23 @@ fn instead_of_full(c: &ModelConfig, r: &Request, budget: usize) -> Advice {
     Advice::AdapterInstead { rank: LORA_RANK, bytes, fits: bytes <= budget, full_bytes }
 }
 
-/// Advice when no sequence length alone is enough.
+/// The same with an adapter of another rank, and one row of so many positions a batch.
+fn with_rank(r: &Request, rank: usize, seq: usize) -> Request {
+    let scaled = |parameters: usize| parameters / r.rank.max(1) * rank;
+    Request { rank, seq, batch: 1, params: scaled(r.params), frozen: scaled(r.frozen), ..*r }
+}
+
+/// Advice when neither a smaller rank nor shorter rows alone are enough.
 fn smaller_adapter(c: &ModelConfig, r: &Request, budget: usize, keep_less: bool) -> Advice {
-    let with_rank = |rank: usize, seq: usize| Request {
-        rank,
-        seq,
-        batch: 1,
-        params: r.params / r.rank.max(1) * rank,
-        frozen: r.frozen / r.rank.max(1) * rank,
-        ..*r
-    };
     let fits = |r: &Request| MemoryPlan::new(c, r).private_bytes <= budget;
     for rank in (1..r.rank).rev() {
         for tokens in (16..=r.seq).rev().step_by(16) {
-            if fits(&with_rank(rank, tokens)) {
-                return Advice::SmallerAdapter { rank, tokens, keep_less };
+            if fits(&with_rank(r, rank, tokens)) {
+                return Advice::SmallerAdapter { rank, tokens: Some(tokens), keep_less };
             }
         }
     }
-    Advice::NothingFits { least: MemoryPlan::new(c, &with_rank(1, 16)).private_bytes }
+    Advice::NothingFits { least: MemoryPlan::new(c, &with_rank(r, 1, 16)).private_bytes }
 }
 
 /// An upper bound on a request's plan and on every intermediate sum, at most three times the plan. It shows
@@ -403,6 +405,21 @@ mod tests {
             ..small.clone()
         };
         [small, large]
+    }
+
+    /// A smaller rank loses less than answers that are cut off.
+    #[test]
+    fn a_smaller_rank_is_advised_before_shorter_rows() {
+        let [c, _] = shapes();
+        let request = |rank: usize, seq: usize| {
+            with_rank(&Request { rank: 8, params: 8 << 17, kept_blocks: 30, ..Request::default() }, rank, seq)
+        };
+        let (asked, bytes) = (request(8, 256), |r: &Request| MemoryPlan::new(&c, r).private_bytes);
+        let found = advice(&c, &asked, bytes(&request(7, 256)), false);
+        assert_eq!(found, Advice::SmallerAdapter { rank: 7, tokens: None, keep_less: false });
+        // Rows that are too long at any rank.
+        let found = advice(&c, &asked, bytes(&request(8, 64)), false);
+        assert!(matches!(found, Advice::Batches { tokens: Some(64..), .. }), "{found:?}");
     }
 
     #[test]
