@@ -95,7 +95,6 @@ pub enum Advice {
 
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kept = |less: &bool| if *less { "keeping what the memory allows, " } else { "" };
         match self {
             Advice::KeepLess => f.write_str("it fits if blocks keep only what the memory allows"),
             Advice::Batches { batch, tokens: None, was: (was, _), keep_less } => {
@@ -165,4 +164,8 @@ impl fmt::Display for Advice {
             Advice::AnotherGeneration => f.write_str("name another generation"),
         }
     }
+}
+
+fn kept(less: &bool) -> &'static str {
+    if *less { "keeping what the memory allows, " } else { "" }
 }
