@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Output;
 
-use super::{engraft, program, seedling, shipped, stderr};
+use super::{engraft, seedling, shipped, stderr};
 
 /// The last line of stderr that begins so, without its beginning.
 fn told(output: &Output, begins: &str) -> String {
@@ -14,8 +14,8 @@ fn told(output: &Output, begins: &str) -> String {
 
 /// Runs a command as a shell does; returns its exit code.
 fn typed(command: &str, folder: &Path) -> Option<i32> {
-    let binary = program().get_program().to_owned();
-    let own = Path::new(&binary).parent().expect("its folder").display().to_string();
+    let binary = Path::new(env!("CARGO_BIN_EXE_engraft"));
+    let own = binary.parent().expect("its folder").display().to_string();
     let path = format!("{own}:{}", std::env::var("PATH").unwrap_or_default());
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", command]).env("PATH", path).current_dir(folder);

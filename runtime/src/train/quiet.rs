@@ -26,8 +26,6 @@ use crate::rng::Rng;
 const STREAM: u64 = 0x5155_4900 << 32;
 /// Norm of a row of A.
 const ROW_NORM: f32 = 0.577_350_26;
-/// Eigenvectors, and what faer works in, in multiples of a covariance.
-const EIGEN_COPIES: usize = 4;
 
 /// f32 words of everything [`initialize`] allocates, beside the batches: for at most `rows` rows in a batch and
 /// `tokens` in total, in sequences of at most `seq`.
@@ -39,7 +37,7 @@ pub fn words(c: &ModelConfig, layout: &Layout, extent: (usize, usize, usize), th
     let draw = widest * (2 * layout.rank_max());
     WalkWords::new(c, extent, threads).total()
         + squares.iter().sum::<usize>()
-        + EIGEN_COPIES * widest * widest
+        + SymmetricEigen::words(widest)
         + draw
 }
 
