@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::exchange::unsupported;
+use super::exchange::{Exchange, unsupported};
 use super::imported::{Imported, read_json};
-use super::{ADAPTER_FILE, gguf_file, mlx, peft};
+use super::{ADAPTER_FILE, StoredAs, gguf_file, mlx, peft};
 use crate::error::{Advice, Error, ErrorKind, Result};
 use crate::model::ModelConfig;
+use crate::storage::Storage;
 
-/// The formats that can be read.
+/// The formats that can be read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A folder with `adapter_config.json` and `adapter_model.safetensors`.
@@ -77,6 +78,25 @@ impl Format {
             Format::Peft => peft::import(path, model),
             Format::Mlx => mlx::import(path, model),
             Format::Gguf => gguf_file::import(path, model),
+        }
+    }
+
+    /// Writes an adapter in this format: a folder, or for [`Format::Gguf`] a file.
+    ///
+    /// # Errors
+    /// Those of [`peft::export`], [`mlx::export`] and [`gguf_file::export`].
+    pub fn export(
+        self,
+        storage: &dyn Storage,
+        path: &Path,
+        exchange: &Exchange,
+        model: &ModelConfig,
+        precision: StoredAs,
+    ) -> Result<()> {
+        match self {
+            Format::Peft => peft::export(storage, path, exchange, model, precision),
+            Format::Mlx => mlx::export(storage, path, exchange, model, precision),
+            Format::Gguf => gguf_file::export(storage, path, exchange, model, precision).map(drop),
         }
     }
 }

@@ -166,11 +166,6 @@ pub fn export(
 fn tensors_of(m: &Module, model: &ModelConfig, rank: usize, factor: f32) -> Vec<Tensor> {
     let (outputs, inputs) = m.proj.shape(model);
     let (path, rows) = (hf_path(m.layer, m.proj), RowOrder::of(model, m.proj));
-    let tensor = |suffix: &str, shape: &[usize], values| Tensor {
-        name: format!("{path}.{suffix}"),
-        shape: shape.to_vec(),
-        values,
-    };
     let mut a = vec![0.0; inputs * rank];
     for (k, row) in m.a.chunks_exact(inputs).enumerate() {
         row.iter().enumerate().for_each(|(i, v)| a[i * rank + k] = *v);
@@ -178,9 +173,11 @@ fn tensors_of(m: &Module, model: &ModelConfig, rank: usize, factor: f32) -> Vec<
     let mut b = vec![0.0; rank * outputs];
     transpose(&rows.to_hf(&m.b, m.rank), m.rank, &mut b[..m.rank * outputs]);
     b.iter_mut().for_each(|v| *v *= factor);
-    let mut tensors = vec![tensor("lora_a", &[inputs, rank], a), tensor("lora_b", &[rank, outputs], b)];
+    let (a, b) =
+        (Tensor::of(&path, "lora_a", &[inputs, rank], a), Tensor::of(&path, "lora_b", &[rank, outputs], b));
+    let mut tensors = vec![a, b];
     if let Some(magnitude) = &m.magnitude {
-        tensors.push(tensor("m", &[outputs], rows.to_hf(magnitude, 1)));
+        tensors.push(Tensor::of(&path, "m", &[outputs], rows.to_hf(magnitude, 1)));
     }
     tensors
 }

@@ -480,17 +480,12 @@ fn tensors_of(m: &Module, model: &ModelConfig) -> Vec<Tensor> {
     let (outputs, inputs) = m.proj.shape(model);
     let rows = RowOrder::of(model, m.proj);
     let path = format!("base_model.model.{}", hf_path(m.layer, m.proj));
-    let tensor = |suffix: &str, shape: &[usize], values| Tensor {
-        name: format!("{path}.{suffix}"),
-        shape: shape.to_vec(),
-        values,
-    };
     let mut tensors = vec![
-        tensor("lora_A.weight", &[m.rank, inputs], m.a.clone()),
-        tensor("lora_B.weight", &[outputs, m.rank], rows.to_hf(&m.b, m.rank)),
+        Tensor::of(&path, "lora_A.weight", &[m.rank, inputs], m.a.clone()),
+        Tensor::of(&path, "lora_B.weight", &[outputs, m.rank], rows.to_hf(&m.b, m.rank)),
     ];
     if let Some(magnitude) = &m.magnitude {
-        tensors.push(tensor("lora_magnitude_vector", &[outputs], rows.to_hf(magnitude, 1)));
+        tensors.push(Tensor::of(&path, "lora_magnitude_vector", &[outputs], rows.to_hf(magnitude, 1)));
     }
     tensors
 }

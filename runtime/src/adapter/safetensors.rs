@@ -32,6 +32,11 @@ pub(super) struct Tensor {
 }
 
 impl Tensor {
+    /// A part of the module at a path.
+    pub(super) fn of(path: &str, part: &str, shape: &[usize], values: Vec<f32>) -> Tensor {
+        Tensor { name: format!("{path}.{part}"), shape: shape.to_vec(), values }
+    }
+
     /// Its extents as a matrix.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use clap::{Args, value_parser};
 use engraft_kernels::Kernels;
 use engraft_runtime::adapter::approximate::{self, Approximation, ModuleError};
 use engraft_runtime::adapter::foreign::Format;
-use engraft_runtime::adapter::{Adapter, StoredAs, gguf_file, mlx, peft};
+use engraft_runtime::adapter::{Adapter, StoredAs};
 use engraft_runtime::data::Example;
 use engraft_runtime::error::Error;
 use engraft_runtime::generate::StackedAdapter;
@@ -83,11 +83,7 @@ pub(crate) fn run(options: &Options, invocation: &Invocation) -> Result<()> {
         exchange.base_name.clone_from(name);
     }
     let (output, stored) = (&options.output, options.stored);
-    match options.format {
-        Format::Gguf => drop(gguf_file::export(&Disk, output, &exchange, model.config(), stored)?),
-        Format::Mlx => mlx::export(&Disk, output, &exchange, model.config(), stored)?,
-        Format::Peft => peft::export(&Disk, output, &exchange, model.config(), stored)?,
-    }
+    options.format.export(&Disk, output, &exchange, model.config(), stored)?;
     let format = options.format.name();
     let (modules, output) = (exchange.modules.len(), output.display().to_string());
     json::line(&format!("{modules} projections written as {format}: {output}"))?;
