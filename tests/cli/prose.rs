@@ -141,7 +141,7 @@ fn real_model() -> PathBuf {
 
 #[test]
 #[ignore = "needs ENGRAFT_MODEL"]
-fn the_rows_in_examples_teach_smollm2() {
+fn the_rows_in_examples_teach_the_real_model() {
     let (folder, model) = (tempfile::tempdir().expect("a folder"), real_model().display().to_string());
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (data, store) = (root.join("examples/data"), folder.path().join("home").display().to_string());
