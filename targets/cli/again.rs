@@ -13,6 +13,9 @@ const STEPS: Flag = &["--iters"];
 const EPOCHS: Flag = &["--epochs"];
 const TOKENS: Flag = &["--tokens"];
 const RATE: Flag = &["--learning-rate", "-lr", "--lr"];
+const ARMS: Flag = &["--arms"];
+const OUT: Flag = &["--out", "-o"];
+const STORE: Flag = &["--store"];
 const KEEP: Flag = &["--keep-general"];
 /// Minutes where nothing says how long.
 const MINUTES_NEXT: f64 = 20.0;
@@ -44,10 +47,9 @@ impl Line {
         Line::is(&self.0[at], flag)?.or_else(|| self.0.get(at + 1).cloned())
     }
 
-    /// The same with a flag set.
-    fn with(&self, flag: Flag, value: &str) -> Line {
-        let mut words = Vec::new();
-        let mut skips = false;
+    /// The same without a flag and its value.
+    fn without(&self, flag: Flag) -> Line {
+        let (mut words, mut skips) = (Vec::new(), false);
         for word in &self.0 {
             match Line::is(word, flag) {
                 _ if std::mem::take(&mut skips) => {}
@@ -55,7 +57,21 @@ impl Line {
                 None => words.push(word.clone()),
             }
         }
-        Line(words.into_iter().chain([flag[0].to_string(), value.to_string()]).collect())
+        Line(words)
+    }
+
+    /// The same with a flag set.
+    fn with(&self, flag: Flag, value: &str) -> Line {
+        let Line(mut words) = self.without(flag);
+        words.extend([flag[0].to_string(), value.to_string()]);
+        Line(words)
+    }
+
+    /// The same comparison by `adapt`, of examples alone, which a store then holds.
+    fn adapting_examples(&self) -> Line {
+        let Line(mut words) = self.without(OUT).with(ARMS, "few-shot").with(STORE, "store");
+        words.iter_mut().filter(|word| *word == "compare").take(1).for_each(|word| *word = "adapt".into());
+        Line(words)
     }
 
     /// The same for twice as long.
@@ -116,9 +132,7 @@ pub(crate) fn after(
                 false => generate(&format!("--lora {}", path(&of))),
             }
         }
-        (Next::Prompt { .. }, Place::Folder(_)) => {
-            format!("engraft adapt -m {base} --data {data} --store store --arms few-shot")
-        }
+        (Next::Prompt { .. }, Place::Folder(_)) => line.adapting_examples().shown(),
         (Next::SplitApart | Next::HoldOut(_), _) => format!("engraft data check -m {base} --data {data}"),
         (Next::KeepMore { .. }, _) => match line.value(KEEP).as_deref() {
             None | Some("strict") => line.with(KEEP, "moderate").shown(),
@@ -151,6 +165,8 @@ mod tests {
         }
         assert_eq!(line("engraft compare --iters 30").longer().shown(), "engraft compare --iters 60");
         assert_eq!(line("engraft compare --epochs 1.5").longer().shown(), "engraft compare --epochs 3");
+        let examples = line("engraft compare -o out --arms lora,few-shot -k 3").adapting_examples().shown();
+        assert_eq!(examples, "engraft adapt -k 3 --arms few-shot --store store");
         let gentler = line("engraft adapt -lr 2e-3 -t 2").with(RATE, "5e-4").shown();
         assert_eq!(gentler, "engraft adapt -t 2 --learning-rate 5e-4");
     }

@@ -36,6 +36,14 @@ fn rows(folder: &Path, change: impl Fn(usize, &str) -> String) -> String {
     data.display().to_string()
 }
 
+/// Asserts that a comparison succeeded and ends in a command with this word, which works.
+fn ends_in(output: &Output, begins: &str, word: &str, folder: &Path) {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    let command = told(output, begins);
+    assert!(command.contains(word), "{command}");
+    assert_eq!(typed(&command, folder), Some(0), "{command}");
+}
+
 const QUICK: [&str; 12] = [
     "-t",
     "2",
@@ -60,19 +68,28 @@ fn what_is_promoted_is_used_as_printed() {
     let learn = ["--retention", &everyday, "--metric", "json", "--iters", "30", "-lr", "2e-3"];
     let adapt = ["adapt", "-m", &model, "--data", &data, "--store", &store];
     let output = engraft(&[&adapt[..], &QUICK, &learn].concat());
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let command = told(&output, "Use it: ");
-    assert!(command.contains("generate") && command.contains("store"), "{command}");
-    assert_eq!(typed(&command, folder.path()), Some(0), "{command}");
+    ends_in(&output, "Use it: ", "--store", folder.path());
 
     // `compare` keeps arms in folders.
     let out = folder.path().join("compared").display().to_string();
     let compare = ["compare", "-m", &model, "--data", &data, "--out", &out, "--arms", "few-shot,lora"];
     let output = engraft(&[&compare[..], &QUICK, &learn].concat());
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let command = told(&output, "Type: ");
-    assert!(command.contains("--lora"), "{command}");
-    assert_eq!(typed(&command, folder.path()), Some(0), "{command}");
+    ends_in(&output, "Type: ", "--lora", folder.path());
+}
+
+#[test]
+fn examples_that_win_are_used_as_printed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, data) = (seedling(), rows(folder.path(), |_, line| line.to_string()));
+    let (store, out) = (folder.path().join("home"), folder.path().join("compared"));
+    let (store, out) = (store.display().to_string(), out.display().to_string());
+    let by_loss = ["--arms", "few-shot"];
+    let adapt = ["adapt", "-m", &model, "--data", &data, "--store", &store];
+    let output = engraft(&[&adapt[..], &QUICK, &by_loss].concat());
+    ends_in(&output, "Use it: ", "--store", folder.path());
+    let compare = ["compare", "-m", &model, "--data", &data, "--out", &out];
+    let output = engraft(&[&compare[..], &QUICK, &by_loss].concat());
+    ends_in(&output, "Type: ", "--arms few-shot", folder.path());
 }
 
 #[test]
@@ -101,14 +118,20 @@ fn what_is_refused_is_tried_again_as_printed() {
         assert!(code == Some(0) || code == Some(4), "{command}: {code:?}");
         (output.status.code(), command)
     };
-    // Too little to learn anything, far too fast, and much for little.
+    // Too little to learn anything.
     let (code, longer) = seen(&adapt, &["--iters", "4", "-lr", "1e-4"]);
     assert!(code == Some(4) && longer.contains("--iters 8"), "{longer}");
-    let (code, gentler) = seen(&adapt, &["--iters", "20", "-lr", "5e-1"]);
-    assert!(
-        code == Some(4) && (gentler.contains("--learning-rate") || gentler.contains("--iters 40")),
-        "{gentler}"
-    );
+    // Rows to learn from that answer otherwise than those that decide: training does harm.
+    let train = Path::new(&data).join("train.jsonl");
+    let refusing = |line: &str| {
+        let mut row: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        row["completion"] = "no".into();
+        row.to_string()
+    };
+    std::fs::write(&train, answers.iter().map(|line| refusing(line)).collect::<Vec<_>>().join("\n"))
+        .expect("writing");
+    let (code, gentler) = seen(&adapt, &["--iters", "20", "-lr", "2e-3"]);
+    assert!(code == Some(4) && gentler.contains("--learning-rate 5.0e-4"), "{gentler}");
     assert_eq!(seen(&compare, &["--iters", "4", "-lr", "1e-4"]).0, Some(0));
 }
 
@@ -121,17 +144,12 @@ fn what_forgets_is_kept_nearer_or_tolerated_as_printed() {
     let compare = ["compare", "-m", &model, "--data", &data, "--out", &out, "--arms", "few-shot,lora"];
     let fast = ["--retention", &everyday, "--metric", "json", "--iters", "60", "-lr", "1e-2"];
     let output = engraft(&[&compare[..], &QUICK, &fast].concat());
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let command = told(&output, "Type: ");
-    assert!(command.contains("--keep-general moderate"), "{command}");
-    assert_eq!(typed(&command, folder.path()), Some(0), "{command}");
+    ends_in(&output, "Type: ", "--keep-general moderate", folder.path());
 
     // Rows that are on both sides.
     let train = Path::new(&data).join("train.jsonl");
     std::fs::copy(&train, Path::new(&data).join("test.jsonl")).expect("copying");
     let few = ["--iters", "4", "-lr", "1e-4", "--retention", &everyday];
     let output = engraft(&[&compare[..], &QUICK, &few].concat());
-    let command = told(&output, "Type: ");
-    assert!(command.contains("data check"), "{command}");
-    assert_eq!(typed(&command, folder.path()), Some(0), "{command}");
+    ends_in(&output, "Type: ", "data check", folder.path());
 }
