@@ -49,11 +49,6 @@ impl Prompting {
             _ => Prompting::Unknown,
         }
     }
-
-    /// What holds for all of them; unknown for none.
-    pub fn of_all(all: impl IntoIterator<Item = Prompting>) -> Prompting {
-        all.into_iter().reduce(|all, one| all.and(&one)).unwrap_or_default()
-    }
 }
 
 impl Usage {
@@ -76,8 +71,7 @@ mod tests {
     fn what_rows_share_is_how_they_are_put() {
         let chat = |system: Option<&str>| Prompting::Chat(system.map(str::to_string));
         let text = |joint: &str| Prompting::Text(joint.to_string());
-        let shared = |all: &[Prompting]| Prompting::of_all(all.iter().cloned());
-        assert_eq!(shared(&[]), Prompting::Unknown);
+        let shared = |all: &[Prompting]| all.iter().cloned().reduce(|a, b| a.and(&b)).expect("some");
         assert_eq!(shared(&[chat(Some("a")), chat(Some("a"))]), chat(Some("a")));
         assert_eq!(shared(&[chat(Some("a")), chat(Some("b")), chat(Some("a"))]), chat(None));
         assert_eq!(shared(&[text("\n"), text("\n")]), text("\n"));

@@ -230,7 +230,7 @@ impl GenerateParams {
         };
         let temp = positive(self.temp, 0.8, "temp")?;
         Ok(Sampler::new(SamplerOptions {
-            temp: if self.greedy == 1 || (self.temp == 0.0 && usage.greedy) { 0.0 } else { temp },
+            temp: if self.greedy != 0 || (self.temp == 0.0 && usage.greedy) { 0.0 } else { temp },
             top_k: if self.top_k == 0 { 40 } else { usize::try_from(self.top_k).unwrap_or(0) },
             top_p: share(self.top_p, 0.95, 1.0, "top_p")?,
             min_p: share(self.min_p, 0.05, 0.0, "min_p")?,
